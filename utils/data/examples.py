@@ -1,0 +1,379 @@
+"""What users call data, as one thing: a source of batches that can be asked for any samples, in any order.
+
+`as_source` takes a Dataset, a DataLoader, a Hugging Face Dataset, a list of id tensors, a list of texts or a TensorDataset of
+ids. Nothing is copied that need not be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+
+from utils.errors import DataError, DataTypeError
+
+Batch = dict[str, Tensor]
+Collate = Callable[[list[Any]], Any]
+
+IGNORED = -100  # label of a position that does not count, as in torch and transformers
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples by number: what can be put in any order and resumed exactly."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The samples `indices`, collated: every tensor has len(indices) rows."""
+        ...
+
+    def digest(self) -> str:
+        """Short text that changes when the content does."""
+        ...
+
+
+def epoch_seed(seed: int, *numbers: int) -> int:
+    """A 64-bit seed for (seed, numbers): independent streams, by numpy's SeedSequence."""
+    low, high = np.random.SeedSequence([seed, *numbers]).generate_state(2)
+    return int(low) | (int(high) << 32)
+
+
+class DatasetSource:
+    """A map-style dataset and a collate function.
+
+    What a dataset draws at random (augmentation) is a function of seed, epoch and sample number, so neither the number of
+    loader processes nor a resume in mid-epoch changes it; the caller's random state is left as it was.
+    """
+
+    def __init__(self, dataset: Any, collate: Collate, seed: int = 0) -> None:
+        self.dataset, self.collate, self.seed, self.epoch = dataset, collate, seed, 0
+        # Plain containers draw nothing, so their samples need no random state of their own.
+        self._draws = not isinstance(dataset, (list, tuple, TensorDataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        if not self._draws:
+            return self._collated([self.dataset[int(index)] for index in indices])
+        with _kept_random_state():
+            samples = []
+            for index in indices:
+                seed = epoch_seed(self.seed, self.epoch, int(index))
+                random.seed(seed)
+                np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - users' datasets draw from the global generator
+                torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+                samples.append(self.dataset[int(index)])
+            return self._collated(samples)
+
+    def _collated(self, samples: list[Any]) -> Batch:
+        return as_batch(self.collate(samples))
+
+    def digest(self) -> str:
+        """From the length and up to 64 samples spread over the data set: reading a large one whole would take too long."""
+        total = len(self)
+        hasher = hashlib.blake2b(str(total).encode(), digest_size=16)
+        for index in sorted({int(i) for i in np.linspace(0, total - 1, num=min(total, 64))}):
+            for name, tensor in sorted(self.take([index]).items()):
+                hasher.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return hasher.hexdigest()
+
+
+class StreamSource:
+    """Batches that only come in their own order: an iterable dataset, or a loader with a sampler of its own."""
+
+    def __init__(self, batches: Iterable[Any], batch_size: int | None, num_batches: int | None) -> None:
+        self.batches, self.batch_size, self.num_batches = batches, batch_size, num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield as_batch(batch)
+
+
+class _kept_random_state:
+    """The three global generators as they were, after the block."""
+
+    def __enter__(self) -> None:
+        self._states = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+
+    def __exit__(self, *_: object) -> None:
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])  # noqa: NPY002
+        torch.set_rng_state(self._states[2])
+
+
+def as_batch(value: Any) -> Batch:
+    """What a collate function or loader made, as a dict of tensors named as transformers names them."""
+    if isinstance(value, Mapping):
+        return {str(name): torch.as_tensor(entry) for name, entry in value.items()}
+    if isinstance(value, Tensor):
+        return {_input_name(value): value}
+    if isinstance(value, (tuple, list)) and value and all(isinstance(entry, Tensor) for entry in value):
+        if len(value) == 1:
+            return {_input_name(value[0]): value[0]}
+        if len(value) == 2:
+            return {_input_name(value[0]): value[0], "labels": value[1]}
+    raise DataTypeError(
+        f"Expected a batch to be a dict of tensors, a tensor, or a pair (inputs, labels); got {_described(value)}. "
+        "Give a data_collator that returns a dict with input_ids (or pixel_values) and labels."
+    )
+
+
+def _input_name(tensor: Tensor) -> str:
+    return "pixel_values" if tensor.is_floating_point() else "input_ids"
+
+
+class TextCollator:
+    """Samples of token ids -> a batch: right-padded to the longest, labels made where none are given.
+
+    A sample is a 1-D tensor or list of ids, a 1-tuple of it, a pair (ids, labels) or a dict with input_ids. Padding is never
+    scored: padded positions have label -100, and so has a trailing run of pad ids in a sample without labels or mask. Where
+    the pad id is also the end-of-text id, the first of such a run is the real end and counts.
+
+    Args:
+        pad_id: fills up short samples; None: 0, which is harmless because the positions are masked and not scored.
+        eos_id: the end-of-text id, where it is known.
+    """
+
+    def __init__(self, pad_id: int | None = None, eos_id: int | None = None) -> None:
+        self.pad_id, self.eos_id = pad_id, eos_id
+
+    def __call__(self, samples: list[Any]) -> Batch:
+        rows = [self._row(sample) for sample in samples]
+        length = max(row["input_ids"].numel() for row in rows)
+        ragged = any(row["input_ids"].numel() != length for row in rows)
+        fill = {"input_ids": self.pad_id or 0, "labels": IGNORED, "attention_mask": 0}
+        batch: Batch = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if not all(value.dim() == 1 and value.numel() == row["input_ids"].numel() for value, row in zip(values, rows, strict=True)):
+                batch[name] = torch.stack(values)
+                continue
+            batch[name] = torch.stack(
+                [torch.nn.functional.pad(value, (0, length - value.numel()), value=fill.get(name, 0)) for value in values]
+            )
+        if ragged and "attention_mask" not in batch:
+            lengths = torch.tensor([row["input_ids"].numel() for row in rows])
+            batch["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
+        return batch
+
+    def _row(self, sample: Any) -> Batch:
+        if isinstance(sample, (tuple, list)) and sample and isinstance(sample[0], Tensor) and sample[0].dim() == 1:
+            sample = dict(zip(("input_ids", "labels"), sample[:2], strict=False))
+        elif isinstance(sample, (Tensor, list, tuple, np.ndarray)):
+            sample = {"input_ids": sample}
+        if not isinstance(sample, Mapping) or "input_ids" not in sample:
+            raise DataTypeError(
+                f"Expected a sample to be token ids, a pair (ids, labels) or a dict with input_ids; got {_described(sample)}. "
+                "Texts need a tokenizer: Trainer(..., tokenizer=...); other kinds of samples need data_collator=."
+            )
+        row = {str(name): torch.as_tensor(value) for name, value in sample.items() if not isinstance(value, str)}
+        ids = row["input_ids"]
+        if ids.is_floating_point() or ids.dim() != 1:
+            raise DataTypeError(f"input_ids of a sample must be a row of whole numbers; got shape {tuple(ids.shape)}, {ids.dtype}")
+        row["input_ids"] = ids.long()
+        if "labels" not in row:
+            mask = row.get("attention_mask")
+            row["labels"] = labels_of(row["input_ids"], mask, self.pad_id, self.eos_id)
+        return row
+
+
+def labels_of(ids: Tensor, mask: Tensor | None = None, pad_id: int | None = None, eos_id: int | None = None) -> Tensor:
+    """Labels for predicting `ids` themselves: a copy, with -100 where there is padding.
+
+    Args:
+        ids: (T,) or (B, T) int64.
+        mask: the same shape; 0 marks padding. None: a trailing run of `pad_id` is padding.
+    """
+    if mask is not None:
+        return ids.masked_fill(mask == 0, IGNORED)
+    if pad_id is None:
+        return ids.clone()
+    trailing = (ids == pad_id).flip(-1).cumprod(-1).flip(-1).bool()
+    if eos_id == pad_id:
+        # The first of the run is the text's real end: shift the run right by one.
+        trailing = trailing & torch.nn.functional.pad(trailing, (1, 0))[..., :-1]
+    return ids.masked_fill(trailing, IGNORED)
+
+
+class IdSource:
+    """Rows of token ids of equal length in one tensor: batches are slices of it."""
+
+    def __init__(self, ids_NT: Tensor, pad_id: int | None = None, eos_id: int | None = None) -> None:
+        self.ids_NT, self.pad_id, self.eos_id = ids_NT, pad_id, eos_id
+
+    def __len__(self) -> int:
+        return self.ids_NT.shape[0]
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        ids_BT = self.ids_NT[torch.as_tensor(np.asarray(indices, dtype=np.int64))].long()
+        return {"input_ids": ids_BT, "labels": labels_of(ids_BT, None, self.pad_id, self.eos_id)}
+
+    def max_id(self) -> int:
+        """The largest token id."""
+        return int(self.ids_NT.max())
+
+    def digest(self) -> str:
+        raw = self.ids_NT.contiguous().view(torch.uint8).numpy()
+        return hashlib.blake2b(f"{tuple(self.ids_NT.shape)}".encode() + raw.tobytes(), digest_size=16).hexdigest()
+
+
+def as_source(
+    data: Any, *, argument: str, collate: Collate | None, tokenizer: Any = None, block_size: int | None = None,
+    pad_id: int | None = None, eos_id: int | None = None, seed: int = 0,
+) -> tuple[Source | StreamSource, int | None, list[str]]:  # fmt: skip
+    """`data` as a source of batches.
+
+    Args:
+        data: see the module's docstring.
+        argument: its name in messages, "train_data" or "val_data".
+        collate: the user's collate function, or None for `TextCollator`.
+        block_size: tokens per block when texts are given.
+    Returns:
+        the source, the batch size that a given DataLoader asks for (None: the config's), and notices for the user.
+    Raises:
+        DataTypeError: an object of another kind; says what was got and how to wrap it.
+        DataError: no samples.
+    """
+    collate = collate or TextCollator(pad_id, eos_id)
+    notices: list[str] = []
+    batch_size: int | None = None
+    source: Source | StreamSource
+    if isinstance(data, DataLoader):
+        own_order = isinstance(data.sampler, (RandomSampler, SequentialSampler)) and data.batch_size is not None
+        if isinstance(data.dataset, IterableDataset) or not own_order:
+            notices.append(f"{argument}: the DataLoader's own order is used as it is; exact resume is not promised.")
+            return StreamSource(data, data.batch_size, _length(data)), data.batch_size, notices
+        notices.append(
+            f"{argument}: the DataLoader's dataset, collate_fn and batch_size={data.batch_size} are used, in Trainbook's own order."
+        )
+        batch_size = data.batch_size
+        default = data.collate_fn is torch.utils.data.default_collate
+        inner = data.dataset
+        if isinstance(inner, Source) and isinstance(data.collate_fn, _AlreadyTaken):
+            source = inner
+        elif default:
+            source = _mapped(inner, collate, pad_id, eos_id, seed)
+        else:
+            source = DatasetSource(inner, data.collate_fn, seed)
+    elif isinstance(data, IterableDataset):
+        raise DataTypeError(
+            f"Expected {argument} to be Dataset or DataLoader with samples by number; got an IterableDataset. "
+            "Wrap it in a DataLoader with a batch_size; it is then taken in its own order."
+        )
+    elif isinstance(data, (str, bytes, Mapping)) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise DataTypeError(
+            f"Expected {argument} to be Dataset or DataLoader, a Hugging Face Dataset, a list of id tensors or of texts; "
+            f"got {_described(data)}. Wrap it: TensorDataset(torch.tensor(ids)) or datasets.Dataset.from_dict(...)."
+        )
+    elif isinstance(data, Source):
+        source = data
+    else:
+        texts = _texts(data)
+        if texts is not None:
+            source = _packed_texts(texts, tokenizer, block_size, argument)
+        else:
+            source = _mapped(data, collate, pad_id, eos_id, seed)
+    if len(source) == 0:
+        raise DataError(f"{argument} holds no samples; at least one is needed.")
+    return source, batch_size, notices
+
+
+class _AlreadyTaken:
+    """Marks a loader of ours, whose dataset already yields whole batches."""
+
+    def __call__(self, samples: list[Batch]) -> Batch:
+        return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def loader_of(source: Source, batch_size: int, shuffle: bool, seed: int, num_workers: int = 0) -> DataLoader[Any]:
+    """A plain DataLoader over `source`, for use outside the engine; given to `Trainer.train`, it is taken apart again."""
+    return DataLoader(
+        _Samples(source), batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, collate_fn=_AlreadyTaken(),
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+
+
+class _Samples(torch.utils.data.Dataset[Batch]):
+    """A source as a map-style dataset of one-row batches."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._source.take([index])
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        return self._source.take(indices)
+
+    def digest(self) -> str:
+        return self._source.digest()
+
+
+def _mapped(data: Any, collate: Collate, pad_id: int | None, eos_id: int | None, seed: int) -> Source:
+    """A map-style data set as a source; rows of ids of equal length as one tensor."""
+    if isinstance(collate, TextCollator):
+        tensors = data.tensors if isinstance(data, TensorDataset) else None
+        if tensors is not None and len(tensors) == 1 and tensors[0].dim() == 2 and not tensors[0].is_floating_point():
+            return IdSource(tensors[0].cpu(), pad_id, eos_id)
+        if isinstance(data, Tensor) and data.dim() == 2 and not data.is_floating_point():
+            return IdSource(data.cpu(), pad_id, eos_id)
+        if isinstance(data, (list, tuple)) and len(data) and all(isinstance(row, Tensor) and row.dim() == 1 for row in data):
+            rows = [row.cpu() for row in data]
+            if len({row.numel() for row in rows}) == 1 and not rows[0].is_floating_point():
+                return IdSource(torch.stack(rows), pad_id, eos_id)
+    return DatasetSource(data, collate, seed)
+
+
+def _texts(data: Any) -> list[str] | None:
+    """`data` as a list of texts, when that is what it is: a list of str, or a Hugging Face Dataset with a text column."""
+    if isinstance(data, (list, tuple)) and len(data) and isinstance(data[0], str):
+        return [str(text) for text in data]
+    columns = getattr(data, "column_names", None)
+    if columns and "input_ids" not in columns and "text" in columns:
+        return [str(text) for text in data["text"] if text]
+    return None
+
+
+def _packed_texts(texts: list[str], tokenizer: Any, block_size: int | None, argument: str) -> Source:
+    if tokenizer is None:
+        raise DataTypeError(
+            f"Expected {argument} to be Dataset or DataLoader of token ids; got {len(texts)} texts and no tokenizer. "
+            "Give one: Trainer(..., tokenizer=tokenizer), or use prepare_data(setup, model)."
+        )
+    if block_size is None:
+        raise DataTypeError(f"{argument} holds texts, and no length is known; give TaskSpec.language_modeling(max_seq_len=...).")
+    from utils.data.packing import TokenBlocks, pack
+
+    sequences = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    blocks: Source = TokenBlocks(pack(sequences, block_size, tokenizer.eos_token_id))
+    return blocks
+
+
+def _length(loader: DataLoader[Any]) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _described(value: Any) -> str:
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, Mapping):
+        return f"{kind} with keys {sorted(map(str, value))[:8]}"
+    if isinstance(value, (str, bytes)):
+        return f"{kind} {value[:40]!r}"
+    if isinstance(value, (tuple, list)) and value:
+        return f"{kind} of {type(value[0]).__name__}"
+    return kind

@@ -1,0 +1,191 @@
+"""UniversalDataModule: data sets -> batches. The order of samples is a function of (seed, epoch) and of nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.data.examples import Batch, DatasetSource, Source, StreamSource, as_source, epoch_seed, loader_of
+from utils.errors import DataTypeError
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The micro-batches of one optimizer step and which samples they hold.
+
+    Attributes:
+        sample_ids: numbers of the samples in the data set (in the stream, for streams), in order.
+        micro_batches: the samples as batches; the last one may be smaller.
+    """
+
+    sample_ids: list[int]
+    micro_batches: list[Batch]
+
+
+class _MicroBatches(Dataset[Batch]):
+    """Batch number k of an epoch: lets a DataLoader's processes prepare whole batches, in order."""
+
+    def __init__(self, source: Source, chunks: list[np.ndarray]) -> None:
+        self._source, self._chunks = source, chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, k: int) -> Batch:
+        return self._source.take(self._chunks[k].tolist())
+
+
+class UniversalDataModule:
+    """Training and validation data as batches, from whatever the user has (see `utils.data.examples`).
+
+    Args:
+        train_dataset, val_dataset: the data; `train_data` and `val_data` are accepted as names too.
+        task_spec: gives the pad id and the block length, where they are not in the tokenizer.
+        data_collator: a collate function; None: token ids are padded and labelled by `TextCollator`.
+        batch_size: samples in a micro-batch; a DataLoader's own batch size wins.
+        num_workers: processes that prepare batches.
+        seed: the order of epoch e is a function of (seed, e).
+        max_train_samples, max_val_samples: use only the first n.
+        pad_token_id: used when neither tokenizer nor task_spec has one.
+    Raises:
+        DataTypeError, DataError: before any work; says what was got and how to wrap it.
+    """
+
+    def __init__(
+        self, train_dataset: Any = None, val_dataset: Any = None, task_spec: Any = None, tokenizer: Any = None,
+        data_collator: Any = None, batch_size: int = 32, num_workers: int = 0, seed: int = 42, *, train_data: Any = None,
+        val_data: Any = None, max_train_samples: int | None = None, max_val_samples: int | None = None,
+        pad_token_id: int | None = None, block_size: int | None = None,
+    ) -> None:  # fmt: skip
+        train_dataset = train_data if train_dataset is None else train_dataset
+        val_dataset = val_data if val_dataset is None else val_dataset
+        if train_dataset is None:
+            raise DataTypeError("Expected train_data to be Dataset or DataLoader; got None. Give the data set to train on.")
+        candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
+        self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
+        self.num_workers, self.seed = num_workers, seed
+        options: dict[str, Any] = {
+            "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
+            "eos_id": getattr(tokenizer, "eos_token_id", None),
+            "block_size": getattr(task_spec, "max_seq_len", None) or block_size,
+        }  # fmt: skip
+        self.notices: list[str] = []
+        self.train, wanted, notices = as_source(train_dataset, argument="train_data", **options)
+        self.notices += notices
+        self.batch_size = wanted or batch_size
+        self.num_train = _limited(self.train, max_train_samples)
+        self.validation: Source | StreamSource | None = None
+        self.num_validation: int | None = 0
+        self.validation_batch_size = self.batch_size
+        if val_dataset is not None:
+            self.validation, wanted, notices = as_source(val_dataset, argument="val_data", **options)
+            self.notices += notices
+            self.validation_batch_size = wanted or self.batch_size
+            self.num_validation = _limited(self.validation, max_val_samples)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether any position of the training data can be returned to exactly."""
+        return not isinstance(self.train, StreamSource)
+
+    def num_steps(self, accumulation: int) -> int | None:
+        """Optimizer steps in one epoch; None when the length of a stream is unknown."""
+        if isinstance(self.train, StreamSource):
+            return None if self.train.num_batches is None else math.ceil(self.train.num_batches / accumulation)
+        return math.ceil(self._num_samples / (self.batch_size * accumulation))
+
+    @property
+    def _num_samples(self) -> int:
+        assert self.num_train is not None
+        return self.num_train
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch in the order in which they are trained on: int64, shape (num_train,)."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch) & 0x7FFFFFFFFFFFFFFF)
+        return torch.randperm(self._num_samples, generator=generator).numpy()
+
+    def steps(self, epoch: int, skip: int, accumulation: int) -> Iterator[StepBatches]:
+        """The optimizer steps of an epoch from sample `skip` on (a multiple of a step's samples, or the epoch's end)."""
+        if isinstance(self.train, StreamSource):
+            yield from self._stream_steps(self.train, skip, accumulation)
+            return
+        if isinstance(self.train, DatasetSource):
+            self.train.epoch = epoch
+        order = self.order(epoch)[skip:]
+        per_step = self.batch_size * accumulation
+        steps = [order[start : start + per_step] for start in range(0, len(order), per_step)]
+        chunks = [step[start : start + self.batch_size] for step in steps for start in range(0, len(step), self.batch_size)]
+        batches = self._batches(self.train, chunks)
+        for step in steps:
+            count = math.ceil(len(step) / self.batch_size)
+            yield StepBatches(step.tolist(), [next(batches) for _ in range(count)])
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """The validation data once, in its own order."""
+        if self.validation is None:
+            return
+        if isinstance(self.validation, StreamSource):
+            yield from self.validation
+            return
+        assert self.num_validation is not None
+        order = np.arange(self.num_validation)
+        size = self.validation_batch_size
+        yield from self._batches(self.validation, [order[start : start + size] for start in range(0, len(order), size)])
+
+    def _batches(self, source: Source, chunks: list[np.ndarray]) -> Iterator[Batch]:
+        if self.num_workers == 0:
+            for chunk in chunks:
+                yield source.take(chunk.tolist())
+            return
+        # A generator of its own: creating a loader's iterator must not draw from the run's random state.
+        yield from DataLoader(
+            _MicroBatches(source, chunks), batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(0)
+        )
+
+    def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
+        """Steps of a stream; what was consumed before a resume is read again and passed over."""
+        position, micro_batches, ids = 0, [], []
+        for batch in stream:
+            size = len(next(iter(batch.values())))
+            position += size
+            if position <= skip:
+                continue
+            micro_batches.append(batch)
+            ids += range(position - size, position)
+            if len(micro_batches) == accumulation:
+                yield StepBatches(ids, micro_batches)
+                micro_batches, ids = [], []
+        if micro_batches:
+            yield StepBatches(ids, micro_batches)
+
+    def digest(self) -> str:
+        """Changes when the training data or how much of it is used does; empty for streams."""
+        if isinstance(self.train, StreamSource):
+            return ""
+        return f"{self.num_train}:{self.train.digest()}"
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The training data as a plain, shuffled DataLoader."""
+        return self._loader(self.train, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | None:
+        """The validation data as a plain DataLoader; None without validation data."""
+        return None if self.validation is None else self._loader(self.validation, self.validation_batch_size, shuffle=False)
+
+    def _loader(self, source: Source | StreamSource, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
+        if isinstance(source, StreamSource):
+            assert isinstance(source.batches, DataLoader)
+            return source.batches
+        return loader_of(source, batch_size, shuffle, self.seed, self.num_workers)
+
+
+def _limited(source: Source | StreamSource, limit: int | None) -> int | None:
+    if isinstance(source, StreamSource):
+        return None
+    return len(source) if limit is None else min(limit, len(source))

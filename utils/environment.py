@@ -1,0 +1,91 @@
+"""Where the program runs: front end, device, packages. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "datasets", "numpy", "safetensors", "pydantic")
+
+
+def front_end() -> str:
+    """"colab", "notebook" (any Jupyter kernel) or "plain"."""
+    if "google.colab" in sys.modules:
+        return "colab"
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return "notebook" if shell is not None and hasattr(shell, "kernel") else "plain"
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that training uses.
+
+    Attributes:
+        kind: "cuda", "mps" or "cpu", as torch names it.
+        name: the product's name.
+        has_bf16: whether bf16 arithmetic is faster than fp32 there, by the hardware's own word.
+    """
+
+    kind: str
+    name: str
+    has_bf16: bool
+
+
+def detect_device() -> Device:
+    """The first of CUDA, MPS and CPU that is there. `TRAINBOOK_DEVICE=cpu` asks for the CPU."""
+    import torch
+
+    if os.environ.get("TRAINBOOK_DEVICE") != "cpu":
+        if torch.cuda.is_available():
+            return Device("cuda", torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False))
+        if torch.backends.mps.is_available():
+            return Device("mps", platform.processor() or "Apple GPU", False)
+    return Device("cpu", platform.processor() or platform.machine(), _cpu_has_bf16())
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware; emulated bf16 is slower than fp32."""
+    import torch
+
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes; absent ones are left out."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def snapshot() -> dict[str, Any]:
+    """What a run's `environment.json` holds: Python, system, packages, device, threads. No environment variables, no paths."""
+    import torch
+
+    device = detect_device()
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "front_end": front_end(),
+        "packages": package_versions(),
+        "device": {"kind": device.kind, "name": device.name, "bf16": device.has_bf16},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def describe() -> str:
+    """One line about this machine, for the first cell of a notebook."""
+    facts = snapshot()
+    packages = facts["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)
+    return f"Python {facts['python']}, {versions}; device: {facts['device']['kind']} ({facts['device']['name']})"

@@ -1,0 +1,132 @@
+"""Every error that Trainbook raises on purpose.
+
+    TrainbookError
+    ├── ConfigError (ValueError)              a setting is unknown, of the wrong type, out of range or contradicts another
+    ├── DataError (ValueError)                a file or data set cannot be used; the message carries path:line where there is one
+    │   ├── DataTypeError (RuntimeError)      an object of a kind that cannot be trained on
+    │   └── DataNotFoundError (FileNotFoundError)
+    ├── ModelError (ValueError)               the model's inputs or outputs do not fit the task
+    ├── HubError (RuntimeError)               a hub cannot be reached or refused
+    ├── CheckpointError (RuntimeError)        a checkpoint is damaged, foreign or does not fit the model
+    │   ├── CheckpointNotFoundError (FileNotFoundError)
+    │   └── CheckpointWriteError (OSError)    a checkpoint could not be written; older ones are intact
+    ├── RunLockedError (RuntimeError)         another process is training in the same run folder
+    ├── NonFiniteError (RuntimeError)         a loss or gradient is NaN or infinite
+    ├── CallbackError (RuntimeError)          a callback raised; says which one and in which event
+    ├── ExportError (RuntimeError)            a model could not be exported or the exported file is not the same model
+    └── MissingPackageError (ImportError)     an optional package is not installed; says what it is for
+
+    TrainingInterrupted (KeyboardInterrupt)   Ctrl-C or the kernel's interrupt: saved at a step boundary; carries `.results`
+
+A message says what happened, what was got, and what to do. Each class is also the built-in class a caller would expect, so
+`except ValueError` and `except FileNotFoundError` work without knowing this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class TrainbookError(Exception):
+    """Base class: `except TrainbookError` catches everything the library raises on purpose, except an interrupt."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        field: the field's name as the user wrote it.
+        message: what was got and what is allowed, one sentence.
+        fix: a value that would be accepted, where one is obvious.
+    """
+
+    field: str
+    message: str
+    fix: Any = None
+
+
+class ConfigError(TrainbookError, ValueError):
+    """A configuration is not valid. `problems` lists every problem, not only the first."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+    @classmethod
+    def from_problems(cls, subject: str, problems: Sequence[Problem]) -> ConfigError:
+        """One error that lists all `problems` of `subject` (a class or file name), one line each."""
+        width = min(max(len(problem.field) for problem in problems), 28)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {subject}"
+        lines = [f"  {problem.field:<{width}}  {problem.message}" for problem in problems]
+        return cls("\n".join([count, *lines]), problems)
+
+
+class DataError(TrainbookError, ValueError):
+    """A file or data set cannot be used as it is."""
+
+
+class DataTypeError(DataError, RuntimeError):
+    """An object was given as data that cannot be trained on."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A data file or folder does not exist."""
+
+
+class ModelError(TrainbookError, ValueError):
+    """The model's inputs, outputs or sizes do not fit the task."""
+
+
+class HubError(TrainbookError, RuntimeError):
+    """A hub of models or data sets could not be reached, or refused."""
+
+
+class CheckpointError(TrainbookError, RuntimeError):
+    """A checkpoint is damaged, unsafe, from another format, or does not fit."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No checkpoint where one was asked for."""
+
+
+class CheckpointWriteError(CheckpointError, OSError):
+    """A checkpoint could not be committed. Checkpoints that were there before are intact."""
+
+
+class RunLockedError(TrainbookError, RuntimeError):
+    """Another process is using the run folder."""
+
+
+class NonFiniteError(TrainbookError, RuntimeError):
+    """A loss or a gradient became NaN or infinite. Weights on disk are from before that."""
+
+
+class CallbackError(TrainbookError, RuntimeError):
+    """A callback raised. The message names callback, event and step; `__cause__` is what it raised."""
+
+
+class ExportError(TrainbookError, RuntimeError):
+    """A model could not be exported, or what was exported does not compute the same."""
+
+
+class MissingPackageError(TrainbookError, ImportError):
+    """An optional package is needed for what was asked and is not installed."""
+
+    def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
+        install = f'pip install -e ".[{extra}]"' if extra else f"pip install {package}"
+        super().__init__(f"{package} is not installed; it is needed {purpose}. Install it with: {install}", name=package)
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted at a step boundary and saved.
+
+    Attributes:
+        results: the `TrainingResults` up to the interrupt, or None when the interrupt came before the first step.
+    """
+
+    def __init__(self, message: str, results: Any = None) -> None:
+        super().__init__(message)
+        self.results = results

@@ -1,0 +1,221 @@
+"""Closed, validated settings: the base class of every configuration in Trainbook.
+
+A `Schema` is a frozen pydantic model with three promises on top:
+
+- closed: an unknown key is an error that names the nearest known one;
+- strict: "5e-5" is not a number, True is not 1, NaN and infinity are no settings;
+- total: all problems are reported together, as one `ConfigError`, before anything is done.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticUndefined
+from typing_extensions import Self
+
+from utils.errors import ConfigError, Problem
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` was probably meant to be, or None."""
+    matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """`value` as it is quoted in a message: its repr, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class Schema(BaseModel):
+    """Base class of closed, strict, immutable settings. Raises `ConfigError`, never pydantic's own error."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
+
+    #: Other names under which a field is accepted: alias -> field.
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, **values: Any) -> None:
+        known, problems = self._rename(values)
+        known, translation_problems = self.translate(known)
+        problems += translation_problems
+        failed = {problem.field for problem in problems}
+        try:
+            super().__init__(**known)
+        except ValidationError as error:
+            found = _problems(type(self), error)
+            problems += [problem for problem in found if problem.field not in failed]
+        bad = {problem.field for problem in problems}
+        valid = {name: value for name, value in known.items() if name not in bad}
+        problems += [p for p in self.contradictions({**self.defaults(), **valid}, valid) if p.field not in bad]
+        if problems:
+            raise ConfigError.from_problems(type(self).__name__, problems)
+
+    @classmethod
+    def _rename(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """Aliases replaced by field names; what is unknown or given twice with different values becomes a problem."""
+        known: dict[str, Any] = {}
+        problems: list[Problem] = []
+        given_as: dict[str, str] = {}
+        for name, value in values.items():
+            field = cls.aliases.get(name, name)
+            if field not in cls.model_fields and field not in cls.extra_inputs():
+                guess = nearest(name, [*cls.model_fields, *cls.aliases, *cls.extra_inputs()])
+                hint = f"; did you mean {guess}?" if guess else ""
+                problems.append(Problem(name, f"unknown field{hint}", guess))
+            elif field in known and known[field] != value:
+                problems.append(
+                    Problem(
+                        field,
+                        f"given twice: {given_as[field]}={shown(known[field])} and {name}={shown(value)}; keep one",
+                    )
+                )
+            else:
+                known[field] = value
+                given_as[field] = name
+        return known, problems
+
+    @classmethod
+    def extra_inputs(cls) -> tuple[str, ...]:
+        """Names that `translate` turns into fields; they are no fields themselves."""
+        return ()
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """Hook: other spellings of values become the canonical ones before validation."""
+        return values, []
+
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
+        """Hook: problems between fields. `values` holds every valid field, `given` only those that the caller set."""
+        return []
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Every field's default; fields without one are absent."""
+        found = {name: field.get_default(call_default_factory=False) for name, field in cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not PydanticUndefined}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self).model_config.get("frozen") and name in type(self).model_fields:
+            raise ConfigError(f"{type(self).__name__} does not change: use .replace({name}={shown(value)}), which returns a new one")
+        super().__setattr__(name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain values (numbers, strings, lists, None): what a YAML or JSON file holds."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises `ConfigError` that lists every problem."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__} is made from a mapping of field names to values; got {shown(values)}")
+        return cls(**{str(name): value for name, value in values.items()})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes`, validated as a whole."""
+        renamed, problems = self._rename(changes)
+        if problems:
+            raise ConfigError.from_problems(type(self).__name__, problems)
+        return type(self)(**{**self._inputs(), **renamed})
+
+    def _inputs(self) -> dict[str, Any]:
+        """The keyword arguments that make an equal object."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+def path_text(value: Any) -> Any:
+    """A path object as text; everything else unchanged, so that validation can speak about it."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+_SENTENCES = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be True or False",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "none_required": "must be None",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "missing": "is required",
+}
+
+
+def _problems(schema: type[Schema], error: ValidationError) -> list[Problem]:
+    """pydantic's errors as problems: one a field, with what was got and what is allowed."""
+    rules: dict[str, list[str]] = {}
+    got: dict[str, Any] = {}
+    for detail in error.errors():
+        field = str(detail["loc"][0]) if detail["loc"] else schema.__name__
+        rule = _rule(detail)
+        if rule not in rules.setdefault(field, []):
+            rules[field].append(rule)
+        # The innermost value is the one that is wrong: 0.9 in betas, not the whole list.
+        got[field] = detail["input"]
+    problems = []
+    for field, sentences in rules.items():
+        value = got[field]
+        allowed = " or ".join([sentences[0], *(s.removeprefix("must be ") for s in sentences[1:])])
+        if allowed == "is required":
+            problems.append(Problem(field, "is required"))
+            continue
+        message = f"got {shown(value)}; {allowed}"
+        if isinstance(value, str) and _is_number(value) and "number" in allowed:
+            message += f" (text was given: write {value.strip()} without quotes)"
+        problems.append(Problem(field, message))
+    return problems
+
+
+def _rule(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    kind = detail["type"]
+    if kind == "literal_error":
+        expected = context["expected"]
+        guess = nearest(str(detail["input"]), [w.strip("'") for w in expected.replace(" or ", ", ").split(", ")])
+        return f"must be {expected}" + (f"; did you mean {guess!r}?" if guess else "")
+    if kind in _SENTENCES:
+        return _SENTENCES[kind].format(**context)
+    if kind == "value_error":
+        return str(context["error"])
+    return detail["msg"][:1].lower() + detail["msg"][1:]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def choices_of(schema: type[Schema], field: str) -> tuple[Any, ...]:
+    """The allowed values of a field that is a choice (a `Literal`, perhaps with None); empty for other fields."""
+    annotation = schema.model_fields[field].annotation
+    arguments = get_args(annotation)
+    found: list[Any] = []
+    for argument in arguments:
+        inner = get_args(argument)
+        if inner:
+            found.extend(inner)
+        elif not isinstance(argument, type):
+            found.append(argument)
+    return tuple(found)

@@ -1,0 +1,176 @@
+"""Files that survive a crash: atomic writes, folder locks, free-space checks.
+
+A write is committed in five steps, so that a reader sees the old file or the new one and never a part of it: temporary file in
+the same folder, write, flush and fsync, rename over the target, fsync of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from utils.errors import RunLockedError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; a lock there relies on the owner's record alone
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.tmp$")
+
+
+def host_name() -> str:
+    """This machine's name, without dots so that it can stand in a file name."""
+    return socket.gethostname().replace(".", "-")
+
+
+def process_is_alive(pid: int) -> bool:
+    """Whether a process of this machine has the id `pid`."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable. Filesystems that cannot sync a folder (some network mounts) are passed over."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], None], verify: Callable[[Path], None] | None = None) -> Path:
+    """Commit a file: `write` fills it, `verify` may look at it before it gets its name.
+
+    Args:
+        path: the target; its folder must exist.
+        write: called with a binary file object.
+        verify: called with the temporary file's path; raises to refuse the commit.
+    Raises:
+        OSError: nothing was changed at `path`; the temporary file is gone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if verify is not None:
+            verify(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Commit a UTF-8 text file."""
+    return atomic_write(path, lambda file: file.write(text.encode()) and None)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Commit `value` as JSON, indented, NaN and infinity as Python writes them."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what crashed writers left: temporary files of this machine whose process is gone."""
+    for entry in folder.iterdir():
+        match = _TEMPORARY.match(entry.name)
+        if not match or match["host"] != host_name():
+            continue
+        pid = int(match["pid"])
+        if pid == os.getpid() or not process_is_alive(pid):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space for this user on the filesystem of `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line with a single write, so that a reader never sees half of another process's line."""
+    with open(path, "ab") as file:
+        file.write(line.encode() + b"\n")
+
+
+class FolderLock:
+    """Exclusive use of a folder by one process, through `flock` on a file in it.
+
+    The lock ends with the process, however it ends; the file's content (pid, host) only names the holder in messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Take the lock or raise `RunLockedError` that names the holder."""
+        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(file)
+            file.close()
+            raise RunLockedError(
+                f"{self.path.parent} is in use by {holder}. Wait for it to end, stop it by creating "
+                f"{self.path.parent / 'STOP'}, or choose another run_name."
+            ) from None
+        except OSError as error:
+            file.close()
+            raise RunLockedError(f"{self.path} cannot be locked ({error.strerror}); choose an output_dir on a local disk.") from None
+        file.seek(0)
+        file.truncate()
+        json.dump({"pid": os.getpid(), "host": host_name()}, file)
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it is not held."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The lock for the length of a `with` block."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    try:
+        record = json.loads(file.read())
+        return f"process {record['pid']} on {record['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,181 @@
+"""Callbacks: what watches a run. They subscribe to events, may ask it to stop, and change nothing else.
+
+Order of events in one epoch:
+
+    on_epoch_begin
+      per micro-batch: on_batch_begin > forward > backward > on_backward_end > on_batch_end
+      per optimizer step: on_step_end
+      when due: on_evaluate_begin > on_evaluate_end
+    on_evaluate_begin > on_evaluate_end
+    on_epoch_end
+    on_checkpoint_saved
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.data.examples import Batch
+from utils.errors import CallbackError
+from utils.training.engine.objective import Loss
+from utils.training.engine.step import StepWatch
+
+if TYPE_CHECKING:
+    from utils.training.engine.trainer import Trainer
+
+log = logging.getLogger("trainbook.engine")
+
+Logs = dict[str, Any]
+
+EVENTS = (
+    "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_batch_begin", "on_backward_end", "on_batch_end",
+    "on_step_end", "on_evaluate_begin", "on_evaluate_end", "on_checkpoint_saved", "on_error",
+)  # fmt: skip
+
+
+class Callback:
+    """Base class; override what you need. `logs` is a fresh dict each call. Epochs and batches count from 0.
+
+    `trainer` gives `.state` (TrainState), `.model`, `.optimizer`, `.training_config`, and `.request_stop(reason)`.
+    An exception stops the run, with a checkpoint kept, unless the config has `isolate_callbacks=True`.
+
+    A callback that keeps something over a restart has `state_dict()` and `load_state_dict(state)` of plain values.
+    """
+
+    def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
+        """Before the first step, and again when a run is continued."""
+
+    def on_train_end(self, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After the last step, whatever ended the run; not after an error."""
+
+    def on_epoch_begin(self, epoch: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        """Before an epoch's first step, and again when a run is continued within it."""
+
+    def on_epoch_end(self, epoch: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After an epoch and its validation. logs: the epoch's row (train/loss, val/loss, …)."""
+
+    def on_batch_begin(self, batch_idx: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        """Before a micro-batch. logs: batch_size (samples)."""
+
+    def on_backward_end(self, batch_idx: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After a micro-batch's backward pass; gradients are those of the mean over the step's targets so far, and scaled
+        under fp16."""
+
+    def on_batch_end(self, batch_idx: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After a micro-batch. logs: batch_size, loss (mean over its targets)."""
+
+    def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After an optimizer step; `step` counts from 1. logs: train/loss, train/learning_rate, train/grad_norm."""
+
+    def on_evaluate_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
+        """Before a validation."""
+
+    def on_evaluate_end(self, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After a validation. logs: val/loss, val/perplexity, val/accuracy."""
+
+    def on_checkpoint_saved(self, path: Path, trainer: Trainer, logs: Logs | None = None) -> None:
+        """After a checkpoint is committed."""
+
+    def on_error(self, error: BaseException, trainer: Trainer, logs: Logs | None = None) -> None:
+        """When the run fails; `error` is raised afterwards."""
+
+
+class CallbackList:
+    """Callbacks in order; each event reaches only those that override it, so what nobody watches costs nothing."""
+
+    def __init__(self, callbacks: Sequence[Callback], trainer: Trainer, isolate: bool) -> None:
+        self.callbacks = list(callbacks)
+        self._trainer, self._isolate = trainer, isolate
+        self._listeners = {event: [c for c in self.callbacks if _overrides(c, event)] for event in EVENTS}
+
+    def heard(self, event: str) -> bool:
+        """Whether anybody overrides `event`."""
+        return bool(self._listeners[event])
+
+    def fire(self, event: str, *arguments: Any, logs: Logs | None = None) -> None:
+        """Call `event` on everyone who overrides it.
+
+        Raises:
+            CallbackError: one raised; names callback, event and step. Isolated ones are switched off and reported instead.
+        """
+        for callback in tuple(self._listeners[event]):
+            try:
+                getattr(callback, event)(*arguments, self._trainer, logs=dict(logs or {}))
+            except Exception as error:
+                message = (
+                    f"{type(callback).__name__}.{event} failed at step {self._trainer.state.step}: {type(error).__name__}: {error}"
+                )
+                if not self._isolate:
+                    raise CallbackError(message) from error
+                self._trainer.notice(f"{message}. It is switched off for the rest of the run.")
+                for listeners in self._listeners.values():
+                    if callback in listeners:
+                        listeners.remove(callback)
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of the callbacks that have one, by class name."""
+        return {type(c).__name__: c.state_dict() for c in self.callbacks if hasattr(c, "state_dict")}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Hand the states back."""
+        for callback in self.callbacks:
+            if type(callback).__name__ in states and hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(states[type(callback).__name__])
+
+
+def _overrides(callback: Callback, event: str) -> bool:
+    own = getattr(callback, event, None)
+    return own is not None and getattr(own, "__func__", own) is not getattr(Callback, event)
+
+
+class BatchEvents(StepWatch):
+    """Turns what happens inside a step into batch events. Built only when somebody listens to them."""
+
+    EVENTS = ("on_batch_begin", "on_backward_end", "on_batch_end")
+
+    def __init__(self, callbacks: CallbackList) -> None:
+        self._callbacks = callbacks
+        self.wants_outputs = any(getattr(callback, "wants_outputs", False) for callback in callbacks.callbacks)
+        self.index = 0
+
+    def batch_begin(self, batch: Batch) -> None:
+        self._callbacks.fire("on_batch_begin", self.index, logs={"batch_size": _rows(batch)})
+
+    def backward_end(self) -> None:
+        self._callbacks.fire("on_backward_end", self.index)
+
+    def batch_end(self, batch: Batch, loss: Loss, num_targets: int) -> None:
+        if self._callbacks.heard("on_batch_end"):
+            mean = float(loss.loss_sum.detach()) / max(1, int(loss.num_targets))
+            logs = {"batch_size": _rows(batch), "loss": mean}
+            if self.wants_outputs:
+                logs |= {"batch": batch, "outputs": loss.outputs}
+            self._callbacks.fire("on_batch_end", self.index, logs=logs)
+        self.index += 1
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+class EarlyStopping(Callback):
+    """Stop after `patience` validations in a row without improvement of the monitored metric.
+
+    It counts what `TrainState.best` counts: an improvement is strict and larger than the config's `min_delta`.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate_end(self, trainer: Trainer, logs: Logs | None = None) -> None:
+        self._check(trainer)
+
+    def on_epoch_end(self, epoch: int, trainer: Trainer, logs: Logs | None = None) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if trainer.state.best.waits >= self.patience:
+            trainer.request_stop("early_stopping")

@@ -1,0 +1,297 @@
+"""Checkpoints: one self-verifying file each. Commit, verify, find the newest, rotate.
+
+A file is `epoch_N.pt` (N completed epochs) or `step_N.pt` (N steps, within an epoch); `best.pt` is a second name of the best
+one. Content: tensors and plain values only, so it loads with `weights_only=True` and can run no code. torch.save keeps a CRC
+of every record; `verify` reads them all, so a torn or rotten file is found before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
+from utils.storage import atomic_write, free_bytes, remove_stale_temporaries, sync_folder
+
+log = logging.getLogger("trainbook.engine")
+
+FORMAT = 1
+BEST = "best.pt"
+_NAME = re.compile(r"^(epoch|step)_(\d+)\.pt$")
+_REQUIRED = ("format", "run", "state", "model", "optimizer", "schedule", "rng", "config", "fingerprint", "environment")
+
+Payload = dict[str, Any]
+
+
+def verify(path: Path) -> None:
+    """Check every record of a checkpoint file against its CRC. Raises `CheckpointError` that says what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except FileNotFoundError:
+        raise CheckpointNotFoundError(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a folder, not a checkpoint file.") from None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}; {size} bytes); use an older checkpoint.") from None
+    if bad is not None:
+        raise CheckpointError(f"{path} is damaged: record {bad!r} does not match its checksum; use an older checkpoint.")
+
+
+def read_checkpoint(path: str | Path) -> Payload:
+    """Load a checkpoint onto the CPU, after verifying it.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointError: damaged, not made by Trainbook, made by a newer version, or holding objects that could run code.
+    """
+    path = Path(path)
+    verify(path)
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it names {found[1]}" if found else "its pickle is not one of plain values"
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, so loading it could run code: refused ({reason}). "
+            "If you trust its author, load it in a process of your own and save only its state_dict with safetensors."
+        ) from None
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+    if not isinstance(payload, dict) or "format" not in payload:
+        held = f"a dict with {sorted(map(str, payload))[:6]}" if isinstance(payload, dict) else f"a {type(payload).__name__}"
+        raise CheckpointError(f"{path} is no Trainbook checkpoint: it holds {held}.")
+    if payload["format"] != FORMAT:
+        made_by = payload.get("environment", {}).get("trainbook", "another version")
+        raise CheckpointError(
+            f"{path} has checkpoint format {payload['format']} (Trainbook {made_by}); this version reads format {FORMAT}. "
+            "Update Trainbook, or continue with the version that wrote it."
+        )
+    missing = [key for key in _REQUIRED if key not in payload]
+    if missing:
+        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
+    return payload
+
+
+def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy `weights` into `model`; every name and shape must fit. Raises `CheckpointError` that names the first differences."""
+    own = model.state_dict()
+    differences = [f"{name}: only in the checkpoint" for name in weights if name not in own]
+    differences += [f"{name}: only in the model" for name in own if name not in weights]
+    differences += [
+        f"{name}: {tuple(weights[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in weights and isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
+    ]
+    if differences:
+        more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
+        listed = "\n  ".join(differences[:5])
+        raise CheckpointError(f"{source} is of another model; {len(differences)} entries differ:\n  {listed}{more}")
+    model.load_state_dict(dict(weights))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A committed checkpoint.
+
+    Attributes:
+        step: optimizer steps done; value: the monitored metric when it was saved, None when there was none.
+        run_id: the run that wrote it.
+    """
+
+    path: Path
+    step: int
+    value: float | None
+    run_id: str
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Files of `folder` that have a checkpoint's name; folders and strangers are passed over."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if (_NAME.match(path.name) or path.name == BEST) and path.is_file()]
+
+
+def newest(folder: Path) -> tuple[Path, Payload]:
+    """The intact checkpoint of `folder` with the most steps, and its content. Bad files are passed over with a warning.
+
+    Raises:
+        CheckpointNotFoundError: the folder has no checkpoint at all.
+        CheckpointError: it has some, and none is intact; lists what was tried.
+    """
+    paths = [path for path in checkpoint_files(folder) if path.name != BEST]
+    found: tuple[Path, Payload] | None = None
+    reasons = []
+    # A file's name does not say how many steps an epoch had, so the newest is known only from what is in it.
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            payload = read_checkpoint(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            log.warning("Passed over: %s", error)
+            continue
+        if found is None or payload["state"]["step"] > found[1]["state"]["step"]:
+            found = path, payload
+    if found is not None:
+        return found
+    if reasons:
+        raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
+    raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
+
+
+class CheckpointStore:
+    """The checkpoints of one run in one folder: commits new ones and removes those that are no longer needed.
+
+    Args:
+        folder: made when absent.
+        run_id: files of other runs are never overwritten or removed.
+        keep_last_n: newest checkpoints kept, at least 2; keep_best_k: best ones kept.
+        mode: "min" or "max" of the monitored metric.
+    Raises:
+        CheckpointWriteError: the folder cannot be made or written to; says which path.
+    """
+
+    def __init__(self, folder: Path, run_id: str, keep_last_n: int = 2, keep_best_k: int = 1, mode: str = "min") -> None:
+        self.folder, self.run_id = folder, run_id
+        self.keep_last_n, self.keep_best_k, self.mode = max(2, keep_last_n), keep_best_k, mode
+        self.entries: list[Entry] = []
+        self._last_size = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / ".writable", lambda file: None).unlink()
+        except OSError as error:
+            raise CheckpointWriteError(
+                f"checkpoints cannot be written to {folder}: {error.strerror or error}. Choose another checkpoint_dir or output_dir."
+            ) from None
+        remove_stale_temporaries(folder)
+
+    def adopt(self) -> None:
+        """Take up the files that this run has already committed, after a restart."""
+        for path in checkpoint_files(self.folder):
+            if path.name == BEST:
+                continue
+            with contextlib.suppress(CheckpointError):  # a damaged file is neither counted nor removed
+                payload = read_checkpoint(path)
+                if payload["run"]["id"] == self.run_id:
+                    self.entries.append(Entry(path, payload["state"]["step"], payload["value"], self.run_id))
+                    self._last_size = path.stat().st_size
+        self.entries.sort(key=lambda entry: entry.step)
+
+    def would_be_best(self, value: float | None) -> bool:
+        """Whether a checkpoint with this value would be among the best that are kept."""
+        if value is None or value != value:
+            return False
+        ranked = self._ranked()
+        return len(ranked) < self.keep_best_k or self._sign * value < self._sign * (ranked[self.keep_best_k - 1].value or 0.0)
+
+    def commit(self, payload: Payload, name: str) -> Path:
+        """Write `payload` under `name`, completely or not at all; then update best.pt and remove what is not needed.
+
+        Raises:
+            CheckpointWriteError: says path, needed and free bytes; older checkpoints are intact, no part is left behind.
+        """
+        path = self.folder / name
+        needed = max(2 * self._last_size, _tensor_bytes(payload))
+        free = free_bytes(self.folder)
+        if free < needed:
+            raise CheckpointWriteError(_no_space(path, needed, free), str(path))
+        try:
+            # The first one is read back whole: it shows that what is saved can be loaded. Later ones differ only in numbers.
+            check = verify if self._last_size else _check_readable
+            atomic_write(path, lambda file: torch.save(payload, file), check)
+        except (OSError, RuntimeError) as error:
+            cause = _os_error(error)
+            if cause is None and not isinstance(error, CheckpointError):
+                raise
+            if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise CheckpointWriteError(_no_space(path, needed, free_bytes(self.folder))) from error
+            raise CheckpointWriteError(f"{path} could not be written: {cause or error}. Older checkpoints are intact.") from error
+        self._last_size = path.stat().st_size
+        entry = Entry(path, payload["state"]["step"], payload["value"], self.run_id)
+        self.entries = [kept for kept in self.entries if kept.path != path] + [entry]
+        self._point_best()
+        self._rotate()
+        return path
+
+    @property
+    def best(self) -> Entry | None:
+        """The best checkpoint, the earlier one of equals; None when none has a value."""
+        ranked = self._ranked()
+        return ranked[0] if ranked else None
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self.mode == "min" else -1.0
+
+    def _ranked(self) -> list[Entry]:
+        valued = [entry for entry in self.entries if entry.value is not None and entry.value == entry.value]
+        return sorted(valued, key=lambda entry: (self._sign * (entry.value or 0.0), entry.step))
+
+    def _point_best(self) -> None:
+        """Make best.pt the best checkpoint's second name: a hard link, or a copy where there are none."""
+        best, target = self.best, self.folder / BEST
+        if best is None:
+            return
+        with contextlib.suppress(OSError):
+            if target.samefile(best.path):
+                return
+        temporary = self.folder / f".{BEST}.link.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(best.path, temporary)
+        except OSError:
+            shutil.copyfile(best.path, temporary)
+        os.replace(temporary, target)
+        sync_folder(self.folder)
+
+    def _rotate(self) -> None:
+        newest_first = sorted(self.entries, key=lambda entry: entry.step, reverse=True)
+        kept = {entry.path for entry in [*newest_first[: self.keep_last_n], *self._ranked()[: self.keep_best_k]]}
+        for entry in newest_first:
+            if entry.path not in kept:
+                entry.path.unlink(missing_ok=True)
+        self.entries = [entry for entry in self.entries if entry.path in kept]
+
+
+def _check_readable(path: Path) -> None:
+    read_checkpoint(path)
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_tensor_bytes(entry) for entry in value)
+    return 0
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind `error`: torch.save reports a full disk as a RuntimeError of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _no_space(path: Path, needed: int, free: int) -> str:
+    return (
+        f"{path}: not enough disk space; {needed:,} bytes are needed and {free:,} are free. Older checkpoints are intact. "
+        "Free some space, lower keep_last_n, or choose another checkpoint_dir."
+    )

@@ -1,0 +1,71 @@
+"""Asking a run to stop, pause or save, from anywhere; and turning signals into such requests."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+log = logging.getLogger("trainbook.engine")
+
+
+class Control:
+    """Requests to a running loop, which looks at them once a step. Safe to use from any thread.
+
+    Attributes:
+        stop, pause, save_now: events; setting one is the request, clearing `pause` lets the run go on.
+        reason: why it should stop: the first reason given wins.
+    """
+
+    def __init__(self) -> None:
+        self.stop, self.pause, self.save_now = threading.Event(), threading.Event(), threading.Event()
+        self.reason: str | None = None
+        self._lock = threading.Lock()
+
+    def request_stop(self, reason: str) -> None:
+        """Finish the step, save, and return the results with `stop_reason=reason`."""
+        with self._lock:
+            self.reason = self.reason or reason
+        self.stop.set()
+
+    def clear(self) -> None:
+        """Forget all requests: a new training begins."""
+        for event in (self.stop, self.pause, self.save_now):
+            event.clear()
+        self.reason = None
+
+
+class Interrupts:
+    """SIGINT and SIGTERM as requests, while training runs in the main thread.
+
+    The first signal asks for a graceful stop; a second one raises KeyboardInterrupt where the program stands. Handlers are
+    put back at the end. In another thread no handler can be installed: the front end must use `Control`.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.received: int | None = None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Signals become requests for the length of the block."""
+        self.received = None
+        if threading.current_thread() is not threading.main_thread():
+            log.info("Training runs off the main thread: signals keep their handlers; stop it through its control.")
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt("second interrupt: stopped at once")
+        self.received = number
+        self._control.request_stop("interrupt" if number == signal.SIGINT else "terminated")

@@ -1,0 +1,58 @@
+"""Which number format a device computes in. The decision depends on hardware alone, never on a timing: a resumed run must
+arrive at the same one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.environment import Device
+from utils.errors import ConfigError
+
+Compute = Literal["bf16", "fp16", "32"]
+
+
+@dataclass(frozen=True)
+class ResolvedPrecision:
+    """What is computed in, and what the user should know about it.
+
+    Attributes:
+        compute: format of matrix products; weights, losses and norms are always fp32.
+        notice: a sentence when this is not literally what was asked for, else None.
+    """
+
+    compute: Compute
+    notice: str | None = None
+
+    @property
+    def fabric_name(self) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+        """Lightning Fabric's name of it."""
+        names: dict[Compute, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
+            "bf16": "bf16-mixed", "fp16": "16-mixed", "32": "32-true",
+        }  # fmt: skip
+        return names[self.compute]
+
+
+def resolve_precision(wanted: str, device: Device) -> ResolvedPrecision:
+    """Turn the config's `precision` into what `device` does.
+
+    "auto" is bf16 where the hardware has it, else fp16 on CUDA, else fp32. "16" is the same, said aloud when it ends at
+    fp32. "bf16", "fp16" and "32" are literal.
+    Raises:
+        ConfigError: fp16 on a CPU, which has no scaled fp16 training.
+    """
+    if wanted == "32":
+        return ResolvedPrecision("32")
+    if wanted == "bf16":
+        notice = None if device.has_bf16 else f"precision='bf16' is emulated on this {device.kind}: slower than '32', and rounded."
+        return ResolvedPrecision("bf16", notice)
+    if wanted == "fp16":
+        if device.kind == "cpu":
+            raise ConfigError("precision='fp16' needs a GPU; this machine trains on its CPU. Use 'auto', 'bf16' or '32'.")
+        return ResolvedPrecision("fp16")
+    if device.has_bf16:
+        return ResolvedPrecision("bf16")
+    if device.kind == "cuda":
+        return ResolvedPrecision("fp16")
+    notice = f"half precision was asked for; this {device.kind} has none in hardware, so fp32 is used." if wanted == "16" else None
+    return ResolvedPrecision("32", notice)

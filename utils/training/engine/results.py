@@ -1,0 +1,241 @@
+"""TrainingResults: what a training leaves behind, as attributes and as a mapping with every documented key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.training.engine.metrics import perplexity
+from utils.training.engine.state import Row, TrainState
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from utils.training.task_spec import TaskSpec
+    from utils.training.training_config import TrainingConfig
+
+# Columns that readers of metrics_summary rely on; unknown values are NaN there.
+_COLUMNS = (
+    "epoch", "train/loss", "val/loss", "train/accuracy", "val/accuracy", "train/perplexity", "val/perplexity",
+    "train/learning_rate", "train/grad_norm",
+)  # fmt: skip
+
+
+class TrainingResults(Mapping[str, Any]):
+    """A run's outcome. `results["final_loss"]` and `results.final_loss` are the same; unknown is None, never 0.
+
+    Attributes:
+        model: the trained model, as it stands after the last step; tokenizer: what was given to the Trainer.
+        task_spec, training_config: what was learnt and how.
+        run_dir: the run's folder (Path); run_name: its name.
+        state: the TrainState at the end.
+        notices: sentences the user should know: inferences, fallbacks, failed services.
+        checkpoint_path: newest checkpoint; best_model_path: best one; checkpoint_paths: all that are kept, oldest first.
+    """
+
+    KEYS = (
+        "loss_history", "val_loss_history", "metrics_summary", "best_epoch", "best_value", "final_loss", "final_perplexity",
+        "final_metrics", "training_time", "grad_norm_history", "amp_enabled", "checkpoint_path", "checkpoint_paths",
+        "best_model_path", "final_model_state", "export_dir", "stopped_early", "stop_reason", "epochs_trained", "steps",
+        "run_name", "run_dir", "history", "model", "tokenizer", "notices",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, state: TrainState, model: nn.Module, tokenizer: Any, task_spec: TaskSpec | None, training_config: TrainingConfig,
+        run_dir: Path, precision: str, checkpoints: list[Path], best_model_path: Path | None, notices: list[str],
+    ) -> None:  # fmt: skip
+        self.state, self.model, self.tokenizer = state, model, tokenizer
+        self.task_spec, self.training_config = task_spec, training_config
+        self.run_dir, self.run_name = run_dir, run_dir.name
+        self.precision = precision
+        self.checkpoint_paths = [str(path) for path in checkpoints]
+        self.checkpoint_path = self.checkpoint_paths[-1] if checkpoints else None
+        self.best_model_path = str(best_model_path) if best_model_path else None
+        self.notices = notices
+        self.export_dir: str | None = None
+
+    @property
+    def epoch_rows(self) -> list[Row]:
+        """One row an epoch; an epoch that was cut short and finished later counts once."""
+        return list({row["epoch"]: row for row in self.state.history if row["event"] == "epoch"}.values())
+
+    @property
+    def history(self) -> list[Row]:
+        """Epoch rows: what `loss_history` and `metrics_summary` are made of."""
+        return self.epoch_rows
+
+    @property
+    def evaluate_rows(self) -> list[Row]:
+        """One row a validation."""
+        return [row for row in self.state.history if row["event"] == "evaluate"]
+
+    def step_rows(self) -> list[Row]:
+        """Rows of single steps (at most about 1,000 a run), read from the run's history.jsonl."""
+        from utils.training.run_folder import read_history
+
+        return [row for row in read_history(self.run_dir / "history.jsonl") if row["event"] == "step"]
+
+    @property
+    def loss_history(self) -> list[float]:
+        """Mean training loss of each epoch, in nats per target."""
+        return [row["train/loss"] for row in self.epoch_rows if "train/loss" in row]
+
+    @property
+    def val_loss_history(self) -> list[float]:
+        """Validation losses, in order."""
+        return [row["val/loss"] for row in self.evaluate_rows]
+
+    @property
+    def grad_norm_history(self) -> list[float]:
+        """Mean gradient norm (before clipping) of each epoch."""
+        return [row["train/grad_norm"] for row in self.epoch_rows if "train/grad_norm" in row]
+
+    @property
+    def final_loss(self) -> float | None:
+        """Training loss of the last epoch; of the part of it that was done, when the first was not finished."""
+        if self.loss_history:
+            return self.loss_history[-1]
+        return self.state.epoch_sums.metrics("train").get("train/loss")
+
+    @property
+    def final_perplexity(self) -> float | None:
+        """exp of the last validation loss; of the training loss when nothing was validated."""
+        loss = self.val_loss_history[-1] if self.val_loss_history else self.final_loss
+        return None if loss is None else perplexity(loss)
+
+    @property
+    def final_metrics(self) -> dict[str, float]:
+        """The metrics of the last epoch's row and of the last validation."""
+        found: dict[str, float] = {}
+        for rows in (self.epoch_rows, self.evaluate_rows):
+            if rows:
+                found |= {name: value for name, value in rows[-1].items() if name.startswith(("train/", "val/"))}
+        return found
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Completed epochs (1-based) when the monitored metric was best."""
+        return self.state.best.epoch
+
+    @property
+    def best_value(self) -> float | None:
+        """The monitored metric's best value."""
+        return self.state.best.value
+
+    @property
+    def training_time(self) -> float:
+        """Seconds spent training over all sessions of the run, pauses left out."""
+        return self.state.elapsed_s
+
+    @property
+    def amp_enabled(self) -> bool:
+        """Whether matrix products were computed in half precision."""
+        return self.precision != "32"
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early stopping ended the run."""
+        return self.state.stop_reason == "early_stopping"
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why training ended: "finished", "max_steps", "early_stopping", or what interrupted it."""
+        return self.state.stop_reason
+
+    @property
+    def epochs_trained(self) -> int:
+        """Completed epochs."""
+        return self.state.epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step
+
+    @property
+    def metrics_summary(self) -> pd.DataFrame:
+        """One row an epoch: epoch (0-based), train/* and val/* metrics, times."""
+        import pandas as pd
+
+        rows = [{name: value for name, value in row.items() if name not in ("event", "complete")} for row in self.epoch_rows]
+        frame = pd.DataFrame(rows)
+        for name in _COLUMNS:
+            if name not in frame:
+                frame[name] = math.nan
+        return frame[[*_COLUMNS, *(name for name in frame if name not in _COLUMNS)]]
+
+    @property
+    def final_model_state(self) -> dict[str, Tensor]:
+        """The final weights on the CPU, read from the newest checkpoint when asked for."""
+        if self.checkpoint_path and Path(self.checkpoint_path).is_file():
+            from utils.training.engine.checkpoint import read_checkpoint
+
+            weights: dict[str, Tensor] = read_checkpoint(self.checkpoint_path)["model"]
+            return weights
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.KEYS:
+            raise KeyError(key)
+        value = getattr(self, key)
+        return str(value) if key == "run_dir" else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.KEYS)
+
+    def __len__(self) -> int:
+        return len(self.KEYS)
+
+    def __repr__(self) -> str:
+        return f"TrainingResults({self.run_name}: {self.stop_reason}, {self.steps} steps, final_loss={self.final_loss})"
+
+    def summary(self, baseline: float | None = None) -> dict[str, str]:
+        """The run in a few words: label -> text, in reading order."""
+        rows = {"run": str(self.run_dir), "ended": f"{self.stop_reason} after {self.steps} steps, {self.epochs_trained} epochs"}
+        if self.final_loss is not None:
+            rows["training loss"] = f"{self.final_loss:.4f} nats per target"
+        if self.val_loss_history:
+            last = self.val_loss_history[-1]
+            rows["validation loss"] = f"{last:.4f} nats per target (perplexity {perplexity(last):.1f})"
+        if baseline is not None:
+            rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
+        if self.best_value is not None:
+            rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f} in epoch {self.best_epoch}"
+        rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
+        if self.best_model_path:
+            rows["best checkpoint"] = self.best_model_path
+        for number, notice in enumerate(self.notices, 1):
+            rows[f"note {number}"] = notice
+        return rows
+
+    def plot(self, baseline: float | None = None) -> Figure:
+        """The curves of loss and learning rate; also written to the run's plots/curves.png."""
+        from utils.views.curves import save_figure, training_curves
+
+        baselines = {} if baseline is None else {"unigram model": baseline}
+        figure = training_curves(self.epoch_rows, self.step_rows(), self.evaluate_rows, baselines)
+        self.curves_path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, self.curves_path)
+        return figure
+
+    @property
+    def curves_path(self) -> Path:
+        """Where `plot` and `show` leave the curves."""
+        return self.run_dir / "plots" / "curves.png"
+
+    def show(self, baseline: float | None = None) -> None:
+        """Show summary and curves: in a notebook as an image, elsewhere as text that names the image's path.
+
+        Args:
+            baseline: a loss to compare with, such as `data.report.unigram_loss`.
+        """
+        from utils.views.display import show_figure, show_text
+        from utils.views.tables import summary_text
+
+        figure = self.plot(baseline)
+        show_text(summary_text(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)}))
+        show_figure(figure)

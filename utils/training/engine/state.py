@@ -1,0 +1,105 @@
+"""TrainState: everything about a run that is not a tensor of the model or the optimizer, and must survive a crash."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from utils.training.engine.metrics import Sums
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        value: the monitored metric; None before the first validation.
+        epoch: completed epochs when it was measured (1-based); a validation within epoch 0 counts as 1.
+        step: optimizer steps done then.
+        waits: validations since then without improvement.
+    """
+
+    value: float | None = None
+    epoch: int | None = None
+    step: int | None = None
+    waits: int = 0
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. Two runs that agree in this (and in weights, optimizer and random state) go on identically.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        epoch: completed epochs.
+        samples_done: samples of the current epoch that are done.
+        targets_done: targets trained on, over the whole run.
+        epoch_sums: sums of the current epoch; window_sums: since the last step row.
+        history: epoch and evaluation rows, in order.
+        evaluated_step: the step after which the latest validation was done, -1 before any.
+        rows_written: lines of history.jsonl that belong to this state.
+        stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
+            "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    samples_done: int = 0
+    targets_done: int = 0
+    epoch_sums: Sums = field(default_factory=Sums)
+    window_sums: Sums = field(default_factory=Sums)
+    best: Best = field(default_factory=Best)
+    history: list[Row] = field(default_factory=list)
+    evaluated_step: int = -1
+    rows_written: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    empty_steps: int = 0
+    elapsed_s: float = 0.0
+    stop_reason: str | None = None
+
+    ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over for good, as opposed to interrupted."""
+        return self.stop_reason in self.ENDINGS
+
+    def record_evaluation(self, metrics: dict[str, float], monitor: str, mode: str, min_delta: float) -> bool:
+        """Take up a validation's metrics; returns whether the monitored one improved. NaN is never an improvement."""
+        self.evaluated_step = self.step
+        value = metrics.get(monitor)
+        if value is None:
+            return False
+        sign = 1.0 if mode == "min" else -1.0
+        known = self.best.value
+        improved = not math.isnan(value) and (known is None or math.isnan(known) or sign * value < sign * known - min_delta)
+        if improved:
+            in_epoch = 1 if self.samples_done else 0
+            self.best = Best(value, max(1, self.epoch + in_epoch), self.step)
+        else:
+            self.best.waits += 1
+        return improved
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        return {
+            "step": self.step, "epoch": self.epoch, "samples_done": self.samples_done, "targets_done": self.targets_done,
+            "epoch_sums": self.epoch_sums.to_dict(), "window_sums": self.window_sums.to_dict(), "best": vars(self.best).copy(),
+            "history": [dict(row) for row in self.history], "evaluated_step": self.evaluated_step, "rows_written": self.rows_written,
+            "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "empty_steps": self.empty_steps,
+            "elapsed_s": self.elapsed_s, "stop_reason": self.stop_reason,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainState:
+        """The inverse of `to_dict`."""
+        values = dict(values)
+        for name in ("epoch_sums", "window_sums"):
+            values[name] = Sums.from_dict(values[name])
+        values["best"] = Best(**values["best"])
+        values["history"] = [dict(row) for row in values["history"]]
+        return cls(**values)

@@ -1,0 +1,294 @@
+"""A run on disk: its folder, who may write to it, and whether to continue it or to start a new one.
+
+    runs/<run_name>/
+      config.yaml        the TrainingConfig and TaskSpec
+      history.jsonl      one row an event: the source of every curve and table
+      state.json         id, status, step, epoch: what a person or a front end looks at
+      environment.json   versions and device
+      checkpoints/       epoch_N.pt, step_N.pt, best.pt (elsewhere when checkpoint_dir is given)
+      plots/  exports/
+      lock               held while a process trains here
+      STOP               made by anybody who wants the run to save and stop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils import environment
+from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, DataTypeError
+from utils.storage import FolderLock, append_line, atomic_write, write_json
+from utils.training.config_files import write_config_file
+from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, newest, read_checkpoint
+from utils.training.training_config import TrainingConfig
+
+log = logging.getLogger("trainbook.run")
+
+_EXPERIMENT = re.compile(r"^exp(\d+)$")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history.jsonl; [] when there is none. A last line that a crash cut off is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class RunFolder:
+    """One run's folder. Made by `reserve` or opened by path; nothing is written before `lock()`."""
+
+    def __init__(self, path: Path, checkpoints: Path | None = None) -> None:
+        self.path = path
+        self.checkpoints = checkpoints or path / "checkpoints"
+        self.run_id = self._read_state().get("run_id") or uuid.uuid4().hex
+        self._locks = [FolderLock(path / "lock")]
+        if checkpoints is not None:
+            self._locks.append(FolderLock(checkpoints / ".lock"))
+
+    @classmethod
+    def reserve(cls, output_dir: Path, run_name: str | None, checkpoints: Path | None = None) -> RunFolder:
+        """Make a folder that was not there: `run_name`, else `run_name-2` and so on; without a name the next free expN.
+
+        Raises:
+            ConfigError: the folder cannot be made; says which path.
+        """
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            taken = [int(m[1]) for p in output_dir.iterdir() if p.is_dir() and (m := _EXPERIMENT.match(p.name))]
+            number = max(taken, default=0) + 1 if run_name is None else 1
+            while True:
+                name = f"exp{number}" if run_name is None else run_name if number == 1 else f"{run_name}-{number}"
+                try:
+                    (output_dir / name).mkdir()  # making it is what reserves it, also against other processes
+                except FileExistsError:
+                    number += 1
+                    continue
+                return cls(output_dir / name, checkpoints)
+        except OSError as error:
+            raise ConfigError(
+                f"the run's folder cannot be made in {output_dir}: {error.strerror or error}. Choose another output_dir."
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def history_file(self) -> Path:
+        """Where the rows are."""
+        return self.path / "history.jsonl"
+
+    def lock(self, stack: contextlib.ExitStack) -> None:
+        """Use this folder alone until `stack` closes. Raises `RunLockedError` that names the process that has it."""
+        for lock in self._locks:
+            try:
+                lock.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"{lock.path.parent} cannot be used: {error.strerror}. Choose another folder.") from None
+            stack.enter_context(lock.held())
+
+    def new_identity(self) -> None:
+        """This folder holds another run from now on."""
+        self.run_id = uuid.uuid4().hex
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # absent, or torn by a crash of another program: checkpoints hold the id as well
+        return state if isinstance(state, dict) else {}
+
+    def write_state(self, status: str, **facts: Any) -> None:
+        """Say where the run stands, for people and front ends."""
+        write_json(self.path / "state.json", {"run_id": self.run_id, "status": status, **facts})
+
+    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
+        """config.yaml and environment.json."""
+        write_config_file(self.path / "config.yaml", {"training": config, "task": task_spec})
+        write_json(self.path / "environment.json", environment.snapshot())
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Append a row to the history."""
+        append_line(self.history_file, json.dumps(row))
+
+    def keep_history(self, count: int, rows: Iterable[dict[str, Any]]) -> int:
+        """Cut the history to its first `count` rows: what came after the checkpoint is about to be done again.
+
+        Args:
+            rows: what the checkpoint itself remembers, used when the file has fewer than `count` rows.
+        Returns:
+            rows in the file afterwards.
+        """
+        kept = read_history(self.history_file)[:count]
+        if len(kept) < count:
+            kept = list(rows)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        atomic_write(self.history_file, lambda file: file.write(text.encode()) and None)
+        return len(kept)
+
+    @property
+    def stop_file(self) -> Path:
+        """Making this file asks the run to save and stop."""
+        return self.path / "STOP"
+
+    def stop_requested(self) -> bool:
+        """Whether the STOP file is there."""
+        return self.stop_file.exists()
+
+
+@dataclass
+class Start:
+    """How a training begins.
+
+    Attributes:
+        folder: the run's folder, locked.
+        checkpoint, source: what to continue from; None for a new run.
+        in_place: whether the checkpoint belongs to this folder's run, as opposed to starting a new run from it.
+    """
+
+    folder: RunFolder
+    checkpoint: Payload | None = None
+    source: Path | None = None
+    in_place: bool = False
+    notices: list[str] = field(default_factory=list)
+
+
+def decide_start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack) -> Start:
+    """Continue or start new. The folder is locked until `stack` closes.
+
+    Args:
+        resume_from: None (a new run), "auto" (continue this run_name or checkpoint_dir if it has a checkpoint), "latest" or
+            "best" (continue, and fail when there is none), a checkpoint file, a run's or checkpoints' folder, or a results
+            object.
+    Raises:
+        CheckpointNotFoundError, CheckpointError: nothing there, nothing intact, or the folder belongs to another run.
+        RunLockedError: another process is training there.
+    """
+    output_dir = Path(config.output_dir)
+    checkpoint_dir = Path(config.checkpoint_dir) if config.checkpoint_dir else None
+    if resume_from is None:
+        return _new_run(config, output_dir, checkpoint_dir, stack)
+    if isinstance(resume_from, str) and resume_from in ("auto", "latest", "best"):
+        return _named_run(config, resume_from, output_dir, checkpoint_dir, stack)
+    path = _checkpoint_path(resume_from)
+    source, payload = newest(path) if path.is_dir() else (path, read_checkpoint(path))
+    own = checkpoint_dir or (output_dir / config.run_name / "checkpoints" if config.run_name else None)
+    if own is not None and own.resolve() == source.parent.resolve():
+        start = _continue(config, output_dir, checkpoint_dir, stack)
+        if start.source is not None and start.source.resolve() == source.resolve():
+            return start
+        raise CheckpointError(
+            f"{source} is not the newest checkpoint of its run ({start.source} is): continuing from it would overwrite what came "
+            "after. Choose another run_name (and checkpoint_dir) to start a new run from it, or resume_from='auto'."
+        )
+    start = _new_run(config, output_dir, checkpoint_dir, stack)
+    start.checkpoint, start.source = payload, source
+    start.notices.append(f"New run {start.folder.name}, started from {source} (step {payload['state']['step']}).")
+    return start
+
+
+def _new_run(
+    config: TrainingConfig, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
+) -> Start:
+    if checkpoint_dir is not None and (present := checkpoint_files(checkpoint_dir)):
+        listed = ", ".join(sorted(path.name for path in present)[:4])
+        raise CheckpointError(
+            f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of another run ({listed}); they are never overwritten. "
+            "Continue that run with resume_from='auto', or choose another checkpoint_dir."
+        )
+    folder = RunFolder.reserve(output_dir, config.run_name, checkpoint_dir)
+    folder.lock(stack)
+    notices = []
+    if config.run_name is not None and folder.name != config.run_name:
+        notices.append(f"A run {config.run_name!r} is there already; this one is {folder.name!r}. resume_from='auto' continues it.")
+    return Start(folder, notices=notices)
+
+
+def _named_run(
+    config: TrainingConfig, which: str, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
+) -> Start:
+    if config.run_name is None and checkpoint_dir is None:
+        if which != "auto":
+            raise CheckpointNotFoundError(
+                f"resume_from={which!r} continues a run by its name: set run_name or checkpoint_dir, or give a checkpoint's path."
+            )
+        start = _new_run(config, output_dir, None, stack)
+        start.notices.append(f"resume_from='auto' finds a run by its name; none is set, so this is the new run {start.folder.name}.")
+        return start
+    folder = output_dir / config.run_name if config.run_name else None
+    checkpoints = checkpoint_dir or (folder / "checkpoints" if folder else output_dir)
+    if which == "best":
+        source = checkpoints / BEST
+        payload = read_checkpoint(source)
+        start = _new_run(config, output_dir, None if checkpoint_dir is None else checkpoint_dir, stack)
+        start.checkpoint, start.source = payload, source
+        start.notices.append(f"New run {start.folder.name}, started from the best checkpoint of {checkpoints.parent.name}.")
+        return start
+    if checkpoint_files(checkpoints) or (folder is not None and folder.is_dir()):
+        start = _continue(config, output_dir, checkpoint_dir, stack)
+        if start.checkpoint is None and which == "latest":
+            raise CheckpointNotFoundError(f"{checkpoints} holds no checkpoint yet; resume_from='auto' starts when there is none.")
+        return start
+    if which == "latest":
+        raise CheckpointNotFoundError(f"{checkpoints} holds no checkpoint; resume_from='auto' starts when there is none.")
+    return _new_run(config, output_dir, checkpoint_dir, stack)
+
+
+def _continue(
+    config: TrainingConfig, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
+) -> Start:
+    """Lock the existing run, then read its newest checkpoint; a run that has none yet begins again in its folder."""
+    if config.run_name is not None:
+        (output_dir / config.run_name).mkdir(parents=True, exist_ok=True)
+        folder = RunFolder(output_dir / config.run_name, checkpoint_dir)
+    else:
+        assert checkpoint_dir is not None
+        _, payload = newest(checkpoint_dir)
+        path = output_dir / payload["run"]["name"]
+        folder = RunFolder(path, checkpoint_dir)
+        if not path.is_dir() or folder.run_id != payload["run"]["id"]:
+            folder = RunFolder.reserve(output_dir, None, checkpoint_dir)
+    folder.lock(stack)
+    try:
+        source, payload = newest(folder.checkpoints)
+    except CheckpointNotFoundError:
+        folder.new_identity()
+        return Start(folder, in_place=True)
+    folder.run_id = payload["run"]["id"]
+    return Start(folder, payload, source, in_place=True)
+
+
+def _checkpoint_path(resume_from: Any) -> Path:
+    """The file or checkpoints' folder that `resume_from` means."""
+    known = getattr(resume_from, "checkpoint_path", None)
+    if known is None and not isinstance(resume_from, (str, Path)):
+        raise DataTypeError(
+            f"resume_from is a path, a results object, 'auto', 'latest', 'best' or None; got a {type(resume_from).__name__}."
+        )
+    path = Path(known or resume_from)
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints"
+    if not path.exists():
+        raise CheckpointNotFoundError(f"{path} does not exist; resume_from names a checkpoint file or a run's folder.")
+    return path
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """`value` where it is a finite number, for strict JSON readers."""
+    return value if value is not None and math.isfinite(value) else None

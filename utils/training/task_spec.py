@@ -1,0 +1,105 @@
+"""TaskSpec: what is learnt, apart from how (`TrainingConfig`) and from which data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import Self
+
+from utils.errors import Problem
+from utils.schema import Schema, nearest
+
+Modality = Literal["text", "vision", "audio", "tabular"]
+TaskType = Literal[
+    "causal_lm", "masked_lm", "seq2seq", "text_classification", "token_classification", "image_classification", "regression"
+]
+
+# Other systems' words for the same task, as they appear in configuration files and in a spec's name.
+_TASK_WORDS: Mapping[str, TaskType] = {
+    "causal_lm": "causal_lm", "language_modeling": "causal_lm", "lm": "causal_lm", "clm": "causal_lm",
+    "masked_lm": "masked_lm", "mlm": "masked_lm", "masked_language_modeling": "masked_lm",
+    "seq2seq": "seq2seq", "translation": "seq2seq", "summarization": "seq2seq",
+    "classification": "text_classification", "text_classification": "text_classification",
+    "token_classification": "token_classification", "ner": "token_classification",
+    "image_classification": "image_classification", "vision_classification": "image_classification",
+    "regression": "regression",
+}  # fmt: skip
+
+
+class TaskSpec(Schema):
+    """What is learnt: modality, objective, sizes, special ids, metrics.
+
+    `TaskSpec(name, modality)` is enough; what is not given is inferred from the model and the first batch, and the
+    inference is stated in the results' notices.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {"task_name": "name", "num_labels": "num_classes"}
+
+    name: str = Field("task", min_length=1, title="Name", description="Free name of the task.")
+    modality: Modality = Field("text", title="Modality", description="What the inputs are.")
+    task_type: TaskType | None = Field(
+        None, title="Task", description="The objective; None: taken from the name, else from model and batch."
+    )
+    vocab_size: int | None = Field(None, ge=1, title="Vocabulary", description="Token ids run from 0 to vocab_size - 1.")
+    max_seq_len: int | None = Field(None, ge=1, title="Longest input", description="Positions the model can take (tokens).")
+    num_classes: int | None = Field(None, ge=1, title="Classes", description="Number of classes or regression outputs.")
+    pad_token_id: int | None = Field(None, ge=0, title="Padding id", description="Positions with this id are not scored.")
+    metrics: tuple[str, ...] = Field(("loss",), strict=False, title="Metrics", description="Metrics of interest, by name.")
+    preprocessing_config: dict[str, Any] = Field(
+        default_factory=dict, title="Preprocessing", description="Free settings; pad_token_id is read from here too."
+    )
+
+    def __init__(self, name: str = "task", modality: str = "text", **values: Any) -> None:
+        super().__init__(name=name, modality=modality, **values)
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        values = dict(values)
+        given = values.get("task_type")
+        if isinstance(given, str) and given in _TASK_WORDS:
+            values["task_type"] = _TASK_WORDS[given]
+        elif given is None and values.get("name") in _TASK_WORDS:
+            values["task_type"] = _TASK_WORDS[values["name"]]
+        elif isinstance(given, str):
+            guess = nearest(given, _TASK_WORDS)
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            del values["task_type"]
+            return values, [Problem("task_type", f"got {given!r}; must be one of {', '.join(sorted(_TASK_WORDS))}{hint}", guess)]
+        preprocessing = values.get("preprocessing_config")
+        if values.get("pad_token_id") is None and isinstance(preprocessing, Mapping):
+            values["pad_token_id"] = preprocessing.get("pad_token_id")
+        return values, []
+
+    @classmethod
+    def language_modeling(
+        cls, name: str = "language_modeling", vocab_size: int | None = None, max_seq_len: int | None = None, **values: Any
+    ) -> Self:
+        """Predict each next token (GPT-like models)."""
+        return cls(
+            name, "text", task_type="causal_lm", vocab_size=vocab_size, max_seq_len=max_seq_len,
+            **{"metrics": ("loss", "perplexity", "accuracy"), **values},
+        )  # fmt: skip
+
+    @classmethod
+    def masked_lm(
+        cls, name: str = "masked_lm", vocab_size: int | None = None, max_seq_len: int | None = None, **values: Any
+    ) -> Self:
+        """Predict masked tokens (BERT-like models)."""
+        return cls(name, "text", task_type="masked_lm", vocab_size=vocab_size, max_seq_len=max_seq_len, **values)
+
+    @classmethod
+    def classification(cls, name: str = "classification", num_classes: int | None = None, **values: Any) -> Self:
+        """One label for each text."""
+        return cls(name, "text", task_type="text_classification", num_classes=num_classes, **values)
+
+    @classmethod
+    def seq2seq(cls, name: str = "seq2seq", vocab_size: int | None = None, **values: Any) -> Self:
+        """Text to text (T5-like models)."""
+        return cls(name, "text", task_type="seq2seq", vocab_size=vocab_size, **values)
+
+    @classmethod
+    def image_classification(cls, name: str = "image_classification", num_classes: int | None = None, **values: Any) -> Self:
+        """One label for each image."""
+        return cls(name, "vision", task_type="image_classification", num_classes=num_classes, **values)

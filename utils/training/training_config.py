@@ -1,0 +1,305 @@
+"""TrainingConfig: how a model is trained. One field, one sentence, one unit, one check.
+
+The titles, descriptions, units and ranges below are the single source for the wizard's forms, the command line's help and
+the error messages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, Strict
+from typing_extensions import Self
+
+from utils.errors import Problem
+from utils.schema import Schema, path_text, shown
+
+Precision = Literal["auto", "16", "bf16", "fp16", "32"]
+AtLeastOne = Annotated[int, Strict(), Field(ge=1)]
+BelowOne = Annotated[float, Strict(), Field(ge=0, lt=1)]
+LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau"]
+
+# Spellings of other systems. "16" is half precision as the device has it; "bf16", "fp16" and "32" are literal.
+_PRECISIONS: Mapping[Any, Precision] = {
+    16: "16", "16-mixed": "16", "bf16-mixed": "bf16", "bfloat16": "bf16", "fp16-mixed": "fp16", "float16": "fp16",
+    32: "32", "32-true": "32", "fp32": "32", "float32": "32",
+}  # fmt: skip
+
+# Metrics that grow as the model improves; every other one shrinks.
+_GROWING = ("accuracy", "f1")
+
+_WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+DEFAULT_WANDB_PROJECT = "transformer-training"
+
+
+def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
+    return Field(default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules)
+
+
+def run_name_problem(name: str) -> str | None:
+    """Why `name` cannot be the name of a run's folder on every system, or None when it can."""
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] or "run"
+    if not re.fullmatch(r"[^\W_][\w .+=-]*", name) or name.endswith((".", " ")) or ".." in name:
+        return f"must start with a letter or digit and hold only letters, digits, space and . _ - + =; try {slug!r}"
+    if len(name.encode()) > 100:
+        return f"must have at most 100 bytes; try {slug[:40]!r}"
+    if name.split(".")[0].lower() in _WINDOWS_NAMES:
+        return f"is reserved on Windows; try {'run-' + slug!r}"
+    return None
+
+
+class TrainingConfig(Schema):
+    """How a model is trained: a closed, validated, immutable description that round-trips through JSON and YAML.
+
+    Every field has a default. `TrainingConfig(**values)` raises `ConfigError` that lists every unknown name, wrong type,
+    value out of range and contradiction. Durations are in epochs, optimizer steps, minutes or hours as the names say.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "n_epochs": "epochs",
+        "num_epochs": "epochs",
+        "max_epochs": "epochs",
+        "accumulate_grad_batches": "gradient_accumulation_steps",
+        "gradient_clip_val": "max_grad_norm",
+        "gradient_clip_norm": "max_grad_norm",
+        "checkpoint_frequency": "save_every_n_epochs",
+        "checkpoint_every_n_epochs": "save_every_n_epochs",
+        "save_top_k": "keep_best_k",
+        "seed": "random_seed",
+    }
+
+    # How long, and with what steps
+    epochs: int = _field(10, "Epochs", "Passes over the training data, in total.", ge=1, le=100_000)
+    max_steps: int | None = _field(None, "Step limit", "Stop after this many optimizer steps; None: no limit.", unit="steps", ge=1)
+    max_time_hours: float | None = _field(None, "Time limit", "Save and stop after this time; None: no limit.", unit="hours", gt=0)
+    batch_size: int = _field(4, "Batch size", "Samples in one forward pass (a micro-batch).", unit="samples", ge=1, le=65_536)
+    gradient_accumulation_steps: int = _field(
+        1, "Gradient accumulation", "Micro-batches in one optimizer step.", unit="micro-batches", ge=1, le=65_536
+    )
+    learning_rate: float = _field(5e-5, "Learning rate", "Peak step size, after warm-up.", gt=0, lt=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = _field("adamw", "Optimizer", "How gradients become updates.")
+    weight_decay: float = _field(
+        0.01, "Weight decay", "Pull of matrices towards zero; biases, norms and other vectors have none.", ge=0, lt=1
+    )
+    betas: tuple[BelowOne, BelowOne] = _field(
+        (0.9, 0.999), "Betas", "Decay of Adam's two running averages; the first is SGD's momentum.", strict=False
+    )
+    eps: float = _field(1e-8, "Epsilon", "Added to Adam's denominator.", gt=0, lt=1)
+    max_grad_norm: float = _field(1.0, "Gradient clipping", "Largest L2 norm of all gradients; 0 turns clipping off.", ge=0)
+    use_lr_schedule: bool = _field(True, "Learning-rate schedule", "Warm up and decay; off: the learning rate is constant.")
+    lr_schedule: LRSchedule = _field("cosine", "Schedule", "How the learning rate falls after warm-up.")
+    warmup_ratio: float | None = _field(
+        0.1, "Warm-up", "Share of all steps in which the learning rate rises; None when warmup_steps is set.", ge=0, le=1
+    )
+    warmup_steps: int | None = _field(
+        None, "Warm-up steps", "Steps in which the learning rate rises, instead of warmup_ratio.", unit="steps", ge=0
+    )
+    min_lr_ratio: float = _field(0.1, "Final learning rate", "Share of the learning rate that is left at the end.", ge=0, le=1)
+    label_smoothing: float = _field(0.0, "Label smoothing", "Share of the target spread over all classes.", ge=0, lt=1)
+
+    # On what
+    precision: Precision = _field(
+        "auto", "Precision", "auto: bf16 where the device has it, else fp16 on CUDA, else 32; 16: half as the device has it."
+    )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = _field(
+        None, "Compile", "torch.compile's mode; None: not compiled."
+    )
+    gradient_checkpointing: bool = _field(
+        False, "Gradient checkpointing", "Recompute activations in the backward pass: less memory, more time."
+    )
+    fused_loss: Literal["auto", "on", "off"] = _field(
+        "auto", "Fused loss", "Compute loss and output layer together, in chunks: less memory for large vocabularies."
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = _field("auto", "Strategy", "How several devices share the work.")
+    devices: AtLeastOne | Literal["auto"] = _field("auto", "Devices", "How many devices; auto: one.")
+    num_nodes: int = _field(1, "Hosts", "How many machines train together.", ge=1)
+    num_workers: int = _field(0, "Loader processes", "Processes that prepare batches; 0: in this process.", ge=0, le=256)
+    auto_batch_size: bool = _field(False, "Automatic batch size", "Find the largest micro-batch that fits.")
+
+    # Watched how
+    eval_every: Literal["epoch"] | AtLeastOne = _field("epoch", "Validate every", "epoch, or a number of steps.")
+    early_stopping_patience: int | None = _field(
+        None, "Patience", "Stop after this many validations without improvement; None: never.", unit="validations", ge=1
+    )
+    monitor: str = _field(
+        "val/loss", "Monitored metric", "Metric that decides what is best.", pattern=r"^(train|val)/[A-Za-z0-9_.]+$"
+    )
+    mode: Literal["min", "max"] = _field("min", "Direction", "Whether the monitored metric should fall or grow.")
+    min_delta: float = _field(0.0, "Least improvement", "Smaller changes of the monitored metric do not count.", ge=0)
+    max_train_samples: int | None = _field(None, "Training samples", "Use only the first n; None: all.", unit="samples", ge=1)
+    max_val_samples: int | None = _field(None, "Validation samples", "Use only the first n; None: all.", unit="samples", ge=1)
+
+    # Kept where
+    checkpoint_dir: str | None = _field(
+        None, "Checkpoint folder", "Where checkpoints go; None: inside the run's folder.", min_length=1
+    )
+    save_every_n_epochs: int = _field(1, "Save every", "Epochs between checkpoints.", unit="epochs", ge=1)
+    save_every_minutes: float | None = _field(
+        None, "Save every (time)", "Minutes between checkpoints within an epoch; None: only at epochs' ends.", unit="minutes", gt=0
+    )
+    keep_best_k: int = _field(1, "Best checkpoints kept", "How many of the best are kept.", ge=1)
+    keep_last_n: int = _field(2, "Last checkpoints kept", "How many of the newest are kept.", ge=2)
+    on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and train on.")
+    on_nonfinite: Literal["stop", "skip"] = _field(
+        "stop", "If the loss is NaN", "Stop, or skip the step (at most 3 in a row and 1 % of all)."
+    )
+    on_config_change: Literal["error", "continue"] = _field(
+        "error", "If the settings changed", "On resume with other settings: refuse, or continue with the new ones."
+    )
+    isolate_callbacks: bool = _field(False, "Isolate callbacks", "Switch a failing callback off instead of stopping.")
+
+    # Repeatable
+    random_seed: int = _field(42, "Seed", "Start of every random sequence: order, dropout, workers.", ge=0, lt=2**32)
+    deterministic: bool = _field(False, "Deterministic", "Only algorithms that give the same bits each time; slower.")
+
+    # Recorded where
+    use_wandb: bool | None = _field(None, "Weights & Biases", "None: on exactly when a project is given.")
+    wandb_project: str | None = _field(None, "W&B project", "Project to log to.", min_length=1)
+    wandb_entity: str | None = _field(None, "W&B entity", "Team or user that owns the project.", min_length=1)
+    run_name: str | None = _field(None, "Run name", "Name of the run's folder; None: the next free expN.")
+    output_dir: str = _field("runs", "Output folder", "Folder that holds the runs.", min_length=1)
+    notes: str = _field("", "Notes", "Free text, kept with the run.")
+
+    # Taken home how
+    export_bundle: bool = _field(False, "Export bundle", "Write a deployable bundle when training ends.")
+    export_formats: tuple[Literal["onnx", "torchscript", "pytorch", "hf"], ...] = _field(
+        ("onnx", "torchscript"), "Export formats", "What the bundle holds.", strict=False, min_length=1
+    )
+    export_dir: str | None = _field(None, "Export folder", "Where exports go; None: inside the run's folder.", min_length=1)
+
+    #: Fields that do not change what is learnt: they may differ when a run is continued.
+    NOT_LEARNT: ClassVar[frozenset[str]] = frozenset(
+        "max_time_hours num_workers checkpoint_dir save_every_n_epochs save_every_minutes keep_best_k keep_last_n on_save_error "
+        "on_config_change isolate_callbacks use_wandb wandb_project wandb_entity run_name output_dir notes export_bundle "
+        "export_formats export_dir".split()
+    )
+
+    @classmethod
+    def extra_inputs(cls) -> tuple[str, ...]:
+        return ("use_amp",)
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        values = dict(values)
+        problems: list[Problem] = []
+        for name in ("checkpoint_dir", "output_dir", "export_dir"):
+            if name in values:
+                values[name] = path_text(values[name])
+                if isinstance(values[name], str) and "\0" in values[name]:
+                    problems.append(Problem(name, f"got {shown(values[name])}; a path cannot hold a NUL character"))
+        for name in ("betas", "export_formats"):
+            if isinstance(values.get(name), str):
+                problems.append(Problem(name, f"got {shown(values[name])}; must be a list"))
+        precision = values.get("precision")
+        if isinstance(precision, (str, int)) and not isinstance(precision, bool) and precision in _PRECISIONS:
+            values["precision"] = _PRECISIONS[precision]
+        if "use_amp" in values:
+            problems += _translate_amp(values)
+        if isinstance(values.get("monitor"), str):
+            values["monitor"] = re.sub(r"^(train|val)_", r"\1/", values["monitor"])
+        if values.get("warmup_steps") is not None and "warmup_ratio" not in values:
+            values["warmup_ratio"] = None
+        run_name = values.get("run_name")
+        if isinstance(run_name, str) and (reason := run_name_problem(run_name)):
+            problems.append(Problem("run_name", f"got {shown(run_name)}; {reason}"))
+        return values, problems
+
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
+        problems = []
+        if values["warmup_steps"] is not None and values["warmup_ratio"] is not None:
+            both = f"{values['warmup_steps']} given together with warmup_ratio={values['warmup_ratio']}"
+            problems.append(Problem("warmup_steps", f"{both}; set one of the two"))
+        max_steps = values["max_steps"]
+        if max_steps is not None and values["warmup_steps"] is not None and values["warmup_steps"] > max_steps:
+            both = f"got {values['warmup_steps']}, more than max_steps={max_steps}"
+            problems.append(Problem("warmup_steps", f"{both}: the learning rate would never arrive"))
+        metric = str(values["monitor"]).split("/")[-1]
+        wanted = "max" if metric in _GROWING else "min" if metric in ("loss", "perplexity") else None
+        if wanted and values["mode"] != wanted:
+            problems.append(
+                Problem("mode", f"got {values['mode']!r} for {values['monitor']}; a better model has a "
+                        f"{'higher' if wanted == 'max' else 'lower'} value: set mode={wanted!r}", wanted)
+            )  # fmt: skip
+        return problems
+
+    @property
+    def wandb_enabled(self) -> bool:
+        """Whether tracking with Weights & Biases was asked for."""
+        return self.use_wandb if self.use_wandb is not None else self.wandb_project is not None
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in one full optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def validate(self) -> bool:  # type: ignore[override]  # the documented name; pydantic's own `validate` is deprecated
+        """True. An object that exists is valid: construction raises `ConfigError` otherwise."""
+        return True
+
+    def diff(self, other: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ, as {name: (mine, the other's)}."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    def save(self, path: str | Path) -> str:
+        """Write to a `.json`, `.yaml` or `.yml` file, atomically. Returns the absolute path."""
+        from utils.training.config_files import write_config_file
+
+        return str(write_config_file(path, self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that `save` wrote or a person did. Raises `ConfigError`, or `DataNotFoundError` if it is absent."""
+        from utils.training.config_files import read_config_file
+
+        return cls.from_dict(read_config_file(path))
+
+
+def _translate_amp(values: dict[str, Any]) -> list[Problem]:
+    """`use_amp` (in `values`, removed from it) becomes `precision`."""
+    use_amp = values.pop("use_amp")
+    if use_amp is None:
+        return []
+    if not isinstance(use_amp, bool):
+        return [Problem("use_amp", f"got {shown(use_amp)}; must be True or False")]
+    precision = values.get("precision")
+    half = precision in ("16", "bf16", "fp16")
+    if precision not in (None, "auto") and half != use_amp:
+        return [Problem("use_amp", f"got {use_amp} together with precision={precision!r}; keep one of the two")]
+    if not half:
+        values["precision"] = "16" if use_amp else "32"
+    return []
+
+
+def compare_configs(first: TrainingConfig, second: TrainingConfig) -> dict[str, dict[str, Any]]:
+    """What changed from `first` to `second`.
+
+    Returns:
+        {"changed": {field: (first's, second's)}, "added": {...}, "removed": {...}}; a field counts as added when it was
+        None and as removed when it became None. The run's name does not count.
+    """
+    comparison: dict[str, dict[str, Any]] = {"changed": {}, "added": {}, "removed": {}}
+    for name, (old, new) in first.diff(second).items():
+        if name == "run_name":
+            continue
+        if old is None:
+            comparison["added"][name] = new
+        elif new is None:
+            comparison["removed"][name] = old
+        else:
+            comparison["changed"][name] = (old, new)
+    return comparison
+
+
+def __getattr__(name: str) -> Any:
+    # The documented import path of the builder; it lives beside this file.
+    if name == "TrainingConfigBuilder":
+        from utils.training.config_builder import TrainingConfigBuilder
+
+        return TrainingConfigBuilder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
