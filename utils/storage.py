@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -58,7 +59,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write(path: str | Path, write: Callable[[IO[bytes]], None], verify: Callable[[Path], None] | None = None) -> Path:
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object], verify: Callable[[Path], None] | None = None) -> Path:
     """Commit a file: `write` fills it, `verify` may look at it before it gets its name.
 
     Args:
@@ -69,7 +70,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], None], verify: C
         OSError: nothing was changed at `path`; the temporary file is gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -86,9 +87,28 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], None], verify: C
     return path
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a second name of `source` in one step: a hard link, or a copy where the filesystem has none."""
+    temporary = _temporary(target)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with open(source, "rb") as original:
+            atomic_write(target, lambda file: shutil.copyfileobj(original, file))
+        return
+    os.replace(temporary, target)
+    sync_folder(target.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """The name of `path` while it is being written; `remove_stale_temporaries` knows it again."""
+    return path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.tmp")
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Commit a UTF-8 text file."""
-    return atomic_write(path, lambda file: file.write(text.encode()) and None)
+    return atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -131,7 +151,10 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Take the lock or raise `RunLockedError` that names the holder."""
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
+        try:
+            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
+        except OSError as error:
+            raise RunLockedError(f"{self.path} cannot be opened ({error.strerror}); choose another output_dir.") from None
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,8 +162,8 @@ class FolderLock:
             holder = _holder(file)
             file.close()
             raise RunLockedError(
-                f"{self.path.parent} is in use by {holder}. Wait for it to end, stop it by creating "
-                f"{self.path.parent / 'STOP'}, or choose another run_name."
+                f"{self.path.parent} is in use by {holder}. Wait for it to end, stop it with a file named STOP in its run's folder, "
+                "or choose another run_name and checkpoint_dir."
             ) from None
         except OSError as error:
             file.close()
@@ -150,9 +173,11 @@ class FolderLock:
         json.dump({"pid": os.getpid(), "host": host_name()}, file)
         file.flush()
         self._file = file
+        _held.add(self)
 
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
+        _held.discard(self)
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -165,6 +190,19 @@ class FolderLock:
             yield
         finally:
             self.release()
+
+
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: without this, a loader process that outlives a killed run would keep the run's folder locked."""
+    for lock in tuple(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _holder(file: IO[str]) -> str:

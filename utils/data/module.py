@@ -150,7 +150,9 @@ class UniversalDataModule:
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
         """Steps of a stream; what was consumed before a resume is read again and passed over."""
-        position, micro_batches, ids = 0, [], []
+        position = 0
+        micro_batches: list[Batch] = []
+        ids: list[int] = []
         for batch in stream:
             size = len(next(iter(batch.values())))
             position += size

@@ -89,7 +89,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             try:
                 values = loader.get_single_data()
             finally:
-                loader.dispose()  # type: ignore[no-untyped-call]
+                loader.dispose()
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except yaml.YAMLError as error:

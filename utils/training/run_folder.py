@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import re
 import uuid
 from collections.abc import Iterable
@@ -26,7 +25,7 @@ from typing import Any
 
 from utils import environment
 from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, DataTypeError
-from utils.storage import FolderLock, append_line, atomic_write, write_json
+from utils.storage import FolderLock, append_line, atomic_write, remove_stale_temporaries, write_json
 from utils.training.config_files import write_config_file
 from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, newest, read_checkpoint
 from utils.training.training_config import TrainingConfig
@@ -102,6 +101,7 @@ class RunFolder:
             except OSError as error:
                 raise CheckpointError(f"{lock.path.parent} cannot be used: {error.strerror}. Choose another folder.") from None
             stack.enter_context(lock.held())
+            remove_stale_temporaries(lock.path.parent)
 
     def new_identity(self) -> None:
         """This folder holds another run from now on."""
@@ -139,7 +139,7 @@ class RunFolder:
         if len(kept) < count:
             kept = list(rows)
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        atomic_write(self.history_file, lambda file: file.write(text.encode()) and None)
+        atomic_write(self.history_file, lambda file: file.write(text.encode()))
         return len(kept)
 
     @property
@@ -254,16 +254,11 @@ def _continue(
     config: TrainingConfig, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
 ) -> Start:
     """Lock the existing run, then read its newest checkpoint; a run that has none yet begins again in its folder."""
-    if config.run_name is not None:
-        (output_dir / config.run_name).mkdir(parents=True, exist_ok=True)
-        folder = RunFolder(output_dir / config.run_name, checkpoint_dir)
+    if checkpoint_dir is not None and checkpoint_files(checkpoint_dir):
+        folder = _owner(config.run_name, output_dir, checkpoint_dir)
     else:
-        assert checkpoint_dir is not None
-        _, payload = newest(checkpoint_dir)
-        path = output_dir / payload["run"]["name"]
-        folder = RunFolder(path, checkpoint_dir)
-        if not path.is_dir() or folder.run_id != payload["run"]["id"]:
-            folder = RunFolder.reserve(output_dir, None, checkpoint_dir)
+        assert config.run_name is not None
+        folder = RunFolder(output_dir / config.run_name, checkpoint_dir)
     folder.lock(stack)
     try:
         source, payload = newest(folder.checkpoints)
@@ -272,6 +267,25 @@ def _continue(
         return Start(folder, in_place=True)
     folder.run_id = payload["run"]["id"]
     return Start(folder, payload, source, in_place=True)
+
+
+def _owner(run_name: str | None, output_dir: Path, checkpoint_dir: Path) -> RunFolder:
+    """The folder of the run whose checkpoints are in `checkpoint_dir`; a new one when it is gone.
+
+    Raises:
+        CheckpointError: they are of another run than `run_name`.
+    """
+    _, payload = newest(checkpoint_dir)
+    name, run_id = payload["run"]["name"], payload["run"]["id"]
+    if run_name is not None and not re.fullmatch(re.escape(run_name) + r"(-\d+)?", name):
+        raise CheckpointError(
+            f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of run {name!r}, not of {run_name!r}; they are never "
+            f"overwritten. Set run_name={name!r} to continue that run, or choose another checkpoint_dir."
+        )
+    folder = RunFolder(output_dir / name, checkpoint_dir)
+    if folder.path.is_dir() and folder.run_id == run_id:
+        return folder
+    return RunFolder.reserve(output_dir, run_name, checkpoint_dir)
 
 
 def _checkpoint_path(resume_from: Any) -> Path:
@@ -287,8 +301,3 @@ def _checkpoint_path(resume_from: Any) -> Path:
     if not path.exists():
         raise CheckpointNotFoundError(f"{path} does not exist; resume_from names a checkpoint file or a run's folder.")
     return path
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """`value` where it is a finite number, for strict JSON readers."""
-    return value if value is not None and math.isfinite(value) else None

@@ -74,13 +74,13 @@ class WandbTracker(Callback):
             import wandb
 
             own = wandb.run is None
-            run = self._open(wandb) if own else wandb.run
+            run: Any = self._open(wandb) if own else wandb.run
             self._ready.set()
             while (row := self._rows.get()) is not None:
                 step = row.pop("step")
                 run.log({**row, "trainer/step": step})
             if own:
-                run.finish(quiet=True)
+                run.finish()
         except Exception as error:  # any failure of the service ends tracking, and nothing else
             self._failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self._ready.set()

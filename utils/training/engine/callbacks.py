@@ -150,7 +150,7 @@ class BatchEvents(StepWatch):
     def batch_end(self, batch: Batch, loss: Loss, num_targets: int) -> None:
         if self._callbacks.heard("on_batch_end"):
             mean = float(loss.loss_sum.detach()) / max(1, int(loss.num_targets))
-            logs = {"batch_size": _rows(batch), "loss": mean}
+            logs: Logs = {"batch_size": _rows(batch), "loss": mean}
             if self.wants_outputs:
                 logs |= {"batch": batch, "outputs": loss.outputs}
             self._callbacks.fire("on_batch_end", self.index, logs=logs)

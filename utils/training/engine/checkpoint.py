@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import pickle
 import re
-import shutil
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
-from utils.storage import atomic_write, free_bytes, remove_stale_temporaries, sync_folder
+from utils.storage import atomic_write, free_bytes, link_or_copy, remove_stale_temporaries
 
 log = logging.getLogger("trainbook.engine")
 
 FORMAT = 1
 BEST = "best.pt"
 _NAME = re.compile(r"^(epoch|step)_(\d+)\.pt$")
-_REQUIRED = ("format", "run", "state", "model", "optimizer", "schedule", "rng", "config", "fingerprint", "environment")
+_FOLDER_ATTRIBUTE = 0x10  # in a zip's external attributes, as MS-DOS had it
+_REQUIRED = ("format", "run", "state", "value", "regular", "model", "optimizer", "schedule", "rng", "config", "fingerprint", "environment")
 
 Payload = dict[str, Any]
 
@@ -41,15 +42,21 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
+            # A record marked as a folder would pass, and torch would then leave its tensor as it finds the memory.
+            folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER_ATTRIBUTE]
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path} does not exist.") from None
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder, not a checkpoint file.") from None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}; {size} bytes); use an older checkpoint.") from None
+        if size and not _begins_as_archive(path):
+            raise CheckpointError(_refusal(f"{path} is not the zip archive that torch.save writes, and anything else")) from None
+        raise CheckpointError(f"{path} is damaged ({error}; {size} bytes); use an older checkpoint.") from None
     if bad is not None:
         raise CheckpointError(f"{path} is damaged: record {bad!r} does not match its checksum; use an older checkpoint.")
+    if folders:
+        raise CheckpointError(f"{path} is damaged: record {folders[0]!r} is marked as a folder; use an older checkpoint.")
 
 
 def read_checkpoint(path: str | Path) -> Payload:
@@ -62,14 +69,13 @@ def read_checkpoint(path: str | Path) -> Payload:
     path = Path(path)
     verify(path)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch comments on foreign files before it refuses them
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it names {found[1]}" if found else "its pickle is not one of plain values"
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values, so loading it could run code: refused ({reason}). "
-            "If you trust its author, load it in a process of your own and save only its state_dict with safetensors."
-        ) from None
+        reason = f"names {found[1]}" if found else "has a pickle that is not one of plain values"
+        raise CheckpointError(_refusal(f"{path} {reason}, and anything but tensors and plain values")) from None
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     if not isinstance(payload, dict) or "format" not in payload:
@@ -85,6 +91,18 @@ def read_checkpoint(path: str | Path) -> Payload:
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
     return payload
+
+
+def _begins_as_archive(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _refusal(reason: str) -> str:
+    return (
+        f"{reason} could run code: refused. If you trust its author, load it in a process of your own and save only its state_dict "
+        "with safetensors."
+    )
 
 
 def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -110,13 +128,28 @@ class Entry:
 
     Attributes:
         step: optimizer steps done; value: the monitored metric when it was saved, None when there was none.
+        epoch: completed epochs; tells a stop after an epoch's last step from the epoch's end.
         run_id: the run that wrote it.
+        regular: False when it was saved only because it was among the best; such a one does not count as one of the last.
     """
 
     path: Path
     step: int
     value: float | None
     run_id: str
+    regular: bool = True
+    epoch: int = 0
+
+    @classmethod
+    def of(cls, path: Path, payload: Payload) -> Entry:
+        """The entry of a file with this content."""
+        state = payload["state"]
+        return cls(path, state["step"], payload["value"], payload["run"]["id"], payload["regular"], state["epoch"])
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How far the run was: larger is newer."""
+        return self.step, self.epoch
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -144,7 +177,7 @@ def newest(folder: Path) -> tuple[Path, Payload]:
             reasons.append(str(error))
             log.warning("Passed over: %s", error)
             continue
-        if found is None or payload["state"]["step"] > found[1]["state"]["step"]:
+        if found is None or Entry.of(path, payload).position > Entry.of(*found).position:
             found = path, payload
     if found is not None:
         return found
@@ -187,9 +220,9 @@ class CheckpointStore:
             with contextlib.suppress(CheckpointError):  # a damaged file is neither counted nor removed
                 payload = read_checkpoint(path)
                 if payload["run"]["id"] == self.run_id:
-                    self.entries.append(Entry(path, payload["state"]["step"], payload["value"], self.run_id))
+                    self.entries.append(Entry.of(path, payload))
                     self._last_size = path.stat().st_size
-        self.entries.sort(key=lambda entry: entry.step)
+        self.entries.sort(key=lambda entry: entry.position)
 
     def would_be_best(self, value: float | None) -> bool:
         """Whether a checkpoint with this value would be among the best that are kept."""
@@ -197,6 +230,10 @@ class CheckpointStore:
             return False
         ranked = self._ranked()
         return len(ranked) < self.keep_best_k or self._sign * value < self._sign * (ranked[self.keep_best_k - 1].value or 0.0)
+
+    def value_at(self, step: int) -> float | None:
+        """The metric with which the state after `step` was saved, None when it was not."""
+        return next((entry.value for entry in self.entries if entry.step == step and entry.value is not None), None)
 
     def commit(self, payload: Payload, name: str) -> Path:
         """Write `payload` under `name`, completely or not at all; then update best.pt and remove what is not needed.
@@ -208,7 +245,7 @@ class CheckpointStore:
         needed = max(2 * self._last_size, _tensor_bytes(payload))
         free = free_bytes(self.folder)
         if free < needed:
-            raise CheckpointWriteError(_no_space(path, needed, free), str(path))
+            raise CheckpointWriteError(_no_space(path, needed, free))
         try:
             # The first one is read back whole: it shows that what is saved can be loaded. Later ones differ only in numbers.
             check = verify if self._last_size else _check_readable
@@ -221,10 +258,12 @@ class CheckpointStore:
                 raise CheckpointWriteError(_no_space(path, needed, free_bytes(self.folder))) from error
             raise CheckpointWriteError(f"{path} could not be written: {cause or error}. Older checkpoints are intact.") from error
         self._last_size = path.stat().st_size
-        entry = Entry(path, payload["state"]["step"], payload["value"], self.run_id)
-        self.entries = [kept for kept in self.entries if kept.path != path] + [entry]
-        self._point_best()
-        self._rotate()
+        self.entries = [kept for kept in self.entries if kept.path != path] + [Entry.of(path, payload)]
+        try:
+            self._point_best()
+            self._rotate()
+        except OSError as error:
+            raise CheckpointWriteError(f"{path} is saved, but best.pt or older files could not be changed: {error}.") from error
         return path
 
     @property
@@ -242,25 +281,19 @@ class CheckpointStore:
         return sorted(valued, key=lambda entry: (self._sign * (entry.value or 0.0), entry.step))
 
     def _point_best(self) -> None:
-        """Make best.pt the best checkpoint's second name: a hard link, or a copy where there are none."""
+        """Make best.pt the best checkpoint's second name; never a symlink, which a copy of the folder would not hold."""
         best, target = self.best, self.folder / BEST
         if best is None:
             return
         with contextlib.suppress(OSError):
             if target.samefile(best.path):
                 return
-        temporary = self.folder / f".{BEST}.link.tmp"
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(best.path, temporary)
-        except OSError:
-            shutil.copyfile(best.path, temporary)
-        os.replace(temporary, target)
-        sync_folder(self.folder)
+        link_or_copy(best.path, target)
 
     def _rotate(self) -> None:
-        newest_first = sorted(self.entries, key=lambda entry: entry.step, reverse=True)
-        kept = {entry.path for entry in [*newest_first[: self.keep_last_n], *self._ranked()[: self.keep_best_k]]}
+        newest_first = sorted(self.entries, key=lambda entry: entry.position, reverse=True)
+        last = [entry for entry in newest_first if entry.regular][: self.keep_last_n]
+        kept = {entry.path for entry in [newest_first[0], *last, *self._ranked()[: self.keep_best_k]]}
         for entry in newest_first:
             if entry.path not in kept:
                 entry.path.unlink(missing_ok=True)

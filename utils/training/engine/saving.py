@@ -60,28 +60,31 @@ class RunSaver:
     def after_evaluation(self, value: float | None) -> None:
         """Save a validation within an epoch that is among the best."""
         if self.store.would_be_best(value):
-            self.save(value)
+            self.save(value, regular=False)
 
     def after_epoch(self, value: float | None) -> None:
         """Save at an epoch's end: when it is due, among the best, or the last."""
-        due = self.state.epoch % self.config.save_every_n_epochs == 0
-        if due or self.state.stop_reason is not None or self.store.would_be_best(value):
-            self.save(value)
+        due = self.state.epoch % self.config.save_every_n_epochs == 0 or self.state.stop_reason is not None
+        if due or self.store.would_be_best(value):
+            self.save(value, regular=due)
 
-    def save(self, value: float | None = None) -> Path | None:
+    def save(self, value: float | None = None, regular: bool = True) -> Path | None:
         """Commit the state as it is. None when it failed and `on_save_error="warn"`.
 
         Args:
             value: the monitored metric of exactly this state, where it was measured.
+            regular: False for a save that is only due because the value is among the best.
         Raises:
             CheckpointWriteError: with `on_save_error="stop"`.
         """
         self.before_save()
         state = self.state
+        if value is None:
+            value = self.store.value_at(state.step)  # saved again, because of a stop: it is still worth what it was
         at_epoch_end = state.samples_done == 0 and state.epoch > 0
         name = f"epoch_{state.epoch}.pt" if at_epoch_end else f"step_{state.step}.pt"
         try:
-            path = self.store.commit(self.payload(value), name)
+            path = self.store.commit(self.payload(value, regular), name)
         except CheckpointWriteError as error:
             if self.config.on_save_error == "stop":
                 raise
@@ -92,7 +95,7 @@ class RunSaver:
         self._events.fire("on_checkpoint_saved", path)
         return path
 
-    def payload(self, value: float | None) -> Payload:
+    def payload(self, value: float | None, regular: bool) -> Payload:
         """Everything that a run needs to go on exactly: tensors and plain values only."""
         parts = self.parts
         return {
@@ -100,6 +103,7 @@ class RunSaver:
             "run": {"id": self.store.run_id, "name": self._run_name},
             "state": self.state.to_dict(),
             "value": value,
+            "regular": regular,
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),

@@ -225,7 +225,8 @@ class Trainer:
                 f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
             )
         for source, name in ((data.train, "train_data"), (data.validation, "val_data")):
-            largest = source.max_id() if hasattr(source, "max_id") else None
+            max_id = getattr(source, "max_id", None)
+            largest = max_id() if max_id is not None else None
             limit = known or spec.vocab_size
             if largest is not None and limit is not None and largest >= limit:
                 raise DataError(f"{name} holds token id {largest}, but the model knows ids 0 to {limit - 1}. Use the model's tokenizer.")
@@ -337,8 +338,9 @@ def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
         try:
             yield
         finally:
-            if config.gradient_checkpointing and hasattr(model, "gradient_checkpointing_disable"):
-                model.gradient_checkpointing_disable()
+            switch_off: Any = getattr(model, "gradient_checkpointing_disable", None)
+            if config.gradient_checkpointing and switch_off is not None:
+                switch_off()
 
 
 def _planned_steps(config: TrainingConfig, data: UniversalDataModule) -> int | None:

@@ -1,0 +1,1 @@
+"""Command lines: training and notebooks without a front end."""

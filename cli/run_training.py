@@ -1,0 +1,181 @@
+"""Train without a notebook: the same job, from one config file.
+
+    python cli/run_training.py                                  the starter job
+    python cli/run_training.py --config job.yaml --resume auto
+    python cli/run_training.py --set epochs=2 --set model.max_seq_len=64
+
+A job file has up to four sections; what is left out comes from the preset. Paths are relative to the current folder.
+
+    preset: starter
+    model: {name: gpt-small, vocab_size: 4096, max_seq_len: 128}
+    setup: {dataset_path: my.txt, val_split: 0.1}
+    training: {epochs: 8, learning_rate: 1e-3, run_name: first}
+
+Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pydantic import Field
+
+from utils.errors import ConfigError, Problem, TrainbookError, TrainingInterrupted
+from utils.schema import Schema
+from utils.training.config_files import parse_value, read_config_file
+from utils.ui.presets import ConfigPresets
+from utils.ui.setup_config import SetupConfig, field_of, values_of_sections
+from utils.ui.setup_wizard import SetupWizard
+
+if TYPE_CHECKING:
+    from utils.training.engine.results import TrainingResults
+
+
+class JobConfig(Schema):
+    """A job file. `setup` and `training` together hold SetupConfig's values, in whichever of the two."""
+
+    preset: str = Field("starter", title="Preset", description="Where the values start from.")
+    model: dict[str, Any] = Field(
+        default_factory=dict, title="Model", description="Name in ModelRegistry and its arguments."
+    )
+    setup: dict[str, Any] = Field(default_factory=dict, title="Setup", description="Data and tokenizer.")
+    training: dict[str, Any] = Field(default_factory=dict, title="Training", description="TrainingConfig's values.")
+
+    #: Sections that may be empty in a file.
+    SECTIONS: ClassVar[tuple[str, ...]] = ("model", "setup", "training")
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        return {name: {} if value is None and name in cls.SECTIONS else value for name, value in values.items()}, []
+
+    @classmethod
+    def from_file(cls, path: str | None, settings: Sequence[str] = ()) -> JobConfig:
+        """The job in a file (None: the starter job), with `name=value` settings over it.
+
+        `model.name=value` is an argument of the model.
+
+        Raises:
+            ConfigError, DataNotFoundError: the file cannot be read, or a setting is not `name=value`.
+        """
+        values = {} if path is None else read_config_file(path)
+        stray = [Problem(str(n), "stands outside the sections; put it under training:") for n in values if n in _FIELDS]
+        if stray:
+            raise ConfigError.from_problems(str(path), stray)
+        job = cls.from_dict(values)
+        model, setup, training = dict(job.model), dict(job.setup), dict(job.training)
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or not name:
+                raise ConfigError(f"--set takes name=value; got {setting!r}")
+            if name.startswith("model."):
+                model[name.removeprefix("model.")] = parse_value(text)
+                continue
+            for section in (setup, training):
+                for given in [given for given in section if field_of(given) == field_of(name)]:
+                    del section[given]
+            training[name] = parse_value(text)
+        return cls(preset=job.preset, model=model, setup=setup, training=training)
+
+
+_FIELDS = frozenset(SetupConfig.field_names())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one job. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return _run(JobConfig.from_file(options.config, options.set), options.resume, options.dry_run)
+    except TrainbookError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except TrainingInterrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        if error.results is not None:
+            print(
+                f"saved  {error.results.checkpoint_path}\ncontinue with the same command and --resume auto",
+                file=sys.stderr,
+            )
+        return 130
+    except KeyboardInterrupt:
+        print("\nstopped at once; checkpoints saved before are intact: continue with --resume auto", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="run_training", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="the job, a .yaml or .json file; without it the starter job")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="change one value of the job; repeatable"
+    )
+    parser.add_argument("--resume", metavar="auto|PATH", help="auto: continue this run; PATH: start from a checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="check the job and prepare the data, but do not train")
+    return parser
+
+
+def _run(job: JobConfig, resume: str | None, dry_run: bool) -> int:
+    preset = ConfigPresets().get(job.preset)
+    values = values_of_sections({"setup": job.setup, "training": job.training})
+    SetupConfig().update(**values)  # every mistake is reported before torch is even imported
+
+    from utils.data import prepare_data
+    from utils.models import ModelRegistry
+
+    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
+    model = ModelRegistry.create(name, **model_arguments)
+    wizard = SetupWizard()
+    setup = wizard.run(model=model, interactive=False, preset=preset, **values)
+    wizard.print_config(setup)
+    data = prepare_data(setup, model)
+    data.report.show()
+    if dry_run:
+        print("dry run: everything is in order, nothing was trained")
+        return 0
+
+    from utils.training.engine.trainer import Trainer
+    from utils.ui.progress import PrintProgress
+
+    trainer = Trainer(
+        model,
+        training_config=setup.training_config,
+        task_spec=data.task_spec,
+        tokenizer=data.tokenizer,
+        callbacks=[PrintProgress()],
+    )
+    results = trainer.train(data.train, data.validation, resume_from=resume)
+    _report(results, data.report.unigram_loss)
+    return 0
+
+
+def _model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The model's name and arguments: the preset's with the job's over them, or only the job's for another model."""
+    given = dict(section)
+    wanted = given.pop("name", name)
+    return wanted, {**(arguments if wanted == name else {}), **given}
+
+
+def _report(results: TrainingResults, unigram_loss: float | None) -> None:
+    """Print the results, export the model, and say where everything is."""
+    from utils.training.export import export_model
+
+    results.show(baseline=unigram_loss)
+    print(f"run folder  {results.run_dir}")
+    print(f"curves      {results.curves_path}")
+    print(f"checkpoint  {results.best_model_path or results.checkpoint_path}")
+    print(f"model       {export_model(results)['hf'].path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

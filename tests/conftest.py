@@ -1,0 +1,269 @@
+"""The room that every test runs in: no network, its own home and folder, nothing left behind.
+
+A test fails when it leaves a thread, a child process or a signal handler. Random generators, environment variables, the
+working folder and torch's switches are put back around each test; `rng_untouched` makes a test fail when the code under
+test draws from, or seeds, a global generator.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What a test must not inherit: credentials, settings of the services, a launcher's ranks, a front end.
+_SCRUBBED_PREFIXES = ("HF_", "WANDB_", "TRAINBOOK_", "COLAB_", "JPY_", "MPL", "CUBLAS_", "OMP_", "MKL_")
+_SCRUBBED_SUFFIXES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_PROXY")
+_SCRUBBED_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "CI", "PYTHONWARNINGS")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+#: What third parties start or install once for the life of a process, by design: class or function, by module.
+_KEPT_THREADS = ("tqdm._monitor",)
+_KEPT_HANDLERS = ("torch.utils.data._utils.signal_handling",)
+
+#: Seconds that a thread or child which is ending already may take.
+_PATIENCE_S = 5.0
+
+
+class NetworkBlockedError(ConnectionError):
+    """A test tried to reach the network."""
+
+
+# ---- once a process, before any test module is imported ----
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FAILED_PARTS] = os.environ.get("TRAINBOOK_FAILED_PARTS", "")
+    home = Path(tempfile.mkdtemp(prefix="trainbook-home-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    for name in list(os.environ):
+        upper = name.upper()
+        if upper.startswith(_SCRUBBED_PREFIXES) or upper.endswith(_SCRUBBED_SUFFIXES) or upper in _SCRUBBED_NAMES:
+            del os.environ[name]
+    os.environ.update(_environment(home))
+    _block_network(config)
+    _make_hypothesis_repeatable()
+
+
+def _environment(home: Path) -> dict[str, str]:
+    nowhere = "http://127.0.0.1:9"  # the discard port: a child process that goes out through a proxy is refused at once
+    return {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "XDG_DATA_HOME": str(home / ".local" / "share"),
+        "HF_HOME": str(home / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "WANDB_DIR": str(home),
+        "WANDB_CACHE_DIR": str(home / "wandb-cache"),
+        "WANDB_CONFIG_DIR": str(home / "wandb-config"),
+        "WANDB_DATA_DIR": str(home / "wandb-data"),
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "MPLBACKEND": "Agg",
+        "TOKENIZERS_PARALLELISM": "false",
+        # torch reads these when it is imported; children of a test inherit them. Workers share few cores.
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "no_proxy": ",".join(_LOOPBACK),
+        # Children run in a test's own folder and import the library from here.
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def _block_network(config: pytest.Config) -> None:
+    """Sockets reach this machine only. Covers this process; children find a dead proxy in their environment."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: socket.socket, *arguments: Any) -> Any:
+            address = arguments[-1]  # sendto(data, [flags,] address)
+            if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOOPBACK:
+                raise NetworkBlockedError(f"tests have no network; somebody tried to reach {address[0]}:{address[1]}")
+            return real(self, *arguments)
+
+        return call
+
+    for name in ("connect", "connect_ex", "sendto"):
+        patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+    real_look_up = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in (None, "", "0.0.0.0", socket.gethostname(), *_LOOPBACK):  # noqa: S104 - listening is local
+            raise NetworkBlockedError(f"tests have no network; somebody looked up {name}")
+        return real_look_up(host, *arguments, **options)
+
+    patch.setattr(socket, "getaddrinfo", look_up)
+
+
+def _make_hypothesis_repeatable() -> None:
+    from hypothesis import settings
+
+    settings.register_profile("trainbook", derandomize=True, deadline=None, database=None, print_blob=True)
+    settings.load_profile("trainbook")
+
+
+_FAILED_PARTS = pytest.StashKey[str]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the parts of `setup_colab.sh test` that failed before this run, above pytest's closing line."""
+    if parts := config.stash[_FAILED_PARTS]:
+        terminalreporter.section("failed before the test suite", red=True, bold=True)
+        terminalreporter.line(parts)
+
+
+# ---- around every test ----
+
+
+@pytest.fixture(autouse=True)
+def _room(tmp_path: Path) -> Iterator[None]:
+    """A folder of its own, everything put back afterwards, and a failure for what outlives the test."""
+    folder, environment = Path.cwd(), dict(os.environ)
+    put_back = [_random_state(), _torch_switches()]
+    threads, children, handlers = set(threading.enumerate()), _children(), _signal_handlers()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for restore in put_back:
+        restore()
+    left = [*_left_handlers(handlers), *_left_threads(threads), *_left_children(children)]
+    if left:
+        pytest.fail(f"the test left behind: {'; '.join(left)}", pytrace=False)
+
+
+@pytest.fixture
+def rng_untouched() -> Iterator[None]:
+    """Fail when a global random generator (random, numpy, torch) is in another state after the test than before."""
+    import numpy as np
+    import torch
+
+    def states() -> dict[str, bytes]:
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the legacy global state is what is watched
+        return {
+            "random": repr(random.getstate()).encode(),
+            "numpy": repr((name, keys.tobytes(), rest)).encode(),
+            "torch": torch.get_rng_state().numpy().tobytes(),
+        }
+
+    before = states()
+    yield
+    after = states()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        pytest.fail(f"the global random generator of {', '.join(changed)} was changed", pytrace=False)
+
+
+def _random_state() -> Callable[[], None]:
+    """Remember the global generators of what is loaded already; torch and numpy are not imported for it."""
+    python = random.getstate()
+    np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    numpy_state = np.random.get_state() if np else None
+    torch_state = torch.get_rng_state() if torch else None
+
+    def restore() -> None:
+        random.setstate(python)
+        if np:
+            np.random.set_state(numpy_state)
+        if torch:
+            torch.set_rng_state(torch_state)
+
+    return restore
+
+
+def _torch_switches() -> Callable[[], None]:
+    """Remember torch's global switches, and hold it to one thread: a worker has about one core."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return lambda: None
+    torch.set_num_threads(1)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+
+    def restore() -> None:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+
+    return restore
+
+
+def _signal_handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
+def _left_handlers(before: dict[int, Any]) -> list[str]:
+    left = []
+    for number, handler in before.items():
+        now = signal.getsignal(number)
+        if now != handler and getattr(now, "__module__", None) not in _KEPT_HANDLERS:
+            left.append(f"a handler of {signal.Signals(number).name}: {now!r}")
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    return left
+
+
+def _left_threads(before: set[threading.Thread]) -> list[str]:
+    left = []
+    for thread in set(threading.enumerate()) - before:
+        if type(thread).__module__ in _KEPT_THREADS:
+            continue
+        thread.join(_PATIENCE_S)
+        if thread.is_alive():
+            left.append(f"thread {thread.name!r}")
+    return left
+
+
+def _children() -> set[int]:
+    """Ids of this process's living children. Linux lists them by thread, which is far cheaper than scanning /proc."""
+    tasks = Path("/proc/self/task")
+    try:
+        listed = {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+    except OSError:  # another system, a kernel without that file, or a thread that ended in between
+        import psutil
+
+        listed = {child.pid for child in psutil.Process().children()}
+    return listed
+
+
+def _left_children(before: set[int]) -> list[str]:
+    new = _children() - before
+    if not new:
+        return []
+    import psutil
+
+    multiprocessing.active_children()  # reaps those that have ended
+    left = []
+    for pid in sorted(new):
+        try:
+            child = psutil.Process(pid)
+            command = " ".join(child.cmdline())
+            if "multiprocessing.resource_tracker" in command:  # one for the whole life of a process, by design
+                continue
+            child.wait(_PATIENCE_S)
+        except psutil.NoSuchProcess:
+            continue
+        except psutil.TimeoutExpired:
+            left.append(f"child process {pid}: {command[:200]}")
+            child.kill()
+    return left

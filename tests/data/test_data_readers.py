@@ -1,0 +1,136 @@
+"""A text file is read exactly as it is, and every unusable one gives a message that says where and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import os
+
+import pytest
+
+from utils.data.readers import read_text_file
+from utils.errors import ConfigError, DataError, DataNotFoundError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def test_text_is_kept_exactly(write):
+    text = "\tTabs, trailing blanks  \n\n  größe … 世界 \x0b \u2028 no line end at the end"
+    document = read_text_file(write("a.txt", text.encode()))
+    assert document.text == text
+    assert (document.num_lines, document.num_blank_lines, document.had_bom) == (3, 1, False)
+
+
+def test_line_ends_become_lf_and_the_byte_order_mark_goes(write):
+    document = read_text_file(write("a.txt", b"\xef\xbb\xbfone\r\ntwo\rthree\n\r\n"))
+    assert document.text == "one\ntwo\nthree\n\n"
+    assert (document.num_lines, document.num_blank_lines, document.had_bom) == (4, 1, True)
+
+
+def test_other_encodings_are_read_when_named(write):
+    assert read_text_file(write("a.txt", "größe\n".encode("latin-1")), encoding="latin-1").text == "größe\n"
+    document = read_text_file(write("b.txt", "größe\n".encode("utf-16")), encoding="utf-16")
+    assert (document.text, document.had_bom) == ("größe\n", True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "hex", ""])
+def test_an_encoding_that_is_none_is_named(write, encoding):
+    with pytest.raises(ConfigError, match="no text encoding"):
+        read_text_file(write("a.txt", b"text"), encoding=encoding)
+
+
+def test_a_missing_file_names_the_ones_with_nearly_that_name(write):
+    path = write("story.txt", b"text")
+    with pytest.raises(DataNotFoundError, match=r"no such file\. Did you mean .*story\.txt\?") as error:
+        read_text_file(path.with_name("Stroy.txt"))
+    assert isinstance(error.value, FileNotFoundError)
+    with pytest.raises(DataNotFoundError, match=r"Files in .*: story\.txt"):
+        read_text_file(path.with_name("quite_different.md"))
+
+
+def test_a_missing_folder_names_the_nearest_that_exists(tmp_path):
+    with pytest.raises(DataNotFoundError, match="folder does not exist") as error:
+        read_text_file(tmp_path / "no" / "such" / "story.txt")
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_folder_is_no_file(write, tmp_path):
+    write("story.txt", b"text")
+    with pytest.raises(DataError, match=r"is a folder, not a file\. Files in .*story\.txt"):
+        read_text_file(tmp_path)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="device or pipe"):
+        read_text_file(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(DataError, match="as the path of a data file"):
+        read_text_file(path)
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(DataNotFoundError, match="cannot be opened"):
+        read_text_file(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"\n", "only 1 blank line"),
+        (b" \n\t\r\n\r", "only 3 blank lines"),
+        (b"\xef\xbb\xbf\n", "only 1"),
+    ],
+)
+def test_f22_files_without_text_say_so(write, content, message):
+    path = write("a.txt", content)
+    with pytest.raises(DataError, match=message) as error:
+        read_text_file(path)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello\n\0world", "byte 6 is NUL"),
+        (gzip.compress(b"hello", mtime=0), "gzip archive"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "PNG image"),
+        (b"PK\x03\x04\x14\0", "zip archive"),
+        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "PDF document"),
+        ("hello wörld".encode("utf-16"), 'is in UTF-16 .*Save it as UTF-8.*encoding="utf-16"'),
+        ("世界".encode("utf-16"), "is in UTF-16"),
+        ("hello".encode("utf-32"), "is in UTF-32"),
+        (("hello wörld\n" * 9).encode("utf-16-be"), "UTF-16 without a byte-order mark"),
+    ],
+)
+def test_f23_binary_files_are_named_for_what_they_are(write, content, message):
+    with pytest.raises(DataError, match=message):
+        read_text_file(write("a.txt", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "byte"),
+    [
+        (b"\xff", "1:1", "0xff"),
+        ("line one\r\nline zwei: größe\n".encode("latin-1"), "2:14", "0xf6"),
+        (b"a\rb\rc\xff", "3:2", "0xff"),
+        (b"\xef\xbb\xbfab\xffc", "1:3", "0xff"),  # a byte-order mark is no column
+        ("€uro\n€".encode() + b"\xe2\x82", "2:2", "0xe2"),  # columns count characters, not bytes
+    ],
+)
+def test_f23_a_byte_that_is_not_utf8_is_located(write, content, place, byte):
+    path = write("a.txt", content)
+    with pytest.raises(DataError, match="Save the file as UTF-8, or name its own encoding") as error:
+        read_text_file(path)
+    assert str(error.value).startswith(f"{path}:{place}: byte {byte} is not valid UTF-8")

@@ -1,0 +1,144 @@
+"""Exact resume: a run that is stopped at any step boundary and continued is the run that was never stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
+
+from utils.errors import CheckpointError, CheckpointNotFoundError
+from utils.training import Callback, Trainer
+
+STEPS = 12
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, step, trainer, logs=None):
+        if step == self.step:
+            trainer.request_stop("test")
+
+
+def run(model, *, stop_at: int | None = None, resume_from=None, **changes):
+    callbacks = [] if stop_at is None else [StopAt(stop_at)]
+    trainer = Trainer(model, None, golden_config(**changes), callbacks=callbacks)
+    return trainer.train(train_set(), validation_set(), resume_from=resume_from)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_f03_stopped_at_a_step_boundary_and_continued(step, precision):
+    unbroken = run(tiny_gpt(), run_name="unbroken", precision=precision)
+    assert unbroken.steps == STEPS
+    first = run(tiny_gpt(), stop_at=step, precision=precision)
+    assert first.steps == step
+    continued = run(tiny_gpt(seed=9), resume_from="auto", precision=precision)  # other initial weights: all must come from the file
+    assert_same_run(unbroken, continued)
+
+
+@pytest.mark.parametrize("changes", [
+    {"lr_schedule": "plateau", "epochs": 8}, {"eval_every": 2}, {"optimizer": "sgd", "learning_rate": 0.05},
+    {"num_workers": 1}, {"lr_schedule": "linear", "max_steps": 10}, {"label_smoothing": 0.1, "gradient_accumulation_steps": 1},
+], ids=lambda changes: next(iter(changes)))  # fmt: skip
+def test_resume_is_exact_with_other_settings(changes):
+    unbroken = run(plain_lm(), run_name="unbroken", **changes)
+    for step in (2, 5, 7):
+        run(plain_lm(), stop_at=step, run_name=f"stopped-{step}", **changes)
+        assert_same_run(unbroken, run(plain_lm(seed=9), resume_from="auto", run_name=f"stopped-{step}", **changes))
+
+
+def test_stopped_and_continued_many_times():
+    unbroken = run(tiny_gpt(), run_name="unbroken")
+    results = run(tiny_gpt(), stop_at=1)
+    for step in (2, 5, 6, 11):
+        results = run(tiny_gpt(seed=step), stop_at=step, resume_from="auto")
+        assert results.stop_reason == "test"
+    assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto"))
+
+
+def test_early_stopping_counts_over_a_resume():
+    changes = {"learning_rate": 0.5, "early_stopping_patience": 2, "epochs": 8, "max_grad_norm": 0.0, "use_lr_schedule": False}
+    unbroken = run(tiny_gpt(), run_name="unbroken", **changes)
+    assert unbroken.stop_reason == "early_stopping"
+    stop = unbroken.steps - 2  # within the epoch before the last validation, when one wait is already counted
+    run(tiny_gpt(), stop_at=stop, **changes)
+    assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", **changes))
+
+
+def test_a_finished_run_is_not_trained_again():
+    first = run(tiny_gpt())
+    again = run(tiny_gpt(seed=9), resume_from="auto")
+    assert_same_run(first, again)
+    assert again.checkpoint_path == first.checkpoint_path
+
+
+def test_changed_settings_are_refused_with_the_difference_and_both_ways_on():
+    run(tiny_gpt(), stop_at=4)
+    with pytest.raises(CheckpointError) as caught:
+        run(tiny_gpt(), resume_from="auto", learning_rate=1e-4, random_seed=7)
+    message = str(caught.value)
+    assert "learning_rate: 0.003 there, 0.0001 here" in message
+    assert "random_seed: 42 there, 7 here" in message
+    assert "run_name" in message
+    assert "on_config_change" in message
+    continued = run(tiny_gpt(), resume_from="auto", learning_rate=1e-4, on_config_change="continue")
+    assert continued.steps == STEPS
+    assert any("learning_rate" in notice for notice in continued.notices)
+
+
+def test_other_data_is_refused():
+    run(tiny_gpt(), stop_at=4)
+    other = Trainer(tiny_gpt(), None, golden_config())
+    with pytest.raises(CheckpointError, match="data: not the same"):
+        other.train(validation_set(), train_set(), resume_from="auto")
+
+
+def test_what_does_not_change_learning_may_change():
+    unbroken = run(tiny_gpt(), run_name="unbroken")
+    run(tiny_gpt(), stop_at=4)
+    assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", keep_last_n=5, notes="now with notes", num_workers=1))
+
+
+def test_an_explicit_checkpoint_starts_a_new_run_and_leaves_the_old_one_alone():
+    first = run(tiny_gpt())
+    before = sorted(path.name for path in first.run_dir.rglob("*"))
+    older = first.checkpoint_paths[0]
+    branched = run(tiny_gpt(seed=9), resume_from=older, run_name="branch")
+    assert branched.run_dir != first.run_dir
+    assert sorted(path.name for path in first.run_dir.rglob("*")) == before
+    assert_same_weights_only(first, branched)
+    with pytest.raises(CheckpointError, match="not the newest"):
+        run(tiny_gpt(), resume_from=older)
+
+
+def assert_same_weights_only(first, second):
+    for (name, mine), theirs in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_nothing_to_continue():
+    assert run(tiny_gpt(), resume_from="auto").steps == STEPS  # auto starts when there is nothing
+    for resume_from in ("latest", "best", "nowhere/epoch_3.pt"):
+        with pytest.raises(CheckpointNotFoundError):
+            run(tiny_gpt(), resume_from=resume_from, run_name="absent")
+
+
+def test_more_epochs_continue_a_finished_run():
+    run(tiny_gpt(), epochs=2)
+    longer = run(tiny_gpt(seed=9), resume_from="auto", epochs=4, on_config_change="continue")
+    assert longer.epochs_trained == 4
+    assert [row["epoch"] for row in longer.history] == [0, 1, 2, 3]
+
+
+def test_the_callers_random_state_and_the_models_mode_are_left_alone():
+    model = tiny_gpt()
+    model.eval()
+    model.transformer.h[0].train()
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes

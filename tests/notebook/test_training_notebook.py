@@ -1,0 +1,152 @@
+"""The shipped notebook: short cells without outputs, and "Run all" with nobody clicking ends with a trained model."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from utils.ui.notebook import CELL_OF
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "training.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def sections(notebook):
+    """heading -> the code cell under it."""
+    found, heading = {}, None
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = re.match(r"#+ (.+)", cell.source)[1]
+        else:
+            assert heading not in found, "one code cell under each heading"
+            found[heading] = cell
+    return found
+
+
+def names_made_by(source):
+    """Names that a cell assigns or imports."""
+    tree = ast.parse(source)
+    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return stored | {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def names_read_by(source):
+    tree = ast.parse(source)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def test_it_is_committed_without_outputs_and_widget_state(notebook):
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+def test_cells_are_short_and_hold_no_logic(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = [line for line in cell.source.splitlines() if line.strip()]
+            assert len(lines) <= 8, cell.source
+            logic = (ast.If, ast.For, ast.While, ast.Try, ast.FunctionDef, ast.ClassDef, ast.With, ast.Lambda)
+            assert not any(isinstance(node, logic) for node in ast.walk(ast.parse(cell.source)))
+        else:
+            text = [line for line in cell.source.splitlines() if line and not line.startswith("#")]
+            assert len(text) == 1, "one sentence under each heading"
+
+
+def test_settings_are_a_parameters_cell(notebook):
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert [cell.source for cell in tagged] == ["CONFIG = {}"]
+
+
+def test_a_hanging_cell_is_given_up(notebook):
+    assert 60 <= notebook.metadata["execution"]["timeout"] <= 900
+
+
+def test_every_cell_needs_only_what_cells_above_it_made(notebook):
+    known = set(dir(__builtins__)) | set(__builtins__)
+    for heading, cell in sections(notebook).items():
+        missing = names_read_by(cell.source) - known - names_made_by(cell.source)
+        assert not missing, f"{heading} reads {missing}"
+        known |= names_made_by(cell.source)
+
+
+def test_the_help_for_cells_run_too_early_knows_every_name(notebook):
+    made = {
+        name: heading
+        for heading, cell in sections(notebook).items()
+        if heading != "Start"
+        for name in names_made_by(cell.source)
+    }
+    assert dict(CELL_OF) == made
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """For the kernel: steps this small are slower with several threads, and much slower beside other tests."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def run(config, output):
+    executed = papermill.execute_notebook(
+        str(NOTEBOOK), str(output), {"CONFIG": config}, cwd=str(ROOT), progress_bar=False
+    )
+    return {
+        heading: "".join(
+            output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs
+        )
+        for heading, cell in sections_of_executed(executed).items()
+    }, executed
+
+
+def sections_of_executed(executed):
+    """As `sections`; the cell that papermill put in takes the place of the one it overrides."""
+    executed.cells = [cell for cell in executed.cells if "parameters" not in cell.metadata.get("tags", [])]
+    return sections(executed)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    sizes = {"epochs": 1, "max_train_samples": 32, "max_val_samples": 8, "max_length": 32}
+    return {**sizes, "output_dir": str(folder / "runs")}
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_run_all_trains_shows_samples_and_saves(small, tmp_path):
+    texts, executed = run(small, tmp_path / "executed.ipynb")
+    folder = Path(small["output_dir"]) / "starter"
+    assert "epoch 1/1" in texts["Training"]
+    assert "unigram model" in texts["Curves"]
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    assert texts["Sample"].startswith("A function")
+    for path in (folder, folder / "plots" / "curves.png", folder / "exports" / "hf"):
+        assert str(path) in texts["Take home"]
+        assert path.exists()
+    assert "widgets" not in executed.metadata
+
+    again, _ = run(small, tmp_path / "again.ipynb")
+    assert "epoch 1/1" not in again["Training"], "a finished run is not trained again"
+    assert again["Sample"] == texts["Sample"]
+    assert again["Take home"] == texts["Take home"]
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_a_mistyped_setting_stops_at_the_setup_cell_in_words(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean epochs"):
+        run({"epocs": 1}, tmp_path / "executed.ipynb")

@@ -1,0 +1,15 @@
+"""What several fault tests compare with."""
+
+from __future__ import annotations
+
+import pytest
+from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
+
+from utils.training import Trainer, TrainingResults
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> TrainingResults:
+    """The golden run that nothing happened to."""
+    config = golden_config(run_name="unbroken", output_dir=str(tmp_path_factory.mktemp("unbroken")))
+    return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())

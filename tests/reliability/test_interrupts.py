@@ -1,0 +1,272 @@
+"""Signals: the step is finished, everything is saved, and what is continued is the run that was never interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from tests.kit.crash import Child, Fuse, in_child, watch_files
+from tests.kit.faults import SignalAt, send_to_self, signal_in_forward, signal_in_save, signal_in_update
+from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
+
+from utils.errors import TrainingInterrupted
+from utils.training import Callback, Trainer, TrainingResults
+from utils.training.engine.checkpoint import BEST, checkpoint_files, newest, read_checkpoint
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+FOLDER = Path("runs/golden/checkpoints")
+
+
+def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
+    trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
+    return trainer.train(train_set(), validation_set(), resume_from=resume_from)
+
+
+def interrupted(model, *callbacks: Callback, within=None) -> KeyboardInterrupt:
+    """Train in this thread until a signal ends it; checks that the handlers are as they were."""
+    before = {number: signal.getsignal(number) for number in (INT, TERM)}
+    with pytest.raises(KeyboardInterrupt) as caught, within or contextlib.nullcontext():
+        train(model, *callbacks)
+    assert {number: signal.getsignal(number) for number in (INT, TERM)} == before
+    return caught.value
+
+
+def assert_at_a_step_boundary(folder: Path) -> None:
+    """Every parameter has had as many updates as the state says steps, and whole steps of samples are done."""
+    state, optimizer = (newest(folder)[1][name] for name in ("state", "optimizer"))
+    assert {int(entry["step"]) for entry in optimizer["state"].values()} == {state["step"]}
+    assert state["samples_done"] in (0, 12, 24, 34)
+    assert state["step"] == 3 * state["epoch"] + -(-state["samples_done"] // 12)
+
+
+# Where the signal arrives, and after how many steps the run then ends. Three steps an epoch, three micro-batches a step.
+MOMENTS = {
+    "first_forward": (lambda model: signal_in_forward(model, 1, INT), 1),
+    "forward": (lambda model: signal_in_forward(model, 8, INT), 3),
+    "last_forward": (lambda model: signal_in_forward(model, 36, INT), 12),
+    "between_two_updates": (lambda model: signal_in_update(4, INT), 2),
+    "first_update_of_an_epoch": (lambda model: signal_in_update(7, INT), 4),
+    "evaluation": (lambda model: signal_in_forward(model, 2, INT, training=False), 3),
+    "last_evaluation": (lambda model: signal_in_forward(model, 11, INT, training=False), 12),
+    "first_save": (lambda model: signal_in_save(1, INT), 3),
+    "save": (lambda model: signal_in_save(2, INT), 6),
+    "on_train_begin": (lambda model: SignalAt("on_train_begin"), 1),
+    "on_epoch_begin": (lambda model: SignalAt("on_epoch_begin", 2), 4),
+    "on_batch_end": (lambda model: SignalAt("on_batch_end", 5), 2),
+    "on_step_end": (lambda model: SignalAt("on_step_end", 5), 5),
+    "on_evaluate_begin": (lambda model: SignalAt("on_evaluate_begin", 2), 6),
+    "on_evaluate_end": (lambda model: SignalAt("on_evaluate_end", 2), 6),
+    "on_epoch_end": (lambda model: SignalAt("on_epoch_end", 2), 6),
+    "on_checkpoint_saved": (lambda model: SignalAt("on_checkpoint_saved", 2), 6),
+    "on_train_end": (lambda model: SignalAt("on_train_end"), 12),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_f16_interrupt_within_any_phase(moment, unbroken):
+    make, steps = MOMENTS[moment]
+    model = tiny_gpt()
+    at = make(model)
+    error = interrupted(model, at) if isinstance(at, Callback) else interrupted(model, within=at)
+    assert isinstance(error, TrainingInterrupted)
+    results = error.results
+    assert results.model is model
+    assert results.steps == steps
+    assert f"after step {steps}" in str(error)
+    assert "resume_from='auto'" in str(error)
+    assert results.stop_reason == ("finished" if moment == "on_train_end" else "interrupt")
+    assert newest(FOLDER)[0] == Path(results.checkpoint_path)
+    assert_at_a_step_boundary(FOLDER)
+    assert_best_is_kept(results)
+    continued = train(tiny_gpt(seed=9), resume_from="auto")
+    assert_same_run(unbroken, continued)
+    assert_best_is_kept(continued)
+
+
+def assert_best_is_kept(results: TrainingResults) -> None:
+    """best.pt is what the state calls the best, also when that very state was saved twice."""
+    if results.best_epoch is None:
+        assert results.best_model_path is None
+    else:
+        assert read_checkpoint(results.best_model_path)["state"]["step"] == results.state.best.step
+
+
+OTHER_SETTINGS = {
+    "eval_every": ({"eval_every": 2}, (2, 3, 12)), "max_steps": ({"max_steps": 7}, (6, 7)), "workers": ({"num_workers": 1}, (2,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_SETTINGS)
+def test_interrupts_with_other_settings(case):
+    changes, moments = OTHER_SETTINGS[case]
+    unbroken = train(plain_lm(), run_name="unbroken", **changes)
+    for moment in moments:
+        name = f"after-{moment}"
+        with pytest.raises(KeyboardInterrupt):
+            train(plain_lm(), SignalAt("on_step_end", moment), run_name=name, **changes)
+        continued = train(plain_lm(seed=9), resume_from="auto", run_name=name, **changes)
+        assert_same_run(unbroken, continued)
+        assert_best_is_kept(continued)
+
+
+def test_interrupt_while_paused():
+    class Pause(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 2:
+                trainer.control.pause.set()
+
+    error = interrupted(tiny_gpt(), Pause(), SignalAt("on_checkpoint_saved"))  # the pause's own save, right before it waits
+    assert isinstance(error, TrainingInterrupted)
+    assert error.results.steps == 2
+
+
+def run_to_its_end_by_sigterm(steps: int, fuse: Fuse | None = None) -> None:
+    """In a child: SIGTERM in the middle of a step, and from then on perhaps a fuse."""
+
+    class Terminate(SignalAt):
+        def _count(self, *_, **__):
+            if self._left == 1 and fuse is not None:
+                watch_files(Path("runs"), fuse.burn)
+            super()._count()
+
+    train(tiny_gpt(), Terminate("on_backward_end", 3 * steps - 1, (TERM,)))
+
+
+def test_f17_preempted_with_and_without_enough_grace(unbroken):
+    steps = 5
+    ended = in_child(lambda: run_to_its_end_by_sigterm(steps))
+    assert ended.exit_code == 143
+    assert newest(FOLDER)[1]["state"]["step"] == steps
+    assert_at_a_step_boundary(FOLDER)
+    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+
+    os.rename("runs/golden", "runs/in-time")
+    reached = []
+    for k in range(1, 100):  # the grace ends before each file operation of the last save in turn
+        ended = in_child(lambda k=k: run_to_its_end_by_sigterm(steps, Fuse(k)))
+        for path in checkpoint_files(FOLDER):
+            read_checkpoint(path)
+        reached.append(newest(FOLDER)[1]["state"]["step"])
+        if not ended.killed:
+            break
+        os.rename("runs/golden", f"runs/killed-{k}")
+    assert ended.exit_code == 143
+    assert len(reached) > 8
+    assert set(reached) == {3, steps}
+    assert reached == sorted(reached)
+    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+
+
+def test_sigterm_from_another_process_while_a_step_is_under_way():
+    from_child, to_parent = os.pipe()
+    from_parent, to_child = os.pipe()
+
+    class Wait(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 2:
+                os.write(to_parent, b"x")
+                os.read(from_parent, 1)
+
+    child = Child(lambda: train(tiny_gpt(), Wait()) and None)
+    os.read(from_child, 1)
+    child.kill(TERM)
+    os.write(to_child, b"x")
+    assert child.join().exit_code == 143
+    assert newest(FOLDER)[1]["state"]["step"] == 2
+    for descriptor in (from_child, to_parent, from_parent, to_child):
+        os.close(descriptor)
+
+
+TWICE = {
+    "forward": (lambda model: signal_in_forward(model, 14, INT, INT), 3),
+    "between_two_updates": (lambda model: signal_in_update(10, INT, INT), 3),
+    "evaluation": (lambda model: signal_in_forward(model, 5, INT, INT, training=False), 3),
+    "save": (lambda model: signal_in_save(2, INT, INT), 3),
+    "terminated_then_interrupted": (lambda model: signal_in_forward(model, 14, TERM, INT), 3),
+}
+
+
+@pytest.mark.parametrize("moment", TWICE)
+def test_f18_second_interrupt_stops_at_once(moment, unbroken):
+    model = tiny_gpt()
+    make, committed = TWICE[moment]
+    passes, begun = [], []
+    model.register_forward_pre_hook(lambda *_: begun.append(1))
+    model.register_forward_hook(lambda *_: passes.append(1))
+    error = interrupted(model, within=make(model))
+    assert not isinstance(error, TrainingInterrupted)
+    if "forward" in moment or "interrupted" in moment:
+        assert len(passes) == len(begun) - 1, "the pass under way was left in the middle"
+    path, payload = newest(FOLDER)
+    assert payload["state"]["step"] == committed
+    assert_at_a_step_boundary(FOLDER)
+    assert [read_checkpoint(found)["format"] for found in checkpoint_files(FOLDER)]
+    assert not list(FOLDER.glob(".*.tmp"))
+    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+
+
+def test_f19_training_off_the_main_thread(caplog, unbroken):
+    handlers, seen, results = {number: signal.getsignal(number) for number in (INT, TERM)}, [], []
+
+    class Look(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            seen.append({number: signal.getsignal(number) for number in (INT, TERM)})
+
+    with caplog.at_level(logging.INFO, logger="trainbook"):
+        thread = threading.Thread(target=lambda: results.append(train(tiny_gpt(), Look())))
+        thread.start()
+        thread.join()
+    assert_same_run(unbroken, results[0])
+    assert all(found == handlers for found in seen)
+    assert len(seen) == 12
+    assert [message for message in caplog.messages if "main thread" in message] == [
+        "Training runs off the main thread: signals keep their handlers; stop it through its control."
+    ]
+
+
+def test_off_the_main_thread_it_stops_through_its_control(unbroken):
+    trainer, outcome = Trainer(tiny_gpt(), None, golden_config()), []
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Meet(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 4:
+                reached.set()
+                go_on.wait(30)
+
+    trainer.callbacks.append(Meet())
+    thread = threading.Thread(target=lambda: outcome.append(trainer.train(train_set(), validation_set())))
+    thread.start()
+    assert reached.wait(30)
+    trainer.control.request_stop("stop_button")
+    go_on.set()
+    thread.join()
+    assert (outcome[0].steps, outcome[0].stop_reason) == (4, "stop_button")
+    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+
+
+def test_custom_handlers_come_back_after_every_kind_of_end():
+    def mine(*_: object) -> None:
+        """Somebody's own handler."""
+
+    class Fail(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            raise ValueError("broken")
+
+    before = signal.signal(INT, mine)
+    try:
+        train(run_name="ends")
+        assert signal.getsignal(INT) is mine
+        with pytest.raises(Exception, match="broken"):
+            train(tiny_gpt(), Fail(), run_name="fails")
+        assert signal.getsignal(INT) is mine
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_gpt(), SignalAt("on_step_end", 2), run_name="interrupted")
+        assert signal.getsignal(INT) is mine
+    finally:
+        signal.signal(INT, before)

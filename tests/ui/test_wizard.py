@@ -1,0 +1,282 @@
+"""The wizard without a front end: five steps as data, what blocks them, and a setup that is ready to train with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from utils.errors import ConfigError
+from utils.models import ModelRegistry
+from utils.training.training_config import TrainingConfig
+from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
+from utils.ui.setup_config import DataSettings
+from utils.ui.wizard_state import STEPS, wizard_field
+
+
+class Bigram(nn.Module):
+    """Logits of the next token from the last one: a plain module without a config."""
+
+    def __init__(self, vocab_size=50, max_seq_len=16):
+        super().__init__()
+        self.max_seq_len = max_seq_len
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, input_ids):
+        return self.table(input_ids)
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    return ModelRegistry.create("gpt-small", vocab_size=300, max_seq_len=32)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_text("to be or not to be\n" * 50)
+    return path
+
+
+def blocked(setup, model=None, step="summary"):
+    return {problem.field for problem in WizardState(setup, model).blockers(step)}
+
+
+# Steps and fields
+
+
+def test_there_are_five_steps():
+    assert [step.name for step in STEPS] == ["dataset", "tokenizer", "model", "training", "summary"]
+    assert all(step.title and step.help for step in STEPS)
+
+
+def test_every_field_says_what_the_schema_says():
+    for step in STEPS:
+        for field in step.fields:
+            owner = DataSettings if field.name in DataSettings.model_fields else TrainingConfig
+            schema = owner.model_fields[field.name]
+            assert (field.title, field.description, field.default) == (schema.title, schema.description, schema.default)
+            assert getattr(SetupConfig(), field.name) == field.default
+
+
+def test_no_field_stands_in_two_steps():
+    names = [field.name for step in STEPS for field in step.fields]
+    assert len(set(names)) == len(names)
+
+
+def test_fields_know_their_control_range_and_unit():
+    rate, split, batch = (wizard_field(name) for name in ("learning_rate", "val_split", "batch_size"))
+    assert (rate.kind, rate.minimum, rate.minimum_excluded, rate.maximum, rate.maximum_excluded) == (
+        "number",
+        0,
+        True,
+        1,
+        True,
+    )
+    assert (split.kind, split.minimum, split.minimum_excluded, split.maximum) == ("number", 0, False, 0.5)
+    assert (batch.kind, batch.minimum, batch.unit, batch.optional) == ("whole number", 1, "samples", False)
+    assert wizard_field("dataset_source").choices == ("builtin", "local")
+    assert wizard_field("early_stopping_patience").optional
+    assert wizard_field("dataset_path").kind == wizard_field("output_dir").kind == "path"
+    assert wizard_field("deterministic").kind == "switch"
+
+
+def test_the_bounds_that_a_field_states_are_those_that_hold():
+    for step in STEPS:
+        for field in step.fields:
+            for bound, excluded, beyond in (
+                (field.minimum, field.minimum_excluded, -1),
+                (field.maximum, field.maximum_excluded, 1),
+            ):
+                if bound is None:
+                    continue
+                whole = field.kind == "whole number"
+                refused = bound if excluded else bound + beyond * (1 if whole else 1e-3)
+                with pytest.raises(ConfigError):
+                    SetupConfig(**{field.name: int(refused) if whole else float(refused)})
+                if not excluded:
+                    SetupConfig(**{field.name: int(bound) if whole else float(bound)})
+
+
+# What blocks
+
+
+def test_the_starter_blocks_nowhere(gpt):
+    setup = PRESETS["starter"].setup()
+    setup.update(vocab_size=300, max_length=32)
+    state = WizardState(setup, gpt)
+    assert state.complete
+    assert [state.blockers(step.name) for step in STEPS] == [[]] * 5
+
+
+def test_a_file_that_is_missing_empty_or_a_folder_blocks_the_first_step(tmp_path, text_file):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for path in (tmp_path / "nowhere.txt", tmp_path, empty):
+        assert blocked(SetupConfig(dataset_path=path, vocab_size=300), step="dataset") == {"dataset_path"}
+    assert blocked(SetupConfig(dataset_path=text_file, vocab_size=300)) == set()
+
+
+def test_sizes_beyond_the_model_block_and_come_with_a_fix(gpt):
+    setup = SetupConfig(vocab_size=301, max_length=33)
+    problems = WizardState(setup, gpt).blockers("tokenizer")
+    assert {problem.field: problem.fix for problem in problems} == {"vocab_size": 300, "max_length": 32}
+    assert "301" in problems[0].message
+    assert "300" in problems[0].message
+    setup.update(**{problem.field: problem.fix for problem in problems})
+    assert WizardState(setup, gpt).complete
+
+
+def test_a_plain_modules_sizes_count_too():
+    assert blocked(SetupConfig(vocab_size=51, max_length=17), Bigram(), "tokenizer") == {"vocab_size", "max_length"}
+    assert blocked(SetupConfig(max_length=16), Bigram()) == set()
+
+
+def test_a_vocabulary_that_nobody_knows_blocks():
+    assert blocked(SetupConfig(), step="tokenizer") == {"vocab_size"}
+    assert blocked(SetupConfig(), nn.Linear(3, 3), "tokenizer") == {"vocab_size"}
+
+
+@pytest.mark.parametrize("model", [object(), nn.ReLU(), "gpt-small"])
+def test_a_model_that_cannot_be_trained_blocks(model):
+    assert blocked(SetupConfig(vocab_size=50), model, "model") == {"model"}
+
+
+def test_a_frozen_model_blocks():
+    assert blocked(SetupConfig(vocab_size=50), Bigram().requires_grad_(False), "model") == {"model"}
+
+
+def test_an_output_folder_under_a_file_blocks(text_file):
+    assert blocked(SetupConfig(vocab_size=50, output_dir=text_file / "runs"), step="training") == {"output_dir"}
+
+
+def test_the_summary_lists_the_problems_of_all_steps(text_file):
+    setup = SetupConfig(dataset_path=text_file.with_name("x"), vocab_size=99, output_dir=text_file, max_length=16)
+    assert blocked(setup, Bigram()) == {"dataset_path", "vocab_size", "output_dir"}
+
+
+# Walking through
+
+
+def test_next_and_back_stop_at_the_ends(gpt):
+    state = WizardState(PRESETS["starter"].setup())
+    walked = [state.next().name for _ in range(6)]
+    assert walked == ["tokenizer", "model", "training", "summary", "summary", "summary"]
+    assert state.is_last
+    walked = [state.back().name for _ in range(6)]
+    assert walked == ["training", "model", "tokenizer", "dataset", "dataset", "dataset"]
+    assert state.is_first
+
+
+def test_next_waits_for_what_blocks_and_goto_does_not(tmp_path, text_file):
+    state = WizardState(SetupConfig(dataset_path=tmp_path / "nowhere.txt", vocab_size=300))
+    assert state.next().name == "dataset"
+    assert state.goto("training").name == "training"
+    assert not state.complete
+    state.goto(0)
+    state.setup.dataset_path = text_file
+    assert state.next().name == "tokenizer"
+    assert state.complete
+
+
+@pytest.mark.parametrize("step", ["trainin", 5, -1, None, True])
+def test_a_step_that_is_not_there_is_named(step):
+    state = WizardState(SetupConfig())
+    with pytest.raises(ConfigError, match="there are: dataset, tokenizer"):
+        state.goto(step)
+    assert state.current.name == "dataset"
+
+
+# SetupWizard
+
+
+def test_a_headless_run_fits_the_setup_to_the_model(gpt):
+    setup = SetupWizard().run(model=gpt, interactive=False, preset="starter")
+    assert (setup.vocab_size, setup.max_length) == (300, 32)
+    assert setup.epochs == PRESETS["starter"].values["epochs"]
+
+
+def test_the_setup_follows_later_changes(gpt):
+    wizard = SetupWizard()
+    setup = wizard.run(model=gpt)
+    wizard.state.setup.batch_size = 3
+    assert setup.batch_size == setup.training_config.batch_size == 3
+
+
+def test_overrides_win_over_preset_and_model(gpt, text_file):
+    setup = SetupWizard().run(model=gpt, vocab_size=200, max_epochs=2, dataset_path=text_file)
+    assert (setup.vocab_size, setup.epochs, setup.dataset_source) == (200, 2, "local")
+
+
+def test_presets_may_be_none_or_customized():
+    assert SetupWizard().run(preset=None, vocab_size=50).epochs == TrainingConfig().epochs
+    custom = ConfigPresets().customize("starter", epochs=33)
+    assert SetupWizard().run(preset=custom).epochs == 33
+
+
+def test_run_reports_everything_that_stands_in_the_way(gpt, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        SetupWizard().run(model=gpt, dataset_path=tmp_path / "nowhere.txt", vocab_size=400, max_length=99)
+    assert {problem.field for problem in error.value.problems} == {"dataset_path", "vocab_size", "max_length"}
+
+
+def test_a_mistyped_override_is_one_clear_message(gpt):
+    with pytest.raises(ConfigError, match="did you mean epochs"):
+        SetupWizard().run(model=gpt, epocs=3)
+
+
+def test_the_drawn_wizard_is_refused_in_words():
+    with pytest.raises(ConfigError, match="interactive=False"):
+        SetupWizard().run(interactive=True)
+
+
+def test_quick_setup_names_the_data_first(gpt, text_file):
+    wizard = SetupWizard()
+    assert wizard.quick_setup(gpt, "starter", dataset_path=text_file).dataset_path == str(text_file)
+    assert wizard.quick_setup(gpt, dataset_name="builtin", epochs=2).dataset_source == "builtin"
+    with pytest.raises(ConfigError, match="local files"):
+        wizard.quick_setup(gpt, dataset_name="wikitext")
+
+
+def test_validate_config_says_yes_or_lists_sentences(gpt, tmp_path):
+    wizard = SetupWizard()
+    good = wizard.run(model=gpt)
+    assert wizard.validate_config(good) == (True, [])
+    assert wizard.validate_config(good.to_dict()) == (True, [])
+    valid, errors = wizard.validate_config({"epocs": 2, "batch_size": 0})
+    assert not valid
+    assert [error.split(":")[0] for error in errors] == ["epocs", "batch_size"]
+    valid, errors = wizard.validate_config(SetupConfig(vocab_size=301), gpt)
+    assert not valid
+    assert len(errors) == 2
+    assert wizard.validate_config(3) == (False, ["a configuration is a SetupConfig or a mapping of its values; got 3"])
+
+
+def test_print_config_shows_every_step_and_every_value(gpt, capsys):
+    wizard = SetupWizard()
+    setup = wizard.run(model=gpt, random_seed=12345, max_time_hours=2.5)
+    wizard.print_config(setup)
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line[:1].isdigit()] == [
+        f"{n}. {s.title}" for n, s in enumerate(STEPS, 1)
+    ]
+    for shown in ("12345", "2.5 hours", "GPT2LMHeadModel", "300 tokens", "Ready  yes", "builtin"):
+        assert shown in printed
+
+
+def test_print_config_shows_what_blocks(capsys, tmp_path):
+    SetupWizard().print_config(SetupConfig(dataset_path=tmp_path / "nowhere.txt", vocab_size=300))
+    assert "no, 1 problem" in capsys.readouterr().out
+
+
+def test_the_ui_needs_neither_torch_nor_widgets():
+    code = (
+        "import sys; from utils.ui import SetupWizard; w = SetupWizard(); w.print_config(w.run());"
+        "heavy = {'torch', 'ipywidgets', 'transformers', 'matplotlib', 'pandas', 'IPython'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=60, stdout=subprocess.DEVNULL)

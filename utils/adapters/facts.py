@@ -1,0 +1,68 @@
+"""What a model says about itself: its size, vocabulary and longest input. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Where models state the most positions they can take: transformers' names first, then those of plain modules.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "block_size", "context_length")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts about a model; None where it does not say.
+
+    Attributes:
+        name: its class.
+        parameters: numbers that it holds; a shared tensor counts once.
+        trainable: those of them that training changes.
+        vocab_size: token ids that it takes, from 0.
+        max_length: the most tokens that it takes at once.
+    """
+
+    name: str
+    parameters: int | None
+    trainable: int | None
+    vocab_size: int | None
+    max_length: int | None
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """The facts about `model`, an `nn.Module` of any library."""
+    config = _text_config(getattr(model, "config", None))
+    sources = [config, model]
+    parameters = list(model.parameters()) if callable(getattr(model, "parameters", None)) else None
+    return ModelFacts(
+        name=type(model).__name__,
+        parameters=None if parameters is None else sum(p.numel() for p in parameters),
+        trainable=None if parameters is None else sum(p.numel() for p in parameters if p.requires_grad),
+        vocab_size=_first_count(sources, ("vocab_size",)) or _token_embeddings(model),
+        max_length=_first_count(sources, _POSITIONS),
+    )
+
+
+def _text_config(config: Any) -> Any:
+    """The part of a transformers config that is about text; other configs as they are."""
+    part = getattr(config, "get_text_config", None)
+    return part() if callable(part) else config
+
+
+def _first_count(sources: list[Any], names: tuple[str, ...]) -> int | None:
+    for source in sources:
+        for name in names:
+            value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def _token_embeddings(model: Any) -> int | None:
+    """Rows of the first embedding table that is not one of positions."""
+    modules = model.named_modules() if callable(getattr(model, "named_modules", None)) else ()
+    for name, module in modules:
+        rows = getattr(module, "num_embeddings", None)
+        if isinstance(rows, int) and "pos" not in name.lower():
+            return rows
+    return None

@@ -1,0 +1,297 @@
+"""prepare_data: text -> documents -> split -> tokenizer -> token ids -> blocks, checked and reported at each stop."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from utils.data.corpus import BUILTIN_NAME, builtin_corpus
+from utils.data.packing import TokenBlocks, pack
+from utils.data.readers import read_text_file
+from utils.data.report import DataReport, unigram_loss
+from utils.data.splitting import split_documents
+from utils.errors import ConfigError, DataError, DataTypeError, Problem
+from utils.models.inspect import max_seq_len_of, vocab_size_of
+from utils.schema import nearest, shown
+from utils.tokenization.adaptive import check_fits, choose_tokenizer
+from utils.tokenization.encoding import encode_documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.training.task_spec import TaskSpec
+
+SOURCES = ("builtin", "local")
+
+# Kinds of files whose text is markup or data as much as it is language.
+_STRUCTURED = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".ipynb")
+
+
+class DataSetup(Protocol):
+    """What `prepare_data` reads from a setup: a SetupConfig, or anything with these attributes."""
+
+    @property
+    def dataset_source(self) -> str:
+        """ "builtin" or "local"."""
+
+    @property
+    def dataset_path(self) -> str | None:
+        """The text file, for "local"."""
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Most tokens of the tokenizer; None: as many as the model has."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens per block, T."""
+
+    @property
+    def tokenizer_strategy(self) -> str:
+        """ "auto", "bpe" or "character"."""
+
+    @property
+    def val_split(self) -> float:
+        """Share of the text for validation, 0 to 0.5; 0: none."""
+
+    @property
+    def random_seed(self) -> int:
+        """Draws the validation documents."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Text that is ready to train on.
+
+    Attributes:
+        train: blocks to train on.
+        validation: blocks that training never sees; None when `val_split` is 0.
+        tokenizer: learnt from the training part; to be saved with the model.
+        task_spec: language modelling with these sizes.
+        report: what became of the text; `data.report.show()`.
+    """
+
+    train: TokenBlocks
+    validation: TokenBlocks | None
+    tokenizer: PreTrainedTokenizerFast
+    task_spec: TaskSpec
+    report: DataReport
+
+
+def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
+    """Load, check, tokenize and pack the text that `setup` names, for `model`.
+
+    Args:
+        setup: data source, sizes and split (`DataSetup`).
+        model: the `nn.Module` to be trained; its vocabulary and its longest input are limits. None: only the setup's.
+    Raises:
+        ConfigError: setup and model contradict each other; lists every problem, before anything is read.
+        DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
+    """
+    vocab_size = _checked_vocab_size(setup, model)
+    documents, source, notes = _load(setup)
+    return prepare_text(
+        documents,
+        vocab_size=vocab_size,
+        block_size=setup.max_length,
+        model_vocab_size=vocab_size_of(model),
+        tokenizer_strategy=setup.tokenizer_strategy,
+        val_split=setup.val_split,
+        random_seed=setup.random_seed,
+        source=source,
+        notes=notes,
+    )
+
+
+def prepare_text(
+    documents: Sequence[str],
+    *,
+    vocab_size: int,
+    block_size: int,
+    model_vocab_size: int | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    tokenizer_strategy: str = "auto",
+    val_split: float = 0.1,
+    random_seed: int = 42,
+    source: str = "texts",
+    notes: Sequence[str] = (),
+) -> PreparedData:
+    """Split, tokenize and pack documents.
+
+    Args:
+        documents: texts; those without a visible character are passed over.
+        vocab_size: most tokens of the tokenizer.
+        block_size: tokens per block, T.
+        model_vocab_size: token ids that the model takes; None: `vocab_size`.
+        tokenizer: one that exists already; None: one is learnt from the training part (`choose_tokenizer`).
+        tokenizer_strategy, val_split, random_seed: see `DataSetup`.
+        source, notes: for the report.
+    Raises:
+        ConfigError: the tokenizer does not fit the vocabulary, or `val_split` is out of range.
+        DataTypeError: documents that are no texts.
+        DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
+    """
+    model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
+    texts = _with_text(documents)
+    split = split_documents(texts, val_split, random_seed)
+    if tokenizer is None:
+        choice = choose_tokenizer(split.train, vocab_size, tokenizer_strategy)
+        tokenizer, kind = choice.tokenizer, choice.reason
+    else:
+        kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
+    smaller = check_fits(tokenizer, model_vocab_size)
+
+    train_ids = encode_documents(tokenizer, split.train)
+    validation_ids = encode_documents(tokenizer, split.validation)
+    eos_id: int | None = tokenizer.eos_token_id
+    separators = 0 if eos_id is None else 1
+    num_train = sum(len(ids) + separators for ids in train_ids)
+    num_validation = sum(len(ids) + separators for ids in validation_ids)
+    _check_enough(num_train, num_validation, block_size, val_split)
+    train = TokenBlocks(pack(train_ids, block_size, eos_id))
+    validation = TokenBlocks(pack(validation_ids, block_size, eos_id)) if val_split > 0 else None
+    for part, blocks in (("training", train), ("validation", validation)):
+        _check_ids(part, blocks, model_vocab_size)
+
+    passed_over = len(documents) - len(texts)
+    report = DataReport(
+        source=source,
+        num_documents=len(texts),
+        num_characters=sum(map(len, texts)),
+        split=split.rule,
+        num_train_tokens=train.num_tokens,
+        num_validation_tokens=0 if validation is None else validation.num_tokens,
+        block_size=block_size,
+        num_train_blocks=len(train),
+        num_validation_blocks=0 if validation is None else len(validation),
+        dropped_tokens=num_train
+        - train.num_tokens
+        + (0 if validation is None else num_validation - validation.num_tokens),
+        tokenizer=kind,
+        vocab_size=len(tokenizer),
+        unigram_loss=None if validation is None else unigram_loss(train.blocks, validation.blocks, len(tokenizer)),
+        notes=[
+            *notes,
+            *([f"{passed_over:,} documents without text were passed over."] if passed_over else []),
+            *([smaller] if smaller else []),
+        ],
+    )
+    return PreparedData(train, validation, tokenizer, _task_spec(tokenizer, model_vocab_size, block_size), report)
+
+
+def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
+    """The tokenizer's limit. Raises ConfigError that lists everything in which setup and model do not fit."""
+    problems = []
+    if setup.dataset_source not in SOURCES:
+        guess = nearest(str(setup.dataset_source), SOURCES)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        problems.append(
+            Problem(
+                "dataset_source", f"got {shown(setup.dataset_source)}; must be one of {', '.join(SOURCES)}{hint}", guess
+            )
+        )
+    if setup.dataset_source == "local" and not setup.dataset_path:
+        problems.append(Problem("dataset_path", 'is needed for dataset_source="local": the path of a text file'))
+    available = vocab_size_of(model)
+    name = type(model).__name__
+    vocab_size = setup.vocab_size if setup.vocab_size is not None else available
+    if vocab_size is None:
+        problems.append(
+            Problem(
+                "vocab_size", f"is not set, and the model ({name}) does not say how many token ids it takes; set it"
+            )
+        )
+    elif available is not None and vocab_size > available:
+        message = f"got {vocab_size:,}, but the model ({name}) takes {available:,} token ids; at most {available:,}"
+        problems.append(Problem("vocab_size", message, available))
+    longest = max_seq_len_of(model)
+    if setup.max_length < 2:
+        problems.append(
+            Problem("max_length", f"got {setup.max_length}; must be at least 2, or there is nothing to predict", 2)
+        )
+    elif longest is not None and setup.max_length > longest:
+        message = f"got {setup.max_length:,}, but the model ({name}) takes at most {longest:,} tokens at once"
+        problems.append(Problem("max_length", message, longest))
+    if problems:
+        raise ConfigError.from_problems("the setup", problems)
+    assert vocab_size is not None
+    return vocab_size
+
+
+def _load(setup: DataSetup) -> tuple[list[str], str, list[str]]:
+    """The documents, where they are from, and notes for the report."""
+    if setup.dataset_source == "builtin":
+        return builtin_corpus(), f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}", []
+    assert setup.dataset_path is not None
+    document = read_text_file(setup.dataset_path)
+    notes = []
+    if document.num_blank_lines:
+        notes.append(f"{document.num_blank_lines:,} of {document.num_lines:,} lines are blank; they are kept.")
+    if document.had_bom:
+        notes.append("The file's byte-order mark was removed.")
+    suffix = document.path.suffix.lower()
+    if suffix in _STRUCTURED:
+        notes.append(f"The {suffix} file was read as plain text, with everything that is in it.")
+    return [document.text], str(document.path), notes
+
+
+def _with_text(documents: Sequence[str]) -> list[str]:
+    """The documents that hold a visible character. Raises when there is none, or one is no text."""
+    if isinstance(documents, str):
+        raise DataTypeError("got one text as the documents; give a list: [text].")
+    texts = []
+    for number, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise DataTypeError(f"document {number} is of type {type(document).__name__}, not str; give a list of texts.")
+        if not document or document.isspace():
+            continue
+        try:
+            document.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"document {number}, character {error.start}: {document[error.start]!r} is half of a character (a lone "
+                'surrogate) and no text. Read the file without errors="surrogateescape".'
+            ) from error
+        texts.append(document)
+    if not texts:
+        raise DataError(f"none of the {len(documents):,} documents holds any text.")
+    return texts
+
+
+def _check_enough(num_train: int, num_validation: int, block_size: int, val_split: float) -> None:
+    """Raises DataError, with the counts and settings that would work, when a part does not fill one block."""
+    parts = [("training", num_train)] + ([("validation", num_validation)] if val_split > 0 else [])
+    short = [(part, count) for part, count in parts if count < block_size]
+    if not short:
+        return
+    counts = " and ".join(f"the {part} part has {count:,} token{'' if count == 1 else 's'}" for part, count in short)
+    longest = min(count for _, count in parts)
+    ways = [f"max_length={longest} (or less)"] if longest >= 2 else []
+    if num_train >= block_size:
+        ways.append("val_split=0 (no validation)")
+    ways.append("more text")
+    raise DataError(
+        f"too little text: {counts}, but one block takes max_length={block_size:,}. What works: {', or '.join(ways)}."
+    )
+
+
+def _check_ids(part: str, blocks: TokenBlocks | None, vocab_size: int) -> None:
+    if blocks is None or blocks.max_id() < vocab_size:
+        return
+    block, position = np.unravel_index(int(blocks.blocks.argmax()), blocks.blocks.shape)
+    raise DataError(
+        f"the {part} data holds the token id {blocks.max_id():,} (block {block:,}, position {position:,}), but the "
+        f"model's vocabulary has ids 0 to {vocab_size - 1:,}. Use the model's own tokenizer, or a larger vocabulary."
+    )
+
+
+def _task_spec(tokenizer: PreTrainedTokenizerFast, vocab_size: int, block_size: int) -> TaskSpec:
+    from utils.training.task_spec import TaskSpec
+
+    return TaskSpec.language_modeling(
+        vocab_size=vocab_size, max_seq_len=block_size, pad_token_id=tokenizer.pad_token_id
+    )

@@ -1,0 +1,102 @@
+"""DataReport: what became of the text, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the text. Sizes of blocks in tokens.
+
+    Attributes:
+        source: where the text came from.
+        num_documents, num_characters: what was read, before the split.
+        split: how training and validation were divided.
+        num_train_tokens, num_validation_tokens: tokens in the blocks.
+        block_size: T.
+        num_train_blocks, num_validation_blocks: N.
+        dropped_tokens: left over at the ends, fewer than T in each part.
+        tokenizer: what it is and why.
+        vocab_size: tokens that the tokenizer has.
+        unigram_loss: nats per target that a model reaches on the validation blocks which only knows how frequent each
+            token is in training; a model that learns anything ends below. None without validation.
+        notes: what the user should know.
+    """
+
+    source: str
+    num_documents: int
+    num_characters: int
+    split: str
+    num_train_tokens: int
+    num_validation_tokens: int
+    block_size: int
+    num_train_blocks: int
+    num_validation_blocks: int
+    dropped_tokens: int
+    tokenizer: str
+    vocab_size: int
+    unigram_loss: float | None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain values."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> Mapping[str, str]:
+        """The report as a table: what, and how much in words."""
+        validation = (
+            f"{self.num_validation_blocks:,} blocks, {self.num_validation_tokens:,} tokens"
+            if self.num_validation_blocks
+            else "none"
+        )
+        baseline = (
+            "not measured without validation"
+            if self.unigram_loss is None
+            else f"{self.unigram_loss:.3f} nats per token"
+        )
+        documents = f"{self.num_documents:,} document{'' if self.num_documents == 1 else 's'}"
+        rows = {
+            "Source": self.source,
+            "Text": f"{documents}, {self.num_characters:,} characters",
+            "Split": self.split,
+            "Tokenizer": self.tokenizer,
+            "Training": f"{self.num_train_blocks:,} blocks of {self.block_size:,}, {self.num_train_tokens:,} tokens",
+            "Validation": validation,
+            "Dropped": f"{self.dropped_tokens:,} tokens that fill no block",
+            "Unigram loss": baseline,
+        }
+        return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
+
+    def __str__(self) -> str:
+        from utils.views.tables import summary_text
+
+        return summary_text("Data", self.rows())
+
+    def show(self) -> None:
+        """Show it: a table in a notebook, text elsewhere."""
+        from utils.views.display import show_table
+
+        show_table("Data", self.rows())
+
+
+def unigram_loss(train_blocks: np.ndarray, validation_blocks: np.ndarray, vocab_size: int) -> float:
+    """Cross-entropy of the validation targets under the frequencies of training tokens, nats per target.
+
+    Each of the `vocab_size` ids is counted once more than it occurs (add-one smoothing), so none is impossible. Targets
+    are the positions that a language model predicts: all but the first of each block.
+
+    Args:
+        train_blocks, validation_blocks: token ids, shapes (N, T) and (M, T).
+        vocab_size: ids run from 0 to vocab_size - 1.
+    """
+    # A tokenizer whose ids have gaps has larger ids than tokens.
+    num_ids = max(vocab_size, int(validation_blocks.max()) + 1)
+    counts_V = np.bincount(train_blocks.reshape(-1), minlength=num_ids) + 1.0
+    loss_V = np.log(counts_V.sum()) - np.log(counts_V)
+    return float(loss_V[validation_blocks[:, 1:]].mean())

@@ -1,0 +1,99 @@
+"""Documents -> a training and a validation part that share no text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from utils.errors import ConfigError
+
+#: From this many documents on, whole documents are kept for validation; below, the end of each.
+MANY_DOCUMENTS = 20
+# A long document is passed over when it would take validation further than this above its share.
+_MOST = 1.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Two parts of a text.
+
+    Attributes:
+        train, validation: documents, or parts of documents; `validation` is empty without validation.
+        rule: how they were divided, one sentence for the report.
+    """
+
+    train: list[str]
+    validation: list[str]
+    rule: str
+
+
+def split_documents(documents: Sequence[str], val_split: float, seed: int) -> Split:
+    """Keep a share of the text from training.
+
+    With 20 documents or more, whole ones are drawn with `seed` until `val_split` of the characters is reached. With
+    fewer, it is the end of each document, cut between lines (between words where there is one line only).
+
+    Args:
+        documents: texts that are not empty.
+        val_split: share of the characters for validation, 0 to 0.5; 0: none.
+        seed: the same seed draws the same documents, on every machine.
+    Raises:
+        ConfigError: `val_split` is out of range.
+    """
+    if isinstance(val_split, bool) or not isinstance(val_split, (int, float)) or not 0 <= val_split <= 0.5:
+        raise ConfigError(f"got val_split={val_split!r}; must be a number from 0 (no validation) to 0.5.")
+    if val_split == 0:
+        return Split(list(documents), [], "all of it for training, no validation (val_split=0)")
+    if len(documents) >= MANY_DOCUMENTS:
+        return _whole_documents(documents, val_split, seed)
+    return _ends(documents, val_split)
+
+
+def _whole_documents(documents: Sequence[str], val_split: float, seed: int) -> Split:
+    total = sum(map(len, documents))
+    wanted = val_split * total
+    generator = random.Random(seed)  # its random() is the same in every version of Python
+    order = sorted(range(len(documents)), key=lambda _: generator.random())
+    chosen: set[int] = set()
+    taken = 0
+    for number in order:
+        if taken >= wanted:
+            break
+        if taken + len(documents[number]) <= _MOST * wanted:
+            chosen.add(number)
+            taken += len(documents[number])
+    if not chosen:
+        chosen = {min(order, key=lambda number: len(documents[number]))}
+        taken = sum(len(documents[number]) for number in chosen)
+    return Split(
+        [text for number, text in enumerate(documents) if number not in chosen],
+        [text for number, text in enumerate(documents) if number in chosen],
+        f"{len(chosen):,} of {len(documents):,} documents, drawn with seed {seed}, are for validation: "
+        f"{taken / total:.1%} of the characters",
+    )
+
+
+def _ends(documents: Sequence[str], val_split: float) -> Split:
+    cuts = [_cut(text, val_split) for text in documents]
+    parts = [(text[:cut], text[cut:]) for text, cut in zip(documents, cuts, strict=True)]
+    validation = [end for _, end in parts if end]
+    share = sum(map(len, validation)) / sum(map(len, documents))
+    whose = "the document" if len(documents) == 1 else f"each of the {len(documents):,} documents"
+    return Split(
+        [start for start, _ in parts if start],
+        validation,
+        f"the end of {whose} is for validation: {share:.1%} of the characters",
+    )
+
+
+def _cut(text: str, val_split: float) -> int:
+    """Where the last `val_split` of `text` begins: at the nearest line, else at the nearest word, else right there."""
+    wanted = round(len(text) * (1 - val_split))
+    for separator in ("\n", " "):
+        before = text.rfind(separator, 0, wanted) + 1
+        after = text.find(separator, wanted, len(text) - 1) + 1
+        places = [place for place in (before, after) if 0 < place < len(text)]
+        if places:
+            return min(places, key=lambda place: abs(place - wanted))
+    return wanted

@@ -1,0 +1,373 @@
+"""SetupConfig: everything that a training needs besides the model: data, tokenizer, TrainingConfig.
+
+It is the wizard's model: mutable, valid at every moment, observable, so that what `SetupWizard.run` returned follows
+the clicks. No front end and no torch in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from utils.errors import ConfigError, Problem
+from utils.schema import Schema, nearest, path_text, shown
+from utils.training.config_builder import changed
+from utils.training.config_files import read_config_file, write_config_file
+from utils.training.training_config import TrainingConfig
+
+Observer = Callable[[tuple[str, ...]], None]
+
+
+def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
+    return Field(
+        default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules
+    )
+
+
+class DataSettings(Schema):
+    """Where the text comes from and how it becomes token ids. Lengths are in tokens."""
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "dataset_name": "dataset",
+        "max_seq_len": "max_length",
+        "max_seq_length": "max_length",
+        "validation_split": "val_split",
+    }
+
+    dataset_source: Literal["builtin", "local"] = _field(
+        "builtin", "Data", "builtin: the Python language reference, no network needed; local: a text file of yours."
+    )
+    dataset_path: str | None = _field(None, "File", "Path of the local data; None: none.", min_length=1)
+    val_split: float = _field(
+        0.1,
+        "Validation share",
+        "Share of the text that is kept from training and measures what was learnt; 0: none.",
+        ge=0,
+        le=0.5,
+    )
+    tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
+        "auto",
+        "Tokenizer",
+        "bpe: pieces of words, learnt from the text; character: one id a character; auto: chosen by vocabulary.",
+    )
+    vocab_size: int | None = _field(
+        None,
+        "Vocabulary",
+        "Most token ids the tokenizer may use; None: as many as the model has.",
+        unit="tokens",
+        ge=2,
+        le=2_000_000,
+    )
+    max_length: int = _field(
+        128, "Block length", "Tokens that the model sees at once, T.", unit="tokens", ge=2, le=1_000_000
+    )
+
+    @classmethod
+    def extra_inputs(cls) -> tuple[str, ...]:
+        return ("dataset", "config_name")
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        values = dict(values)
+        problems = []
+        if "dataset_path" in values:
+            values["dataset_path"] = path_text(values["dataset_path"])
+        dataset = values.pop("dataset", None)
+        config_name = values.pop("config_name", None)
+        if dataset is not None and not (isinstance(dataset, str) and dataset == "builtin"):
+            problems.append(Problem("dataset", f"got {shown(dataset)}; {_NO_HUB}", "builtin"))
+        elif config_name is not None:
+            problems.append(Problem("config_name", f"got {shown(config_name)}; {_NO_HUB}"))
+        elif dataset == "builtin":
+            values.setdefault("dataset_source", "builtin")
+        if values.get("dataset_path") is not None:
+            values.setdefault("dataset_source", "local")
+        path = values.get("dataset_path")
+        if isinstance(path, str) and "\0" in path:
+            problems.append(Problem("dataset_path", f"got {shown(path)}; a path cannot hold a NUL character"))
+        return values, problems
+
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
+        source, path = values["dataset_source"], values["dataset_path"]
+        if source == "local" and path is None:
+            return [Problem("dataset_path", "is required when dataset_source is 'local': the path of a text file")]
+        if source == "builtin" and path is not None:
+            return [
+                Problem(
+                    "dataset_source",
+                    f"got 'builtin' together with dataset_path={shown(path)}; keep one of the two",
+                    "local",
+                )
+            ]
+        return []
+
+
+_NO_HUB = "this version reads the built-in corpus (dataset='builtin') and local files (dataset_path='my.txt')"
+
+# The names that seed data and training settings have as arguments of TrainingCoordinator.train.
+_TRAIN_ARGUMENTS: Mapping[str, str] = {
+    "epochs": "max_epochs",
+    "gradient_accumulation_steps": "accumulate_grad_batches",
+    "keep_best_k": "save_top_k",
+    "random_seed": "seed",
+}
+_ALWAYS = (
+    "batch_size", "learning_rate", "epochs", "gradient_accumulation_steps", "early_stopping_patience", "keep_best_k",
+    "random_seed",
+)  # fmt: skip
+
+
+class SetupConfig:
+    """What the wizard yields: data source, tokenizer and training settings as one object.
+
+    Every field of `DataSettings` and of `TrainingConfig` is an attribute, under its own name and its aliases:
+    `setup.batch_size` reads; `setup.batch_size = 8`, `setup.set("batch_size", 8)` and
+    `setup.update(batch_size=8, epochs=2)` write. A write that would make it invalid raises `ConfigError` that lists
+    every problem, and changes nothing.
+    """
+
+    if TYPE_CHECKING:
+        dataset_source: str
+        dataset_path: str | None
+        val_split: float
+        tokenizer_strategy: str
+        vocab_size: int | None
+        max_length: int
+        random_seed: int
+
+    _data: DataSettings
+    _training: TrainingConfig
+    _observers: list[Observer]
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "_data", DataSettings())
+        object.__setattr__(self, "_training", TrainingConfig())
+        object.__setattr__(self, "_observers", [])
+        self.update(**values)
+
+    @property
+    def training_config(self) -> TrainingConfig:
+        """The training settings as they are now; later changes do not reach the returned object."""
+        return self._training
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Every field, data first."""
+        return (*DataSettings.model_fields, *TrainingConfig.model_fields)
+
+    def set(self, name: str, value: Any) -> None:
+        """Change one field. Raises `ConfigError`; then nothing is changed."""
+        self.update(**{name: value})
+
+    def update(self, **values: Any) -> None:
+        """Change several fields at once, or none: raises `ConfigError` that lists every problem.
+
+        A `dataset_path` alone means that file; `dataset_source="builtin"` alone forgets the path.
+        """
+        data, training, problems = self._sorted(values)
+        new_data, new_training = self._data, self._training
+        try:
+            new_data = self._data.replace(**_data_source(data))
+        except ConfigError as error:
+            problems += error.problems
+        try:
+            new_training = changed(self._training, training)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError.from_problems(type(self).__name__, problems)
+        self._commit(new_data, new_training)
+
+    def observe(self, callback: Observer) -> Callable[[], None]:
+        """Call `callback(names)` after every change, with the names of the fields that changed.
+
+        Returns:
+            A function that ends it; calling it twice is harmless.
+        """
+        self._observers.append(callback)
+
+        def unobserve() -> None:
+            if callback in self._observers:
+                self._observers.remove(callback)
+
+        return unobserve
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keyword arguments of `TrainingCoordinator.train` that say the same.
+
+        Data, sizes and the customary training settings always; others where they differ from the default.
+        """
+        arguments: dict[str, Any] = {
+            "dataset": "builtin" if self._data.dataset_source == "builtin" else None,
+            "dataset_path": self._data.dataset_path,
+            "config_name": None,
+            "vocab_size": self._data.vocab_size,
+            "max_length": self._data.max_length,
+            "val_split": self._data.val_split,
+        }
+        if self._data.tokenizer_strategy != "auto":
+            arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
+        defaults = TrainingConfig().to_dict()
+        for name, value in self._training.to_dict().items():
+            if name in _ALWAYS or value != defaults[name]:
+                arguments[_TRAIN_ARGUMENTS.get(name, name)] = value
+        return arguments
+
+    def differences(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as plain values; `SetupConfig(**them)` is equal."""
+        defaults = type(self)().sections()
+        return {
+            name: value
+            for section, values in self.sections().items()
+            for name, value in values.items()
+            if value != defaults[section][name]
+        }
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Every field as plain values, as `save` writes them: {"setup": data settings, "training": TrainingConfig}."""
+        return {"setup": self._data.to_dict(), "training": self._training.to_dict()}
+
+    @classmethod
+    def from_sections(cls, sections: Mapping[str, Any]) -> Self:
+        """The inverse of `sections`. Raises `ConfigError` for unknown sections, unknown names and bad values."""
+        return cls(**values_of_sections(sections))
+
+    def save(self, path: str | Path) -> str:
+        """Write every field to a `.yaml`, `.yml` or `.json` file, atomically. Returns the absolute path.
+
+        `cli/run_training.py --config` takes the file as a job.
+        """
+        return str(write_config_file(path, self.sections()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that `save` or a person wrote. Raises `ConfigError`, or `DataNotFoundError` if it is absent."""
+        return cls.from_sections(read_config_file(path))
+
+    def copy(self) -> Self:
+        """An independent equal object without observers."""
+        new = type(self)()
+        new._commit(self._data, self._training)
+        return new
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that are no ordinary attributes. copy and pickle ask for private ones: never fields.
+        if not name.startswith("_"):
+            field = field_of(name)
+            if field in DataSettings.model_fields:
+                return getattr(self._data, field)
+            if field in TrainingConfig.model_fields:
+                return getattr(self._training, field)
+        raise AttributeError(
+            f"{type(self).__name__} has no field {name!r}{_meant(name, _known_names())}", name=name, obj=self
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("_data", "_training"):
+            object.__setattr__(self, name, value)
+        elif name == "training_config":
+            raise ConfigError(
+                "training_config is a snapshot: change the setup's own fields, for instance setup.update(epochs=2)"
+            )
+        else:
+            self.set(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.field_names()]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SetupConfig):
+            return NotImplemented
+        return self._data == other._data and self._training == other._training
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.differences().items())})"
+
+    def _sorted(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
+        """`values` by owner: data settings, training settings, and a problem for each name that nobody knows."""
+        data_names = {*DataSettings.model_fields, *DataSettings.aliases, *DataSettings.extra_inputs()}
+        training_names = {*TrainingConfig.model_fields, *TrainingConfig.aliases, *TrainingConfig.extra_inputs()}
+        data = {name: value for name, value in values.items() if name in data_names}
+        training = {name: value for name, value in values.items() if name in training_names}
+        problems = [
+            Problem(name, f"unknown field{_meant(name, _known_names())}", nearest(name, _known_names()))
+            for name in values
+            if name not in data_names and name not in training_names
+        ]
+        return data, training, problems
+
+    def _commit(self, data: DataSettings, training: TrainingConfig) -> None:
+        before = {**dict(self._data), **dict(self._training)}
+        after = {**dict(data), **dict(training)}
+        self._data, self._training = data, training
+        names = tuple(name for name in after if not _same(before[name], after[name]))
+        if names:
+            # A copy: an observer may end its own observation.
+            for observer in list(self._observers):
+                observer(names)
+
+
+def values_of_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in the sections "setup" and "training" of a file as one mapping; either may be absent or empty.
+
+    Raises:
+        ConfigError: an unknown section, a section that is no mapping, or a name in both with different values.
+    """
+    known = ("setup", "training")
+    problems = []
+    values: dict[str, Any] = {}
+    for section, content in sections.items():
+        if section not in known:
+            problems.append(
+                Problem(str(section), f"unknown section; there are setup and training{_meant(str(section), known)}")
+            )
+        elif not isinstance(content or {}, Mapping):
+            problems.append(Problem(section, f"got {shown(content)}; must hold `name: value` lines"))
+        else:
+            for name, value in (content or {}).items():
+                if values.setdefault(str(name), value) != value:
+                    both = f"{shown(values[str(name)])} and {shown(value)}"
+                    problems.append(
+                        Problem(str(name), f"stands in both sections with different values, {both}; keep one")
+                    )
+    if problems:
+        raise ConfigError.from_problems("the file's sections", problems)
+    return values
+
+
+def field_of(name: str) -> str:
+    """The field that `name` means: an alias's field, other names unchanged."""
+    return DataSettings.aliases.get(name) or TrainingConfig.aliases.get(name, name)
+
+
+def _known_names() -> tuple[str, ...]:
+    return (*SetupConfig.field_names(), *DataSettings.aliases, *TrainingConfig.aliases)
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    guess = nearest(name, known)
+    return f"; did you mean {guess}?" if guess else ""
+
+
+def _data_source(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What naming only one of source and path says about the other, made explicit."""
+    implied: dict[str, Any] = {}
+    source_named = "dataset_source" in changes
+    named = [changes.get(name) for name in ("dataset_source", "dataset", "dataset_name")]
+    if any(isinstance(name, str) and name == "builtin" for name in named):
+        implied = {"dataset_source": "builtin"}
+        if "dataset_path" not in changes:
+            implied["dataset_path"] = None
+    elif "dataset_path" in changes and not source_named:
+        implied = {"dataset_source": "builtin" if changes["dataset_path"] is None else "local"}
+    return {**implied, **changes}
+
+
+def _same(first: Any, second: Any) -> bool:
+    return type(first) is type(second) and bool(first == second)

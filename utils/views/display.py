@@ -1,0 +1,63 @@
+"""Showing things: in a notebook as output of the cell that runs, elsewhere as text on standard output.
+
+Static outputs only: they are still there when the page is loaded again, in the saved notebook and on a code host.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from utils.environment import front_end
+from utils.views.html import table
+from utils.views.tables import summary_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, where images and HTML can be shown. A terminal's IPython cannot."""
+    return front_end() != "plain"
+
+
+def show_figure(figure: Figure, description: str = "figure") -> bool:
+    """Show the figure as a static PNG image in a notebook; elsewhere nothing is shown.
+
+    Args:
+        figure: what to show.
+        description: what it is, in words: the text form of the output.
+    Returns:
+        Whether it was shown. When not, name the file that it was saved in.
+    """
+    if not in_notebook():
+        return False
+    from utils.views.curves import figure_png
+
+    image = base64.b64encode(figure_png(figure)).decode()
+    _publish({"image/png": image, "text/plain": description})
+    return True
+
+
+def show_table(title: str, rows: Mapping[str, str]) -> None:
+    """Show a two-column table: HTML with a text form in a notebook, text elsewhere."""
+    plain = summary_text(title, rows)
+    if in_notebook():
+        _publish({"text/html": table(title, rows), "text/plain": plain})
+    else:
+        show_text(plain)
+
+
+def show_text(text: str) -> None:
+    """Print `text` on standard output. Characters that the terminal's encoding lacks become escapes, not errors."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    # Flushed, so that a log file or a pipe shows a long training's progress while it happens.
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201 - what it is for
+
+
+def _publish(bundle: Mapping[str, str]) -> None:
+    from IPython.display import display
+
+    display(dict(bundle), raw=True)  # type: ignore[no-untyped-call]
