@@ -186,7 +186,14 @@ system_packages_for_tests() {
 
 check_notebook() {
   [[ -f training.ipynb ]] || { say "training.ipynb is not in $ROOT; restore it from the repository"; return 1; }
-  "$PYTHON" -m pytest --nbmake --nbmake-timeout=1200 training.ipynb
+  # A copy in a folder of its own: a finished run of the same name beside the notebook would leave nothing to train.
+  local folder status=0
+  folder="$(mktemp -d)"
+  cp training.ipynb "$folder"
+  PYTHONPATH="$ROOT" "$PYTHON" -m pytest -c pyproject.toml --rootdir "$ROOT" --nbmake --nbmake-timeout=1200 \
+    "$folder/training.ipynb" || status=1
+  rm -rf "$folder"
+  return "$status"
 }
 
 workers() { "$PYTHON" -c 'import os; print(max(1, min(4, os.cpu_count() or 1)))'; }
@@ -196,7 +203,7 @@ run_tests() {
   set_up test
   system_packages_for_tests
   close_log
-  part "ruff" "$PYTHON" -m ruff check .
+  part "ruff" "$PYTHON" -m ruff check --output-format concise .
   part "mypy" "$PYTHON" -m mypy
   part "import contracts" "$VENV/bin/lint-imports" --no-logo
   part "notebook" check_notebook
@@ -276,11 +283,16 @@ set_up_colab() {
   say "ready: run the notebook's cells from top to bottom"
 }
 
-[[ $# -le 1 ]] || refuse "one word at most, got: $*; the words are run, test, lab"
-case "${1-}" in
-  run) run_notebook ;;
-  test) run_tests ;;
-  lab) open_lab ;;
-  "") set_up_colab ;;
-  *) refuse "unknown word '$1'; the words are run, test, lab (and none, in Colab)" ;;
-esac
+main() {
+  [[ $# -le 1 ]] || refuse "one word at most, got: $*; the words are run, test, lab"
+  case "${1-}" in
+    run) run_notebook ;;
+    test) run_tests ;;
+    lab) open_lab ;;
+    "") set_up_colab ;;
+    *) refuse "unknown word '$1'; the words are run, test, lab (and none, in Colab)" ;;
+  esac
+}
+
+# One line, read at once: this file may be replaced by an update while it runs.
+main "$@"; exit

@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "datase
 
 
 def front_end() -> str:
-    """"colab", "notebook" (any Jupyter kernel) or "plain"."""
+    """ "colab", "notebook" (any Jupyter kernel) or "plain"."""
     if "google.colab" in sys.modules:
         return "colab"
     ipython = sys.modules.get("IPython")

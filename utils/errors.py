@@ -2,7 +2,7 @@
 
     TrainbookError
     ├── ConfigError (ValueError)              a setting is unknown, of the wrong type, out of range or contradicts another
-    ├── DataError (ValueError)                a file or data set cannot be used; the message carries path:line where there is one
+    ├── DataError (ValueError)                a file or data set cannot be used; path:line where there is one
     │   ├── DataTypeError (RuntimeError)      an object of a kind that cannot be trained on
     │   └── DataNotFoundError (FileNotFoundError)
     ├── ModelError (ValueError)               the model's inputs or outputs do not fit the task
@@ -117,7 +117,9 @@ class MissingPackageError(TrainbookError, ImportError):
 
     def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
         install = f'pip install -e ".[{extra}]"' if extra else f"pip install {package}"
-        super().__init__(f"{package} is not installed; it is needed {purpose}. Install it with: {install}", name=package)
+        super().__init__(
+            f"{package} is not installed; it is needed {purpose}. Install it with: {install}", name=package
+        )
 
 
 class TrainingInterrupted(KeyboardInterrupt):

@@ -12,11 +12,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
-from typing_extensions import Self
 
 from utils.errors import ConfigError, Problem
 
@@ -37,7 +36,12 @@ class Schema(BaseModel):
     """Base class of closed, strict, immutable settings. Raises `ConfigError`, never pydantic's own error."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=(), ser_json_inf_nan="constants"
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        ser_json_inf_nan="constants",
     )
 
     #: Other names under which a field is accepted: alias -> field.
@@ -106,7 +110,9 @@ class Schema(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(self).model_config.get("frozen") and name in type(self).model_fields:
-            raise ConfigError(f"{type(self).__name__} does not change: use .replace({name}={shown(value)}), which returns a new one")
+            raise ConfigError(
+                f"{type(self).__name__} does not change: use .replace({name}={shown(value)}), which returns a new one"
+            )
         super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:

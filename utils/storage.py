@@ -59,7 +59,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object], verify: Callable[[Path], None] | None = None) -> Path:
+def atomic_write(
+    path: str | Path, write: Callable[[IO[bytes]], object], verify: Callable[[Path], None] | None = None
+) -> Path:
     """Commit a file: `write` fills it, `verify` may look at it before it gets its name.
 
     Args:
@@ -139,6 +141,19 @@ def append_line(path: Path, line: str) -> None:
         file.write(line.encode() + b"\n")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; [] when there is none. A last line that a crash cut off is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 class FolderLock:
     """Exclusive use of a folder by one process, through `flock` on a file in it.
 
@@ -154,7 +169,9 @@ class FolderLock:
         try:
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
         except OSError as error:
-            raise RunLockedError(f"{self.path} cannot be opened ({error.strerror}); choose another output_dir.") from None
+            raise RunLockedError(
+                f"{self.path} cannot be opened ({error.strerror}); choose another output_dir."
+            ) from None
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,12 +179,14 @@ class FolderLock:
             holder = _holder(file)
             file.close()
             raise RunLockedError(
-                f"{self.path.parent} is in use by {holder}. Wait for it to end, stop it with a file named STOP in its run's folder, "
+                f"{self.path.parent} is in use by {holder}. Wait for it to end, stop it with a file STOP in its run's folder, "
                 "or choose another run_name and checkpoint_dir."
             ) from None
         except OSError as error:
             file.close()
-            raise RunLockedError(f"{self.path} cannot be locked ({error.strerror}); choose an output_dir on a local disk.") from None
+            raise RunLockedError(
+                f"{self.path} cannot be locked ({error.strerror}); choose an output_dir on a local disk."
+            ) from None
         file.seek(0)
         file.truncate()
         json.dump({"pid": os.getpid(), "host": host_name()}, file)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from tests.kit.toys import LENGTH, VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
 from torch.utils.data import TensorDataset
 
+from tests.kit.toys import LENGTH, VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
 from utils.data.module import UniversalDataModule
 from utils.training import Callback, Trainer
 from utils.training.engine.objective import CausalLM
@@ -61,7 +62,9 @@ def test_loss_and_gradients_of_accumulated_ragged_micro_batches(kind, smoothing)
 
     model = MODELS[kind]()
     config = golden_config(precision="32", learning_rate=1e-9)
-    parts = assemble(model, CausalLM(label_smoothing=smoothing), config, total_steps=None if not config.use_lr_schedule else 10)
+    parts = assemble(
+        model, CausalLM(label_smoothing=smoothing), config, total_steps=None if not config.use_lr_schedule else 10
+    )
     batches = [
         {"input_ids": torch.stack([r[0] for r in chunk]), "labels": torch.stack([r[1] for r in chunk])}
         for chunk in (rows[:4], rows[4:8], rows[8:])
@@ -72,7 +75,9 @@ def test_loss_and_gradients_of_accumulated_ragged_micro_batches(kind, smoothing)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters()))
     assert float(result.grad_norm) == pytest.approx(norm, rel=1e-4)
     for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine.grad.double(), theirs.grad, rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -86,7 +91,9 @@ def test_a_whole_run_agrees_with_a_naive_loop(kind):
     rows = token_rows()
     decayed = [p for p in reference.parameters() if p.dim() >= 2]
     spared = [p for p in reference.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}], eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}], eps=1e-8
+    )
     data = UniversalDataModule(train_set(), batch_size=4, seed=config.random_seed)
     step, losses = 0, []
     for epoch in range(3):
@@ -94,7 +101,11 @@ def test_a_whole_run_agrees_with_a_naive_loop(kind):
         weighted = 0.0
         for start in range(0, 34, 12):
             chosen = rows[order[start : start + 12]]
-            rate = 3e-3 * (step + 1) / 3 if step < 2 else 3e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 6)))
+            rate = (
+                3e-3 * (step + 1) / 3
+                if step < 2
+                else 3e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 6)))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
@@ -110,7 +121,9 @@ def test_a_whole_run_agrees_with_a_naive_loop(kind):
         losses.append(weighted / 34)
     assert results.loss_history == pytest.approx(losses, rel=1e-5)
     for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine.double(), theirs, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_the_golden_curve_of_20_steps():
@@ -125,8 +138,6 @@ def test_the_golden_curve_of_20_steps():
     Trainer(tiny_gpt(dropout=0.0), None, config, callbacks=[Record()]).train(train_set(), validation_set())
     # Another CPU may sum in another order: the last digits are its own.
     assert losses == pytest.approx(GOLDEN, abs=1e-4)
-
-
 
 
 def test_validation_is_scored_by_target_not_by_batch():
@@ -149,11 +160,13 @@ def test_matrices_decay_and_vectors_do_not():
 
 @pytest.mark.parametrize(("shape", "last"), [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0), ("step", 0.1)])
 def test_schedules_rise_to_the_peak_and_end_where_they_should(shape, last):
-    schedule = Schedule(golden_config(lr_schedule=shape, learning_rate=0.01, warmup_steps=10, epochs=1), total_steps=100)
+    schedule = Schedule(
+        golden_config(lr_schedule=shape, learning_rate=0.01, warmup_steps=10, epochs=1), total_steps=100
+    )
     rates = [schedule.at(step) for step in range(100)]
-    assert all(earlier < later for earlier, later in zip(rates[:10], rates[1:11], strict=True))
+    assert all(earlier < later for earlier, later in pairwise(rates[:11]))
     assert rates[10] == pytest.approx(0.01)
-    assert all(earlier >= later for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(earlier >= later for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.01 * last)
 
 

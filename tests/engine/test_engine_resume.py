@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
 
+from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import CheckpointError, CheckpointNotFoundError
 from utils.training import Callback, Trainer
 
@@ -34,7 +34,9 @@ def test_f03_stopped_at_a_step_boundary_and_continued(step, precision):
     assert unbroken.steps == STEPS
     first = run(tiny_gpt(), stop_at=step, precision=precision)
     assert first.steps == step
-    continued = run(tiny_gpt(seed=9), resume_from="auto", precision=precision)  # other initial weights: all must come from the file
+    continued = run(
+        tiny_gpt(seed=9), resume_from="auto", precision=precision
+    )  # other initial weights: all must come from the file
     assert_same_run(unbroken, continued)
 
 
@@ -59,7 +61,13 @@ def test_stopped_and_continued_many_times():
 
 
 def test_early_stopping_counts_over_a_resume():
-    changes = {"learning_rate": 0.5, "early_stopping_patience": 2, "epochs": 8, "max_grad_norm": 0.0, "use_lr_schedule": False}
+    changes = {
+        "learning_rate": 0.5,
+        "early_stopping_patience": 2,
+        "epochs": 8,
+        "max_grad_norm": 0.0,
+        "use_lr_schedule": False,
+    }
     unbroken = run(tiny_gpt(), run_name="unbroken", **changes)
     assert unbroken.stop_reason == "early_stopping"
     stop = unbroken.steps - 2  # within the epoch before the last validation, when one wait is already counted
@@ -98,7 +106,9 @@ def test_other_data_is_refused():
 def test_what_does_not_change_learning_may_change():
     unbroken = run(tiny_gpt(), run_name="unbroken")
     run(tiny_gpt(), stop_at=4)
-    assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", keep_last_n=5, notes="now with notes", num_workers=1))
+    assert_same_run(
+        unbroken, run(tiny_gpt(seed=9), resume_from="auto", keep_last_n=5, notes="now with notes", num_workers=1)
+    )
 
 
 def test_an_explicit_checkpoint_starts_a_new_run_and_leaves_the_old_one_alone():

@@ -1,4 +1,4 @@
-"""Toy but real models, data and settings: small enough for milliseconds a step, with everything that can go wrong on a resume."""
+"""Toy but real models, data and settings: milliseconds a step, with everything that can go wrong on a resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny_gpt(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, dropout: float 
 
 
 class PlainLM(nn.Module):
-    """A module that nobody prepared for anything: ids (B, T) -> logits (B, T, V), causal, with a name of its own for its input."""
+    """A module that nobody prepared: ids (B, T) -> logits (B, T, V), causal, with a name of its own for its input."""
 
     def __init__(self, vocab_size: int = VOCAB_SIZE, width: int = 32, dropout: float = 0.1) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def validation_set() -> TensorDataset:
 
 
 def golden_config(**changes: Any) -> TrainingConfig:
-    """Accumulation with a ragged last batch, warm-up and cosine, clipping that bites, early stopping: 3 steps an epoch, 12 in all."""
+    """Accumulation, ragged last batch, warm-up, cosine, clipping that bites, early stopping; 3 steps an epoch, 12 in all."""
     settings: dict[str, Any] = {
         "epochs": 4, "batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 3e-3, "warmup_steps": 2,
         "weight_decay": 0.1, "max_grad_norm": 0.5, "early_stopping_patience": 3, "run_name": "golden",

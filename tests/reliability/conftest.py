@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
 
+from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
 from utils.training import Trainer, TrainingResults
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.kit.crash import Fuse, file_operations, in_child, killed_before, limit_file_size, watch_files
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
-
 from utils.errors import CheckpointNotFoundError
 from utils.training import Trainer
 from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, checkpoint_files, newest, read_checkpoint
-from utils.training.run_folder import read_history
+from utils.storage import read_json_lines
 
 VALUES = {1: 3.0, 2: 1.0, 3: 2.0}  # what three checkpoints are worth before the one that is killed; the second is the best
 
@@ -114,10 +114,9 @@ def train(run_name: str, fuse: Fuse | None = None, *, resume_from: str | None = 
     return Trainer(model, None, config).train(train_set(), validation_set(), resume_from=resume_from)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_f02_a_run_killed_twelve_times_ends_as_one_that_was_not(seed):
+def test_f02_a_run_killed_twelve_times_ends_as_one_that_was_not():
     unbroken = train("unbroken", resume_from=None)
-    draw = random.Random(seed)
+    draw = random.Random(1)
     reached = []
     for _ in range(12):
         moment = draw.randint(5, 85)  # in file operations and micro-batches
@@ -129,7 +128,7 @@ def test_f02_a_run_killed_twelve_times_ends_as_one_that_was_not(seed):
     assert len(set(reached)) > 4, f"the kills fell too often on the same place to show anything: {reached}"
     continued = train("killed")
     assert_same_run(unbroken, continued)
-    rows = read_history(continued.run_dir / "history.jsonl")
+    rows = read_json_lines(continued.run_dir / "history.jsonl")
     numbers = [(row["event"], row["step"]) for row in rows]
     assert len(numbers) == len(set(numbers))
     assert not list(continued.run_dir.rglob(".*.tmp"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.kit.faults import flip_bit, record_data, truncate
 from tests.kit.toys import assert_same_run, golden_config, plain_lm, same_weights, tiny_gpt, train_set, validation_set
-
 from utils.errors import CheckpointError, CheckpointNotFoundError
 from utils.storage import host_name
 from utils.training import Callback, Trainer, TrainingResults
@@ -91,7 +91,7 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path):
     """Between the records are names, lengths and offsets: what they lead to is either refused, or the same numbers."""
     store = CheckpointStore(tmp_path, "mine")
     content = {
-        "format": FORMAT, "run": {"id": "mine", "name": "mine"}, "state": {"step": 1}, "value": 0.5, "regular": True,
+        "format": FORMAT, "run": {"id": "mine", "name": "mine"}, "state": {"step": 1, "epoch": 1}, "value": 0.5, "regular": True,
         "model": {"weight": torch.arange(8.0)}, "optimizer": {}, "schedule": {}, "rng": {}, "config": {}, "fingerprint": {},
         "environment": {},
     }  # fmt: skip

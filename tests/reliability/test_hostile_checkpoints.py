@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.kit.crash import in_child
 from tests.kit.faults import hostile_pickles, swap_pickle
 from tests.kit.toys import golden_config, tiny_gpt, train_set
-
 from utils.errors import CheckpointError
 from utils.training import Trainer
 from utils.training.engine.checkpoint import newest, read_checkpoint

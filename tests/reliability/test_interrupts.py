@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.kit.crash import Child, Fuse, in_child, watch_files
-from tests.kit.faults import SignalAt, send_to_self, signal_in_forward, signal_in_save, signal_in_update
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
 
+from tests.kit.crash import Child, Fuse, in_child, watch_files
+from tests.kit.faults import SignalAt, signal_in_forward, signal_in_save, signal_in_update
+from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import BEST, checkpoint_files, newest, read_checkpoint
+from utils.training.engine.checkpoint import checkpoint_files, newest, read_checkpoint
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 FOLDER = Path("runs/golden/checkpoints")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from utils.ui.notebook import explain_cell_order, hint
 
 
 @pytest.fixture
-def shell():
-    shell = InteractiveShell.instance()
-    yield shell
+def shell(tmp_path):
+    """An IPython shell that keeps no history: a database would be written at exit, when its folder may be gone."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    yield InteractiveShell.instance(config=config, ipython_dir=str(tmp_path))
     InteractiveShell.clear_instance()
 
 

@@ -29,7 +29,9 @@ class ModelCall:
         parameters = inspect.signature(model.forward).parameters
         kinds = inspect.Parameter
         self._names = {
-            name for name, parameter in parameters.items() if parameter.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+            name
+            for name, parameter in parameters.items()
+            if parameter.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
         }
         self._takes_any_name = any(parameter.kind is kinds.VAR_KEYWORD for parameter in parameters.values())
         self._takes_position = any(

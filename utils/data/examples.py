@@ -63,7 +63,7 @@ class DatasetSource:
     def take(self, indices: Sequence[int]) -> Batch:
         if not self._draws:
             return self._collated([self.dataset[int(index)] for index in indices])
-        with _kept_random_state():
+        with _KeptRandomState():
             samples = []
             for index in indices:
                 seed = epoch_seed(self.seed, self.epoch, int(index))
@@ -98,7 +98,7 @@ class StreamSource:
             yield as_batch(batch)
 
 
-class _kept_random_state:
+class _KeptRandomState:
     """The three global generators as they were, after the block."""
 
     def __enter__(self) -> None:
@@ -154,11 +154,17 @@ class TextCollator:
         batch: Batch = {}
         for name in rows[0]:
             values = [row[name] for row in rows]
-            if not all(value.dim() == 1 and value.numel() == row["input_ids"].numel() for value, row in zip(values, rows, strict=True)):
+            if not all(
+                value.dim() == 1 and value.numel() == row["input_ids"].numel()
+                for value, row in zip(values, rows, strict=True)
+            ):
                 batch[name] = torch.stack(values)
                 continue
             batch[name] = torch.stack(
-                [torch.nn.functional.pad(value, (0, length - value.numel()), value=fill.get(name, 0)) for value in values]
+                [
+                    torch.nn.functional.pad(value, (0, length - value.numel()), value=fill.get(name, 0))
+                    for value in values
+                ]
             )
         if ragged and "attention_mask" not in batch:
             lengths = torch.tensor([row["input_ids"].numel() for row in rows])
@@ -178,7 +184,9 @@ class TextCollator:
         row = {str(name): torch.as_tensor(value) for name, value in sample.items() if not isinstance(value, str)}
         ids = row["input_ids"]
         if ids.is_floating_point() or ids.dim() != 1:
-            raise DataTypeError(f"input_ids of a sample must be a row of whole numbers; got shape {tuple(ids.shape)}, {ids.dtype}")
+            raise DataTypeError(
+                f"input_ids of a sample must be a row of whole numbers; got shape {tuple(ids.shape)}, {ids.dtype}"
+            )
         row["input_ids"] = ids.long()
         if "labels" not in row:
             mask = row.get("attention_mask")
@@ -253,7 +261,7 @@ def as_source(
             notices.append(f"{argument}: the DataLoader's own order is used as it is; exact resume is not promised.")
             return StreamSource(data, data.batch_size, _length(data)), data.batch_size, notices
         notices.append(
-            f"{argument}: the DataLoader's dataset, collate_fn and batch_size={data.batch_size} are used, in Trainbook's own order."
+            f"{argument}: the DataLoader's dataset, collate_fn and batch_size={data.batch_size} are used, in our own order."
         )
         batch_size = data.batch_size
         default = data.collate_fn is torch.utils.data.default_collate
@@ -329,7 +337,11 @@ def _mapped(data: Any, collate: Collate, pad_id: int | None, eos_id: int | None,
             return IdSource(tensors[0].cpu(), pad_id, eos_id)
         if isinstance(data, Tensor) and data.dim() == 2 and not data.is_floating_point():
             return IdSource(data.cpu(), pad_id, eos_id)
-        if isinstance(data, (list, tuple)) and len(data) and all(isinstance(row, Tensor) and row.dim() == 1 for row in data):
+        if (
+            isinstance(data, (list, tuple))
+            and len(data)
+            and all(isinstance(row, Tensor) and row.dim() == 1 for row in data)
+        ):
             rows = [row.cpu() for row in data]
             if len({row.numel() for row in rows}) == 1 and not rows[0].is_floating_point():
                 return IdSource(torch.stack(rows), pad_id, eos_id)
@@ -353,7 +365,9 @@ def _packed_texts(texts: list[str], tokenizer: Any, block_size: int | None, argu
             "Give one: Trainer(..., tokenizer=tokenizer), or use prepare_data(setup, model)."
         )
     if block_size is None:
-        raise DataTypeError(f"{argument} holds texts, and no length is known; give TaskSpec.language_modeling(max_seq_len=...).")
+        raise DataTypeError(
+            f"{argument} holds texts, and no length is known; give TaskSpec.language_modeling(max_seq_len=...)."
+        )
     from utils.data.packing import TokenBlocks, pack
 
     sequences = tokenizer(texts, add_special_tokens=False)["input_ids"]

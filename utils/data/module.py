@@ -66,7 +66,9 @@ class UniversalDataModule:
         train_dataset = train_data if train_dataset is None else train_dataset
         val_dataset = val_data if val_dataset is None else val_dataset
         if train_dataset is None:
-            raise DataTypeError("Expected train_data to be Dataset or DataLoader; got None. Give the data set to train on.")
+            raise DataTypeError(
+                "Expected train_data to be Dataset or DataLoader; got None. Give the data set to train on."
+            )
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
@@ -120,7 +122,9 @@ class UniversalDataModule:
         order = self.order(epoch)[skip:]
         per_step = self.batch_size * accumulation
         steps = [order[start : start + per_step] for start in range(0, len(order), per_step)]
-        chunks = [step[start : start + self.batch_size] for step in steps for start in range(0, len(step), self.batch_size)]
+        chunks = [
+            step[start : start + self.batch_size] for step in steps for start in range(0, len(step), self.batch_size)
+        ]
         batches = self._batches(self.train, chunks)
         for step in steps:
             count = math.ceil(len(step) / self.batch_size)
@@ -145,7 +149,10 @@ class UniversalDataModule:
             return
         # A generator of its own: creating a loader's iterator must not draw from the run's random state.
         yield from DataLoader(
-            _MicroBatches(source, chunks), batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(0)
+            _MicroBatches(source, chunks),
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=torch.Generator().manual_seed(0),
         )
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
@@ -178,7 +185,11 @@ class UniversalDataModule:
 
     def val_dataloader(self) -> DataLoader[Any] | None:
         """The validation data as a plain DataLoader; None without validation data."""
-        return None if self.validation is None else self._loader(self.validation, self.validation_batch_size, shuffle=False)
+        return (
+            None
+            if self.validation is None
+            else self._loader(self.validation, self.validation_batch_size, shuffle=False)
+        )
 
     def _loader(self, source: Source | StreamSource, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
         if isinstance(source, StreamSource):

@@ -21,7 +21,9 @@ class _Loader(yaml.SafeLoader):
 _Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+([eE][-+]?[0-9]+)?$"),
+    re.compile(
+        r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+([eE][-+]?[0-9]+)?$"
+    ),
     list("-+0123456789."),
 )
 

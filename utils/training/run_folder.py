@@ -1,14 +1,14 @@
 """A run on disk: its folder, who may write to it, and whether to continue it or to start a new one.
 
-    runs/<run_name>/
-      config.yaml        the TrainingConfig and TaskSpec
-      history.jsonl      one row an event: the source of every curve and table
-      state.json         id, status, step, epoch: what a person or a front end looks at
-      environment.json   versions and device
-      checkpoints/       epoch_N.pt, step_N.pt, best.pt (elsewhere when checkpoint_dir is given)
-      plots/  exports/
-      lock               held while a process trains here
-      STOP               made by anybody who wants the run to save and stop
+runs/<run_name>/
+  config.yaml        the TrainingConfig and TaskSpec
+  history.jsonl      one row an event: the source of every curve and table
+  state.json         id, status, step, epoch: what a person or a front end looks at
+  environment.json   versions and device
+  checkpoints/       epoch_N.pt, step_N.pt, best.pt (elsewhere when checkpoint_dir is given)
+  plots/  exports/
+  lock               held while a process trains here
+  STOP               made by anybody who wants the run to save and stop
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from typing import Any
 
 from utils import environment
 from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, DataTypeError
-from utils.storage import FolderLock, append_line, atomic_write, remove_stale_temporaries, write_json
+from utils.storage import (
+    FolderLock,
+    append_line,
+    atomic_write,
+    read_json_lines,
+    remove_stale_temporaries,
+    write_json,
+)
 from utils.training.config_files import write_config_file
 from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, newest, read_checkpoint
 from utils.training.training_config import TrainingConfig
@@ -33,19 +40,6 @@ from utils.training.training_config import TrainingConfig
 log = logging.getLogger("trainbook.run")
 
 _EXPERIMENT = re.compile(r"^exp(\d+)$")
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a history.jsonl; [] when there is none. A last line that a crash cut off is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 class RunFolder:
@@ -99,7 +93,9 @@ class RunFolder:
             try:
                 lock.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise CheckpointError(f"{lock.path.parent} cannot be used: {error.strerror}. Choose another folder.") from None
+                raise CheckpointError(
+                    f"{lock.path.parent} cannot be used: {error.strerror}. Choose another folder."
+                ) from None
             stack.enter_context(lock.held())
             remove_stale_temporaries(lock.path.parent)
 
@@ -135,7 +131,7 @@ class RunFolder:
         Returns:
             rows in the file afterwards.
         """
-        kept = read_history(self.history_file)[:count]
+        kept = read_json_lines(self.history_file)[:count]
         if len(kept) < count:
             kept = list(rows)
         text = "".join(json.dumps(row) + "\n" for row in kept)
@@ -194,7 +190,7 @@ def decide_start(config: TrainingConfig, resume_from: Any, stack: contextlib.Exi
         if start.source is not None and start.source.resolve() == source.resolve():
             return start
         raise CheckpointError(
-            f"{source} is not the newest checkpoint of its run ({start.source} is): continuing from it would overwrite what came "
+            f"{source} is not the newest checkpoint of its run ({start.source} is): continuing would overwrite what came "
             "after. Choose another run_name (and checkpoint_dir) to start a new run from it, or resume_from='auto'."
         )
     start = _new_run(config, output_dir, checkpoint_dir, stack)
@@ -216,7 +212,9 @@ def _new_run(
     folder.lock(stack)
     notices = []
     if config.run_name is not None and folder.name != config.run_name:
-        notices.append(f"A run {config.run_name!r} is there already; this one is {folder.name!r}. resume_from='auto' continues it.")
+        notices.append(
+            f"A run {config.run_name!r} is there already; this one is {folder.name!r}. resume_from='auto' continues it."
+        )
     return Start(folder, notices=notices)
 
 
@@ -226,10 +224,12 @@ def _named_run(
     if config.run_name is None and checkpoint_dir is None:
         if which != "auto":
             raise CheckpointNotFoundError(
-                f"resume_from={which!r} continues a run by its name: set run_name or checkpoint_dir, or give a checkpoint's path."
+                f"resume_from={which!r} continues a run by its name: set run_name or checkpoint_dir, or give a file's path."
             )
         start = _new_run(config, output_dir, None, stack)
-        start.notices.append(f"resume_from='auto' finds a run by its name; none is set, so this is the new run {start.folder.name}.")
+        start.notices.append(
+            f"resume_from='auto' finds a run by its name; none is set, so this is the new run {start.folder.name}."
+        )
         return start
     folder = output_dir / config.run_name if config.run_name else None
     checkpoints = checkpoint_dir or (folder / "checkpoints" if folder else output_dir)
@@ -238,15 +238,21 @@ def _named_run(
         payload = read_checkpoint(source)
         start = _new_run(config, output_dir, None if checkpoint_dir is None else checkpoint_dir, stack)
         start.checkpoint, start.source = payload, source
-        start.notices.append(f"New run {start.folder.name}, started from the best checkpoint of {checkpoints.parent.name}.")
+        start.notices.append(
+            f"New run {start.folder.name}, started from the best checkpoint of {checkpoints.parent.name}."
+        )
         return start
     if checkpoint_files(checkpoints) or (folder is not None and folder.is_dir()):
         start = _continue(config, output_dir, checkpoint_dir, stack)
         if start.checkpoint is None and which == "latest":
-            raise CheckpointNotFoundError(f"{checkpoints} holds no checkpoint yet; resume_from='auto' starts when there is none.")
+            raise CheckpointNotFoundError(
+                f"{checkpoints} holds no checkpoint yet; resume_from='auto' starts when there is none."
+            )
         return start
     if which == "latest":
-        raise CheckpointNotFoundError(f"{checkpoints} holds no checkpoint; resume_from='auto' starts when there is none.")
+        raise CheckpointNotFoundError(
+            f"{checkpoints} holds no checkpoint; resume_from='auto' starts when there is none."
+        )
     return _new_run(config, output_dir, checkpoint_dir, stack)
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
-from typing_extensions import Self
 
 from utils.errors import Problem
 from utils.schema import Schema, nearest
 
 Modality = Literal["text", "vision", "audio", "tabular"]
 TaskType = Literal[
-    "causal_lm", "masked_lm", "seq2seq", "text_classification", "token_classification", "image_classification", "regression"
+    "causal_lm",
+    "masked_lm",
+    "seq2seq",
+    "text_classification",
+    "token_classification",
+    "image_classification",
+    "regression",
 ]
 
 # Other systems' words for the same task, as they appear in configuration files and in a spec's name.
@@ -42,11 +47,19 @@ class TaskSpec(Schema):
     task_type: TaskType | None = Field(
         None, title="Task", description="The objective; None: taken from the name, else from model and batch."
     )
-    vocab_size: int | None = Field(None, ge=1, title="Vocabulary", description="Token ids run from 0 to vocab_size - 1.")
-    max_seq_len: int | None = Field(None, ge=1, title="Longest input", description="Positions the model can take (tokens).")
+    vocab_size: int | None = Field(
+        None, ge=1, title="Vocabulary", description="Token ids run from 0 to vocab_size - 1."
+    )
+    max_seq_len: int | None = Field(
+        None, ge=1, title="Longest input", description="Positions the model can take (tokens)."
+    )
     num_classes: int | None = Field(None, ge=1, title="Classes", description="Number of classes or regression outputs.")
-    pad_token_id: int | None = Field(None, ge=0, title="Padding id", description="Positions with this id are not scored.")
-    metrics: tuple[str, ...] = Field(("loss",), strict=False, title="Metrics", description="Metrics of interest, by name.")
+    pad_token_id: int | None = Field(
+        None, ge=0, title="Padding id", description="Positions with this id are not scored."
+    )
+    metrics: tuple[str, ...] = Field(
+        ("loss",), strict=False, title="Metrics", description="Metrics of interest, by name."
+    )
     preprocessing_config: dict[str, Any] = Field(
         default_factory=dict, title="Preprocessing", description="Free settings; pad_token_id is read from here too."
     )
@@ -66,7 +79,9 @@ class TaskSpec(Schema):
             guess = nearest(given, _TASK_WORDS)
             hint = f"; did you mean {guess!r}?" if guess else ""
             del values["task_type"]
-            return values, [Problem("task_type", f"got {given!r}; must be one of {', '.join(sorted(_TASK_WORDS))}{hint}", guess)]
+            return values, [
+                Problem("task_type", f"got {given!r}; must be one of {', '.join(sorted(_TASK_WORDS))}{hint}", guess)
+            ]
         preprocessing = values.get("preprocessing_config")
         if values.get("pad_token_id") is None and isinstance(preprocessing, Mapping):
             values["pad_token_id"] = preprocessing.get("pad_token_id")
@@ -74,7 +89,11 @@ class TaskSpec(Schema):
 
     @classmethod
     def language_modeling(
-        cls, name: str = "language_modeling", vocab_size: int | None = None, max_seq_len: int | None = None, **values: Any
+        cls,
+        name: str = "language_modeling",
+        vocab_size: int | None = None,
+        max_seq_len: int | None = None,
+        **values: Any,
     ) -> Self:
         """Predict each next token (GPT-like models)."""
         return cls(
@@ -100,6 +119,8 @@ class TaskSpec(Schema):
         return cls(name, "text", task_type="seq2seq", vocab_size=vocab_size, **values)
 
     @classmethod
-    def image_classification(cls, name: str = "image_classification", num_classes: int | None = None, **values: Any) -> Self:
+    def image_classification(
+        cls, name: str = "image_classification", num_classes: int | None = None, **values: Any
+    ) -> Self:
         """One label for each image."""
         return cls(name, "vision", task_type="image_classification", num_classes=num_classes, **values)

@@ -23,7 +23,9 @@ def make_tracker(config: TrainingConfig, run_name: str, notices: list[str]) -> C
     if not config.wandb_enabled:
         return None
     if importlib.util.find_spec("wandb") is None:
-        notices.append('Not tracked: wandb is not installed (pip install -e ".[tracking]"). history.jsonl holds everything.')
+        notices.append(
+            'Not tracked: wandb is not installed (pip install -e ".[tracking]"). history.jsonl holds everything.'
+        )
         return None
     return WandbTracker(config, run_name, notices)
 
@@ -35,7 +37,9 @@ class WandbTracker(Callback):
     run is kept offline, on disk: a login prompt would wait for ever where nobody watches. Failures are said once, at the end.
     """
 
-    def __init__(self, config: TrainingConfig, run_name: str, notices: list[str], patience_s: float = _PATIENCE_S) -> None:
+    def __init__(
+        self, config: TrainingConfig, run_name: str, notices: list[str], patience_s: float = _PATIENCE_S
+    ) -> None:
         self._config, self._run_name, self._notices, self._patience_s = config, run_name, notices, patience_s
         self._rows: queue.Queue[Logs | None] = queue.Queue(maxsize=10_000)
         self._ready, self._failure = threading.Event(), ""
@@ -63,7 +67,9 @@ class WandbTracker(Callback):
         self._close()
 
     def _put(self, row: Logs) -> None:
-        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and not (isinstance(v, float) and math.isnan(v))}
+        numbers = {
+            k: v for k, v in row.items() if isinstance(v, (int, float)) and not (isinstance(v, float) and math.isnan(v))
+        }
         try:
             self._rows.put_nowait(numbers)
         except queue.Full:
@@ -81,7 +87,7 @@ class WandbTracker(Callback):
                 run.log({**row, "trainer/step": step})
             if own:
                 run.finish()
-        except Exception as error:  # any failure of the service ends tracking, and nothing else
+        except Exception as error:  # noqa: BLE001 - any failure of the service ends tracking, and nothing else
             self._failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self._ready.set()
 
@@ -90,7 +96,9 @@ class WandbTracker(Callback):
         if mode is None and wandb.api.api_key is None:
             mode = "offline"
             self._notices.append("W&B: no API key, so the run is tracked offline; `wandb sync` uploads it later.")
-        settings = wandb.Settings(console="off", silent=True, init_timeout=self._patience_s, login_timeout=self._patience_s)
+        settings = wandb.Settings(
+            console="off", silent=True, init_timeout=self._patience_s, login_timeout=self._patience_s
+        )
         return wandb.init(
             project=self._config.wandb_project or DEFAULT_WANDB_PROJECT, entity=self._config.wandb_entity, name=self._run_name,
             config=self._config.to_dict(), notes=self._config.notes or None, mode=mode, settings=settings,

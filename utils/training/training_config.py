@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Strict
-from typing_extensions import Self
 
 from utils.errors import Problem
 from utils.schema import Schema, path_text, shown
@@ -37,7 +36,9 @@ DEFAULT_WANDB_PROJECT = "transformer-training"
 
 
 def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
-    return Field(default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules)
+    return Field(
+        default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules
+    )
 
 
 def run_name_problem(name: str) -> str | None:
@@ -74,9 +75,15 @@ class TrainingConfig(Schema):
 
     # How long, and with what steps
     epochs: int = _field(10, "Epochs", "Passes over the training data, in total.", ge=1, le=100_000)
-    max_steps: int | None = _field(None, "Step limit", "Stop after this many optimizer steps; None: no limit.", unit="steps", ge=1)
-    max_time_hours: float | None = _field(None, "Time limit", "Save and stop after this time; None: no limit.", unit="hours", gt=0)
-    batch_size: int = _field(4, "Batch size", "Samples in one forward pass (a micro-batch).", unit="samples", ge=1, le=65_536)
+    max_steps: int | None = _field(
+        None, "Step limit", "Stop after this many optimizer steps; None: no limit.", unit="steps", ge=1
+    )
+    max_time_hours: float | None = _field(
+        None, "Time limit", "Save and stop after this time; None: no limit.", unit="hours", gt=0
+    )
+    batch_size: int = _field(
+        4, "Batch size", "Samples in one forward pass (a micro-batch).", unit="samples", ge=1, le=65_536
+    )
     gradient_accumulation_steps: int = _field(
         1, "Gradient accumulation", "Micro-batches in one optimizer step.", unit="micro-batches", ge=1, le=65_536
     )
@@ -89,21 +96,33 @@ class TrainingConfig(Schema):
         (0.9, 0.999), "Betas", "Decay of Adam's two running averages; the first is SGD's momentum.", strict=False
     )
     eps: float = _field(1e-8, "Epsilon", "Added to Adam's denominator.", gt=0, lt=1)
-    max_grad_norm: float = _field(1.0, "Gradient clipping", "Largest L2 norm of all gradients; 0 turns clipping off.", ge=0)
-    use_lr_schedule: bool = _field(True, "Learning-rate schedule", "Warm up and decay; off: the learning rate is constant.")
+    max_grad_norm: float = _field(
+        1.0, "Gradient clipping", "Largest L2 norm of all gradients; 0 turns clipping off.", ge=0
+    )
+    use_lr_schedule: bool = _field(
+        True, "Learning-rate schedule", "Warm up and decay; off: the learning rate is constant."
+    )
     lr_schedule: LRSchedule = _field("cosine", "Schedule", "How the learning rate falls after warm-up.")
     warmup_ratio: float | None = _field(
-        0.1, "Warm-up", "Share of all steps in which the learning rate rises; None when warmup_steps is set.", ge=0, le=1
+        0.1,
+        "Warm-up",
+        "Share of all steps in which the learning rate rises; None when warmup_steps is set.",
+        ge=0,
+        le=1,
     )
     warmup_steps: int | None = _field(
         None, "Warm-up steps", "Steps in which the learning rate rises, instead of warmup_ratio.", unit="steps", ge=0
     )
-    min_lr_ratio: float = _field(0.1, "Final learning rate", "Share of the learning rate that is left at the end.", ge=0, le=1)
+    min_lr_ratio: float = _field(
+        0.1, "Final learning rate", "Share of the learning rate that is left at the end.", ge=0, le=1
+    )
     label_smoothing: float = _field(0.0, "Label smoothing", "Share of the target spread over all classes.", ge=0, lt=1)
 
     # On what
     precision: Precision = _field(
-        "auto", "Precision", "auto: bf16 where the device has it, else fp16 on CUDA, else 32; 16: half as the device has it."
+        "auto",
+        "Precision",
+        "auto: bf16 where the device has it, else fp16 on CUDA, else 32; 16: half as the device has it.",
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = _field(
         None, "Compile", "torch.compile's mode; None: not compiled."
@@ -117,7 +136,9 @@ class TrainingConfig(Schema):
     strategy: Literal["auto", "ddp", "fsdp"] = _field("auto", "Strategy", "How several devices share the work.")
     devices: AtLeastOne | Literal["auto"] = _field("auto", "Devices", "How many devices; auto: one.")
     num_nodes: int = _field(1, "Hosts", "How many machines train together.", ge=1)
-    num_workers: int = _field(0, "Loader processes", "Processes that prepare batches; 0: in this process.", ge=0, le=256)
+    num_workers: int = _field(
+        0, "Loader processes", "Processes that prepare batches; 0: in this process.", ge=0, le=256
+    )
     auto_batch_size: bool = _field(False, "Automatic batch size", "Find the largest micro-batch that fits.")
 
     # Watched how
@@ -130,8 +151,12 @@ class TrainingConfig(Schema):
     )
     mode: Literal["min", "max"] = _field("min", "Direction", "Whether the monitored metric should fall or grow.")
     min_delta: float = _field(0.0, "Least improvement", "Smaller changes of the monitored metric do not count.", ge=0)
-    max_train_samples: int | None = _field(None, "Training samples", "Use only the first n; None: all.", unit="samples", ge=1)
-    max_val_samples: int | None = _field(None, "Validation samples", "Use only the first n; None: all.", unit="samples", ge=1)
+    max_train_samples: int | None = _field(
+        None, "Training samples", "Use only the first n; None: all.", unit="samples", ge=1
+    )
+    max_val_samples: int | None = _field(
+        None, "Validation samples", "Use only the first n; None: all.", unit="samples", ge=1
+    )
 
     # Kept where
     checkpoint_dir: str | None = _field(
@@ -139,7 +164,11 @@ class TrainingConfig(Schema):
     )
     save_every_n_epochs: int = _field(1, "Save every", "Epochs between checkpoints.", unit="epochs", ge=1)
     save_every_minutes: float | None = _field(
-        None, "Save every (time)", "Minutes between checkpoints within an epoch; None: only at epochs' ends.", unit="minutes", gt=0
+        None,
+        "Save every (time)",
+        "Minutes between checkpoints within an epoch; None: only at epochs' ends.",
+        unit="minutes",
+        gt=0,
     )
     keep_best_k: int = _field(1, "Best checkpoints kept", "How many of the best are kept.", ge=1)
     keep_last_n: int = _field(2, "Last checkpoints kept", "How many of the newest are kept.", ge=2)
@@ -169,14 +198,18 @@ class TrainingConfig(Schema):
     export_formats: tuple[Literal["onnx", "torchscript", "pytorch", "hf"], ...] = _field(
         ("onnx", "torchscript"), "Export formats", "What the bundle holds.", strict=False, min_length=1
     )
-    export_dir: str | None = _field(None, "Export folder", "Where exports go; None: inside the run's folder.", min_length=1)
+    export_dir: str | None = _field(
+        None, "Export folder", "Where exports go; None: inside the run's folder.", min_length=1
+    )
 
     #: Fields that do not change what is learnt: they may differ when a run is continued.
     NOT_LEARNT: ClassVar[frozenset[str]] = frozenset(
-        "max_time_hours num_workers checkpoint_dir save_every_n_epochs save_every_minutes keep_best_k keep_last_n on_save_error "
-        "on_config_change isolate_callbacks use_wandb wandb_project wandb_entity run_name output_dir notes export_bundle "
-        "export_formats export_dir".split()
-    )
+        (
+            "max_time_hours", "num_workers", "checkpoint_dir", "save_every_n_epochs", "save_every_minutes", "keep_best_k",
+            "keep_last_n", "on_save_error", "on_config_change", "isolate_callbacks", "use_wandb", "wandb_project",
+            "wandb_entity", "run_name", "output_dir", "notes", "export_bundle", "export_formats", "export_dir",
+        )
+    )  # fmt: skip
 
     @classmethod
     def extra_inputs(cls) -> tuple[str, ...]:

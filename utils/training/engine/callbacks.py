@@ -105,9 +105,8 @@ class CallbackList:
             try:
                 getattr(callback, event)(*arguments, self._trainer, logs=dict(logs or {}))
             except Exception as error:
-                message = (
-                    f"{type(callback).__name__}.{event} failed at step {self._trainer.state.step}: {type(error).__name__}: {error}"
-                )
+                where = f"{type(callback).__name__}.{event} failed at step {self._trainer.state.step}"
+                message = f"{where}: {type(error).__name__}: {error}"
                 if not self._isolate:
                     raise CallbackError(message) from error
                 self._trainer.notice(f"{message}. It is switched off for the rest of the run.")

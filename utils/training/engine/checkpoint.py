@@ -32,7 +32,20 @@ FORMAT = 1
 BEST = "best.pt"
 _NAME = re.compile(r"^(epoch|step)_(\d+)\.pt$")
 _FOLDER_ATTRIBUTE = 0x10  # in a zip's external attributes, as MS-DOS had it
-_REQUIRED = ("format", "run", "state", "value", "regular", "model", "optimizer", "schedule", "rng", "config", "fingerprint", "environment")
+_REQUIRED = (
+    "format",
+    "run",
+    "state",
+    "value",
+    "regular",
+    "model",
+    "optimizer",
+    "schedule",
+    "rng",
+    "config",
+    "fingerprint",
+    "environment",
+)
 
 Payload = dict[str, Any]
 
@@ -51,12 +64,18 @@ def verify(path: Path) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
         if size and not _begins_as_archive(path):
-            raise CheckpointError(_refusal(f"{path} is not the zip archive that torch.save writes, and anything else")) from None
+            raise CheckpointError(
+                _refusal(f"{path} is not the zip archive that torch.save writes, and anything else")
+            ) from None
         raise CheckpointError(f"{path} is damaged ({error}; {size} bytes); use an older checkpoint.") from None
     if bad is not None:
-        raise CheckpointError(f"{path} is damaged: record {bad!r} does not match its checksum; use an older checkpoint.")
+        raise CheckpointError(
+            f"{path} is damaged: record {bad!r} does not match its checksum; use an older checkpoint."
+        )
     if folders:
-        raise CheckpointError(f"{path} is damaged: record {folders[0]!r} is marked as a folder; use an older checkpoint.")
+        raise CheckpointError(
+            f"{path} is damaged: record {folders[0]!r} is marked as a folder; use an older checkpoint."
+        )
 
 
 def read_checkpoint(path: str | Path) -> Payload:
@@ -79,7 +98,11 @@ def read_checkpoint(path: str | Path) -> Payload:
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     if not isinstance(payload, dict) or "format" not in payload:
-        held = f"a dict with {sorted(map(str, payload))[:6]}" if isinstance(payload, dict) else f"a {type(payload).__name__}"
+        held = (
+            f"a dict with {sorted(map(str, payload))[:6]}"
+            if isinstance(payload, dict)
+            else f"a {type(payload).__name__}"
+        )
         raise CheckpointError(f"{path} is no Trainbook checkpoint: it holds {held}.")
     if payload["format"] != FORMAT:
         made_by = payload.get("environment", {}).get("trainbook", "another version")
@@ -100,7 +123,7 @@ def _begins_as_archive(path: Path) -> bool:
 
 def _refusal(reason: str) -> str:
     return (
-        f"{reason} could run code: refused. If you trust its author, load it in a process of your own and save only its state_dict "
+        f"{reason} could run code: refused. If you trust its author, load it in a process of your own and save its state_dict "
         "with safetensors."
     )
 
@@ -198,7 +221,9 @@ class CheckpointStore:
         CheckpointWriteError: the folder cannot be made or written to; says which path.
     """
 
-    def __init__(self, folder: Path, run_id: str, keep_last_n: int = 2, keep_best_k: int = 1, mode: str = "min") -> None:
+    def __init__(
+        self, folder: Path, run_id: str, keep_last_n: int = 2, keep_best_k: int = 1, mode: str = "min"
+    ) -> None:
         self.folder, self.run_id = folder, run_id
         self.keep_last_n, self.keep_best_k, self.mode = max(2, keep_last_n), keep_best_k, mode
         self.entries: list[Entry] = []
@@ -208,7 +233,7 @@ class CheckpointStore:
             atomic_write(folder / ".writable", lambda file: None).unlink()
         except OSError as error:
             raise CheckpointWriteError(
-                f"checkpoints cannot be written to {folder}: {error.strerror or error}. Choose another checkpoint_dir or output_dir."
+                f"checkpoints cannot be written to {folder}: {error.strerror or error}. Choose another checkpoint_dir."
             ) from None
         remove_stale_temporaries(folder)
 
@@ -229,7 +254,9 @@ class CheckpointStore:
         if value is None or value != value:
             return False
         ranked = self._ranked()
-        return len(ranked) < self.keep_best_k or self._sign * value < self._sign * (ranked[self.keep_best_k - 1].value or 0.0)
+        return len(ranked) < self.keep_best_k or self._sign * value < self._sign * (
+            ranked[self.keep_best_k - 1].value or 0.0
+        )
 
     def value_at(self, step: int) -> float | None:
         """The metric with which the state after `step` was saved, None when it was not."""
@@ -256,14 +283,18 @@ class CheckpointStore:
                 raise
             if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise CheckpointWriteError(_no_space(path, needed, free_bytes(self.folder))) from error
-            raise CheckpointWriteError(f"{path} could not be written: {cause or error}. Older checkpoints are intact.") from error
+            raise CheckpointWriteError(
+                f"{path} could not be written: {cause or error}. Older checkpoints are intact."
+            ) from error
         self._last_size = path.stat().st_size
         self.entries = [kept for kept in self.entries if kept.path != path] + [Entry.of(path, payload)]
         try:
             self._point_best()
             self._rotate()
         except OSError as error:
-            raise CheckpointWriteError(f"{path} is saved, but best.pt or older files could not be changed: {error}.") from error
+            raise CheckpointWriteError(
+                f"{path} is saved, but best.pt or older files could not be changed: {error}."
+            ) from error
         return path
 
     @property

@@ -62,7 +62,9 @@ class Interrupts:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set from Python
+                signal.signal(
+                    number, signal.SIG_DFL if handler is None else handler
+                )  # None: it was not set from Python
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

@@ -176,7 +176,9 @@ class TrainingLoop:
         with rng.preserved():
             metrics = evaluate(self.parts, self.data.validation_batches(), self._poll).metrics("val")
         if not metrics:
-            raise NonFiniteError("validation found no target to score: every label of val_data is -100. Check its labels.")
+            raise NonFiniteError(
+                "validation found no target to score: every label of val_data is -100. Check its labels."
+            )
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         self._write(row)
@@ -201,10 +203,16 @@ class TrainingLoop:
         """Skip within the limits, or stop with everything that helps to find the cause."""
         state = self.state
         allowed = max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * state.step)
-        if self.config.on_nonfinite == "skip" and state.skipped_in_a_row < _SKIPS_IN_A_ROW and state.skipped_steps < allowed:
+        if (
+            self.config.on_nonfinite == "skip"
+            and state.skipped_in_a_row < _SKIPS_IN_A_ROW
+            and state.skipped_steps < allowed
+        ):
             state.skipped_steps += 1
             state.skipped_in_a_row += 1
-            log.warning("Step %d skipped: loss or gradient is not finite (samples %s).", state.step + 1, _few(sample_ids))
+            log.warning(
+                "Step %d skipped: loss or gradient is not finite (samples %s).", state.step + 1, _few(sample_ids)
+            )
             return
         loss = float(result.loss_sum) / max(1, result.num_targets)
         skipped = f" (after {state.skipped_steps} skipped steps)" if state.skipped_steps else ""

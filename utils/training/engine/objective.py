@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
+from torch.nn import functional as F
 
 from utils.adapters.forward import ModelCall
 from utils.data.examples import IGNORED, Batch
@@ -69,8 +69,8 @@ class CausalLM(Objective):
             )
         if self.vocab_size is not None and logits_BTV.shape[-1] < self.vocab_size:
             raise ModelError(
-                f"{type(model.model).__name__} scores {logits_BTV.shape[-1]} tokens, but the task has vocab_size={self.vocab_size}; "
-                "make the model's output layer at least as large as the vocabulary."
+                f"{type(model.model).__name__} scores {logits_BTV.shape[-1]} tokens of vocab_size={self.vocab_size}: "
+                "its output layer must be at least as large."
             )
         # A slice of V-wide rows in fp32: the loss and its sum are never rounded to half precision.
         logits_NV = logits_BTV[:, :-1].flatten(0, 1).float()
@@ -89,7 +89,9 @@ def _labels(batch: Mapping[str, Tensor]) -> Tensor:
     labels = batch.get("input_ids") if labels is None else labels
     if labels is None or labels.dim() != 2:
         shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
-        raise ModelError(f"predicting the next token needs input_ids (B, T), and labels of the same shape; the batch has {shapes}")
+        raise ModelError(
+            f"predicting the next token needs input_ids (B, T), and labels of the same shape; the batch has {shapes}"
+        )
     return labels
 
 

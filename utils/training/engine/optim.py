@@ -23,7 +23,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise ModelError(f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train.")
+        raise ModelError(
+            f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train."
+        )
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
@@ -45,7 +47,8 @@ class Schedule:
     """The learning rate at each step: linear warm-up to `learning_rate`, then the config's shape down to `min_lr_ratio` of it.
 
     cosine, linear: falls until the last planned step. step: two drops by the same factor, at one and two thirds of the way
-    after warm-up, the second one to the floor (at least 0.001 of the peak). constant: stays. plateau: halves after 2 validations without improvement, never below the
+    after warm-up, the second one to the floor (at least 0.001 of the peak). constant: stays.
+    plateau: halves after more than 2 validations in a row without improvement, never below the
     floor; this is the only shape with a memory (`plateau_factor`, `plateau_waits`), which checkpoints hold.
     """
 

@@ -57,7 +57,11 @@ class Parts:
 
 
 def assemble(
-    model: nn.Module, objective: Objective, config: TrainingConfig, total_steps: int | None, device: Device | None = None
+    model: nn.Module,
+    objective: Objective,
+    config: TrainingConfig,
+    total_steps: int | None,
+    device: Device | None = None,
 ) -> Parts:
     """Put the parts together; moves `model` to the device in place.
 

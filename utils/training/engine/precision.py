@@ -44,15 +44,25 @@ def resolve_precision(wanted: str, device: Device) -> ResolvedPrecision:
     if wanted == "32":
         return ResolvedPrecision("32")
     if wanted == "bf16":
-        notice = None if device.has_bf16 else f"precision='bf16' is emulated on this {device.kind}: slower than '32', and rounded."
+        notice = (
+            None
+            if device.has_bf16
+            else f"precision='bf16' is emulated on this {device.kind}: slower than '32', and rounded."
+        )
         return ResolvedPrecision("bf16", notice)
     if wanted == "fp16":
         if device.kind == "cpu":
-            raise ConfigError("precision='fp16' needs a GPU; this machine trains on its CPU. Use 'auto', 'bf16' or '32'.")
+            raise ConfigError(
+                "precision='fp16' needs a GPU; this machine trains on its CPU. Use 'auto', 'bf16' or '32'."
+            )
         return ResolvedPrecision("fp16")
     if device.has_bf16:
         return ResolvedPrecision("bf16")
     if device.kind == "cuda":
         return ResolvedPrecision("fp16")
-    notice = f"half precision was asked for; this {device.kind} has none in hardware, so fp32 is used." if wanted == "16" else None
+    notice = (
+        f"half precision was asked for; this {device.kind} has none in hardware, so fp32 is used."
+        if wanted == "16"
+        else None
+    )
     return ResolvedPrecision("32", notice)

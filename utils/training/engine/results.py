@@ -45,7 +45,8 @@ class TrainingResults(Mapping[str, Any]):
     )  # fmt: skip
 
     def __init__(
-        self, *, state: TrainState, model: nn.Module, tokenizer: Any, task_spec: TaskSpec | None, training_config: TrainingConfig,
+        self, *, state: TrainState, model: nn.Module, tokenizer: Any, task_spec: TaskSpec | None,
+        training_config: TrainingConfig,
         run_dir: Path, precision: str, checkpoints: list[Path], best_model_path: Path | None, notices: list[str],
     ) -> None:  # fmt: skip
         self.state, self.model, self.tokenizer = state, model, tokenizer
@@ -75,9 +76,9 @@ class TrainingResults(Mapping[str, Any]):
 
     def step_rows(self) -> list[Row]:
         """Rows of single steps (at most about 1,000 a run), read from the run's history.jsonl."""
-        from utils.training.run_folder import read_history
+        from utils.storage import read_json_lines
 
-        return [row for row in read_history(self.run_dir / "history.jsonl") if row["event"] == "step"]
+        return [row for row in read_json_lines(self.run_dir / "history.jsonl") if row["event"] == "step"]
 
     @property
     def loss_history(self) -> list[float]:
@@ -161,7 +162,9 @@ class TrainingResults(Mapping[str, Any]):
         """One row an epoch: epoch (0-based), train/* and val/* metrics, times."""
         import pandas as pd
 
-        rows = [{name: value for name, value in row.items() if name not in ("event", "complete")} for row in self.epoch_rows]
+        rows = [
+            {name: value for name, value in row.items() if name not in ("event", "complete")} for row in self.epoch_rows
+        ]
         frame = pd.DataFrame(rows)
         for name in _COLUMNS:
             if name not in frame:
@@ -195,7 +198,10 @@ class TrainingResults(Mapping[str, Any]):
 
     def summary(self, baseline: float | None = None) -> dict[str, str]:
         """The run in a few words: label -> text, in reading order."""
-        rows = {"run": str(self.run_dir), "ended": f"{self.stop_reason} after {self.steps} steps, {self.epochs_trained} epochs"}
+        rows = {
+            "run": str(self.run_dir),
+            "ended": f"{self.stop_reason} after {self.steps} steps, {self.epochs_trained} epochs",
+        }
         if self.final_loss is not None:
             rows["training loss"] = f"{self.final_loss:.4f} nats per target"
         if self.val_loss_history:
@@ -237,5 +243,7 @@ class TrainingResults(Mapping[str, Any]):
         from utils.views.tables import summary_text
 
         figure = self.plot(baseline)
-        show_text(summary_text(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)}))
+        show_text(
+            summary_text(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)})
+        )
         show_figure(figure)

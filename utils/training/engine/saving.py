@@ -27,7 +27,8 @@ log = logging.getLogger("trainbook.engine")
 def environment_facts(parts: Parts) -> dict[str, Any]:
     """What exact resume depends on besides the checkpoint; a difference is named when a run is continued."""
     return {
-        "trainbook": __version__, "python": platform.python_version(), "torch": str(torch.__version__), "device": parts.device.kind,
+        "trainbook": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+        "device": parts.device.kind,
         "device_name": parts.device.name, "threads": torch.get_num_threads(), "precision": parts.precision.compute,
     }  # fmt: skip
 

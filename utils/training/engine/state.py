@@ -76,7 +76,9 @@ class TrainState:
             return False
         sign = 1.0 if mode == "min" else -1.0
         known = self.best.value
-        improved = not math.isnan(value) and (known is None or math.isnan(known) or sign * value < sign * known - min_delta)
+        improved = not math.isnan(value) and (
+            known is None or math.isnan(known) or sign * value < sign * known - min_delta
+        )
         if improved:
             in_epoch = 1 if self.samples_done else 0
             self.best = Best(value, max(1, self.epoch + in_epoch), self.step)
@@ -89,7 +91,8 @@ class TrainState:
         return {
             "step": self.step, "epoch": self.epoch, "samples_done": self.samples_done, "targets_done": self.targets_done,
             "epoch_sums": self.epoch_sums.to_dict(), "window_sums": self.window_sums.to_dict(), "best": vars(self.best).copy(),
-            "history": [dict(row) for row in self.history], "evaluated_step": self.evaluated_step, "rows_written": self.rows_written,
+            "history": [dict(row) for row in self.history], "evaluated_step": self.evaluated_step,
+            "rows_written": self.rows_written,
             "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "empty_steps": self.empty_steps,
             "elapsed_s": self.elapsed_s, "stop_reason": self.stop_reason,
         }  # fmt: skip

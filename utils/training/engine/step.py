@@ -53,7 +53,9 @@ class StepResult:
     finite: bool = True
 
 
-def train_step(parts: Parts, micro_batches: list[Batch], max_grad_norm: float, watch: StepWatch | None = None) -> StepResult:
+def train_step(
+    parts: Parts, micro_batches: list[Batch], max_grad_norm: float, watch: StepWatch | None = None
+) -> StepResult:
     """One optimizer update from the mean gradient over every target of `micro_batches`.
 
     The divisor is the number of targets of the whole step, so a target weighs the same in whichever micro-batch it stands,

@@ -129,14 +129,18 @@ class Trainer:
                 self.notice(parts.precision.notice)
             fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
             self.state = self._restore(start, parts, fingerprint, data)
-            store = CheckpointStore(start.folder.checkpoints, start.folder.run_id, config.keep_last_n, config.keep_best_k, mode)
+            store = CheckpointStore(
+                start.folder.checkpoints, start.folder.run_id, config.keep_last_n, config.keep_best_k, mode
+            )
             if start.in_place:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
             start.folder.stop_file.unlink(missing_ok=True)
             self._describe(start, task_spec)
-            events = CallbackList(self._all_callbacks(train_data, val_data, start.folder), self, config.isolate_callbacks)
+            events = CallbackList(
+                self._all_callbacks(train_data, val_data, start.folder), self, config.isolate_callbacks
+            )
             saver = RunSaver(
                 store, parts, self.state, config, task_spec, events, start.folder.name, fingerprint, data.batch_size,
                 lambda path: self._note_state(start.folder, "running"),
@@ -189,7 +193,7 @@ class Trainer:
             rng.rewind(loop.before_step)
         try:
             return saver.save()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the failure that brought us here is the one to report
             log.warning("The state at the failure could not be saved: %s", error)
             return None
 
@@ -214,7 +218,9 @@ class Trainer:
             labels = sample.get("labels", ids)
             if sample and (ids is None or labels is None or labels.shape != ids.shape):
                 shapes = {name: tuple(tensor.shape) for name, tensor in sample.items()}
-                raise ConfigError(f"the task cannot be inferred from samples with {shapes}; give task_spec=TaskSpec....")
+                raise ConfigError(
+                    f"the task cannot be inferred from samples with {shapes}; give task_spec=TaskSpec...."
+                )
             spec = spec.replace(task_type="causal_lm")
             self.notice("Task: predicting the next token (inferred: inputs are token ids, labels are the same ids).")
         facts = model_facts(self.model)
@@ -229,10 +235,14 @@ class Trainer:
             largest = max_id() if max_id is not None else None
             limit = known or spec.vocab_size
             if largest is not None and limit is not None and largest >= limit:
-                raise DataError(f"{name} holds token id {largest}, but the model knows ids 0 to {limit - 1}. Use the model's tokenizer.")
+                raise DataError(
+                    f"{name} holds token id {largest}, but the model knows ids 0 to {limit - 1}. Use the model's tokenizer."
+                )
         length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
         if longest is not None and length > longest:
-            raise DataError(f"samples have {length} tokens, but {type(self.model).__name__} takes at most {longest}. Cut them shorter.")
+            raise DataError(
+                f"samples have {length} tokens, but {type(self.model).__name__} takes at most {longest}. Cut them shorter."
+            )
         return spec
 
     def _monitor(self, data: UniversalDataModule) -> tuple[str, str]:
@@ -243,7 +253,9 @@ class Trainer:
             return monitor, config.mode
         return config.monitor, config.mode
 
-    def _restore(self, start: Start, parts: Parts, fingerprint: dict[str, str], data: UniversalDataModule) -> TrainState:
+    def _restore(
+        self, start: Start, parts: Parts, fingerprint: dict[str, str], data: UniversalDataModule
+    ) -> TrainState:
         """The state to go on from; model, optimizer, schedule and random state are set to it."""
         checkpoint = start.checkpoint
         if checkpoint is None:
@@ -278,7 +290,9 @@ class Trainer:
 
     def _check_same(self, start: Start, checkpoint: Payload, parts: Parts, fingerprint: dict[str, str]) -> None:
         """Refuse or name every difference that would make the continued run another one."""
-        changes = [f"{name}: {there!r} there, {here!r} here" for name, (there, here) in self._changes(checkpoint).items()]
+        changes = [
+            f"{name}: {there!r} there, {here!r} here" for name, (there, here) in self._changes(checkpoint).items()
+        ]
         changes += [
             f"{name}: not the same as when it was saved"
             for name, digest in fingerprint.items()
@@ -287,8 +301,8 @@ class Trainer:
         if changes and start.in_place and self.training_config.on_config_change == "error":
             listed = "\n  ".join(changes)
             raise CheckpointError(
-                f"{start.source} was trained with other settings:\n  {listed}\nTo train anew, choose another run_name; to go on "
-                'with the new settings, set on_config_change="continue".'
+                f"{start.source} was trained with other settings:\n  {listed}\nTo train anew, choose another run_name; to go "
+                'on with the new settings, set on_config_change="continue".'
             )
         if changes:
             self.notice(f"Continued with other settings, so not exactly the run that was saved: {'; '.join(changes)}.")
@@ -346,7 +360,11 @@ def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
 def _planned_steps(config: TrainingConfig, data: UniversalDataModule) -> int | None:
     """Optimizer steps of the whole run, where the data's length is known or max_steps is set."""
     per_epoch = data.num_steps(config.gradient_accumulation_steps)
-    limits = [limit for limit in (None if per_epoch is None else per_epoch * config.epochs, config.max_steps) if limit is not None]
+    limits = [
+        limit
+        for limit in (None if per_epoch is None else per_epoch * config.epochs, config.max_steps)
+        if limit is not None
+    ]
     return min(limits, default=None)
 
 
@@ -362,20 +380,34 @@ def _refuse_what_is_not_there(config: TrainingConfig) -> None:
     """Settings that this version knows by name and cannot do are refused together, never passed over."""
     problems = []
     if config.compile_mode is not None:
-        problems.append(Problem("compile_mode", f"got {config.compile_mode!r}; compiling is not in this version: set None", None))
+        problems.append(
+            Problem("compile_mode", f"got {config.compile_mode!r}; compiling is not in this version: set None", None)
+        )
     if config.strategy != "auto":
-        problems.append(Problem("strategy", f"got {config.strategy!r}; this version trains on one device: set 'auto'", "auto"))
+        problems.append(
+            Problem("strategy", f"got {config.strategy!r}; this version trains on one device: set 'auto'", "auto")
+        )
     if config.devices not in ("auto", 1):
-        problems.append(Problem("devices", f"got {config.devices}; this version trains on one device: set 1 or 'auto'", "auto"))
+        problems.append(
+            Problem("devices", f"got {config.devices}; this version trains on one device: set 1 or 'auto'", "auto")
+        )
     if config.num_nodes != 1:
         problems.append(Problem("num_nodes", f"got {config.num_nodes}; this version trains on one host: set 1", 1))
     if config.auto_batch_size:
-        problems.append(Problem("auto_batch_size", "got True; finding a batch size is not in this version: set batch_size", False))
+        problems.append(
+            Problem("auto_batch_size", "got True; finding a batch size is not in this version: set batch_size", False)
+        )
     if config.fused_loss == "on":
-        problems.append(Problem("fused_loss", "got 'on'; the fused loss is not in this version: set 'auto' or 'off'", "auto"))
+        problems.append(
+            Problem("fused_loss", "got 'on'; the fused loss is not in this version: set 'auto' or 'off'", "auto")
+        )
     if config.export_bundle:
         problems.append(
-            Problem("export_bundle", "got True; bundles are not in this version: set False and call export_model(results)", False)
+            Problem(
+                "export_bundle",
+                "got True; bundles are not in this version: set False and call export_model(results)",
+                False,
+            )
         )
     if problems:
         raise ConfigError.from_problems("TrainingConfig, on this version", problems)
