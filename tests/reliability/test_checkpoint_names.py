@@ -2,44 +2,144 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.faults import SignalAt
-from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 
-from utils.training import Trainer, TrainingResults
-from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, checkpoint_files, newest, read_checkpoint
+from utils.training import Callback, Trainer, TrainingResults
+from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, read_checkpoint
+
+# Settings under which the validation loss is best after the second epoch and then rises.
+DIVERGES = {"learning_rate": 0.3, "max_grad_norm": 0.0, "use_lr_schedule": False, "early_stopping_patience": None}
 
 
-def train(*callbacks, resume_from=None, model=None, **changes) -> TrainingResults:
+def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
     trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation_set(), resume_from=resume_from)
 
 
+def folder_of(results: TrainingResults) -> Path:
+    return Path(results.checkpoint_path).parent
+
+
 def names(results: TrainingResults) -> list[str]:
-    return sorted(path.name for path in Path(results.checkpoint_path).parent.iterdir())
+    return sorted(path.name for path in folder_of(results).iterdir())
 
 
 def saved_epoch(path: str | Path) -> int:
     return read_checkpoint(path)["state"]["epoch"]
 
 
-# Settings under which the validation loss rises after the first epoch.
-DIVERGES = {"learning_rate": 0.5, "max_grad_norm": 0.0, "use_lr_schedule": False, "early_stopping_patience": None, "precision": "32"}
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, step, trainer, logs=None):
+        if step == self.step:
+            trainer.request_stop("test")
 
 
-def test_epochs_are_counted_as_completed_and_the_best_has_a_second_name():
-    results = train(save_every_n_epochs=2)
-    assert results.best_epoch == 4
-    assert names(results) == [BEST, "epoch_2.pt", "epoch_3.pt", "epoch_4.pt"] or names(results) == [BEST, "epoch_2.pt", "epoch_4.pt"]
-    assert [saved_epoch(path) for path in results.checkpoint_paths] == [int(Path(p).stem.split("_")[1]) for p in results.checkpoint_paths]
-
-
-def test_save_every_two_of_four_epochs_leaves_two_and_four():
+def test_saving_every_two_of_four_epochs_leaves_two_and_four():
     results = train(save_every_n_epochs=2)
     assert [Path(path).name for path in results.checkpoint_paths] == ["epoch_2.pt", "epoch_4.pt"]
+    assert [saved_epoch(path) for path in results.checkpoint_paths] == [2, 4]
     assert names(results) == [BEST, "epoch_2.pt", "epoch_4.pt"]
     assert results.checkpoint_path.endswith("epoch_4.pt")
+
+
+def test_the_best_epoch_is_kept_and_has_a_second_name():
+    results = train(epochs=6, **DIVERGES)
+    losses = results.val_loss_history
+    assert losses.index(min(losses)) + 1 == results.best_epoch < 4, "the settings no longer show what is tested"
+    assert names(results) == sorted([BEST, f"epoch_{results.best_epoch}.pt", "epoch_5.pt", "epoch_6.pt"])
+    best = Path(results.best_model_path)
+    assert best == folder_of(results) / BEST
+    assert saved_epoch(best) == results.best_epoch
+    assert read_checkpoint(best)["value"] == min(losses)
+    assert not best.is_symlink()
+    assert best.samefile(folder_of(results) / f"epoch_{results.best_epoch}.pt")
+
+
+def test_a_best_epoch_between_two_saves_is_saved_too():
+    results = train(epochs=6, save_every_n_epochs=3, **DIVERGES)
+    assert results.best_epoch not in (3, 6), "the settings no longer show what is tested"
+    assert names(results) == sorted([BEST, f"epoch_{results.best_epoch}.pt", "epoch_3.pt", "epoch_6.pt"])
+    assert saved_epoch(results.best_model_path) == results.best_epoch
+
+
+def test_a_stop_within_an_epoch_is_named_by_its_step():
+    results = train(None, StopAt(5))
+    assert names(results) == [BEST, "epoch_1.pt", "step_5.pt"]
+    assert results.checkpoint_path.endswith("step_5.pt")
+    continued = train(tiny_gpt(seed=9), resume_from="auto")
+    assert names(continued) == [BEST, "epoch_3.pt", "epoch_4.pt"]
+
+
+def test_an_epochs_end_is_newer_than_a_stop_after_its_last_step(unbroken):
+    """Both have done as many steps; file times, which a copy changes, must not decide."""
+    train(None, StopAt(12))
+    finished = train(tiny_gpt(seed=9), resume_from="auto")
+    assert names(finished) == [BEST, "epoch_4.pt", "step_12.pt"]
+    for name, age in (("epoch_4.pt", 100), ("step_12.pt", 200)):
+        os.utime(folder_of(finished) / name, (age, age))
+    again = train(tiny_gpt(seed=8), resume_from="auto")
+    assert again.stop_reason == "finished"
+    assert again.checkpoint_path.endswith("epoch_4.pt")
+    assert_same_run(unbroken, again)
+
+
+def test_keeping_more():
+    results = train(keep_last_n=3, keep_best_k=4, epochs=6, **DIVERGES)
+    order = sorted(range(1, 7), key=lambda epoch: results.val_loss_history[epoch - 1])
+    assert names(results) == sorted([BEST, *(f"epoch_{epoch}.pt" for epoch in {4, 5, 6, *order[:4]})])
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(("last", "best"), [(2, 1), (3, 2), (2, 4)])
+def test_the_last_and_the_best_are_never_removed(tmp_path, mode, last, best):
+    draw = random.Random(last + best)
+    store = CheckpointStore(tmp_path, "mine", last, best, mode)
+    values: dict[int, float | None] = {}
+    for epoch in range(1, 25):
+        value = draw.choice([None, math.nan, draw.random(), draw.random(), 0.5])
+        values[epoch] = value
+        content = {
+            "format": FORMAT, "run": {"id": "mine", "name": "mine"}, "state": {"step": 3 * epoch, "epoch": epoch},
+            "value": value, "regular": True, "model": {"weight": torch.ones(2)}, "optimizer": {}, "schedule": {}, "rng": {},
+            "config": {}, "fingerprint": {}, "environment": {},
+        }  # fmt: skip
+        store.commit(content, f"epoch_{epoch}.pt")
+        sign = 1 if mode == "min" else -1
+        valued = [number for number, worth in values.items() if worth is not None and not math.isnan(worth)]
+        ranked = sorted(valued, key=lambda number: (sign * values[number], number))
+        expected = {*range(max(1, epoch - last + 1), epoch + 1), *ranked[:best]}
+        found = {path.name for path in tmp_path.glob("*.pt")} - {BEST}
+        assert found == {f"epoch_{number}.pt" for number in expected}
+        assert (tmp_path / BEST).exists() == bool(ranked)
+        if ranked:
+            assert saved_epoch(tmp_path / BEST) == ranked[0]
+        if epoch % 5 == 0:  # a restart finds what there is and goes on with it
+            store = CheckpointStore(tmp_path, "mine", last, best, mode)
+            store.adopt()
+
+
+def test_files_of_another_run_are_neither_counted_nor_removed(tmp_path):
+    content = {
+        "format": FORMAT, "run": {"id": "theirs", "name": "theirs"}, "state": {"step": 99, "epoch": 9}, "value": 0.1,
+        "regular": True, "model": {}, "optimizer": {}, "schedule": {}, "rng": {}, "config": {}, "fingerprint": {},
+        "environment": {},
+    }  # fmt: skip
+    CheckpointStore(tmp_path, "theirs").commit(content, "epoch_99.pt")
+    store = CheckpointStore(tmp_path, "mine")
+    store.adopt()
+    assert not store.entries
+    assert store.would_be_best(5.0)
+    for epoch in range(1, 5):
+        state = {"step": epoch, "epoch": epoch}
+        store.commit(content | {"run": {"id": "mine", "name": "mine"}, "state": state, "value": 5.0}, f"epoch_{epoch}.pt")
+    assert (tmp_path / "epoch_99.pt").exists()

@@ -121,34 +121,31 @@ def test_f21_second_process_on_the_same_run_is_refused(unbroken):
 
 def test_the_lock_ends_with_its_process_though_a_child_of_it_lives_on(tmp_path):
     """Loader processes are forked while the lock is held, and outlive a killed run by some seconds."""
-    from_child, to_parent = os.pipe()
-    from_parent, to_child = os.pipe()
+    from_holder, to_test = os.pipe()
+    from_test, to_survivor = os.pipe()
 
     def hold() -> None:
         FolderLock(tmp_path / "lock").acquire()
+        os.close(to_survivor)
         if os.fork() == 0:
-            os.close(to_child)
-            os.write(to_parent, b"x")
-            os.read(from_parent, 1)  # until the test lets go
+            os.write(to_test, b"x")
+            os.read(from_test, 1)  # lives until the test closes its end
             os._exit(0)
         signal.pause()
 
     holder = Child(hold)
     try:
-        os.close(to_parent)
-        os.read(from_child, 1)
+        os.read(from_holder, 1)
         with pytest.raises(RunLockedError):
             FolderLock(tmp_path / "lock").acquire()
         holder.kill()
-        holder_ended = os.waitpid(holder.pid, os.WNOHANG | os.WNOWAIT) if hasattr(os, "WNOWAIT") else None
-        assert holder_ended is None or True
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+        with FolderLock(tmp_path / "lock").held():
+            pass
     finally:
-        os.close(to_child)
-        os.close(from_parent)
-        os.close(from_child)
-    assert holder.join().killed
-    with FolderLock(tmp_path / "lock").held():
-        pass
+        for descriptor in (to_survivor, from_test, from_holder, to_test):
+            os.close(descriptor)
+        assert holder.join().killed
 
 
 def test_two_trainers_in_one_process_do_not_share_a_run():
@@ -167,9 +164,12 @@ def test_checkpoints_of_another_run_are_never_overwritten():
     assert first.checkpoint_paths == ["shared/epoch_1.pt", "shared/epoch_2.pt"]
     before = {path: path.read_bytes() for path in Path("shared").glob("*.pt")}
     for resume_from, run_name, way_out in (
-        (None, "second", "resume_from='auto'"), (None, None, "another checkpoint_dir"), (None, "first", "another checkpoint_dir"),
-        ("auto", "second", "run_name='first'"), ("latest", "second", "another checkpoint_dir"),
-    ):  # fmt: skip
+        (None, "second", "resume_from='auto'"),
+        (None, None, "another checkpoint_dir"),
+        (None, "first", "another checkpoint_dir"),
+        ("auto", "second", "run_name='first'"),
+        ("latest", "second", "another checkpoint_dir"),
+    ):
         with pytest.raises(CheckpointError, match="never overwritten") as caught:
             train(run_name=run_name, resume_from=resume_from, **shared)
         assert way_out in str(caught.value)

@@ -1,0 +1,129 @@
+"""NaN and infinity: found at once, named, never learnt from, never saved."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
+from torch import nn
+
+from utils.errors import DataError, NonFiniteError
+from utils.training import Callback, Trainer
+from utils.training.engine.checkpoint import read_checkpoint
+
+
+class Spoilt(nn.Module):
+    """A model whose logits, or whose gradients, are not finite in chosen training passes (counted from 1)."""
+
+    def __init__(self, passes, *, in_gradient=False):
+        super().__init__()
+        self.inner = plain_lm(dropout=0.0)
+        self.passes, self.in_gradient, self.count = set(passes), in_gradient, 0
+
+    def forward(self, tokens):
+        logits = self.inner(tokens)
+        if not self.training:
+            return logits
+        self.count += 1
+        if self.count not in self.passes:
+            return logits
+        if self.in_gradient:
+            self.inner.norm.bias.register_hook(lambda gradient: gradient * math.inf)
+            return logits
+        return logits * math.nan
+
+
+def finite(weights):
+    return all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def run(model, **changes):
+    changes = {"gradient_accumulation_steps": 1, "precision": "32", "early_stopping_patience": None, **changes}
+    return Trainer(model, None, golden_config(**changes)).train(train_set(), validation_set())
+
+
+def test_f11_nan_loss_stops_with_step_samples_and_a_checkpoint_of_the_last_good_step(tmp_path):
+    model = Spoilt({5})
+    with pytest.raises(NonFiniteError) as caught:
+        run(model)
+    message = str(caught.value)
+    assert message.startswith("step 5: loss is nan")
+    data_order = Trainer(model, None, golden_config())._data(train_set(), None).order(0)
+    assert ", ".join(map(str, data_order[16:20])) in message
+    assert "learning rate" in message
+    checkpoint = read_checkpoint("runs/golden/checkpoints/step_4.pt")
+    assert checkpoint["state"]["step"] == 4
+    assert finite(checkpoint["model"])
+    assert finite(model.state_dict())
+    assert "step_4.pt" in "".join(caught.value.__notes__)
+
+
+def test_the_checkpoint_before_a_nan_continues_exactly():
+    unbroken = run(Spoilt({99}), run_name="unbroken")
+    with pytest.raises(NonFiniteError):
+        run(Spoilt({5}))
+    healed = Spoilt({99})
+    results = Trainer(healed, None, golden_config(gradient_accumulation_steps=1, precision="32", early_stopping_patience=None)).train(
+        train_set(), validation_set(), resume_from="auto"
+    )
+    assert results.loss_history == unbroken.loss_history
+
+
+def test_f12_infinite_gradient_with_a_finite_loss_names_the_parameter():
+    model = Spoilt({3}, in_gradient=True)
+    with pytest.raises(NonFiniteError, match=r"step 3: loss is [\d.]+, gradient norm is (inf|nan)") as caught:
+        run(model)
+    assert "inner.norm.bias" in str(caught.value)
+    assert finite(model.state_dict())
+
+
+def test_f13_skip_leaves_the_parameters_as_they_were_and_is_bounded():
+    model = Spoilt({5, 8, 9, 10, 11})
+    weights, steps = {}, []
+
+    class Watch(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            weights[step] = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+            steps.append((step, trainer.state.skipped_steps))
+
+    config = golden_config(gradient_accumulation_steps=1, precision="32", on_nonfinite="skip", early_stopping_patience=None)
+    with pytest.raises(NonFiniteError, match="skipped"):
+        Trainer(model, None, config, callbacks=[Watch()]).train(train_set(), validation_set())
+    assert all(torch.equal(weights[5][name], weights[4][name]) for name in weights[4])
+    assert any(not torch.equal(weights[6][name], weights[5][name]) for name in weights[5])
+    assert dict(steps)[7] == 1
+
+
+def test_three_skips_in_a_row_are_survived_and_recorded_as_nan():
+    results = run(Spoilt({8, 9, 10}), on_nonfinite="skip")
+    assert results.stop_reason == "finished"
+    assert results.state.skipped_steps == 3
+    rows = {row["step"]: row for row in results.step_rows()}
+    assert math.isnan(rows[8]["train/loss"])
+    assert rows[8]["skipped"]
+    assert math.isfinite(rows[11]["train/loss"])
+    assert all(math.isfinite(loss) for loss in results.loss_history)
+
+
+def unlabelled(rows):
+    return [{"input_ids": row, "labels": torch.full_like(row, -100)} for row in rows]
+
+
+def test_f14_a_step_without_targets_changes_nothing():
+    labelled = [{"input_ids": row, "labels": row} for row in token_rows(8)]
+    model = tiny_gpt(dropout=0.0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = golden_config(gradient_accumulation_steps=1, precision="32", epochs=1)
+    results = Trainer(model, None, config).train(unlabelled(token_rows(8)))
+    assert results.state.empty_steps == 2
+    assert results.final_loss is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())  # no weight decay either
+    mixed = Trainer(tiny_gpt(), None, golden_config(epochs=1, run_name="mixed")).train(labelled + unlabelled(token_rows(8)))
+    assert mixed.state.targets_done == 8 * 15
+
+
+def test_a_validation_without_targets_is_an_error():
+    with pytest.raises((DataError, NonFiniteError), match="-100"):
+        Trainer(tiny_gpt(), None, golden_config()).train(train_set(), unlabelled(token_rows(4)))
