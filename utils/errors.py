@@ -2,6 +2,7 @@
 
     TrainbookError
     ├── ConfigError (ValueError)              a setting is unknown, of the wrong type, out of range or contradicts another
+    │   └── PresetNotFoundError (KeyError)    no preset of that name
     ├── DataError (ValueError)                a file or data set cannot be used; path:line where there is one
     │   ├── DataTypeError (RuntimeError)      an object of a kind that cannot be trained on
     │   └── DataNotFoundError (FileNotFoundError)
@@ -62,6 +63,13 @@ class ConfigError(TrainbookError, ValueError):
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {subject}"
         lines = [f"  {problem.field:<{width}}  {problem.message}" for problem in problems]
         return cls("\n".join([count, *lines]), problems)
+
+
+class PresetNotFoundError(ConfigError, KeyError):
+    """There is no preset of that name; the message lists those that there are."""
+
+    # KeyError would show the message in quotes, with its line breaks escaped.
+    __str__ = Exception.__str__
 
 
 class DataError(TrainbookError, ValueError):

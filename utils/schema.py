@@ -131,7 +131,13 @@ class Schema(BaseModel):
         renamed, problems = self._rename(changes)
         if problems:
             raise ConfigError.from_problems(type(self).__name__, problems)
-        return type(self)(**{**self._inputs(), **renamed})
+        kept = {name: value for name, value in self._inputs().items() if name not in self.retired_by(renamed)}
+        return type(self)(**{**kept, **renamed})
+
+    @classmethod
+    def retired_by(cls, changes: Mapping[str, Any]) -> frozenset[str]:
+        """Hook: fields whose present value no longer holds once `changes` are made, such as the other of two spellings."""
+        return frozenset()
 
     def _inputs(self) -> dict[str, Any]:
         """The keyword arguments that make an equal object."""

@@ -116,6 +116,14 @@ def test_aliases_of_other_systems_mean_the_same():
     assert TrainingConfig(precision=32).precision == "32"
 
 
+def test_one_spelling_of_a_setting_retires_the_other():
+    config = TrainingConfig(precision="32").replace(warmup_steps=5, use_amp=True)
+    assert (config.warmup_steps, config.warmup_ratio, config.precision) == (5, None, "16")
+    assert config.replace(warmup_ratio=0.2).warmup_steps is None
+    with pytest.raises(ConfigError, match="set one of the two"):
+        config.replace(warmup_ratio=0.2, warmup_steps=3)
+
+
 def test_a_config_does_not_change():
     config = TrainingConfig()
     with pytest.raises(ConfigError, match=r"use \.replace\(epochs=3\)"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from utils.errors import ConfigError
-from utils.training.config_builder import changed
 from utils.training.training_config import TrainingConfig, TrainingConfigBuilder
 
 PRESETS = ["baseline", "quick_prototype", "production", "distributed", "low_memory", "fast", "quality"]
@@ -130,7 +129,7 @@ def test_one_spelling_of_a_setting_replaces_the_other():
 
 def test_contradictions_in_one_call_are_still_refused():
     with pytest.raises(ConfigError, match="set one of the two"):
-        changed(TrainingConfig(), {"warmup_steps": 10, "warmup_ratio": 0.1})
+        TrainingConfig().replace(warmup_steps=10, warmup_ratio=0.1)
 
 
 def test_its_repr_shows_what_differs():

@@ -55,25 +55,6 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 
 
-def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
-    """`config` with `changes`; giving one spelling of a setting retires the other.
-
-    `warmup_steps` replaces `warmup_ratio` and the other way round, `use_amp` replaces `precision`. Giving both at once
-    is left to TrainingConfig, which refuses contradictions.
-
-    Raises:
-        ConfigError: lists every problem of `changes`; `config` is what it was.
-    """
-    implied: dict[str, Any] = {}
-    if changes.get("warmup_steps") is not None and "warmup_ratio" not in changes:
-        implied["warmup_ratio"] = None
-    if changes.get("warmup_ratio") is not None and "warmup_steps" not in changes:
-        implied["warmup_steps"] = None
-    if changes.get("use_amp") is not None and "precision" not in changes:
-        implied["precision"] = "auto"
-    return config.replace(**implied, **changes)
-
-
 class TrainingConfigBuilder:
     """Builds a TrainingConfig step by step. Immutable: every method returns a new builder, checked at once.
 
@@ -228,7 +209,7 @@ class TrainingConfigBuilder:
         aliases = TrainingConfig.aliases
         own = [*_GROUPS[method], *(alias for alias, field in aliases.items() if field in _GROUPS[method])]
         self._refuse_foreign(method, own, values)
-        return self._with(changed(self._config, values))
+        return self._with(self._config.replace(**values))
 
     def _with_setup(self, method: str, values: Mapping[str, Any]) -> Self:
         self._refuse_foreign(method, _SETUP_GROUPS[method], values)

@@ -236,6 +236,8 @@ class TrainingConfig(Schema):
             values["monitor"] = re.sub(r"^(train|val)_", r"\1/", values["monitor"])
         if values.get("warmup_steps") is not None and "warmup_ratio" not in values:
             values["warmup_ratio"] = None
+        elif values.get("warmup_ratio") is None and values.get("warmup_steps") is None and "warmup_ratio" in values:
+            values["warmup_ratio"] = 0.0
         run_name = values.get("run_name")
         if isinstance(run_name, str) and (reason := run_name_problem(run_name)):
             problems.append(Problem("run_name", f"got {shown(run_name)}; {reason}"))
@@ -259,6 +261,11 @@ class TrainingConfig(Schema):
                         f"{'higher' if wanted == 'max' else 'lower'} value: set mode={wanted!r}", wanted)
             )  # fmt: skip
         return problems
+
+    @classmethod
+    def retired_by(cls, changes: Mapping[str, Any]) -> frozenset[str]:
+        pairs = {"warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_steps", "use_amp": "precision"}
+        return frozenset(other for name, other in pairs.items() if changes.get(name) is not None and other not in changes)
 
     @property
     def wandb_enabled(self) -> bool:

@@ -7,18 +7,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from utils.errors import ConfigError, Problem
+from utils.errors import PresetNotFoundError, Problem
 from utils.schema import nearest
 from utils.ui.setup_config import SetupConfig
 from utils.views.display import show_text
 from utils.views.tables import columns_text
-
-
-class PresetNotFoundError(ConfigError, KeyError):
-    """There is no preset of that name; the message lists those that there are."""
-
-    # KeyError would show the message in quotes, with its line breaks escaped.
-    __str__ = Exception.__str__
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pydantic import Field
 
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, nearest, path_text, shown
-from utils.training.config_builder import changed
 from utils.training.config_files import read_config_file, write_config_file
 from utils.training.training_config import TrainingConfig
 
@@ -175,7 +174,7 @@ class SetupConfig:
         except ConfigError as error:
             problems += error.problems
         try:
-            new_training = changed(self._training, training)
+            new_training = self._training.replace(**training)
         except ConfigError as error:
             problems += error.problems
         if problems:

@@ -18,10 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.data.examples import Batch
 from utils.errors import CallbackError
-from utils.training.engine.objective import Loss
-from utils.training.engine.step import StepWatch
 
 if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
@@ -128,36 +125,6 @@ class CallbackList:
 def _overrides(callback: Callback, event: str) -> bool:
     own = getattr(callback, event, None)
     return own is not None and getattr(own, "__func__", own) is not getattr(Callback, event)
-
-
-class BatchEvents(StepWatch):
-    """Turns what happens inside a step into batch events. Built only when somebody listens to them."""
-
-    EVENTS = ("on_batch_begin", "on_backward_end", "on_batch_end")
-
-    def __init__(self, callbacks: CallbackList) -> None:
-        self._callbacks = callbacks
-        self.wants_outputs = any(getattr(callback, "wants_outputs", False) for callback in callbacks.callbacks)
-        self.index = 0
-
-    def batch_begin(self, batch: Batch) -> None:
-        self._callbacks.fire("on_batch_begin", self.index, logs={"batch_size": _rows(batch)})
-
-    def backward_end(self) -> None:
-        self._callbacks.fire("on_backward_end", self.index)
-
-    def batch_end(self, batch: Batch, loss: Loss, num_targets: int) -> None:
-        if self._callbacks.heard("on_batch_end"):
-            mean = float(loss.loss_sum.detach()) / max(1, int(loss.num_targets))
-            logs: Logs = {"batch_size": _rows(batch), "loss": mean}
-            if self.wants_outputs:
-                logs |= {"batch": batch, "outputs": loss.outputs}
-            self._callbacks.fire("on_batch_end", self.index, logs=logs)
-        self.index += 1
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
 
 
 class EarlyStopping(Callback):

@@ -10,13 +10,14 @@ from typing import Protocol
 
 from utils.errors import NonFiniteError
 from utils.training.engine import rng
-from utils.training.engine.callbacks import BatchEvents, CallbackList
+from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.data import StepBatches, UniversalDataModule
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import Sums
 from utils.training.engine.parts import Parts
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import StepResult, StepWatch, evaluate, train_step
+from utils.training.engine.step import StepResult, evaluate, train_step
+from utils.training.engine.watch import BatchEvents, StepWatch
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")

@@ -246,4 +246,4 @@ class TrainingResults(Mapping[str, Any]):
         show_text(
             summary_text(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)})
         )
-        show_figure(figure)
+        show_figure(figure, f"Training curves of {self.run_name}; also at {self.curves_path}")

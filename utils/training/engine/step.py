@@ -14,23 +14,8 @@ from torch import Tensor, nn
 
 from utils.data.examples import Batch
 from utils.training.engine.metrics import Sums, gradient_norm
-from utils.training.engine.objective import Loss
 from utils.training.engine.parts import Parts
-
-
-class StepWatch:
-    """What may look into a step, between micro-batches. The null object: nobody looks."""
-
-    wants_outputs = False
-
-    def batch_begin(self, batch: Batch) -> None:
-        """Before a micro-batch's forward pass."""
-
-    def backward_end(self) -> None:
-        """After its backward pass, before anything touches the gradients."""
-
-    def batch_end(self, batch: Batch, loss: Loss, num_targets: int) -> None:
-        """After it is done."""
+from utils.training.engine.watch import StepWatch
 
 
 @dataclass
