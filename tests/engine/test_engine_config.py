@@ -70,7 +70,11 @@ _VALUES = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.one_of(st.sampled_from(sorted(TrainingConfig.model_fields)), st.text(max_size=12)), _VALUES, max_size=6))
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from(sorted(TrainingConfig.model_fields)), st.text(max_size=12)), _VALUES, max_size=6
+    )
+)
 def test_any_input_gives_a_valid_config_or_a_config_error(values):
     try:
         config = TrainingConfig(**values)
@@ -107,7 +111,13 @@ def test_whatever_run_name_is_accepted_stays_one_folder_below_the_output_folder(
 
 def test_aliases_of_other_systems_mean_the_same():
     config = TrainingConfig(
-        n_epochs=3, accumulate_grad_batches=2, gradient_clip_val=0.5, checkpoint_frequency=2, seed=1, use_amp=True, monitor="val_loss"
+        n_epochs=3,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.5,
+        checkpoint_frequency=2,
+        seed=1,
+        use_amp=True,
+        monitor="val_loss",
     )
     assert config == TrainingConfig(
         epochs=3, gradient_accumulation_steps=2, max_grad_norm=0.5, save_every_n_epochs=2, random_seed=1, precision="16"
@@ -135,16 +145,25 @@ def test_a_config_does_not_change():
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
 def test_files_round_trip(tmp_path, suffix):
-    config = TrainingConfig(learning_rate=5e-5, betas=(0.9, 0.95), warmup_steps=7, notes="ümlaut: yes", max_time_hours=0.5)
+    config = TrainingConfig(
+        learning_rate=5e-5, betas=(0.9, 0.95), warmup_steps=7, notes="ümlaut: yes", max_time_hours=0.5
+    )
     path = config.save(tmp_path / f"config{suffix}")
     assert TrainingConfig.load(path) == config
 
 
 def test_yaml_numbers_are_what_everybody_means(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("learning_rate: 5e-5\nweight_decay: 1E-2\nmin_lr_ratio: .5\nepochs: 3\nmax_grad_norm: 1\nrun_name: '5e-5'\n")
+    path.write_text(
+        "learning_rate: 5e-5\nweight_decay: 1E-2\nmin_lr_ratio: .5\nepochs: 3\nmax_grad_norm: 1\nrun_name: '5e-5'\n"
+    )
     config = TrainingConfig.load(path)
-    assert (config.learning_rate, config.weight_decay, config.min_lr_ratio, config.run_name) == (5e-5, 1e-2, 0.5, "5e-5")
+    assert (config.learning_rate, config.weight_decay, config.min_lr_ratio, config.run_name) == (
+        5e-5,
+        1e-2,
+        0.5,
+        "5e-5",
+    )
 
 
 @pytest.mark.parametrize(("name", "text", "says"), [

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
 from torch import nn
 
+from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
 from utils.errors import DataError, NonFiniteError
 from utils.training import Callback, Trainer
 from utils.training.engine.checkpoint import read_checkpoint
@@ -65,9 +65,9 @@ def test_the_checkpoint_before_a_nan_continues_exactly():
     with pytest.raises(NonFiniteError):
         run(Spoilt({5}))
     healed = Spoilt({99})
-    results = Trainer(healed, None, golden_config(gradient_accumulation_steps=1, precision="32", early_stopping_patience=None)).train(
-        train_set(), validation_set(), resume_from="auto"
-    )
+    results = Trainer(
+        healed, None, golden_config(gradient_accumulation_steps=1, precision="32", early_stopping_patience=None)
+    ).train(train_set(), validation_set(), resume_from="auto")
     assert results.loss_history == unbroken.loss_history
 
 
@@ -88,7 +88,9 @@ def test_f13_skip_leaves_the_parameters_as_they_were_and_is_bounded():
             weights[step] = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
             steps.append((step, trainer.state.skipped_steps))
 
-    config = golden_config(gradient_accumulation_steps=1, precision="32", on_nonfinite="skip", early_stopping_patience=None)
+    config = golden_config(
+        gradient_accumulation_steps=1, precision="32", on_nonfinite="skip", early_stopping_patience=None
+    )
     with pytest.raises(NonFiniteError, match="skipped"):
         Trainer(model, None, config, callbacks=[Watch()]).train(train_set(), validation_set())
     assert all(torch.equal(weights[5][name], weights[4][name]) for name in weights[4])
@@ -119,8 +121,12 @@ def test_f14_a_step_without_targets_changes_nothing():
     results = Trainer(model, None, config).train(unlabelled(token_rows(8)))
     assert results.state.empty_steps == 2
     assert results.final_loss is None
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())  # no weight decay either
-    mixed = Trainer(tiny_gpt(), None, golden_config(epochs=1, run_name="mixed")).train(labelled + unlabelled(token_rows(8)))
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()
+    )  # no weight decay either
+    mixed = Trainer(tiny_gpt(), None, golden_config(epochs=1, run_name="mixed")).train(
+        labelled + unlabelled(token_rows(8))
+    )
     assert mixed.state.targets_done == 8 * 15
 
 

@@ -7,9 +7,18 @@ import math
 import pandas as pd
 import pytest
 import torch
-from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, same_weights, tiny_gpt, token_rows, train_set, validation_set
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from tests.kit.toys import (
+    VOCAB_SIZE,
+    golden_config,
+    plain_lm,
+    same_weights,
+    tiny_gpt,
+    token_rows,
+    train_set,
+    validation_set,
+)
 from utils.errors import CallbackError, ConfigError, DataError, DataTypeError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig, TrainingHooks, UniversalDataModule
 from utils.training.engine.trainer import TrainingHooks as HooksFromTrainer
@@ -81,7 +90,9 @@ def test_a_stream_is_taken_in_its_own_order_and_said_so():
     assert any("exact resume is not promised" in notice for notice in results.notices)
 
 
-@pytest.mark.parametrize("data", [None, "text.txt", {"input_ids": [1]}, 5, Endless()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "data", [None, "text.txt", {"input_ids": [1]}, 5, Endless()], ids=lambda value: type(value).__name__
+)
 def test_what_is_no_data_is_refused_by_kind(data):
     with pytest.raises(RuntimeError, match="^Expected train_data to be Dataset or DataLoader"):
         train(data)
@@ -100,7 +111,9 @@ def test_an_id_that_the_model_does_not_know_is_found_before_the_first_step(tmp_p
     with pytest.raises(DataError, match=f"token id 99.*0 to {VOCAB_SIZE - 1}"):
         train(TensorDataset(torch.full((4, 8), 99)))
     with pytest.raises(ModelError, match=rf"{VOCAB_SIZE + 1} tokens.*{VOCAB_SIZE} embeddings"):
-        Trainer(tiny_gpt(), None, golden_config(), TaskSpec.language_modeling(vocab_size=VOCAB_SIZE + 1)).train(train_set())
+        Trainer(tiny_gpt(), None, golden_config(), TaskSpec.language_modeling(vocab_size=VOCAB_SIZE + 1)).train(
+            train_set()
+        )
     with pytest.raises(DataError, match="takes at most 16"):
         train(TensorDataset(torch.ones(4, 20, dtype=torch.long)))
     assert not list(tmp_path.iterdir())  # nothing was begun
@@ -138,7 +151,9 @@ def test_results_hold_every_documented_key():
     assert results["best_epoch"] in (1, 2)
     assert results["training_time"] > 0
     assert results["stopped_early"] is False
-    assert all(torch.equal(value, results.model.state_dict()[name]) for name, value in results["final_model_state"].items())
+    assert all(
+        torch.equal(value, results.model.state_dict()[name]) for name, value in results["final_model_state"].items()
+    )
     assert set(results) == set(results.KEYS)
     assert "no_such_key" not in results
 

@@ -12,7 +12,10 @@ from utils.errors import ConfigError
 from utils.training import TrainingConfig
 
 DOCUMENTS = sorted(
-    path for pattern in ("*.md", "docs/*.md", "utils/**/*.md") for path in HOME.glob(pattern) if "```python" in path.read_text("utf-8")
+    path
+    for pattern in ("*.md", "docs/*.md", "utils/**/*.md")
+    for path in HOME.glob(pattern)
+    if "```python" in path.read_text("utf-8")
 )
 
 

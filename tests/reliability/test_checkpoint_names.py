@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 
+from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, read_checkpoint
 

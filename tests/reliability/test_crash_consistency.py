@@ -14,9 +14,9 @@ import torch
 from tests.kit.crash import Fuse, file_operations, in_child, killed_before, limit_file_size, watch_files
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 from utils.errors import CheckpointNotFoundError
+from utils.storage import read_json_lines
 from utils.training import Trainer
 from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, checkpoint_files, newest, read_checkpoint
-from utils.storage import read_json_lines
 
 VALUES = {1: 3.0, 2: 1.0, 3: 2.0}  # what three checkpoints are worth before the one that is killed; the second is the best
 

@@ -10,9 +10,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+
 from tests.kit.crash import in_child, limit_file_size
 from tests.kit.toys import assert_same_run, golden_config, same_weights, tiny_gpt, train_set, validation_set
-
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError, RunLockedError, TrainbookError
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpoint import BEST, checkpoint_files, newest, read_checkpoint

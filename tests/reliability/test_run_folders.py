@@ -10,13 +10,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.kit.crash import Child, in_child
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, same_weights, tiny_gpt, train_set, validation_set, without_times
 
+from tests.kit.crash import Child, in_child
+from tests.kit.toys import (
+    assert_same_run,
+    golden_config,
+    plain_lm,
+    same_weights,
+    tiny_gpt,
+    train_set,
+    validation_set,
+    without_times,
+)
 from utils.errors import CheckpointError, RunLockedError
-from utils.storage import FolderLock, host_name
+from utils.storage import FolderLock, host_name, read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
-from utils.storage import read_json_lines
 
 RUN = Path("runs/golden")
 
