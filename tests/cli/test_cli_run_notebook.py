@@ -56,6 +56,16 @@ def test_it_runs_every_cell_with_this_interpreter_and_shows_text(tmp_path, capfd
     assert source.read_bytes() == before
 
 
+def test_a_kernel_of_another_interpreter_under_the_same_name_is_not_used(tmp_path, capfd, monkeypatch):
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    description = {"argv": ["false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(description))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert main([str(write_notebook(tmp_path / "sample.ipynb", "import sys\nprint(sys.executable)"))]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == sys.executable
+
+
 def test_a_failing_cell_is_shown_in_short_and_stops_the_notebook(tmp_path, capfd):
     failing = "x = 1\nraise ValueError('got -4; must be at least 1')"
     source = write_notebook(tmp_path / "bad.ipynb", "print('fine')", failing, "print('never')")

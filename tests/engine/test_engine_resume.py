@@ -60,6 +60,13 @@ def test_stopped_and_continued_many_times():
     assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto"))
 
 
+@pytest.mark.parametrize("changes", [{"max_steps": 7}, {"max_steps": 6}, {"epochs": 2}], ids=str)
+def test_a_stop_at_the_last_step_still_gets_its_validation_and_its_row(changes):
+    unbroken = run(tiny_gpt(), run_name="unbroken", **changes)
+    assert run(tiny_gpt(), stop_at=unbroken.steps, **changes).stop_reason == "test"
+    assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", **changes))
+
+
 def test_early_stopping_counts_over_a_resume():
     changes = {
         "learning_rate": 0.5,

@@ -330,6 +330,28 @@ def test_save_now_saves_and_goes_on():
     assert results.stop_reason == "finished"
 
 
+def test_gradient_checkpointing_gives_the_same_and_is_switched_off_again():
+    reference = train(train_set(), validation_set(), run_name="reference", precision="32")
+    model = tiny_gpt()
+    train(train_set(), validation_set(), model=model, gradient_checkpointing=True, precision="32")
+    assert same_weights(model, reference.model)
+    assert not model.is_activation_checkpointing
+    with pytest.raises(ConfigError, match="gradient_checkpointing"):
+        train(train_set(), model=plain_lm(), gradient_checkpointing=True)
+
+
+def test_deterministic_holds_for_the_training_only():
+    seen = []
+
+    class Look(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    Trainer(tiny_gpt(), None, golden_config(epochs=1, deterministic=True), callbacks=[Look()]).train(train_set())
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_max_samples_limit_what_is_used():
     results = train(train_set(), validation_set(), max_train_samples=8, max_val_samples=3)
     assert results.state.targets_done == 8 * 15

@@ -17,14 +17,14 @@ SCRIPT = ROOT / "setup_colab.sh"
 
 
 def run_script(*words: str, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script with this environment's interpreter first on the PATH."""
+    """Run the script with this environment's interpreter first on the PATH. pip finds nothing unless a test allows it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         ["bash", str(script), *words],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PATH": path, **environment},
+        env={**os.environ, "PATH": path, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", **environment},
     )
 
 
@@ -71,7 +71,7 @@ def test_without_a_word_outside_colab_it_says_which_words_there_are(house):
 
 
 def test_in_colab_nothing_happens_when_everything_is_there(house):
-    done = run_script(script=house / "setup_colab.sh", COLAB_RELEASE_TAG="release", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    done = run_script(script=house / "setup_colab.sh", COLAB_RELEASE_TAG="release")
     assert done.returncode == 0, done.stderr
     assert "installing" not in done.stdout
     assert done.stdout.splitlines()[-1] == "trainbook: ready: run the notebook's cells from top to bottom"
@@ -87,7 +87,6 @@ def test_in_colab_only_what_is_missing_is_installed(house, tmp_path):
     done = run_script(
         script=house / "setup_colab.sh",
         COLAB_RELEASE_TAG="release",
-        PIP_NO_INDEX="1",
         PIP_FIND_LINKS=str(shelf),
         PIP_TARGET=str(target),
     )
@@ -108,7 +107,6 @@ def test_in_colab_what_is_there_does_not_move_for_a_new_package(house, tmp_path)
     done = run_script(
         script=house / "setup_colab.sh",
         COLAB_RELEASE_TAG="release",
-        PIP_NO_INDEX="1",
         PIP_FIND_LINKS=str(shelf),
         PIP_TARGET=str(tmp_path / "target"),
         TMPDIR=str(tmp_path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
 from utils.training import Trainer, TrainingResults
@@ -11,5 +12,6 @@ from utils.training import Trainer, TrainingResults
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> TrainingResults:
     """The golden run that nothing happened to."""
+    torch.set_num_threads(1)  # as around each test, where this fixture is not: the last bits depend on it
     config = golden_config(run_name="unbroken", output_dir=str(tmp_path_factory.mktemp("unbroken")))
     return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.kit.crash import in_child
 from tests.kit.faults import hostile_pickles, swap_pickle
 from tests.kit.toys import golden_config, tiny_gpt, train_set
-from utils.errors import CheckpointError
-from utils.training import Trainer
+from utils.errors import CheckpointError, CheckpointWriteError
+from utils.training import Callback, Trainer
 from utils.training.engine.checkpoint import newest, read_checkpoint
 
 TRICKS = sorted(hostile_pickles(Path("canary")))
@@ -45,7 +46,7 @@ def test_f29_malicious_pickle_is_refused(trick, tmp_path):
         message = str(caught.value)
         assert str(path) in message
         assert "could run code: refused" in message
-        assert "save only its state_dict with safetensors" in message
+        assert "state_dict with safetensors" in message
     assert newest(own.parent)[0] == own  # passed over, not opened
     assert not canary.exists()
 
@@ -56,3 +57,29 @@ def test_torchscript_is_refused(tmp_path):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     with pytest.raises(CheckpointError, match="epoch_1.pt"):
         read_checkpoint(path)
+
+
+class Watch(Callback):
+    """Keeps the best loss; a plain number at first, and later what a numerical library makes of it."""
+
+    best: object = None
+
+    def state_dict(self):
+        return {"best": self.best, "history": [(1, self.best)]}
+
+    def load_state_dict(self, state):
+        self.best = state["best"]
+
+    def on_epoch_end(self, epoch, trainer, logs=None):
+        if epoch == 1:
+            self.best = np.float64(logs["train/loss"])
+
+
+def test_a_state_that_could_not_be_loaded_again_is_not_saved():
+    """Or every checkpoint from then on would be refused, and rotation would remove those from before."""
+    trainer = Trainer(tiny_gpt(), None, golden_config(), callbacks=[Watch()])
+    with pytest.raises(CheckpointWriteError) as caught:
+        trainer.train(train_set())
+    assert "callbacks.Watch.best is a numpy.float64" in str(caught.value)
+    assert "callbacks.Watch.history.0.1 is a numpy.float64" in str(caught.value)
+    assert newest(Path("runs/golden/checkpoints"))[1]["state"]["epoch"] == 1

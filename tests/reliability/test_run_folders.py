@@ -133,7 +133,8 @@ def test_the_lock_ends_with_its_process_though_a_child_of_it_lives_on(tmp_path):
     from_test, to_survivor = os.pipe()
 
     def hold() -> None:
-        FolderLock(tmp_path / "lock").acquire()
+        lock = FolderLock(tmp_path / "lock")
+        lock.acquire()
         os.close(to_survivor)
         if os.fork() == 0:
             os.write(to_test, b"x")
@@ -151,6 +152,7 @@ def test_the_lock_ends_with_its_process_though_a_child_of_it_lives_on(tmp_path):
         with FolderLock(tmp_path / "lock").held():
             pass
     finally:
+        holder.kill()
         for descriptor in (to_survivor, from_test, from_holder, to_test):
             os.close(descriptor)
         assert holder.join().killed

@@ -38,7 +38,8 @@ def model_facts(model: Any) -> ModelFacts:
         name=type(model).__name__,
         parameters=None if parameters is None else sum(p.numel() for p in parameters),
         trainable=None if parameters is None else sum(p.numel() for p in parameters if p.requires_grad),
-        vocab_size=_first_count(sources, ("vocab_size",)) or _token_embeddings(model),
+        # The table itself comes before what a config says of it: it may have been resized since.
+        vocab_size=_input_embedding_rows(model) or _first_count(sources, ("vocab_size",)) or _token_embeddings(model),
         max_length=_first_count(sources, _POSITIONS),
     )
 
@@ -66,3 +67,14 @@ def _token_embeddings(model: Any) -> int | None:
         if isinstance(rows, int) and "pos" not in name.lower():
             return rows
     return None
+
+
+def _input_embedding_rows(model: Any) -> int | None:
+    named = getattr(model, "get_input_embeddings", None)
+    if not callable(named):
+        return None
+    try:
+        rows = getattr(named(), "num_embeddings", None)
+    except NotImplementedError:  # transformers' way of saying that there is none
+        return None
+    return rows if isinstance(rows, int) else None

@@ -183,6 +183,7 @@ def decide_start(config: TrainingConfig, resume_from: Any, stack: contextlib.Exi
     if isinstance(resume_from, str) and resume_from in ("auto", "latest", "best"):
         return _named_run(config, resume_from, output_dir, checkpoint_dir, stack)
     path = _checkpoint_path(resume_from)
+    _refuse_foreign_files_on_old_torch(path)
     source, payload = newest(path) if path.is_dir() else (path, read_checkpoint(path))
     own = checkpoint_dir or (output_dir / config.run_name / "checkpoints" if config.run_name else None)
     if own is not None and own.resolve() == source.parent.resolve():
@@ -307,3 +308,15 @@ def _checkpoint_path(resume_from: Any) -> Path:
     if not path.exists():
         raise CheckpointNotFoundError(f"{path} does not exist; resume_from names a checkpoint file or a run's folder.")
     return path
+
+
+def _refuse_foreign_files_on_old_torch(path: Path) -> None:
+    """A file that is named explicitly may be somebody else's, and `weights_only=True` had holes before torch 2.10."""
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        raise CheckpointError(
+            f"{path}: loading a checkpoint by its path needs torch 2.10 or newer (this is {torch.__version__}), whose loader "
+            "refuses code. Update torch, or continue a run of your own with resume_from='auto'."
+        )

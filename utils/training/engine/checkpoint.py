@@ -15,6 +15,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +270,11 @@ class CheckpointStore:
             CheckpointWriteError: says path, needed and free bytes; older checkpoints are intact, no part is left behind.
         """
         path = self.folder / name
+        if strange := _not_plain(payload):
+            raise CheckpointWriteError(
+                f"{path} was not written, because it could not be loaded again: {'; '.join(strange[:5])}. A checkpoint holds "
+                "tensors and plain values only; let state_dict() return those, such as float(x)."
+            )
         needed = max(2 * self._last_size, _tensor_bytes(payload))
         free = free_bytes(self.folder)
         if free < needed:
@@ -333,6 +339,24 @@ class CheckpointStore:
 
 def _check_readable(path: Path) -> None:
     read_checkpoint(path)
+
+
+# What torch loads with weights_only=True. Subclasses are not meant: numpy's float64 is a float, and pickles as a call.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, set, torch.Size, torch.dtype, torch.device)
+
+
+def _not_plain(value: Any, place: str = "") -> list[str]:
+    """Where `value` holds something else than tensors and plain values."""
+    if isinstance(value, Tensor) or type(value) in _PLAIN:
+        return []
+    if type(value) in (dict, OrderedDict):
+        entries = [(f"{place}.{name}", entry) for name, entry in value.items()]
+        entries += [(f"a key of {place}", name) for name in value if type(name) not in (str, int)]
+    elif type(value) in (list, tuple):
+        entries = [(f"{place}.{number}", entry) for number, entry in enumerate(value)]
+    else:
+        return [f"{place.removeprefix('.')} is a {type(value).__module__}.{type(value).__qualname__}"]
+    return [found for name, entry in entries for found in _not_plain(entry, name)]
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from utils.errors import NonFiniteError
@@ -79,18 +79,25 @@ class TrainingLoop:
             epoch_began, targets_before = time.monotonic(), state.targets_done
             try:
                 self._finish_pending_evaluation()
-                for batches in self.data.steps(epoch, state.samples_done, self.config.gradient_accumulation_steps):
+                for batches in self._steps_left(epoch):
                     self._step(batches)
                     if self._stop_asked():
                         return self._stop()
-                    if state.step == self.config.max_steps:
-                        break
                 self._finish_epoch(epoch, time.monotonic() - epoch_began, state.targets_done - targets_before)
             except _Stopped:
                 return self._stop()
             if state.stop_reason is None and self._stop_asked():
                 return self._stop()
         return state
+
+    def _steps_left(self, epoch: int) -> Iterator[StepBatches]:
+        """The steps of this epoch that are still to be done, up to the step limit."""
+        if self.state.step == self.config.max_steps:
+            return
+        for batches in self.data.steps(epoch, self.state.samples_done, self.config.gradient_accumulation_steps):
+            yield batches
+            if self.state.step == self.config.max_steps:
+                return
 
     def _step(self, batches: StepBatches) -> None:
         state = self.state

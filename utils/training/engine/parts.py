@@ -74,7 +74,7 @@ def assemble(
     device = device or detect_device()
     precision = resolve_precision(config.precision, device)
     if config.gradient_checkpointing:
-        _switch_on_gradient_checkpointing(model)
+        switch_activation_checkpointing(model, on=True)
     # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
@@ -90,11 +90,15 @@ def assemble(
     return Parts(model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler)
 
 
-def _switch_on_gradient_checkpointing(model: nn.Module) -> None:
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if enable is None or not getattr(model, "supports_gradient_checkpointing", True):
+def switch_activation_checkpointing(model: nn.Module, on: bool) -> None:
+    """Recompute activations in the backward pass, or stop doing so. Raises `ConfigError` when the model cannot."""
+    # transformers renamed the pair; both names are in use.
+    names = [f"{kind}_checkpointing_{'enable' if on else 'disable'}" for kind in ("activation", "gradient")]
+    switch: Any = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    if switch is not None and getattr(model, "supports_gradient_checkpointing", True):
+        switch()
+    elif on:
         raise ConfigError(
-            f"gradient_checkpointing=True: {type(model).__name__} has no gradient_checkpointing_enable(); "
-            "only transformers models that support it can recompute activations. Set it to False."
+            f"gradient_checkpointing=True: {type(model).__name__} cannot recompute activations; only transformers models "
+            "that support it can. Set it to False."
         )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -23,7 +23,7 @@ from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.objective import make_objective
-from utils.training.engine.parts import Parts, assemble
+from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.state import TrainState
@@ -272,7 +272,7 @@ class Trainer:
         config = self.training_config
         more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
         stopped_for_good = state.stop_reason == "early_stopping" and start.in_place and not self._changes(checkpoint)
-        if more_to_do and not stopped_for_good:
+        if not state.ended or (more_to_do and not stopped_for_good):
             state.stop_reason = None
         if state.ended and start.in_place:
             return state
@@ -352,9 +352,8 @@ def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
         try:
             yield
         finally:
-            switch_off: Any = getattr(model, "gradient_checkpointing_disable", None)
-            if config.gradient_checkpointing and switch_off is not None:
-                switch_off()
+            if config.gradient_checkpointing:
+                switch_activation_checkpointing(model, on=False)
 
 
 def _planned_steps(config: TrainingConfig, data: UniversalDataModule) -> int | None:
