@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -120,9 +121,11 @@ def test_f09_leftovers_and_strangers_in_the_folder(caplog, unbroken):
     newest_one, _ = stopped_run()
     folder, run = newest_one.parent, newest_one.parent.parent
     stale = [folder / f".epoch_4.pt.{host_name()}.{DEAD_PID}.tmp", run / f".state.json.{host_name()}.{DEAD_PID}.tmp"]
-    others = folder / f".epoch_4.pt.another-host.{DEAD_PID}.tmp"  # may be at work in a shared folder
+    at_work = [  # somebody who may still be writing, in a folder that is shared
+        folder / f".epoch_4.pt.another-host.{DEAD_PID}.tmp", folder / f".epoch_4.pt.{host_name()}.{os.getppid()}.tmp",
+    ]  # fmt: skip
     strangers = [folder / name for name in ("epoch_x.pt", "epoch_99.pt.bak", "notes.txt", "step_.pt", "model.safetensors")]
-    for path in (*stale, others, *strangers):
+    for path in (*stale, *at_work, *strangers):
         path.write_bytes(b"left over")
     (folder / "epoch_9.pt").mkdir()
     with caplog.at_level(logging.WARNING, logger="trainbook"):
@@ -130,7 +133,7 @@ def test_f09_leftovers_and_strangers_in_the_folder(caplog, unbroken):
     assert_same_run(unbroken, continued)
     assert not caplog.messages
     assert not any(path.exists() for path in stale)
-    assert all(path.read_bytes() == b"left over" for path in (others, *strangers))
+    assert all(path.read_bytes() == b"left over" for path in (*at_work, *strangers))
     assert (folder / "epoch_9.pt").is_dir()
     for path, reason in ((folder / "epoch_9.pt", "folder"), (folder / "notes.txt", "not the zip archive")):
         with pytest.raises(CheckpointError, match=reason):

@@ -69,15 +69,18 @@ def test_f20_restarted_kernel_runs_the_same_cell_again(unbroken):
     assert json.loads((RUN / "state.json").read_text())["status"] == "ended"
 
     before = {path: path.stat().st_mtime_ns for path in RUN.rglob("*.pt")}
-    steps: list[int] = []
+    heard: list[str] = []
 
-    class Count(Callback):
+    class Listen(Callback):
+        def on_train_begin(self, trainer, logs=None):
+            heard.append("begin")
+
         def on_step_end(self, step, trainer, logs=None):
-            steps.append(step)
+            heard.append("step")
 
     model = tiny_gpt(seed=9)
-    stored = train(model, Count(), resume_from="auto")
-    assert not steps
+    stored = train(model, Listen(), resume_from="auto")
+    assert not heard
     assert_same_run(unbroken, stored)
     assert same_weights(model, unbroken.model)
     assert stored.checkpoint_path == continued.checkpoint_path

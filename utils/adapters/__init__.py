@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from utils.lazy import lazy_exports
 
-_EXPORTS = {"ModelCall": "forward", "generate": "generation", "generate_text": "generation"}
+_EXPORTS = {
+    "ModelCall": "utils.adapters.forward",
+    "generate": "utils.adapters.generation",
+    "generate_text": "utils.adapters.generation",
+}
 __all__ = ["ModelCall", "generate", "generate_text"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -5,8 +5,9 @@ Reading order: readers and corpus (documents), prepare (the whole path), splitti
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from utils.data.corpus import builtin_corpus
@@ -36,12 +37,4 @@ __all__ = [
     "pack", "prepare_data", "prepare_text", "read_text_file",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

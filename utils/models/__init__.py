@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from utils.models.inspect import max_seq_len_of, vocab_size_of
@@ -18,12 +19,4 @@ _EXPORTS = {
 
 __all__ = ["ModelRegistry", "max_seq_len_of", "vocab_size_of"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from utils.lazy import lazy_exports
 
 _EXPORTS = {
-    "Trainer": "trainer",
-    "TrainingHooks": "hooks",
-    "TrainingLoop": "loop",
-    "TrainingResults": "results",
-    "TrainState": "state",
-    "Callback": "callbacks",
-    "CallbackList": "callbacks",
-    "EarlyStopping": "callbacks",
-    "Control": "interrupts",
-    "Loss": "objective",
-    "Objective": "objective",
-    "UniversalDataModule": "data",
-    "read_checkpoint": "checkpoint",
+    "Trainer": "utils.training.engine.trainer",
+    "TrainingHooks": "utils.training.engine.hooks",
+    "TrainingLoop": "utils.training.engine.loop",
+    "TrainingResults": "utils.training.engine.results",
+    "TrainState": "utils.training.engine.state",
+    "Callback": "utils.training.engine.callbacks",
+    "CallbackList": "utils.training.engine.callbacks",
+    "EarlyStopping": "utils.training.engine.callbacks",
+    "Control": "utils.training.engine.interrupts",
+    "Loss": "utils.training.engine.objective",
+    "Objective": "utils.training.engine.objective",
+    "UniversalDataModule": "utils.training.engine.data",
+    "read_checkpoint": "utils.training.engine.checkpoint",
 }
 __all__ = sorted(_EXPORTS)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from utils.lazy import lazy_exports
 
-_EXPORTS = {"FORMATS": "exporting", "ExportResult": "result", "export_model": "exporting"}
+_EXPORTS = {
+    "FORMATS": "utils.training.export.exporting",
+    "ExportResult": "utils.training.export.result",
+    "export_model": "utils.training.export.exporting",
+}
 __all__ = ["FORMATS", "ExportResult", "export_model"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
