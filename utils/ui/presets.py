@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
         model_arguments={"vocab_size": 4096, "max_seq_len": 128},
         values={
             "dataset_source": "builtin", "vocab_size": 4096, "max_length": 128, "run_name": "starter",
-            "epochs": 8, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.99),
+            "epochs": 8, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.99),
             "lr_schedule": "cosine",
         },
     ),
