@@ -136,9 +136,22 @@ def free_bytes(folder: Path) -> int:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line with a single write, so that a reader never sees half of another process's line."""
-    with open(path, "ab") as file:
-        file.write(line.encode() + b"\n")
+    """Append one line with a single write, so that a reader never sees half of another process's line.
+
+    Raises:
+        OSError: the disk is full or gone; no part of the line is left in the file.
+    """
+    data = line.encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        written = 0
+        try:
+            written = file.write(data)
+            if written < len(data):  # what a disk does that has room for a part of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        finally:
+            if written < len(data):
+                file.truncate(before)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

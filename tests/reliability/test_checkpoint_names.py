@@ -13,18 +13,18 @@ import torch
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, token_rows, train_set, validation_set
 from torch.utils.data import TensorDataset
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, read_checkpoint
+from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
 
 def train(model=None, *callbacks: Callback, resume_from=None, validation=None, **changes) -> TrainingResults:
     trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation or validation_set(), resume_from=resume_from)
 
 
-def train_the_wrong_thing(**changes) -> TrainingResults:
+def train_the_wrong_thing(*callbacks: Callback, **changes) -> TrainingResults:
     """Six epochs, validated on rows that count backwards: the better it learns, the worse it gets."""
     backwards = TensorDataset(token_rows(9, seed=2).flip(1))
     settings = {"epochs": 6, "learning_rate": 0.01, "early_stopping_patience": None, **changes}
-    results = train(validation=backwards, **settings)
+    results = train(None, *callbacks, validation=backwards, **settings)
     losses = results.val_loss_history
     assert losses.index(min(losses)) + 1 == results.best_epoch in (1, 2), "the settings no longer show what is tested"
     return results
@@ -76,6 +76,17 @@ def test_a_best_epoch_between_two_saves_is_saved_too():
     assert saved_epoch(results.best_model_path) == results.best_epoch
 
 
+def test_a_stop_at_an_epochs_end_is_saved_though_no_save_is_due():
+    class StopAfterThree(Callback):
+        def on_epoch_end(self, epoch, trainer, logs=None):
+            if epoch == 2:
+                trainer.request_stop("test")
+
+    results = train_the_wrong_thing(StopAfterThree(), save_every_n_epochs=5)
+    assert results.best_epoch != 3
+    assert results.checkpoint_path.endswith("epoch_3.pt")
+
+
 def test_a_stop_within_an_epoch_is_named_by_its_step():
     results = train(None, StopAt(5))
     assert names(results) == [BEST, "epoch_1.pt", "step_5.pt"]
@@ -91,6 +102,7 @@ def test_an_epochs_end_is_newer_than_a_stop_after_its_last_step(unbroken):
     assert names(finished) == [BEST, "epoch_4.pt", "step_12.pt"]
     for name, age in (("epoch_4.pt", 100), ("step_12.pt", 200)):
         os.utime(folder_of(finished) / name, (age, age))
+    assert newest(folder_of(finished))[0].name == "epoch_4.pt"
     again = train(tiny_gpt(seed=8), resume_from="auto")
     assert again.stop_reason == "finished"
     assert again.checkpoint_path.endswith("epoch_4.pt")

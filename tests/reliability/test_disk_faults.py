@@ -14,6 +14,7 @@ import pytest
 from tests.kit.crash import in_child, limit_file_size
 from tests.kit.toys import assert_same_run, golden_config, same_weights, tiny_gpt, train_set, validation_set
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError, RunLockedError, TrainbookError
+from utils.storage import read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpoint import BEST, checkpoint_files, newest, read_checkpoint
 
@@ -34,6 +35,15 @@ class FillDisk(Callback):
     def on_epoch_end(self, epoch, trainer, logs=None):
         if epoch + 1 == self.epoch:
             limit_file_size(self.size_bytes)
+
+
+def log_records() -> list[str]:
+    """The messages that are logged from now on; in children only, for the handler stays."""
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger("trainbook").addHandler(handler)
+    return records
 
 
 @pytest.mark.parametrize("size_bytes", [20_000, 200_000])
@@ -59,10 +69,7 @@ def test_f04_disk_full_while_saving(size_bytes, unbroken):
 
 def test_disk_full_with_a_warning_trains_on(unbroken):
     def warned() -> tuple[int, list[str]]:
-        records: list[str] = []
-        handler = logging.Handler()
-        handler.emit = lambda record: records.append(record.getMessage())
-        logging.getLogger("trainbook").addHandler(handler)
+        records = log_records()
         return train(tiny_gpt(), FillDisk(3, 20_000), on_save_error="warn").steps, records
 
     steps, records = in_child(warned).value
@@ -72,6 +79,31 @@ def test_disk_full_with_a_warning_trains_on(unbroken):
     assert "epoch_4.pt" in records[1]
     assert newest(FOLDER)[1]["state"]["epoch"] == 2
     assert not list(FOLDER.glob(".*.tmp"))
+
+
+def test_disk_too_full_for_a_history_row(unbroken):
+    """A row is smaller than a checkpoint, but a disk that is really full has no room for it either."""
+
+    def stopped() -> str:
+        with pytest.raises(CheckpointWriteError) as caught:
+            train(tiny_gpt(), FillDisk(2, 1_000))
+        return str(caught.value)
+
+    assert in_child(stopped).value.startswith("runs/golden/history.jsonl could not be written: ")
+    rows = read_json_lines(Path("runs/golden/history.jsonl"))
+    assert Path("runs/golden/history.jsonl").read_bytes().count(b"\n") == len(rows) > 3  # and no part of another one
+    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+
+
+def test_disk_too_full_for_a_history_row_with_a_warning(unbroken):
+    def warned() -> tuple[int, list[str]]:
+        records = log_records()
+        return train(tiny_gpt(), FillDisk(2, 1_000), on_save_error="warn").steps, records
+
+    steps, records = in_child(warned).value
+    assert steps == unbroken.steps
+    assert sum("history.jsonl could not be written" in record for record in records) == 1
+    assert newest(FOLDER)[1]["state"]["epoch"] == 1
 
 
 def test_too_little_space_is_seen_before_anything_is_written(monkeypatch):

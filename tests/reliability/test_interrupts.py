@@ -116,6 +116,26 @@ def test_interrupts_with_other_settings(case):
         assert_best_is_kept(continued)
 
 
+def test_ctrl_c_reaches_the_loader_processes_too():
+    """A terminal and a notebook's server send the signal to the whole group of processes."""
+    unbroken = train(plain_lm(), run_name="unbroken", num_workers=1)
+
+    class Group(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 4:
+                os.killpg(0, INT)
+
+    def interrupted_with_its_group() -> str:
+        os.setpgrp()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train(plain_lm(), Group(), num_workers=1)
+        return type(caught.value).__name__
+
+    assert in_child(interrupted_with_its_group).value == "TrainingInterrupted"
+    assert newest(FOLDER)[1]["state"]["step"] == 4
+    assert_same_run(unbroken, train(plain_lm(seed=9), resume_from="auto", num_workers=1))
+
+
 def test_interrupt_while_paused():
     class Pause(Callback):
         def on_step_end(self, step, trainer, logs=None):

@@ -18,13 +18,19 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils import environment
-from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, DataTypeError
+from utils.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointWriteError,
+    ConfigError,
+    DataTypeError,
+)
 from utils.storage import (
     FolderLock,
     append_line,
@@ -43,10 +49,16 @@ _EXPERIMENT = re.compile(r"^exp(\d+)$")
 
 
 class RunFolder:
-    """One run's folder. Made by `reserve` or opened by path; nothing is written before `lock()`."""
+    """One run's folder. Made by `reserve` or opened by path; nothing is written before `lock()`.
+
+    Attributes:
+        may_lose_rows: whether history rows that cannot be written are passed over with a warning.
+    """
 
     def __init__(self, path: Path, checkpoints: Path | None = None) -> None:
         self.path = path
+        self.may_lose_rows = False
+        self._warned: set[Path] = set()
         self.checkpoints = checkpoints or path / "checkpoints"
         self.run_id = self._read_state().get("run_id") or uuid.uuid4().hex
         self._locks = [FolderLock(path / "lock")]
@@ -111,17 +123,36 @@ class RunFolder:
         return state if isinstance(state, dict) else {}
 
     def write_state(self, status: str, **facts: Any) -> None:
-        """Say where the run stands, for people and front ends."""
-        write_json(self.path / "state.json", {"run_id": self.run_id, "status": status, **facts})
+        """Say where the run stands, for people and front ends. Nothing depends on it, so a failure is only logged."""
+        path = self.path / "state.json"
+        with self._written(path, go_on=True):
+            write_json(path, {"run_id": self.run_id, "status": status, **facts})
 
     def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
-        """config.yaml and environment.json."""
-        write_config_file(self.path / "config.yaml", {"training": config, "task": task_spec})
-        write_json(self.path / "environment.json", environment.snapshot())
+        """config.yaml and environment.json. Raises `CheckpointWriteError` that names the file."""
+        config_file, environment_file = self.path / "config.yaml", self.path / "environment.json"
+        with self._written(config_file):
+            write_config_file(config_file, {"training": config, "task": task_spec})
+        with self._written(environment_file):
+            write_json(environment_file, environment.snapshot())
 
     def record(self, row: dict[str, Any]) -> None:
-        """Append a row to the history."""
-        append_line(self.history_file, json.dumps(row))
+        """Append a row to the history. Raises `CheckpointWriteError` unless `may_lose_rows`."""
+        with self._written(self.history_file, go_on=self.may_lose_rows):
+            append_line(self.history_file, json.dumps(row))
+
+    @contextlib.contextmanager
+    def _written(self, path: Path, *, go_on: bool = False) -> Iterator[None]:
+        """A full or vanished disk becomes one error that names the file, or one warning for all of them."""
+        try:
+            yield
+        except OSError as error:
+            message = f"{path} could not be written: {error.strerror or error}. Free some space; checkpoints are intact."
+            if not go_on:
+                raise CheckpointWriteError(message) from error
+            if path not in self._warned:
+                self._warned.add(path)
+                log.warning("Training goes on: %s", message)
 
     def keep_history(self, count: int, rows: Iterable[dict[str, Any]]) -> int:
         """Cut the history to its first `count` rows: what came after the checkpoint is about to be done again.
@@ -130,12 +161,15 @@ class RunFolder:
             rows: what the checkpoint itself remembers, used when the file has fewer than `count` rows.
         Returns:
             rows in the file afterwards.
+        Raises:
+            CheckpointWriteError: the file cannot be written; it is as it was.
         """
         kept = read_json_lines(self.history_file)[:count]
         if len(kept) < count:
             kept = list(rows)
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        atomic_write(self.history_file, lambda file: file.write(text.encode()))
+        with self._written(self.history_file):
+            atomic_write(self.history_file, lambda file: file.write(text.encode()))
         return len(kept)
 
     @property
@@ -176,6 +210,12 @@ def decide_start(config: TrainingConfig, resume_from: Any, stack: contextlib.Exi
         CheckpointNotFoundError, CheckpointError: nothing there, nothing intact, or the folder belongs to another run.
         RunLockedError: another process is training there.
     """
+    start = _start(config, resume_from, stack)
+    start.folder.may_lose_rows = config.on_save_error == "warn"
+    return start
+
+
+def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack) -> Start:
     output_dir = Path(config.output_dir)
     checkpoint_dir = Path(config.checkpoint_dir) if config.checkpoint_dir else None
     if resume_from is None:
