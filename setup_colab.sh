@@ -190,7 +190,7 @@ check_notebook() {
   local folder status=0
   folder="$(mktemp -d)"
   cp training.ipynb "$folder"
-  PYTHONPATH="$ROOT" "$PYTHON" -m pytest -c pyproject.toml --rootdir "$ROOT" --nbmake --nbmake-timeout=1200 \
+  PYTHONPATH="$ROOT" "$PYTHON" -m pytest -c pyproject.toml --rootdir "$ROOT" --nbmake --nbmake-timeout=1200 -o faulthandler_timeout=0 \
     "$folder/training.ipynb" || status=1
   rm -rf "$folder"
   return "$status"

@@ -205,7 +205,7 @@ def test_documents_without_text_are_passed_over_and_counted():
 # What cannot work
 
 
-def test_f26_every_contradiction_of_setup_and_model_is_named_before_any_work(model):
+def test_every_contradiction_of_setup_and_model_is_named_before_any_work(model):
     setup = Setup(dataset_path="not/read/yet.txt", vocab_size=401, max_length=33)
     with pytest.raises(ConfigError) as error:
         prepare_data(setup, model)
@@ -236,7 +236,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path, model):
         prepare_data(Setup(dataset_path=str(tmp_path / "none.txt")), model)
 
 
-def test_f22_too_little_text_says_how_much_there_is_and_what_works():
+def test_too_little_text_says_how_much_there_is_and_what_works():
     text = "word " * 30 + "\n" + "end " * 5
     settings = {"vocab_size": 300, "tokenizer_strategy": "character"}
     with pytest.raises(
@@ -253,7 +253,7 @@ def test_f22_too_little_text_says_how_much_there_is_and_what_works():
     assert prepare_text([text], block_size=64, val_split=0, **settings).validation is None
 
 
-def test_f22_a_text_too_short_for_anything_offers_only_what_works():
+def test_a_text_too_short_for_anything_offers_only_what_works():
     with pytest.raises(DataError, match="training part has 6 tokens") as error:
         prepare_text(["short"], vocab_size=300, block_size=64, val_split=0, tokenizer_strategy="character")
     assert str(error.value).endswith("What works: max_length=6 (or less), or more text.")
@@ -277,7 +277,7 @@ def test_documents_that_are_no_texts_are_refused(documents, error, message):
         prepare_text(documents, vocab_size=400, block_size=4)
 
 
-def test_f26_a_given_tokenizer_must_fit_the_model():
+def test_a_given_tokenizer_must_fit_the_model():
     tokenizer = build_character_tokenizer([LINES])
     with pytest.raises(ConfigError, match=rf"has {len(tokenizer)} tokens, but the model's vocabulary holds 100"):
         prepare_text([LINES], vocab_size=100, block_size=8, tokenizer=tokenizer)

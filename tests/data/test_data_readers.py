@@ -93,7 +93,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
         (b"\xef\xbb\xbf\n", "only 1"),
     ],
 )
-def test_f22_files_without_text_say_so(write, content, message):
+def test_files_without_text_say_so(write, content, message):
     path = write("a.txt", content)
     with pytest.raises(DataError, match=message) as error:
         read_text_file(path)
@@ -114,7 +114,7 @@ def test_f22_files_without_text_say_so(write, content, message):
         (("hello wörld\n" * 9).encode("utf-16-be"), "UTF-16 without a byte-order mark"),
     ],
 )
-def test_f23_binary_files_are_named_for_what_they_are(write, content, message):
+def test_binary_files_are_named_for_what_they_are(write, content, message):
     with pytest.raises(DataError, match=message):
         read_text_file(write("a.txt", content))
 
@@ -129,7 +129,7 @@ def test_f23_binary_files_are_named_for_what_they_are(write, content, message):
         ("€uro\n€".encode() + b"\xe2\x82", "2:2", "0xe2"),  # columns count characters, not bytes
     ],
 )
-def test_f23_a_byte_that_is_not_utf8_is_located(write, content, place, byte):
+def test_a_byte_that_is_not_utf8_is_located(write, content, place, byte):
     path = write("a.txt", content)
     with pytest.raises(DataError, match="Save the file as UTF-8, or name its own encoding") as error:
         read_text_file(path)

@@ -103,6 +103,26 @@ def test_changed_settings_are_refused_with_the_difference_and_both_ways_on():
     assert any("learning_rate" in notice for notice in continued.notices)
 
 
+def test_changed_optimizer_settings_hold_after_a_resume():
+    seen = {}
+
+    class Look(Callback):
+        def on_train_begin(self, trainer, logs=None):
+            seen.update(trainer.optimizer.param_groups[0])
+
+    run(tiny_gpt(), stop_at=4)
+    config = golden_config(weight_decay=0.5, betas=(0.8, 0.9), on_config_change="continue", max_steps=5)
+    Trainer(tiny_gpt(), None, config, callbacks=[Look()]).train(train_set(), validation_set(), resume_from="auto")
+    assert (seen["weight_decay"], seen["betas"]) == (0.5, (0.8, 0.9))
+
+
+def test_another_optimizer_starts_afresh_and_says_so():
+    run(tiny_gpt(), stop_at=4)
+    results = run(tiny_gpt(), resume_from="auto", optimizer="sgd", on_config_change="continue")
+    assert results.steps == STEPS
+    assert any("optimizer starts afresh" in notice for notice in results.notices)
+
+
 def test_other_data_is_refused():
     run(tiny_gpt(), stop_at=4)
     other = Trainer(tiny_gpt(), None, golden_config())

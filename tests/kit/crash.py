@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 # What Python reports before it changes a folder's content; the paths are among the first arguments.
-_CHANGES = {"os.rename": 2, "os.remove": 1, "os.link": 2, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.truncate": 1}
+_CHANGES = {
+    "os.rename": 2,
+    "os.remove": 1,
+    "os.link": 2,
+    "os.mkdir": 1,
+    "os.rmdir": 1,
+    "os.symlink": 2,
+    "os.truncate": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def signal_in_forward(model: nn.Module, n: int, *numbers: int, training: bool = 
         handle.remove()
 
 
-class signal_in_update(TorchDispatchMode):
+class SignalInUpdate(TorchDispatchMode):
     """Signals right before the n-th call of the kernel that changes parameters: AdamW has one for each parameter group."""
 
     def __init__(self, n: int, *numbers: int) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, token_rows, train_set, validation_set
-from torch.utils.data import TensorDataset
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
+
 
 def train(model=None, *callbacks: Callback, resume_from=None, validation=None, **changes) -> TrainingResults:
     trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
@@ -157,5 +158,7 @@ def test_files_of_another_run_are_neither_counted_nor_removed(tmp_path):
     assert store.would_be_best(5.0)
     for epoch in range(1, 5):
         state = {"step": epoch, "epoch": epoch}
-        store.commit(content | {"run": {"id": "mine", "name": "mine"}, "state": state, "value": 5.0}, f"epoch_{epoch}.pt")
+        store.commit(
+            content | {"run": {"id": "mine", "name": "mine"}, "state": state, "value": 5.0}, f"epoch_{epoch}.pt"
+        )
     assert (tmp_path / "epoch_99.pt").exists()

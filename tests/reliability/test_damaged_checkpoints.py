@@ -124,7 +124,9 @@ def test_f09_leftovers_and_strangers_in_the_folder(caplog, unbroken):
     at_work = [  # somebody who may still be writing, in a folder that is shared
         folder / f".epoch_4.pt.another-host.{DEAD_PID}.tmp", folder / f".epoch_4.pt.{host_name()}.{os.getppid()}.tmp",
     ]  # fmt: skip
-    strangers = [folder / name for name in ("epoch_x.pt", "epoch_99.pt.bak", "notes.txt", "step_.pt", "model.safetensors")]
+    strangers = [
+        folder / name for name in ("epoch_x.pt", "epoch_99.pt.bak", "notes.txt", "step_.pt", "model.safetensors")
+    ]
     for path in (*stale, *at_work, *strangers):
         path.write_bytes(b"left over")
     (folder / "epoch_9.pt").mkdir()
@@ -172,7 +174,9 @@ def test_f10_checkpoint_of_a_newer_format_another_model_or_another_torch():
         train(resume_from=newest_one, run_name="newer")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"weights": torch.ones(2)}, {"format": FORMAT, "model": {}}], ids=["list", "weights", "part"])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"weights": torch.ones(2)}, {"format": FORMAT, "model": {}}], ids=["list", "weights", "part"]
+)
 def test_a_torch_file_that_is_no_checkpoint_is_named_as_such(content, tmp_path):
     path = tmp_path / "epoch_1.pt"
     torch.save(content, path)

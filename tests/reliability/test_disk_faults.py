@@ -19,6 +19,7 @@ from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpoint import BEST, checkpoint_files, newest, read_checkpoint
 
 FOLDER = Path("runs/golden/checkpoints")
+HISTORY = Path("runs/golden/history.jsonl")
 
 
 def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
@@ -27,14 +28,17 @@ def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> Trai
 
 
 class FillDisk(Callback):
-    """From the end of an epoch on, no file can become larger than this; in children only."""
+    """After a step, no file can become larger than this any more; in children only.
 
-    def __init__(self, epoch: int, size_bytes: int) -> None:
-        self.epoch, self.size_bytes = epoch, size_bytes
+    Without a size: than the history is then, and a few bytes, so that a part of its next row fits.
+    """
 
-    def on_epoch_end(self, epoch, trainer, logs=None):
-        if epoch + 1 == self.epoch:
-            limit_file_size(self.size_bytes)
+    def __init__(self, step: int, size_bytes: int | None = None) -> None:
+        self.step, self.size_bytes = step, size_bytes
+
+    def on_step_end(self, step, trainer, logs=None):
+        if step == self.step:
+            limit_file_size(self.size_bytes or HISTORY.stat().st_size + 20)
 
 
 def log_records() -> list[str]:
@@ -50,8 +54,12 @@ def log_records() -> list[str]:
 def test_f04_disk_full_while_saving(size_bytes, unbroken):
     def stopped() -> tuple[str, str, dict[str, bytes]]:
         with pytest.raises(CheckpointWriteError) as caught:
-            train(tiny_gpt(), FillDisk(3, size_bytes))
-        return str(caught.value), type(caught.value.__cause__).__name__, {path.name: path.read_bytes() for path in FOLDER.glob("*.pt")}
+            train(tiny_gpt(), FillDisk(9, size_bytes))
+        return (
+            str(caught.value),
+            type(caught.value.__cause__).__name__,
+            {path.name: path.read_bytes() for path in FOLDER.glob("*.pt")},
+        )
 
     message, _, files = in_child(stopped).value
     assert str(FOLDER / "epoch_3.pt") in message
@@ -70,7 +78,7 @@ def test_f04_disk_full_while_saving(size_bytes, unbroken):
 def test_disk_full_with_a_warning_trains_on(unbroken):
     def warned() -> tuple[int, list[str]]:
         records = log_records()
-        return train(tiny_gpt(), FillDisk(3, 20_000), on_save_error="warn").steps, records
+        return train(tiny_gpt(), FillDisk(9, 20_000), on_save_error="warn").steps, records
 
     steps, records = in_child(warned).value
     assert steps == unbroken.steps
@@ -86,19 +94,19 @@ def test_disk_too_full_for_a_history_row(unbroken):
 
     def stopped() -> str:
         with pytest.raises(CheckpointWriteError) as caught:
-            train(tiny_gpt(), FillDisk(2, 1_000))
+            train(tiny_gpt(), FillDisk(4))
         return str(caught.value)
 
-    assert in_child(stopped).value.startswith("runs/golden/history.jsonl could not be written: ")
-    rows = read_json_lines(Path("runs/golden/history.jsonl"))
-    assert Path("runs/golden/history.jsonl").read_bytes().count(b"\n") == len(rows) > 3  # and no part of another one
+    assert in_child(stopped).value.startswith(f"{HISTORY} could not be written: ")
+    assert HISTORY.read_bytes().endswith(b"}\n"), "a part of a row was left, and the next one would be glued to it"
+    assert len(read_json_lines(HISTORY)) > 3
     assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
 
 
 def test_disk_too_full_for_a_history_row_with_a_warning(unbroken):
     def warned() -> tuple[int, list[str]]:
         records = log_records()
-        return train(tiny_gpt(), FillDisk(2, 1_000), on_save_error="warn").steps, records
+        return train(tiny_gpt(), FillDisk(4), on_save_error="warn").steps, records
 
     steps, records = in_child(warned).value
     assert steps == unbroken.steps
@@ -138,7 +146,10 @@ def broken_folders(tmp_path: Path) -> dict[str, tuple[dict, Path]]:
         "output_dir_below_a_file": ({"output_dir": str(file / "runs")}, file / "runs"),
         "output_dir_is_a_file": ({"output_dir": str(file)}, file),
         "lock_is_a_folder": ({"output_dir": str(taken), "resume_from": "auto"}, taken / "golden" / "lock"),
-        "checkpoints_is_a_file": ({"output_dir": str(occupied), "resume_from": "auto"}, occupied / "golden" / "checkpoints"),
+        "checkpoints_is_a_file": (
+            {"output_dir": str(occupied), "resume_from": "auto"},
+            occupied / "golden" / "checkpoints",
+        ),
     }
 
 

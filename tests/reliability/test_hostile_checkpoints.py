@@ -53,7 +53,7 @@ def test_f29_malicious_pickle_is_refused(trick, tmp_path):
 
 def test_torchscript_is_refused(tmp_path):
     path = tmp_path / "epoch_1.pt"
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     with pytest.raises(CheckpointError, match="epoch_1.pt"):
         read_checkpoint(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.crash import Child, Fuse, in_child, watch_files
-from tests.kit.faults import SignalAt, signal_in_forward, signal_in_save, signal_in_update
+from tests.kit.faults import SignalAt, SignalInUpdate, signal_in_forward, signal_in_save
 from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
@@ -49,8 +49,8 @@ MOMENTS = {
     "first_forward": (lambda model: signal_in_forward(model, 1, INT), 1),
     "forward": (lambda model: signal_in_forward(model, 8, INT), 3),
     "last_forward": (lambda model: signal_in_forward(model, 36, INT), 12),
-    "between_two_updates": (lambda model: signal_in_update(4, INT), 2),
-    "first_update_of_an_epoch": (lambda model: signal_in_update(7, INT), 4),
+    "between_two_updates": (lambda model: SignalInUpdate(4, INT), 2),
+    "first_update_of_an_epoch": (lambda model: SignalInUpdate(7, INT), 4),
     "evaluation": (lambda model: signal_in_forward(model, 2, INT, training=False), 3),
     "last_evaluation": (lambda model: signal_in_forward(model, 11, INT, training=False), 12),
     "first_save": (lambda model: signal_in_save(1, INT), 3),
@@ -142,7 +142,8 @@ def test_interrupt_while_paused():
             if step == 2:
                 trainer.control.pause.set()
 
-    error = interrupted(tiny_gpt(), Pause(), SignalAt("on_checkpoint_saved"))  # the pause's own save, right before it waits
+    signal_at_its_save = SignalAt("on_checkpoint_saved")  # the pause's own, right before it waits
+    error = interrupted(tiny_gpt(), Pause(), signal_at_its_save)
     assert isinstance(error, TrainingInterrupted)
     assert error.results.steps == 2
 
@@ -206,7 +207,7 @@ def test_sigterm_from_another_process_while_a_step_is_under_way():
 
 TWICE = {
     "forward": (lambda model: signal_in_forward(model, 14, INT, INT), 3),
-    "between_two_updates": (lambda model: signal_in_update(10, INT, INT), 3),
+    "between_two_updates": (lambda model: SignalInUpdate(10, INT, INT), 3),
     "evaluation": (lambda model: signal_in_forward(model, 5, INT, INT, training=False), 3),
     "save": (lambda model: signal_in_save(2, INT, INT), 3),
     "terminated_then_interrupted": (lambda model: signal_in_forward(model, 14, TERM, INT), 3),
@@ -224,8 +225,7 @@ def test_f18_second_interrupt_stops_at_once(moment, unbroken):
     assert not isinstance(error, TrainingInterrupted)
     if "forward" in moment or "interrupted" in moment:
         assert len(passes) == len(begun) - 1, "the pass under way was left in the middle"
-    path, payload = newest(FOLDER)
-    assert payload["state"]["step"] == committed
+    assert newest(FOLDER)[1]["state"]["step"] == committed
     assert_at_a_step_boundary(FOLDER)
     assert [read_checkpoint(found)["format"] for found in checkpoint_files(FOLDER)]
     assert not list(FOLDER.glob(".*.tmp"))

@@ -85,7 +85,9 @@ def test_f20_restarted_kernel_runs_the_same_cell_again(unbroken):
     assert same_weights(model, unbroken.model)
     assert stored.checkpoint_path == continued.checkpoint_path
     assert stored.best_model_path == continued.best_model_path
-    assert without_times(stored.metrics_summary.to_dict("records")) == without_times(continued.metrics_summary.to_dict("records"))
+    assert without_times(stored.metrics_summary.to_dict("records")) == without_times(
+        continued.metrics_summary.to_dict("records")
+    )
     assert {path: path.stat().st_mtime_ns for path in RUN.rglob("*.pt")} == before
 
 

@@ -234,7 +234,7 @@ def test_no_text_is_an_error():
         choose_tokenizer(["", ""], 300)
 
 
-def test_f26_a_larger_tokenizer_is_an_error_and_a_smaller_one_a_note():
+def test_a_larger_tokenizer_is_an_error_and_a_smaller_one_a_note():
     tokenizer = build_character_tokenizer(["abc"], vocab_size=7)
     assert check_fits(tokenizer, 7) is None
     assert "never used" in check_fits(tokenizer, 10)

@@ -226,7 +226,7 @@ JUNK = st.one_of(
         st.sampled_from([*SetupConfig.field_names(), "dataset", "config_name", "seed", "use_amp"]), JUNK, max_size=4
     )
 )
-def test_f28_any_values_give_a_valid_setup_or_a_config_error(values):
+def test_any_values_give_a_valid_setup_or_a_config_error(values):
     setup = SetupConfig()
     try:
         setup.update(**values)

@@ -147,7 +147,8 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            message = f"{path} could not be written: {error.strerror or error}. Free some space; checkpoints are intact."
+            reason = error.strerror or error
+            message = f"{path} could not be written: {reason}. Free some space; checkpoints are intact."
             if not go_on:
                 raise CheckpointWriteError(message) from error
             if path not in self._warned:

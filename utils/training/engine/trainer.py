@@ -263,7 +263,7 @@ class Trainer:
             return TrainState()
         self._check_same(start, checkpoint, parts, fingerprint)
         load_model_weights(self.model, checkpoint["model"], str(start.source))
-        parts.optimizer.load_state_dict(checkpoint["optimizer"])
+        self._restore_optimizer(checkpoint, parts)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -281,6 +281,17 @@ class Trainer:
         if not data.resumable and state.samples_done:
             self.notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
         return state
+
+    def _restore_optimizer(self, checkpoint: Payload, parts: Parts) -> None:
+        """The optimizer's averages from the checkpoint, its settings from the config: on a change, the config's hold."""
+        if checkpoint["config"]["optimizer"] != self.training_config.optimizer:
+            self.notice(f"The optimizer starts afresh: {checkpoint['config']['optimizer']}'s averages do not fit another one.")
+            return
+        groups = parts.optimizer.param_groups
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        parts.optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, own in zip(parts.optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
     def _changes(self, checkpoint: Payload) -> dict[str, tuple[Any, Any]]:
         """Settings that change what is learnt and differ from the checkpoint's: {name: (there, here)}."""
