@@ -205,7 +205,7 @@ def test_documents_without_text_are_passed_over_and_counted():
 # What cannot work
 
 
-def test_every_contradiction_of_setup_and_model_is_named_before_any_work(model):
+def test_f26_every_contradiction_of_setup_and_model_is_named_before_any_work(model):
     setup = Setup(dataset_path="not/read/yet.txt", vocab_size=401, max_length=33)
     with pytest.raises(ConfigError) as error:
         prepare_data(setup, model)
@@ -236,7 +236,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path, model):
         prepare_data(Setup(dataset_path=str(tmp_path / "none.txt")), model)
 
 
-def test_too_little_text_says_how_much_there_is_and_what_works():
+def test_f22_too_little_text_says_how_much_there_is_and_what_works():
     text = "word " * 30 + "\n" + "end " * 5
     settings = {"vocab_size": 300, "tokenizer_strategy": "character"}
     with pytest.raises(

@@ -129,7 +129,7 @@ def test_binary_files_are_named_for_what_they_are(write, content, message):
         ("€uro\n€".encode() + b"\xe2\x82", "2:2", "0xe2"),  # columns count characters, not bytes
     ],
 )
-def test_a_byte_that_is_not_utf8_is_located(write, content, place, byte):
+def test_f23_a_byte_that_is_not_utf8_is_located(write, content, place, byte):
     path = write("a.txt", content)
     with pytest.raises(DataError, match="Save the file as UTF-8, or name its own encoding") as error:
         read_text_file(path)

@@ -255,7 +255,7 @@ def _new_run(
     notices = []
     if config.run_name is not None and folder.name != config.run_name:
         notices.append(
-            f"A run {config.run_name!r} is there already; this one is {folder.name!r}. resume_from='auto' continues it."
+            f"A run {config.run_name!r} is there already; this one is {folder.name!r}. 'auto' would continue the first."
         )
     return Start(folder, notices=notices)
 

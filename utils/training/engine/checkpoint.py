@@ -186,6 +186,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def newest(folder: Path) -> tuple[Path, Payload]:
     """The intact checkpoint of `folder` with the most steps, and its content. Bad files are passed over with a warning.
 
+    best.pt is taken only when it is the last one left.
+
     Raises:
         CheckpointNotFoundError: the folder has no checkpoint at all.
         CheckpointError: it has some, and none is intact; lists what was tried.
@@ -203,6 +205,10 @@ def newest(folder: Path) -> tuple[Path, Payload]:
             continue
         if found is None or Entry.of(path, payload).position > Entry.of(*found).position:
             found = path, payload
+    if found is None and (folder / BEST).is_file():
+        with contextlib.suppress(CheckpointError):
+            # Better than beginning again: all others are gone or damaged.
+            found = folder / BEST, read_checkpoint(folder / BEST)
     if found is not None:
         return found
     if reasons:

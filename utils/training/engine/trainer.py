@@ -288,7 +288,8 @@ class Trainer:
             self.notice(f"The optimizer starts afresh: {checkpoint['config']['optimizer']}'s averages do not fit another one.")
             return
         groups = parts.optimizer.param_groups
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        # The learning rate stays the checkpoint's: the schedule sets it before each step, and a row may come before one.
+        settings = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
         parts.optimizer.load_state_dict(checkpoint["optimizer"])
         for group, own in zip(parts.optimizer.param_groups, settings, strict=True):
             group.update(own)
