@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from utils.errors import NonFiniteError
+from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.data import StepBatches, UniversalDataModule
@@ -184,7 +184,7 @@ class TrainingLoop:
         with rng.preserved():
             metrics = evaluate(self.parts, self.data.validation_batches(), self._poll).metrics("val")
         if not metrics:
-            raise NonFiniteError(
+            raise DataError(
                 "validation found no target to score: every label of val_data is -100. Check its labels."
             )
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -107,15 +107,18 @@ class TrainedModule(nn.Module):
         return self._objective(self._call, batch, keep_outputs)
 
 
-_OBJECTIVES: dict[str, type[CausalLM]] = {"causal_lm": CausalLM}
+# Task type -> its objective, made from the task and the label smoothing.
+_OBJECTIVES: dict[str, Callable[[TaskSpec, float], Objective]] = {
+    "causal_lm": lambda task_spec, smoothing: CausalLM(task_spec.vocab_size, smoothing),
+}
 
 
 def make_objective(task_spec: TaskSpec, label_smoothing: float) -> Objective:
     """The objective of `task_spec.task_type`. Raises `ConfigError` that lists the tasks there are."""
-    kind = _OBJECTIVES.get(task_spec.task_type or "")
-    if kind is None:
+    make = _OBJECTIVES.get(task_spec.task_type or "")
+    if make is None:
         raise ConfigError(
             f"task_type={task_spec.task_type!r} of task {task_spec.name!r} cannot be trained by this version; "
             f"available: {', '.join(_OBJECTIVES)}"
         )
-    return kind(task_spec.vocab_size, label_smoothing)
+    return make(task_spec, label_smoothing)
