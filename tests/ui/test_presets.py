@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from utils.errors import ConfigError
+from utils.models import ModelRegistry
 from utils.ui import PRESETS, ConfigPresets, SetupConfig
 
 
@@ -66,7 +67,7 @@ def test_customize_reports_every_mistake(presets):
 def test_an_unknown_name_lists_the_known_ones(presets, kind):
     with pytest.raises(kind) as error:
         presets.get("startr")
-    assert str(error.value) == "There is no preset 'startr'; there are: starter. Did you mean 'starter'?"
+    assert str(error.value) == f"There is no preset 'startr'; there are: {', '.join(PRESETS)}. Did you mean 'starter'?"
 
 
 @pytest.mark.parametrize("name", [None, 3, ["starter"]])
@@ -82,6 +83,88 @@ def test_presets_are_listed(presets, capsys):
     for preset in PRESETS.values():
         assert preset.name in printed
         assert preset.description in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("tiny", 10),
+        ("small", 125),
+        ("medium", 350),
+        ("large", 774),
+        ("code_generation", 125),
+        ("chat", 125),
+        ("summarization", 125),
+    ],
+)
+def test_the_models_have_the_documented_sizes(presets, name, millions):
+    import torch
+
+    preset = presets.get(name)
+    with torch.device("meta"):
+        model = ModelRegistry.create(preset.model_name, **preset.model_arguments)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_the_documented_presets_have_their_values(presets):
+    """Vocabulary, length, batch, accumulation, rate, epochs, warm-up, hours, data: as documented."""
+    documented = {
+        "tiny": (10000, 256, 32, 1, 5e-4, 3, 100, 1, "wikitext", "wikitext-2-raw-v1"),
+        "small": (50257, 512, 16, 2, 1e-4, 5, 500, 4, "wikitext", "wikitext-103-raw-v1"),
+        "medium": (50257, 1024, 8, 4, 5e-5, 10, 1000, 12, "openwebtext", None),
+        "large": (50257, 1024, 4, 8, 2e-5, 20, 2000, 48, "openwebtext", None),
+        "code_generation": (50257, 2048, 8, 2, 1e-4, 5, 500, 8, "code_search_net", "python"),
+        "chat": (50257, 512, 16, 2, 1e-4, 10, 1000, 6, "daily_dialog", None),
+        "summarization": (50257, 1024, 8, 4, 5e-5, 5, 500, 10, "cnn_dailymail", "3.0.0"),
+    }
+    assert list(PRESETS) == ["starter", *documented]
+    for name, expected in documented.items():
+        one = presets.get(name)
+        training = (one.batch_size, one.gradient_accumulation_steps, one.learning_rate, one.epochs, one.warmup_steps)
+        data = (one.dataset_name.partition("/")[2], one.config_name)
+        assert (one.vocab_size, one.max_length, *training, one.estimated_time_hours, *data) == expected
+        assert one.precision == "16"
+        assert "not this machine" in one.reference
+
+
+@pytest.mark.parametrize(
+    ("goal", "hours", "name"),
+    [
+        ("quick_test", 2, "tiny"),
+        ("learning", 5.0, "small"),
+        ("learning", 1, "tiny"),
+        ("production", None, "medium"),
+        ("production", 5, "small"),
+        ("research", 48, "large"),
+        ("research", 47.9, "medium"),
+        ("code", 8, "code_generation"),
+        ("chat", None, "chat"),
+        ("summarization", 9, "starter"),
+        ("quick_test", 0.5, "starter"),
+        ("research", 0.001, "starter"),
+    ],
+)
+def test_a_recommendation_serves_the_goal_within_the_time(presets, goal, hours, name):
+    assert presets.get_recommendation(goal, time_budget_hours=hours) == name
+
+
+def test_a_recommendation_for_something_unknown_says_what_there_is(presets):
+    with pytest.raises(ConfigError, match=r"quick_test, learning.*did you mean 'research'") as error:
+        presets.get_recommendation(goal="reserch", time_budget_hours=-1)
+    assert {problem.field for problem in error.value.problems} == {"goal", "time_budget_hours"}
+
+
+@pytest.mark.parametrize("hours", [0, "4", True, float("nan"), float("inf")])
+def test_a_budget_that_is_no_time_is_refused(presets, hours):
+    with pytest.raises(ConfigError, match="time_budget_hours"):
+        presets.get_recommendation("learning", hours)
+
+
+def test_one_preset_is_printed_with_every_value(presets, capsys):
+    presets.print_preset("chat")
+    printed = capsys.readouterr().out
+    for shown in ("OpenRL/daily_dialog", "not this machine", "n_embd=768", "0.0001", "dialogues"):
+        assert shown in printed
 
 
 def test_presets_survive_copy_and_pickle(presets):

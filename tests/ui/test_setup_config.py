@@ -82,13 +82,57 @@ def test_a_path_means_that_file_and_builtin_forgets_it():
     assert setup.dataset_source == "builtin"
 
 
+@pytest.mark.parametrize("name", ["dataset", "dataset_name"])
+def test_a_data_set_that_is_named_is_one_of_the_hub_and_replaces_the_file(name):
+    setup = SetupConfig(dataset_path="my.txt")
+    setup.update(**{name: "Salesforce/wikitext", "config_name": "wikitext-2-raw-v1"})
+    assert (setup.dataset_source, setup.dataset_path) == ("huggingface", None)
+    assert (setup.dataset_name, setup.config_name) == ("Salesforce/wikitext", "wikitext-2-raw-v1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"dataset_path": "x.txt"}, {"dataset": "builtin"}, {"dataset_name": "builtin"}, {"dataset_name": None}]
+)
+def test_other_data_forgets_the_data_set(change):
+    setup = SetupConfig(dataset_name="imdb", config_name="plain_text", text_column="text")
+    setup.update(**change)
+    assert (setup.dataset_name, setup.config_name, setup.text_column) == (None, None, None)
+    assert setup.dataset_source == ("local" if "dataset_path" in change else "builtin")
+
+
+def test_another_data_set_forgets_what_belonged_to_the_first():
+    setup = SetupConfig(dataset_name="Salesforce/wikitext", config_name="wikitext-2-raw-v1", text_column="text")
+    setup.dataset_name = "wikitext"  # the same one under its short name
+    assert (setup.dataset_name, setup.config_name) == ("wikitext", "wikitext-2-raw-v1")
+    setup.text_column = "page"
+    assert setup.config_name == "wikitext-2-raw-v1"
+    setup.dataset_name = "someone/wikitext-2"
+    assert (setup.config_name, setup.text_column) == (None, None)
+
+
+def test_clearing_a_path_that_was_not_set_changes_nothing():
+    setup = SetupConfig(dataset_name="imdb")
+    setup.dataset_path = None
+    assert (setup.dataset_source, setup.dataset_name) == ("huggingface", "imdb")
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [
         ({"dataset_source": "local"}, "dataset_path"),
         ({"dataset_source": "builtin", "dataset_path": "x.txt"}, "dataset_source"),
         ({"dataset_name": "builtin", "dataset_path": "x.txt"}, "dataset_source"),
-        ({"dataset_name": "wikitext"}, "dataset"),
+        ({"dataset_name": "builtin", "dataset_source": "local"}, "dataset_source"),
+        ({"dataset_name": "wikitext", "dataset_path": "x.txt"}, "dataset_path"),
+        ({"dataset_name": "wikitext", "dataset_source": "builtin"}, "dataset_source"),
+        ({"dataset_name": "wikitext", "dataset": "imdb"}, "dataset_name"),
+        ({"dataset_source": "huggingface"}, "dataset_name"),
+        ({"dataset_source": "huggingface", "dataset_path": "x.txt"}, "dataset_source"),
+        ({"text_column": "article"}, "text_column"),
+        ({"dataset_path": "x.txt", "text_column": "article"}, "text_column"),
+        ({"dataset_name": "a\0b"}, "dataset_name"),
+        ({"dataset_name": ""}, "dataset_name"),
+        ({"dataset_name": 3}, "dataset_name"),
         ({"config_name": "wikitext-2-raw-v1"}, "config_name"),
         ({"dataset_path": ""}, "dataset_path"),
         ({"dataset_path": "a\0b"}, "dataset_path"),
@@ -157,8 +201,22 @@ def test_to_dict_has_the_documented_names():
     assert (arguments["dataset"], arguments["dataset_path"], arguments["max_epochs"]) == (None, "x.txt", 3)
 
 
+def test_to_dict_names_the_data_set():
+    arguments = SetupConfig(dataset_name="abisee/cnn_dailymail", config_name="3.0.0", text_column="article").to_dict()
+    assert (arguments["dataset"], arguments["config_name"]) == ("abisee/cnn_dailymail", "3.0.0")
+    assert (arguments["text_column"], arguments["dataset_path"]) == ("article", None)
+    assert SetupConfig().to_dict()["dataset"] == "builtin"
+
+
 @pytest.mark.parametrize(
-    "values", [{}, VALUES, {"dataset_path": "x.txt", "warmup_steps": 5}, {"tokenizer_strategy": "character"}]
+    "values",
+    [
+        {},
+        VALUES,
+        {"dataset_path": "x.txt", "warmup_steps": 5},
+        {"tokenizer_strategy": "character"},
+        {"dataset": "Salesforce/wikitext", "config_name": "wikitext-2-raw-v1", "text_column": "text"},
+    ],
 )
 def test_to_dict_makes_an_equal_setup(values):
     setup = SetupConfig(**values)
@@ -171,6 +229,8 @@ def test_a_file_holds_everything(tmp_path, name):
     setup = SetupConfig(**VALUES, dataset_path="größe.txt", vocab_size=300)
     path = setup.save(tmp_path / name)
     assert SetupConfig.load(path) == setup
+    setup.update(dataset_name="abisee/cnn_dailymail", config_name="3.0.0", text_column="article")
+    assert SetupConfig.load(setup.save(path)) == setup
 
 
 @pytest.mark.parametrize(
@@ -221,11 +281,7 @@ JUNK = st.one_of(
 )
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from([*SetupConfig.field_names(), "dataset", "config_name", "seed", "use_amp"]), JUNK, max_size=4
-    )
-)
+@given(st.dictionaries(st.sampled_from([*SetupConfig.field_names(), "dataset", "seed", "use_amp"]), JUNK, max_size=4))
 def test_any_values_give_a_valid_setup_or_a_config_error(values):
     setup = SetupConfig()
     try:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
+from utils.data.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.packing import TokenBlocks, pack
 from utils.data.readers import read_text_file
 from utils.data.report import DataReport, unigram_loss
-from utils.data.splitting import split_documents
+from utils.data.splitting import Split, split_documents
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import nearest, shown
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from utils.training.task_spec import TaskSpec
 
-SOURCES = ("builtin", "local")
+SOURCES = ("builtin", "local", "huggingface")
 
 # Kinds of files whose text is markup or data as much as it is language.
 _STRUCTURED = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".ipynb")
@@ -36,11 +37,23 @@ class DataSetup(Protocol):
 
     @property
     def dataset_source(self) -> str:
-        """ "builtin" or "local"."""
+        """ "builtin", "local" or "huggingface"."""
 
     @property
     def dataset_path(self) -> str | None:
         """The text file, for "local"."""
+
+    @property
+    def dataset_name(self) -> str | None:
+        """The data set's id or folder, for "huggingface"; see `load_hub_texts`."""
+
+    @property
+    def config_name(self) -> str | None:
+        """Its part or version, for "huggingface"; None: the default."""
+
+    @property
+    def text_column(self) -> str | None:
+        """Its column of texts, for "huggingface"; None: "text", or else the only one."""
 
     @property
     def vocab_size(self) -> int | None:
@@ -56,7 +69,7 @@ class DataSetup(Protocol):
 
     @property
     def val_split(self) -> float:
-        """Share of the text for validation, 0 to 0.5; 0: none."""
+        """Share of the text for validation, 0 to 0.5; 0: none. A data set's own validation split is taken instead."""
 
     @property
     def random_seed(self) -> int:
@@ -91,19 +104,21 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     Raises:
         ConfigError: setup and model contradict each other; lists every problem, before anything is read.
         DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
+        HubError: the data set cannot be had from the Hub.
     """
     vocab_size = _checked_vocab_size(setup, model)
-    documents, source, notes = _load(setup)
+    loaded = _load(setup)
     return prepare_text(
-        documents,
+        loaded.documents,
         vocab_size=vocab_size,
         block_size=setup.max_length,
         model_vocab_size=vocab_size_of(model),
         tokenizer_strategy=setup.tokenizer_strategy,
         val_split=setup.val_split,
         random_seed=setup.random_seed,
-        source=source,
-        notes=notes,
+        validation_documents=loaded.validation,
+        source=loaded.source,
+        notes=loaded.notes,
     )
 
 
@@ -117,6 +132,7 @@ def prepare_text(
     tokenizer_strategy: str = "auto",
     val_split: float = 0.1,
     random_seed: int = 42,
+    validation_documents: Sequence[str] | None = None,
     source: str = "texts",
     notes: Sequence[str] = (),
 ) -> PreparedData:
@@ -129,6 +145,8 @@ def prepare_text(
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
         tokenizer: one that exists already; None: one is learnt from the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
+        validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
+            used when `val_split` is 0.
         source, notes: for the report.
     Raises:
         ConfigError: the tokenizer does not fit the vocabulary, or `val_split` is out of range.
@@ -137,7 +155,10 @@ def prepare_text(
     """
     model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
     texts = _with_text(documents)
-    split = split_documents(texts, val_split, random_seed)
+    if validation_documents is None or val_split == 0:
+        split = split_documents(texts, val_split, random_seed)
+    else:
+        split = _given_split(texts, _with_text(validation_documents))
     if tokenizer is None:
         choice = choose_tokenizer(split.train, vocab_size, tokenizer_strategy)
         tokenizer, kind = choice.tokenizer, choice.reason
@@ -196,6 +217,8 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
         )
     if setup.dataset_source == "local" and not setup.dataset_path:
         problems.append(Problem("dataset_path", 'is needed for dataset_source="local": the path of a text file'))
+    if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
+        problems.append(Problem("dataset_name", problem))
     available = vocab_size_of(model)
     name = type(model).__name__
     vocab_size = setup.vocab_size if setup.vocab_size is not None else available
@@ -222,10 +245,21 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
     return vocab_size
 
 
-def _load(setup: DataSetup) -> tuple[list[str], str, list[str]]:
+def _given_split(train: list[str], validation: list[str]) -> Split:
+    share = sum(map(len, validation)) / sum(map(len, [*train, *validation]))
+    rule = f"{len(validation):,} documents of their own are for validation: {share:.1%} of the characters"
+    return Split(train, validation, rule)
+
+
+def _load(setup: DataSetup) -> LoadedTexts:
     """The documents, where they are from, and notes for the report."""
     if setup.dataset_source == "builtin":
-        return builtin_corpus(), f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}", []
+        return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")
+    if setup.dataset_source == "huggingface":
+        assert setup.dataset_name is not None
+        return load_hub_texts(
+            setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
+        )
     assert setup.dataset_path is not None
     document = read_text_file(setup.dataset_path)
     notes = []
@@ -236,7 +270,7 @@ def _load(setup: DataSetup) -> tuple[list[str], str, list[str]]:
     suffix = document.path.suffix.lower()
     if suffix in _STRUCTURED:
         notes.append(f"The {suffix} file was read as plain text, with everything that is in it.")
-    return [document.text], str(document.path), notes
+    return LoadedTexts([document.text], None, str(document.path), notes)
 
 
 def _with_text(documents: Sequence[str]) -> list[str]:
@@ -246,7 +280,9 @@ def _with_text(documents: Sequence[str]) -> list[str]:
     texts = []
     for number, document in enumerate(documents):
         if not isinstance(document, str):
-            raise DataTypeError(f"document {number} is of type {type(document).__name__}, not str; give a list of texts.")
+            raise DataTypeError(
+                f"document {number} is of type {type(document).__name__}, not str; give a list of texts."
+            )
         if not document or document.isspace():
             continue
         try:

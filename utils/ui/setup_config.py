@@ -30,16 +30,30 @@ class DataSettings(Schema):
     """Where the text comes from and how it becomes token ids. Lengths are in tokens."""
 
     aliases: ClassVar[Mapping[str, str]] = {
-        "dataset_name": "dataset",
         "max_seq_len": "max_length",
         "max_seq_length": "max_length",
         "validation_split": "val_split",
     }
 
-    dataset_source: Literal["builtin", "local"] = _field(
-        "builtin", "Data", "builtin: the Python language reference, no network needed; local: a text file of yours."
+    dataset_source: Literal["builtin", "local", "huggingface"] = _field(
+        "builtin",
+        "Data",
+        "builtin: the Python language reference, no network needed; local: a text file of yours; huggingface: a data "
+        "set of the Hugging Face Hub.",
     )
     dataset_path: str | None = _field(None, "File", "Path of the local data; None: none.", min_length=1)
+    dataset_name: str | None = _field(
+        None,
+        "Data set",
+        "Its id on the Hub, for instance Salesforce/wikitext, or a folder of data files; None: none.",
+        min_length=1,
+    )
+    config_name: str | None = _field(
+        None, "Configuration", "Which part or version of the data set; None: its default.", min_length=1
+    )
+    text_column: str | None = _field(
+        None, "Text column", "The data set's column with the text; None: 'text', or else its only one.", min_length=1
+    )
     val_split: float = _field(
         0.1,
         "Validation share",
@@ -66,46 +80,70 @@ class DataSettings(Schema):
 
     @classmethod
     def extra_inputs(cls) -> tuple[str, ...]:
-        return ("dataset", "config_name")
+        return ("dataset",)
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        values = dict(values)
-        problems = []
-        if "dataset_path" in values:
-            values["dataset_path"] = path_text(values["dataset_path"])
+        """`dataset` becomes `dataset_name`, the name "builtin" a source; one place that is named says which source."""
+        values = {name: path_text(value) if name in _PLACES else value for name, value in values.items()}
+        problems = [
+            Problem(name, f"got {shown(values[name])}; it holds a NUL character, which no path or data set's id does")
+            for name in _PLACES
+            if isinstance(values.get(name), str) and "\0" in values[name]
+        ]
         dataset = values.pop("dataset", None)
-        config_name = values.pop("config_name", None)
-        if dataset is not None and not (isinstance(dataset, str) and dataset == "builtin"):
-            problems.append(Problem("dataset", f"got {shown(dataset)}; {_NO_HUB}", "builtin"))
-        elif config_name is not None:
-            problems.append(Problem("config_name", f"got {shown(config_name)}; {_NO_HUB}"))
-        elif dataset == "builtin":
-            values.setdefault("dataset_source", "builtin")
-        if values.get("dataset_path") is not None:
-            values.setdefault("dataset_source", "local")
-        path = values.get("dataset_path")
-        if isinstance(path, str) and "\0" in path:
-            problems.append(Problem("dataset_path", f"got {shown(path)}; a path cannot hold a NUL character"))
+        if dataset is not None and not isinstance(dataset, str):
+            problems.append(Problem("dataset", f"got {shown(dataset)}; {_A_NAME}", BUILTIN))
+            values.pop("dataset_source", None)  # or the name would be reported as missing too
+        elif dataset is not None and values.get("dataset_name") not in (None, dataset):
+            both = f"dataset={shown(dataset)} and dataset_name={shown(values['dataset_name'])}"
+            problems.append(Problem("dataset_name", f"given twice: {both}; keep one"))
+        elif dataset is not None:
+            values["dataset_name"] = dataset
+        if values.get("dataset_name") == BUILTIN:
+            values["dataset_name"] = None
+            if values.setdefault("dataset_source", BUILTIN) != BUILTIN:
+                message = (
+                    f"got {shown(values['dataset_source'])} together with the data set 'builtin'; keep one of the two"
+                )
+                problems.append(Problem("dataset_source", message, BUILTIN))
+        for name, source in _PLACE_SOURCES:
+            if values.get(name) is not None:
+                values.setdefault("dataset_source", source)
         return values, problems
 
     @classmethod
     def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
-        source, path = values["dataset_source"], values["dataset_path"]
-        if source == "local" and path is None:
-            return [Problem("dataset_path", "is required when dataset_source is 'local': the path of a text file")]
-        if source == "builtin" and path is not None:
-            return [
-                Problem(
-                    "dataset_source",
-                    f"got 'builtin' together with dataset_path={shown(path)}; keep one of the two",
-                    "local",
-                )
-            ]
-        return []
+        source, path, name = values["dataset_source"], values["dataset_path"], values["dataset_name"]
+        if path is not None and name is not None:
+            message = f"got {shown(path)} together with dataset_name={shown(name)}; keep one of the two"
+            return [Problem("dataset_path", message)]
+        for place, its_source in _PLACE_SOURCES:
+            value = values[place]
+            if source == its_source and value is None:
+                return [Problem(place, f"is required when dataset_source is {source!r}: {_PLACES[place]}")]
+            if source != its_source and value is not None:
+                message = f"got {source!r} together with {place}={shown(value)}; keep one of the two"
+                return [Problem("dataset_source", message, its_source)]
+        return [
+            Problem(part, f"got {shown(values[part])}; it is for a data set of the Hub: name that too, as dataset_name")
+            for part in _PARTS
+            if values[part] is not None and source != "huggingface"
+        ]
 
 
-_NO_HUB = "this version reads the built-in corpus (dataset='builtin') and local files (dataset_path='my.txt')"
+#: The source, and the data set's name, that mean the corpus that needs no network.
+BUILTIN = "builtin"
+_A_NAME = "must be text: 'builtin', or a data set's id on the Hugging Face Hub"
+# Where data can be, with what that is; and which source each belongs to.
+_PLACES: Mapping[str, str] = {
+    "dataset": _A_NAME,
+    "dataset_name": "a data set's id on the Hugging Face Hub, such as 'Salesforce/wikitext', or a folder of data files",
+    "dataset_path": "the path of a text file",
+}
+_PLACE_SOURCES = (("dataset_path", "local"), ("dataset_name", "huggingface"))
+# What says which part of a named data set is meant.
+_PARTS = ("config_name", "text_column")
 
 # The names that seed data and training settings have as arguments of TrainingCoordinator.train.
 _TRAIN_ARGUMENTS: Mapping[str, str] = {
@@ -132,6 +170,9 @@ class SetupConfig:
     if TYPE_CHECKING:
         dataset_source: str
         dataset_path: str | None
+        dataset_name: str | None
+        config_name: str | None
+        text_column: str | None
         val_split: float
         tokenizer_strategy: str
         vocab_size: int | None
@@ -165,12 +206,14 @@ class SetupConfig:
     def update(self, **values: Any) -> None:
         """Change several fields at once, or none: raises `ConfigError` that lists every problem.
 
-        A `dataset_path` alone means that file; `dataset_source="builtin"` alone forgets the path.
+        A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that data set of the Hub; each
+        forgets the other, and `dataset_source="builtin"` alone forgets both. Another data set forgets `config_name`
+        and `text_column`.
         """
         data, training, problems = self._sorted(values)
         new_data, new_training = self._data, self._training
         try:
-            new_data = self._data.replace(**_data_source(data))
+            new_data = self._data.replace(**_data_source(self._data, data))
         except ConfigError as error:
             problems += error.problems
         try:
@@ -201,13 +244,15 @@ class SetupConfig:
         Data, sizes and the customary training settings always; others where they differ from the default.
         """
         arguments: dict[str, Any] = {
-            "dataset": "builtin" if self._data.dataset_source == "builtin" else None,
+            "dataset": BUILTIN if self._data.dataset_source == BUILTIN else self._data.dataset_name,
             "dataset_path": self._data.dataset_path,
-            "config_name": None,
+            "config_name": self._data.config_name,
             "vocab_size": self._data.vocab_size,
             "max_length": self._data.max_length,
             "val_split": self._data.val_split,
         }
+        if self._data.text_column is not None:
+            arguments["text_column"] = self._data.text_column
         if self._data.tokenizer_strategy != "auto":
             arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
         defaults = TrainingConfig().to_dict()
@@ -354,18 +399,43 @@ def _meant(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {guess}?" if guess else ""
 
 
-def _data_source(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What naming only one of source and path says about the other, made explicit."""
-    implied: dict[str, Any] = {}
-    source_named = "dataset_source" in changes
-    named = [changes.get(name) for name in ("dataset_source", "dataset", "dataset_name")]
-    if any(isinstance(name, str) and name == "builtin" for name in named):
-        implied = {"dataset_source": "builtin"}
-        if "dataset_path" not in changes:
-            implied["dataset_path"] = None
-    elif "dataset_path" in changes and not source_named:
-        implied = {"dataset_source": "builtin" if changes["dataset_path"] is None else "local"}
+def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes`, with what naming a source, a path or a data set says about the others made explicit."""
+    name = changes.get("dataset_name")
+    places = {
+        "dataset_path": changes.get("dataset_path"),
+        "dataset_name": changes.get("dataset") if name is None else name,
+    }
+    source = changes["dataset_source"] if "dataset_source" in changes else _implied_source(current, changes, places)
+    if source is None:
+        return dict(changes)
+    implied: dict[str, Any] = {"dataset_source": source}
+    implied |= {place: None for place, its_source in _PLACE_SOURCES if its_source != source}
+    name = places["dataset_name"]
+    if source != "huggingface" or (name is not None and not _same_dataset(name, current.dataset_name)):
+        implied |= dict.fromkeys(_PARTS)
     return {**implied, **changes}
+
+
+def _implied_source(current: DataSettings, changes: Mapping[str, Any], places: Mapping[str, Any]) -> str | None:
+    """The source that the named place belongs to; the built-in corpus when its only place is cleared; else None."""
+    if places["dataset_name"] == BUILTIN:
+        return BUILTIN
+    for place, source in _PLACE_SOURCES:
+        if places[place] is not None:
+            return source
+    cleared = {source for place, source in _PLACE_SOURCES if place in changes}
+    cleared |= {"huggingface"} if "dataset" in changes else set()
+    return BUILTIN if current.dataset_source in cleared else None
+
+
+def _same_dataset(name: Any, current: str | None) -> bool:
+    """Whether both name one data set; the Hub leads "wikitext" to "Salesforce/wikitext"."""
+    if not isinstance(name, str) or current is None:
+        return False
+    return name == current or (
+        ("/" in name) != ("/" in current) and name.rpartition("/")[2].lower() == current.rpartition("/")[2].lower()
+    )
 
 
 def _same(first: Any, second: Any) -> bool:

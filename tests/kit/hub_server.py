@@ -1,0 +1,141 @@
+"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set, and its refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+MAIN, PARQUET = "main", "refs/convert/parquet"
+#: branch -> path in the repository -> content
+Repository = Mapping[str, Mapping[str, bytes]]
+
+
+class HubServer(http.server.ThreadingHTTPServer):
+    """Serves `repositories`; a name in `refusals` is answered with that status and X-Error-Code."""
+
+    def __init__(self, repositories: Mapping[str, Repository], refusals: Mapping[str, tuple[int, str]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories, self.refusals = repositories, refusals
+        self.asked: list[str] = []
+
+    @property
+    def address(self) -> str:
+        """For HF_ENDPOINT."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def serving(
+    repositories: Mapping[str, Repository] | None = None, refusals: Mapping[str, tuple[int, str]] | None = None
+) -> Iterator[HubServer]:
+    """A running HubServer."""
+    with HubServer(repositories or {}, refusals or {}) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _revision(branch: str) -> str:
+    return hashlib.sha1(branch.encode()).hexdigest()  # noqa: S324 - git's own
+
+
+def _about(repository: str, files: Mapping[str, bytes], branch: str) -> dict[str, Any]:
+    return {
+        "id": repository, "sha": _revision(branch), "private": False, "gated": False, "tags": [], "likes": 0,
+        "downloads": 0, "siblings": [{"rfilename": path} for path in files],
+    }  # fmt: skip
+
+
+def _folders(files: Mapping[str, bytes]) -> set[str]:
+    return {str(folder) for path in files for folder in PurePosixPath(path).parents} - {"."}
+
+
+def _below(files: Mapping[str, bytes], folder: str, deep: bool) -> set[str]:
+    """Paths in `folder`, and with `deep` in the folders in it."""
+    start = f"{folder}/" if folder else ""
+    paths = {path for path in (*files, *_folders(files)) if path.startswith(start)}
+    return paths if deep else {path for path in paths if "/" not in path.removeprefix(start)}
+
+
+def _entries(files: Mapping[str, bytes], paths: set[str]) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "path": path, "size": len(files[path]), "oid": _revision(path)}
+        if path in files
+        else {"type": "directory", "path": path, "oid": _revision(path)}
+        for path in sorted(paths & {*files, *_folders(files)})
+    ]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubServer
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        address = urllib.parse.urlsplit(self.path)
+        path = address.path
+        self.server.asked.append(f"{self.command} {path}")
+        owner, _, rest = path.removeprefix("/api").removeprefix("/datasets/").partition("/")
+        name, _, rest = rest.partition("/")
+        repository = f"{owner}/{name}"
+        if repository in self.server.refusals:
+            status, code = self.server.refusals[repository]
+            return self._send(b"{}", status, {"X-Error-Code": code})
+        if repository not in self.server.repositories:
+            return self._send(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+        kind, _, rest = rest.partition("/")
+        revision, _, file = rest.partition("/")
+        branches = self.server.repositories[repository]
+        wanted = urllib.parse.unquote(revision) or MAIN
+        branch = next((one for one in branches if wanted in (one, _revision(one))), None)
+        if branch is None:
+            return self._send(b"{}", 404, {"X-Error-Code": "RevisionNotFound"})
+        if kind == "resolve":
+            return self._file(branches[branch], urllib.parse.unquote(file), branch)
+        if kind in ("", "revision"):
+            return self._json(_about(repository, branches[branch], branch))
+        if kind == "paths-info":
+            asked = json.loads(body) if body.startswith(b"{") else urllib.parse.parse_qs(body.decode())
+            return self._json(_entries(branches[branch], {path.strip("/") for path in asked["paths"]}))
+        deep = "recursive=true" in address.query.lower()
+        return self._json(_entries(branches[branch], _below(branches[branch], urllib.parse.unquote(file), deep)))
+
+    do_HEAD = do_POST = do_GET  # noqa: N815 - the names that http.server calls
+
+    def _file(self, files: Mapping[str, bytes], path: str, branch: str) -> None:
+        found = {"X-Repo-Commit": _revision(branch)}
+        if path not in files:
+            return self._send(b"", 404, {**found, "X-Error-Code": "EntryNotFound"})
+        content, found["ETag"] = files[path], f'"{_revision(path)}"'
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            part = content[int(first) : int(last) + 1 if last else None]
+            found["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+            return self._send(part, 206, found)
+        return self._send(content, 200, found)
+
+    def _json(self, value: Any) -> None:
+        self._send(json.dumps(value).encode(), 200, {"Content-Type": "application/json"})
+
+    def _send(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing on stderr."""
