@@ -200,7 +200,7 @@ def test_a_plain_module_is_refused_with_the_way_to_its_weights(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ["hff"]}, "this version exports: hf. Did you mean 'hf'"),
+        ({"formats": ["hff"]}, "this version exports: hf, onnx. Did you mean 'hf'"),
         ({"formats": ["hf", "gguf"]}, "got the format 'gguf'"),
         ({"formats": []}, "formats is empty"),
         ({"which": "newest"}, "must be 'best' or 'last'"),

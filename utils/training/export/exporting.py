@@ -12,13 +12,16 @@ from torch import nn
 from utils.errors import ExportError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
-from utils.training.export import hf
+from utils.training.export import hf, onnx
 from utils.training.export.result import ExportResult
 
 Exporter = Callable[[nn.Module, Any, Path, str, tuple[str, ...]], ExportResult]
 
 #: What can be exported: format -> (refuses models it cannot hold, writes one).
-FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {"hf": (hf.refuse_unsupported, hf.export_hf)}
+FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
+    "hf": (hf.refuse_unsupported, hf.export_hf),
+    "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
+}
 
 
 def export_model(
@@ -34,14 +37,15 @@ def export_model(
 
     Args:
         results: a TrainingResults.
-        formats: names in FORMATS. All are checked before anything is written.
+        formats: names in FORMATS, "hf" and "onnx". All are checked before anything is written.
         which: the checkpoint with the best monitored metric, or the last one.
         output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder.
     Returns:
         {format: ExportResult}, in the order of `formats`.
     Raises:
         ExportError: an unknown format, a model that a format cannot hold, no checkpoint, or an exported model that does
-            not compute the same. No half folder is left behind.
+            not compute the same. No half folder is left behind; formats before the one that failed stay, and are named.
+        MissingPackageError: a format needs a package that is not installed.
         CheckpointError: the checkpoint is damaged or of another model.
     """
     names = _checked_formats(formats)
@@ -52,7 +56,16 @@ def export_model(
     load_model_weights(model, read_checkpoint(path)["model"], str(path))
     parent = Path(output_dir).expanduser() if output_dir is not None else Path(results.run_dir) / "exports"
     parent = parent.absolute()
-    return {name: FORMATS[name][1](model.eval(), results.tokenizer, parent / name, str(path), notes) for name in names}
+    done: dict[str, ExportResult] = {}
+    for name in names:
+        try:
+            done[name] = FORMATS[name][1](model.eval(), results.tokenizer, parent / name, str(path), notes)
+        except ExportError as error:
+            if not done:
+                raise
+            kept = ", ".join(str(result.path) for result in done.values())
+            raise ExportError(f"{name}: {error} Already exported and kept: {kept}.") from error
+    return done
 
 
 def _checked_formats(formats: Sequence[str]) -> list[str]:

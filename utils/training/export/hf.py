@@ -64,7 +64,7 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
                 )
             _use_special_tokens(model, tokenizer)
             model.save_pretrained(staging)  # type: ignore[operator]
-            notes += _save_tokenizer(tokenizer, staging)
+            notes += save_tokenizer(tokenizer, staging)
             loaded = _loader(model).from_pretrained(staging, local_files_only=True).eval()
             decoder = bool(getattr(model.config, "is_encoder_decoder", False))
             batches = parity_batches(facts.vocab_size or 1, facts.max_length, decoder)
@@ -96,7 +96,7 @@ def _use_special_tokens(model: Any, tokenizer: Any) -> None:
                 setattr(model.generation_config, name, token)
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
+def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
     """Save the tokenizer beside the model and check that it gives the same ids when loaded again. Returns notes."""
     if tokenizer is None:
         return ("There is no tokenizer in the folder: the run had none.",)

@@ -13,13 +13,15 @@ class ExportResult(Mapping[str, Any]):
     """One exported model. Also a mapping, with `output_path` and `file_size_mb` beside the attributes' names.
 
     Attributes:
-        format: "hf", …
+        format: "hf" or "onnx".
         path: the file or folder.
         size_bytes: everything in it.
         parity: {"max_abs_diff": largest difference of logits between the model and the exported one, "max_abs_logit",
             "shapes": the (B, T) that were compared}.
-        benchmark: measured speeds, or None when none were measured.
+        benchmark: {"pytorch_ms", "onnxruntime_ms": median milliseconds of one forward pass, "speedup": the first over
+            the second, "shape": the (B, T), "threads", "runs"}; None when nothing was measured.
         notes: what the user should know, one sentence each.
+        opset: the version of the ONNX operators in the file; None for other formats.
     """
 
     format: str
@@ -28,6 +30,7 @@ class ExportResult(Mapping[str, Any]):
     parity: Mapping[str, Any]
     benchmark: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
+    opset: int | None = None
 
     def _items(self) -> dict[str, Any]:
         return {
@@ -39,6 +42,7 @@ class ExportResult(Mapping[str, Any]):
             "parity": self.parity,
             "benchmark": self.benchmark,
             "notes": self.notes,
+            "opset_version": self.opset,
         }
 
     def __getitem__(self, key: str) -> Any:
