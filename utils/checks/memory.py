@@ -1,0 +1,116 @@
+"""Whether training fits into the memory of the device, from counted and measured bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.checks.probe import Probe, check
+from utils.checks.result import CheckResult
+
+NAME = "memory footprint"
+
+# AdamW keeps two fp32 averages of each trainable parameter (Kingma & Ba 2014).
+_ADAMW_BYTES = 8
+_MIB = 2**20
+_MEASURED_LENGTH = 256
+
+# Share of the free memory that may be planned for: the rest is for fragments, kernels and whatever else runs.
+_USABLE = 0.9
+# Each further row of a batch may add this many times what the row before added.
+_GROWTH = 1.25
+
+
+@check(NAME)
+def test_memory_footprint(found: Probe, free_bytes: int | None = None) -> CheckResult:
+    """Bytes of parameters, gradients, AdamW's averages and activations, against the device's free memory.
+
+    Called as (model, config=None, *, task_spec=None, free_bytes=None). Activations are what autograd keeps for the backward
+    pass, measured at batches of 1, 2 and 4 and at most 256 positions, and extended in proportion to the training's batch
+    size and length; a storage counts once and parameters not at all. Fails when that is more than 90 % of the free memory
+    and says which batch size would fit; warns when a row adds more memory the more rows there are. Not covered: workspaces
+    of kernels, memory of the data, half precision (the model is measured in its own number format), attention that keeps
+    its T x T scores beyond 256 positions.
+
+    Args:
+        free_bytes: memory that may be used; None: what the device, or for a CPU the system, has free now.
+    """
+    parameters = list(found.model.parameters())
+    trainable = [p for p in parameters if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    gradients = sum(p.numel() * p.element_size() for p in trainable)
+    optimizer = sum(p.numel() * _ADAMW_BYTES for p in trainable)
+    length = min(found.length, _MEASURED_LENGTH)
+    found.model.train()
+    one, two, four = (_kept_for_backward(found, rows, length) for rows in (1, 2, 4))
+    second, later = two - one, (four - two) / 2
+    per_row = max(second, later)
+    longer = found.length / length
+    activations = round(longer * (one + per_row * (found.batch_size - 1)))
+    fixed, free = weights + gradients + optimizer, _free_bytes(found.device) if free_bytes is None else free_bytes
+    needed = fixed + activations
+    measured = {
+        "parameters_mib": weights / _MIB, "gradients_mib": gradients / _MIB, "optimizer_mib": optimizer / _MIB,
+        "activations_mib": activations / _MIB, "activations_per_row_mib": per_row / _MIB, "batch_size": found.batch_size,
+        "length": found.length, "measured_length": length, "total_mib": needed / _MIB,
+        "free_mib": None if free is None else free / _MIB,
+    }  # fmt: skip
+    thresholds = {"usable_share_of_free": _USABLE, "growth_per_row": _GROWTH}
+    size = f"{_amount(needed)} MiB for a batch of {found.batch_size} ({_amount(fixed)} of them whatever the batch size)"
+    if free is not None and needed > _USABLE * free:
+        largest = int((_USABLE * free - fixed - longer * one) // max(longer * per_row, 1)) + 1
+        fits = f"set batch_size to {largest} or less (an estimate)" if largest >= 1 else "even one row does not fit"
+        return CheckResult(
+            NAME, "fail", f"Training needs about {size}; {free / _MIB:,.0f} MiB are free.", measured, thresholds,
+            f"{fits[0].upper()}{fits[1:]}, shorten max_length, use gradient_checkpointing=True or a smaller model.",
+        )  # fmt: skip
+    if later > _GROWTH * second:
+        return CheckResult(
+            NAME, "warn", f"The second row of a batch adds {_amount(second)} MiB, later ones {_amount(later)} each.",
+            measured, thresholds, "Look for an operation that pairs rows of the batch with each other.",
+        )  # fmt: skip
+    known = "what is free is not known here" if free is None else f"{free / _MIB:,.0f} MiB are free"
+    return CheckResult(
+        NAME, "warn" if free is None else "pass", f"Training needs about {size}; {known}.", measured, thresholds,
+        "Compare with the machine's memory yourself." if free is None else "",
+    )  # fmt: skip
+
+
+def _amount(count: float) -> str:
+    mib = count / _MIB
+    return f"{mib:,.0f}" if mib >= 10 else f"{mib:.2g}"
+
+
+def _kept_for_backward(found: Probe, rows: int, length: int) -> int:
+    """Bytes that autograd keeps for a batch of `rows`."""
+    known = {p.untyped_storage().data_ptr() for p in found.model.parameters()}
+    known |= {buffer.untyped_storage().data_ptr() for buffer in found.model.buffers()}
+    kept: dict[int, int] = {}
+    held = []  # alive until the end, or a freed storage's address would be given out again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor.detach())
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found.loss(found.batch(rows, length))
+    return sum(kept.values())
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Free memory of the device; for a CPU what the system can give without swapping. None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None

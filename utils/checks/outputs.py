@@ -1,0 +1,92 @@
+"""Whether the outputs are usable numbers that depend on the input and on nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from utils.checks.probe import Probe, check
+from utils.checks.result import CheckResult
+
+NAME = "output stability"
+
+# Standard deviation over the classes of one prediction: softmax at this spread puts all weight on one class. Trained
+# language models have about 2 to 10. The project's own choice.
+LARGEST_SPREAD = 100.0
+# Share of a logit's size by which different inputs must change it at least. The project's own choice.
+LEAST_DEPENDENCE = 1e-4
+# A model that knows nothing has a loss of ln V; a trained one on random tokens is about one to two times that.
+LARGEST_LOSS_IN_LN_V = 4.0
+
+
+@check(NAME)
+def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
+    """Logits of `n_samples` random batches in evaluation mode.
+
+    Called as (model, config=None, *, task_spec=None, n_samples=4). Fails on NaN or infinite logits, on logits that do not
+    depend on the input, on a spread over classes above 100, and when the same input gives different logits twice; warns
+    when the loss on random inputs is above 4 ln V, as with weights that are far too large.
+    """
+    found.model.eval()
+    length = min(32, found.max_length)
+    with torch.no_grad():
+        logits = [found.call(found.batch(2, length, seed)).float() for seed in range(n_samples)]
+        again = found.call(found.batch(2, length, 0)).float()
+        loss = float(found.loss(found.batch(2, length, 0)))
+    everything = torch.stack(logits)
+    finite = everything[everything.isfinite()]
+    ln_v = math.log(everything.shape[-1])
+    measured = {
+        "not_finite": everything.numel() - finite.numel(), "logits": everything.numel(),
+        "largest": float(finite.abs().max()) if finite.numel() else math.nan,
+        "spread_over_classes": float(everything.std(dim=-1, unbiased=False).mean()),
+        "dependence": _dependence(everything), "repeat_difference": float((again - logits[0]).abs().max()),
+        "loss_nats": loss, "ln_v": ln_v,
+    }  # fmt: skip
+    thresholds = {
+        "largest_spread": LARGEST_SPREAD, "least_dependence": LEAST_DEPENDENCE,
+        "repeat_difference": found.tolerance, "largest_loss_in_ln_v": LARGEST_LOSS_IN_LN_V,
+    }  # fmt: skip
+    verdict, summary, remedy = _verdict(found, measured)
+    return CheckResult(NAME, verdict, summary, measured, thresholds, remedy)  # type: ignore[arg-type]
+
+
+def _verdict(found: Probe, measured: dict[str, float]) -> tuple[str, str, str]:
+    spread, dependence = measured["spread_over_classes"], measured["dependence"]
+    if measured["not_finite"]:
+        return (
+            "fail", f"{measured['not_finite']:,} of {measured['logits']:,} logits are NaN or infinite.",
+            "Check the weights for NaN, and divisions, logarithms and masks for rows without any allowed position.",
+        )  # fmt: skip
+    if not measured["repeat_difference"] <= found.tolerance * max(1.0, measured["largest"]):
+        return (
+            "fail", f"The same input gives logits that differ by {measured['repeat_difference']:.2g} in evaluation mode.",
+            "Use nn.Dropout rather than functional dropout without training=self.training; draw nothing in forward.",
+        )  # fmt: skip
+    if not dependence >= LEAST_DEPENDENCE:
+        return (
+            "fail", f"Different inputs change the logits by {dependence:.2g} of their size: the input hardly matters.",
+            "Follow the input through forward. A head that starts at zero on purpose gives this before training.",
+        )  # fmt: skip
+    if spread > LARGEST_SPREAD:
+        return (
+            "fail", f"Logits of one prediction have a standard deviation of {spread:.3g}, above {LARGEST_SPREAD:g}.",
+            "Make the output layer's weights smaller, or normalise what goes into it.",
+        )  # fmt: skip
+    if measured["loss_nats"] > LARGEST_LOSS_IN_LN_V * measured["ln_v"]:
+        return (
+            "warn", f"The loss on random inputs is {measured['loss_nats']:.3g} nats; one that knows nothing has "
+            f"{measured['ln_v']:.3g}.",
+            "Before training this means weights that are too large: see the check of the initial weights.",
+        )  # fmt: skip
+    loss = f"loss {measured['loss_nats']:.3g} nats (knowing nothing: {measured['ln_v']:.3g})"
+    return "pass", f"Logits are finite, repeatable and depend on the input; spread {spread:.3g}, {loss}.", ""
+
+
+def _dependence(logits: Tensor) -> float:
+    """Standard deviation of each logit over the inputs, as a share of the logits' root mean square."""
+    over_inputs = logits.flatten(0, 1)
+    size = over_inputs.square().mean().sqrt()
+    return float(over_inputs.std(dim=0, unbiased=False).mean() / size) if float(size) > 0 else 0.0

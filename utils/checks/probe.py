@@ -1,0 +1,248 @@
+"""What a model takes and gives, found out once for all checks, and the guard that leaves it as it was.
+
+Shapes: B batch, T positions, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.adapters.facts import model_facts
+from utils.adapters.forward import ModelCall
+from utils.checks.result import CheckResult
+from utils.training.engine import rng
+from utils.training.engine.step import modes_kept
+
+P = ParamSpec("P")
+
+# Longest input that a check gives: enough to see what it looks for, and within what models with offset positions take
+# (RoBERTa states 514 and takes 512).
+_LONGEST = 512
+_DEFAULT_LENGTH = 128
+_DEFAULT_BATCH = 4
+
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
+_TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
+
+
+class CannotProbeError(Exception):
+    """The model's inputs are not known well enough to check it. The message says what to give."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to call one model.
+
+    Attributes:
+        model, call: the model, and from a batch to its logits.
+        vocab_size: ids are below it; None for models over images.
+        image_shape: (channels, height, width); None for models over tokens.
+        max_length: the longest T that is tried; length: the T that training uses.
+        batch_size: the B that training uses.
+        output: what the logits should be: "tokens" (B, T, V) or "classes" (B, C).
+        causal: whether a position may see only earlier ones; causal_because: how that is known.
+    """
+
+    model: nn.Module
+    call: ModelCall
+    vocab_size: int | None
+    image_shape: tuple[int, int, int] | None
+    max_length: int
+    length: int
+    batch_size: int
+    output: Literal["tokens", "classes"]
+    causal: bool
+    causal_because: str
+    encoder_decoder: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    def batch(self, batch_size: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs: ids (B, T), or images (B, channels, height, width). The same seed gives the same ones."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.image_shape is not None:
+            return {"pixel_values": torch.randn(batch_size, *self.image_shape, generator=generator).to(self.device)}
+        assert self.vocab_size is not None
+        ids_BT = torch.randint(self.vocab_size, (batch_size, length), generator=generator).to(self.device)
+        return {"input_ids": ids_BT, **({"decoder_input_ids": ids_BT} if self.encoder_decoder else {})}
+
+    def loss(self, batch: Mapping[str, Tensor], seed: int = 0) -> Tensor:
+        """Mean cross-entropy in nats per target: of the next token for causal models, else of random targets."""
+        logits = self.call(batch).float()
+        if self.output == "classes":
+            return F.cross_entropy(logits, self._random(logits.shape[:-1], logits.shape[-1], seed))
+        if self.causal and logits.shape[1] > 1:
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+        return F.cross_entropy(logits.flatten(0, 1), self._random(logits.shape[:2], logits.shape[-1], seed).flatten())
+
+    def _random(self, shape: torch.Size, limit: int, seed: int) -> Tensor:
+        return torch.randint(limit, shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+    @property
+    def tolerance(self) -> float:
+        """Relative rounding that is no difference, for the model's number format: about a thousand units in the last place."""
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return 1000 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.1
+
+
+def probe(model: Any, config: Any = None, task_spec: Any = None) -> Probe:
+    """Find out how to call `model`.
+
+    Args:
+        model: an nn.Module. Its own config comes first; `config` and `task_spec` fill what it leaves open.
+        config: a SetupConfig, TrainingConfig, namespace or mapping with any of vocab_size, max_seq_len or max_length,
+            max_batch_size or batch_size.
+        task_spec: says the task; None: taken from the model's class, else next-token prediction, as `Trainer` infers it.
+    Raises:
+        CannotProbeError: it takes neither token ids nor images of a known size.
+    """
+    if not isinstance(model, nn.Module):
+        raise CannotProbeError(f"got a {type(model).__name__}; checks take a torch.nn.Module")
+    facts = model_facts(model)
+    image_shape = _image_shape(model, task_spec)
+    vocab_size = None if image_shape else facts.vocab_size or _number(config, "vocab_size")
+    if image_shape is None and vocab_size is None:
+        raise CannotProbeError(
+            f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size"
+        )
+    known = [n for n in (facts.max_length, _number(config, "max_seq_len", "max_length")) if n]
+    length = min(known, default=_DEFAULT_LENGTH)
+    output = _output(model, task_spec)
+    causal, because = _causality(model, task_spec, output, image_shape is not None)
+    return Probe(
+        model=model,
+        call=ModelCall(model),
+        vocab_size=vocab_size,
+        image_shape=image_shape,
+        max_length=min(length, _LONGEST),
+        length=length,
+        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH,
+        output=output,
+        causal=causal,
+        causal_because=because,
+        encoder_decoder=bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)),
+    )
+
+
+def _number(config: Any, *names: str) -> int | None:
+    for name in names:
+        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _image_shape(model: nn.Module, task_spec: Any) -> tuple[int, int, int] | None:
+    config = getattr(model, "config", None)
+    over_images = getattr(model, "main_input_name", None) == "pixel_values"
+    if not over_images and getattr(task_spec, "modality", "text") != "vision":
+        return None
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if isinstance(size, int):
+        return channels, size, size
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        return channels, int(size[0]), int(size[1])
+    raise CannotProbeError(f"{type(model).__name__} takes images, and its config names no image_size; set it there")
+
+
+def _output(model: nn.Module, task_spec: Any) -> Literal["tokens", "classes"]:
+    task = getattr(task_spec, "task_type", None)
+    if task is not None:
+        return "tokens" if task in _TOKEN_TASKS else "classes"
+    return "classes" if type(model).__name__.endswith(_CLASSIFIERS) else "tokens"
+
+
+def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> tuple[bool, str]:
+    config, name = getattr(model, "config", None), type(model).__name__
+    task = getattr(task_spec, "task_type", None)
+    if images or output == "classes":
+        return False, "it classifies its whole input"
+    if task is not None:
+        return task == "causal_lm", f"the task is {task}"
+    if getattr(config, "is_encoder_decoder", False):
+        return False, "it is an encoder-decoder"
+    if name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
+        return False, f"{name} sees both sides"
+    return True, "no task was given, so it is taken to predict the next token"
+
+
+@contextlib.contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Mode, gradients, buffers and random state are as before after the block; no parameter is changed in it.
+
+    Inside, every gradient is None.
+    """
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with modes_kept(model), rng.preserved():
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+Check = Callable[..., CheckResult]
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    """Make a documented check of a function (probe, **options) -> CheckResult.
+
+    The check takes (model, config=None, *, task_spec=None, **options). It never raises for a model that does not work:
+    that is a "fail" with the error in one line; one whose inputs are not known is "not run".
+    """
+
+    def decorate(function: Check) -> Check:
+        @functools.wraps(function)
+        def run(model: Any, config: Any = None, *, task_spec: Any = None, **options: Any) -> CheckResult:
+            try:
+                found = probe(model, config, task_spec)
+            except CannotProbeError as error:
+                return CheckResult(name, "not run", f"Nothing was checked: {error}.", remedy=str(error))
+            try:
+                with left_as_it_was(model):
+                    return function(found, **options)
+            except Exception as error:  # noqa: BLE001 - whatever the model raises is what the check has found
+                return CheckResult(
+                    name, "fail", f"The model raised {type(error).__name__}: {_one_line(error)}",
+                    remedy=f"Call the model on {_described(found)} yourself to see the whole error.",
+                )  # fmt: skip
+
+        del run.__wrapped__  # its signature is run's own
+        run.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
+        return run
+
+    return decorate
+
+
+def few(names: list[str], limit: int = 4) -> str:
+    """The first of `names`, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [""]
+    return lines[0][:300]
+
+
+def _described(found: Probe) -> str:
+    if found.image_shape is not None:
+        return f"pixel_values of shape (2, {', '.join(map(str, found.image_shape))})"
+    return f"input_ids of shape (2, {min(16, found.max_length)}) below {found.vocab_size}"

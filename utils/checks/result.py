@@ -1,0 +1,156 @@
+"""What a check says: CheckResult, and CheckReport for several."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from utils.views.display import show_html
+from utils.views.html import Html, columns, element, text
+from utils.views.tables import columns_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Verdict = Literal["pass", "warn", "fail", "not run"]
+
+_HEADER = ("check", "verdict", "what was found", "what to do")
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check's outcome.
+
+    Attributes:
+        name: of the check.
+        verdict: "not run" is no pass: nothing was learnt about the model.
+        summary: what was found, one sentence with its numbers.
+        measured: the numbers themselves, plain values with units in their names.
+        thresholds: what they were compared with.
+        remedy: what to do; empty for a pass.
+        figure: a picture of what was measured, or None.
+    """
+
+    name: str
+    verdict: Verdict
+    summary: str
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    remedy: str = ""
+    figure: Figure | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the check ran and found nothing that stands in the way; a warning is no failure."""
+        return self.verdict in ("pass", "warn")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the figure, as plain values; numbers that are not finite as text."""
+        found: dict[str, Any] = _plain(
+            {
+                "name": self.name,
+                "verdict": self.verdict,
+                "summary": self.summary,
+                "measured": self.measured,
+                "thresholds": self.thresholds,
+                "remedy": self.remedy,
+            }
+        )
+        return found
+
+    def show(self) -> None:
+        """Show it, as `CheckReport.show` does."""
+        CheckReport(self.name, [self]).show()
+
+
+class CheckReport(Mapping[str, CheckResult]):
+    """Several checks of one model, by name and in order."""
+
+    def __init__(self, title: str, results: Sequence[CheckResult]) -> None:
+        self.title, self.results = title, tuple(results)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check ran and none failed. An empty report has not passed."""
+        return bool(self.results) and all(result.passed for result in self.results)
+
+    @property
+    def conclusion(self) -> str:
+        """One sentence: how many checks came out how."""
+        counts: dict[str, int] = dict.fromkeys(("pass", "warn", "fail", "not run"), 0)
+        for result in self.results:
+            counts[result.verdict] += 1
+        listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        return f"{'Passed' if self.passed else 'Not passed'}: {listed or 'no check'}"
+
+    def __getitem__(self, name: str) -> CheckResult:
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (result.name for result in self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __repr__(self) -> str:
+        return f"CheckReport({self.title}: {self.conclusion})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a check: check, verdict, summary, remedy, measured."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "check": r.name,
+                    "verdict": r.verdict,
+                    "summary": r.summary,
+                    "remedy": r.remedy,
+                    "measured": dict(r.measured),
+                }
+                for r in self.results
+            ]
+        )
+
+    def to_json(self) -> str:
+        """Title, conclusion and every result as strict JSON."""
+        content = {
+            "title": self.title,
+            "passed": self.passed,
+            "conclusion": self.conclusion,
+            "results": [result.to_dict() for result in self.results],
+        }
+        return json.dumps(content, indent=2, allow_nan=False)
+
+    def to_html(self) -> Html:
+        """The report as a table; everything in it is escaped."""
+        return element("div", columns(f"{self.title}. {self.conclusion}", _HEADER, self._rows()), class_="tb-checks")
+
+    def to_page(self) -> str:
+        """The report as an HTML file's whole text."""
+        head = element("head", element("meta", charset="utf-8"), element("title", text(self.title)))
+        return "<!DOCTYPE html>\n" + element("html", head, element("body", self.to_html()), lang="en")
+
+    def show(self) -> None:
+        """Show the report: a table in a notebook, text elsewhere."""
+        show_html(self.to_html(), f"{self.title}. {self.conclusion}\n{columns_text(_HEADER, self._rows())}")
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(result.name, result.verdict, result.summary, result.remedy) for result in self.results]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

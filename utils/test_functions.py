@@ -1,0 +1,32 @@
+"""The documented names of the model checks: a face over `utils.checks`, lazy like it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import utils.checks
+
+if TYPE_CHECKING:
+    from utils.checks.gradients import test_gradient_flow
+    from utils.checks.initialization import test_parameter_initialization
+    from utils.checks.memory import test_memory_footprint
+    from utils.checks.outputs import test_output_stability
+    from utils.checks.result import CheckReport, CheckResult
+    from utils.checks.shapes import test_shape_robustness
+    from utils.checks.speed import test_inference_speed
+    from utils.checks.tier1 import run_all_tier1_tests
+
+__all__ = [
+    "CheckReport", "CheckResult", "run_all_tier1_tests", "test_gradient_flow", "test_inference_speed",
+    "test_memory_footprint", "test_output_stability", "test_parameter_initialization", "test_shape_robustness",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(utils.checks, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
