@@ -12,6 +12,7 @@ Exit status: 0 every cell ran, 1 a cell failed or the notebook cannot be run, 2 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -76,7 +77,8 @@ def run_notebook(notebook: Path, output: Path | None = None, timeout_s: int | No
     content = _read(notebook)
     client = PrintingClient(content, str(folder), timeout_s)
     try:
-        client.execute()
+        # Text is what this command can show; TRAINBOOK_UI set by the caller still wins.
+        client.execute(env={"TRAINBOOK_UI": "text", **os.environ})
     except (CellControlSignal, DeadKernelError) as error:
         raise CellError(_describe(client, error, copy), client.interrupted_by) from error
     finally:

@@ -7,7 +7,11 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
+
+from utils.errors import ConfigError
+
+UiMode = Literal["widget", "html", "text", "none"]
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "datasets", "numpy", "safetensors", "pydantic")
 
@@ -19,6 +23,31 @@ def front_end() -> str:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return "notebook" if shell is not None and hasattr(shell, "kernel") else "plain"
+
+
+def ui_mode(ui: str | None = None) -> UiMode:
+    """How things are shown: live widgets, static HTML, text, or nothing.
+
+    Args:
+        ui: "auto", "widget", "html", "text" or "none"; None: what the environment variable TRAINBOOK_UI says, else "auto".
+            auto: text outside a notebook's kernel, html where an automatic test runs (CI, pytest), else widgets, which
+            cost nothing where nobody looks.
+    Returns:
+        Outside a kernel "widget" and "html" become "text": nothing there could show them.
+    Raises:
+        ConfigError: another word; says which there are.
+    """
+    asked = ui if ui is not None else os.environ.get("TRAINBOOK_UI") or "auto"
+    if asked not in ("auto", *get_args(UiMode)):
+        source = "ui" if ui is not None else "TRAINBOOK_UI"
+        raise ConfigError(f"{source} is one of auto, {', '.join(get_args(UiMode))}; got {asked!r}.")
+    if asked == "none":
+        return "none"
+    if front_end() == "plain" or asked == "text":
+        return "text"
+    if asked == "auto":
+        return "html" if os.environ.get("CI") or os.environ.get("PYTEST_CURRENT_TEST") else "widget"
+    return "html" if asked == "html" else "widget"
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from utils.environment import front_end
-from utils.views.html import table
-from utils.views.tables import summary_text
+from utils.views.html import Html, columns, table
+from utils.views.tables import columns_text, summary_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,36 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
         _publish({"text/html": table(title, rows), "text/plain": plain})
     else:
         show_text(plain)
+
+
+def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Show a table with a row of column headers: HTML with a text form in a notebook, text elsewhere."""
+    show_html(columns(title, header, rows), f"{title}\n{columns_text(header, rows)}")
+
+
+def show_html(markup: Html, plain: str) -> None:
+    """Show markup in a notebook, and `plain` elsewhere. `plain` is also the output's text form."""
+    if in_notebook():
+        _publish({"text/html": markup, "text/plain": plain})
+    else:
+        show_text(plain)
+
+
+class LiveOutput:
+    """A widget as a cell's output, to be replaced by something static that a saved notebook can show."""
+
+    def __init__(self, widget: Any, plain: str) -> None:
+        from IPython.display import display
+
+        # As a bundle: shown as an object, a widget of ipywidgets 7 publishes itself and knows no display_id.
+        view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+        bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": plain}
+        self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    def replace(self, markup: Html, plain: str) -> None:
+        """Put static markup in the widget's place. Outside a kernel there is no place, and nothing happens."""
+        if self._handle is not None:
+            self._handle.update({"text/html": markup, "text/plain": plain}, raw=True)
 
 
 def show_text(text: str) -> None:

@@ -5,7 +5,7 @@ Colours come from the page (`currentColor`), so that light and dark themes are b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NewType
 
@@ -22,6 +22,47 @@ def text(value: object) -> Html:
     return Html(escape(str(value), quote=True))
 
 
+def element(tag: str, *children: Html, **attributes: object) -> Html:
+    """One HTML or SVG element. `children` are markup already; every attribute's value is escaped.
+
+    An attribute is written as Python can name it: `class_="a"`, `aria_label="b"`, `stroke_width=2`. One that is None is
+    left out; `viewBox` and its like keep their case.
+    """
+    written = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{text(value)}"'
+        for name, value in attributes.items()
+        if value is not None
+    )
+    return Html(f"<{tag}{written}>{''.join(children)}</{tag}>")
+
+
+def joined(parts: Iterable[Html]) -> Html:
+    """Markup after markup."""
+    return Html("".join(parts))
+
+
+_SPOKEN_ONLY = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap"
+
+
+def status(sentence: str, spoken_only: bool = False) -> Html:
+    """One line that screen readers speak when it changes; `spoken_only`: it takes no room on the page."""
+    style = _SPOKEN_ONLY if spoken_only else "font-weight:600;color:inherit"
+    return element("div", text(sentence), role="status", aria_live="polite", style=style)
+
+
+def alert(sentence: str, details: str = "") -> Html:
+    """An error that is spoken at once and seen without colour; `details` can be unfolded."""
+    more = element("details", element("summary", text("Details")), element("pre", text(details))) if details else text("")
+    return element(
+        "div",
+        element("strong", text("Error: ")),
+        text(sentence),
+        more,
+        role="alert",
+        style="border:2px solid currentColor;padding:4px 8px;margin:4px 0;color:inherit",
+    )
+
+
 def table(title: str, rows: Mapping[str, str]) -> Html:
     """A two-column table with row headers; line breaks in values are kept."""
     body = "".join(
@@ -31,3 +72,19 @@ def table(title: str, rows: Mapping[str, str]) -> Html:
     )
     caption = f'<caption style="text-align:left;font-weight:600;padding-bottom:4px">{text(title)}</caption>'
     return Html(f'<table class="tb-table" style="{_TABLE}">{caption}{body}</table>')
+
+
+def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """A table with a row of column headers; the first cell of each row is its header. Line breaks in values are kept."""
+    style = f"{_CELL};white-space:pre-wrap;font-variant-numeric:tabular-nums"
+    head = element("tr", *(element("th", text(name), scope="col", style=f"{_CELL};font-weight:600") for name in header))
+    body = (
+        element(
+            "tr",
+            element("th", text(row[0]), scope="row", style=f"{style};font-weight:600"),
+            *(element("td", text(value), style=style) for value in row[1:]),
+        )
+        for row in rows
+    )
+    caption = element("caption", text(title), style="text-align:left;font-weight:600;padding-bottom:4px")
+    return element("table", caption, head, *body, class_="tb-table", style=_TABLE)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 log = logging.getLogger("trainbook.engine")
@@ -38,15 +38,23 @@ class Control:
         self.reason = None
 
 
-class Interrupts:
-    """SIGINT and SIGTERM as requests, while training runs in the main thread.
+def stop_at_once() -> None:
+    """What a second signal does when nothing else is said. Raises KeyboardInterrupt."""
+    raise KeyboardInterrupt("second interrupt: stopped at once")
 
-    The first signal asks for a graceful stop; a second one raises KeyboardInterrupt where the program stands. Handlers are
-    put back at the end. In another thread no handler can be installed: the front end must use `Control`.
+
+class Interrupts:
+    """SIGINT and SIGTERM as requests, for as long as a training runs.
+
+    The first signal asks for a graceful stop; a second one calls `on_second`, by default `stop_at_once`. Handlers are put
+    back at the end. Off the main thread no handler can be installed: the front end must use `Control`.
+
+    Attributes:
+        received: the first signal's number; None: none came.
     """
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, control: Control, on_second: Callable[[], None] = stop_at_once) -> None:
+        self._control, self._on_second = control, on_second
         self.received: int | None = None
 
     @contextlib.contextmanager
@@ -68,6 +76,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt("second interrupt: stopped at once")
+            self._on_second()
+            return
         self.received = number
         self._control.request_stop("interrupt" if number == signal.SIGINT else "terminated")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import signal
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from utils.training.training_config import TrainingConfig
 log = logging.getLogger("trainbook.engine")
 
 __all__ = ["Trainer", "TrainingHooks"]
+
+# Model -> the run that trained it last in this process.
+_TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
 
 
 class Trainer:
@@ -136,6 +140,7 @@ class Trainer:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
+            self._note_weights(start)
             start.folder.stop_file.unlink(missing_ok=True)
             self._describe(start, task_spec)
             events = CallbackList(
@@ -334,6 +339,16 @@ class Trainer:
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
         state = self.state
         folder.write_state(status, step=state.step, epoch=state.epoch, stop_reason=state.stop_reason, **facts)
+
+    def _note_weights(self, start: Start) -> None:
+        """Say when a new run starts from weights that another run of this process left in the model."""
+        before = _TRAINED.get(self.model)
+        if start.checkpoint is None and before is not None and before != start.folder.path:
+            self.notice(
+                f"The model was trained by run {before.name} before: run {start.folder.name} starts from those weights. "
+                "Make the model anew to start from fresh ones."
+            )
+        _TRAINED[self.model] = start.folder.path
 
     def _all_callbacks(self, train_data: Any, val_data: Any, folder: RunFolder) -> list[Callback]:
         config = self.training_config

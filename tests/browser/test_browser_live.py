@@ -1,0 +1,108 @@
+"""The live view in a real JupyterLab with a real browser: buttons that work while the cell runs, also after a reload."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.kit.browser import NotebookPage, needs_chromium, running_browser, running_lab, write_notebook
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_chromium]
+
+PREPARE = """
+from utils.data import prepare_data
+from utils.models import ModelRegistry
+from utils.training import Trainer
+from utils.ui import SetupWizard
+from widgets import train_live
+
+def make_trainer(run_name):
+    model = ModelRegistry.create("gpt-small", vocab_size=512, max_seq_len=32, n_layer=1, n_embd=32, n_head=2)
+    setup = SetupWizard().run(model=model, interactive=False, preset="starter", epochs=40, eval_every=100, run_name=run_name)
+    data = prepare_data(setup, model)
+    return Trainer(model, training_config=setup.training_config, task_spec=data.task_spec, tokenizer=data.tokenizer), data
+"""
+TRAIN = "trainer, data = make_trainer({name!r})\nresults = await train_live(trainer, data)"
+SAY = "print('ended', results.stop_reason, results.steps, results.checkpoint_path)"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("lab"), OMP_NUM_THREADS="1") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def notebook(lab, browser, request):
+    """A notebook that trains: cell 0 prepares, 1 trains, 2 says how it ended."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    write_notebook(lab.folder / f"{name}.ipynb", PREPARE, TRAIN.format(name=name), SAY)
+    page = NotebookPage(browser, lab, f"{name}.ipynb")
+    yield page
+    alerts = page.alerts()
+    page.close()
+    assert alerts == []
+
+
+def step_of(text):
+    return int(re.search(r"step ([\d,]+)", text)[1].replace(",", ""))
+
+
+def test_pause_holds_the_run_and_continue_lets_it_go_on(notebook):
+    notebook.run_all()
+    notebook.wait_for_text(".tb-live", "training loss")
+    notebook.click(".tb-pause")
+    notebook.wait_for_text(".tb-live-status", "Paused and saved")
+    paused_at = step_of(notebook.output(1))
+    notebook.click(".tb-pause")
+    notebook.wait_for_text(".tb-live-status", "Training")
+    notebook.click(".tb-stop")
+    notebook.wait_until_done(2)
+    said = re.search(r"ended stop_button (\d+) (\S+)", notebook.output(2))
+    assert int(said[1]) >= paused_at
+    assert (notebook.lab.folder / said[2]).is_file()
+
+
+def test_after_the_page_was_loaded_again_the_view_lives_and_stop_works(notebook):
+    notebook.run_all()
+    notebook.wait_for_text(".tb-live", "training loss")
+    notebook.save()
+    notebook.open()
+    notebook.page.locator(".tb-stop").wait_for()
+    before = step_of(notebook.output(1))
+    notebook.page.wait_for_function(
+        "before => { const m = /step ([\\d,]+)/.exec(document.querySelector('.tb-live').innerText);"
+        " return m && Number(m[1].replace(/,/g, '')) > before }",
+        arg=before,
+    )
+    notebook.click(".tb-stop")
+    notebook.wait_for_text(".tb-live", "Stopped by the Stop button and saved")
+    notebook.run_cell(2)
+    notebook.wait_for_text(".jp-OutputArea", "ended stop_button")
+
+
+def test_the_kernels_interrupt_saves_and_raises(notebook):
+    notebook.run_all()
+    notebook.wait_for_text(".tb-live", "training loss")
+    notebook.command("notebook:interrupt-kernel")
+    notebook.wait_until_done(1)
+    assert re.search(r"TrainingInterrupted: Interrupted after step \d+; saved as runs", notebook.output(1))
+    assert "ended" not in notebook.output(2)
+
+
+def test_the_last_state_stays_in_the_saved_notebook_without_widgets(notebook):
+    notebook.run_all()
+    notebook.wait_for_text(".tb-live", "training loss")
+    notebook.click(".tb-stop")
+    notebook.wait_until_done(2)
+    assert notebook.cell(1).locator(".tb-stop").count() == 0
+    output = notebook.output(1)
+    assert "Stopped by the Stop button and saved" in output
+    assert notebook.cell(1).locator("svg[role=img]").count() == 1

@@ -1,0 +1,290 @@
+"""train_live without a front end: the same training, its control, its interrupts, its errors. And the dashboard's buttons."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.kit.toys import golden_config, plain_lm, tiny_gpt, train_set, validation_set
+from utils.environment import ui_mode
+from utils.errors import CallbackError, ConfigError, TrainingInterrupted
+from utils.training import Callback, Trainer
+from utils.training.engine.interrupts import Control
+from utils.training.samples import SampleTexts, prompts_from, read_samples
+from utils.ui.live_picture import live_picture
+from utils.ui.live_run import LiveRun
+from widgets.dashboard import Dashboard
+from widgets.guarded import watching
+from widgets.live import REDRAW_S, Redraws, train_live
+
+DATA = SimpleNamespace(train=train_set(), validation=validation_set())
+
+
+def make_trainer(*callbacks, **changes):
+    return Trainer(tiny_gpt(), training_config=golden_config(**changes), callbacks=callbacks)
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().reshape(-1) for parameter in trainer.model.parameters()])
+
+
+class AtStep(Callback):
+    """Does something once, at the end of a step, in the thread that trains."""
+
+    def __init__(self, step, do):
+        self._step, self._do = step, do
+
+    def on_step_end(self, step, trainer, logs=None):
+        if step == self._step:
+            self._do(trainer)
+
+
+def live(trainer, **options):
+    return asyncio.run(train_live(trainer, DATA, **options))
+
+
+def test_it_trains_to_the_last_bit_as_without_it():
+    plain = make_trainer(run_name="plain")
+    plain.train(DATA.train, DATA.validation)
+    watched = make_trainer(run_name="watched")
+    results = live(watched)
+    assert results.stop_reason == "finished"
+    assert torch.equal(weights(plain), weights(watched))
+    assert watched.callbacks == []
+
+
+def test_a_stop_gives_results_and_the_next_call_ends_at_the_same_weights():
+    unbroken = make_trainer(run_name="unbroken")
+    live(unbroken)
+    first = live(make_trainer(AtStep(5, lambda trainer: trainer.request_stop("stop_button"))))
+    assert (first.stop_reason, first.steps) == ("stop_button", 5)
+    second = make_trainer()
+    assert live(second).stop_reason == "finished"
+    assert torch.equal(weights(unbroken), weights(second))
+
+
+def test_a_finished_run_is_not_trained_again():
+    live(make_trainer())
+    again = make_trainer(AtStep(1, lambda trainer: pytest.fail("trained again")))
+    assert live(again).stop_reason == "finished"
+
+
+def interrupt(trainer):
+    os.kill(os.getpid(), signal.SIGINT)
+    trainer.control.stop.wait()  # the main thread handles it
+
+
+def test_an_interrupt_saves_and_then_raises_with_the_results():
+    with pytest.raises(TrainingInterrupted, match="after step 5; saved as .*step_5.pt") as caught:
+        live(make_trainer(AtStep(5, interrupt)))
+    assert caught.value.results.steps == 5
+
+
+def test_a_second_interrupt_gives_the_cell_back_and_the_step_is_still_saved():
+    go_on = threading.Event()
+
+    def twice(trainer):
+        interrupt(trainer)
+        interrupt(trainer)
+        go_on.wait()
+
+    with pytest.raises(TrainingInterrupted, match="Interrupted twice"):
+        live(make_trainer(AtStep(5, twice)))
+    go_on.set()
+    assert live(make_trainer()).stop_reason == "finished"
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    live(make_trainer())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_in_the_thread_is_raised_in_the_cell():
+    def fail(trainer):
+        raise RuntimeError("broken on purpose")
+
+    with pytest.raises(CallbackError, match="broken on purpose"):
+        live(make_trainer(AtStep(2, fail)))
+
+
+def test_bad_data_is_said_in_the_cell():
+    with pytest.raises(RuntimeError, match="Expected train_data to be Dataset or DataLoader"):
+        asyncio.run(train_live(make_trainer(), SimpleNamespace(train=3, validation=None)))
+
+
+def test_text_mode_prints_a_line_an_epoch_and_none_prints_nothing(capsys):
+    live(make_trainer(), ui="text")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/4", "2/4", "3/4", "4/4"]
+    assert any(line.startswith("Finished · step 12 of 12") for line in lines)
+    live(make_trainer(run_name="silent"), ui="none")
+    assert capsys.readouterr().out == ""
+
+
+# ---- samples ----
+
+
+class Letters:
+    """A tokenizer for the toys: id i is the letter i."""
+
+    eos_token_id = None
+
+    def encode(self, text):
+        return [ord(letter) - 65 for letter in text]
+
+    def decode(self, ids):
+        return "".join(chr(65 + int(token)) for token in ids)
+
+
+def test_samples_are_kept_with_the_run_and_change_nothing_that_is_learnt():
+    plain = make_trainer(run_name="plain")
+    live(plain)
+    sampled = make_trainer(run_name="sampled")
+    sampled.tokenizer = Letters()
+    results = live(sampled, prompts=["ABC", "B"])
+    rows = read_samples(results.run_dir)
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert [sample["prompt"] for sample in rows[0]["samples"]] == ["ABC", "B"]
+    assert all(sample["text"].startswith(sample["prompt"]) for sample in rows[-1]["samples"])
+    assert len(rows[-1]["samples"][0]["text"]) > 3
+    assert torch.equal(weights(plain), weights(sampled))
+
+
+def test_without_prompts_the_beginnings_come_from_the_validation_data():
+    blocks = [{"input_ids": torch.arange(12)}, {"input_ids": torch.arange(12) + 1}]
+    assert prompts_from(blocks, Letters()) == ("ABCDEFGH", "BCDEFGHI")
+    assert prompts_from(None, Letters()) == ()
+    assert prompts_from(blocks, None) == ()
+
+
+def test_a_model_that_cannot_write_is_said_once_and_trains_on():
+    trainer = make_trainer(run_name="odd")
+    callback = SampleTexts(Letters(), [""])
+    trainer.callbacks = [callback]
+    results = trainer.train(DATA.train, DATA.validation)
+    assert results.stop_reason == "finished"
+    assert sum(notice.startswith("No sample texts:") for notice in results.notices) == 1
+
+
+def test_a_plain_module_writes_too():
+    trainer = Trainer(plain_lm(), training_config=golden_config(epochs=1), tokenizer=Letters())
+    results = live(trainer, prompts=["AB"])
+    assert len(read_samples(results.run_dir)) == 1
+
+
+# ---- drawing ----
+
+
+def test_ten_thousand_updates_in_ten_seconds_are_drawn_at_most_twice_a_second():
+    redraws = Redraws()
+    drawn = sum(redraws.due(index / 1000, index) for index in range(10_000))
+    assert 2 <= drawn <= 10 / REDRAW_S + 1
+    assert 1 / REDRAW_S <= 2
+
+
+def test_what_did_not_change_is_not_drawn_again():
+    redraws = Redraws()
+    assert redraws.due(0.0, "same")
+    assert not redraws.due(100.0, "same")
+    assert redraws.due(101.0, "other")
+
+
+@pytest.fixture
+def control():
+    return Control()
+
+
+def test_the_buttons_set_the_control_and_a_double_click_asks_once(control):
+    dashboard = Dashboard(control)
+    controls = dashboard.controls
+    controls.pause.click()
+    controls.pause.click()
+    assert control.pause.is_set()
+    controls.show("paused")
+    assert controls.pause.description == "Continue"
+    assert controls.save.disabled
+    controls.pause.click()
+    controls.pause.click()
+    assert not control.pause.is_set()
+    controls.show("training")
+    controls.save.click()
+    assert control.save_now.is_set()
+    controls.stop.click()
+    controls.stop.click()
+    assert control.reason == "stop_button"
+    controls.show("stopping")
+    assert controls.stop.disabled
+    assert controls.pause.disabled
+
+
+def test_an_ended_run_has_no_live_buttons(control):
+    dashboard = Dashboard(control)
+    dashboard.controls.show("ended")
+    assert all(button.disabled for button in dashboard.controls.box.children)
+
+
+def test_a_button_that_fails_shows_its_error_as_text():
+    class Broken(Control):
+        def request_stop(self, reason):
+            raise RuntimeError("<img src=x onerror=alert(1)>")
+
+    dashboard = Dashboard(Broken())
+    with watching() as failures:
+        dashboard.controls.stop.click()
+    assert len(failures) == 1
+    shown = "".join(child.value for child in dashboard.box.children if hasattr(child, "value"))
+    assert 'role="alert"' in shown
+    assert "RuntimeError: &lt;img src=x onerror=alert(1)&gt;" in shown
+
+
+def test_one_drawing_is_one_message_to_the_browser(control):
+    dashboard = Dashboard(control)
+    picture = live_picture(LiveRun())
+    dashboard.draw(picture, "training", "Training")
+    sent = []
+    for widget in dashboard.box.children:
+        widget.observe(sent.append, "value")
+    dashboard.draw(dataclasses.replace(picture, sentence="later"), "training", "Training")
+    assert [change["name"] for change in sent] == ["value"]
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
+
+
+def test_hostile_text_in_run_name_samples_notices_and_errors_stays_text(control):
+    live = LiveRun()
+    live.name = HOSTILE
+    live.samples, live.sampled_step = [(HOSTILE, HOSTILE + HOSTILE)], 1
+    live.failed(RuntimeError(HOSTILE))
+    dashboard = Dashboard(control)
+    dashboard.draw(live_picture(live, [HOSTILE], HOSTILE), "failed", HOSTILE)
+    shown = "".join(child.value for child in dashboard.box.children if hasattr(child, "value"))
+    assert shown.count("&lt;script&gt;") >= 6
+    assert "<script" not in shown
+    assert "<img" not in shown
+
+
+# ---- ui_mode ----
+
+
+def test_ui_mode_outside_a_kernel_is_text_or_none(monkeypatch):
+    assert ui_mode() == "text"
+    assert ui_mode("widget") == "text"
+    assert ui_mode("none") == "none"
+    monkeypatch.setenv("TRAINBOOK_UI", "none")
+    assert ui_mode() == "none"
+    assert ui_mode("text") == "text"
+
+
+def test_a_wrong_mode_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("TRAINBOOK_UI", "widgets")
+    with pytest.raises(ConfigError, match="TRAINBOOK_UI is one of auto, widget, html, text, none; got 'widgets'"):
+        ui_mode()

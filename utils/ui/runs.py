@@ -1,0 +1,117 @@
+"""The runs on disk: what they are, how far they came, how to go on. Computed from the folders each time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.storage import FolderLock, read_json_lines
+from utils.ui.live_picture import ENDINGS
+from utils.views.display import show_columns, show_text
+
+RunStatus = Literal["running", "finished", "stopped", "broken off", "failed"]
+
+_TO_DO = {
+    "running": "wait, or stop it: its buttons, or a file STOP in its folder",
+    "finished": "nothing: it is done; more epochs with a larger `epochs` and on_config_change='continue'",
+    "stopped": "continue: run the Training cell again with this run_name",
+    "broken off": "continue: run the Training cell again with this run_name",
+    "failed": "look at its error, change what is wrong, run the Training cell again",
+}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run's folder in short.
+
+    Attributes:
+        name: the folder's name; path: where it is.
+        status: "running": a process holds its lock; "broken off": its process ended without a word (its newest checkpoint
+            is intact); the others as the run said itself.
+        reason: why it ended, in words; of a failed one its error.
+        step, epoch: optimizer steps and completed epochs of the newest checkpoint, None when it says nothing.
+        validation_loss: of its last validation, in nats per target; None when it had none.
+    """
+
+    name: str
+    path: Path
+    status: RunStatus
+    reason: str
+    step: int | None
+    epoch: int | None
+    validation_loss: float | None
+
+    @property
+    def to_do(self) -> str:
+        """How to go on with it."""
+        return _TO_DO[self.status]
+
+
+def list_runs(output_dir: str | Path = "runs") -> list[RunSummary]:
+    """Every run in `output_dir`, by name; [] when there is none. Folders that hold no run are passed over."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return []
+    found = [(path, _state(path)) for path in sorted(folder.iterdir()) if path.is_dir()]
+    return [_summary(path, state) for path, state in found if state is not None]
+
+
+def show_runs(output_dir: str | Path = "runs") -> None:
+    """Show every run in `output_dir` as a table: what became of it and how to go on."""
+    runs = list_runs(output_dir)
+    if not runs:
+        show_text(f"There is no run in {Path(output_dir).absolute()} yet.")
+        return
+    rows = [
+        (
+            run.name,
+            run.status,
+            run.reason,
+            "-" if run.step is None else f"{run.step:,} ({run.epoch} epochs)",
+            "-" if run.validation_loss is None else f"{run.validation_loss:.4f}",
+            run.to_do,
+        )
+        for run in runs
+    ]
+    show_columns(f"Runs in {output_dir}", ("run", "status", "why", "steps", "validation loss", "to go on"), rows)
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    """What state.json says; {} for a run's folder without a readable one, None for a folder that is no run's."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) else {}
+    except (OSError, ValueError):
+        return {} if (path / "checkpoints").is_dir() or (path / "history.jsonl").is_file() else None
+
+
+def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
+    status = _status(path, state)
+    losses = [row["val/loss"] for row in read_json_lines(path / "history.jsonl") if row.get("event") == "evaluate"]
+    return RunSummary(
+        name=path.name,
+        path=path,
+        status=status,
+        reason=_reason(status, state),
+        step=state.get("step"),
+        epoch=state.get("epoch"),
+        validation_loss=losses[-1] if losses else None,
+    )
+
+
+def _status(path: Path, state: dict[str, Any]) -> RunStatus:
+    if FolderLock(path / "lock").is_taken():
+        return "running"
+    known: dict[Any, RunStatus] = {"ended": "finished", "stopped": "stopped", "failed": "failed"}
+    return known.get(state.get("status"), "broken off")
+
+
+def _reason(status: RunStatus, state: dict[str, Any]) -> str:
+    if status == "failed":
+        return str(state.get("error", ""))
+    if status in ("running", "broken off"):
+        return ""
+    reason = str(state.get("stop_reason"))
+    return ENDINGS.get(reason, f"Stopped ({reason})")

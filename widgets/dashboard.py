@@ -1,0 +1,52 @@
+"""The live view of one run as widgets: what it does, its curves and samples, and its buttons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ipywidgets
+
+from utils.views.html import alert, status
+from utils.views.live import LivePicture, live_view
+from widgets.guarded import error_details, error_sentence
+from widgets.run_controls import RunControls
+
+if TYPE_CHECKING:
+    from utils.training.engine.interrupts import Control
+    from utils.ui.live_run import Phase
+
+# Kept free from the start, so that the page does not jump when the first curve appears.
+_HEIGHT = "470px"
+
+
+class Dashboard:
+    """Draws what it is given; each drawing is one message to the browser, whatever changed.
+
+    Attributes:
+        box: the widget to display; controls: its buttons; errors: what handlers raised.
+    """
+
+    def __init__(self, control: Control, note: str = "") -> None:
+        self.errors: list[BaseException] = []
+        self._view = ipywidgets.HTML(layout=ipywidgets.Layout(min_height=_HEIGHT))
+        self._view.add_class("tb-live")
+        self._status = ipywidgets.HTML(status(note, spoken_only=True))
+        self._status.add_class("tb-live-status")
+        self._alert = ipywidgets.HTML()
+        self._alert.add_class("tb-live-alert")
+        self.controls = RunControls(control, self._report)
+        self._said = note
+        self.box = ipywidgets.VBox([self.controls.box, self._status, self._alert, self._view])
+        self.box.add_class("tb-dashboard")
+
+    def draw(self, picture: LivePicture, phase: Phase, said: str) -> None:
+        """Show `picture`; `said` goes to screen readers, and only when it changed."""
+        self._view.value = live_view(picture)
+        self.controls.show(phase)
+        if said != self._said:
+            self._said = said
+            self._status.value = status(said, spoken_only=True)
+
+    def _report(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self._alert.value = alert(error_sentence(error), error_details(error))

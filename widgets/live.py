@@ -1,0 +1,315 @@
+"""train_live: a training in the notebook's cell, with live curves and buttons that work while it runs.
+
+The engine runs in a thread of its own and only puts events into a queue. The cell awaits: the kernel stays responsive,
+and this, the main thread, takes the events, draws at most twice a second, and lets clicks through (`widgets.pump`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from utils.environment import UiMode, ui_mode
+from utils.errors import TrainingInterrupted
+from utils.training.engine.interrupts import Interrupts
+from utils.training.samples import SampleTexts, prompts_from
+from utils.ui.live_picture import live_picture, phase_text, sentence
+from utils.ui.live_run import LiveFeed, LiveRun, RunEvent
+from utils.ui.progress import progress_line
+from utils.views.display import LiveOutput, show_html, show_text
+from utils.views.live import live_view
+from widgets.pump import Pump
+
+if TYPE_CHECKING:
+    from utils.training.engine.results import TrainingResults
+    from utils.training.engine.trainer import Trainer
+
+# Seconds between two drawings: more often is not seen, and costs the training and the connection.
+REDRAW_S = 0.5
+
+# Seconds that a kernel which shuts down waits for the checkpoint; Jupyter ends it after five.
+_LAST_SAVE_S = 4.0
+
+
+class TrainingData(Protocol):
+    """What is trained on: a PreparedData, or anything with these attributes."""
+
+    @property
+    def train(self) -> Any:
+        """As for `Trainer.train`."""
+
+    @property
+    def validation(self) -> Any:
+        """As for `Trainer.train`; may be None."""
+
+
+async def train_live(
+    trainer: Trainer,
+    data: TrainingData,
+    *,
+    resume_from: Any = "auto",
+    ui: str | None = None,
+    prompts: Sequence[str] | None = None,
+) -> TrainingResults:
+    """`trainer.train`, awaited in a notebook's cell: live curves, samples, and Stop, Pause and Save buttons.
+
+    The cell ends when the training does, so later cells wait for it. Stop button, STOP file and time limit end it
+    gracefully, with results; run the cell again to continue. The kernel's interrupt saves too and then raises; a second
+    one gives the cell back at once, while the step under way still finishes and is saved.
+
+    Args:
+        trainer: a Trainer; its `control` is what the buttons set.
+        data: has `train` and `validation`.
+        resume_from: as for `Trainer.train`.
+        ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
+        prompts: beginnings that the model continues at every validation; None: the first words of two validation blocks,
+            where the trainer has a tokenizer; (): none.
+    Raises:
+        TrainingInterrupted: the kernel was interrupted; saved; carries the results.
+        Whatever `Trainer.train` raises.
+    """
+    session = _Session(trainer, data, resume_from, ui_mode(ui), prompts)
+    await session.run()
+    return session.outcome()
+
+
+class _Session:
+    """One call of train_live."""
+
+    def __init__(
+        self, trainer: Trainer, data: TrainingData, resume_from: Any, mode: UiMode, prompts: Sequence[str] | None
+    ) -> None:
+        self.trainer, self.data, self.resume_from = trainer, data, resume_from
+        self.events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
+        self.live = LiveRun()
+        self.pump = Pump()
+        self.results: TrainingResults | None = None
+        self.error: BaseException | None = None
+        self.at_once = False
+        self.interrupts = Interrupts(trainer.control, self._second_interrupt)
+        self.view = _view_for(mode, trainer, self.pump)
+        self.thread = threading.Thread(target=self._train, name="trainbook-training", daemon=True)
+        self._prompts = prompts
+
+    async def run(self) -> None:
+        """Train in the thread until it ends or a second interrupt comes."""
+        await _previous_to_end(self.pump)
+        with self._watching(), self.interrupts.deferred(), _saved_at_exit(self):
+            _Previous.thread = self.thread
+            self.thread.start()
+            try:
+                await self.pump.wait(self._goes_on)
+            except asyncio.CancelledError:
+                self.trainer.request_stop("cancelled")
+                self.thread.join()
+                raise
+        self._take_events()
+        self.view.finish(self.live, self._stop_reason(), tuple(self.trainer.notices))
+
+    def outcome(self) -> TrainingResults:
+        """The results, or the error that a caller of `Trainer.train` would get."""
+        if self.interrupts.received == signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)  # saved; now whatever this process does when it is terminated
+        if self.error is not None:
+            raise self.error
+        if self.at_once:
+            raise TrainingInterrupted(
+                "Interrupted twice: the cell ended at once. The step under way still finishes and is saved; run the cell "
+                "again to continue."
+            )
+        assert self.results is not None
+        if self.interrupts.received == signal.SIGINT:
+            raise TrainingInterrupted(
+                f"Interrupted after step {self.results.steps}; saved as {self.results.checkpoint_path}. "
+                "Run the cell again to continue.",
+                self.results,
+            )
+        return self.results
+
+    def _train(self) -> None:
+        """In the thread. Prints nothing, draws nothing."""
+        try:
+            self.results = self.trainer.train(self.data.train, self.data.validation, resume_from=self.resume_from)
+        except BaseException as error:  # noqa: BLE001 - raised again in the cell, by `outcome`
+            self.error = error
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """The trainer with this session's callbacks."""
+        before = self.trainer.callbacks
+        tokenizer = self.trainer.tokenizer
+        prompts = prompts_from(self.data.validation, tokenizer) if self._prompts is None else tuple(self._prompts)
+        self.trainer.callbacks = [*before, LiveFeed(self.events.put)]
+        if prompts and tokenizer is not None:
+            self.trainer.callbacks.append(SampleTexts(tokenizer, prompts, tell=self._tell_samples))
+        try:
+            yield
+        finally:
+            self.trainer.callbacks = before
+
+    def _tell_samples(self, step: int, rows: list[dict[str, str]]) -> None:
+        self.events.put(RunEvent("on_samples", time.monotonic(), step, {"samples": rows}))
+
+    def _goes_on(self) -> bool:
+        """Take what happened, draw when it is time; False when there is nothing left to wait for."""
+        alive = self.thread.is_alive()
+        self._take_events()
+        self.view.show(self.live, time.monotonic(), tuple(self.trainer.notices))
+        return alive and not self.at_once
+
+    def _take_events(self) -> None:
+        control = self.trainer.control
+        self.live.requested(pause=control.pause.is_set(), stop=control.stop.is_set())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self.events.get_nowait()
+                self.live.apply(event)
+                self.view.hear(self.live, event)
+
+    def _stop_reason(self) -> str | None:
+        if self.error is not None:
+            self.live.failed(self.error)
+        elif not self.at_once:
+            self.live.ended()
+        return None if self.results is None else self.results.stop_reason
+
+    def _second_interrupt(self) -> None:
+        # Not raised here: this runs wherever the main thread is, which may be the kernel's own event loop.
+        self.at_once = True
+
+
+class _Previous:
+    """The thread of the last call, which a second interrupt may have left behind finishing its step."""
+
+    thread: threading.Thread | None = None
+
+
+async def _previous_to_end(pump: Pump) -> None:
+    thread = _Previous.thread
+    if thread is not None and thread.is_alive():
+        show_text("The interrupted training is still finishing its step; this one starts after it.")
+        await pump.wait(thread.is_alive)
+
+
+@contextlib.contextmanager
+def _saved_at_exit(session: _Session) -> Iterator[None]:
+    """A kernel that is shut down or restarted mid-run saves first, as far as the time that it is given goes."""
+
+    def save() -> None:
+        session.trainer.request_stop("kernel_shutdown")
+        session.thread.join(_LAST_SAVE_S)
+
+    atexit.register(save)
+    try:
+        yield
+    finally:
+        atexit.unregister(save)
+
+
+# ---- what is shown ----
+
+
+class _View(Protocol):
+    """How one session is shown."""
+
+    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
+        """Draw, when it is time and something changed."""
+
+    def hear(self, live: LiveRun, event: RunEvent) -> None:
+        """An event that `live` has taken in."""
+
+    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
+        """Leave what stays in the saved notebook."""
+
+
+def _view_for(mode: UiMode, trainer: Trainer, pump: Pump) -> _View:
+    if mode == "widget":
+        return _WidgetView(trainer, pump)
+    return {"html": _HtmlView, "text": _TextView, "none": _NoView}[mode]()
+
+
+class _NoView:
+    """Shows nothing."""
+
+    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
+        pass
+
+    def hear(self, live: LiveRun, event: RunEvent) -> None:
+        pass
+
+    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
+        pass
+
+
+class _TextView(_NoView):
+    """A line an epoch, and one at the end."""
+
+    def hear(self, live: LiveRun, event: RunEvent) -> None:
+        if event.name == "on_epoch_end":
+            show_text(progress_line(int(event.values["epoch"]), live.epochs, event.values))
+
+    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
+        show_text("\n".join([sentence(live, stop_reason), *notices]))
+
+
+class _HtmlView(_NoView):
+    """The final state, as static HTML."""
+
+    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
+        show_html(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
+
+
+class Redraws:
+    """When to draw: at most every `every_s` seconds, and only if something is new."""
+
+    def __init__(self, every_s: float = REDRAW_S) -> None:
+        self._every_s = every_s
+        self._last_s: float | None = None
+        self._seen: Any = None
+
+    def due(self, now_s: float, state: Any) -> bool:
+        """Whether to draw `state`, something that compares equal when nothing changed; if so, it counts as drawn."""
+        if self._last_s is not None and (now_s - self._last_s < self._every_s or state == self._seen):
+            return False
+        self._last_s, self._seen = now_s, state
+        return True
+
+
+class _WidgetView(_NoView):
+    """Live widgets; in the end their place is taken by static HTML, which a saved notebook and a code host can show."""
+
+    def __init__(self, trainer: Trainer, pump: Pump) -> None:
+        from widgets.dashboard import Dashboard
+
+        self._pump = pump
+        self.dashboard = Dashboard(trainer.control)
+        self._output = LiveOutput(self.dashboard.box, "Training: live view")
+        self._redraws = Redraws()
+
+    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
+        said = (*notices, *(() if self._pump.delivers else (_INTERRUPT,)))
+        if self._redraws.due(now_s, (live.step, live.phase, live.saved_step, live.sampled_step, said)):
+            self._draw(live, None, said)
+
+    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
+        self._draw(live, stop_reason, notices)
+        # A page that was loaded again keeps the widget, whose last drawing is the final state too.
+        self._output.replace(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
+
+    def _draw(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
+        picture = live_picture(live, notices, stop_reason)
+        self.dashboard.draw(picture, live.phase, phase_text(live, stop_reason))
+
+
+_INTERRUPT = (
+    "This kernel holds clicks back until the cell ends: to stop, interrupt the kernel, or make the file STOP in the "
+    "run's folder."
+)
