@@ -7,6 +7,7 @@
 #   bash setup_colab.sh         in Colab only: install what the notebook still needs, touch nothing else
 #
 # TRAINBOOK_VENV names another environment folder than .venv. pip's own configuration (pip.conf, PIP_*) applies.
+# `test` makes a second, small environment beside it (.venv-colab) with Colab's versions of the notebook stack.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -184,6 +185,20 @@ system_packages_for_tests() {
   fi
 }
 
+colab_world() {  # Colab's versions of ipykernel, IPython and ipywidgets, to click in. Without them those tests are skipped.
+  local folder="$VENV-colab" list="tests/browser/colab_versions.txt"
+  if [[ -f "$folder/trainbook-versions" ]] && cmp -s "$list" "$folder/trainbook-versions"; then return; fi
+  say "installing Colab's notebook versions into $folder"
+  rm -rf "$folder"
+  if "$PYTHON" -m venv "$folder" >>"$LOG" 2>&1 &&
+    "$folder/bin/python" -m pip install --disable-pip-version-check --no-input -r "$list" >>"$LOG" 2>&1; then
+    cp "$list" "$folder/trainbook-versions"
+  else
+    say "Colab's notebook versions could not be installed ($(grep -m 1 '^ERROR' "$LOG" || tail -n 1 "$LOG")): tests with them are skipped"
+    rm -rf "$folder"
+  fi
+}
+
 check_notebook() {
   [[ -f training.ipynb ]] || { say "training.ipynb is not in $ROOT; restore it from the repository"; return 1; }
   # A copy in a folder of its own: a finished run of the same name beside the notebook would leave nothing to train.
@@ -202,6 +217,7 @@ run_tests() {
   open_log
   set_up test
   system_packages_for_tests
+  colab_world
   close_log
   part "ruff" "$PYTHON" -m ruff check --output-format concise .
   part "mypy" "$PYTHON" -m mypy
