@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.environment import UiMode, ui_mode
 from utils.errors import TrainingInterrupted
+from utils.storage import read_json_lines
 from utils.training.engine.interrupts import Interrupts
 from utils.training.samples import SampleTexts, prompts_from
 from utils.ui.live_picture import live_picture, phase_text, sentence
@@ -112,7 +113,8 @@ class _Session:
                 self.thread.join()
                 raise
         self._take_events()
-        self.view.finish(self.live, self._stop_reason(), tuple(self.trainer.notices))
+        stored = self._take_stored_run()
+        self.view.finish(self.live, self._stop_reason(), (*stored, *self.trainer.notices))
 
     def outcome(self) -> TrainingResults:
         """The results, or the error that a caller of `Trainer.train` would get."""
@@ -173,6 +175,15 @@ class _Session:
                 event = self.events.get_nowait()
                 self.live.apply(event)
                 self.view.hear(self.live, event)
+
+    def _take_stored_run(self) -> tuple[str, ...]:
+        """The curves of a run that was finished before, of which no event tells. Returns a sentence that says so."""
+        if self.results is None or self.live.run_dir is not None:
+            return ()
+        folder = self.results.run_dir
+        values = {"run_dir": str(folder), "rows": read_json_lines(folder / "history.jsonl")}
+        self.live.apply(RunEvent("on_train_begin", time.monotonic(), self.results.steps, values))
+        return ("This run was finished before; nothing was trained now.",)
 
     def _stop_reason(self) -> str | None:
         if self.error is not None:

@@ -129,20 +129,23 @@ def small(tmp_path_factory):
 def test_run_all_trains_shows_samples_and_saves(small, tmp_path):
     texts, executed = run(small, tmp_path / "executed.ipynb")
     folder = Path(small["output_dir"]) / "starter"
-    assert "epoch 1/1" in texts["Training"]
+    assert texts["Training"].startswith("Finished · step 4 of 4")
     assert "unigram model" in texts["Curves"]
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
-    assert texts["Sample"].startswith("A function")
-    for path in (folder, folder / "plots" / "curves.png", folder / "exports" / "hf"):
+    assert texts["Samples"].startswith("What the model wrote")
+    assert "Tier 1. Passed: 6 pass" in texts["Checks"]
+    assert re.search(r"starter\s+finished", texts["Runs"])
+    assert "ONNX opset" in texts["Take home"]
+    for path in (folder, folder / "plots" / "curves.png", folder / "exports" / "hf", folder / "exports" / "onnx"):
         assert str(path) in texts["Take home"]
         assert path.exists()
     assert "widgets" not in executed.metadata
 
     again, _ = run(small, tmp_path / "again.ipynb")
-    assert "epoch 1/1" not in again["Training"], "a finished run is not trained again"
-    assert again["Sample"] == texts["Sample"]
-    assert again["Take home"] == texts["Take home"]
+    assert again["Training"] == "Finished · step 4", "a finished run is not trained again"
+    assert again["Samples"] == texts["Samples"]
+    assert folder.with_name("starter-2").exists() is False
 
 
 @pytest.mark.notebook

@@ -14,7 +14,8 @@ from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
 from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
 from utils.ui.setup_config import DataSettings
-from utils.ui.wizard_state import STEPS, wizard_field
+from utils.ui.wizard_steps import STEPS, wizard_field
+from utils.ui.wizard_texts import help_text
 
 
 class Bigram(nn.Module):
@@ -55,7 +56,7 @@ def test_there_are_five_steps():
 
 def test_every_field_says_what_the_schema_says():
     for step in STEPS:
-        for field in step.fields:
+        for field in step.all_fields:
             owner = DataSettings if field.name in DataSettings.model_fields else TrainingConfig
             schema = owner.model_fields[field.name]
             assert (field.title, field.description, field.default) == (schema.title, schema.description, schema.default)
@@ -63,7 +64,7 @@ def test_every_field_says_what_the_schema_says():
 
 
 def test_no_field_stands_in_two_steps():
-    names = [field.name for step in STEPS for field in step.fields]
+    names = [field.name for step in STEPS for field in step.all_fields]
     assert len(set(names)) == len(names)
 
 
@@ -78,22 +79,38 @@ def test_fields_know_their_control_range_and_unit():
     )
     assert (split.kind, split.minimum, split.minimum_excluded, split.maximum) == ("number", 0, False, 0.5)
     assert (batch.kind, batch.minimum, batch.unit, batch.optional) == ("whole number", 1, "samples", False)
-    assert wizard_field("dataset_source").choices == ("builtin", "local")
+    assert wizard_field("dataset_source").choices == ("builtin", "local", "huggingface")
     assert wizard_field("early_stopping_patience").optional
     assert wizard_field("dataset_path").kind == wizard_field("output_dir").kind == "path"
     assert wizard_field("deterministic").kind == "switch"
+    assert wizard_field("run_name").kind == "text"
+    assert wizard_field("betas").kind == wizard_field("eval_every").kind == "value"
+
+
+def test_help_says_range_unit_and_whether_a_field_may_be_empty():
+    assert help_text(wizard_field("learning_rate")).endswith("More than 0, less than 1.")
+    assert help_text(wizard_field("batch_size")).endswith("In samples, 1 to 65,536.")
+    assert help_text(wizard_field("run_name")).endswith("May be left empty.")
+    assert "empty" not in help_text(wizard_field("dataset_path"))
+
+
+@pytest.mark.parametrize(
+    "name", ["strategy", "devices", "num_nodes", "compile_mode", "auto_batch_size", "export_bundle"]
+)
+def test_what_the_engine_refuses_is_not_offered(name):
+    assert name not in [field.name for step in STEPS for field in step.all_fields]
 
 
 def test_the_bounds_that_a_field_states_are_those_that_hold():
     for step in STEPS:
-        for field in step.fields:
+        for field in step.all_fields:
             for bound, excluded, beyond in (
                 (field.minimum, field.minimum_excluded, -1),
                 (field.maximum, field.maximum_excluded, 1),
             ):
                 if bound is None:
                     continue
-                whole = field.kind == "whole number"
+                whole = field.kind in ("whole number", "value")
                 refused = bound if excluded else bound + beyond * (1 if whole else 1e-3)
                 with pytest.raises(ConfigError):
                     SetupConfig(**{field.name: int(refused) if whole else float(refused)})
@@ -110,6 +127,11 @@ def test_the_starter_blocks_nowhere(gpt):
     state = WizardState(setup, gpt)
     assert state.complete
     assert [state.blockers(step.name) for step in STEPS] == [[]] * 5
+
+
+def test_a_data_set_whose_name_cannot_be_one_blocks_the_first_step():
+    assert blocked(SetupConfig(dataset_name="a/b/c", vocab_size=300), step="dataset") == {"dataset_name"}
+    assert blocked(SetupConfig(dataset_name="Salesforce/wikitext", vocab_size=300)) == set()
 
 
 def test_a_file_that_is_missing_empty_or_a_folder_blocks_the_first_step(tmp_path, text_file):
@@ -228,17 +250,27 @@ def test_a_mistyped_override_is_one_clear_message(gpt):
         SetupWizard().run(model=gpt, epocs=3)
 
 
-def test_the_drawn_wizard_is_refused_in_words():
-    with pytest.raises(ConfigError, match="interactive=False"):
-        SetupWizard().run(interactive=True)
+def test_asked_for_a_form_where_there_is_no_notebook_it_says_so_and_goes_on(gpt, capsys):
+    wizard = SetupWizard()
+    assert wizard.run(model=gpt, interactive=True, epochs=2).epochs == 2
+    assert wizard.view is None
+    assert capsys.readouterr().out.startswith("There is no notebook here")
+
+
+@pytest.mark.parametrize(
+    ("mode", "interactive", "said"), [("text", None, True), ("none", None, False), ("text", False, False)]
+)
+def test_without_a_form_a_summary_is_shown_unless_nothing_is_wanted(mode, interactive, said, monkeypatch, capsys):
+    monkeypatch.setenv("TRAINBOOK_UI", mode)
+    SetupWizard().run(interactive=interactive, epochs=3)
+    assert ("3 (changed; preset: 8)" in capsys.readouterr().out) is said
 
 
 def test_quick_setup_names_the_data_first(gpt, text_file):
     wizard = SetupWizard()
     assert wizard.quick_setup(gpt, "starter", dataset_path=text_file).dataset_path == str(text_file)
     assert wizard.quick_setup(gpt, dataset_name="builtin", epochs=2).dataset_source == "builtin"
-    with pytest.raises(ConfigError, match="local files"):
-        wizard.quick_setup(gpt, dataset_name="wikitext")
+    assert wizard.quick_setup(gpt, dataset_name="Salesforce/wikitext").dataset_source == "huggingface"
 
 
 def test_validate_config_says_yes_or_lists_sentences(gpt, tmp_path):

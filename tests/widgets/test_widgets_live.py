@@ -70,10 +70,14 @@ def test_a_stop_gives_results_and_the_next_call_ends_at_the_same_weights():
     assert torch.equal(weights(unbroken), weights(second))
 
 
-def test_a_finished_run_is_not_trained_again():
+def test_a_finished_run_is_not_trained_again_and_that_is_said(capsys):
     live(make_trainer())
+    capsys.readouterr()
     again = make_trainer(AtStep(1, lambda trainer: pytest.fail("trained again")))
     assert live(again).stop_reason == "finished"
+    said = capsys.readouterr().out
+    assert "Finished · step 12" in said
+    assert "finished before; nothing was trained now" in said
 
 
 def interrupt(trainer):

@@ -18,7 +18,8 @@ CELL_OF: Mapping[str, str] = {
     "data": "Data",
     "trainer": "Training",
     "results": "Training",
-    "exported": "Save",
+    "checks": "Checks",
+    "exported": "Export",
 }
 
 

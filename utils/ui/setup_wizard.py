@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from utils.environment import front_end, ui_mode
 from utils.errors import ConfigError
 from utils.schema import shown
-from utils.ui.presets import ConfigPresets, Preset
+from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
-from utils.ui.wizard_state import STEPS, WizardField, WizardState, WizardStep, facts_of
-from utils.views.display import show_text
+from utils.ui.wizard_memory import cell_key, remember, remembered
+from utils.ui.wizard_state import WizardState, find_preset, prepared
+from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
+from utils.ui.wizard_texts import counted, model_rows, value_text
+from utils.views.display import show_table, show_text
 from utils.views.tables import summary_text
+
+if TYPE_CHECKING:
+    from widgets.wizard_view import WizardView
 
 
 class SetupWizard:
@@ -19,10 +26,12 @@ class SetupWizard:
 
     Attributes:
         state: the steps of the last `run` or `quick_setup`, with its setup and model; None before.
+        view: the form that the last `run` showed; None when it showed none.
     """
 
     def __init__(self) -> None:
         self.state: WizardState | None = None
+        self.view: WizardView | None = None
 
     def run(
         self,
@@ -31,32 +40,41 @@ class SetupWizard:
         preset: str | Preset | None = "starter",
         **overrides: Any,
     ) -> SetupConfig:
-        """A setup that is ready to train with. Returns at once; nothing waits for input.
+        """A setup to train with. Returns at once; nothing waits for input.
 
         Values are taken from, in rising order: defaults, preset, model (its vocabulary, and its positions where they
-        are fewer than the preset's), `overrides`.
+        are fewer than the preset's), `overrides`, and what was clicked in this cell's form before. With a form the
+        returned setup follows later clicks, and the form shows what stands in the way of training.
 
         Args:
             model: the `nn.Module` that will be trained; None: its sizes are not compared.
-            interactive: None or False: no form is shown. True needs the drawn wizard.
+            interactive: whether to show the form; None: where the front end can (`utils.environment.ui_mode`), and else
+                a static summary, if anything. True without a notebook's kernel: one line says so, and it goes on
+                without. False: nothing is shown.
             preset: a name in PRESETS, a Preset, or None for the defaults alone.
             **overrides: SetupConfig's fields.
         Raises:
-            ConfigError: lists every problem of the overrides, or else everything that stands in the way of training.
+            ConfigError: lists every problem of the overrides, or else, without a form, everything that stands in the way
+                of training.
             PresetNotFoundError: no preset of that name.
         """
+        mode = ui_mode()
+        chosen = find_preset(preset)
+        facts = None if model is None else facts_of(model)
+        state = WizardState(prepared(chosen, facts, overrides), model, chosen, overrides)
+        self.state, self.view = state, None
+        if (interactive is None and mode == "widget") or (interactive and front_end() != "plain"):
+            self.view = _form(state, cell_key(chosen, overrides, facts))
+            return state.setup
         if interactive:
-            raise ConfigError(
-                "The wizard's forms are not part of this version. Use interactive=False and give what differs from the "
-                "preset as arguments, for instance run(model=model, interactive=False, epochs=2)."
-            )
-        setup = self._prepared(model, preset, overrides)
-        self.state = WizardState(setup, model)
-        problems = self.state.blockers("summary")
+            show_text("There is no notebook here to show the form in; the setup is made without it.")
+        problems = state.blockers("summary")
         if problems:
             raise ConfigError.from_problems("the setup", problems)
-        self.state.goto("summary")
-        return setup
+        state.goto("summary")
+        if interactive is None and mode != "none":
+            show_table(f"Setup (preset: {state.preset})", state.rows())
+        return state.setup
 
     def quick_setup(
         self,
@@ -66,7 +84,13 @@ class SetupWizard:
         dataset_path: str | None = None,
         **overrides: Any,
     ) -> SetupConfig:
-        """`run` with nobody clicking, and the data named first: `dataset_name="builtin"` or the path of a text file."""
+        """`run` with nobody clicking, and the data named first.
+
+        Args:
+            model, preset, **overrides: see `run`.
+            dataset_name: "builtin", or a data set's id on the Hugging Face Hub.
+            dataset_path: a text file.
+        """
         named = {"dataset_name": dataset_name, "dataset_path": dataset_path}
         given = {name: value for name, value in named.items() if value is not None}
         return self.run(model, interactive=False, preset=preset, **given, **overrides)
@@ -80,7 +104,7 @@ class SetupWizard:
         """
         try:
             setup = config if isinstance(config, SetupConfig) else _setup_of(config)
-            problems = list(WizardState(setup, model).blockers("summary"))
+            problems = WizardState(setup.copy(), model).blockers("summary")
         except ConfigError as error:
             problems = list(error.problems)
             if not problems:
@@ -92,22 +116,25 @@ class SetupWizard:
         setup = config if isinstance(config, SetupConfig) else _setup_of(config)
         if model is None and self.state is not None and self.state.setup is setup:
             model = self.state.model
-        show_text("\n".join(_step_text(number, step, setup, model) for number, step in enumerate(STEPS, start=1)))
+        state = WizardState(setup.copy(), model)
+        show_text("\n".join(_step_text(number, step, state) for number, step in enumerate(STEPS, start=1)))
 
-    def _prepared(self, model: Any, preset: str | Preset | None, overrides: Mapping[str, Any]) -> SetupConfig:
-        """Preset, then model, then overrides, each over the one before."""
-        if isinstance(preset, Preset):
-            setup = preset.setup()
-        else:
-            setup = SetupConfig() if preset is None else ConfigPresets().get(preset).setup()
-        if model is not None:
-            facts = facts_of(model)
-            if facts.vocab_size is not None:
-                setup.vocab_size = facts.vocab_size
-            if facts.max_length is not None:
-                setup.max_length = min(setup.max_length, facts.max_length)
-        setup.update(**overrides)
-        return setup
+
+def _form(state: WizardState, key: str) -> WizardView:
+    """The form over `state`, shown, with what was clicked in this cell before; later clicks are kept for its next run."""
+    from widgets.wizard_view import WizardView
+
+    clicks = remembered(key)
+    if clicks:
+        try:
+            state.replay(clicks)
+        except ConfigError as error:
+            # Such as a folder that is no longer there. The cell's own values hold.
+            state.notice = f"What was clicked before no longer fits and was left out: {error}"
+    state.observe(lambda: remember(key, state.clicks))
+    view = WizardView(state)
+    view.show()
+    return view
 
 
 def _setup_of(values: Mapping[str, Any]) -> SetupConfig:
@@ -116,32 +143,14 @@ def _setup_of(values: Mapping[str, Any]) -> SetupConfig:
     return SetupConfig(**{str(name): value for name, value in values.items()})
 
 
-def _step_text(number: int, step: WizardStep, setup: SetupConfig, model: Any) -> str:
-    rows = {field.title: _value_text(field, getattr(setup, field.name)) for field in step.fields}
+def _step_text(number: int, step: WizardStep, state: WizardState) -> str:
+    changed = SetupConfig().differences().keys() ^ state.setup.differences().keys()
+    fields = [f for f in state.fields(step) if f not in step.advanced or f.name in changed]
+    rows = {f.title: value_text(f, getattr(state.setup, f.name)) for f in fields}
     if step.name == "model":
-        rows = _model_rows(model)
-    problems = step.blockers(setup, model)
+        rows = model_rows(state.facts)
+    problems = step.check(state.setup, state.facts)
     if step.name == "summary":
-        rows = {"Ready": "yes" if not problems else f"no, {len(problems)} problem{'s' if len(problems) > 1 else ''}"}
+        rows = {"Ready": f"no, {counted(len(problems), 'problem')}" if problems else "yes"}
         rows |= {problem.field: problem.message for problem in problems}
     return summary_text(f"{number}. {step.title}", rows)
-
-
-def _model_rows(model: Any) -> dict[str, str]:
-    if model is None:
-        return {"Class": "none given: sizes are not compared"}
-    facts = facts_of(model)
-    counts = {"Parameters": facts.parameters, "Vocabulary": facts.vocab_size, "Positions": facts.max_length}
-    return {
-        "Class": facts.name,
-        **{name: "not stated" if count is None else f"{count:,}" for name, count in counts.items()},
-    }
-
-
-def _value_text(field: WizardField, value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    text = f"{value:,}" if isinstance(value, int) and field.name != "random_seed" else f"{value}"
-    return f"{text} {field.unit}" if field.unit else text

@@ -1,234 +1,102 @@
-"""The setup wizard as data: five steps, their fields, what stands in the way, where one is. Nothing is drawn here."""
+"""Where somebody is in the setup wizard, and what they did there. Nothing is drawn here.
+
+The setup is valid at every moment. What was entered and refused is kept beside it, as an `Entry` with its message, so that
+a form can show both until it is corrected; a refused entry blocks its step.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from utils.adapters.facts import ModelFacts, model_facts
-from utils.data.readers import existing_file
-from utils.errors import ConfigError, DataError, Problem
-from utils.models.inspect import vocab_size_of
-from utils.schema import Schema, nearest
-from utils.training.training_config import TrainingConfig
-from utils.ui.setup_config import DataSettings, SetupConfig
+from utils.adapters.facts import ModelFacts
+from utils.errors import ConfigError, Problem
+from utils.schema import nearest
+from utils.ui.presets import PRESETS, ConfigPresets, Preset
+from utils.ui.setup_config import SetupConfig, field_of
+from utils.ui.wizard_steps import (
+    FIELDS_OF_SOURCE,
+    PLACES,
+    STEPS,
+    WizardField,
+    WizardStep,
+    concerns,
+    facts_of,
+    wizard_field,
+)
+from utils.ui.wizard_texts import counted, shown_value, titled, typed_value, value_text
 
-Kind = Literal["whole number", "number", "switch", "choice", "text", "path"]
+StepStatus = Literal["current", "done", "blocked", "open"]
 
-
-@dataclass(frozen=True)
-class WizardField:
-    """One setting as a form shows it. Everything comes from the schema that validates it.
-
-    Attributes:
-        name: SetupConfig's name for it.
-        title, description: its label and its one-sentence help.
-        unit: of numbers, where they have one.
-        kind: which control fits.
-        choices: the allowed values of a "choice".
-        minimum, maximum: bounds of a number; a bound that is `..._excluded` is no allowed value itself.
-        optional: whether it may be None.
-        default: its value when nobody sets it.
-    """
-
-    name: str
-    title: str
-    description: str
-    unit: str | None
-    kind: Kind
-    choices: tuple[str, ...]
-    minimum: float | None
-    minimum_excluded: bool
-    maximum: float | None
-    maximum_excluded: bool
-    optional: bool
-    default: Any
+#: Key of the preset that a cell gave, where it is none of PRESETS.
+AS_GIVEN = "as given"
 
 
 @dataclass(frozen=True)
-class WizardStep:
-    """One page of the wizard.
+class Entry:
+    """Something entered that the setup refused.
 
     Attributes:
-        name: "dataset", "tokenizer", "model", "training" or "summary".
-        title, help: what the page shows above its fields.
-        fields: its settings.
+        value: what it was.
+        problems: why it was refused.
+        text: as it was typed; None when it was chosen.
     """
 
-    name: str
-    title: str
-    help: str
-    fields: tuple[WizardField, ...]
-    check: Callable[[SetupConfig, ModelFacts | None], list[Problem]]
-
-    def blockers(self, setup: SetupConfig, model: Any = None) -> list[Problem]:
-        """What must be solved before training, as far as this step sees. Without a model its sizes are not compared."""
-        return self.check(setup, None if model is None else facts_of(model))
+    value: Any
+    problems: tuple[Problem, ...]
+    text: str | None = None
 
 
-def facts_of(model: Any) -> ModelFacts:
-    """The facts about a model, its vocabulary counted as `prepare_data` counts it."""
-    return replace(model_facts(model), vocab_size=vocab_size_of(model))
+@dataclass(frozen=True)
+class Clicks:
+    """What was changed through the wizard, over what a cell gave.
 
+    Attributes:
+        preset: key of the preset that was chosen; None: the one that was given.
+        values: settings changed since, by name.
+    """
 
-@cache
-def wizard_field(name: str) -> WizardField:
-    """The form field of a setting, from its schema. Raises KeyError for a name that SetupConfig does not have."""
-    owner: type[Schema] = DataSettings if name in DataSettings.model_fields else TrainingConfig
-    field = owner.model_fields[name]
-    described = owner.model_json_schema()["properties"][name]
-    options = [option for option in described.get("anyOf", [described]) if option.get("type") != "null"]
-    numbers: dict[str, Any] = next((option for option in options if option.get("type") in ("integer", "number")), {})
-    low, high = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
-    return WizardField(
-        name=name,
-        title=field.title or name,
-        description=field.description or "",
-        unit=described.get("unit"),
-        kind=_kind(name, options),
-        choices=tuple(choice for option in options for choice in option.get("enum", [])),
-        minimum=next((numbers[key] for key in low if key in numbers), None),
-        minimum_excluded="exclusiveMinimum" in numbers,
-        maximum=next((numbers[key] for key in high if key in numbers), None),
-        maximum_excluded="exclusiveMaximum" in numbers,
-        optional=any(option.get("type") == "null" for option in described.get("anyOf", [])),
-        default=field.default,
-    )
+    preset: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
-
-def _kind(name: str, options: list[dict[str, Any]]) -> Kind:
-    if all("enum" in option for option in options):
-        return "choice"
-    if name.endswith(("_path", "_dir")):
-        return "path"
-    kinds: dict[str, Kind] = {"integer": "whole number", "number": "number", "boolean": "switch"}
-    return kinds.get(options[0].get("type", ""), "text") if len(options) == 1 else "text"
-
-
-def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
-    if setup.dataset_path is None:
-        return []
-    try:
-        file = existing_file(setup.dataset_path)
-    except DataError as error:
-        return [Problem("dataset_path", str(error))]
-    if not os.access(file, os.R_OK):
-        return [Problem("dataset_path", f"{file}: may not be read by this user; change its permissions or copy it.")]
-    if file.stat().st_size == 0:
-        return [Problem("dataset_path", f"{file}: is empty; give a file with text in it.")]
-    return []
-
-
-def _check_tokenizer(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
-    problems = []
-    wanted, had = setup.vocab_size, facts.vocab_size if facts else None
-    if wanted is None and had is None:
-        where = (
-            f"{facts.name} does not say how many token ids it takes" if facts else "there is no model to take it from"
-        )
-        problems.append(Problem("vocab_size", f"is not known: {where}; set vocab_size"))
-    elif facts is not None and wanted is not None and had is not None and wanted > had:
-        problems.append(
-            Problem(
-                "vocab_size", f"got {wanted}, more than the {had} token ids that {facts.name} takes; at most {had}", had
-            )
-        )
-    longest = facts.max_length if facts else None
-    if facts is not None and longest is not None and setup.max_length > longest:
-        problems.append(
-            Problem(
-                "max_length",
-                f"got {setup.max_length}, more than the {longest} positions that {facts.name} has",
-                longest,
-            )
-        )
-    return problems
-
-
-def _check_model(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
-    if facts is None:
-        return []
-    if facts.parameters is None:
-        return [
-            Problem(
-                "model",
-                f"got a {facts.name}; must be a torch.nn.Module, for instance ModelRegistry.create('gpt-small', …)",
-            )
-        ]
-    if not facts.parameters:
-        return [Problem("model", f"{facts.name} has no parameters: there is nothing to train")]
-    if not facts.trainable:
-        return [
-            Problem("model", f"all parameters of {facts.name} are frozen; set requires_grad=True on those to train")
-        ]
-    return []
-
-
-def _check_training(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
-    problems = []
-    for name in ("output_dir", "checkpoint_dir", "export_dir"):
-        folder = getattr(setup, name)
-        if folder is not None and (reason := _not_writable(Path(folder))):
-            problems.append(Problem(name, f"got {folder!r}; {reason}"))
-    return problems
-
-
-def _not_writable(folder: Path) -> str | None:
-    """Why files cannot be written into `folder`, which need not exist yet; None when nothing speaks against it."""
-    for ancestor in (folder.absolute(), *folder.absolute().parents):
-        if ancestor.is_dir():
-            return None if os.access(ancestor, os.W_OK | os.X_OK) else f"{ancestor} may not be written to by this user"
-        if ancestor.exists():
-            return f"{ancestor} is a file, not a folder"
-    return None
-
-
-def _check_everything(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
-    return [problem for step in STEPS if step.name != "summary" for problem in step.check(setup, facts)]
-
-
-def _fields(names: str) -> tuple[WizardField, ...]:
-    return tuple(wizard_field(name) for name in names.split())
-
-
-STEPS: tuple[WizardStep, ...] = (
-    WizardStep(
-        "dataset", "Data", "What the model learns from.",
-        _fields("dataset_source dataset_path val_split max_train_samples max_val_samples"), _check_dataset,
-    ),
-    WizardStep(
-        "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
-        _fields("tokenizer_strategy vocab_size max_length"), _check_tokenizer,
-    ),
-    WizardStep("model", "Model", "What is trained. Its sizes are read from the model itself.", (), _check_model),
-    WizardStep(
-        "training", "Training", "How long, how fast, and where it is kept.",
-        _fields(
-            "epochs batch_size gradient_accumulation_steps learning_rate lr_schedule warmup_ratio weight_decay "
-            "max_grad_norm early_stopping_patience max_time_hours precision random_seed run_name output_dir"
-        ),
-        _check_training,
-    ),
-    WizardStep("summary", "Summary", "Whether training can start: the problems of all steps.", (), _check_everything),
-)  # fmt: skip
+    def __bool__(self) -> bool:
+        return self.preset is not None or bool(self.values)
 
 
 class WizardState:
-    """Where somebody is in the wizard. Steps may be visited in any order, and every call may be repeated.
+    """Five steps over one setup. Steps may be visited in any order, and every call may be repeated.
 
     Attributes:
         setup: the settings that the steps edit.
         model: the model that they are compared with, or None.
+        notice, notice_details: what the last action did, a sentence and what there is to add.
+        restored: names of settings that `replay` took from earlier clicks.
     """
 
-    def __init__(self, setup: SetupConfig, model: Any = None) -> None:
+    def __init__(
+        self,
+        setup: SetupConfig,
+        model: Any = None,
+        preset: str | Preset | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
         self.setup = setup
         self.model = model
-        self._index = 0
+        self.notice = self.notice_details = ""
+        self.restored: tuple[str, ...] = ()
+        self._overrides = dict(overrides or {})
+        self._given = self._preset = find_preset(preset)
+        self._index = self._furthest = 0
+        self._entries: dict[str, Entry] = {}
+        self._clicked: set[str] = set()
+        self._clicking = False
+        self._open_changes = 0
+        self._observers: list[Callable[[], None]] = []
+        setup.observe(self._setup_changed)
+
+    # ---- where one is ----
 
     @property
     def current(self) -> WizardStep:
@@ -245,6 +113,38 @@ class WizardState:
         """Whether `next` has nowhere to go."""
         return self._index == len(STEPS) - 1
 
+    def next(self) -> WizardStep:
+        """Go on when nothing blocks the current step; at the end stay there. Returns the step that is now shown."""
+        problems = self.blockers()
+        if not self.is_last and not problems:
+            return self._show(self._index + 1)
+        with self._change():
+            if problems:
+                self._say(f"{counted(len(problems), 'problem')} to solve before the next step.")
+        return self.current
+
+    def back(self) -> WizardStep:
+        """Go back; at the beginning stay there. Returns the step that is now shown."""
+        return self._show(max(0, self._index - 1))
+
+    def goto(self, step: str | int) -> WizardStep:
+        """Show a step by name or position (from 0), whatever blocks others. Raises `ConfigError` for an unknown one."""
+        return self._show(self._position(step))
+
+    def _show(self, index: int) -> WizardStep:
+        with self._change():
+            self._index = index
+            self._furthest = max(self._furthest, index)
+            self._say(f"Step {index + 1} of {len(STEPS)}: {self.current.title}.")
+        return self.current
+
+    # ---- what stands in the way ----
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What the model says about itself now."""
+        return None if self.model is None else facts_of(self.model)
+
     @property
     def complete(self) -> bool:
         """Whether nothing stands in the way of training, whatever step is shown."""
@@ -252,24 +152,248 @@ class WizardState:
 
     def blockers(self, step: str | None = None) -> list[Problem]:
         """What stands in the way in `step` (default: the current one)."""
-        shown = self.current if step is None else STEPS[self._position(step)]
-        return shown.blockers(self.setup, self.model)
+        shown_step = self.current if step is None else STEPS[self._position(step)]
+        return self.problems()[shown_step.name]
 
-    def next(self) -> WizardStep:
-        """Go on when nothing blocks the current step; at the end stay there. Returns the step that is now shown."""
-        if not self.is_last and not self.blockers():
-            self._index += 1
-        return self.current
+    def problems(self) -> dict[str, list[Problem]]:
+        """What stands in the way, by step: refused entries, then what does not fit. The summary has all of it."""
+        facts = self.facts
+        found = {s.name: [*self._refused_in(s), *s.check(self.setup, facts)] for s in STEPS[:-1]}
+        return {**found, STEPS[-1].name: [problem for problems in found.values() for problem in problems]}
 
-    def back(self) -> WizardStep:
-        """Go back; at the beginning stay there. Returns the step that is now shown."""
-        self._index = max(0, self._index - 1)
-        return self.current
+    def status(self, step: str | int, problems: Mapping[str, list[Problem]] | None = None) -> StepStatus:
+        """How a step stands: "current" is shown, "blocked" has problems, "done" was passed, "open" was not seen yet."""
+        index = self._position(step)
+        if index == self._index:
+            return "current"
+        if (self.problems() if problems is None else problems)[STEPS[index].name]:
+            return "blocked"
+        return "done" if index <= self._furthest else "open"
 
-    def goto(self, step: str | int) -> WizardStep:
-        """Show a step by name or position (from 0), whatever blocks others. Raises `ConfigError` for an unknown one."""
-        self._index = self._position(step)
-        return self.current
+    def _refused_in(self, step: WizardStep) -> list[Problem]:
+        return [
+            replace(problem, message=f"{problem.message} (not taken: {self._in_force(name)})")
+            for name, entry in self._entries.items()
+            if step.holds(name)
+            for problem in entry.problems
+        ]
+
+    def _in_force(self, name: str) -> str:
+        return f"{titled(name)} is still {value_text(wizard_field(name), getattr(self.setup, name))}"
+
+    # ---- the settings ----
+
+    @property
+    def source(self) -> str:
+        """The source of data that was chosen last, also while what it needs is still missing."""
+        entry = self._entries.get("dataset_source")
+        known = entry is not None and isinstance(entry.value, str) and entry.value in FIELDS_OF_SOURCE
+        return str(entry.value) if entry is not None and known else self.setup.dataset_source
+
+    def fields(self, step: str | WizardStep | None = None) -> tuple[WizardField, ...]:
+        """The settings of a step (default: the current one) that have a meaning for the chosen source of data."""
+        chosen = self.current if step is None else step if isinstance(step, WizardStep) else STEPS[self._position(step)]
+        return tuple(field for field in chosen.all_fields if concerns(field, self.source))
+
+    def entry(self, name: str) -> Entry | None:
+        """What was entered for a setting and refused; None when the setup's value is what was entered."""
+        return self._entries.get(name)
+
+    def message(self, name: str, problems: Mapping[str, list[Problem]] | None = None) -> str:
+        """What to say beside a setting's control: why its entry was refused, or why its value blocks; else ""."""
+        known = self.problems() if problems is None else problems
+        sentences = [problem.message for problem in known["summary"] if problem.field == name]
+        entry = self._entries.get(name)
+        # Why a source cannot be taken is said beside what it needs.
+        if entry is not None and name != "dataset_source":
+            sentences += [f"{titled(p.field)}: {p.message}" for p in entry.problems if p.field != name]
+        return "; ".join(dict.fromkeys(sentences))
+
+    def set(self, name: str, value: Any) -> None:
+        """Change one setting, exactly as a click does.
+
+        Raises:
+            ConfigError: the value is refused; the setup is unchanged, and the entry is kept with its message.
+        """
+        self._enter(name, value, None)
+
+    def parse(self, name: str, text: str) -> None:
+        """Change one setting to what was typed; nothing but spaces means None where that is allowed. As `set`."""
+        known = field_of(name) in SetupConfig.field_names()
+        self._enter(name, typed_value(wizard_field(field_of(name)), text) if known else text, text)
+
+    def apply_fix(self, problem: Problem) -> None:
+        """Set a problem's field to the value that it proposes. Raises `ConfigError` when it has none."""
+        if problem.fix is None:
+            raise ConfigError(f"{problem.field}: there is no value to propose; {problem.message}", [problem])
+        self.set(problem.field, problem.fix)
+
+    def upload(self, name: str, content: bytes) -> None:
+        """Keep an uploaded file and train on it. Raises `DataError` when it cannot be kept."""
+        from utils.data.uploads import save_upload
+
+        saved = save_upload(name, content)
+        with self._change():
+            self.set("dataset_path", str(saved.path))
+            self._say(saved.sentence)
+
+    def _enter(self, name: str, value: Any, text: str | None) -> None:
+        name = field_of(name)
+        known = name in SetupConfig.field_names()
+        with self._change(clicking=True):
+            try:
+                self.setup.update(**self._changes(name, value))
+            except ConfigError as error:
+                if known:
+                    self._entries[name] = Entry(value, error.problems, text)
+                    waits = ": something is still missing for it" if name == "dataset_source" else ""
+                    self._say(f"{titled(name)} was not changed{waits}.")
+                raise
+            self._entries.pop(name, None)
+            self._retry()
+            self._say(f"{titled(name)}: {value_text(wizard_field(name), getattr(self.setup, name))}.")
+
+    def _changes(self, name: str, value: Any) -> dict[str, Any]:
+        """`name` as the change that somebody means who sees the chosen source's fields only."""
+        if value is None and name in PLACES and name in FIELDS_OF_SOURCE[self.source]:
+            # Else clearing the place of the data would silently mean other data.
+            return {"dataset_source": self.source, name: None}
+        return {name: value}
+
+    def _retry(self) -> None:
+        """Refused entries once more: what was missing for one may be there now."""
+        for name, entry in list(self._entries.items()):
+            try:
+                self.setup.update(**self._changes(name, entry.value))
+            except ConfigError as error:
+                if name in self._entries:
+                    self._entries[name] = Entry(entry.value, error.problems, entry.text)
+            else:
+                self._entries.pop(name, None)
+
+    # ---- presets and changes ----
+
+    @property
+    def presets(self) -> Mapping[str, Preset | None]:
+        """The presets to choose from, by key: what the cell gave, where it is another, then PRESETS."""
+        given = {} if self._given in PRESETS.values() else {AS_GIVEN: self._given}
+        return {**given, **PRESETS}
+
+    @property
+    def preset(self) -> str:
+        """Key in `presets` of the one applied last."""
+        return next(key for key, preset in self.presets.items() if preset == self._preset)
+
+    def apply_preset(self, key: str) -> None:
+        """Take all settings from a preset, fitted to the model, with what the cell gave over them; `notice` says what
+        that replaced. Settings that were clicked and refused entries are forgotten.
+
+        Raises:
+            PresetNotFoundError: no such preset; ConfigError: what the cell gave does not fit to it.
+        """
+        preset = self._given if key == AS_GIVEN and AS_GIVEN in self.presets else ConfigPresets().get(key)
+        fresh = prepared(preset, self.facts, self._overrides)
+        before = self.setup.copy()
+        with self._change():
+            self._entries.clear()
+            self.setup.update(**{name: getattr(fresh, name) for name in SetupConfig.field_names()})
+            self._clicked.clear()
+            self.restored = ()
+            self._preset = preset
+            changes = _differences(before, self.setup)
+            self._say(f"Preset {key} applied; it replaced {counted(len(changes), 'setting')}.", "; ".join(changes))
+
+    def reset(self) -> None:
+        """Back to the preset applied last: clicked settings and refused entries are forgotten."""
+        self.apply_preset(self.preset)
+
+    def changed(self) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from the preset fitted to the model, as {name: (the preset's value, the value now)}."""
+        base = prepared(self._preset, self.facts, {})
+        values = {name: (getattr(base, name), getattr(self.setup, name)) for name in SetupConfig.field_names()}
+        return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+
+    def rows(self) -> dict[str, str]:
+        """The settings as a table, those that differ from the preset marked in words."""
+        changed = self.changed()
+        shown_fields = [
+            f for step in STEPS for f in self.fields(step) if f not in step.advanced or f.name in changed
+        ]  # fmt: skip
+        rows = {}
+        for f in shown_fields:
+            mark = f" (changed; preset: {value_text(f, changed[f.name][0])})" if f.name in changed else ""
+            rows[f.title] = value_text(f, getattr(self.setup, f.name)) + mark
+        return rows
+
+    @property
+    def clicks(self) -> Clicks:
+        """What was changed through the wizard. Changes made by code are no clicks."""
+        chosen = None if self._preset == self._given else self.preset
+        return Clicks(chosen, {name: getattr(self.setup, name) for name in sorted(self._clicked)})
+
+    @property
+    def clicks_sentence(self) -> str:
+        """What the wizard changed since the preset, and whether that was before the cell was run again."""
+        if not self._clicked:
+            return "No setting was clicked since the preset."
+        kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
+        return f"Clicked since the preset{kept}: {', '.join(map(titled, sorted(self._clicked)))}."
+
+    def replay(self, clicks: Clicks) -> None:
+        """Make the changes of `clicks` again; `restored` then names them. Raises `ConfigError` if they no longer fit."""
+        with self._change():
+            if clicks.preset is not None:
+                self.apply_preset(clicks.preset)
+            with self._change(clicking=True):
+                self.setup.update(**clicks.values)
+                # Also those that the cell gives the same value by now.
+                self._clicked |= set(clicks.values)
+            self.restored = tuple(clicks.values)
+            preset = [f"preset {clicks.preset}"] if clicks.preset is not None else []
+            self._say(f"Kept from before: {', '.join([*preset, *map(titled, clicks.values)])}.")
+
+    # ---- telling others ----
+
+    def observe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback()` after everything that changed what there is to show, whoever changed it.
+
+        Returns:
+            A function that ends it; calling it twice is harmless.
+        """
+        self._observers.append(callback)
+
+        def unobserve() -> None:
+            if callback in self._observers:
+                self._observers.remove(callback)
+
+        return unobserve
+
+    def _say(self, notice: str, details: str = "") -> None:
+        self.notice, self.notice_details = notice, details
+
+    @contextlib.contextmanager
+    def _change(self, clicking: bool = False) -> Iterator[None]:
+        """One change, told once at its end, also when it ends with an error."""
+        was_clicking, self._clicking = self._clicking, clicking or self._clicking
+        self._open_changes += 1
+        try:
+            yield
+        finally:
+            self._open_changes -= 1
+            self._clicking = was_clicking
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._open_changes:
+            # A copy: an observer may end its own observation.
+            for callback in list(self._observers):
+                callback()
+
+    def _setup_changed(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._entries.pop(name, None)
+        self._clicked = self._clicked | set(names) if self._clicking else self._clicked - set(names)
+        self._tell()
 
     def _position(self, step: str | int) -> int:
         names = [known.name for known in STEPS]
@@ -282,3 +406,32 @@ class WizardState:
         raise ConfigError(
             f"There is no wizard step {step!r}; there are: {', '.join(names)} (0 to {len(names) - 1}).{hint}"
         )
+
+
+def find_preset(preset: str | Preset | None) -> Preset | None:
+    """A preset by name; a Preset and None are themselves. Raises `PresetNotFoundError`."""
+    return preset if preset is None or isinstance(preset, Preset) else ConfigPresets().get(preset)
+
+
+def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping[str, Any]) -> SetupConfig:
+    """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
+
+    The model gives its vocabulary, and its positions where they are fewer than the preset's. Raises `ConfigError`.
+    """
+    setup = SetupConfig() if preset is None else preset.setup()
+    if facts is not None and facts.vocab_size is not None:
+        setup.vocab_size = facts.vocab_size
+    if facts is not None and facts.max_length is not None:
+        setup.max_length = min(setup.max_length, facts.max_length)
+    setup.update(**overrides)
+    return setup
+
+
+def _differences(before: SetupConfig, after: SetupConfig) -> list[str]:
+    """What differs between two setups, a phrase each."""
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in SetupConfig.field_names()}
+    return [
+        f"{titled(name)} {shown_value(name, old)} → {shown_value(name, new)}"
+        for name, (old, new) in pairs.items()
+        if old != new
+    ]

@@ -1,0 +1,332 @@
+"""What somebody does in the wizard, without a front end: entries that are refused, presets, what was clicked."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit.toys import tiny_gpt
+from utils.errors import ConfigError, PresetNotFoundError
+from utils.ui import PRESETS, ConfigPresets, WizardState
+from utils.ui.wizard_memory import cell_key, remember, remembered
+from utils.ui.wizard_state import AS_GIVEN, Clicks, prepared
+from utils.ui.wizard_steps import STEPS, facts_of, wizard_field
+from utils.ui.wizard_texts import typed_text, typed_value
+
+
+def starter(model=None, preset="starter", **overrides):
+    """A WizardState as `SetupWizard.run` makes it."""
+    chosen = ConfigPresets().get(preset) if isinstance(preset, str) else preset
+    facts = None if model is None else facts_of(model)
+    return WizardState(prepared(chosen, facts, overrides), model, preset, overrides)
+
+
+def refused(state, name, value):
+    with pytest.raises(ConfigError) as error:
+        state.set(name, value)
+    return str(error.value)
+
+
+# Entries
+
+
+def test_a_refused_entry_changes_nothing_is_explained_and_blocks():
+    state = starter()
+    before = state.setup.copy()
+    with pytest.raises(ConfigError, match="at least 1"):
+        state.parse("batch_size", "0")
+    assert state.setup == before
+    assert (state.entry("batch_size").value, state.entry("batch_size").text) == (0, "0")
+    assert "at least 1" in state.message("batch_size")
+    assert "still 8" in state.message("batch_size")
+    assert [problem.field for problem in state.blockers("summary")] == ["batch_size"]
+    assert state.status("training") == "blocked"
+    state.parse("batch_size", "16")
+    assert state.setup.batch_size == 16
+    assert state.entry("batch_size") is None
+    assert state.complete
+
+
+def test_a_change_by_code_replaces_a_refused_entry():
+    state = starter()
+    refused(state, "epochs", 0)
+    state.setup.epochs = 3
+    assert state.entry("epochs") is None
+    assert state.complete
+
+
+def test_an_unknown_setting_is_named_and_blocks_nothing():
+    state = starter()
+    assert "did you mean epochs" in refused(state, "epocs", 3)
+    assert state.complete
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("epochs", " 3 ", 3), ("epochs", "010", 10), ("learning_rate", "5e-4", 5e-4), ("learning_rate", "1e-2", 0.01),
+        ("max_time_hours", "", None), ("max_time_hours", "2", 2), ("run_name", "123", "123"), ("run_name", "", None),
+        ("betas", "[0.8, 0.9]", (0.8, 0.9)), ("eval_every", "50", 50), ("eval_every", "epoch", "epoch"),
+        ("notes", "a: b", "a: b"), ("warmup_steps", "7", 7), ("seed", "5", 5),
+    ],
+)  # fmt: skip
+def test_what_is_typed_means_what_it_says(name, text, value):
+    state = starter()
+    state.parse(name, text)
+    assert getattr(state.setup, name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "because"),
+    [
+        ("epochs", "1.5", "whole number"), ("epochs", "", "whole number"), ("epochs", "three", "whole number"),
+        ("learning_rate", "nan", "finite"), ("learning_rate", "0,1", "number"), ("learning_rate", "1:30", "number"),
+        ("run_name", "../x", "letters"), ("output_dir", " ", "empty"), ("betas", "0.9", "list"),
+    ],
+)  # fmt: skip
+def test_what_is_typed_wrong_is_refused_in_words(name, text, because):
+    state = starter()
+    with pytest.raises(ConfigError, match=because):
+        state.parse(name, text)
+    assert state.entry(name).text == text
+
+
+def test_every_settings_text_is_read_back_as_its_value():
+    for preset in PRESETS.values():
+        setup = preset.setup()
+        for step in STEPS:
+            for field in step.all_fields:
+                if field.kind != "switch":
+                    value = getattr(setup, field.name)
+                    assert typed_value(field, typed_text(value)) == (list(value) if isinstance(value, tuple) else value)
+
+
+# The source of data
+
+
+def test_a_source_is_taken_once_its_place_is_known(tmp_path):
+    (tmp_path / "my.txt").write_text("text")
+    state = starter()
+    refused(state, "dataset_source", "local")
+    assert (state.source, state.setup.dataset_source) == ("local", "builtin")
+    assert "required" in state.message("dataset_path")
+    assert state.next().name == "dataset"
+    state.parse("dataset_path", "my.txt")
+    assert state.setup.dataset_source == "local"
+    assert state.message("dataset_path") == ""
+    assert state.next().name == "tokenizer"
+
+
+def test_only_the_settings_of_the_chosen_source_are_shown():
+    state = starter()
+    names = dict.fromkeys(("builtin", "local", "huggingface"))
+    for source in names:
+        if source != "builtin":
+            refused(state, "dataset_source", source)
+        names[source] = [field.name for field in state.fields("dataset")][1:-3]
+    assert names == {
+        "builtin": [],
+        "local": ["dataset_path"],
+        "huggingface": ["dataset_name", "config_name", "text_column"],
+    }
+
+
+def test_clearing_the_file_does_not_silently_mean_other_data():
+    state = starter(dataset_path=__file__)
+    with pytest.raises(ConfigError, match="required"):
+        state.parse("dataset_path", "")
+    assert (state.setup.dataset_source, state.setup.dataset_path) == ("local", __file__)
+    assert state.entry("dataset_path").text == ""
+
+
+def test_an_entry_that_waited_for_another_is_taken_with_it():
+    state = starter()
+    refused(state, "dataset_source", "huggingface")
+    with pytest.raises(ConfigError):
+        state.parse("config_name", "wikitext-2-raw-v1")
+    state.parse("dataset_name", "Salesforce/wikitext")
+    assert state.setup.config_name == "wikitext-2-raw-v1"
+    assert state.complete
+
+
+def test_going_back_to_the_source_in_force_drops_the_refused_one():
+    state = starter()
+    refused(state, "dataset_source", "local")
+    state.set("dataset_source", "builtin")
+    assert (state.source, state.entry("dataset_source")) == ("builtin", None)
+
+
+def test_an_upload_becomes_the_data(tmp_path):
+    state = starter()
+    state.upload("../../evil name.txt", b"to be")
+    assert state.setup.dataset_source == "local"
+    assert (tmp_path / "uploads" / "evil name.txt").read_bytes() == b"to be"
+    assert state.notice == "Saved as uploads/evil name.txt (5 bytes)."
+    assert "dataset_path" in state.clicks.values
+
+
+# Fixes
+
+
+def test_a_fix_solves_its_problem():
+    state = starter(tiny_gpt())
+    state.setup.update(vocab_size=99, max_length=99)
+    for problem in state.blockers("summary"):
+        state.apply_fix(problem)
+    assert state.complete
+    assert (state.setup.vocab_size, state.setup.max_length) == (32, 16)
+
+
+def test_a_problem_without_a_fix_is_said():
+    state = starter()
+    refused(state, "epochs", 0)
+    with pytest.raises(ConfigError, match="no value to propose"):
+        state.apply_fix(state.blockers("summary")[0])
+
+
+# Steps
+
+
+def test_a_steps_status_follows_what_happens():
+    state = starter()
+    assert [state.status(index) for index in range(5)] == ["current", "open", "open", "open", "open"]
+    state.goto("training")
+    assert [state.status(index) for index in range(5)] == ["done", "done", "done", "current", "open"]
+    refused(state, "epochs", 0)
+    state.back()
+    assert [state.status(index) for index in range(5)] == ["done", "done", "current", "blocked", "blocked"]
+
+
+# Presets
+
+
+def test_a_preset_is_fitted_to_the_model_and_says_what_it_replaced():
+    state = starter(tiny_gpt())
+    state.set("batch_size", 3)
+    state.apply_preset("chat")
+    assert (state.setup.vocab_size, state.setup.max_length) == (32, 16)
+    assert (state.setup.batch_size, state.setup.dataset_name, state.setup.warmup_ratio) == (
+        16,
+        "OpenRL/daily_dialog",
+        None,
+    )
+    assert state.preset == "chat"
+    assert "Batch size 3 samples → 16 samples" in state.notice_details
+    assert not state.clicks.values
+    assert not state.changed()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_replaces_every_other_wholly(name):
+    for before in PRESETS:
+        state = starter(preset=before)
+        state.apply_preset(name)
+        assert state.setup == PRESETS[name].setup()
+
+
+def test_what_the_cell_gave_stays_over_a_chosen_preset():
+    state = starter(epochs=2, dataset_path=__file__)
+    state.apply_preset("tiny")
+    assert (state.setup.epochs, state.setup.dataset_path, state.setup.batch_size) == (2, __file__, 32)
+    assert set(state.changed()) == {"epochs", "dataset_source", "dataset_path", "dataset_name", "config_name"}
+
+
+def test_a_preset_that_does_not_fit_changes_nothing():
+    state = starter(preset=None, config_name="x", dataset_name="a/b")
+    before = state.setup.copy()
+    with pytest.raises(PresetNotFoundError):
+        state.apply_preset("startr")
+    assert state.setup == before
+    assert state.preset == AS_GIVEN
+
+
+def test_a_customized_preset_can_be_gone_back_to():
+    custom = ConfigPresets().customize("starter", epochs=33)
+    state = starter(preset=custom)
+    assert (state.preset, list(state.presets)[:2]) == (AS_GIVEN, [AS_GIVEN, "starter"])
+    state.apply_preset("starter")
+    assert state.setup.epochs == 8
+    state.apply_preset(AS_GIVEN)
+    assert state.setup.epochs == 33
+
+
+def test_changes_are_marked_in_words():
+    state = starter()
+    state.set("max_steps", 5)
+    state.setup.epochs = 3
+    assert state.changed() == {"epochs": (8, 3), "max_steps": (None, 5)}
+    assert state.rows()["Epochs"] == "3 (changed; preset: 8)"
+    assert state.rows()["Step limit"] == "5 steps (changed; preset: none)"
+    assert "changed" not in state.rows()["Batch size"]
+
+
+# Clicks
+
+
+def test_clicks_are_what_the_wizard_changed_and_code_did_not():
+    state = starter()
+    state.set("epochs", 2)
+    state.set("batch_size", 2)
+    state.setup.update(batch_size=4, learning_rate=0.5)
+    assert state.clicks == Clicks(None, {"epochs": 2})
+    state.reset()
+    assert not state.clicks
+    assert state.setup == PRESETS["starter"].setup()
+
+
+def test_clicks_can_be_made_again():
+    first = starter()
+    first.apply_preset("tiny")
+    first.set("warmup_ratio", 0.2)
+    first.set("dataset_path", __file__)
+    second = starter()
+    second.replay(first.clicks)
+    assert second.setup == first.setup
+    assert second.preset == "tiny"
+    assert second.clicks == first.clicks
+    assert "Warm-up" in second.clicks_sentence
+    assert "before this cell ran again" in second.clicks_sentence
+
+
+def test_clicks_are_kept_by_cell():
+    model = tiny_gpt()
+    facts = facts_of(model)
+    here = cell_key(PRESETS["starter"], {"epochs": 2}, facts)
+    others = [
+        cell_key(PRESETS["tiny"], {"epochs": 2}, facts),
+        cell_key(PRESETS["starter"], {"epochs": 3}, facts),
+        cell_key(PRESETS["starter"], {"epochs": 2}, facts_of(tiny_gpt(vocab_size=64))),
+    ]
+    clicks = Clicks(None, {"batch_size": 2})
+    remember(here, clicks)
+    assert remembered(here) == clicks
+    assert not any(remembered(other) for other in others)
+    remember(here, Clicks())
+    assert not remembered(here)
+
+
+# Observers
+
+
+def test_every_change_is_told_once_whoever_makes_it():
+    state = starter()
+    told = []
+    end = state.observe(lambda: told.append(state.setup.epochs))
+    for change in (
+        lambda: state.set("epochs", 2),
+        lambda: state.setup.update(epochs=3, batch_size=3),
+        lambda: state.apply_preset("tiny"),
+        lambda: state.goto("summary"),
+        lambda: refused(state, "epochs", 0),
+    ):
+        told.clear()
+        change()
+        assert len(told) == 1
+    end()
+    end()
+    state.back()
+    assert len(told) == 1
+
+
+def test_an_entry_that_is_refused_names_its_choices():
+    assert "did you mean 'local'" in refused(starter(), "dataset_source", "locl")
+    assert wizard_field("dataset_source").choices == ("builtin", "local", "huggingface")

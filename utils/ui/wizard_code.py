@@ -1,0 +1,96 @@
+"""A setup as something to copy: Python, a job file, a command line. Each, executed, gives an equal setup."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import yaml
+
+from utils.adapters.facts import ModelFacts
+from utils.training.config_files import parse_value
+from utils.ui.presets import PRESETS
+from utils.ui.setup_config import SetupConfig
+
+CodeForm = Literal["Python", "YAML", "Command line"]
+CODE_FORMS: tuple[CodeForm, ...] = get_args(CodeForm)
+
+# What cli/run_training.py starts from when a job names no preset.
+_CLI_PRESET = "starter"
+
+
+def setup_code(form: CodeForm, setup: SetupConfig, facts: ModelFacts | None = None) -> str:
+    """The setup in one of `CODE_FORMS`; see the functions below."""
+    if form == "Python":
+        return python_code(setup)
+    return yaml_code(setup, facts) if form == "YAML" else command_line(setup, facts)
+
+
+def python_code(setup: SetupConfig) -> str:
+    """Lines that make `setup`: an equal SetupConfig."""
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in setup.differences().items())
+    return f"from utils.ui import SetupConfig\n\nsetup = SetupConfig({f'{chr(10)}{arguments}' if arguments else ''})\n"
+
+
+def yaml_code(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
+    """A job file: an equal setup for `SetupConfig.load`, where values left out are defaults, and for
+    `cli/run_training.py --config`, where they come from the preset "starter".
+
+    A comment says how the command line's model gets the sizes of this one, where they differ.
+    """
+    default = SetupConfig().sections()
+    lines = []
+    for section, values in setup.sections().items():
+        starts = (default[section], _cli_setup().sections()[section])
+        rows = [
+            f"  {name}: {scalar(value)}"
+            for name, value in values.items()
+            if any(value != start[name] for start in starts)
+        ]
+        lines += [f"{section}:", *rows] if rows else []
+    if sizes := _model_sizes(setup, facts):
+        listed = ", ".join(f"{name}: {scalar(value)}" for name, value in sizes.items())
+        lines = [f"# For cli/run_training.py, whose model is another one, add: model: {{{listed}}}", *lines]
+    return "\n".join(lines) + "\n"
+
+
+def command_line(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
+    """The command that trains a model of the registry with this setup and, where they are known, this model's sizes."""
+    start = {name: value for values in _cli_setup().sections().values() for name, value in values.items()}
+    settings = {f"model.{name}": value for name, value in _model_sizes(setup, facts).items()}
+    for values in setup.sections().values():
+        settings |= {name: value for name, value in values.items() if value != start[name]}
+    if any(name.startswith("model.") for name in settings):
+        # Else they would be that model's.
+        settings |= {"vocab_size": setup.vocab_size, "max_length": setup.max_length}
+    words = [shlex.quote(f"{name}={scalar(value)}") for name, value in settings.items()]
+    return " \\\n    ".join(["python cli/run_training.py", *(f"--set {word}" for word in words)]) + "\n"
+
+
+def scalar(value: Any) -> str:
+    """`value` as one line that `parse_value` reads back as an equal value of the same type."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(scalar(part) for part in value)}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    text = str(value)
+    # YAML's own choice of quotes follows YAML 1.1, where 1e-3 is text; what is not plain to our reader is quoted.
+    plain = text.isascii() and text.replace("-", "").replace("_", "").isalnum() and parse_value(text) == text
+    return text if plain else yaml.safe_dump(text, default_style='"', width=math.inf).strip()
+
+
+def _cli_setup() -> SetupConfig:
+    return PRESETS[_CLI_PRESET].setup()
+
+
+def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, Any]:
+    """Arguments of the command line's model in which it would differ from the model of `facts`, or not take the setup."""
+    usual = PRESETS[_CLI_PRESET].model_arguments
+    vocab_size = (facts and facts.vocab_size) or setup.vocab_size
+    positions = (facts and facts.max_length) or max(setup.max_length, usual["max_seq_len"])
+    sizes = {"vocab_size": vocab_size, "max_seq_len": positions}
+    return {name: size for name, size in sizes.items() if size is not None and size != usual[name]}

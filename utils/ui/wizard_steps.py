@@ -1,0 +1,263 @@
+"""The steps of the setup wizard as data: their fields, straight from the schemas, and what stands in the way in each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.adapters.facts import ModelFacts, model_facts
+from utils.data.hub import dataset_name_problem
+from utils.data.readers import existing_file
+from utils.errors import DataError, Problem
+from utils.models.inspect import vocab_size_of
+from utils.schema import Schema
+from utils.training.training_config import TrainingConfig
+from utils.ui.setup_config import DataSettings, SetupConfig
+
+Kind = Literal["whole number", "number", "switch", "choice", "text", "path", "value"]
+Check = Callable[[SetupConfig, ModelFacts | None], list[Problem]]
+
+
+@dataclass(frozen=True)
+class WizardField:
+    """One setting as a form shows it. Everything comes from the schema that validates it.
+
+    Attributes:
+        name: SetupConfig's name for it.
+        title, description: its label and its one-sentence help.
+        unit: of numbers, where they have one.
+        kind: which control fits; "value" is written as in a config file, such as `[0.9, 0.99]`.
+        choices: the allowed values of a "choice".
+        minimum, maximum: bounds of a number; a bound that is `..._excluded` is no allowed value itself.
+        optional: whether it may be None.
+        default: its value when nobody sets it.
+    """
+
+    name: str
+    title: str
+    description: str
+    unit: str | None
+    kind: Kind
+    choices: tuple[str, ...]
+    minimum: float | None
+    minimum_excluded: bool
+    maximum: float | None
+    maximum_excluded: bool
+    optional: bool
+    default: Any
+
+
+@dataclass(frozen=True)
+class WizardStep:
+    """One page of the wizard.
+
+    Attributes:
+        name: "dataset", "tokenizer", "model", "training" or "summary".
+        title, help: what the page shows above its fields.
+        fields: its customary settings.
+        advanced: those that are rarely changed.
+    """
+
+    name: str
+    title: str
+    help: str
+    fields: tuple[WizardField, ...]
+    advanced: tuple[WizardField, ...]
+    check: Check
+
+    @property
+    def all_fields(self) -> tuple[WizardField, ...]:
+        """Customary and advanced ones."""
+        return self.fields + self.advanced
+
+    def holds(self, name: str) -> bool:
+        """Whether `name` is one of its settings, or the step itself."""
+        return name == self.name or any(field.name == name for field in self.all_fields)
+
+    def blockers(self, setup: SetupConfig, model: Any = None) -> list[Problem]:
+        """What must be solved before training, as far as this step sees. Without a model its sizes are not compared."""
+        return self.check(setup, None if model is None else facts_of(model))
+
+
+def facts_of(model: Any) -> ModelFacts:
+    """The facts about a model, its vocabulary counted as `prepare_data` counts it."""
+    return replace(model_facts(model), vocab_size=vocab_size_of(model))
+
+
+@cache
+def wizard_field(name: str) -> WizardField:
+    """The form field of a setting, from its schema. Raises KeyError for a name that SetupConfig does not have."""
+    owner: type[Schema] = DataSettings if name in DataSettings.model_fields else TrainingConfig
+    field = owner.model_fields[name]
+    described = owner.model_json_schema()["properties"][name]
+    options = [option for option in described.get("anyOf", [described]) if option.get("type") != "null"]
+    numbers: dict[str, Any] = next((option for option in options if option.get("type") in ("integer", "number")), {})
+    low, high = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+    return WizardField(
+        name=name,
+        title=field.title or name,
+        description=field.description or "",
+        unit=described.get("unit"),
+        kind=_kind(name, options),
+        choices=tuple(choice for option in options for choice in option.get("enum", [])),
+        minimum=next((numbers[key] for key in low if key in numbers), None),
+        minimum_excluded="exclusiveMinimum" in numbers,
+        maximum=next((numbers[key] for key in high if key in numbers), None),
+        maximum_excluded="exclusiveMaximum" in numbers,
+        optional=any(option.get("type") == "null" for option in described.get("anyOf", [])),
+        default=field.default,
+    )
+
+
+def _kind(name: str, options: list[dict[str, Any]]) -> Kind:
+    if all("enum" in option for option in options):
+        return "choice"
+    if name.endswith(("_path", "_dir")):
+        return "path"
+    kinds: dict[str, Kind] = {
+        "integer": "whole number", "number": "number", "boolean": "switch", "string": "text",
+    }  # fmt: skip
+    return kinds.get(options[0].get("type", ""), "value") if len(options) == 1 else "value"
+
+
+def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    if setup.dataset_source == "huggingface":
+        message = dataset_name_problem(setup.dataset_name)
+        return [Problem("dataset_name", message)] if message else []
+    if setup.dataset_path is None:
+        return []
+    try:
+        file = existing_file(setup.dataset_path)
+    except DataError as error:
+        return [Problem("dataset_path", str(error))]
+    if not os.access(file, os.R_OK):
+        return [Problem("dataset_path", f"{file}: may not be read by this user; change its permissions or copy it.")]
+    if file.stat().st_size == 0:
+        return [Problem("dataset_path", f"{file}: is empty; give a file with text in it.")]
+    return []
+
+
+def _check_tokenizer(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    problems = []
+    wanted, had = setup.vocab_size, facts.vocab_size if facts else None
+    if wanted is None and had is None:
+        where = (
+            f"{facts.name} does not say how many token ids it takes" if facts else "there is no model to take it from"
+        )
+        problems.append(Problem("vocab_size", f"is not known: {where}; set vocab_size"))
+    elif facts is not None and wanted is not None and had is not None and wanted > had:
+        problems.append(
+            Problem(
+                "vocab_size", f"got {wanted}, more than the {had} token ids that {facts.name} takes; at most {had}", had
+            )
+        )
+    longest = facts.max_length if facts else None
+    if facts is not None and longest is not None and setup.max_length > longest:
+        problems.append(
+            Problem(
+                "max_length",
+                f"got {setup.max_length}, more than the {longest} positions that {facts.name} has",
+                longest,
+            )
+        )
+    return problems
+
+
+def _check_model(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    if facts is None:
+        return []
+    if facts.parameters is None:
+        return [
+            Problem(
+                "model",
+                f"got a {facts.name}; must be a torch.nn.Module, for instance ModelRegistry.create('gpt-small', …)",
+            )
+        ]
+    if not facts.parameters:
+        return [Problem("model", f"{facts.name} has no parameters: there is nothing to train")]
+    if not facts.trainable:
+        return [
+            Problem("model", f"all parameters of {facts.name} are frozen; set requires_grad=True on those to train")
+        ]
+    return []
+
+
+def _check_training(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    problems = []
+    for name in ("output_dir", "checkpoint_dir", "export_dir"):
+        folder = getattr(setup, name)
+        if folder is not None and (reason := _not_writable(Path(folder))):
+            problems.append(Problem(name, f"got {folder!r}; {reason}"))
+    return problems
+
+
+def _not_writable(folder: Path) -> str | None:
+    """Why files cannot be written into `folder`, which need not exist yet; None when nothing speaks against it."""
+    for ancestor in (folder.absolute(), *folder.absolute().parents):
+        if ancestor.is_dir():
+            return None if os.access(ancestor, os.W_OK | os.X_OK) else f"{ancestor} may not be written to by this user"
+        if ancestor.exists():
+            return f"{ancestor} is a file, not a folder"
+    return None
+
+
+def _check_everything(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    return [problem for step in STEPS if step.name != "summary" for problem in step.check(setup, facts)]
+
+
+def _fields(names: str) -> tuple[WizardField, ...]:
+    return tuple(wizard_field(name) for name in names.split())
+
+
+STEPS: tuple[WizardStep, ...] = (
+    WizardStep(
+        "dataset", "Data", "What the model learns from.",
+        _fields("dataset_source dataset_path dataset_name config_name text_column val_split"),
+        _fields("max_train_samples max_val_samples"),
+        _check_dataset,
+    ),
+    WizardStep(
+        "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
+        _fields("tokenizer_strategy vocab_size max_length"), (), _check_tokenizer,
+    ),
+    WizardStep("model", "Model", "What is trained. Its sizes are read from the model itself.", (), (), _check_model),
+    WizardStep(
+        "training", "Training", "How long, how fast, and where it is kept.",
+        _fields(
+            "epochs batch_size gradient_accumulation_steps learning_rate warmup_ratio lr_schedule precision "
+            "early_stopping_patience max_time_hours run_name"
+        ),
+        _fields(
+            "optimizer weight_decay betas max_grad_norm max_steps warmup_steps min_lr_ratio label_smoothing "
+            "gradient_checkpointing num_workers eval_every save_every_n_epochs save_every_minutes keep_best_k keep_last_n "
+            "on_nonfinite on_config_change random_seed deterministic output_dir notes"
+        ),
+        _check_training,
+    ),
+    WizardStep("summary", "Summary", "Whether training can start: the problems of all steps.", (), (), _check_everything),
+)  # fmt: skip
+
+#: Fields that only one source of data has.
+FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
+    "builtin": (),
+    "local": ("dataset_path",),
+    "huggingface": ("dataset_name", "config_name", "text_column"),
+}
+
+#: Of those, the ones that say where the data is: without it the source cannot be taken.
+PLACES = tuple(names[0] for names in FIELDS_OF_SOURCE.values() if names)
+
+
+def step_of(name: str) -> WizardStep:
+    """The step that a setting, or a problem's field, belongs to; the summary when none has it."""
+    return next((step for step in STEPS if step.holds(name)), STEPS[-1])
+
+
+def concerns(field: WizardField, source: str) -> bool:
+    """Whether a setting has a meaning for data from `source`."""
+    owners = [owner for owner, names in FIELDS_OF_SOURCE.items() if field.name in names]
+    return not owners or source in owners

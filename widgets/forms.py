@@ -1,0 +1,159 @@
+"""Controls of the wizard: a setting's control with its help and message, buttons, and text.
+
+Core widgets of ipywidgets 7.7 and 8 only. Labels are the widgets' own, so that they belong to their controls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ipywidgets
+
+from utils.errors import ConfigError, Problem
+from utils.ui.wizard_state import WizardState
+from utils.ui.wizard_steps import WizardField
+from utils.ui.wizard_texts import help_text, typed_text
+from utils.views.html import Html, element, table, text
+from widgets.guarded import guarded
+
+Report = Callable[[BaseException], None]
+
+# Wide enough for every label; a control and its label fit into a narrow notebook.
+LABEL_WIDTH = "180px"
+CONTROL_WIDTH = "560px"
+
+# Help and messages stand under the control, not under its label.
+_INDENT = "188px"
+
+# How a form shows None, which ipywidgets' selections take for nothing being selected.
+_NONE = ""
+
+
+class FieldForm:
+    """One setting: its control, its help, and what is wrong with it. What was refused stays in the control.
+
+    Attributes:
+        box: what is shown; control: the widget with the value; message: the widget with what is wrong.
+    """
+
+    def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
+        self.field = field
+        self._state = state
+        self._drawing = False
+        self.control = _control(field)
+        self.control.add_class(f"tb-field-{field.name}")
+        self.message = markup_box(f"tb-error-{field.name}")
+        self.box = ipywidgets.VBox([self.control, markup_box(markup=small(help_text(field), _INDENT)), self.message])
+        self.control.observe(guarded(self._changed, report), "value")
+
+    def refresh(self, problems: Mapping[str, list[Problem]]) -> None:
+        """Show the state's value and message."""
+        self._drawing = True
+        try:
+            self.control.value = self._shown()
+        finally:
+            self._drawing = False
+        set_markup(self.message, problem_line(self._state.message(self.field.name, problems), _INDENT))
+
+    def _changed(self, change: Mapping[str, Any]) -> None:
+        if self._drawing:
+            return
+        # What is refused is shown beside the control, by `refresh`.
+        with contextlib.suppress(ConfigError):
+            if isinstance(self.control, ipywidgets.Text):
+                self._state.parse(self.field.name, change["new"])
+            else:
+                self._state.set(self.field.name, None if change["new"] == _NONE else change["new"])
+
+    def _shown(self) -> Any:
+        value = getattr(self._state.setup, self.field.name)
+        entry = self._state.entry(self.field.name)
+        if isinstance(self.control, ipywidgets.Text):
+            refused = None if entry is None else entry.text if entry.text is not None else typed_text(entry.value)
+            return typed_text(value) if refused is None else refused
+        if entry is not None and isinstance(entry.value, str) and entry.value in self.field.choices:
+            return entry.value
+        return _NONE if value is None else value
+
+
+def _control(field: WizardField) -> ipywidgets.Widget:
+    """The control that fits a field, without its value."""
+    options: dict[str, Any] = {"description": field.title, "style": {"description_width": LABEL_WIDTH}}
+    options["layout"] = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
+    if field.kind == "choice":
+        none = [("none", _NONE)] if field.optional else []
+        control = ipywidgets.Dropdown(options=[*none, *((choice, choice) for choice in field.choices)], **options)
+    elif field.kind == "switch":
+        control = ipywidgets.Checkbox(indent=True, **options)
+    else:
+        # Text for numbers too: a number's control would replace what was typed before anybody could say what is wrong.
+        placeholder = "none" if field.optional else ""
+        control = ipywidgets.Text(continuous_update=False, placeholder=placeholder, **options)
+    set_help(control, field.description)
+    return control
+
+
+def button(label: str, css_class: str, handler: Callable[[Any], object], report: Report, help_text: str = "") -> Any:
+    """A button as wide as its label, with a guarded handler."""
+    made = ipywidgets.Button(description=label, layout=ipywidgets.Layout(width="auto"))
+    made.add_class(css_class)
+    set_help(made, help_text)
+    made.on_click(guarded(handler, report))
+    return made
+
+
+def set_help(widget: ipywidgets.Widget, help_text: str) -> None:
+    """A tooltip, where this ipywidgets' widget has one."""
+    if help_text and widget.has_trait("tooltip"):
+        widget.tooltip = help_text
+
+
+def markup_box(css_class: str = "", markup: Html | None = None) -> ipywidgets.HTML:
+    """A widget for markup of `utils.views.html`; without any it takes no room."""
+    box = ipywidgets.HTML(layout=ipywidgets.Layout(max_width="100%"))
+    if css_class:
+        box.add_class(css_class)
+    set_markup(box, markup if markup is not None else text(""))
+    return box
+
+
+def set_markup(box: ipywidgets.HTML, markup: Html) -> None:
+    """Show markup; the empty one hides the widget."""
+    box.value = markup
+    box.layout.display = None if markup else "none"
+
+
+def row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
+    """Widgets beside each other, wrapped where there is no room."""
+    return ipywidgets.HBox(list(children), layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
+
+
+def paragraph(sentence: str) -> Html:
+    """A line of text; the empty one is no markup."""
+    return element("div", text(sentence), style="line-height:1.4") if sentence else text("")
+
+
+def heading(title: str) -> Html:
+    """A page's title."""
+    return element("div", text(title), role="heading", aria_level=3, style="font-size:1.2em;font-weight:600")
+
+
+def problem_line(sentence: str, indent: str = "0") -> Html:
+    """What is wrong, in words and with a bar, told by screen readers; the empty one is no markup."""
+    if not sentence:
+        return text("")
+    style = f"border-left:3px solid currentColor;padding-left:8px;margin:0 0 4px {indent};line-height:1.4"
+    return element("div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", style=style)
+
+
+def data_table(title: str, rows: Mapping[str, str]) -> Html:
+    """A table in the lines of text; a widget's own are as high as its controls."""
+    return element("div", table(title, rows), style="line-height:1.4")
+
+
+def small(sentence: str, indent: str = "0") -> Html:
+    """Help and details, still readable; the empty one is no markup."""
+    style = f"font-size:0.85em;line-height:1.3;opacity:0.85;margin:0 0 4px {indent}"
+    return element("div", text(sentence), style=style) if sentence else text("")

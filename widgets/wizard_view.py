@@ -1,0 +1,154 @@
+"""The setup wizard as widgets: draws a `WizardState` and turns clicks into its methods. It holds no settings itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets
+
+from utils.errors import ConfigError
+from utils.ui.wizard_state import WizardState
+from utils.ui.wizard_steps import STEPS, WizardStep
+from utils.ui.wizard_texts import counted, preset_help
+from utils.views.html import alert, element, status
+from widgets.forms import (
+    CONTROL_WIDTH,
+    LABEL_WIDTH,
+    button,
+    markup_box,
+    paragraph,
+    problem_line,
+    row,
+    set_markup,
+    small,
+)
+from widgets.guarded import error_details, error_sentence, guarded
+from widgets.wizard_pages import PAGES, Page
+
+# Keys that every page has; they mean the current page's.
+_OF_PAGE = ("next", "back", "advanced")
+
+
+class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not typed
+    """The form over a WizardState. Every change of the state shows in it, whoever made it.
+
+    Parts are found by key: `view["next"]`, `view["step:training"]`, `view["field:batch_size"]`, `view["preset"]` … A
+    page's parts exist once the page was shown. In a browser the same parts have CSS classes: `tb-next`,
+    `tb-step-training`, `tb-field-batch_size`; the page itself is `tb-page-training`.
+
+    Attributes:
+        state: what is drawn; errors: what handlers raised.
+    """
+
+    def __init__(self, state: WizardState) -> None:
+        self.state = state
+        self.errors: list[BaseException] = []
+        self._parts: dict[str, Any] = {}
+        self._pages: dict[str, Page] = {}
+        self._drawing = False
+        self._status = self._parts["status"] = markup_box("tb-status")
+        self._alert = self._parts["alert"] = markup_box("tb-alert")
+        self._place = ipywidgets.VBox()
+        super().__init__([*self._header(), self._status, self._alert, self._place])
+        self.add_class("tb-wizard")
+        self._said = ("", "")
+        state.observe(lambda: guarded(self._refresh, self.report)(None))
+        self._refresh(None)
+
+    def __getitem__(self, key: str) -> Any:
+        name = f"{key}:{self.state.current.name}" if key in _OF_PAGE else key
+        if name not in self._parts:
+            raise KeyError(f"the wizard's form has no part {key!r} yet; there are: {', '.join(sorted(self._parts))}")
+        return self._parts[name]
+
+    def __repr__(self) -> str:
+        # The text form of the output: what a saved notebook shows of it.
+        return f"Setup wizard, step {STEPS.index(self.state.current) + 1} of {len(STEPS)}: {self.state.current.title}"
+
+    def show(self) -> None:
+        """Display it as output of the cell that runs."""
+        from IPython.display import display
+
+        display(self)  # type: ignore[no-untyped-call]
+
+    def report(self, error: BaseException) -> None:
+        """Show an error of a handler, until the next one."""
+        self.errors.append(error)
+        set_markup(self._alert, alert(error_sentence(error), error_details(error)))
+
+    def _header(self) -> list[ipywidgets.Widget]:
+        steps = [self._step_button(step) for step in STEPS]
+        self._preset = self._parts["preset"] = ipywidgets.Dropdown(
+            options=list(self.state.presets),
+            value=self.state.preset,
+            description="Preset",
+            style={"description_width": LABEL_WIDTH},
+            layout=ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH),
+        )
+        self._preset.add_class("tb-preset")
+        self._preset.observe(guarded(self._choose_preset, self.report), "value")
+        self._preset_message = self._parts["error:preset"] = markup_box("tb-error-preset")
+        self._preset_help = self._parts["preset-help"] = markup_box("tb-preset-help")
+        self._clicks = self._parts["clicks"] = markup_box("tb-clicks")
+        self._reset = self._parts["reset"] = button("Back to the preset", "tb-reset", self._back_to_preset, self.report)
+        return [row(*steps), self._preset, self._preset_message, self._preset_help, row(self._clicks, self._reset)]
+
+    def _step_button(self, step: WizardStep) -> Any:
+        made = button(step.title, f"tb-step-{step.name}", lambda _: self.state.goto(step.name), self.report)
+        self._parts[f"step:{step.name}"] = made
+        return made
+
+    def _refresh(self, _: Any) -> None:
+        problems = self.state.problems()
+        for index, step in enumerate(STEPS):
+            self._parts[f"step:{step.name}"].description = self._step_label(index, problems)
+        self._show_preset()
+        page = self._page()
+        page.refresh(problems)
+        if self._place.children != (page.box,):
+            self._place.children = (page.box,)
+        said = (self.state.notice, self.state.notice_details)
+        if said != self._said:
+            self._said = said
+            set_markup(self._status, element("div", status(said[0]), small(said[1]), style="line-height:1.4"))
+
+    def _step_label(self, index: int, problems: Any) -> str:
+        step = STEPS[index]
+        found = len(problems[step.name])
+        words = {"current": "current", "done": "done", "open": "", "blocked": ""}[self.state.status(index, problems)]
+        parts = [f"{index + 1} {step.title}", words, counted(found, "problem") if found else ""]
+        return ", ".join(part for part in parts if part)
+
+    def _show_preset(self) -> None:
+        self._drawing = True
+        try:
+            self._preset.value = self.state.preset
+        finally:
+            self._drawing = False
+        set_markup(self._preset_help, paragraph(preset_help(self.state.presets[self.state.preset])))
+        set_markup(self._clicks, paragraph(self.state.clicks_sentence))
+        self._reset.disabled = not self.state.clicks.values
+
+    def _page(self) -> Page:
+        """The current step's page, made when it is first shown."""
+        step = self.state.current
+        if step.name not in self._pages:
+            self._pages[step.name] = PAGES[step.name](step, self.state, self._parts, self.report)
+        return self._pages[step.name]
+
+    def _choose_preset(self, change: Any) -> None:
+        if not self._drawing:
+            self._apply(change["new"])
+
+    def _back_to_preset(self, _: Any) -> None:
+        self._apply(self.state.preset)
+
+    def _apply(self, key: str) -> None:
+        try:
+            self.state.apply_preset(key)
+        except ConfigError as error:
+            # Such as settings of the cell that do not fit to it: the preset before holds.
+            set_markup(self._preset_message, problem_line(str(error)))
+            self._show_preset()
+        else:
+            set_markup(self._preset_message, paragraph(""))
