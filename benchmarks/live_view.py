@@ -127,9 +127,8 @@ def in_kernel(call: str, timeout_s: int = 3600) -> Any:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     NotebookClient(notebook, timeout=timeout_s, resources={"metadata": {"path": str(ROOT)}}).execute()
-    printed = "".join(
-        output["text"] for output in notebook.cells[0].outputs if output["output_type"] == "stream" and output["name"] == "stdout"
-    )
+    streams = [output for output in notebook.cells[0].outputs if output["output_type"] == "stream"]
+    printed = "".join(output["text"] for output in streams if output["name"] == "stdout")
     return json.loads(printed.splitlines()[-1])
 
 

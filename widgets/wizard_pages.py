@@ -10,7 +10,7 @@ import ipywidgets
 
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.wizard_code import CODE_FORMS, setup_code
-from utils.ui.wizard_preview import DataPreview, check_model, preview_data
+from utils.ui.wizard_preview import DataPreview, check_model, estimate_rows, preview_data
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardField, WizardStep, step_of
 from utils.ui.wizard_texts import counted, model_rows, shown_value, titled
@@ -192,6 +192,35 @@ class ModelPage(Page):
         set_markup(self._result, markup)
 
 
+class TrainingPage(Page):
+    """How to train, and how long that will take here."""
+
+    def extras(self) -> list[ipywidgets.Widget]:
+        self._measure_button = self._parts["measure"] = button(
+            "Measure time and memory", "tb-measure", self._measure, self._report
+        )
+        self._measure_button.disabled = self.state.model is None
+        self._estimate = self._parts["estimate"] = markup_box("tb-estimate")
+        self._measured_with: Any = None
+        return [row(self._measure_button), self._estimate]
+
+    def refresh(self, problems: Problems) -> None:
+        super().refresh(problems)
+        if self._measured_with is not None and self._measured_with != self.state.setup.sections():
+            self._measured_with = None
+            set_markup(self._estimate, paragraph("The settings have changed since it was measured."))
+
+    def _measure(self, _: Any) -> None:
+        with _busy(self._measure_button, "Measuring: a few steps…"):
+            try:
+                estimate = estimate_rows(self.state.setup, self.state.model)
+                markup = data_table("Measured on this machine, on a copy of the model", estimate)
+                self._measured_with = self.state.setup.sections()
+            except TrainbookError as error:
+                markup = problem_line(str(error))
+        set_markup(self._estimate, markup)
+
+
 class SummaryPage(Page):
     """All problems with their ways out, all settings, and the setup as code to copy."""
 
@@ -257,7 +286,7 @@ PAGES: Mapping[str, type[Page]] = {
     "dataset": DataPage,
     "tokenizer": Page,
     "model": ModelPage,
-    "training": Page,
+    "training": TrainingPage,
     "summary": SummaryPage,
 }
 

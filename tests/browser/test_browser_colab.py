@@ -19,7 +19,9 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     needs_chromium,
-    pytest.mark.skipif(not PYTHON.exists(), reason="needs the environment that `bash setup_colab.sh test` makes for it"),
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason="needs the environment that `bash setup_colab.sh test` makes for it"
+    ),
 ]
 
 WIZARD = """

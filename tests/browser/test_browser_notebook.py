@@ -37,7 +37,9 @@ def cells(tmp_path_factory):
             heading = cell.source.splitlines()[0].lstrip("# ")
         else:
             numbers[heading] = number
-    notebook.cells[numbers["Settings"]].source = f'CONFIG = {{"max_steps": {STEPS}, "eval_every": 10, "run_name": "clicked"}}'
+    notebook.cells[
+        numbers["Settings"]
+    ].source = f'CONFIG = {{"max_steps": {STEPS}, "eval_every": 10, "run_name": "clicked"}}'
     notebook.cells.append(nbformat.v4.new_code_cell(COMPARE))
     numbers["compare"] = len(notebook.cells) - 1
     nbformat.write(notebook, folder / "training.ipynb")

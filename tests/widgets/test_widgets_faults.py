@@ -41,4 +41,3 @@ def test_f46_failing_handlers_double_clicks_and_ten_thousand_updates_are_borne()
         dashboard.controls.stop.click()
     assert [str(error) for error in failures] == ["broken on purpose"]
     assert "broken on purpose" in "".join(getattr(child, "value", "") for child in dashboard.box.children)
-

@@ -341,6 +341,25 @@ def test_without_a_model_there_is_nothing_to_check():
     assert "none given" in view["facts"].value
 
 
+def test_the_training_page_measures_and_says_when_that_is_outdated():
+    view = form(tiny_gpt(vocab_size=600, length=32), tokenizer_strategy="bpe")
+    view["step:training"].click()
+    view["measure"].click()
+    assert "Measured on this machine" in view["estimate"].value
+    assert "MiB" in view["estimate"].value
+    assert not view["measure"].disabled
+    view["field:epochs"].value = "3"
+    assert "have changed since it was measured" in view["estimate"].value
+
+
+def test_a_measurement_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "short.txt").write_text("too short")
+    view = form(tiny_gpt(vocab_size=600, length=32), dataset_path=str(tmp_path / "short.txt"))
+    view["step:training"].click()
+    view["measure"].click()
+    assert "too little text" in view["estimate"].value
+
+
 # Errors and hostile text
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from utils.checks.probe import Probe, check, few
+from utils.checks.probe import Probe, check, counted, few
 from utils.checks.result import CheckResult
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ NAME = "gradient flow"
 VANISHING_SHARE = 1e-6
 # Largest L2 norm of all gradients of a mean loss; healthy models at any stage stay below about 100. The project's own.
 EXPLODING_NORM = 1000.0
+# Root mean square that a tensor of zeros is moved to for a second look: GPT-2's initial one.
+_NUDGE_STD = 0.02
+# A head of zeros hides residual projections of zeros, and those hide what is before them.
+_NUDGES = 3
 
 
 @check(NAME)
@@ -31,6 +36,11 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     none or, for matrices, exactly zero, and on a total norm above 1000; warns when a matrix gets a millionth of the median.
     Vectors are not judged by size: an attention key's bias has a gradient of zero by construction (softmax does not change
     when all its inputs shift). Frozen parameters are named apart. Tied tensors count once.
+
+    Tensors of zeros are no alarm by themselves: residual projections, their scales and heads may start there, and hide what
+    is before them in the first step only. When they do, each that gets a gradient is moved along it, as training would, and the
+    gradients are looked at again. What stays without one is dead. The total norm leaves out tensors of zeros: LayerNorm's
+    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps).
     """
     model = found.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -39,26 +49,69 @@ def test_gradient_flow(found: Probe) -> CheckResult:
             NAME, "fail", "No parameter is trainable.", remedy="Set requires_grad=True on the parameters to train."
         )
     model.train()
+    loss, sizes = _gradients(found, trainable)
+    zeros = {name for name, p in trainable.items() if not bool(p.any())}
+    woken = _dead(trainable, sizes) - _dead_when_zeros_move(found, trainable, sizes, zeros)
+    return _judged(found, loss, sizes, zeros, woken)
+
+
+Sizes = Mapping[str, float | None]
+
+
+def _gradients(found: Probe, trainable: Mapping[str, nn.Parameter]) -> tuple[float, Sizes]:
+    """The loss, and the root mean square of each gradient: None where there is none. Leaves them in `.grad`."""
+    for parameter in trainable.values():
+        parameter.grad = None
     with torch.enable_grad():
         loss = found.loss(found.batch(2, min(32, found.max_length)))
         loss.backward()  # type: ignore[no-untyped-call]
     sizes = {
         name: None if p.grad is None else float(p.grad.float().square().mean().sqrt()) for name, p in trainable.items()
     }
-    return _judged(found, float(loss.detach()), sizes)
+    return float(loss.detach()), sizes
 
 
-def _judged(found: Probe, loss: float, sizes: Mapping[str, float | None]) -> CheckResult:
+def _dead(trainable: Mapping[str, nn.Parameter], sizes: Sizes) -> set[str]:
+    return {name for name, size in sizes.items() if size is None or (size == 0 and trainable[name].dim() > 1)}
+
+
+def _dead_when_zeros_move(
+    found: Probe, trainable: Mapping[str, nn.Parameter], sizes: Sizes, zeros: set[str]
+) -> set[str]:
+    """What is still without a gradient after tensors of zeros moved along theirs; they are zeros again afterwards."""
+    moved: set[str] = set()
+    try:
+        for _ in range(_NUDGES):
+            ready = {name for name in zeros - moved if (sizes[name] or 0) > 0}
+            if not ready or not _dead(trainable, sizes):
+                break
+            with torch.no_grad():
+                for name in ready:
+                    gradient = trainable[name].grad
+                    assert gradient is not None
+                    trainable[name].add_(gradient, alpha=-_NUDGE_STD / (sizes[name] or 1.0))
+            moved |= ready
+            _, sizes = _gradients(found, trainable)
+    finally:
+        with torch.no_grad():
+            for name in moved:
+                trainable[name].zero_()
+    return _dead(trainable, sizes)
+
+
+def _judged(found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set[str]) -> CheckResult:
     parameters = dict(found.model.named_parameters())
     matrices = {name: size for name, size in sizes.items() if size is not None and parameters[name].dim() > 1}
     bad = [name for name, size in sizes.items() if size is not None and not size < float("inf")]
-    dead = [name for name, size in sizes.items() if size is None or (name in matrices and size == 0)]
+    dead = [name for name in sizes if name in _dead(parameters, sizes) - woken]
     middle = statistics.median(matrices.values()) if matrices else 0.0
     weak = [name for name, size in matrices.items() if 0 < size < VANISHING_SHARE * middle]
-    norm = sum((size or 0.0) ** 2 * parameters[name].numel() for name, size in sizes.items()) ** 0.5
+    counting = {name: size for name, size in sizes.items() if size and name not in zeros}
+    norm = sum(size**2 * parameters[name].numel() for name, size in counting.items()) ** 0.5
     measured = {
         "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes),
-        "frozen": len(parameters) - len(sizes), "without_gradient": dead, "vanishing": weak, "not_finite": bad,
+        "frozen": len(parameters) - len(sizes), "frozen_names": [name for name in parameters if name not in sizes],
+        "without_gradient": dead, "behind_zeros": sorted(woken), "vanishing": weak, "not_finite": bad,
     }  # fmt: skip
     thresholds = {"vanishing_share_of_median": VANISHING_SHARE, "exploding_norm": EXPLODING_NORM}
     figure = None if bad else _figure(sizes)
@@ -73,7 +126,7 @@ def _judged(found: Probe, loss: float, sizes: Mapping[str, float | None]) -> Che
         )  # fmt: skip
     if dead:
         return result(
-            "fail", f"{len(dead)} of {len(sizes)} trainable parameters get no gradient: {few(dead)}.",
+            "fail", f"{len(dead)} of {counted(len(sizes), 'trainable parameter')} get no gradient: {few(dead)}.",
             "Use them in forward, remove a detach() or no_grad() before them, or freeze them with requires_grad=False.",
         )  # fmt: skip
     if norm > EXPLODING_NORM:
@@ -83,14 +136,17 @@ def _judged(found: Probe, loss: float, sizes: Mapping[str, float | None]) -> Che
         )  # fmt: skip
     if weak:
         return result(
-            "warn", f"{len(weak)} matrices get less than a millionth of the median gradient: {few(weak)}.",
+            "warn", f"{counted(len(weak), 'matrix')} with less than a millionth of the median gradient: {few(weak)}.",
             "Add residual connections or normalisation, or look for saturated activations before them.",
         )  # fmt: skip
     frozen = f", {measured['frozen']} are frozen" if measured["frozen"] else ""
-    return result("pass", f"All {len(sizes)} trainable parameters get gradients{frozen}; total norm {norm:.3g}.")
+    later = f", {len(woken)} of them once the tensors of zeros after them have moved" if woken else ""
+    return result(
+        "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{frozen}; total norm {norm:.3g}."
+    )
 
 
-def _figure(sizes: Mapping[str, float | None]) -> Figure:
+def _figure(sizes: Sizes) -> Figure:
     """Bars of the gradients' size (root mean square), one a parameter, in the model's order."""
     from matplotlib.figure import Figure
 

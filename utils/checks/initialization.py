@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from utils.checks.probe import Probe, check, few
+from utils.checks.probe import Probe, check, counted, few
 from utils.checks.result import CheckResult
 
 NAME = "parameter initialisation"
@@ -18,62 +20,81 @@ SMALLEST_STD, LARGEST_STD = 0.001, 1.5
 # Standard deviation times sqrt(inputs): 0.58 for torch's default (He et al. 2015, with a = sqrt(5)), 0.55 for GPT-2's
 # 0.02 at width 768, below 10 in trained models.
 LARGEST_GAIN = 30.0
+# The same, as a multiple of the median over the model's layers: residual scaling makes it sqrt(2 layers) times smaller, 14
+# with 100 layers. The project's own choice.
+OUT_OF_LINE = 30.0
+# Mean of a normalisation's scales: 1 at first; 0 where the design adds 1 to them, or starts a branch at zero.
+SMALLEST_SCALE, LARGEST_SCALE = 0.001, 30.0
 # |mean| above this and above the standard deviation: no initialisation in use is that far from zero.
 LARGEST_MEAN = 0.05
 
 
 @check(NAME)
 def test_parameter_initialization(found: Probe) -> CheckResult:
-    """The numbers in every weight matrix; vectors (biases, norms) are only asked to be finite.
+    """The numbers in every weight matrix and in the scales of normalisations; biases are only asked to be finite.
 
     Called as (model, config=None, *, task_spec=None). Fails on NaN, on a standard deviation outside 0.001 to 1.5 or, times
-    sqrt(inputs), above 30, and on matrices whose rows are all the same; warns about matrices of zeros (some designs start
-    residual projections or heads there) and about ones that are not centred. The limits hold for trained models too.
+    sqrt(inputs), above 30, on one 30 times larger or smaller than the median layer's, on scales with a mean above 30, and on
+    matrices whose rows or columns are all the same. Warns about matrices of zeros (some designs start residual projections
+    or heads there; tables of biases and learnt tokens always may), about ones that are not centred, and about scales below
+    0.001. The limits hold for trained models too. Biases are free: those of trained attention keys reach hundreds.
     """
     problems: dict[str, list[str]] = {"fail": [], "warn": []}
-    scales = {}
+    scales, gains = {}, {}
     for name, parameter in found.model.named_parameters():
-        values = parameter.detach().float()
-        found_wrong = _problem(values, _inputs_of(found.model, name, values))
+        values, owner = parameter.detach().float(), found.model.get_submodule(name.rpartition(".")[0])
+        inputs = _inputs_of(owner, values)
+        found_wrong = _problem(name, owner, values, inputs)
         if values.dim() > 1:
             scales[name] = float(values.std(unbiased=False))
         if found_wrong is not None:
             problems[found_wrong[0]].append(f"{name} {found_wrong[1]}")
+        elif inputs > 1 and _is_layer(owner) and scales[name] > 0:
+            gains[name] = scales[name] * math.sqrt(inputs)
+    problems["fail"] += _out_of_line(gains)
     measured = {"matrices": len(scales), "smallest_std": _least(scales), "largest_std": _most(scales), **problems}
-    thresholds = {"std": (SMALLEST_STD, LARGEST_STD), "gain": LARGEST_GAIN, "mean": LARGEST_MEAN}
+    thresholds = {
+        "std": (SMALLEST_STD, LARGEST_STD), "gain": LARGEST_GAIN, "gain_to_median": (1 / OUT_OF_LINE, OUT_OF_LINE),
+        "mean": LARGEST_MEAN, "normalisation_scale": (SMALLEST_SCALE, LARGEST_SCALE),
+    }  # fmt: skip
     if problems["fail"]:
         return CheckResult(
-            NAME, "fail", f"{len(problems['fail'])} parameters: {few(problems['fail'])}.", measured, thresholds,
+            NAME, "fail", f"{counted(len(problems['fail']), 'parameter')}: {few(problems['fail'])}.", measured, thresholds,
             "Initialise matrices with a standard deviation of about 0.02, or 1/sqrt(inputs), around zero.",
         )  # fmt: skip
     if problems["warn"]:
         return CheckResult(
-            NAME, "warn", f"{len(problems['warn'])} parameters: {few(problems['warn'])}.", measured, thresholds,
+            NAME, "warn", f"{counted(len(problems['warn']), 'parameter')}: {few(problems['warn'])}.", measured, thresholds,
             "Right if the design starts there on purpose; otherwise initialise them like the others.",
         )  # fmt: skip
     spread = f"{measured['smallest_std']:.2g} to {measured['largest_std']:.2g}" if scales else "none"
     return CheckResult(
         NAME,
         "pass",
-        f"{len(scales)} matrices with standard deviations of {spread}; all numbers finite.",
+        f"{counted(len(scales), 'matrix')} with standard deviations of {spread}; all numbers finite.",
         measured,
         thresholds,
     )
 
 
-def _problem(values: Tensor, inputs: int) -> tuple[str, str] | None:
+def _problem(name: str, owner: nn.Module, values: Tensor, inputs: int) -> tuple[str, str] | None:
     """ "fail" or "warn" and what is wrong, or None."""
     if not bool(torch.isfinite(values).all()):
         return "fail", "holds NaN or infinite values"
+    if _scales_a_normalisation(name, owner, values):
+        return _scale_problem(owner, float(values.mean()))
     # What is no matrix of several rows (a bias, a norm, a single learnt token) has no scale to judge.
     if values.dim() < 2 or values.shape[0] < 2 or values[0].numel() < 2:
         return None
     std, mean = float(values.std(unbiased=False)), float(values.mean())
     if not bool(values.any()):
-        return "warn", "is all zeros"
+        # Tables of biases (Swin's relative positions) and learnt tokens and positions are added to what is there.
+        return None if _is_added(name) else ("warn", "is all zeros")
     rows = values.flatten(1)
     if bool((rows == rows[0]).all()):
         return "fail", "has rows that are all the same"
+    if bool((rows == rows[:, :1]).all()):
+        return "fail", "has columns that are all the same"
     if std < SMALLEST_STD:
         return "fail", f"has a standard deviation of {std:.2g}, below {SMALLEST_STD}"
     if std > LARGEST_STD or std * math.sqrt(inputs) > LARGEST_GAIN:
@@ -83,9 +104,44 @@ def _problem(values: Tensor, inputs: int) -> tuple[str, str] | None:
     return None
 
 
-def _inputs_of(model: nn.Module, name: str, values: Tensor) -> int:
+def _scales_a_normalisation(name: str, owner: nn.Module, values: Tensor) -> bool:
+    return values.dim() == 1 and name.endswith("weight") and "norm" in type(owner).__name__.lower()
+
+
+def _scale_problem(owner: nn.Module, mean: float) -> tuple[str, str] | None:
+    if abs(mean) > LARGEST_SCALE:
+        return "fail", f"scales by {mean:.3g} on average, and 1 is usual: too large"
+    # Classes of others may add 1 to their scales, as Gemma's do: zero is their one.
+    plain = isinstance(owner, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase))
+    if plain and abs(mean) < SMALLEST_SCALE:
+        return "warn", f"scales by {mean:.2g} on average: what it normalises is all but switched off"
+    return None
+
+
+def _is_added(name: str) -> bool:
+    last = name.lower().rsplit(".", 1)[-1]
+    return any(word in last for word in ("bias", "token", "position", "pos_embed"))
+
+
+def _is_layer(owner: nn.Module) -> bool:
+    """Whether its units add up their inputs: scales of such weights compare with each other."""
+    return isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)) or type(owner).__name__ == "Conv1D"
+
+
+def _out_of_line(gains: Mapping[str, float]) -> list[str]:
+    """Layers whose standard deviation, times sqrt(inputs), is far from the median layer's. Needs three to tell which."""
+    if len(gains) < 3:
+        return []
+    middle = statistics.median(gains.values())
+    return [
+        f"{name} is {gain / middle:.2g} times the median layer's scale"
+        for name, gain in gains.items()
+        if not middle / OUT_OF_LINE <= gain <= middle * OUT_OF_LINE
+    ]
+
+
+def _inputs_of(owner: nn.Module, values: Tensor) -> int:
     """Inputs that each unit adds up. An embedding adds none: it is looked up."""
-    owner = model.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, nn.Embedding) or values.dim() < 2:
         return 1
     if type(owner).__name__ == "Conv1D":  # transformers' Linear with its weight the other way round

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.checks.probe import Probe, check
+from utils.checks.probe import Probe, check, few
 from utils.checks.result import CheckResult
 
 NAME = "output stability"
@@ -15,7 +15,8 @@ NAME = "output stability"
 # Standard deviation over the classes of one prediction: softmax at this spread puts all weight on one class. Trained
 # language models have about 2 to 10. The project's own choice.
 LARGEST_SPREAD = 100.0
-# Share of a logit's size by which different inputs must change it at least. The project's own choice.
+# Share of a logit's size by which different inputs must change it at least, and by which classes must differ. Relative,
+# as a healthy classifier starts with a spread of 0.005. The project's own choice.
 LEAST_DEPENDENCE = 1e-4
 # A model that knows nothing has a loss of ln V; a trained one on random tokens is about one to two times that.
 LARGEST_LOSS_IN_LN_V = 4.0
@@ -26,8 +27,10 @@ def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
     """Logits of `n_samples` random batches in evaluation mode.
 
     Called as (model, config=None, *, task_spec=None, n_samples=4). Fails on NaN or infinite logits, on logits that do not
-    depend on the input, on a spread over classes above 100, and when the same input gives different logits twice; warns
-    when the loss on random inputs is above 4 ln V, as with weights that are far too large.
+    depend on the input, on equal scores for all classes, on a spread over classes above 100, and when the same input gives
+    different logits twice; warns when the loss on random inputs is above 4 ln V, as with weights that are far too large.
+    All logits exactly zero is a warning when a matrix of zeros explains it: some designs start their head there. No limit
+    is set on the logits' mean, which softmax takes out: GPT-2's trained logits lie around -100.
     """
     found.model.eval()
     length = min(32, found.max_length)
@@ -40,7 +43,7 @@ def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
     ln_v = math.log(everything.shape[-1])
     measured = {
         "not_finite": everything.numel() - finite.numel(), "logits": everything.numel(),
-        "largest": float(finite.abs().max()) if finite.numel() else math.nan,
+        "classes": everything.shape[-1], "largest": float(finite.abs().max()) if finite.numel() else math.nan,
         "spread_over_classes": float(everything.std(dim=-1, unbiased=False).mean()),
         "dependence": _dependence(everything), "repeat_difference": float((again - logits[0]).abs().max()),
         "loss_nats": loss, "ln_v": ln_v,
@@ -65,10 +68,20 @@ def _verdict(found: Probe, measured: dict[str, float]) -> tuple[str, str, str]:
             "fail", f"The same input gives logits that differ by {measured['repeat_difference']:.2g} in evaluation mode.",
             "Use nn.Dropout rather than functional dropout without training=self.training; draw nothing in forward.",
         )  # fmt: skip
+    if measured["largest"] == 0 and (zero := [n for n, p in found.model.named_parameters() if _is_zero_matrix(p)]):
+        return (
+            "warn", f"Every logit is exactly zero, and so is {few(zero[::-1])}.",
+            "Right if the design starts its head at zero on purpose; otherwise initialise it like the others.",
+        )  # fmt: skip
     if not dependence >= LEAST_DEPENDENCE:
         return (
             "fail", f"Different inputs change the logits by {dependence:.2g} of their size: the input hardly matters.",
-            "Follow the input through forward. A head that starts at zero on purpose gives this before training.",
+            "Follow the input through forward: something on the way to the logits drops or overwrites it.",
+        )  # fmt: skip
+    if measured["classes"] > 1 and not spread > LEAST_DEPENDENCE * measured["largest"]:
+        return (
+            "fail", f"All {measured['classes']:,} classes get the same score within {spread:.2g}: nothing is predicted.",
+            "Look at the output layer: its scores are summed, averaged or overwritten before they are returned.",
         )  # fmt: skip
     if spread > LARGEST_SPREAD:
         return (
@@ -83,6 +96,10 @@ def _verdict(found: Probe, measured: dict[str, float]) -> tuple[str, str, str]:
         )  # fmt: skip
     loss = f"loss {measured['loss_nats']:.3g} nats (knowing nothing: {measured['ln_v']:.3g})"
     return "pass", f"Logits are finite, repeatable and depend on the input; spread {spread:.3g}, {loss}.", ""
+
+
+def _is_zero_matrix(parameter: Tensor) -> bool:
+    return parameter.dim() > 1 and not bool(parameter.any())
 
 
 def _dependence(logits: Tensor) -> float:

@@ -18,16 +18,20 @@ from torch.nn import functional as F
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.checks.result import CheckResult
+from utils.errors import ModelError
 from utils.training.engine import rng
 from utils.training.engine.step import modes_kept
 
 P = ParamSpec("P")
 
-# Longest input that a check gives: enough to see what it looks for, and within what models with offset positions take
-# (RoBERTa states 514 and takes 512).
+# Longest input that a check gives: enough to see what it looks for.
 _LONGEST = 512
 _DEFAULT_LENGTH = 128
 _DEFAULT_BATCH = 4
+
+# Weights up to this size are copied while a check runs, and put back where the model changed them itself. Larger ones are
+# not: a check that asks whether a model fits must not be what fills the memory.
+_COPIED_BYTES = 512 * 2**20
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 _TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
@@ -48,6 +52,7 @@ class Probe:
         max_length: the longest T that is tried; length: the T that training uses.
         batch_size: the B that training uses.
         output: what the logits should be: "tokens" (B, T, V) or "classes" (B, C).
+        scores_vocabulary: whether the logits at each position are over the vocabulary, as opposed to labels of tokens.
         causal: whether a position may see only earlier ones; causal_because: how that is known.
     """
 
@@ -59,6 +64,7 @@ class Probe:
     length: int
     batch_size: int
     output: Literal["tokens", "classes"]
+    scores_vocabulary: bool
     causal: bool
     causal_because: str
     encoder_decoder: bool
@@ -96,27 +102,29 @@ class Probe:
         return 1000 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.1
 
 
-def probe(model: Any, config: Any = None, task_spec: Any = None) -> Probe:
+def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any = None) -> Probe:
     """Find out how to call `model`.
 
     Args:
         model: an nn.Module. Its own config comes first; `config` and `task_spec` fill what it leaves open.
         config: a SetupConfig, TrainingConfig, namespace or mapping with any of vocab_size, max_seq_len or max_length,
-            max_batch_size or batch_size.
+            max_batch_size or batch_size; for models over images image_size and num_channels.
         task_spec: says the task; None: taken from the model's class, else next-token prediction, as `Trainer` infers it.
+        tokenizer: its length is the vocabulary when nothing else says.
     Raises:
         CannotProbeError: it takes neither token ids nor images of a known size.
     """
     if not isinstance(model, nn.Module):
         raise CannotProbeError(f"got a {type(model).__name__}; checks take a torch.nn.Module")
     facts = model_facts(model)
-    image_shape = _image_shape(model, task_spec)
-    vocab_size = None if image_shape else facts.vocab_size or _number(config, "vocab_size")
+    image_shape = _image_shape(model, config, task_spec)
+    vocab_size = None if image_shape else _vocab_size(facts.vocab_size, config, task_spec, tokenizer)
     if image_shape is None and vocab_size is None:
         raise CannotProbeError(
-            f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size"
+            f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    known = [n for n in (facts.max_length, _number(config, "max_seq_len", "max_length")) if n]
+    takes = facts.max_length and facts.max_length - _reserved_positions(model)
+    known = [n for n in (takes, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len")) if n]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec)
     causal, because = _causality(model, task_spec, output, image_shape is not None)
@@ -129,10 +137,16 @@ def probe(model: Any, config: Any = None, task_spec: Any = None) -> Probe:
         length=length,
         batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH,
         output=output,
+        scores_vocabulary=_scores_vocabulary(model, task_spec),
         causal=causal,
         causal_because=because,
         encoder_decoder=bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)),
     )
+
+
+def _vocab_size(of_model: int | None, config: Any, task_spec: Any, tokenizer: Any) -> int | None:
+    given = of_model or _number(config, "vocab_size") or _number(task_spec, "vocab_size")
+    return given or (len(tokenizer) if tokenizer is not None else None)
 
 
 def _number(config: Any, *names: str) -> int | None:
@@ -143,17 +157,28 @@ def _number(config: Any, *names: str) -> int | None:
     return None
 
 
-def _image_shape(model: nn.Module, task_spec: Any) -> tuple[int, int, int] | None:
-    config = getattr(model, "config", None)
+def _reserved_positions(model: nn.Module) -> int:
+    """Positions that a model states and does not take: RoBERTa's begin after the padding id, so 514 of them take 512."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def _image_shape(model: nn.Module, config: Any, task_spec: Any) -> tuple[int, int, int] | None:
+    own = getattr(model, "config", None)
     over_images = getattr(model, "main_input_name", None) == "pixel_values"
     if not over_images and getattr(task_spec, "modality", "text") != "vision":
         return None
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    channels = _number(own, "num_channels") or _number(config, "num_channels") or 3
+    size = getattr(own, "image_size", None) or _number(config, "image_size")
     if isinstance(size, int):
         return channels, size, size
     if isinstance(size, (tuple, list)) and len(size) == 2:
         return channels, int(size[0]), int(size[1])
-    raise CannotProbeError(f"{type(model).__name__} takes images, and its config names no image_size; set it there")
+    raise CannotProbeError(
+        f"{type(model).__name__} takes images and does not say of what size; give config with image_size (in pixels)"
+    )
 
 
 def _output(model: nn.Module, task_spec: Any) -> Literal["tokens", "classes"]:
@@ -161,6 +186,11 @@ def _output(model: nn.Module, task_spec: Any) -> Literal["tokens", "classes"]:
     if task is not None:
         return "tokens" if task in _TOKEN_TASKS else "classes"
     return "classes" if type(model).__name__.endswith(_CLASSIFIERS) else "tokens"
+
+
+def _scores_vocabulary(model: nn.Module, task_spec: Any) -> bool:
+    labels = type(model).__name__.endswith("ForTokenClassification")
+    return not labels and getattr(task_spec, "task_type", None) != "token_classification"
 
 
 def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> tuple[bool, str]:
@@ -179,12 +209,19 @@ def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> t
 
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Mode, gradients, buffers and random state are as before after the block; no parameter is changed in it.
+    """Mode, gradients, buffers, weights and random state are as before after the block. Inside, every gradient is None.
 
-    Inside, every gradient is None.
+    Not covered: weights of more than 512 MiB in a model that changes them itself, in forward or in a hook of its
+    gradients; attributes that are no buffers.
     """
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    weights = _copied(model)
     for parameter, _ in gradients:
         parameter.grad = None
     try:
@@ -194,8 +231,20 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # forward may have put another tensor in its place
                 buffer.copy_(before)
+            for parameter, before in weights:
+                if not torch.equal(parameter, before):
+                    parameter.copy_(before)
+
+
+def _copied(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Every parameter and a copy of its values; nothing when they are large."""
+    parameters = list(model.parameters())
+    if sum(parameter.numel() * parameter.element_size() for parameter in parameters) > _COPIED_BYTES:
+        return []
+    return [(parameter, parameter.detach().clone()) for parameter in parameters]
 
 
 Check = Callable[..., CheckResult]
@@ -204,23 +253,30 @@ Check = Callable[..., CheckResult]
 def check(name: str) -> Callable[[Check], Check]:
     """Make a documented check of a function (probe, **options) -> CheckResult.
 
-    The check takes (model, config=None, *, task_spec=None, **options). It never raises for a model that does not work:
-    that is a "fail" with the error in one line; one whose inputs are not known is "not run".
+    The check takes (model, config=None, *, task_spec=None, tokenizer=None, **options). It never raises for a model
+    that does not work: that is a "fail" with the error in one line; one whose inputs are not known is "not run".
     """
 
     def decorate(function: Check) -> Check:
         @functools.wraps(function)
-        def run(model: Any, config: Any = None, *, task_spec: Any = None, **options: Any) -> CheckResult:
+        def run(
+            model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, **options: Any
+        ) -> CheckResult:
             try:
-                found = probe(model, config, task_spec)
+                found = probe(model, config, task_spec, tokenizer)
             except CannotProbeError as error:
                 return CheckResult(name, "not run", f"Nothing was checked: {error}.", remedy=str(error))
             try:
                 with left_as_it_was(model):
                     return function(found, **options)
+            except ModelError as error:  # not raised by the model, but by whoever reads its outputs
+                return CheckResult(
+                    name, "fail", str(error),
+                    remedy="Return logits from forward, or load the model with a head (…ForCausalLM and its like).",
+                )  # fmt: skip
             except Exception as error:  # noqa: BLE001 - whatever the model raises is what the check has found
                 return CheckResult(
-                    name, "fail", f"The model raised {type(error).__name__}: {_one_line(error)}",
+                    name, "fail", f"The model raised {type(error).__name__}: {one_line(error)}",
                     remedy=f"Call the model on {_described(found)} yourself to see the whole error.",
                 )  # fmt: skip
 
@@ -231,13 +287,21 @@ def check(name: str) -> Callable[[Check], Check]:
     return decorate
 
 
+def counted(count: int, noun: str) -> str:
+    """`count` and `noun`, in the plural where there are more than one."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ces" if noun.endswith("ix") else f"{count} {noun}s"
+
+
 def few(names: list[str], limit: int = 4) -> str:
     """The first of `names`, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of what it says."""
     lines = str(error).splitlines() or [""]
     return lines[0][:300]
 

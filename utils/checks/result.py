@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.views.display import show_html
-from utils.views.html import Html, columns, element, text
-from utils.views.tables import columns_text
+from utils.views.html import Html
+from utils.views.report import Row, page, report_html, report_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 Verdict = Literal["pass", "warn", "fail", "not run"]
-
-_HEADER = ("check", "verdict", "what was found", "what to do")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class CheckResult:
 
 
 class CheckReport(Mapping[str, CheckResult]):
-    """Several checks of one model, by name and in order."""
+    """Several checks of one model, in order. `report["shapes"]` and `report[0]` are results; iterating gives the names."""
 
     def __init__(self, title: str, results: Sequence[CheckResult]) -> None:
         self.title, self.results = title, tuple(results)
@@ -87,7 +85,9 @@ class CheckReport(Mapping[str, CheckResult]):
         listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
         return f"{'Passed' if self.passed else 'Not passed'}: {listed or 'no check'}"
 
-    def __getitem__(self, name: str) -> CheckResult:
+    def __getitem__(self, name: str | int) -> CheckResult:
+        if isinstance(name, int):
+            return self.results[name]
         for result in self.results:
             if result.name == name:
                 return result
@@ -130,19 +130,23 @@ class CheckReport(Mapping[str, CheckResult]):
         return json.dumps(content, indent=2, allow_nan=False)
 
     def to_html(self) -> Html:
-        """The report as a table; everything in it is escaped."""
-        return element("div", columns(f"{self.title}. {self.conclusion}", _HEADER, self._rows()), class_="tb-checks")
+        """The report as a table, with the checks' pictures under it to unfold; everything in it is escaped."""
+        pictures = {result.name: result.figure for result in self.results if result.figure is not None}
+        return report_html(self._heading, self._rows(), pictures)
 
     def to_page(self) -> str:
         """The report as an HTML file's whole text."""
-        head = element("head", element("meta", charset="utf-8"), element("title", text(self.title)))
-        return "<!DOCTYPE html>\n" + element("html", head, element("body", self.to_html()), lang="en")
+        return page(self.title, self.to_html())
 
     def show(self) -> None:
         """Show the report: a table in a notebook, text elsewhere."""
-        show_html(self.to_html(), f"{self.title}. {self.conclusion}\n{columns_text(_HEADER, self._rows())}")
+        show_html(self.to_html(), report_text(self._heading, self._rows()))
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    @property
+    def _heading(self) -> str:
+        return f"{self.title}. {self.conclusion}"
+
+    def _rows(self) -> list[Row]:
         return [(result.name, result.verdict, result.summary, result.remedy) for result in self.results]
 
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from utils.checks.probe import Probe, check
+import torch
+from torch import Tensor
+
+from utils.checks.probe import Probe, check, counted, few, one_line
 from utils.checks.result import CheckResult
+from utils.errors import ModelError
 
 NAME = "shapes"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One forward pass: what went in, what came out, what should have; `error` where it raised instead."""
+
+    inputs: Shape
+    logits: Shape
+    wanted: Shape
+    error: str = ""
 
 
 @check(NAME)
@@ -20,17 +36,21 @@ def test_shape_robustness(found: Probe) -> CheckResult:
     """
     found.model.eval()
     with torch.no_grad():
-        shapes = _shapes(found)
-        wrong = [f"{inputs} gave {got}, not {wanted}" for inputs, got, wanted in shapes if got != wanted]
-        measured: dict[str, object] = {"cases": [{"input": inputs, "logits": got} for inputs, got, _ in shapes]}
-        if wrong:
-            return CheckResult(
-                NAME, "fail", f"Wrong shapes of logits: {'; '.join(wrong)}.", measured,
-                remedy="The output layer must give one score per class, at every position for a language model.",
-            )  # fmt: skip
+        cases = [_case(found, rows, length) for rows, length in _sizes(found)]
+        measured: dict[str, object] = {
+            "cases": [{"input": case.inputs, "logits": case.error or case.logits} for case in cases]
+        }
+        problem = _problem(cases)
+        if problem is not None:
+            return CheckResult(NAME, "fail", problem[0], measured, remedy=problem[1])
         rows, future = _row_difference(found), _future_difference(found) if found.causal else None
     measured |= {"row_difference": rows, "future_difference": future, "causal": found.causal_because}
     thresholds = {"difference": found.tolerance}
+    if rows != rows or future != future:  # NaN is equal to nothing, itself included
+        return CheckResult(
+            NAME, "fail", "The logits are NaN, so whether rows and positions are kept apart cannot be seen.", measured,
+            thresholds, "Check the weights for NaN first: see the check of the initial weights.",
+        )  # fmt: skip
     if not rows <= found.tolerance:
         return CheckResult(
             NAME, "fail", f"A row's logits change by {rows:.2g} of their size when other rows are in the batch.",
@@ -47,34 +67,55 @@ def test_shape_robustness(found: Probe) -> CheckResult:
     return CheckResult(
         NAME,
         "pass",
-        f"{len(shapes)} input shapes give the right logits, rows are independent, {seen}.",
+        f"Logits are right for {counted(len(cases), 'input shape')}, rows are independent, {seen}.",
         measured,
         thresholds,
     )
 
 
-def _shapes(found: Probe) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """(input's shape, logits' shape, the right one) of each case."""
-    longest, batch = found.max_length, found.batch_size
-    wanted = [(1, 1), (1, longest), (batch, 32), (4, 64), (2, 128)]
-    cases = list(dict.fromkeys((b, min(t, longest)) for b, t in wanted))
+def _sizes(found: Probe) -> list[tuple[int, int]]:
+    """(B, T) of each case, none longer than the model takes; T has no meaning for images."""
     if found.image_shape is not None:
-        cases = [(1, 0), (batch, 0)]
-    rows: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = []
-    for b, t in cases:
-        batch_of = found.batch(b, t)
-        logits = tuple(found.call(batch_of).shape)
-        given = tuple(next(iter(batch_of.values())).shape)
-        classes = logits[-1] if logits else 0
-        enough = max(classes, found.vocab_size or 0) if found.output == "tokens" and _is_lm(found) else classes
-        right = (b, t, enough) if found.output == "tokens" else (b, classes)
-        rows.append((given, logits, right))
-    return rows
+        return list(dict.fromkeys([(1, 0), (found.batch_size, 0)]))
+    wanted = [(1, 1), (1, found.max_length), (found.batch_size, 32), (4, 64), (2, 128)]
+    return list(dict.fromkeys((rows, min(length, found.max_length)) for rows, length in wanted))
 
 
-def _is_lm(found: Probe) -> bool:
-    """Whether the logits are over the vocabulary, as opposed to labels of tokens."""
-    return not type(found.model).__name__.endswith("ForTokenClassification")
+def _case(found: Probe, rows: int, length: int) -> _Case:
+    batch = found.batch(rows, length)
+    inputs = tuple(next(iter(batch.values())).shape)
+    try:
+        logits = tuple(found.call(batch).shape)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the model raises is found, and at which shape
+        return _Case(inputs, (), (), f"{type(error).__name__}: {one_line(error)}")
+    # More scores than the model takes ids are allowed: vocabularies are padded to round sizes.
+    scores = logits[-1] if logits else 0
+    if found.output == "classes":
+        return _Case(inputs, logits, (rows, scores))
+    least = (found.vocab_size or 0) if found.scores_vocabulary else 0
+    return _Case(inputs, logits, (rows, length, max(scores, least)))
+
+
+def _problem(cases: list[_Case]) -> tuple[str, str] | None:
+    """What is wrong and what to do; None when every shape is right."""
+    raised = [case for case in cases if case.error]
+    if raised:
+        shapes = few([str(case.inputs) for case in raised], 5)
+        fine = f"; {counted(len(cases) - len(raised), 'other shape')} worked" if len(raised) < len(cases) else ""
+        return (
+            f"The model raised {raised[0].error} (inputs of shape {shapes}{fine}).",
+            "Call the model on random inputs of that shape to see the whole error; a model that cannot take so many "
+            "positions states fewer (max_position_embeddings in its config, or max_seq_len).",
+        )
+    wrong = [f"{case.inputs} gave {case.logits}, not {case.wanted}" for case in cases if case.logits != case.wanted]
+    if wrong:
+        return (
+            f"Wrong shapes of logits: {'; '.join(wrong)}.",
+            "The output layer must give one score per class, at every position for a language model.",
+        )
+    return None
 
 
 def _row_difference(found: Probe) -> float:
@@ -96,7 +137,7 @@ def _future_difference(found: Probe) -> float | None:
     return _relative(found.call(batch)[:, :cut], found.call({**batch, "input_ids": changed})[:, :cut])
 
 
-def _relative(first: torch.Tensor, second: torch.Tensor) -> float:
+def _relative(first: Tensor, second: Tensor) -> float:
     """Largest difference as a share of the largest logit; infinite when the shapes differ."""
     if first.shape != second.shape:
         return float("inf")

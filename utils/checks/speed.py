@@ -5,12 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from utils.checks.probe import Probe, check
-from utils.checks.result import CheckResult
+from utils.checks.result import CheckResult, Verdict
 
 NAME = "inference speed"
 
@@ -19,6 +23,12 @@ _BATCH_LIMIT = 2.0
 # Twice the length may take this many times as long: attention's quadratic part gives 4.
 _LENGTH_LIMIT = 8.0
 _WARM_UP = 2
+# Of counted work, which no other program disturbs: four times the rows may take this many times the operations (1 for a
+# batched model, 4 for a loop over rows) and this many times the values per row (1, and less where masks are shared; 4 for
+# what pairs rows); twice the length this many times the values (at most 4, for attention that keeps its scores).
+_CALLS_LIMIT = 1.25
+_ROW_WORK_LIMIT = 1.2
+_LENGTH_WORK_LIMIT = 5.0
 
 
 @check(NAME)
@@ -28,9 +38,11 @@ def test_inference_speed(
     """Forward passes in evaluation mode at batch 1 and at the training's batch size.
 
     Called as (model, config=None, *, task_spec=None, n_trials=5). No speed is right or wrong on an unknown machine, so
-    what is judged are ratios of the shortest of `n_trials` times, which other programs disturb least: fails when a batch
-    takes more than twice as long as its rows one by one, warns when twice the length takes more than eight times as long.
-    Not covered: a loop over rows in Python, which costs what its rows cost.
+    what is judged are ratios: of the shortest of `n_trials` times, which other programs disturb least, and of counted
+    operations and values, which do not depend on the machine. Fails when a batch costs more than its rows one by one: more
+    than twice the time, or more than 1.2 times the values. Warns when the number of operations grows with the batch (a loop
+    over rows in Python), and when twice the length takes more than eight times as long or five times the values. Not
+    covered: what happens inside one operation, and compiled models, whose operations are not counted.
     """
     found.model.eval()
     batch, length = max(2, found.batch_size), min(64, found.max_length)
@@ -38,15 +50,19 @@ def test_inference_speed(
         single = _times_s(found, 1, length, n_trials, clock)
         together = _times_s(found, batch, length, n_trials, clock)
         half = _times_s(found, 1, max(1, length // 2), n_trials, clock)
+        work = _growth(found)
     batch_ratio = min(together) / (batch * min(single))
     length_ratio = min(single) / min(half) if found.image_shape is None and length > 1 else None
     measured: dict[str, Any] = {
         "batch_1_median_ms": 1000 * statistics.median(single), "batch_1_p95_ms": 1000 * _p95(single),
         "batch_median_ms": 1000 * statistics.median(together), "batch_size": batch, "length": length,
         "samples_per_s": batch / statistics.median(together), "batch_ratio": batch_ratio, "length_ratio": length_ratio,
-        "device": str(found.device),
+        "device": str(found.device), **work,
     }  # fmt: skip
-    thresholds = {"batch_ratio": _BATCH_LIMIT, "length_ratio": _LENGTH_LIMIT}
+    thresholds = {
+        "batch_ratio": _BATCH_LIMIT, "length_ratio": _LENGTH_LIMIT, "calls_for_four_times_the_rows": _CALLS_LIMIT,
+        "values_per_row_for_four_times_the_rows": _ROW_WORK_LIMIT, "values_for_twice_the_length": _LENGTH_WORK_LIMIT,
+    }  # fmt: skip
     amount = measured["samples_per_s"] * (length if found.image_shape is None else 1)
     unit = "tokens" if found.image_shape is None else "images"
     said = (
@@ -57,12 +73,77 @@ def test_inference_speed(
             NAME, "fail", f"A batch of {batch} takes {batch_ratio:.2g} times as long as its rows one by one ({said}).",
             measured, thresholds, "Look for an operation whose cost grows with the square of the batch.",
         )  # fmt: skip
+    problem = _problem(work)
+    if problem is not None:
+        return CheckResult(NAME, problem[0], f"{problem[1]} ({said}).", measured, thresholds, problem[2])
     if length_ratio is not None and length_ratio > _LENGTH_LIMIT:
         return CheckResult(
             NAME, "warn", f"Twice the length takes {length_ratio:.2g} times as long ({said}).", measured, thresholds,
             "Attention grows with the square of the length; look for a loop over positions inside another.",
         )  # fmt: skip
     return CheckResult(NAME, "pass", f"{said[0].upper()}{said[1:]}.", measured, thresholds)
+
+
+@dataclass
+class _Work:
+    calls: int = 0
+    values: int = 0
+
+
+class _Counting(TorchDispatchMode):
+    """Counts the operations that run inside, and the values that they give."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.work: _Work = _Work()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = operation(*args, **(kwargs or {}))
+        self.work.calls += 1
+        self.work.values += sum(leaf.numel() for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+        return given
+
+
+def _growth(found: Probe) -> dict[str, float | None]:
+    """How operations and values grow with rows and length. None where they cannot be counted, or there is no length."""
+    names = ("calls_for_four_times_the_rows", "values_per_row_for_four_times_the_rows", "values_for_twice_the_length")
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in found.model.modules()):
+        return dict.fromkeys(names)
+    length = min(16, found.max_length)
+    few, many = _work(found, 2, length), _work(found, 8, length)
+    longer = None
+    if found.image_shape is None and length * 2 <= found.max_length:
+        longer = _work(found, 2, 2 * length).values / few.values
+    return dict(zip(names, (many.calls / few.calls, many.values / few.values / 4, longer), strict=True))
+
+
+def _work(found: Probe, rows: int, length: int) -> _Work:
+    batch = found.batch(rows, length)
+    counting = _Counting()
+    with counting:
+        found.call(batch)
+    return counting.work
+
+
+def _problem(work: dict[str, float | None]) -> tuple[Verdict, str, str] | None:
+    """The verdict, what is wrong and what to do; None when the work grows as it should."""
+    calls, per_row, longer = work.values()
+    if per_row is not None and per_row > _ROW_WORK_LIMIT:
+        return (
+            "fail", f"Each row of a batch of 8 takes {per_row:.2g} times the values that it takes in a batch of 2",
+            "Look for an operation that pairs rows of the batch with each other.",
+        )  # fmt: skip
+    if calls is not None and calls > _CALLS_LIMIT:
+        return (
+            "warn", f"Four times the rows take {calls:.2g} times as many operations: there is a loop over rows",
+            "Give the whole batch to each layer at once.",
+        )  # fmt: skip
+    if longer is not None and longer > _LENGTH_WORK_LIMIT:
+        return (
+            "warn", f"Twice the length takes {longer:.2g} times the values",
+            "Attention grows with the square of the length; look for what pairs or repeats positions once more.",
+        )  # fmt: skip
+    return None
 
 
 def _times_s(found: Probe, rows: int, length: int, n_trials: int, clock: Callable[[], float]) -> list[float]:

@@ -18,7 +18,7 @@ TIER1 = (
 )  # fmt: skip
 
 
-def run_all_tier1_tests(model: Any, config: Any = None, *, task_spec: Any = None) -> CheckReport:
+def run_all_tier1_tests(model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None) -> CheckReport:
     """Run the six checks. The model is left exactly as it was: mode, gradients, buffers, random state.
 
     Args:
@@ -26,7 +26,8 @@ def run_all_tier1_tests(model: Any, config: Any = None, *, task_spec: Any = None
         config: sizes that the model does not state: a SetupConfig, TrainingConfig, namespace or mapping with any of
             vocab_size, max_seq_len or max_length, batch_size.
         task_spec: what it is for; None: taken from the model's class, else predicting the next token.
+        tokenizer: says the size of the vocabulary where the model and config do not.
     Returns:
         The results in order; `.passed` is False when a check failed or could not run.
     """
-    return CheckReport("Tier 1", [run(model, config, task_spec=task_spec) for run in TIER1])
+    return CheckReport("Tier 1", [run(model, config, task_spec=task_spec, tokenizer=tokenizer) for run in TIER1])

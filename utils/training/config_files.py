@@ -18,14 +18,19 @@ class _Loader(yaml.SafeLoader):
     """PyYAML reads YAML 1.1, where 5e-5 is text; this reads it as the number that everybody means."""
 
 
-_Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+([eE][-+]?[0-9]+)?$"
-    ),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as something else than text."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+([eE][-+]?[0-9]+)?$"
+        ),
+        list("-+0123456789."),
+    )
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -111,7 +116,7 @@ def write_config_file(path: str | Path, values: Mapping[str, Any]) -> Path:
     if _kind(path) == "json":
         text = json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n"
     else:
-        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+        text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, text).resolve()
 

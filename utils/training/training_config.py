@@ -265,7 +265,9 @@ class TrainingConfig(Schema):
     @classmethod
     def retired_by(cls, changes: Mapping[str, Any]) -> frozenset[str]:
         pairs = {"warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_steps", "use_amp": "precision"}
-        return frozenset(other for name, other in pairs.items() if changes.get(name) is not None and other not in changes)
+        return frozenset(
+            other for name, other in pairs.items() if changes.get(name) is not None and other not in changes
+        )
 
     @property
     def wandb_enabled(self) -> bool:

@@ -84,7 +84,11 @@ def estimate_training(setup: SetupConfig, model: Any) -> Estimate:
             early_stopping_patience=None, warmup_steps=0,
         )  # fmt: skip
         trainer = Trainer(
-            copy.deepcopy(model), training_config=probe, task_spec=data.task_spec, tokenizer=data.tokenizer, callbacks=[watch]
+            copy.deepcopy(model),
+            training_config=probe,
+            task_spec=data.task_spec,
+            tokenizer=data.tokenizer,
+            callbacks=[watch],
         )
         trainer.train(data.train, data.validation)
     memory = test_memory_footprint(model, setup)
@@ -96,7 +100,11 @@ def estimate_training(setup: SetupConfig, model: Any) -> Estimate:
         step_s=watch.step_s,
         steps=steps,
         validation_s=watch.validation_s * share,
-        validations=0 if data.validation is None else epochs if config.eval_every == "epoch" else steps // config.eval_every,
+        validations=0
+        if data.validation is None
+        else epochs
+        if config.eval_every == "epoch"
+        else steps // config.eval_every,
         saving_s=watch.saving_s,
         savings=max(1, epochs // config.save_every_n_epochs),
         memory=memory.summary,

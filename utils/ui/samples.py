@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from utils.training.samples import read_samples
 from utils.views.display import show_columns, show_text
+from utils.views.tables import on_one_line
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
@@ -22,6 +23,9 @@ def show_samples(results: TrainingResults) -> None:
         return
     last = len(rows) - 1
     places = sorted({round(index * last / max(1, _MOST_ROWS - 1)) for index in range(_MOST_ROWS)})
-    cells = [(f"{rows[place]['step']:,}", *(sample["text"] for sample in rows[place]["samples"])) for place in places]
+    cells = [
+        (f"{rows[place]['step']:,}", *(on_one_line(sample["text"]) for sample in rows[place]["samples"]))
+        for place in places
+    ]
     header = ("after step", *(f"beginning {number}" for number in range(1, len(cells[0]))))
     show_columns("What the model wrote", header, cells)

@@ -50,6 +50,13 @@ def _tokens(tokenizer: Any, ids: list[int]) -> str:
     )
 
 
+def estimate_rows(setup: SetupConfig, model: Any) -> Mapping[str, str]:
+    """How long training will take on this machine and what memory it needs, measured; `utils.ui.estimate` says how."""
+    from utils.ui.estimate import estimate_training
+
+    return estimate_training(setup, model).rows()
+
+
 def check_model(model: Any, setup: SetupConfig) -> Html:
     """The first tier of checks as a table. The model is left as it was. Raises `TrainbookError` where it has no sizes."""
     from utils.checks import run_all_tier1_tests

@@ -52,7 +52,9 @@ def status(sentence: str, spoken_only: bool = False) -> Html:
 
 def alert(sentence: str, details: str = "") -> Html:
     """An error that is spoken at once and seen without colour; `details` can be unfolded."""
-    more = element("details", element("summary", text("Details")), element("pre", text(details))) if details else text("")
+    more = (
+        element("details", element("summary", text("Details")), element("pre", text(details))) if details else text("")
+    )
     return element(
         "div",
         element("strong", text("Error: ")),

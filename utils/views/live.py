@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from utils.views.curves import Points
 from utils.views.html import Html, element, joined, text
+from utils.views.tables import on_one_line
 
 # The drawing's size in its own units; it scales with the page's width.
 WIDTH, LOSS_HEIGHT, RATE_HEIGHT = 760, 220, 70
@@ -256,8 +257,8 @@ def _samples(title: str, samples: Sequence[tuple[str, str]]) -> Html:
         rows.append(
             element(
                 "div",
-                element("span", text(prompt), style="font-weight:600"),
-                text(rest),
+                element("span", text(on_one_line(prompt)), style="font-weight:600"),
+                text(on_one_line(rest)),
                 style="white-space:pre-wrap;overflow-wrap:anywhere;margin:3px 0 3px 8px;padding-left:8px;"
                 "border-left:2px solid color-mix(in srgb,currentColor 30%,transparent)",
             )

@@ -22,3 +22,8 @@ def columns_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [header, rule, *rows]
     ]
     return "\n".join(lines)
+
+
+def on_one_line(value: str) -> str:
+    """`value` with a sign and a space for every line break."""
+    return value.replace("\r\n", "\n").replace("\n", "\N{RETURN SYMBOL} ")

@@ -184,9 +184,7 @@ class TrainingLoop:
         with rng.preserved():
             metrics = evaluate(self.parts, self.data.validation_batches(), self._poll).metrics("val")
         if not metrics:
-            raise DataError(
-                "validation found no target to score: every label of val_data is -100. Check its labels."
-            )
+            raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         self._write(row)

@@ -290,7 +290,9 @@ class Trainer:
     def _restore_optimizer(self, checkpoint: Payload, parts: Parts) -> None:
         """The optimizer's averages from the checkpoint, its settings from the config: on a change, the config's hold."""
         if checkpoint["config"]["optimizer"] != self.training_config.optimizer:
-            self.notice(f"The optimizer starts afresh: {checkpoint['config']['optimizer']}'s averages do not fit another one.")
+            self.notice(
+                f"The optimizer starts afresh: {checkpoint['config']['optimizer']}'s averages do not fit another one."
+            )
             return
         groups = parts.optimizer.param_groups
         # The learning rate stays the checkpoint's: the schedule sets it before each step, and a row may come before one.
