@@ -105,6 +105,22 @@ def test_a_second_interrupt_gives_the_cell_back_and_the_step_is_still_saved():
     assert live(make_trainer()).stop_reason == "finished"
 
 
+def test_a_cell_that_is_cancelled_saves_and_lets_the_cancellation_through():
+    async def cancelled_at_step_five():
+        loop, task = asyncio.get_running_loop(), None
+
+        def cancel(trainer):
+            loop.call_soon_threadsafe(task.cancel)
+            trainer.control.stop.wait()
+
+        task = asyncio.ensure_future(train_live(make_trainer(AtStep(5, cancel)), DATA))
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled_at_step_five())
+    assert live(make_trainer(AtStep(5, lambda trainer: pytest.fail("step 5 was done before")))).steps == 12
+
+
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGINT)
     live(make_trainer())
