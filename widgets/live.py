@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.environment import UiMode, ui_mode
 from utils.errors import TrainingInterrupted
-from utils.storage import read_json_lines
 from utils.training.engine.interrupts import Interrupts
 from utils.training.samples import SampleTexts, prompts_from
 from utils.ui.live_picture import live_picture, phase_text, sentence
-from utils.ui.live_run import LiveFeed, LiveRun, RunEvent
+from utils.ui.live_run import LiveFeed, LiveRun, RunEvent, past_of
 from utils.ui.progress import progress_line
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.live import live_view
@@ -181,7 +180,8 @@ class _Session:
         if self.results is None or self.live.run_dir is not None:
             return ()
         folder = self.results.run_dir
-        values = {"run_dir": str(folder), "rows": read_json_lines(folder / "history.jsonl")}
+        best = {"best_value": self.results.best_value, "best_epoch": self.results.best_epoch}
+        values = {"run_dir": str(folder), **past_of(folder), **best}
         self.live.apply(RunEvent("on_train_begin", time.monotonic(), self.results.steps, values))
         return ("This run was finished before; nothing was trained now.",)
 

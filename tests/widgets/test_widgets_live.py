@@ -19,7 +19,7 @@ from utils.training import Callback, Trainer
 from utils.training.engine.interrupts import Control
 from utils.training.samples import SampleTexts, prompts_from, read_samples
 from utils.ui.live_picture import live_picture
-from utils.ui.live_run import LiveRun
+from utils.ui.live_run import LiveRun, RunEvent, past_of
 from widgets.dashboard import Dashboard
 from widgets.guarded import watching
 from widgets.live import REDRAW_S, Redraws, train_live
@@ -176,6 +176,18 @@ def test_samples_are_kept_with_the_run_and_change_nothing_that_is_learnt():
     assert all(sample["text"].startswith(sample["prompt"]) for sample in rows[-1]["samples"])
     assert len(rows[-1]["samples"][0]["text"]) > 3
     assert torch.equal(weights(plain), weights(sampled))
+
+
+def test_a_run_that_is_continued_shows_its_last_samples_and_best_value():
+    first = make_trainer(AtStep(5, lambda trainer: trainer.request_stop("stop_button")))
+    first.tokenizer = Letters()
+    results = live(first, prompts=["ABC"])
+    past = past_of(results.run_dir)
+    run = LiveRun()
+    run.apply(RunEvent("on_train_begin", 0.0, 5, {"run_dir": "runs/golden", **past, "best_value": 3.0, "best_epoch": 1}))
+    assert run.samples[0][0] == "ABC"
+    assert run.sampled_step == 3
+    assert run.best == (3.0, 1)
 
 
 def test_without_prompts_the_beginnings_come_from_the_validation_data():

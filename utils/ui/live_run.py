@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.storage import read_json_lines
 from utils.training.engine.callbacks import Callback
+from utils.training.samples import read_samples
 from utils.views.curves import Points, decimated
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ class RunEvent:
     values: Row
 
 
+def past_of(run_dir: Path) -> dict[str, Any]:
+    """What a run's folder says about its past: "rows" of its history, and "past_samples", the newest, where there are any."""
+    samples = read_samples(run_dir)
+    return {
+        "rows": read_json_lines(run_dir / "history.jsonl"), **({"past_samples": samples[-1]} if samples else {}),
+    }  # fmt: skip
+
+
 class LiveFeed(Callback):
     """Hands the events of a run to `put`, in the thread that trains. It draws nothing and waits for nobody."""
 
@@ -59,8 +68,9 @@ class LiveFeed(Callback):
     def on_train_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """With what the run did before it was continued, so that the curves are whole."""
         values = dict(logs or {})
-        history = Path(values["run_dir"]) / "history.jsonl" if "run_dir" in values else None
-        values["rows"] = read_json_lines(history) if history is not None and history.exists() else []
+        if "run_dir" in values:
+            values |= past_of(Path(values["run_dir"]))
+        values |= {"best_value": trainer.state.best.value, "best_epoch": trainer.state.best.epoch}
         values["epochs"] = trainer.training_config.epochs
         self._event("on_train_begin", trainer, values)
 
@@ -215,6 +225,9 @@ class LiveRun:
         self.name = Path(self.run_dir).name if self.run_dir else ""
         for row in values.get("rows", ()):
             self._past_row(row)
+        if values.get("past_samples"):
+            self._take_samples(int(values["past_samples"]["step"]), values["past_samples"]["samples"])
+        self._take_best(values)
         self._phase = "training"
 
     def _past_row(self, row: Row) -> None:
@@ -256,8 +269,11 @@ class LiveRun:
     def _on_evaluate_end(self, event: RunEvent) -> None:
         self._phase = "training"
         self.validation.add(event.step, event.values.get("val/loss"))
-        if event.values.get("best_value") is not None:
-            self.best = float(event.values["best_value"]), int(event.values.get("best_epoch") or 0)
+        self._take_best(event.values)
+
+    def _take_best(self, values: Row) -> None:
+        if values.get("best_value") is not None:
+            self.best = float(values["best_value"]), int(values.get("best_epoch") or 0)
 
     def _on_epoch_end(self, event: RunEvent) -> None:
         self.epoch_rows.append(event.values)
@@ -267,8 +283,11 @@ class LiveRun:
         self._saved_since_pause = True
 
     def _on_samples(self, event: RunEvent) -> None:
-        self.samples = [(row["prompt"], row["text"]) for row in event.values["samples"]]
-        self.sampled_step = event.step
+        self._take_samples(event.step, event.values["samples"])
+
+    def _take_samples(self, step: int, rows: Iterable[Row]) -> None:
+        self.samples = [(row["prompt"], row["text"]) for row in rows]
+        self.sampled_step = step
 
     def _on_train_end(self, event: RunEvent) -> None:
         self._phase = "ended"
