@@ -8,9 +8,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import ExportError
-from utils.storage import host_name, process_is_alive, sync_folder
+from utils.storage import free_bytes, host_name, process_is_alive, sync_folder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: The file by which an export is recognised: only folders that hold it are ever replaced.
 MARKER = "trainbook_export.json"
@@ -57,6 +61,16 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise
     sync_folder(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def check_space(folder: Path, target: Path, model: nn.Module) -> None:
+    """Raise `ExportError` when the disk of `folder` has less than twice the model's bytes free: file and a copy to check."""
+    needed = 2 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if free_bytes(folder) < needed:
+        raise ExportError(
+            f"{target}: not enough disk space; {needed:,} bytes are needed and {free_bytes(folder):,} are free. Free some "
+            "space, or choose another output_dir."
+        )
 
 
 def size_of(folder: Path) -> int:

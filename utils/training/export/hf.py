@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.errors import ExportError
-from utils.storage import free_bytes, write_json
-from utils.training.export.folders import MARKER, size_of, staged_folder
+from utils.storage import write_json
+from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
 from utils.training.export.parity import compare_logits, parity_batches
 from utils.training.export.result import ExportResult
 
@@ -54,14 +54,9 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
     from safetensors import SafetensorError
 
     facts = model_facts(model)
-    needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     try:
         with staged_folder(target) as staging, _without_progress_bars():
-            if free_bytes(staging) < needed:
-                raise ExportError(
-                    f"{target}: not enough disk space; {needed:,} bytes are needed and {free_bytes(staging):,} are "
-                    "free. Free some space, or choose another output_dir."
-                )
+            check_space(staging, target, model)
             _use_special_tokens(model, tokenizer)
             model.save_pretrained(staging)  # type: ignore[operator]
             notes += save_tokenizer(tokenizer, staging)

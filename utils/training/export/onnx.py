@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.errors import ExportError, MissingPackageError, TrainbookError
-from utils.storage import free_bytes, write_json
-from utils.training.export.folders import MARKER, size_of, staged_folder
+from utils.storage import write_json
+from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
 from utils.training.export.hf import save_tokenizer
 from utils.training.export.parity import compare_logits, parity_batches
 from utils.training.export.result import ExportResult
@@ -85,14 +85,9 @@ def export_onnx(
     """
     facts = model_facts(model)
     model, more_notes = _in_float32(model)
-    needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     try:
         with staged_folder(target) as staging:
-            if free_bytes(staging) < needed:
-                raise ExportError(
-                    f"{target}: not enough disk space; {needed:,} bytes are needed and {free_bytes(staging):,} are "
-                    "free. Free some space, or choose another output_dir."
-                )
+            check_space(staging, target, model)
             file = staging / FILE_NAME
             batches = [
                 _with_mask(batch, model) for batch in parity_batches(facts.vocab_size or 1, facts.max_length, False)
