@@ -135,7 +135,7 @@ def test_the_builtin_corpus_goes_through_the_real_setup():
     assert "Python language reference" in report.source
     assert "documents, drawn with seed 42" in report.split
     assert report.vocab_size == len(data.tokenizer) == 1024
-    assert report.num_train_tokens > 8 * report.num_validation_tokens > 0
+    assert report.num_train_tokens > 5 * report.num_validation_tokens > 0  # the corpus differs between Pythons
     assert data.train.max_id() < 1024
     # Far below a uniform guess, and no model has seen anything yet.
     assert 4 < report.unigram_loss < math.log(1024)
