@@ -198,12 +198,18 @@ def test_without_prompts_the_beginnings_come_from_the_validation_data():
 
 
 def test_a_model_that_cannot_write_is_said_once_and_trains_on():
-    trainer = make_trainer(run_name="odd")
-    callback = SampleTexts(Letters(), [""])
-    trainer.callbacks = [callback]
+    asked = []
+
+    class Counting(Letters):
+        def encode(self, text):
+            asked.append(text)
+            return super().encode(text)
+
+    trainer = make_trainer(SampleTexts(Counting(), [""]), run_name="odd")
     results = trainer.train(DATA.train, DATA.validation)
     assert results.stop_reason == "finished"
     assert sum(notice.startswith("No sample texts:") for notice in results.notices) == 1
+    assert asked == [""]
 
 
 def test_a_plain_module_writes_too():
