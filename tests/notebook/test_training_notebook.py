@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from nbclient import NotebookClient
 
 from utils.ui.notebook import CELL_OF
 
@@ -146,6 +148,23 @@ def test_run_all_trains_shows_samples_and_saves(small, tmp_path):
     assert again["Training"] == "Finished · step 4", "a finished run is not trained again"
     assert again["Samples"] == texts["Samples"]
     assert folder.with_name("starter-2").exists() is False
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_every_cell_can_be_run_twice(notebook, tmp_path):
+    doubled = copy.deepcopy(notebook)
+    doubled.cells = []
+    for cell in notebook.cells:
+        again = copy.deepcopy(cell)
+        again["id"] += "-again"
+        doubled.cells += [cell, again] if cell.cell_type == "code" else [cell]
+    settings = {"max_steps": 2, "max_train_samples": 16, "max_val_samples": 4, "max_length": 32}
+    for cell in doubled.cells:
+        if cell.source == "CONFIG = {}":
+            cell.source = f"CONFIG = {settings}"
+    NotebookClient(doubled, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["starter"]
 
 
 @pytest.mark.notebook
