@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from utils.errors import ConfigError
@@ -75,6 +76,28 @@ def detect_device() -> Device:
         if torch.backends.mps.is_available():
             return Device("mps", platform.processor() or "Apple GPU", False)
     return Device("cpu", platform.processor() or platform.machine(), _cpu_has_bf16())
+
+
+def free_memory_bytes(kind: str, index: int | None = None) -> int | None:
+    """Memory that a device of this kind has free; of a CPU what the system can give without swapping.
+
+    Args:
+        kind: "cuda", "cpu", … as torch names it; index: which of several.
+    Returns:
+        None where it is not known: other devices, and CPUs of systems other than Linux.
+    """
+    if kind == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(index)[0])
+    if kind != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None
 
 
 def _cpu_has_bf16() -> bool:

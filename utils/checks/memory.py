@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from utils.checks.probe import Probe, check
 from utils.checks.result import CheckResult
+from utils.environment import free_memory_bytes
 
 NAME = "memory footprint"
 
@@ -49,7 +48,9 @@ def test_memory_footprint(found: Probe, free_bytes: int | None = None) -> CheckR
     per_row = max(second, later)
     longer = found.length / length
     activations = round(longer * (one + per_row * (found.batch_size - 1)))
-    fixed, free = weights + gradients + optimizer, _free_bytes(found.device) if free_bytes is None else free_bytes
+    fixed = weights + gradients + optimizer
+    device = found.device
+    free = free_memory_bytes(device.type, device.index) if free_bytes is None else free_bytes
     needed = fixed + activations
     measured = {
         "parameters_mib": weights / _MIB, "gradients_mib": gradients / _MIB, "optimizer_mib": optimizer / _MIB,
@@ -100,17 +101,3 @@ def _kept_for_backward(found: Probe, rows: int, length: int) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         found.loss(found.batch(rows, length))
     return sum(kept.values())
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; for a CPU what the system can give without swapping. None where it is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None

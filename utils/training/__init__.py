@@ -15,6 +15,12 @@ _EXPORTS = {
     "Callback": "utils.training.engine.callbacks",
     "UniversalDataModule": "utils.data.module",
     "export_model": "utils.training.export",
+    "find_batch_size": "utils.training.finders",
+    "find_learning_rate": "utils.training.finders",
+    "GradientHealth": "utils.training.monitors",
+    "LearningRateMonitor": "utils.training.monitors",
+    "LoggingCallback": "utils.training.monitors",
+    "ProfilingCallback": "utils.training.monitors",
 }
 __all__ = sorted(_EXPORTS)
 
