@@ -107,8 +107,9 @@ class _Session:
             self.thread.start()
             try:
                 await self.pump.wait(self._goes_on)
-            except asyncio.CancelledError:
-                self.trainer.request_stop("cancelled")
+            except BaseException as error:
+                # Cancelled, or a drawing failed: no training goes on that nobody sees and nothing can stop.
+                self.trainer.request_stop("cancelled" if isinstance(error, asyncio.CancelledError) else "view_failed")
                 self.thread.join()
                 raise
         self._take_events()
@@ -144,7 +145,7 @@ class _Session:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """The trainer with this session's callbacks."""
+        """The trainer with the callbacks that feed the view."""
         before = self.trainer.callbacks
         tokenizer = self.trainer.tokenizer
         prompts = prompts_from(self.data.validation, tokenizer) if self._prompts is None else tuple(self._prompts)
@@ -229,7 +230,7 @@ def _saved_at_exit(session: _Session) -> Iterator[None]:
 
 
 class _View(Protocol):
-    """How one session is shown."""
+    """How one training is shown."""
 
     def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
         """Draw, when it is time and something changed."""

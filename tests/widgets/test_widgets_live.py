@@ -121,6 +121,19 @@ def test_a_cell_that_is_cancelled_saves_and_lets_the_cancellation_through():
     assert live(make_trainer(AtStep(5, lambda trainer: pytest.fail("step 5 was done before")))).steps == 12
 
 
+def test_a_drawing_that_fails_ends_the_training_saved_and_is_raised(monkeypatch):
+    def fail(self, live, now_s, notices):
+        if live.step:
+            raise RuntimeError("cannot draw")
+
+    monkeypatch.setattr("widgets.live._TextView.show", fail)
+    watched = make_trainer(AtStep(5, lambda trainer: trainer.control.stop.wait()))
+    with pytest.raises(RuntimeError, match="cannot draw"):
+        live(watched)
+    assert watched.state.stop_reason == "view_failed"
+    assert (watched.run_dir / "checkpoints" / "step_5.pt").is_file()
+
+
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGINT)
     live(make_trainer())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from utils.checks.probe import Probe, check, counted, few
-from utils.checks.result import CheckResult
+from utils.checks.result import CheckResult, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,8 +116,8 @@ def _judged(found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set
     thresholds = {"vanishing_share_of_median": VANISHING_SHARE, "exploding_norm": EXPLODING_NORM}
     figure = None if bad else _figure(sizes)
 
-    def result(verdict: str, summary: str, remedy: str = "") -> CheckResult:
-        return CheckResult(NAME, verdict, summary, measured, thresholds, remedy, figure)  # type: ignore[arg-type]
+    def result(verdict: Verdict, summary: str, remedy: str = "") -> CheckResult:
+        return CheckResult(NAME, verdict, summary, measured, thresholds, remedy, figure)
 
     if bad or not loss < float("inf"):
         return result(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.checks.probe import Probe, check, few
-from utils.checks.result import CheckResult
+from utils.checks.result import CheckResult, Verdict
 
 NAME = "output stability"
 
@@ -53,10 +53,10 @@ def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
         "repeat_difference": found.tolerance, "largest_loss_in_ln_v": LARGEST_LOSS_IN_LN_V,
     }  # fmt: skip
     verdict, summary, remedy = _verdict(found, measured)
-    return CheckResult(NAME, verdict, summary, measured, thresholds, remedy)  # type: ignore[arg-type]
+    return CheckResult(NAME, verdict, summary, measured, thresholds, remedy)
 
 
-def _verdict(found: Probe, measured: dict[str, float]) -> tuple[str, str, str]:
+def _verdict(found: Probe, measured: dict[str, float]) -> tuple[Verdict, str, str]:
     spread, dependence = measured["spread_over_classes"], measured["dependence"]
     if measured["not_finite"]:
         return (

@@ -136,7 +136,6 @@ class LiveRun:
         nonfinite_steps: steps whose loss was NaN or infinite.
         saved_step: step of the newest checkpoint, or None.
         samples: newest sample texts as (prompt, text).
-        epoch_rows: finished epochs of this session.
     """
 
     def __init__(self) -> None:
@@ -152,7 +151,6 @@ class LiveRun:
         self.best: tuple[float, int] | None = None
         self.samples: list[tuple[str, str]] = []
         self.sampled_step: int | None = None
-        self.epoch_rows: list[Row] = []
         self.error: str | None = None
         self._phase: Phase = "starting"
         self._pause_asked = self._stop_asked = self._saved_since_pause = False
@@ -165,11 +163,6 @@ class LiveRun:
         """Take in one event; they come in order."""
         self.step = event.step
         getattr(self, f"_{event.name}", self._ignore)(event)
-
-    def apply_all(self, events: Iterable[RunEvent]) -> None:
-        """Take in several."""
-        for event in events:
-            self.apply(event)
 
     def requested(self, *, pause: bool, stop: bool) -> None:
         """What the run's control has been asked for by now."""
@@ -208,7 +201,10 @@ class LiveRun:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds to the end at this session's mean pace, validations included and pauses not; None: not known yet."""
+        """Seconds to the end at the pace since the run was started or continued, validations included and pauses not.
+
+        None: not known yet.
+        """
         if self.total_steps is None or not self._timed_steps:
             return None
         return max(0, self.total_steps - self.step) * self._timed_s / self._timed_steps
@@ -274,9 +270,6 @@ class LiveRun:
     def _take_best(self, values: Row) -> None:
         if values.get("best_value") is not None:
             self.best = float(values["best_value"]), int(values.get("best_epoch") or 0)
-
-    def _on_epoch_end(self, event: RunEvent) -> None:
-        self.epoch_rows.append(event.values)
 
     def _on_checkpoint_saved(self, event: RunEvent) -> None:
         self.saved_step = event.step
