@@ -122,12 +122,18 @@ def test_a_cell_that_is_cancelled_saves_and_lets_the_cancellation_through():
 
 
 def test_a_drawing_that_fails_ends_the_training_saved_and_is_raised(monkeypatch):
+    at_step_five = threading.Event()
+
+    def wait_for_the_stop(trainer):
+        at_step_five.set()
+        trainer.control.stop.wait()
+
     def fail(self, live, now_s, notices):
-        if live.step:
+        if at_step_five.is_set():
             raise RuntimeError("cannot draw")
 
     monkeypatch.setattr("widgets.live._TextView.show", fail)
-    watched = make_trainer(AtStep(5, lambda trainer: trainer.control.stop.wait()))
+    watched = make_trainer(AtStep(5, wait_for_the_stop))
     with pytest.raises(RuntimeError, match="cannot draw"):
         live(watched)
     assert watched.state.stop_reason == "view_failed"
