@@ -14,6 +14,7 @@
     ├── RunLockedError (RuntimeError)         another process is training in the same run folder
     ├── NonFiniteError (RuntimeError)         a loss or gradient is NaN or infinite
     ├── CallbackError (RuntimeError)          a callback raised; says which one and in which event
+    ├── PeerProcessError (RuntimeError)       another process of the same training failed or was lost
     ├── ExportError (RuntimeError)            a model could not be exported or the exported file is not the same model
     └── MissingPackageError (ImportError)     an optional package is not installed; says what it is for
 
@@ -114,6 +115,10 @@ class NonFiniteError(TrainbookError, RuntimeError):
 
 class CallbackError(TrainbookError, RuntimeError):
     """A callback raised. The message names callback, event and step; `__cause__` is what it raised."""
+
+
+class PeerProcessError(TrainbookError, RuntimeError):
+    """Another process of the same training failed or was lost, so this one ended as well. The message says what is known."""
 
 
 class ExportError(TrainbookError, RuntimeError):

@@ -20,8 +20,8 @@ class StepBatches:
     """The micro-batches of one optimizer step and which samples they hold.
 
     Attributes:
-        sample_ids: numbers of the samples in the data set (in the stream, for streams), in order.
-        micro_batches: the samples as batches; the last one may be smaller.
+        sample_ids: numbers of the samples in the data set (in the stream, for streams), in order; of all processes.
+        micro_batches: the samples as batches, of this process; the last one may be smaller.
     """
 
     sample_ids: list[int]
@@ -53,6 +53,10 @@ class UniversalDataModule:
         seed: the order of epoch e is a function of (seed, e).
         max_train_samples, max_val_samples: use only the first n.
         pad_token_id: used when neither tokenizer nor task_spec has one.
+
+    Attributes:
+        share: (rank, number) of the processes that train together. A step's samples are cut into micro-batches as if there were
+            one process, and micro-batch k is for process k mod number.
     Raises:
         DataTypeError, DataError: before any work; says what was got and how to wrap it.
     """
@@ -72,6 +76,7 @@ class UniversalDataModule:
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
+        self.share = (0, 1)
         options: dict[str, Any] = {
             "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
@@ -97,10 +102,14 @@ class UniversalDataModule:
         return not isinstance(self.train, StreamSource)
 
     def num_steps(self, accumulation: int) -> int | None:
-        """Optimizer steps in one epoch; None when the length of a stream is unknown."""
+        """Optimizer steps in one epoch; None when the length of a stream is unknown.
+
+        Args:
+            accumulation: micro-batches of one step, for each process.
+        """
         if isinstance(self.train, StreamSource):
             return None if self.train.num_batches is None else math.ceil(self.train.num_batches / accumulation)
-        return math.ceil(self._num_samples / (self.batch_size * accumulation))
+        return math.ceil(self._num_samples / (self.batch_size * accumulation * self.share[1]))
 
     @property
     def _num_samples(self) -> int:
@@ -120,27 +129,30 @@ class UniversalDataModule:
         if isinstance(self.train, DatasetSource):
             self.train.epoch = epoch
         order = self.order(epoch)[skip:]
-        per_step = self.batch_size * accumulation
+        rank, processes = self.share
+        per_step = self.batch_size * accumulation * processes
         steps = [order[start : start + per_step] for start in range(0, len(order), per_step)]
-        chunks = [
-            step[start : start + self.batch_size] for step in steps for start in range(0, len(step), self.batch_size)
-        ]
-        batches = self._batches(self.train, chunks)
-        for step in steps:
-            count = math.ceil(len(step) / self.batch_size)
-            yield StepBatches(step.tolist(), [next(batches) for _ in range(count)])
+        mine = [_chunks(step, self.batch_size)[rank::processes] for step in steps]
+        batches = self._batches(self.train, [chunk for chunks in mine for chunk in chunks])
+        for step, chunks in zip(steps, mine, strict=True):
+            yield StepBatches(step.tolist(), [next(batches) for _ in chunks])
 
-    def validation_batches(self) -> Iterator[Batch]:
-        """The validation data once, in its own order."""
+    def validation_batches(self) -> Iterator[Batch | None]:
+        """This process's share of the validation data, in its own order: of all together, each sample once.
+
+        Every process is given as many, so that they can talk before each; None where there is none left for this one.
+        """
         if self.validation is None:
             return
         if isinstance(self.validation, StreamSource):
             yield from self.validation
             return
         assert self.num_validation is not None
-        order = np.arange(self.num_validation)
-        size = self.validation_batch_size
-        yield from self._batches(self.validation, [order[start : start + size] for start in range(0, len(order), size)])
+        rank, processes = self.share
+        chunks = _chunks(np.arange(self.num_validation), self.validation_batch_size)
+        mine = chunks[rank::processes]
+        yield from self._batches(self.validation, mine)
+        yield from [None] * (math.ceil(len(chunks) / processes) - len(mine))
 
     def _batches(self, source: Source, chunks: list[np.ndarray]) -> Iterator[Batch]:
         if self.num_workers == 0:
@@ -196,6 +208,10 @@ class UniversalDataModule:
             assert isinstance(source.batches, DataLoader)
             return source.batches
         return loader_of(source, batch_size, shuffle, self.seed, self.num_workers)
+
+
+def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _limited(source: Source | StreamSource, limit: int | None) -> int | None:

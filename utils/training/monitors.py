@@ -35,6 +35,8 @@ class LoggingCallback(Callback):
         step_count: optimizer steps of the epoch so far, in this process.
     """
 
+    main_only = True
+
     def __init__(
         self, log_interval: int = 10, verbose: bool = True, write: Callable[[str], None] | None = None
     ) -> None:

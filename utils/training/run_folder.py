@@ -41,6 +41,7 @@ from utils.storage import (
 )
 from utils.training.config_files import write_config_file
 from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, newest, read_checkpoint
+from utils.training.engine.world import World
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.run")
@@ -182,6 +183,41 @@ class RunFolder:
         """Whether the STOP file is there."""
         return self.stop_file.exists()
 
+    def clear_stop(self) -> None:
+        """Remove the STOP file: it was obeyed, or meant an earlier training."""
+        self.stop_file.unlink(missing_ok=True)
+
+
+class FollowersFolder(RunFolder):
+    """A run's folder as the processes see it that do not write: of several that train together, the main one keeps it."""
+
+    def __init__(self, path: Path, checkpoints: Path, run_id: str) -> None:
+        self.path, self.checkpoints, self.run_id = path, checkpoints, run_id
+        self.may_lose_rows = True
+
+    def lock(self, stack: contextlib.ExitStack) -> None:
+        """Nothing: the main process has the lock."""
+
+    def write_state(self, status: str, **facts: Any) -> None:
+        """Nothing."""
+
+    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def keep_history(self, count: int, rows: Iterable[dict[str, Any]]) -> int:
+        """Nothing; `count`."""
+        return count
+
+    def stop_requested(self) -> bool:
+        """False: the main process looks."""
+        return False
+
+    def clear_stop(self) -> None:
+        """Nothing."""
+
 
 @dataclass
 class Start:
@@ -200,8 +236,12 @@ class Start:
     notices: list[str] = field(default_factory=list)
 
 
-def decide_start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack) -> Start:
+def decide_start(
+    config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack, world: World | None = None
+) -> Start:
     """Continue or start new. The folder is locked until `stack` closes.
+
+    Of several processes the main one decides; the others are told, and read the same checkpoint from the same path.
 
     Args:
         resume_from: None (a new run), "auto" (continue this run_name or checkpoint_dir if it has a checkpoint), "latest" or
@@ -211,9 +251,21 @@ def decide_start(config: TrainingConfig, resume_from: Any, stack: contextlib.Exi
         CheckpointNotFoundError, CheckpointError: nothing there, nothing intact, or the folder belongs to another run.
         RunLockedError: another process is training there.
     """
-    start = _start(config, resume_from, stack)
-    start.folder.may_lose_rows = config.on_save_error == "warn"
-    return start
+    world = world or World()
+    starts: list[Start] = []
+
+    def decide() -> tuple[Any, ...]:
+        start = _start(config, resume_from, stack)
+        starts.append(start)
+        folder = start.folder
+        return folder.path, folder.checkpoints, folder.run_id, start.source, start.in_place, start.notices
+
+    path, checkpoints, run_id, source, in_place, notices = world.from_main(decide)
+    if not world.is_main:
+        checkpoint = None if source is None else read_checkpoint(source)
+        return Start(FollowersFolder(path, checkpoints, run_id), checkpoint, source, in_place, notices)
+    starts[0].folder.may_lose_rows = config.on_save_error == "warn"
+    return starts[0]
 
 
 def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack) -> Start:

@@ -32,6 +32,8 @@ class SampleTexts(Callback):
         tell: called with each validation's rows, in the thread that trains.
     """
 
+    main_only = True
+
     def __init__(
         self,
         tokenizer: Any,

@@ -59,6 +59,8 @@ def past_of(run_dir: Path) -> dict[str, Any]:
 class LiveFeed(Callback):
     """Hands the events of a run to `put`, in the thread that trains. It draws nothing and waits for nobody."""
 
+    main_only = True
+
     def __init__(self, put: Callable[[RunEvent], None]) -> None:
         self._put = put
 

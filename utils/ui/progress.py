@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class PrintProgress(Callback):
     """Prints a line after every epoch."""
 
+    main_only = True
+
     def on_epoch_end(self, epoch: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """Print the epoch's row."""
         show_text(progress_line(epoch, trainer.training_config.epochs, logs or {}))

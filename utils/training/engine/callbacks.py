@@ -39,8 +39,13 @@ class Callback:
     `trainer` gives `.state` (TrainState), `.model`, `.optimizer`, `.training_config`, and `.request_stop(reason)`.
     An exception stops the run, with a checkpoint kept, unless the config has `isolate_callbacks=True`.
 
+    With several processes every one of them has its callbacks, so that all see the same; those with `main_only = True` (they
+    print, draw or send) are left out but on the main process, and so is `on_checkpoint_saved`.
+
     A callback that keeps something over a restart has `state_dict()` and `load_state_dict(state)` of plain values.
     """
+
+    main_only = False
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
         """Before the first step, and again when a run is continued."""

@@ -343,6 +343,25 @@ class CheckpointStore:
         self.entries = [entry for entry in self.entries if entry.path in kept]
 
 
+class FollowersStore(CheckpointStore):
+    """What a process has that does not write: of several that train together, the main one keeps the checkpoints."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder, self.run_id = folder, run_id
+        self.entries = []
+
+    def adopt(self) -> None:
+        """Nothing: the files are the main process's."""
+
+    def would_be_best(self, value: float | None) -> bool:
+        """False: the main process knows."""
+        return False
+
+    def value_at(self, step: int) -> float | None:
+        """None: the main process knows."""
+        return None
+
+
 def _check_readable(path: Path) -> None:
     read_checkpoint(path)
 

@@ -104,7 +104,7 @@ class TrainingLoop:
         self.before_step = rng.snapshot()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
         if isinstance(self._watch, BatchEvents):
-            self._watch.index = state.samples_done // self.data.batch_size
+            self._watch.index = state.samples_done // (self.data.batch_size * self.parts.world.size)
         result = train_step(self.parts, batches.micro_batches, self.config.max_grad_norm, self._watch)
         loss_sum, correct, norm = float(result.loss_sum), float(result.correct), float(result.grad_norm)
         if not result.finite:
@@ -247,7 +247,7 @@ class TrainingLoop:
             raise _Stopped
 
     def _stop_asked(self) -> bool:
-        """Budgets, STOP file, pause and save requests; True when the run should end here."""
+        """Budgets, STOP file, pause and save requests; True when the run should end here. All processes do the same."""
         now = time.monotonic()
         limit = self.config.max_time_hours
         if limit is not None and now - self._started >= limit * 3600:
@@ -256,24 +256,37 @@ class TrainingLoop:
             self._looked = now
             if self._watch_stop_file():
                 self.control.request_stop("stop_file")
-        if self.before_step is None and self.control.save_now.is_set():
+        stop, save, pause = self._requests()
+        if self.before_step is None and save:
             self.control.save_now.clear()
             self.saver.save()
-        if self.control.pause.is_set() and not self.control.stop.is_set():
-            self._pause()
-        return self.control.stop.is_set()
+        return self._pause() if pause and not stop else stop
 
-    def _pause(self) -> None:
-        """Save, then wait until the pause is lifted or a stop is asked for; the clock stands still."""
+    def _requests(self) -> tuple[bool, bool, bool]:
+        """Whether anybody, on any process, asks to stop, to save, to pause. The reason to stop becomes everybody's."""
+        control, world = self.control, self.parts.world
+        stop, save, pause = world.totals(control.stop.is_set(), control.save_now.is_set(), control.pause.is_set())
+        if stop and world.size > 1:
+            reasons = world.gather(control.reason if control.stop.is_set() else None)
+            control.reason = next(reason for reason in reasons if reason is not None)
+            control.stop.set()
+        return stop > 0, save > 0, pause > 0
+
+    def _pause(self) -> bool:
+        """Save, then wait until the pause is lifted or a stop is asked for; the clock stands still. Returns whether to stop."""
         self.saver.save()
         began = time.monotonic()
-        while self.control.pause.is_set() and not self.control.stop.wait(0.05):
+        stop, pause = False, True
+        while pause and not stop:
+            self.control.stop.wait(0.05)
             if self._watch_stop_file():
                 self.control.request_stop("stop_file")
+            stop, _, pause = self._requests()
         waited = time.monotonic() - began
         self._started += waited
         self._resumed_at += waited
         self._time_at_row += waited
+        return stop
 
     def tick(self) -> None:
         """Add the time since the last tick to the state's running time."""
@@ -283,7 +296,7 @@ class TrainingLoop:
 
     def _take_stop_request(self) -> None:
         """What somebody asked for while the epoch ended; a run that is over anyway keeps its own reason."""
-        if self.control.stop.is_set() and self.state.stop_reason is None:
+        if self._requests()[0] and self.state.stop_reason is None:
             self.state.stop_reason = self.control.reason or "requested"
 
     def _stop(self) -> TrainState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +15,12 @@ from utils.errors import ConfigError
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, make_optimizer
 from utils.training.engine.precision import ResolvedPrecision, resolve_precision
+from utils.training.engine.world import Launch, World
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Parts:
         parameters: the parameters that are trained.
         scaler: fp16's gradient scaler, else None.
         updating: True while an optimizer step is under way.
+        world: the processes that train together.
     """
 
     model: nn.Module
@@ -44,6 +47,7 @@ class Parts:
     precision: ResolvedPrecision
     scaler: torch.amp.GradScaler | None
     updating: bool = False
+    world: World = field(default_factory=World)
 
     def forward(self, batch: Batch, keep_outputs: bool = False) -> Loss:
         """The loss of a batch, in the configured precision."""
@@ -55,6 +59,15 @@ class Parts:
         """Add the gradient of `loss` (scaled where fp16 needs it)."""
         self.fabric.backward(loss)
 
+    def sum_over_processes(self, *sums: Tensor) -> None:
+        """Make the gradients and `sums` (scalars, in place) those of all processes together."""
+        if self.world.size == 1:
+            return
+        self.world.sum_gradients(self.parameters)
+        together = self.world.sum_(torch.stack([value.double() for value in sums]))
+        for value, total in zip(sums, together, strict=True):
+            value.copy_(total)
+
 
 def assemble(
     model: nn.Module,
@@ -62,32 +75,69 @@ def assemble(
     config: TrainingConfig,
     total_steps: int | None,
     device: Device | None = None,
+    world: World | None = None,
 ) -> Parts:
-    """Put the parts together; moves `model` to the device in place.
+    """Put the parts together; moves `model` to the device in place. Of several processes, all begin with the first one's weights.
 
     Raises:
         ConfigError: a setting that this model or device cannot do.
     """
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins import MixedPrecision
-
+    world = world or World()
     device = device or detect_device()
     precision = resolve_precision(config.precision, device)
     if config.gradient_checkpointing:
         switch_activation_checkpointing(model, on=True)
-    # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
-    if scaler is not None:
-        fabric = Fabric(accelerator=device.kind, devices=1, plugins=MixedPrecision("16-mixed", device.kind, scaler))
-    else:
-        fabric = Fabric(accelerator=device.kind, devices=1, precision=precision.fabric_name)
+    fabric = _fabric(device, precision, scaler, world)
     model.to(fabric.device)
+    world.share_weights(model)
     optimizer = make_optimizer(model, config)
     trained, stepper = fabric.setup(TrainedModule(model, objective), optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = Schedule(config, total_steps)
-    return Parts(model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler)
+    return Parts(
+        model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler, world=world
+    )
+
+
+def _fabric(device: Device, precision: ResolvedPrecision, scaler: torch.amp.GradScaler | None, world: World) -> Fabric:
+    """Fabric for this process's device; with several processes, as one of them."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+
+    # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    settings: dict[str, Any] = {"accelerator": device.kind, "devices": 1}
+    plugins: list[Any] = []
+    if scaler is None:
+        settings["precision"] = precision.fabric_name
+    else:
+        plugins.append(MixedPrecision("16-mixed", device.kind, scaler))
+    launch = Launch.from_environment() if world.size > 1 else None
+    if launch is not None:
+        settings |= {"devices": launch.local_size, "num_nodes": launch.num_nodes, "strategy": _replicas()}
+        plugins.append(TorchElasticEnvironment())
+    fabric = Fabric(**settings, plugins=plugins or None)
+    if launch is not None:
+        fabric.launch()
+    return fabric
+
+
+def _replicas() -> DDPStrategy:
+    """Fabric's data-parallel strategy without torch's DistributedDataParallel around the module.
+
+    That one sends gradients from within the last backward pass, which every process must then have: one whose share of a
+    ragged last step is empty would keep the others waiting for ever, and so would one that repeats a pass in which it ran out of
+    memory. `World.sum_gradients` sends them after it.
+    """
+    from lightning_fabric.strategies import DDPStrategy
+
+    class Replicas(DDPStrategy):
+        def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+            return module
+
+    return Replicas()
 
 
 def switch_activation_checkpointing(model: nn.Module, on: bool) -> None:

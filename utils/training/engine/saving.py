@@ -30,6 +30,7 @@ def environment_facts(parts: Parts) -> dict[str, Any]:
         "trainbook": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
         "device": parts.device.kind,
         "device_name": parts.device.name, "threads": torch.get_num_threads(), "precision": parts.precision.compute,
+        "processes": parts.world.size,
     }  # fmt: skip
 
 
@@ -49,28 +50,29 @@ class RunSaver:
         self.store, self.parts, self.state, self.config = store, parts, state, config
         self._task_spec, self._events, self._run_name = task_spec, events, run_name
         self._fingerprint, self._batch_size, self._after_commit = fingerprint, batch_size, after_commit
+        self._world = parts.world
         self.before_save: Callable[[], None] = lambda: None
         self._saved_at = time.monotonic()
 
     def after_step(self) -> None:
         """Save when `save_every_minutes` have passed."""
         minutes = self.config.save_every_minutes
-        if minutes is not None and time.monotonic() - self._saved_at >= minutes * 60:
+        if minutes is not None and self._world.any(time.monotonic() - self._saved_at >= minutes * 60):
             self.save()
 
     def after_evaluation(self, value: float | None) -> None:
         """Save a validation within an epoch that is among the best."""
-        if self.store.would_be_best(value):
+        if self._world.any(self.store.would_be_best(value)):
             self.save(value, regular=False)
 
     def after_epoch(self, value: float | None) -> None:
         """Save at an epoch's end: when it is due, among the best, or the last."""
         due = self.state.epoch % self.config.save_every_n_epochs == 0 or self.state.stop_reason is not None
-        if due or self.store.would_be_best(value):
+        if self._world.any(due or self.store.would_be_best(value)):
             self.save(value, regular=due)
 
     def save(self, value: float | None = None, regular: bool = True) -> Path | None:
-        """Commit the state as it is. None when it failed and `on_save_error="warn"`.
+        """Commit the state as it is. None when it failed and `on_save_error="warn"`, and on all processes but the main one.
 
         Args:
             value: the monitored metric of exactly this state, where it was measured.
@@ -84,8 +86,12 @@ class RunSaver:
             value = self.store.value_at(state.step)  # saved again, because of a stop: it is still worth what it was
         at_epoch_end = state.samples_done == 0 and state.epoch > 0
         name = f"epoch_{state.epoch}.pt" if at_epoch_end else f"step_{state.step}.pt"
+        payload = self.payload(value, regular)
+        if not self._world.is_main:
+            self._saved_at = time.monotonic()
+            return None
         try:
-            path = self.store.commit(self.payload(value, regular), name)
+            path = self.store.commit(payload, name)
         except CheckpointWriteError as error:
             if self.config.on_save_error == "stop":
                 raise
@@ -109,7 +115,7 @@ class RunSaver:
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
-            "rng": rng.capture(),
+            **self._random_states(),
             "callbacks": self._events.state_dict(),
             "batch_plan": {"batch_size": self._batch_size, "accumulation": self.config.gradient_accumulation_steps},
             "config": self.config.to_dict(),
@@ -117,3 +123,8 @@ class RunSaver:
             "fingerprint": self._fingerprint,
             "environment": environment_facts(parts),
         }
+
+    def _random_states(self) -> dict[str, Any]:
+        """The main process's random state, and those of the others by rank."""
+        mine, *others = self._world.gather(rng.capture())
+        return {"rng": mine, "rng_of_others": others}

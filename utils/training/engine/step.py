@@ -24,7 +24,7 @@ class StepResult:
 
     Attributes:
         loss_sum: sum over targets, scalar; correct: targets predicted right, scalar.
-        num_targets: targets of the whole step.
+        num_targets: targets of the whole step, of all processes.
         grad_norm: L2 norm of the mean gradient before clipping, scalar.
         updated: whether the parameters were changed; False for a step without targets or with non-finite numbers.
         finite: whether loss and gradient norm were finite.
@@ -45,10 +45,11 @@ def train_step(
 
     The divisor is the number of targets of the whole step, so a target weighs the same in whichever micro-batch it stands,
     and a ragged last micro-batch is neither over- nor underweighted. Non-finite numbers leave parameters and optimizer as
-    they were.
+    they were. Of several processes each has its own micro-batches, or none; the step is that of all of them.
     """
     watch = watch or StepWatch()
-    num_targets = sum(parts.objective.count_targets(batch) for batch in micro_batches)
+    own_targets = sum(parts.objective.count_targets(batch) for batch in micro_batches)
+    num_targets = int(parts.world.totals(own_targets)[0])
     loss_sum, correct = torch.zeros((), device=parts.fabric.device), torch.zeros((), device=parts.fabric.device)
     parts.optimizer.zero_grad(set_to_none=True)
     for batch in micro_batches:
@@ -59,6 +60,7 @@ def train_step(
         loss_sum += loss.loss_sum.detach()
         correct += loss.counts.get("correct", torch.zeros(()))
         watch.batch_end(batch, loss, num_targets)
+    parts.sum_over_processes(loss_sum, correct)
     if num_targets == 0:
         # Nothing to learn from: no update either, or weight decay would still pull on the weights.
         return StepResult(loss_sum, correct, 0, torch.zeros(()), updated=False)
@@ -87,10 +89,12 @@ def _update(parts: Parts, loss_sum: Tensor, correct: Tensor, num_targets: int, m
     return StepResult(loss_sum, correct, num_targets, norm, updated=True)
 
 
-def evaluate(parts: Parts, batches: Iterable[Batch], poll: Callable[[], None] = lambda: None) -> Sums:
-    """Sums over the targets of `batches`, in evaluation mode and without gradients; the model's mode is put back.
+def evaluate(parts: Parts, batches: Iterable[Batch | None], poll: Callable[[], None] = lambda: None) -> Sums:
+    """Sums over the targets of `batches`, of all processes, in evaluation mode and without gradients; the model's mode is put
+    back.
 
     Args:
+        batches: this process's; None where another one has one more.
         poll: called before each batch; may raise to give up.
     """
     sums = Sums()
@@ -98,10 +102,13 @@ def evaluate(parts: Parts, batches: Iterable[Batch], poll: Callable[[], None] = 
         parts.trained.eval()
         for batch in batches:
             poll()
+            if batch is None:
+                continue
             loss = parts.forward(batch)
             correct = loss.counts.get("correct")
             sums.add(float(loss.loss_sum), int(loss.num_targets), 0.0 if correct is None else float(correct))
-    return sums
+    loss_sum, targets, right = parts.world.totals(sums.loss, sums.targets, sums.correct)
+    return Sums(loss_sum, int(targets), right)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from utils.adapters.facts import model_facts
+from utils.data.examples import StreamSource
+from utils.environment import detect_device
 from utils.errors import CheckpointError, ConfigError, DataError, ModelError, Problem, TrainingInterrupted
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
-from utils.training.engine.checkpoint import BEST, CheckpointStore, Payload, load_model_weights
+from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
@@ -29,6 +31,7 @@ from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
+from utils.training.engine.world import World, check_launch, join
 from utils.training.run_folder import RunFolder, Start, decide_start
 from utils.training.task_spec import TaskSpec
 from utils.training.tracking import make_tracker
@@ -80,6 +83,7 @@ class Trainer:
         self.parts: Parts | None = None
         self.run_dir: Path | None = None
         _refuse_what_is_not_there(self.training_config)
+        check_launch(self.training_config)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -114,34 +118,39 @@ class Trainer:
         self.control.clear()
         self.notices = []
         config = self.training_config
-        data = self._data(train_data, val_data)
+        for sentence in check_launch(config):
+            self.notice(sentence)
+        world = join(config, detect_device().kind)
+        data = self._data(train_data, val_data, world)
         task_spec = self._task(data)
         objective = make_objective(task_spec, config.label_smoothing)
         total_steps = _planned_steps(config, data)
         monitor, mode = self._monitor(data)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._failures_told(world))
+            world.check_same(
+                settings=config.to_dict(), data=data.digest(), model=[tuple(p.shape) for p in self.model.parameters()]
+            )
             stack.enter_context(rng.preserved())
             stack.enter_context(rng.deterministic_algorithms(config.deterministic))
             stack.enter_context(_training_mode(self.model, config))
-            start = decide_start(config, resume_from, stack)
+            start = decide_start(config, resume_from, stack, world)
             self.run_dir = start.folder.path
             for sentence in start.notices:
                 self.notice(sentence)
-            rng.seed_all(config.random_seed)
-            parts = self.parts = assemble(self.model, objective, config, total_steps)
+            rng.seed_all(world.seed(config.random_seed))
+            parts = self.parts = assemble(self.model, objective, config, total_steps, world=world)
             if parts.precision.notice:
                 self.notice(parts.precision.notice)
             fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
             self.state = self._restore(start, parts, fingerprint, data)
-            store = CheckpointStore(
-                start.folder.checkpoints, start.folder.run_id, config.keep_last_n, config.keep_best_k, mode
-            )
+            store = self._store(start.folder, mode, world)
             if start.in_place:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
             self._note_weights(start)
-            start.folder.stop_file.unlink(missing_ok=True)
+            start.folder.clear_stop()
             self._describe(start, task_spec)
             events = CallbackList(
                 self._all_callbacks(train_data, val_data, start.folder), self, config.isolate_callbacks
@@ -160,11 +169,12 @@ class Trainer:
                 self._run(loop, saver, events, start)
             loop.tick()
             self._note_state(start.folder, "ended" if self.state.ended else "stopped")
-            start.folder.stop_file.unlink(missing_ok=True)
+            start.folder.clear_stop()
             results = self._results(start.folder, store, task_spec)
-        if interrupts.received == signal.SIGTERM:
+            received = max(world.gather(interrupts.received or 0))  # by one process, and all of them stopped
+        if received == signal.SIGTERM:
             raise SystemExit(143)  # 128 + SIGTERM, what a preempted process is expected to leave
-        if interrupts.received == signal.SIGINT:
+        if received == signal.SIGINT:
             raise TrainingInterrupted(
                 f"Interrupted after step {self.state.step}; saved as {results.checkpoint_path}. "
                 "Run the same again with resume_from='auto' to continue.", results,
@@ -182,7 +192,9 @@ class Trainer:
             loop.run()
             events.fire("on_train_end", logs={"stop_reason": self.state.stop_reason, "step": self.state.step})
         except Exception as error:
-            kept = self._rescue(loop, saver)
+            # Saving takes all processes: it is possible when each of them came here by itself.
+            together = loop.parts.world.report_failure(error, self.state.step)
+            kept = self._rescue(loop, saver) if together else None
             self._note_state(start.folder, "failed", error=f"{type(error).__name__}: {error}")
             with contextlib.suppress(Exception):  # the first error is the one to report
                 events.fire("on_error", error)
@@ -202,7 +214,23 @@ class Trainer:
             log.warning("The state at the failure could not be saved: %s", error)
             return None
 
-    def _data(self, train_data: Any, val_data: Any) -> UniversalDataModule:
+    @contextlib.contextmanager
+    def _failures_told(self, world: World) -> Iterator[None]:
+        """An error on this process ends the others too, with its message: they would wait for it otherwise."""
+        try:
+            yield
+        except BaseException as error:
+            if not world.report_failure(error, self.state.step):
+                world.leave()
+            raise
+
+    def _store(self, folder: RunFolder, mode: str, world: World) -> CheckpointStore:
+        if not world.is_main:
+            return FollowersStore(folder.checkpoints, folder.run_id)
+        config = self.training_config
+        return CheckpointStore(folder.checkpoints, folder.run_id, config.keep_last_n, config.keep_best_k, mode)
+
+    def _data(self, train_data: Any, val_data: Any, world: World) -> UniversalDataModule:
         config = self.training_config
         data = UniversalDataModule(
             train_data, val_data, self.task_spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
@@ -212,6 +240,9 @@ class Trainer:
         )  # fmt: skip
         for sentence in data.notices:
             self.notice(sentence)
+        if world.size > 1:
+            _refuse_streams(data)
+            data.share = (world.rank, world.size)
         return data
 
     def _task(self, data: UniversalDataModule) -> TaskSpec:
@@ -267,24 +298,42 @@ class Trainer:
             start.folder.keep_history(0, ())
             return TrainState()
         self._check_same(start, checkpoint, parts, fingerprint)
+        state = self._state_to_continue(start, checkpoint, parts.world)
         load_model_weights(self.model, checkpoint["model"], str(start.source))
         self._restore_optimizer(checkpoint, parts)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
-        rng.restore(checkpoint["rng"])
+        random_states = [checkpoint["rng"], *checkpoint.get("rng_of_others", ())]
+        if state.ended and start.in_place:
+            return state
+        rng.restore(random_states[parts.world.rank])
+        count = state.rows_written if start.in_place else 0
+        state.rows_written = start.folder.keep_history(count, state.history)
+        if not data.resumable and state.samples_done:
+            self.notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
+        return state
+
+    def _state_to_continue(self, start: Start, checkpoint: Payload, world: World) -> TrainState:
+        """The checkpoint's state, with `stop_reason` None when there is more to do.
+
+        Raises:
+            CheckpointError: it is to be continued by another number of processes than wrote it.
+        """
         state = TrainState.from_dict(checkpoint["state"])
         config = self.training_config
         more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
         stopped_for_good = state.stop_reason == "early_stopping" and start.in_place and not self._changes(checkpoint)
         if not state.ended or (more_to_do and not stopped_for_good):
             state.stop_reason = None
-        if state.ended and start.in_place:
-            return state
-        count = state.rows_written if start.in_place else 0
-        state.rows_written = start.folder.keep_history(count, state.history)
-        if not data.resumable and state.samples_done:
-            self.notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
+        saved_by = 1 + len(checkpoint.get("rng_of_others", ()))
+        if saved_by != world.size and not (state.ended and start.in_place):
+            start_with = f"torchrun --nproc_per_node={saved_by}" if saved_by > 1 else "no torchrun"
+            raise CheckpointError(
+                f"{start.source} was saved by {saved_by} process{'es' if saved_by > 1 else ''}, and this training has "
+                f"{world.size}: a step would hold other samples, and dropout would be another. Continue it with {start_with} and "
+                "the same number of processes; to go on from its weights in a new run, load them into the model first."
+            )
         return state
 
     def _restore_optimizer(self, checkpoint: Payload, parts: Parts) -> None:
@@ -359,17 +408,21 @@ class Trainer:
             found.append(HooksCallback(self.hooks, train_data, val_data))
         if config.early_stopping_patience is not None:
             found.append(EarlyStopping(config.early_stopping_patience))
+        if self.parts is not None and not self.parts.world.is_main:
+            return [callback for callback in found if not callback.main_only]
         tracker = make_tracker(config, folder.name, self.notices)
         return [*found, tracker] if tracker is not None else found
 
     def _results(self, folder: RunFolder, store: CheckpointStore, task_spec: TaskSpec) -> TrainingResults:
         assert self.parts is not None
         best = store.folder / BEST
+        kept, has_best = self.parts.world.broadcast(
+            (sorted(store.entries, key=lambda entry: entry.step), store.best is not None and best.exists())
+        )
         return TrainingResults(
             state=self.state, model=self.model, tokenizer=self.tokenizer, task_spec=task_spec,
             training_config=self.training_config, run_dir=folder.path, precision=self.parts.precision.compute,
-            checkpoints=[entry.path for entry in sorted(store.entries, key=lambda entry: entry.step)],
-            best_model_path=best if store.best is not None and best.exists() else None, notices=self.notices,
+            checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
         )  # fmt: skip
 
 
@@ -383,6 +436,16 @@ def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
         finally:
             if config.gradient_checkpointing:
                 switch_activation_checkpointing(model, on=False)
+
+
+def _refuse_streams(data: UniversalDataModule) -> None:
+    """What comes in its own order cannot be shared out: nobody knows whether two processes see the same."""
+    for name, source in (("train_data", data.train), ("val_data", data.validation)):
+        if isinstance(source, StreamSource):
+            raise DataError(
+                f"{name} is a DataLoader with an order of its own, which several processes cannot share out exactly. Give its "
+                "dataset instead, with samples by number."
+            )
 
 
 def _planned_steps(config: TrainingConfig, data: UniversalDataModule) -> int | None:
@@ -411,16 +474,6 @@ def _refuse_what_is_not_there(config: TrainingConfig) -> None:
         problems.append(
             Problem("compile_mode", f"got {config.compile_mode!r}; compiling is not in this version: set None", None)
         )
-    if config.strategy != "auto":
-        problems.append(
-            Problem("strategy", f"got {config.strategy!r}; this version trains on one device: set 'auto'", "auto")
-        )
-    if config.devices not in ("auto", 1):
-        problems.append(
-            Problem("devices", f"got {config.devices}; this version trains on one device: set 1 or 'auto'", "auto")
-        )
-    if config.num_nodes != 1:
-        problems.append(Problem("num_nodes", f"got {config.num_nodes}; this version trains on one host: set 1", 1))
     if config.auto_batch_size:
         problems.append(
             Problem("auto_batch_size", "got True; finding a batch size is not in this version: set batch_size", False)
