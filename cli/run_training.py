@@ -3,6 +3,7 @@
     python cli/run_training.py                                  the starter job
     python cli/run_training.py --config job.yaml --resume auto
     python cli/run_training.py --set epochs=2 --set model.max_seq_len=64
+    torchrun --nproc_per_node=2 cli/run_training.py --config job.yaml          on two devices
 
 A job file has up to four sections; what is left out comes from the preset. Paths are relative to the current folder.
 
@@ -11,15 +12,18 @@ A job file has up to four sections; what is left out comes from the preset. Path
     setup: {dataset_path: my.txt, val_split: 0.1}
     training: {epochs: 8, learning_rate: 1e-3, run_name: first}
 
-Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved.
+Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved. Of several
+processes only the first one prints; torchrun's own status is 1 when theirs is not 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,14 +94,38 @@ _FIELDS = frozenset(SetupConfig.field_names())
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job. Returns the exit status."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    rank = os.environ.get("RANK", "0")
+    with _only_the_first_prints(rank):
+        options = _parser().parse_args(arguments)
+        logging.basicConfig(
+            level=logging.WARNING if rank == "0" else logging.ERROR, format="%(levelname)s: %(message)s"
+        )
+        return _status(options, rank)
+
+
+@contextlib.contextmanager
+def _only_the_first_prints(rank: str) -> Iterator[None]:
+    """Of several processes that train together, what the others would print is what the first one prints."""
+    if rank == "0":
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _status(options: argparse.Namespace, rank: str) -> int:
+    """Run the job; what goes wrong becomes a message and an exit status."""
     try:
         return _run(JobConfig.from_file(options.config, options.set), options.resume, options.dry_run)
     except TrainbookError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if rank == "0":
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        elif not error.told_by_main and not isinstance(error, ConfigError):  # the job is the same for all
+            print(f"process {rank}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except TrainingInterrupted as error:
+        if rank != "0":
+            return 130
         print(f"\n{error}", file=sys.stderr)
         if error.results is not None:
             print(
@@ -155,7 +183,8 @@ def _run(job: JobConfig, resume: str | None, dry_run: bool) -> int:
         callbacks=[PrintProgress()],
     )
     results = trainer.train(data.train, data.validation, resume_from=resume)
-    _report(results, data.report.unigram_loss)
+    if os.environ.get("RANK", "0") == "0":
+        _report(results, data.report.unigram_loss)
     return 0
 
 

@@ -32,7 +32,13 @@ from typing import Any
 
 
 class TrainbookError(Exception):
-    """Base class: `except TrainbookError` catches everything the library raises on purpose, except an interrupt."""
+    """Base class: `except TrainbookError` catches everything the library raises on purpose, except an interrupt.
+
+    Attributes:
+        told_by_main: of several processes that train together, whether the main one raises and tells the same.
+    """
+
+    told_by_main = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class CallbackError(TrainbookError, RuntimeError):
 
 class PeerProcessError(TrainbookError, RuntimeError):
     """Another process of the same training failed or was lost, so this one ended as well. The message says what is known."""
+
+    told_by_main = True
 
 
 class ExportError(TrainbookError, RuntimeError):

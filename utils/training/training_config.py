@@ -205,9 +205,10 @@ class TrainingConfig(Schema):
     #: Fields that do not change what is learnt: they may differ when a run is continued.
     NOT_LEARNT: ClassVar[frozenset[str]] = frozenset(
         (
-            "max_time_hours", "strategy", "devices", "num_nodes", "num_workers", "checkpoint_dir", "save_every_n_epochs", "save_every_minutes", "keep_best_k",
-            "keep_last_n", "on_save_error", "on_config_change", "isolate_callbacks", "use_wandb", "wandb_project",
-            "wandb_entity", "run_name", "output_dir", "notes", "export_bundle", "export_formats", "export_dir",
+            "max_time_hours", "strategy", "devices", "num_nodes", "num_workers", "checkpoint_dir", "save_every_n_epochs",
+            "save_every_minutes", "keep_best_k", "keep_last_n", "on_save_error", "on_config_change", "isolate_callbacks",
+            "use_wandb", "wandb_project", "wandb_entity", "run_name", "output_dir", "notes", "export_bundle",
+            "export_formats", "export_dir",
         )
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 
 @dataclass
@@ -77,7 +77,7 @@ def assemble(
     device: Device | None = None,
     world: World | None = None,
 ) -> Parts:
-    """Put the parts together; moves `model` to the device in place. Of several processes, all begin with the first one's weights.
+    """Put the parts together; moves `model` to the device in place. Several processes all begin with the main one's weights.
 
     Raises:
         ConfigError: a setting that this model or device cannot do.
@@ -104,7 +104,7 @@ def _fabric(device: Device, precision: ResolvedPrecision, scaler: torch.amp.Grad
     """Fabric for this process's device; with several processes, as one of them."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import MixedPrecision
-    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -128,10 +128,10 @@ def _replicas() -> DDPStrategy:
     """Fabric's data-parallel strategy without torch's DistributedDataParallel around the module.
 
     That one sends gradients from within the last backward pass, which every process must then have: one whose share of a
-    ragged last step is empty would keep the others waiting for ever, and so would one that repeats a pass in which it ran out of
-    memory. `World.sum_gradients` sends them after it.
+    ragged last step is empty would keep the others waiting for ever, and so would one that repeats a pass in which it ran
+    out of memory. `World.sum_gradients` sends them after it.
     """
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     class Replicas(DDPStrategy):
         def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]

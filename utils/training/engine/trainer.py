@@ -17,7 +17,15 @@ from torch import nn
 from utils.adapters.facts import model_facts
 from utils.data.examples import StreamSource
 from utils.environment import detect_device
-from utils.errors import CheckpointError, ConfigError, DataError, ModelError, Problem, TrainingInterrupted
+from utils.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelError,
+    Problem,
+    TrainbookError,
+    TrainingInterrupted,
+)  # fmt: skip
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
@@ -222,6 +230,8 @@ class Trainer:
         except BaseException as error:
             if not world.report_failure(error, self.state.step):
                 world.leave()
+            elif isinstance(error, TrainbookError):
+                error.told_by_main = not world.is_main
             raise
 
     def _store(self, folder: RunFolder, mode: str, world: World) -> CheckpointStore:
@@ -230,7 +240,7 @@ class Trainer:
         config = self.training_config
         return CheckpointStore(folder.checkpoints, folder.run_id, config.keep_last_n, config.keep_best_k, mode)
 
-    def _data(self, train_data: Any, val_data: Any, world: World) -> UniversalDataModule:
+    def _data(self, train_data: Any, val_data: Any, world: World | None = None) -> UniversalDataModule:
         config = self.training_config
         data = UniversalDataModule(
             train_data, val_data, self.task_spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
@@ -240,7 +250,7 @@ class Trainer:
         )  # fmt: skip
         for sentence in data.notices:
             self.notice(sentence)
-        if world.size > 1:
+        if world is not None and world.size > 1:
             _refuse_streams(data)
             data.share = (world.rank, world.size)
         return data
@@ -331,8 +341,8 @@ class Trainer:
             start_with = f"torchrun --nproc_per_node={saved_by}" if saved_by > 1 else "no torchrun"
             raise CheckpointError(
                 f"{start.source} was saved by {saved_by} process{'es' if saved_by > 1 else ''}, and this training has "
-                f"{world.size}: a step would hold other samples, and dropout would be another. Continue it with {start_with} and "
-                "the same number of processes; to go on from its weights in a new run, load them into the model first."
+                f"{world.size}: a step would hold other samples, and dropout would be another. Continue it with {start_with}; "
+                "to go on from its weights in a new run, load them into the model first."
             )
         return state
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,17 +22,14 @@ from utils.environment import front_end
 from utils.errors import ConfigError, PeerProcessError, Problem
 from utils.training.training_config import TrainingConfig
 
-if TYPE_CHECKING:
-    from torch.distributed import Store
-
 log = logging.getLogger("trainbook.engine")
 
 T = TypeVar("T")
 
 ALLOW_IN_NOTEBOOK = "TRAINBOOK_ALLOW_DISTRIBUTED_NOTEBOOK"
 
-# A process that ends closes its sockets, which the others notice at once. This is for one that lives and does not answer: longer
-# than writing a large checkpoint takes, shorter than a night.
+# A process that ends closes its sockets, which the others notice at once. This is for one that lives and does not answer:
+# longer than writing a large checkpoint takes, shorter than a night.
 _TIMEOUT = timedelta(minutes=10)
 # How long a process that failed waits to hear that all others failed as well, in the same step.
 _PATIENCE = timedelta(seconds=5)
@@ -221,7 +218,7 @@ class ProcessGroup(World):
 
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._failures: Store = dist.PrefixStore("trainbook", _store())
+        self._failures = dist.PrefixStore("trainbook", _store())  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def _talk(self) -> Iterator[None]:
@@ -312,7 +309,7 @@ class ProcessGroup(World):
                 work.wait()
             marked.wait()
         for bucket, flat, _ in sent:
-            pieces = flat.split([parameter.numel() for parameter in bucket])
+            pieces = torch.split(flat, [parameter.numel() for parameter in bucket])
             for parameter, piece in zip(bucket, pieces, strict=True):
                 parameter.grad = piece.view_as(parameter)
         if not all_here:  # an unused parameter, or no micro-batch for this process; else nothing needs to be looked at
@@ -354,9 +351,9 @@ def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def _store() -> Store:
+def _store() -> Any:
     """A connection of our own to the store in which the processes found each other: torch's is not public."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT)
 
