@@ -96,8 +96,8 @@ def assemble(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = Schedule(config, total_steps)
     return Parts(
-        model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler, world=world
-    )
+        model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler, world=world,
+    )  # fmt: skip
 
 
 def _fabric(device: Device, precision: ResolvedPrecision, scaler: torch.amp.GradScaler | None, world: World) -> Fabric:

@@ -32,7 +32,7 @@ ALLOW_IN_NOTEBOOK = "TRAINBOOK_ALLOW_DISTRIBUTED_NOTEBOOK"
 # longer than writing a large checkpoint takes, shorter than a night.
 _TIMEOUT = timedelta(minutes=10)
 # How long a process that failed waits to hear that all others failed as well, in the same step.
-_PATIENCE = timedelta(seconds=5)
+_PATIENCE = timedelta(seconds=3)
 # Gradients travel in pieces of this size, as those of torch's DistributedDataParallel do: one piece is copied while another
 # one is on its way.
 _BUCKET_BYTES = 25 * 1024 * 1024
@@ -120,7 +120,9 @@ def _wanted(config: TrainingConfig) -> list[str]:
 
 def _command(config: TrainingConfig) -> str:
     devices = config.devices if config.devices != "auto" else max(2, torch.cuda.device_count())
-    hosts = f"--nnodes={config.num_nodes} --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 " if config.num_nodes > 1 else ""
+    hosts = (
+        f"--nnodes={config.num_nodes} --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 " if config.num_nodes > 1 else ""
+    )
     return f"torchrun {hosts}--nproc_per_node={devices} cli/run_training.py --config job.yaml"
 
 
@@ -128,7 +130,9 @@ def _check_numbers(config: TrainingConfig, launch: Launch) -> list[str]:
     problems = []
     if config.devices not in ("auto", launch.local_size):
         problems.append(
-            Problem("devices", f"got {config.devices}, but {launch.local_size} processes were started on this host", "auto")
+            Problem(
+                "devices", f"got {config.devices}, but {launch.local_size} processes were started on this host", "auto"
+            )
         )
     if config.num_nodes not in (1, launch.num_nodes):
         problems.append(
@@ -218,6 +222,7 @@ class ProcessGroup(World):
 
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._reported: tuple[BaseException, bool] | None = None
         self._failures = dist.PrefixStore("trainbook", _store())  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
@@ -318,8 +323,11 @@ class ProcessGroup(World):
                     parameter.grad = None
 
     def report_failure(self, error: BaseException, step: int) -> bool:
-        if isinstance(error, PeerProcessError):
-            return False
+        if self._reported is None or self._reported[0] is not error:
+            self._reported = error, not isinstance(error, PeerProcessError) and self._all_failed(error, step)
+        return self._reported[1]
+
+    def _all_failed(self, error: BaseException, step: int) -> bool:
         try:
             self._failures.compare_set("first", "", f"process {self.rank}: {type(error).__name__}: {error}")
             self._failures.set(f"failed/{step}/{self.rank}", "")
@@ -375,7 +383,9 @@ def join(config: TrainingConfig, device_kind: str) -> World:
     if dist.is_initialized():
         return ProcessGroup()
     if device_kind == "mps":
-        raise ConfigError("several processes cannot share an Apple GPU. Set TRAINBOOK_DEVICE=cpu, or start one process.")
+        raise ConfigError(
+            "several processes cannot share an Apple GPU. Set TRAINBOOK_DEVICE=cpu, or start one process."
+        )
     backend = "gloo"
     if device_kind == "cuda":
         if launch.local_size > torch.cuda.device_count():
@@ -392,5 +402,3 @@ def join(config: TrainingConfig, device_kind: str) -> World:
             f"process {launch.rank} of {launch.size} could not find the others: {error}. torchrun starts them together."
         ) from error
     return ProcessGroup()
-
-
