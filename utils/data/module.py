@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.examples import Batch, DatasetSource, Source, StreamSource, as_source, epoch_seed, loader_of
+from utils.data.examples import IGNORED, Batch, DatasetSource, Source, StreamSource, as_source, epoch_seed, loader_of
 from utils.errors import DataTypeError
 
 
@@ -57,6 +57,8 @@ class UniversalDataModule:
     Attributes:
         share: (rank, number) of the processes that train together. A step's samples are cut into micro-batches as if there were
             one process, and micro-batch k is for process k mod number.
+        lockstep: whether every process must have as many micro-batches, because a forward pass is done by all together; the
+            missing ones are made up of a sample whose labels are all -100, so that nothing of it counts.
     Raises:
         DataTypeError, DataError: before any work; says what was got and how to wrap it.
     """
@@ -76,7 +78,7 @@ class UniversalDataModule:
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
-        self.share = (0, 1)
+        self.share, self.lockstep = (0, 1), False
         options: dict[str, Any] = {
             "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
@@ -135,7 +137,9 @@ class UniversalDataModule:
         mine = [_chunks(step, self.batch_size)[rank::processes] for step in steps]
         batches = self._batches(self.train, [chunk for chunks in mine for chunk in chunks])
         for step, chunks in zip(steps, mine, strict=True):
-            yield StepBatches(step.tolist(), [next(batches) for _ in chunks])
+            missing = math.ceil(len(step) / (self.batch_size * processes)) - len(chunks) if self.lockstep else 0
+            micro_batches = [next(batches) for _ in chunks]
+            yield StepBatches(step.tolist(), micro_batches + [_without_targets(self.train)] * missing)
 
     def validation_batches(self) -> Iterator[Batch | None]:
         """This process's share of the validation data, in its own order: of all together, each sample once.
@@ -152,7 +156,8 @@ class UniversalDataModule:
         chunks = _chunks(np.arange(self.num_validation), self.validation_batch_size)
         mine = chunks[rank::processes]
         yield from self._batches(self.validation, mine)
-        yield from [None] * (math.ceil(len(chunks) / processes) - len(mine))
+        missing = math.ceil(len(chunks) / processes) - len(mine)
+        yield from [_without_targets(self.validation) if self.lockstep else None] * missing
 
     def _batches(self, source: Source, chunks: list[np.ndarray]) -> Iterator[Batch]:
         if self.num_workers == 0:
@@ -208,6 +213,11 @@ class UniversalDataModule:
             assert isinstance(source.batches, DataLoader)
             return source.batches
         return loader_of(source, batch_size, shuffle, self.seed, self.num_workers)
+
+
+def _without_targets(source: Source) -> Batch:
+    batch = source.take([0])
+    return {**batch, "labels": torch.full_like(batch.get("labels", next(iter(batch.values()))), IGNORED)}
 
 
 def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -67,4 +67,6 @@ def gradient_norm(parameters: list[Tensor]) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    return torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # Of sharded gradients each process has only its parts' norm until they are put together.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

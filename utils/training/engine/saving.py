@@ -17,6 +17,7 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Payload
 from utils.training.engine.parts import Parts
+from utils.training.engine.sharding import whole
 from utils.training.engine.state import TrainState
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
@@ -111,8 +112,8 @@ class RunSaver:
             "state": self.state.to_dict(),
             "value": value,
             "regular": regular,
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+            "model": self._whole(parts.model.state_dict()),
+            "optimizer": self._whole(parts.optimizer.state_dict()),
             "schedule": parts.schedule.state_dict(),
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
             **self._random_states(),
@@ -123,6 +124,10 @@ class RunSaver:
             "fingerprint": self._fingerprint,
             "environment": environment_facts(parts),
         }
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state_dict as it is without sharding; on the main process only, where there is sharding."""
+        return whole(state, self._world.is_main) if self.parts.sharded else state
 
     def _random_states(self) -> dict[str, Any]:
         """The main process's random state, and those of the others by rank."""

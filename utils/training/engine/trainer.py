@@ -37,6 +37,7 @@ from utils.training.engine.objective import make_objective
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
+from utils.training.engine.sharding import give_weights, parted_optimizer_state, parted_weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
 from utils.training.engine.world import World, check_launch, join
@@ -252,7 +253,7 @@ class Trainer:
             self.notice(sentence)
         if world is not None and world.size > 1:
             _refuse_streams(data)
-            data.share = (world.rank, world.size)
+            data.share, data.lockstep = (world.rank, world.size), self.training_config.strategy == "fsdp"
         return data
 
     def _task(self, data: UniversalDataModule) -> TaskSpec:
@@ -309,7 +310,7 @@ class Trainer:
             return TrainState()
         self._check_same(start, checkpoint, parts, fingerprint)
         state = self._state_to_continue(start, checkpoint, parts.world)
-        load_model_weights(self.model, checkpoint["model"], str(start.source))
+        load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
         self._restore_optimizer(checkpoint, parts)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
@@ -356,7 +357,7 @@ class Trainer:
         groups = parts.optimizer.param_groups
         # The learning rate stays the checkpoint's: the schedule sets it before each step, and a row may come before one.
         settings = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
-        parts.optimizer.load_state_dict(checkpoint["optimizer"])
+        parts.optimizer.load_state_dict(parted_optimizer_state(parts.optimizer, checkpoint["optimizer"]))
         for group, own in zip(parts.optimizer.param_groups, settings, strict=True):
             group.update(own)
 
@@ -425,6 +426,8 @@ class Trainer:
 
     def _results(self, folder: RunFolder, store: CheckpointStore, task_spec: TaskSpec) -> TrainingResults:
         assert self.parts is not None
+        if self.parts.model is not self.model:
+            give_weights(self.parts.model, self.model)
         best = store.folder / BEST
         kept, has_best = self.parts.world.broadcast(
             (sorted(store.entries, key=lambda entry: entry.step), store.best is not None and best.exists())

@@ -6,6 +6,7 @@ torchrun starts the processes and tells each its place in the environment; `join
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.environment import front_end
 from utils.errors import ConfigError, PeerProcessError, Problem
@@ -196,8 +197,8 @@ class World:
     def check_same(self, **values: Any) -> None:
         """Raises `ConfigError` that names what differs between the processes."""
 
-    def share_weights(self, model: nn.Module) -> None:
-        """Give every process the main one's parameters and buffers."""
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the main one's values of `tensors`, in place."""
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Add up the gradients over the processes; a parameter without one anywhere stays so."""
@@ -295,9 +296,9 @@ class ProcessGroup(World):
                 "script with the same settings and data."
             )
 
-    def share_weights(self, model: nn.Module) -> None:
+    def share(self, tensors: Sequence[Tensor]) -> None:
         with torch.no_grad(), self._talk():
-            for tensor in (*model.parameters(), *model.buffers()):
+            for tensor in tensors:
                 self._dist.broadcast(tensor.data, src=0)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -337,8 +338,7 @@ class ProcessGroup(World):
         return True
 
     def leave(self) -> None:
-        if self._dist.is_initialized():
-            self._dist.destroy_process_group()
+        _leave_group()
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -364,6 +364,13 @@ def _store() -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT)
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def join(config: TrainingConfig, device_kind: str) -> World:
@@ -395,6 +402,7 @@ def join(config: TrainingConfig, device_kind: str) -> World:
             )
         torch.cuda.set_device(launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"  # host numbers are exchanged without waiting for the GPU
+    atexit.register(_leave_group)  # torch's threads would end the process with an abort
     try:
         dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
