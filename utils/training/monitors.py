@@ -35,6 +35,8 @@ class LoggingCallback(Callback):
         step_count: optimizer steps of the epoch so far, in this process.
     """
 
+    may_be_late = True
+
     def __init__(
         self, log_interval: int = 10, verbose: bool = True, write: Callable[[str], None] | None = None
     ) -> None:
@@ -209,6 +211,8 @@ class LearningRateMonitor(Callback):
     Attributes:
         steps: optimizer steps, from 1; rates: the learning rate that each was done with.
     """
+
+    may_be_late = True
 
     def __init__(self) -> None:
         self.steps: list[int] = []

@@ -37,6 +37,8 @@ class WandbTracker(Callback):
     run is kept offline, on disk: a login prompt would wait for ever where nobody watches. Failures are said once, at the end.
     """
 
+    may_be_late = True
+
     def __init__(
         self, config: TrainingConfig, run_name: str, notices: list[str], patience_s: float = _PATIENCE_S
     ) -> None:

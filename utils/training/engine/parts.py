@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from utils.data.examples import Batch
 from utils.environment import Device, detect_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, OutOfMemoryError
+from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
-from utils.training.engine.optim import Schedule, make_optimizer
+from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
 from utils.training.engine.precision import ResolvedPrecision, resolve_precision
 from utils.training.training_config import TrainingConfig
 
@@ -29,31 +30,84 @@ class Parts:
         model: the user's module, on the device; `trained`: the same inside `TrainedModule`, wrapped by Fabric.
         parameters: the parameters that are trained.
         scaler: fp16's gradient scaler, else None.
-        updating: True while an optimizer step is under way.
+        guard: where the host does not look after each step (a GPU whose optimizer can leave a step out by itself): fp32,
+            shape (3,): 1 once no step may change anything any more, faults in a row, faults in all. Else None.
+        updating: True while an optimizer step is under way, and after one that failed: parameters may be torn between two
+            steps and must not be saved.
     """
 
     model: nn.Module
     trained: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
-    stepper: Any
     schedule: Schedule
     parameters: list[Tensor]
     fabric: Fabric
     device: Device
     precision: ResolvedPrecision
     scaler: torch.amp.GradScaler | None
+    guard: Tensor | None = None
     updating: bool = False
 
-    def forward(self, batch: Batch, keep_outputs: bool = False) -> Loss:
+    def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
-        loss = self.trained(self.fabric.to_device(batch), keep_outputs)
+        loss = self.trained(self.fabric.to_device(batch), keep_outputs, num_targets)
         assert isinstance(loss, Loss)
         return loss
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` (scaled where fp16 needs it)."""
         self.fabric.backward(loss)
+
+    def update(
+        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float] = (0, 0.0)
+    ) -> None:
+        """Change the parameters, gradients clipped to `max_grad_norm` (0: not), unless the numbers are not `finite`.
+
+        Args:
+            finite: bool scalar: loss and gradients are; fine: bool scalar: they are, or fp16's scaling explains it.
+            norm: scalar: the gradients' L2 norm.
+            skips: faults in a row and in all that are borne; see `guard`.
+        Raises:
+            OutOfMemoryError: the optimizer's state does not fit.
+        """
+        self.updating = True
+        try:
+            if self.guard is not None:
+                self._update_unseen(finite, fine, norm, max_grad_norm, skips)
+            elif finite:
+                if max_grad_norm > 0 and norm > max_grad_norm:
+                    torch.nn.utils.clip_grads_with_norm_(self.parameters, max_grad_norm, norm)
+                self.optimizer.step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"the optimizer's state does not fit in memory: {str(error).splitlines()[0]} Take a smaller model, "
+                "optimizer='sgd', or a device with more memory."
+            ) from error
+        if self.scaler is not None:
+            self.scaler.update()
+        self.updating = False
+
+    def _update_unseen(
+        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
+    ) -> None:
+        """The update without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves."""
+        assert self.guard is not None
+        stop, in_a_row, in_all = self.guard.unbind()
+        fault = (~fine).float()
+        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = torch.maximum((~finite).float(), stop)
+        if max_grad_norm > 0:
+            # The kernels divide gradients by this; the same formula as torch's clip_grad_norm_.
+            optimizer.grad_scale = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0)
+        try:
+            optimizer.step()
+        finally:
+            optimizer.found_inf = optimizer.grad_scale = None
+        self.guard = torch.stack([torch.maximum(stop, too_many), (in_a_row + 1) * fault, in_all + fault])
 
 
 def assemble(
@@ -84,10 +138,13 @@ def assemble(
         fabric = Fabric(accelerator=device.kind, devices=1, precision=precision.fabric_name)
     model.to(fabric.device)
     optimizer = make_optimizer(model, config)
-    trained, stepper = fabric.setup(TrainedModule(model, objective), optimizer)
+    trained, _ = fabric.setup(TrainedModule(model, objective, config.compile_mode), optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = Schedule(config, total_steps)
-    return Parts(model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler)
+    parts = Parts(model, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler)
+    if device.kind == "cuda" and leaves_steps_out(optimizer):
+        parts.guard = torch.zeros(3, device=fabric.device)
+    return parts
 
 
 def switch_activation_checkpointing(model: nn.Module, on: bool) -> None:
