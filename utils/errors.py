@@ -13,6 +13,7 @@
     │   └── CheckpointWriteError (OSError)    a checkpoint could not be written; older ones are intact
     ├── RunLockedError (RuntimeError)         another process is training in the same run folder
     ├── NonFiniteError (RuntimeError)         a loss or gradient is NaN or infinite
+    ├── OutOfMemoryError (MemoryError)        not even one sample fits in memory
     ├── CallbackError (RuntimeError)          a callback raised; says which one and in which event
     ├── PeerProcessError (RuntimeError)       another process of the same training failed or was lost
     ├── ExportError (RuntimeError)            a model could not be exported or the exported file is not the same model
@@ -117,6 +118,10 @@ class RunLockedError(TrainbookError, RuntimeError):
 
 class NonFiniteError(TrainbookError, RuntimeError):
     """A loss or a gradient became NaN or infinite. Weights on disk are from before that."""
+
+
+class OutOfMemoryError(TrainbookError, MemoryError):
+    """A training step does not fit in memory, and cannot be made smaller."""
 
 
 class CallbackError(TrainbookError, RuntimeError):

@@ -28,6 +28,21 @@ def tiny_gpt(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, dropout: float 
         )  # fmt: skip
 
 
+def tiny_llama(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, seed: int = 0) -> nn.Module:
+    """A LlamaForCausalLM of 2 layers and width 32: rotary positions, gated layers, an output layer of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size, max_position_embeddings=length, hidden_size=32, intermediate_size=64,
+                num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, bos_token_id=0, eos_token_id=0,
+                pad_token_id=None,
+            )
+        )  # fmt: skip
+
+
 class PlainLM(nn.Module):
     """A module that nobody prepared: ids (B, T) -> logits (B, T, V), causal, with a name of its own for its input."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,10 +22,19 @@ class ModelCall:
 
     The forward signature is read once. Tensors of the batch are passed by name where the model has that name; a model with
     other names (`forward(x)`, `forward(tokens)`) gets the batch's main input as its first argument.
+
+    Args:
+        compile_mode: torch.compile's mode for calls of this object; None: as the model is. Compiling happens in the first call.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compile_mode: str | None = None) -> None:
         self.model = model
+        self._run: Callable[..., Any] = model
+        if compile_mode is not None:
+            import torch
+
+            # Packed batches have one shape; a ragged last one gets a program of its own, which is faster than a flexible one.
+            self._run = torch.compile(model, mode=compile_mode, dynamic=False)
         parameters = inspect.signature(model.forward).parameters
         kinds = inspect.Parameter
         self._names = {
@@ -61,6 +70,11 @@ class ModelCall:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits for a batch: (B, T, V) for models over token sequences, (B, C) for classifiers."""
+        arguments, named = self.inputs(batch)
+        return logits_of(self._run(*arguments, **named), self.model)
+
+    def eager(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The same, never compiled."""
         arguments, named = self.inputs(batch)
         return logits_of(self.model(*arguments, **named), self.model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, DataTypeError
 from utils.training.engine.callbacks import Callback, Logs
+from utils.training.engine.memory import free_memory, is_out_of_memory
 from utils.training.engine.trainer import Trainer
 from utils.training.trial_training import TrialTraining
 
@@ -142,13 +142,13 @@ def _fits(job: TrialTraining, size: int) -> bool:
     try:
         _two_steps(job, size)
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         found = False
     else:
         found = True
     # Out of the except block: until there, the error's frames hold the tensors.
-    _free_memory()
+    free_memory()
     return found
 
 
@@ -162,24 +162,6 @@ def _two_steps(job: TrialTraining, size: int) -> None:
         max_steps=2,
         save_every_n_epochs=2,
     )
-
-
-# What allocators say: CUDA's and MPS's, cuBLAS's and cuDNN's when their workspace does not fit, and the CPU's.
-_MEMORY_WORDS = (
-    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
-)  # fmt: skip
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in _MEMORY_WORDS)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _device_kind() -> str:
@@ -196,7 +178,7 @@ def _off_the_device(model: nn.Module) -> Iterator[None]:
         yield
         return
     model.to("cpu")
-    _free_memory()
+    free_memory()
     try:
         yield
     finally:
@@ -225,7 +207,7 @@ def _rows_within(job: TrialTraining, most: int, limit_bytes: int | None) -> int:
         try:
             kept.append(_kept_for_backward(job, size))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return size - 1
     pairs = zip(zip(sizes, kept, strict=True), zip(sizes[1:], kept[1:], strict=True), strict=False)

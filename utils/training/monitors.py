@@ -36,6 +36,7 @@ class LoggingCallback(Callback):
     """
 
     main_only = True
+    may_be_late = True
 
     def __init__(
         self, log_interval: int = 10, verbose: bool = True, write: Callable[[str], None] | None = None
@@ -211,6 +212,8 @@ class LearningRateMonitor(Callback):
     Attributes:
         steps: optimizer steps, from 1; rates: the learning rate that each was done with.
     """
+
+    may_be_late = True
 
     def __init__(self) -> None:
         self.steps: list[int] = []

@@ -38,6 +38,7 @@ class WandbTracker(Callback):
     """
 
     main_only = True
+    may_be_late = True
 
     def __init__(
         self, config: TrainingConfig, run_name: str, notices: list[str], patience_s: float = _PATIENCE_S

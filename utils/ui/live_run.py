@@ -60,6 +60,7 @@ class LiveFeed(Callback):
     """Hands the events of a run to `put`, in the thread that trains. It draws nothing and waits for nobody."""
 
     main_only = True
+    may_be_late = True
 
     def __init__(self, put: Callable[[RunEvent], None]) -> None:
         self._put = put
@@ -78,7 +79,7 @@ class LiveFeed(Callback):
 
     def on_step_end(self, step: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """Every step: a tuple in a queue, so a step costs microseconds more."""
-        self._event("on_step_end", trainer, {**(logs or {}), "targets_done": trainer.state.targets_done})
+        self._put(RunEvent("on_step_end", time.monotonic(), step, logs or {}))
 
     def on_evaluate_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """A validation begins."""

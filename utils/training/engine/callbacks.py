@@ -39,6 +39,9 @@ class Callback:
     `trainer` gives `.state` (TrainState), `.model`, `.optimizer`, `.training_config`, and `.request_stop(reason)`.
     An exception stops the run, with a checkpoint kept, unless the config has `isolate_callbacks=True`.
 
+    `may_be_late = True` on a class says that its `on_step_end` may come up to 16 steps late on a GPU, with the numbers of its
+    own step but a `trainer.state` that is ahead. Without it the GPU is waited for after every step: up to some per cent slower.
+
     With several processes every one of them has its callbacks, so that all see the same; those with `main_only = True` (they
     print, draw or send) are left out but on the main process, and so is `on_checkpoint_saved`.
 
@@ -46,6 +49,7 @@ class Callback:
     """
 
     main_only = False
+    may_be_late = False
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
         """Before the first step, and again when a run is continued."""
@@ -70,7 +74,8 @@ class Callback:
         """After a micro-batch. logs: batch_size, loss (mean over its targets)."""
 
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
-        """After an optimizer step; `step` counts from 1. logs: train/loss, train/learning_rate, train/grad_norm."""
+        """After an optimizer step; `step` counts from 1. logs: train/loss, train/learning_rate, train/grad_norm,
+        epoch, targets_done (over the whole run)."""
 
     def on_evaluate_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
         """Before a validation."""
@@ -96,6 +101,14 @@ class CallbackList:
     def heard(self, event: str) -> bool:
         """Whether anybody overrides `event`."""
         return bool(self._listeners[event])
+
+    def heard_promptly(self, event: str) -> bool:
+        """Whether somebody overrides `event` who has not said that it may come late."""
+        return any(not getattr(callback, "may_be_late", False) for callback in self._listeners[event])
+
+    def notice(self, sentence: str) -> None:
+        """Keep a sentence for the results."""
+        self._trainer.notice(sentence)
 
     def fire(self, event: str, *arguments: Any, logs: Logs | None = None) -> None:
         """Call `event` on everyone who overrides it.

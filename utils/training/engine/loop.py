@@ -6,8 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
+from utils.data.examples import Batch
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
@@ -16,7 +20,7 @@ from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import Sums
 from utils.training.engine.parts import Parts
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import StepResult, evaluate, train_step
+from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
 from utils.training.engine.watch import BatchEvents, StepWatch
 from utils.training.training_config import TrainingConfig
 
@@ -25,6 +29,26 @@ log = logging.getLogger("trainbook.engine")
 _MOST_STEP_ROWS = 1000  # a run's plot is not finer than this, and neither is its history
 _SKIPS_IN_A_ROW = 3
 _SKIPS_SHARE = 0.01
+# fp16's scaling is halved at each overflow: after so many in a row it is not the scaling's fault.
+_OVERFLOWS_IN_A_ROW = 40
+# Steps after which a GPU is asked what they came to: it always has some ahead, and a fault is reported within seconds.
+_READ_EVERY = 16
+
+
+@dataclass
+class _Done:
+    """A step whose numbers may still be on the device.
+
+    Attributes:
+        before: the random state before it; before_step, before_samples: the counters.
+    """
+
+    result: StepResult
+    sample_ids: list[int]
+    rate: float
+    before: rng.Snapshot
+    before_step: int
+    before_samples: int
 
 
 class Saver(Protocol):
@@ -67,6 +91,13 @@ class TrainingLoop:
         self._rows_every = max(1, math.ceil((total_steps or 0) / _MOST_STEP_ROWS))
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
         self.before_step: rng.Snapshot | None = None  # set while a step is under way
+        self._unread: list[_Done] = []
+        prompt = events.heard_promptly("on_step_end") or isinstance(self._watch, BatchEvents)
+        prompt = parts.world.any(prompt)  # or one process would stop at a fault before the others have seen it
+        self._read_every = 1 if parts.guard is None or prompt else _READ_EVERY
+        if parts.guard is not None:
+            parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
+        self._overflows = 0
         self._started = self._looked = self._resumed_at = time.monotonic()
         self._targets_at_row, self._time_at_row = state.targets_done, self._started
 
@@ -83,7 +114,7 @@ class TrainingLoop:
                     self._step(batches)
                     if self._stop_asked():
                         return self._stop()
-                self._finish_epoch(epoch, time.monotonic() - epoch_began, state.targets_done - targets_before)
+                self._finish_epoch(epoch, epoch_began, targets_before)
             except _Stopped:
                 return self._stop()
             if state.stop_reason is None and self._stop_asked():
@@ -100,39 +131,83 @@ class TrainingLoop:
                 return
 
     def _step(self, batches: StepBatches) -> None:
+        """One optimizer step; what it came to is taken in at once, or (on a GPU) with the next few."""
         state = self.state
-        self.before_step = rng.snapshot()
+        before = self.before_step = rng.snapshot()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
-        if isinstance(self._watch, BatchEvents):
-            self._watch.index = state.samples_done // (self.data.batch_size * self.parts.world.size)
-        result = train_step(self.parts, batches.micro_batches, self.config.max_grad_norm, self._watch)
-        loss_sum, correct, norm = float(result.loss_sum), float(result.correct), float(result.grad_norm)
-        if not result.finite:
-            self._handle_nonfinite(result, batches.sample_ids, rate)
-        else:
-            state.skipped_in_a_row = 0
-            state.empty_steps += result.num_targets == 0
-            for sums in (state.epoch_sums, state.window_sums):
-                sums.add(loss_sum, result.num_targets, correct, norm)
-            state.targets_done += result.num_targets
+        skips = self._skips_borne(state.step)
+        num_targets = self._targets_of_all(batches.micro_batches)
+
+        def work(micro_batches: list[Batch]) -> StepResult:
+            if isinstance(self._watch, BatchEvents):
+                self._watch.index = state.samples_done // (self.data.batch_size * self.parts.world.size)
+            return train_step(self.parts, micro_batches, self.config.max_grad_norm, self._watch, skips, num_targets)
+
+        size = state.pieces.most
+        result = state.pieces.run(
+            batches.micro_batches, work, f"step {state.step + 1}", lambda: rng.rewind(before), not self.parts.sharded
+        )
+        if state.pieces.most != size:
+            self._report_smaller(state.step + 1)
+        self._unread.append(_Done(result, batches.sample_ids, rate, before, state.step, state.samples_done))
         state.step += 1
         state.samples_done += len(batches.sample_ids)
         self.before_step = None
-        self._step_row(rate, None if result.finite else loss_sum / max(1, result.num_targets))
-        mean = loss_sum / result.num_targets if result.num_targets else math.nan
-        if self.events.heard("on_step_end"):
-            logs = {"train/loss": mean, "train/learning_rate": rate, "train/grad_norm": norm, "epoch": state.epoch}
-            self.events.fire("on_step_end", state.step, logs=logs)
+        if len(self._unread) >= self._read_every:
+            self.read_numbers()
         self._finish_pending_evaluation()
         self.saver.after_step()
 
-    def _step_row(self, rate: float, nonfinite_loss: float | None) -> None:
+    def _targets_of_all(self, micro_batches: list[Batch]) -> int | None:
+        """Targets of the step over all processes; None for one process, which has them all. Said once for a step, however
+        often memory runs out in it."""
+        world = self.parts.world
+        return None if world.size == 1 else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
+
+    def read_numbers(self) -> None:
+        """Take in what the steps since the last call came to, in order: sums, rows, callbacks, and faults."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        numbers = torch.stack([done.result.numbers for done in unread]).tolist()
+        for done, (loss_sum, correct, norm, outcome) in zip(unread, numbers, strict=True):
+            self._account(done, loss_sum, correct, norm, int(outcome))
+
+    def _account(self, done: _Done, loss_sum: float, correct: float, norm: float, outcome: int) -> None:
+        state, num_targets = self.state, done.result.num_targets
+        self._overflows = self._overflows + 1 if outcome == OVERFLOWED else 0
+        mean = loss_sum / num_targets if num_targets else math.nan
+        if outcome == FAULT or self._overflows > _OVERFLOWS_IN_A_ROW:
+            self._handle_nonfinite(done, mean, norm)
+        else:
+            state.skipped_in_a_row = 0
+            state.empty_steps += num_targets == 0
+            for sums in (state.epoch_sums, state.window_sums):
+                sums.add(loss_sum, num_targets, correct, norm)
+            state.targets_done += num_targets
+        step = done.before_step + 1
+        self._step_row(step, done.rate, mean if outcome == FAULT else None)
+        if self.events.heard("on_step_end"):
+            logs = {
+                "train/loss": mean, "train/learning_rate": done.rate, "train/grad_norm": norm, "epoch": state.epoch,
+                "targets_done": state.targets_done,
+            }  # fmt: skip
+            self.events.fire("on_step_end", step, logs=logs)
+
+    def _report_smaller(self, step: int) -> None:
+        most = self.state.pieces.most
+        self.events.notice(
+            f"Out of memory in step {step}: from there on at most {most} samples go through the model at once. A step has as "
+            "many samples as before."
+        )
+
+    def _step_row(self, step: int, rate: float, nonfinite_loss: float | None) -> None:
         """A history row for the steps since the last one; at once when a number was not finite."""
         state = self.state
-        if nonfinite_loss is None and state.step % self._rows_every:
+        if nonfinite_loss is None and step % self._rows_every:
             return
         now = time.monotonic()
-        row: Row = {"event": "step", "step": state.step, "epoch": state.epoch}
+        row: Row = {"event": "step", "step": step, "epoch": state.epoch}
         if nonfinite_loss is not None:
             row |= {"train/loss": nonfinite_loss, "skipped": True}
         else:
@@ -148,9 +223,11 @@ class TrainingLoop:
         self.state.rows_written += 1
         self._record(row)
 
-    def _finish_epoch(self, epoch: int, seconds: float, targets: int) -> None:
+    def _finish_epoch(self, epoch: int, began: float, targets_before: int) -> None:
         """Validation, the epoch's row, what is best, and the end of the plan."""
+        self.read_numbers()
         state, config = self.state, self.config
+        seconds, targets = time.monotonic() - began, state.targets_done - targets_before
         cut_short = state.step == config.max_steps
         ends = cut_short or epoch + 1 == config.epochs
         row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **state.epoch_sums.metrics("train")}
@@ -179,10 +256,12 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
+        self.read_numbers()
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
-            metrics = evaluate(self.parts, self.data.validation_batches(), self._poll).metrics("val")
+            batches = self.data.validation_batches()
+            metrics = evaluate(self.parts, batches, self._poll, state.validation_pieces).metrics("val")
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
@@ -205,26 +284,26 @@ class TrainingLoop:
             self._evaluate()
             self.saver.after_evaluation(state.history[-1].get(self.monitor))
 
-    def _handle_nonfinite(self, result: StepResult, sample_ids: list[int], rate: float) -> None:
-        """Skip within the limits, or stop with everything that helps to find the cause."""
-        state = self.state
-        allowed = max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * state.step)
-        if (
-            self.config.on_nonfinite == "skip"
-            and state.skipped_in_a_row < _SKIPS_IN_A_ROW
-            and state.skipped_steps < allowed
-        ):
+    def _skips_borne(self, step: int) -> tuple[int, float]:
+        """Steps that may be left out for numbers that are not finite: in a row, and in all after `step` steps."""
+        if self.config.on_nonfinite != "skip":
+            return 0, 0.0
+        return _SKIPS_IN_A_ROW, max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * step)
+
+    def _handle_nonfinite(self, done: _Done, loss: float, norm: float) -> None:
+        """Skip within the limits, or stop with everything that helps to find the cause, and the state of the step before."""
+        state, step = self.state, done.before_step + 1
+        in_a_row, in_all = self._skips_borne(done.before_step)
+        if state.skipped_in_a_row < in_a_row and state.skipped_steps < in_all:
             state.skipped_steps += 1
             state.skipped_in_a_row += 1
-            log.warning(
-                "Step %d skipped: loss or gradient is not finite (samples %s).", state.step + 1, _few(sample_ids)
-            )
+            log.warning("Step %d skipped: loss or gradient is not finite (samples %s).", step, _few(done.sample_ids))
             return
-        loss = float(result.loss_sum) / max(1, result.num_targets)
+        state.step, state.samples_done, self.before_step = done.before_step, done.before_samples, done.before
         skipped = f" (after {state.skipped_steps} skipped steps)" if state.skipped_steps else ""
         raise NonFiniteError(
-            f"step {state.step + 1}{skipped}: loss is {loss:.4g}, gradient norm is {float(result.grad_norm):.4g} "
-            f"(learning rate {rate:.3g}, samples {_few(sample_ids)}). {self._worst_gradient()} "
+            f"step {step}{skipped}: loss is {loss:.4g}, gradient norm is {norm:.4g} "
+            f"(learning rate {done.rate:.3g}, samples {_few(done.sample_ids)}). {self._worst_gradient()} "
             "The parameters are those of the step before. Lower learning_rate, lengthen the warm-up, look at these samples, "
             "or set on_nonfinite='skip'."
         )
@@ -288,8 +367,9 @@ class TrainingLoop:
         self._time_at_row += waited
         return stop
 
-    def tick(self) -> None:
-        """Add the time since the last tick to the state's running time."""
+    def settle(self) -> None:
+        """Bring the state up to date, so that it can be saved: numbers that are on their way, and the running time."""
+        self.read_numbers()
         now = time.monotonic()
         self.state.elapsed_s += now - self._resumed_at
         self._resumed_at = now
@@ -301,6 +381,7 @@ class TrainingLoop:
 
     def _stop(self) -> TrainState:
         """End at a step boundary because it was asked for, with a checkpoint."""
+        self.read_numbers()
         self._take_stop_request()
         self.saver.save()
         return self.state

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.adapters.forward import ModelCall
+from utils.adapters.output_layer import find_output_layer, hidden_states_of
 from utils.data.examples import IGNORED, Batch
 from utils.errors import ConfigError, ModelError
+from utils.training.engine import fused_loss
 from utils.training.task_spec import TaskSpec
+from utils.training.training_config import TrainingConfig
 
 
 @dataclass
@@ -21,67 +25,158 @@ class Loss:
 
     Attributes:
         loss_sum: scalar fp32, with graph: the sum over targets, not their mean.
-        num_targets: scalar int64: positions that count.
+        num_targets: positions that count.
         outputs: the logits, where somebody asked for them; else None.
         counts: scalar tensors that add up over batches, such as "correct".
     """
 
     loss_sum: Tensor
-    num_targets: Tensor
+    num_targets: int
     outputs: Tensor | None = None
     counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective:
-    """Base class: how one task turns a batch into a loss. Holds no parameters."""
+    """Base class: how one task turns a batch into a loss. Holds no parameters.
+
+    Attributes:
+        notice: a sentence that the user should know about how the loss is computed, once it is known; else None.
+    """
+
+    notice: str | None = None
 
     def count_targets(self, batch: Batch) -> int:
         """Positions of the batch that count in the loss. Called before the batch goes to the device, so nothing waits."""
         raise NotImplementedError
 
-    def __call__(self, model: ModelCall, batch: Batch, keep_outputs: bool = False) -> Loss:
-        """The loss of `batch`, whose tensors are on the model's device."""
+    def __call__(
+        self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
+    ) -> Loss:
+        """The loss of `batch`, whose tensors are on the model's device.
+
+        Args:
+            keep_outputs: the logits are wanted too.
+            num_targets: what `count_targets` said of it, where it is known: then nothing here waits for the device.
+        """
         raise NotImplementedError
 
 
 class CausalLM(Objective):
     """Predict each next token: position t's logits are scored on token t + 1.
 
+    Where the model's output layer can be found (`utils.adapters.output_layer`) and the vocabulary is not small, loss and layer
+    are fused: the logits never exist as a whole, and only positions that count get any.
+
     Args:
         vocab_size: checked against the logits' last dimension when given: logits may have more columns (padded vocabulary).
         label_smoothing: share of each target spread over the vocabulary, as in torch's cross_entropy.
+        fused: "auto": where it is faster; "on": always, or an error that says why not; "off": never.
     """
 
-    def __init__(self, vocab_size: int | None = None, label_smoothing: float = 0.0) -> None:
-        self.vocab_size, self.label_smoothing = vocab_size, label_smoothing
+    def __init__(
+        self, vocab_size: int | None = None, label_smoothing: float = 0.0, fused: Literal["auto", "on", "off"] = "auto"
+    ) -> None:
+        self.vocab_size, self.label_smoothing, self.fused = vocab_size, label_smoothing, fused
+        # Model's mode (training or not) -> its output layer; a model may do different things in the two.
+        self._layers: dict[bool, nn.Linear | None] = {}
+        self._widest: int | None = None  # outputs of the model's widest linear layer
 
     def count_targets(self, batch: Batch) -> int:
         return int((_labels(batch)[:, 1:] != IGNORED).sum())
 
-    def __call__(self, model: ModelCall, batch: Batch, keep_outputs: bool = False) -> Loss:
+    def __call__(
+        self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
+    ) -> Loss:
         labels_BT = _labels(batch)
-        logits_BTV = model(batch)
-        if logits_BTV.dim() != 3 or logits_BTV.shape[:2] != labels_BT.shape:
-            wanted = f"(B={labels_BT.shape[0]}, T={labels_BT.shape[1]}, V)"
+        targets_N = labels_BT[:, 1:].flatten()
+        count = int((targets_N != IGNORED).sum()) if num_targets is None else num_targets
+        layer = None
+        if not keep_outputs and self._may_be_worth_it(model, count):
+            layer = self._output_layer(model, batch, labels_BT)
+        if layer is None or not (self.fused == "on" or count * layer.out_features >= fused_loss.WORTH_IT):
+            return self._plain(model, batch, labels_BT, targets_N, count, keep_outputs)
+        self._check_vocabulary(layer.out_features, model)
+        with hidden_states_of(layer) as taken:
+            hidden_BTD = taken.checked(model(batch), model.model)
+        rows_ND, targets_N = _scored(hidden_BTD[:, :-1].flatten(0, 1), targets_N, count)
+        found = fused_loss.linear_cross_entropy(rows_ND, layer.weight, layer.bias, targets_N, self.label_smoothing)
+        return Loss(found.loss_sum, count, None, {"correct": found.correct})
+
+    def _may_be_worth_it(self, model: ModelCall, count: int) -> bool:
+        """Whether a layer is large enough to look for it: looking calls the model."""
+        if self.fused != "auto":
+            return self.fused == "on"
+        if self._widest is None:
+            self._widest = max((m.out_features for m in model.model.modules() if type(m) is nn.Linear), default=0)
+        return count * self._widest >= fused_loss.WORTH_IT
+
+    def _output_layer(self, model: ModelCall, batch: Batch, labels_BT: Tensor) -> nn.Linear | None:
+        """The layer to fuse with, looked for on the first batch of each mode."""
+        training = model.model.training
+        if training not in self._layers:
+            rows = labels_BT.shape[0]
+            first = {name: value[:1] if value.dim() and len(value) == rows else value for name, value in batch.items()}
+
+            def call() -> Tensor:
+                outputs_BTX = model.eager(first)
+                _check_shape(outputs_BTX, labels_BT[:1], model)
+                return outputs_BTX
+
+            layer, reason = find_output_layer(model.model, call)
+            self._layers[training] = layer
+            if layer is None and self.fused == "on":
+                raise ModelError(
+                    f"fused_loss='on', but {reason} ({type(model.model).__name__}). Set fused_loss='auto'."
+                )
+            if layer is None and labels_BT.numel() * (self.vocab_size or 0) >= fused_loss.WORTH_IT:
+                self.notice = f"The loss is not fused with the output layer: {reason}. It takes more memory and time."
+        return self._layers[training]
+
+    def _check_vocabulary(self, scored: int, model: ModelCall) -> None:
+        if self.vocab_size is not None and scored < self.vocab_size:
             raise ModelError(
-                f"{type(model.model).__name__} returned logits of shape {tuple(logits_BTV.shape)}; "
-                f"predicting the next token needs {wanted}: one score per token of the vocabulary at every position."
-            )
-        if self.vocab_size is not None and logits_BTV.shape[-1] < self.vocab_size:
-            raise ModelError(
-                f"{type(model.model).__name__} scores {logits_BTV.shape[-1]} tokens of vocab_size={self.vocab_size}: "
+                f"{type(model.model).__name__} scores {scored} tokens of vocab_size={self.vocab_size}: "
                 "its output layer must be at least as large."
             )
+
+    def _plain(
+        self, model: ModelCall, batch: Batch, labels_BT: Tensor, targets_N: Tensor, count: int, keep_outputs: bool
+    ) -> Loss:
+        """The loss of logits that exist as a whole."""
+        logits_BTV = model(batch)
+        _check_shape(logits_BTV, labels_BT, model)
+        self._check_vocabulary(logits_BTV.shape[-1], model)
+        if keep_outputs and self.fused != "off" and count * logits_BTV.shape[-1] >= fused_loss.WORTH_IT:
+            self.notice = (
+                "A hook reads the logits, so the loss is not fused with the output layer: slower, and more memory."
+            )
         # A slice of V-wide rows in fp32: the loss and its sum are never rounded to half precision.
-        logits_NV = logits_BTV[:, :-1].flatten(0, 1).float()
-        targets_N = labels_BT[:, 1:].flatten()
+        logits_NV = logits_BTV[:, :-1].flatten(0, 1)
+        logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
         loss_sum = F.cross_entropy(
             logits_NV, targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
         )
         with torch.no_grad():
             counts = {"correct": (logits_NV.argmax(-1) == targets_N).sum()}
-            num_targets = (targets_N != IGNORED).sum()
-        return Loss(loss_sum, num_targets, logits_BTV if keep_outputs else None, counts)
+        return Loss(loss_sum, count, logits_BTV if keep_outputs else None, counts)
+
+
+def _check_shape(outputs_BTX: Tensor, labels_BT: Tensor, model: ModelCall) -> None:
+    """Raises `ModelError` when these are not scores for the positions of `labels_BT`."""
+    if outputs_BTX.dim() != 3 or outputs_BTX.shape[:2] != labels_BT.shape:
+        wanted = f"(B={labels_BT.shape[0]}, T={labels_BT.shape[1]}, V)"
+        raise ModelError(
+            f"{type(model.model).__name__} returned logits of shape {tuple(outputs_BTX.shape)}; "
+            f"predicting the next token needs {wanted}: one score per token of the vocabulary at every position."
+        )
+
+
+def _scored(hidden_ND: Tensor, targets_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The rows that count, and their targets. Their number is known, so nothing waits for the device."""
+    if count == len(targets_N):
+        return hidden_ND, targets_N
+    rows = torch.nonzero_static(targets_N != IGNORED, size=count)[:, 0]
+    return hidden_ND[rows], targets_N[rows]
 
 
 def _labels(batch: Mapping[str, Tensor]) -> Tensor:
@@ -98,22 +193,22 @@ def _labels(batch: Mapping[str, Tensor]) -> Tensor:
 class TrainedModule(nn.Module):
     """Model and objective as one module, so that whatever wraps a module (mixed precision, several devices) wraps both."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, compile_mode: str | None = None) -> None:
         super().__init__()
         self.model = model
-        self._objective, self._call = objective, ModelCall(model)
+        self._objective, self._call = objective, ModelCall(model, compile_mode)
 
-    def forward(self, batch: Batch, keep_outputs: bool = False) -> Loss:
-        return self._objective(self._call, batch, keep_outputs)
+    def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
+        return self._objective(self._call, batch, keep_outputs, num_targets)
 
 
-# Task type -> its objective, made from the task and the label smoothing.
-_OBJECTIVES: dict[str, Callable[[TaskSpec, float], Objective]] = {
-    "causal_lm": lambda task_spec, smoothing: CausalLM(task_spec.vocab_size, smoothing),
+# Task type -> its objective, made from the task and the config.
+_OBJECTIVES: dict[str, Callable[[TaskSpec, TrainingConfig], Objective]] = {
+    "causal_lm": lambda task_spec, config: CausalLM(task_spec.vocab_size, config.label_smoothing, config.fused_loss),
 }
 
 
-def make_objective(task_spec: TaskSpec, label_smoothing: float) -> Objective:
+def make_objective(task_spec: TaskSpec, config: TrainingConfig) -> Objective:
     """The objective of `task_spec.task_type`. Raises `ConfigError` that lists the tasks there are."""
     make = _OBJECTIVES.get(task_spec.task_type or "")
     if make is None:
@@ -121,4 +216,4 @@ def make_objective(task_spec: TaskSpec, label_smoothing: float) -> Objective:
             f"task_type={task_spec.task_type!r} of task {task_spec.name!r} cannot be trained by this version; "
             f"available: {', '.join(_OBJECTIVES)}"
         )
-    return make(task_spec, label_smoothing)
+    return make(task_spec, config)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utils.errors import ConfigError, ModelError
+from utils.training.engine.sharding import is_sharded
 from utils.training.training_config import TrainingConfig
 
 
@@ -34,13 +35,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The config's optimizer over `model`. AdamW and Adam are fused on CPU and CUDA: 5x faster updates, same formula."""
+    """The config's optimizer over `model`, fused on CPU and CUDA: 5x faster updates, same formula."""
     groups = parameter_groups(model, config.weight_decay)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.betas[0])
+        fused = fused and not is_sharded(groups[0]["params"][0])  # torch has no such kernel for shards
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.betas[0], fused=fused)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def leaves_steps_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its kernels can leave an update out, and scale gradients, by what they find on the device."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 class Schedule:

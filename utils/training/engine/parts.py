@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from utils.data.examples import Batch
 from utils.environment import Device, detect_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, OutOfMemoryError, Problem
+from utils.training.engine.fabric import make_fabric
+from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
-from utils.training.engine.optim import Schedule, make_optimizer
+from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
 from utils.training.engine.precision import ResolvedPrecision, resolve_precision
-from utils.training.engine.sharding import is_sharded, shard, shardable_copy
-from utils.training.engine.world import Launch, World
+from utils.training.engine.sharding import is_sharded, shardable_copy
+from utils.training.engine.world import World
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
 
 @dataclass
@@ -34,7 +34,10 @@ class Parts:
         trained: the same inside `TrainedModule`, wrapped by Fabric.
         parameters: the parameters that are trained.
         scaler: fp16's gradient scaler, else None.
-        updating: True while an optimizer step is under way.
+        guard: where the host does not look after each step (a GPU whose optimizer can leave a step out by itself): fp32,
+            shape (3,): 1 once no step may change anything any more, faults in a row, faults in all. Else None.
+        updating: True while an optimizer step is under way, and after one that failed: parameters may be torn between two
+            steps and must not be saved.
         world: the processes that train together.
         running_statistics: buffers of normalisations that training changes; all processes have the main one's.
     """
@@ -43,42 +46,96 @@ class Parts:
     trained: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
-    stepper: Any
     schedule: Schedule
     parameters: list[Tensor]
     fabric: Fabric
     device: Device
     precision: ResolvedPrecision
     scaler: torch.amp.GradScaler | None
+    guard: Tensor | None = None
     updating: bool = False
     world: World = field(default_factory=World)
     running_statistics: list[Tensor] = field(default_factory=list)
 
-    def forward(self, batch: Batch, keep_outputs: bool = False) -> Loss:
+    def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
-        loss = self.trained(self.fabric.to_device(batch), keep_outputs)
+        with self._talking():
+            loss = self.trained(self.fabric.to_device(batch), keep_outputs, num_targets)
         assert isinstance(loss, Loss)
         return loss
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` (scaled where fp16 needs it)."""
-        self.fabric.backward(loss)
+        with self._talking():
+            self.fabric.backward(loss)
+
+    def _talking(self) -> contextlib.AbstractContextManager[None]:
+        """Sharded layers are put together inside a pass, which then fails when another process does."""
+        return self.world.talking() if self.sharded else contextlib.nullcontext()
 
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of every parameter."""
         return is_sharded(self.parameters[0])
 
-    def sum_over_processes(self, *sums: Tensor) -> None:
-        """Make the gradients and `sums` (scalars, in place) those of all processes together."""
+    def sum_over_processes(self, loss_sum: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the gradients those of all processes together; the two sums (scalars, fp64) over all of them."""
         if self.world.size == 1:
-            return
+            return loss_sum, correct
         if not self.sharded:  # those that are sharded were summed when each was made
             self.world.sum_gradients(self.parameters)
             self.world.share(self.running_statistics)
-        together = self.world.sum_(torch.stack([value.double() for value in sums]))
-        for value, total in zip(sums, together, strict=True):
-            value.copy_(total)
+        loss_sum, correct = self.world.sum_(torch.stack([loss_sum, correct])).unbind()
+        return loss_sum, correct
+    def update(
+        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float] = (0, 0.0)
+    ) -> None:
+        """Change the parameters, gradients clipped to `max_grad_norm` (0: not), unless the numbers are not `finite`.
+
+        Args:
+            finite: bool scalar: loss and gradients are; fine: bool scalar: they are, or fp16's scaling explains it.
+            norm: scalar: the gradients' L2 norm.
+            skips: faults in a row and in all that are borne; see `guard`.
+        Raises:
+            OutOfMemoryError: the optimizer's state does not fit.
+        """
+        self.updating = True
+        try:
+            if self.guard is not None:
+                self._update_unseen(finite, fine, norm, max_grad_norm, skips)
+            elif finite:
+                if max_grad_norm > 0 and norm > max_grad_norm:
+                    torch.nn.utils.clip_grads_with_norm_(self.parameters, max_grad_norm, norm)
+                self.optimizer.step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"the optimizer's state does not fit in memory: {str(error).splitlines()[0]} Take a smaller model, "
+                "optimizer='sgd', or a device with more memory."
+            ) from error
+        if self.scaler is not None:
+            self.scaler.update()
+        self.updating = False
+
+    def _update_unseen(
+        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
+    ) -> None:
+        """The update without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves."""
+        assert self.guard is not None
+        stop, in_a_row, in_all = self.guard.unbind()
+        fault = (~fine).float()
+        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = torch.maximum((~finite).float(), stop)
+        if max_grad_norm > 0:
+            # The kernels divide gradients by this; the same formula as torch's clip_grad_norm_.
+            optimizer.grad_scale = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0)
+        try:
+            optimizer.step()
+        finally:
+            optimizer.found_inf = optimizer.grad_scale = None
+        self.guard = torch.stack([torch.maximum(stop, too_many), (in_a_row + 1) * fault, in_all + fault])
 
 
 def assemble(
@@ -101,26 +158,40 @@ def assemble(
         switch_activation_checkpointing(model, on=True)
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
     sharded = config.strategy == "fsdp" and world.size > 1
-    if sharded and scaler is not None:
-        raise ConfigError("strategy='fsdp' computes in bf16 or fp32, not in fp16: set precision='bf16' or '32'.")
-    fabric = _fabric(device, precision, scaler, world, sharded)
     if sharded:
-        world.share(_tensors(model))
+        _refuse_what_cannot_be_sharded(config, precision)
+    fabric = make_fabric(device, precision, scaler, world, sharded)
+    if sharded:
         model = shardable_copy(model)
+        world.share(_tensors(model.to(fabric.device)))
         trained = fabric.setup_module(TrainedModule(model, objective))
         optimizer = make_optimizer(model, config)
-        stepper = fabric.setup_optimizers(optimizer)
     else:
         model.to(fabric.device)
         world.share(_tensors(model))
         optimizer = make_optimizer(model, config)
-        trained, stepper = fabric.setup(TrainedModule(model, objective), optimizer)
+        trained, _ = fabric.setup(TrainedModule(model, objective, config.compile_mode), optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = Schedule(config, total_steps)
-    return Parts(
-        model, trained, objective, optimizer, stepper, schedule, parameters, fabric, device, precision, scaler, world=world,
+    parts = Parts(
+        model, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler, world=world,
         running_statistics=_running_statistics(model),
     )  # fmt: skip
+    if device.kind == "cuda" and leaves_steps_out(optimizer) and not sharded:
+        parts.guard = torch.zeros(3, device=fabric.device)
+    return parts
+
+
+def _refuse_what_cannot_be_sharded(config: TrainingConfig, precision: ResolvedPrecision) -> None:
+    problems = []
+    if precision.compute == "fp16":
+        problems.append(Problem("precision", "fp16 cannot be scaled over shards; set 'bf16' or '32'", "bf16"))
+    if config.compile_mode is not None:
+        problems.append(Problem("compile_mode", f"got {config.compile_mode!r}; set None", None))
+    if config.fused_loss == "on":
+        problems.append(Problem("fused_loss", "got 'on'; the output layer is in parts: set 'auto' or 'off'", "auto"))
+    if problems:
+        raise ConfigError.from_problems("TrainingConfig, with strategy='fsdp'", problems)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
@@ -130,56 +201,6 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def _running_statistics(model: nn.Module) -> list[Tensor]:
     norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
     return [buffer for module in norms for buffer in module.buffers(recurse=False)]
-
-
-def _fabric(
-    device: Device, precision: ResolvedPrecision, scaler: torch.amp.GradScaler | None, world: World, sharded: bool
-) -> Fabric:
-    """Fabric for this process's device; with several processes, as one of them."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins import MixedPrecision
-    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-
-    # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    settings: dict[str, Any] = {"accelerator": device.kind, "devices": 1}
-    plugins: list[Any] = []
-    if scaler is None:
-        settings["precision"] = precision.fabric_name
-    else:
-        plugins.append(MixedPrecision("16-mixed", device.kind, scaler))
-    launch = Launch.from_environment() if world.size > 1 else None
-    if launch is not None:
-        strategy = _shards(world) if sharded else _replicas()
-        settings |= {"devices": launch.local_size, "num_nodes": launch.num_nodes, "strategy": strategy}
-        plugins.append(TorchElasticEnvironment())
-    fabric = Fabric(**settings, plugins=plugins or None)
-    if launch is not None:
-        fabric.launch()
-    return fabric
-
-
-def _replicas() -> DDPStrategy:
-    """Fabric's data-parallel strategy without torch's DistributedDataParallel around the module.
-
-    That one sends gradients from within the last backward pass, which every process must then have: one whose share of a
-    ragged last step is empty would keep the others waiting for ever, and so would one that repeats a pass in which it ran
-    out of memory. `World.sum_gradients` sends them after it.
-    """
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
-    class Replicas(DDPStrategy):
-        def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
-            return module
-
-    return Replicas()
-
-
-def _shards(world: World) -> ModelParallelStrategy:
-    """Fabric's strategy for `fully_shard`, over all processes."""
-    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-
-    return ModelParallelStrategy(shard, data_parallel_size=world.size, tensor_parallel_size=1)
 
 
 def switch_activation_checkpointing(model: nn.Module, on: bool) -> None:

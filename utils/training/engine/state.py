@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from utils.training.engine.memory import Pieces
 from utils.training.engine.metrics import Sums
 
 Row = dict[str, Any]
@@ -41,6 +42,7 @@ class TrainState:
         history: epoch and evaluation rows, in order.
         evaluated_step: the step after which the latest validation was done, -1 before any.
         rows_written: lines of history.jsonl that belong to this state.
+        pieces, validation_pieces: how many samples go through the model at once, after memory ran out.
         stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
             "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs.
     """
@@ -59,6 +61,8 @@ class TrainState:
     skipped_in_a_row: int = 0
     empty_steps: int = 0
     elapsed_s: float = 0.0
+    pieces: Pieces = field(default_factory=Pieces)
+    validation_pieces: Pieces = field(default_factory=Pieces)
     stop_reason: str | None = None
 
     ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping")
@@ -94,6 +98,7 @@ class TrainState:
             "history": [dict(row) for row in self.history], "evaluated_step": self.evaluated_step,
             "rows_written": self.rows_written,
             "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "empty_steps": self.empty_steps,
+            "pieces": self.pieces.most, "validation_pieces": self.validation_pieces.most,
             "elapsed_s": self.elapsed_s, "stop_reason": self.stop_reason,
         }  # fmt: skip
 
@@ -103,6 +108,8 @@ class TrainState:
         values = dict(values)
         for name in ("epoch_sums", "window_sums"):
             values[name] = Sums.from_dict(values[name])
+        for name in ("pieces", "validation_pieces"):
+            values[name] = Pieces(values.get(name))
         values["best"] = Best(**values["best"])
         values["history"] = [dict(row) for row in values["history"]]
         return cls(**values)

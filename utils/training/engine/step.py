@@ -13,102 +13,117 @@ import torch
 from torch import Tensor, nn
 
 from utils.data.examples import Batch
+from utils.training.engine.memory import Pieces
 from utils.training.engine.metrics import Sums, gradient_norm
 from utils.training.engine.parts import Parts
 from utils.training.engine.watch import StepWatch
 
+# Outcomes of a step: a number was not finite; the parameters were updated (or there was nothing to learn); fp16's scaling was
+# too large and is lowered.
+FAULT, UPDATED, OVERFLOWED = 0, 1, 2
+
 
 @dataclass
 class StepResult:
-    """What one optimizer step did.
+    """What one optimizer step did. On a GPU its numbers are on their way: reading them waits for the device.
 
     Attributes:
-        loss_sum: sum over targets, scalar; correct: targets predicted right, scalar.
+        numbers: fp64, shape (4,): sum of losses over targets, targets predicted right, L2 norm of the mean gradient before
+            clipping, and the outcome: `FAULT`, `UPDATED` or `OVERFLOWED`; of all processes.
         num_targets: targets of the whole step, of all processes.
-        grad_norm: L2 norm of the mean gradient before clipping, scalar.
-        updated: whether the parameters were changed; False for a step without targets or with non-finite numbers.
-        finite: whether loss and gradient norm were finite.
     """
 
-    loss_sum: Tensor
-    correct: Tensor
+    numbers: Tensor
     num_targets: int
-    grad_norm: Tensor
-    updated: bool
-    finite: bool = True
 
 
 def train_step(
-    parts: Parts, micro_batches: list[Batch], max_grad_norm: float, watch: StepWatch | None = None
-) -> StepResult:
+    parts: Parts, micro_batches: list[Batch], max_grad_norm: float, watch: StepWatch | None = None,
+    skips: tuple[int, float] = (0, 0.0), num_targets: int | None = None,
+) -> StepResult:  # fmt: skip
     """One optimizer update from the mean gradient over every target of `micro_batches`.
 
     The divisor is the number of targets of the whole step, so a target weighs the same in whichever micro-batch it stands,
     and a ragged last micro-batch is neither over- nor underweighted. Non-finite numbers leave parameters and optimizer as
-    they were. Of several processes each has its own micro-batches, or none; the step is that of all of them.
+    they were, and so does a step without targets. Nothing here waits for a GPU. Of several processes each has its own
+    micro-batches, or none; the step is that of all of them.
+
+    Args:
+        skips: how many steps may be left out for such numbers, in a row and in all, before parameters are not touched again;
+            only needed where they are not looked at after each step.
+        num_targets: targets of all processes' micro-batches; None: these are all.
     """
     watch = watch or StepWatch()
-    own_targets = sum(parts.objective.count_targets(batch) for batch in micro_batches)
-    num_targets = int(parts.world.totals(own_targets)[0])
-    loss_sum, correct = torch.zeros((), device=parts.fabric.device), torch.zeros((), device=parts.fabric.device)
+    targets = [parts.objective.count_targets(batch) for batch in micro_batches]
+    num_targets = sum(targets) if num_targets is None else num_targets
+    loss_sum = torch.zeros((), dtype=torch.float64, device=parts.fabric.device)
+    correct = torch.zeros_like(loss_sum)
     parts.optimizer.zero_grad(set_to_none=True)
-    for batch in micro_batches:
+    for batch, count in zip(micro_batches, targets, strict=True):
         watch.batch_begin(batch)
-        loss = parts.forward(batch, watch.wants_outputs)
+        loss = parts.forward(batch, watch.wants_outputs, count)
         parts.backward(loss.loss_sum / max(num_targets, 1))
         watch.backward_end()
-        loss_sum += loss.loss_sum.detach()
-        correct += loss.counts.get("correct", torch.zeros(()))
+        mine, right = loss.loss_sum.detach().double(), loss.counts.get("correct")
+        loss_sum = loss_sum + mine
+        if right is not None:
+            correct = correct + right
         watch.batch_end(batch, loss, num_targets)
-    parts.sum_over_processes(loss_sum, correct)
     if num_targets == 0:
         # Nothing to learn from: no update either, or weight decay would still pull on the weights.
-        return StepResult(loss_sum, correct, 0, torch.zeros(()), updated=False)
-    return _update(parts, loss_sum, correct, num_targets, max_grad_norm)
-
-
-def _update(parts: Parts, loss_sum: Tensor, correct: Tensor, num_targets: int, max_grad_norm: float) -> StepResult:
+        return StepResult(loss_sum.new_tensor([0.0, 0.0, 0.0, 1.0]), 0)
+    loss_sum, correct = parts.sum_over_processes(loss_sum, correct)
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)
     norm = gradient_norm(parts.parameters)
-    finite = bool(torch.isfinite(loss_sum) & torch.isfinite(norm))
-    if parts.scaler is not None and torch.isfinite(loss_sum) and not finite:
-        # fp16 overflowed: the scaler leaves the step out and lowers its scale. That is its work, not a fault.
-        parts.stepper.step()
-        parts.scaler.update()
-        return StepResult(loss_sum, correct, num_targets, torch.zeros(()), updated=False)
-    if not finite:
-        return StepResult(loss_sum, correct, num_targets, norm, updated=False, finite=False)
-    if max_grad_norm > 0 and norm > max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(parts.parameters, max_grad_norm, norm)
-    parts.updating = True  # until it is done, parameters may be torn between two steps and must not be saved
-    parts.stepper.step()
-    parts.updating = False
-    if parts.scaler is not None:
-        parts.scaler.update()
-    return StepResult(loss_sum, correct, num_targets, norm, updated=True)
+    loss_is_finite = torch.isfinite(loss_sum)
+    finite = loss_is_finite & torch.isfinite(norm)
+    # Under fp16 a gradient that overflows is the scaler's business; only the loss itself tells of a fault.
+    fine = finite if parts.scaler is None else loss_is_finite
+    parts.update(finite, fine, norm, max_grad_norm, skips)
+    outcome = fine.double() + (fine & ~finite).double()
+    norm = torch.where(fine & ~finite, 0.0, norm.double())
+    return StepResult(torch.stack([loss_sum, correct, norm, outcome]), num_targets)
 
 
-def evaluate(parts: Parts, batches: Iterable[Batch | None], poll: Callable[[], None] = lambda: None) -> Sums:
+def evaluate(
+    parts: Parts, batches: Iterable[Batch | None], poll: Callable[[], None] = lambda: None, pieces: Pieces | None = None
+) -> Sums:
     """Sums over the targets of `batches`, of all processes, in evaluation mode and without gradients; the model's mode is put
     back.
 
     Args:
         batches: this process's; None where another one has one more.
         poll: called before each batch; may raise to give up.
+        pieces: how many samples fit at once; made smaller when memory runs out.
     """
-    sums = Sums()
+    pieces = pieces or Pieces()
+    read: list[tuple[Tensor, int]] = []
     with modes_kept(parts.trained), torch.no_grad():
         parts.trained.eval()
         for batch in batches:
             poll()
-            if batch is None:
-                continue
-            loss = parts.forward(batch)
-            correct = loss.counts.get("correct")
-            sums.add(float(loss.loss_sum), int(loss.num_targets), 0.0 if correct is None else float(correct))
-    loss_sum, targets, right = parts.world.totals(sums.loss, sums.targets, sums.correct)
-    return Sums(loss_sum, int(targets), right)
+            if batch is not None:
+                read += pieces.run(
+                    [batch], lambda some: [_score(parts, piece) for piece in some], "a validation batch",
+                    split_up=not parts.sharded,
+                )  # fmt: skip
+    sums = Sums()
+    # Read in one go: on a GPU each number that is read on its own waits for the device.
+    rows = torch.stack([numbers for numbers, _ in read]).tolist() if read else []
+    for (loss_sum, correct), (_, count) in zip(rows, read, strict=True):
+        sums.add(loss_sum, count, correct)
+    loss_sum, targets, correct = parts.world.totals(sums.loss, sums.targets, sums.correct)
+    return Sums(loss_sum, int(targets), correct)
+
+
+def _score(parts: Parts, batch: Batch) -> tuple[Tensor, int]:
+    """Loss sum and right targets, shape (2,) in fp64, and the number of targets."""
+    count = parts.objective.count_targets(batch)
+    loss = parts.forward(batch, num_targets=count)
+    right = loss.counts.get("correct")
+    loss_sum = loss.loss_sum.double()
+    return torch.stack([loss_sum, loss_sum.new_zeros(()) if right is None else right.double()]), count
 
 
 @contextlib.contextmanager

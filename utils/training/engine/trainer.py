@@ -30,6 +30,7 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.data import UniversalDataModule
+from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
@@ -132,7 +133,9 @@ class Trainer:
         world = join(config, detect_device().kind)
         data = self._data(train_data, val_data, world)
         task_spec = self._task(data)
-        objective = make_objective(task_spec, config.label_smoothing)
+        sharded = config.strategy == "fsdp" and world.size > 1
+        # Sharded, the output layer is whole only inside the model's own pass.
+        objective = make_objective(task_spec, config.replace(fused_loss="off") if sharded else config)
         total_steps = _planned_steps(config, data)
         monitor, mode = self._monitor(data)
         with contextlib.ExitStack() as stack:
@@ -151,6 +154,7 @@ class Trainer:
             parts = self.parts = assemble(self.model, objective, config, total_steps, world=world)
             if parts.precision.notice:
                 self.notice(parts.precision.notice)
+            stack.enter_context(fast_paths(parts.model))
             fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
             self.state = self._restore(start, parts, fingerprint, data)
             store = self._store(start.folder, mode, world)
@@ -173,10 +177,10 @@ class Trainer:
                 parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor, mode,
                 start.folder.stop_requested,
             )  # fmt: skip
-            saver.before_save = loop.tick
+            saver.before_save = loop.settle
             with interrupts.deferred():
                 self._run(loop, saver, events, start)
-            loop.tick()
+            loop.settle()
             self._note_state(start.folder, "ended" if self.state.ended else "stopped")
             start.folder.clear_stop()
             results = self._results(start.folder, store, task_spec)
@@ -199,6 +203,8 @@ class Trainer:
                 saver.save(start.checkpoint["value"])
             events.fire("on_train_begin", logs={"total_steps": loop.total_steps, "run_dir": str(start.folder.path)})
             loop.run()
+            if loop.parts.objective.notice:
+                self.notice(loop.parts.objective.notice)
             events.fire("on_train_end", logs={"stop_reason": self.state.stop_reason, "step": self.state.step})
         except Exception as error:
             # Saving takes all processes: it is possible when each of them came here by itself.
@@ -213,6 +219,8 @@ class Trainer:
 
     def _rescue(self, loop: TrainingLoop, saver: RunSaver) -> Path | None:
         """A checkpoint of the last completed step, unless the error came while parameters were being changed."""
+        with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
+            loop.read_numbers()
         if loop.parts.updating or self.state.step == 0 or self.state.ended:
             return None
         if loop.before_step is not None:
@@ -483,17 +491,9 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 def _refuse_what_is_not_there(config: TrainingConfig) -> None:
     """Settings that this version knows by name and cannot do are refused together, never passed over."""
     problems = []
-    if config.compile_mode is not None:
-        problems.append(
-            Problem("compile_mode", f"got {config.compile_mode!r}; compiling is not in this version: set None", None)
-        )
     if config.auto_batch_size:
         problems.append(
             Problem("auto_batch_size", "got True; finding a batch size is not in this version: set batch_size", False)
-        )
-    if config.fused_loss == "on":
-        problems.append(
-            Problem("fused_loss", "got 'on'; the fused loss is not in this version: set 'auto' or 'off'", "auto")
         )
     if config.export_bundle:
         problems.append(

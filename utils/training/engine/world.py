@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from utils.environment import front_end
-from utils.errors import ConfigError, PeerProcessError, Problem
+from utils.errors import ConfigError, OutOfMemoryError, PeerProcessError, Problem
+from utils.training.engine.memory import is_out_of_memory
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
@@ -167,6 +168,10 @@ class World:
         """The seed of this process's own randomness (dropout): the main process has `seed` itself, the others their own."""
         return seed if self.is_main else int(np.random.SeedSequence([seed, 0, self.rank]).generate_state(1)[0])
 
+    def talking(self) -> contextlib.AbstractContextManager[None]:
+        """Around what needs the others: a lost connection becomes an error that says why one is gone."""
+        return contextlib.nullcontext()
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over the processes, in place."""
         return tensor
@@ -227,11 +232,17 @@ class ProcessGroup(World):
         self._failures = dist.PrefixStore("trainbook", _store())  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
-    def _talk(self) -> Iterator[None]:
-        """A lost connection becomes an error that says why the other process is gone."""
+    def talking(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"there is no room to exchange numbers with the other processes: {str(error).splitlines()[0]} Set a "
+                    "smaller batch_size, or gradient_checkpointing=True."
+                ) from error
+            if not _is_of_connection(error):
+                raise
             raise PeerProcessError(
                 f"process {self.rank} of {self.size} stopped, because another one of this training did not answer: "
                 f"{self._known_failure() or 'it ended without a word (killed, or out of memory?)'}"
@@ -246,7 +257,7 @@ class ProcessGroup(World):
             return None
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        with self._talk():
+        with self.talking():
             self._dist.all_reduce(tensor)
         return tensor
 
@@ -255,7 +266,7 @@ class ProcessGroup(World):
 
     def broadcast(self, value: T) -> T:
         box: list[Any] = [value]
-        with self._talk():
+        with self.talking():
             self._dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[no-any-return]
 
@@ -264,7 +275,7 @@ class ProcessGroup(World):
         # Not all_gather_object: over NCCL it would send from the accelerator.
         for rank in range(self.size):
             box: list[Any] = [value if rank == self.rank else None]
-            with self._talk():
+            with self.talking():
                 self._dist.broadcast_object_list(box, src=rank, device=torch.device("cpu"))
             boxes[rank] = box[0]
         return boxes
@@ -297,7 +308,7 @@ class ProcessGroup(World):
             )
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        with torch.no_grad(), self._talk():
+        with torch.no_grad(), self.talking():
             for tensor in tensors:
                 self._dist.broadcast(tensor.data, src=0)
 
@@ -306,7 +317,7 @@ class ProcessGroup(World):
         all_here = bool(marks.all())
         marks = marks.to(parameters[0].device)
         sent = []
-        with self._talk():
+        with self.talking():
             for bucket in _buckets(parameters):
                 flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
                 sent.append((bucket, flat, self._dist.all_reduce(flat, async_op=True)))
@@ -339,6 +350,13 @@ class ProcessGroup(World):
 
     def leave(self) -> None:
         _leave_group()
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    """Whether an error comes from the exchange with other processes: gloo's is a plain RuntimeError."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or any(name in str(error).lower() for name in ("gloo", "nccl", "process group"))
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,0 +1,114 @@
+"""Where a model's logits come from: the linear layer whose output it returns untouched, found by watching one call.
+
+Nothing is assumed about the model's class or names. A layer counts only when the very tensor that it makes is what the model
+returns: then whatever comes after it (a scale, a cap, a cast, a slice) is known to be nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.errors import ModelError
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Running statistics and the like are as before afterwards, and so is the random state."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from the global generators
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.Linear | None, str]:
+    """The `nn.Linear` of `model` whose output `call()` returns, or None with the reason why there is none to use.
+
+    Args:
+        call: runs the model on a small batch and returns its logits. Called at most twice, without gradients; weights,
+            buffers and random state are as before afterwards.
+    Returns:
+        (layer, "") or (None, reason).
+    """
+    outputs: list[tuple[nn.Linear, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda layer, inputs, output: outputs.append((layer, output)))
+        for module in model.modules()
+        if type(module) is nn.Linear
+    ]
+    try:
+        with _buffers_kept(model):
+            logits = call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layer = next((layer for layer, output in outputs if output is logits), None)
+    if layer is None:
+        return None, "what the model returns is not the untouched output of a linear layer"
+    if sum(other is layer for other, _ in outputs) > 1:
+        return None, "its output layer is used more than once in a forward pass"
+    if _is_watched(layer):
+        return None, "its output layer has hooks or a parametrization of its own"
+    with _buffers_kept(model), hidden_states_of(layer) as taken:
+        passed_on = call()
+    if taken.hidden is not passed_on:
+        return None, "the model does something to the output of its output layer"
+    return layer, ""
+
+
+def _is_watched(layer: nn.Linear) -> bool:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or hasattr(layer, "parametrizations")
+
+
+class Taken:
+    """What the output layer was given in one call of the model.
+
+    Attributes:
+        hidden: its input, (..., D); None before the call.
+    """
+
+    def __init__(self) -> None:
+        self.hidden: Tensor | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        self.hidden = hidden
+        return hidden
+
+    def checked(self, returned: Tensor, model: nn.Module) -> Tensor:
+        """`returned`, which must be the hidden states. Raises `ModelError` when the model did something to them."""
+        if returned is not self.hidden:
+            raise ModelError(
+                f"{type(model).__name__} returns its output layer's result in one call and something else in another, so the "
+                "loss cannot be fused with that layer. Set fused_loss='off'."
+            )
+        return returned
+
+
+@contextlib.contextmanager
+def hidden_states_of(layer: nn.Linear) -> Iterator[Taken]:
+    """Inside the block `layer` passes its input on unchanged, so that a model returns hidden states where it had logits."""
+    taken = Taken()
+    replaced = vars(layer).get("forward")
+    vars(layer)["forward"] = taken
+    try:
+        yield taken
+    finally:
+        if replaced is None:
+            del vars(layer)["forward"]
+        else:
+            vars(layer)["forward"] = replaced

@@ -1,0 +1,74 @@
+"""Lightning Fabric for this process's device: alone, or as one of several that train together."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from utils.environment import Device
+from utils.training.engine.precision import ResolvedPrecision
+from utils.training.engine.sharding import shard
+from utils.training.engine.world import Launch, World
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+
+def make_fabric(
+    device: Device, precision: ResolvedPrecision, scaler: torch.amp.GradScaler | None, world: World, sharded: bool
+) -> Fabric:
+    """Fabric for this process's device; with several processes, as one of them.
+
+    Args:
+        scaler: fp16's gradient scaler, else None.
+        sharded: whether each process holds a part of every parameter.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    settings: dict[str, Any] = {"accelerator": device.kind, "devices": 1}
+    plugins: list[Any] = []
+    if scaler is None:
+        settings["precision"] = precision.fabric_name
+    else:
+        plugins.append(MixedPrecision("16-mixed", device.kind, scaler))
+    launch = Launch.from_environment() if world.size > 1 else None
+    if launch is not None:
+        strategy = _shards(world) if sharded else _replicas()
+        settings |= {"devices": launch.local_size, "num_nodes": launch.num_nodes, "strategy": strategy}
+        plugins.append(TorchElasticEnvironment())
+    fabric = Fabric(**settings, plugins=plugins or None)
+    if launch is not None:
+        fabric.launch()
+    return fabric
+
+
+def _replicas() -> DDPStrategy:
+    """Fabric's data-parallel strategy without torch's DistributedDataParallel around the module.
+
+    That one sends gradients from within the last backward pass, which every process must then have: one whose share of a
+    ragged last step is empty would keep the others waiting for ever, and so would one that repeats a pass in which it ran
+    out of memory. `World.sum_gradients` sends them after it.
+    """
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    class Replicas(DDPStrategy):
+        def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+            return module
+
+    return Replicas()
+
+
+def _shards(world: World) -> ModelParallelStrategy:
+    """Fabric's strategy for `fully_shard`, over all processes."""
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    return ModelParallelStrategy(shard, data_parallel_size=world.size, tensor_parallel_size=1)

@@ -1,0 +1,121 @@
+"""Running out of memory: how it is recognised, and how a step is done in smaller pieces."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from utils.data.examples import Batch
+from utils.errors import OutOfMemoryError, TrainbookError
+
+T = TypeVar("T")
+
+# What allocators say: CUDA's and MPS's, cuBLAS's and cuDNN's when their workspace does not fit, and the CPU's.
+_WORDS = (
+    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. Nothing else is ever tried again."""
+    if isinstance(error, TrainbookError):  # somebody has dealt with it
+        return False
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def free_memory() -> None:
+    """Give back what is no longer used. Call it outside the `except` block: until there, the error's frames hold tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def rows_of(batch: Batch) -> int:
+    """Samples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def split(batches: list[Batch], most: int | None) -> list[Batch]:
+    """The same samples in the same order, in micro-batches of at most `most` (None: as they are)."""
+    if most is None:
+        return batches
+    return [piece for batch in batches for piece in _pieces(batch, most)]
+
+
+def _pieces(batch: Batch, most: int) -> list[Batch]:
+    rows = rows_of(batch)
+    if rows <= most:
+        return [batch]
+    starts = range(0, rows, most)
+    return [
+        {name: value[start : start + most] if _has_rows(value, rows) else value for name, value in batch.items()}
+        for start in starts
+    ]
+
+
+def _has_rows(value: torch.Tensor, rows: int) -> bool:
+    return value.dim() > 0 and len(value) == rows
+
+
+@dataclass
+class Pieces:
+    """How many samples go through the model at once: as many as were asked for, until memory runs out.
+
+    Attributes:
+        most: samples at once; None: as many as a micro-batch has. It only ever gets smaller.
+    """
+
+    most: int | None = None
+
+    def run(
+        self,
+        batches: list[Batch],
+        work: Callable[[list[Batch]], T],
+        what: str,
+        again: Callable[[], None] = lambda: None,
+        split_up: bool = True,
+    ) -> T:
+        """`work` on the samples of `batches`, in halves of halves until it fits.
+
+        Args:
+            what: the subject of the error's message.
+            again: called before each further try, to take back what the failed one did.
+            split_up: False where it cannot be tried again: other processes take part in each pass.
+        Raises:
+            OutOfMemoryError: a single sample does not fit; says what helps.
+        """
+        while True:
+            pieces = split(batches, self.most)
+            try:
+                return work(pieces)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(pieces, error, what, split_up)
+            # Out of the except block: until there, the error's frames hold the tensors.
+            free_memory()
+            again()
+
+    def _halve(self, pieces: list[Batch], error: BaseException, what: str, split_up: bool) -> None:
+        size = max(map(rows_of, pieces))
+        if not split_up:
+            raise OutOfMemoryError(
+                f"{what} ({_shapes(pieces[0])}) does not fit in memory: {str(error).splitlines()[0]} With sharded layers a "
+                "pass cannot be split by one process. Set a smaller batch_size."
+            ) from error
+        if size <= 1:
+            raise OutOfMemoryError(
+                f"{what} with a single sample ({_shapes(pieces[0])}) does not fit in memory: {str(error).splitlines()[0]} "
+                "Train on shorter sequences, set gradient_checkpointing=True, or take a smaller model."
+            ) from error
+        self.most = (size + 1) // 2
+
+
+def _shapes(batch: Mapping[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
