@@ -114,6 +114,38 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(make, opt
     assert len(second["batches"]) == (16 if strategy == "ddp" else 20)
 
 
+def test_in_double_precision_two_processes_are_one_to_the_last_digits():
+    def work(rank):
+        return outcome(train(tiny_gpt(dropout=0.0).double(), run_name="two"))
+
+    alone = outcome(train(tiny_gpt(dropout=0.0).double(), gradient_accumulation_steps=4, run_name="one"))
+    for ended in together(work):
+        assert largest_difference(ended.value["weights"], alone["weights"]) < 1e-13
+
+
+def test_a_process_that_runs_out_of_memory_splits_its_share_and_nobody_waits():
+    def too_large(module, given, named):
+        if module.training and len(named["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    class Full(Callback):
+        """From the third step on, only 2 samples at once fit."""
+
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 2:
+                trainer.model.register_forward_pre_hook(too_large, with_kwargs=True)
+
+    def work(rank):
+        return outcome(train(tiny_gpt(dropout=0.0), *([Full()] if rank == 1 else []), run_name="full"))
+
+    reference = [ended.value for ended in together(lambda rank: outcome(train(tiny_gpt(dropout=0.0))))]
+    first, second = (ended.value for ended in together(work))
+    assert largest_difference(first["weights"], second["weights"]) == 0
+    assert largest_difference(first["weights"], reference[0]["weights"]) < 1e-5
+    assert (first["state"]["pieces"], second["state"]["pieces"]) == (None, 2)
+    assert newest(Path("runs/full/checkpoints"))[1]["other_processes"][0]["pieces"] == 2
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_resume_with_two_processes_is_exact_and_with_one_is_refused(strategy):
     def whole(rank):
@@ -130,8 +162,8 @@ def test_resume_with_two_processes_is_exact_and_with_one_is_refused(strategy):
     for ended in together(stopped):
         assert (ended.value["state"]["step"], ended.value["state"]["stop_reason"]) == (5, "enough")
     states = newest(Path("runs/again/checkpoints"))[1]
-    assert len(states["rng_of_others"]) == 1
-    assert not torch.equal(states["rng"]["torch"], states["rng_of_others"][0]["torch"])
+    assert len(states["other_processes"]) == 1
+    assert not torch.equal(states["rng"]["torch"], states["other_processes"][0]["rng"]["torch"])
     with pytest.raises(CheckpointError, match=r"saved by 2 processes, and this training has 1.*nproc_per_node=2"):
         train(tiny_gpt(), resume_from="auto", run_name="again")
     for there, here in zip(reference, together(resumed), strict=True):
@@ -207,14 +239,20 @@ def test_a_signal_to_one_process_saves_and_ends_both():
     assert newest(CHECKPOINTS)[1]["state"]["step"] == 4
 
 
-def test_what_goes_wrong_on_one_process_ends_the_other_and_says_so():
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_goes_wrong_on_one_process_ends_the_other_and_says_so(strategy):
+    class FailInTheStep(Callback):
+        def on_batch_begin(self, batch_idx, trainer, logs=None):
+            if trainer.state.step == 1:
+                raise ValueError("the callback is wrong")
+
     def one_fails(rank):
         with pytest.raises(CallbackError if rank == 1 else PeerProcessError) as caught:
-            train(tiny_gpt(), *([FailAt(2)] if rank == 1 else []))
+            train(tiny_gpt(), *([FailInTheStep()] if rank == 1 else []), strategy=strategy)
         return str(caught.value)
 
     messages = [ended.value for ended in together(one_fails)]
-    assert "process 1: CallbackError: FailAt.on_step_end failed at step 2" in messages[0]
+    assert "process 1: CallbackError: FailInTheStep.on_batch_begin failed at step 1" in messages[0]
 
 
 def test_a_process_that_is_killed_ends_the_other():

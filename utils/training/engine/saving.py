@@ -116,7 +116,7 @@ class RunSaver:
             "optimizer": self._whole(parts.optimizer.state_dict()),
             "schedule": parts.schedule.state_dict(),
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
-            **self._random_states(),
+            **self._of_each_process(),
             "callbacks": self._events.state_dict(),
             "batch_plan": {"batch_size": self._batch_size, "accumulation": self.config.gradient_accumulation_steps},
             "config": self.config.to_dict(),
@@ -129,7 +129,11 @@ class RunSaver:
         """A state_dict as it is without sharding; on the main process only, where there is sharding."""
         return whole(state, self._world.is_main) if self.parts.sharded else state
 
-    def _random_states(self) -> dict[str, Any]:
-        """The main process's random state, and those of the others by rank."""
-        mine, *others = self._world.gather(rng.capture())
-        return {"rng": mine, "rng_of_others": others}
+    def _of_each_process(self) -> dict[str, Any]:
+        """The random state of the main process; of the others, by rank, all in which they differ from it."""
+        state = self.state
+        own = {
+            "rng": rng.capture(), "pieces": state.pieces.most, "validation_pieces": state.validation_pieces.most
+        }  # fmt: skip
+        main, *others = self._world.gather(own)
+        return {"rng": main["rng"], "other_processes": others}

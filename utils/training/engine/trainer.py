@@ -35,6 +35,7 @@ from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.objective import make_objective
+from utils.training.engine.memory import Pieces
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
@@ -323,10 +324,14 @@ class Trainer:
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
-        random_states = [checkpoint["rng"], *checkpoint.get("rng_of_others", ())]
         if state.ended and start.in_place:
             return state
-        rng.restore(random_states[parts.world.rank])
+        if parts.world.is_main:
+            rng.restore(checkpoint["rng"])
+        else:
+            own = checkpoint["other_processes"][parts.world.rank - 1]
+            rng.restore(own["rng"])
+            state.pieces, state.validation_pieces = Pieces(own["pieces"]), Pieces(own["validation_pieces"])
         count = state.rows_written if start.in_place else 0
         state.rows_written = start.folder.keep_history(count, state.history)
         if not data.resumable and state.samples_done:
@@ -345,7 +350,7 @@ class Trainer:
         stopped_for_good = state.stop_reason == "early_stopping" and start.in_place and not self._changes(checkpoint)
         if not state.ended or (more_to_do and not stopped_for_good):
             state.stop_reason = None
-        saved_by = 1 + len(checkpoint.get("rng_of_others", ()))
+        saved_by = 1 + len(checkpoint.get("other_processes", ()))
         if saved_by != world.size and not (state.ended and start.in_place):
             start_with = f"torchrun --nproc_per_node={saved_by}" if saved_by > 1 else "no torchrun"
             raise CheckpointError(
