@@ -284,7 +284,7 @@ def test_what_goes_wrong_on_all_processes_keeps_a_checkpoint_of_the_last_step():
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_f11_a_loss_that_is_nan_on_one_process_stops_both_before_the_update(strategy):
+def test_a_loss_that_is_nan_on_one_process_stops_both_before_the_update(strategy):
     class Poison(Callback):
         def on_batch_begin(self, batch_idx, trainer, logs=None):
             if trainer.state.step == 3:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -391,6 +392,16 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
+def _leave_at_exit() -> None:
+    """End the group and its threads while Python is still there: one that asks for it later ends the process with an abort.
+
+    Sharded layers hold the group too, in cycles that only the collector finds.
+    """
+    gc.collect()
+    _leave_group()
+    gc.collect()
+
+
 def join(config: TrainingConfig, device_kind: str) -> World:
     """The processes that were started together as one group; a process alone gets its `World` at once.
 
@@ -420,7 +431,7 @@ def join(config: TrainingConfig, device_kind: str) -> World:
             )
         torch.cuda.set_device(launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"  # host numbers are exchanged without waiting for the GPU
-    atexit.register(_leave_group)  # torch's threads would end the process with an abort
+    atexit.register(_leave_at_exit)
     try:
         dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
