@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ from utils.training.config_files import write_config_file
 from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, newest, read_checkpoint
 from utils.training.training_config import TrainingConfig
 
+# Rows of steps are written together: opening the file costs more than a small model's step may.
+_FLUSH_EVERY_S = 0.5
+
 log = logging.getLogger("trainbook.run")
 
 _EXPERIMENT = re.compile(r"^exp(\d+)$")
@@ -59,6 +63,8 @@ class RunFolder:
         self.path = path
         self.may_lose_rows = False
         self._warned: set[Path] = set()
+        self._unwritten: list[str] = []  # rows of the history, as text
+        self._flushed_at = 0.0
         self.checkpoints = checkpoints or path / "checkpoints"
         self.run_id = self._read_state().get("run_id") or uuid.uuid4().hex
         self._locks = [FolderLock(path / "lock")]
@@ -137,9 +143,21 @@ class RunFolder:
             write_json(environment_file, environment.snapshot())
 
     def record(self, row: dict[str, Any]) -> None:
-        """Append a row to the history. Raises `CheckpointWriteError` unless `may_lose_rows`."""
-        with self._written(self.history_file, go_on=self.may_lose_rows):
-            append_line(self.history_file, json.dumps(row))
+        """Append a row to the history. A step's row may wait in memory for half a second of training, or for `flush`.
+
+        Raises `CheckpointWriteError` unless `may_lose_rows`.
+        """
+        self._unwritten.append(json.dumps(row))
+        if row["event"] != "step" or time.monotonic() - self._flushed_at >= _FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are still in memory. What a crash takes of them is not in a checkpoint either."""
+        self._flushed_at = time.monotonic()
+        if self._unwritten:
+            lines, self._unwritten = "\n".join(self._unwritten), []
+            with self._written(self.history_file, go_on=self.may_lose_rows):
+                append_line(self.history_file, lines)
 
     @contextlib.contextmanager
     def _written(self, path: Path, *, go_on: bool = False) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -159,8 +159,7 @@ class TrainingLoop:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        numbers = torch.stack([done.result.numbers for done in unread]).tolist()
-        for done, (loss_sum, correct, norm, outcome) in zip(unread, numbers, strict=True):
+        for done, (loss_sum, correct, norm, outcome) in zip(unread, _numbers(unread), strict=True):
             self._account(done, loss_sum, correct, norm, int(outcome))
 
     def _account(self, done: _Done, loss_sum: float, correct: float, norm: float, outcome: int) -> None:
@@ -362,6 +361,13 @@ class TrainingLoop:
         self._take_stop_request()
         self.saver.save()
         return self.state
+
+
+def _numbers(steps: list[_Done]) -> list[Sequence[float]]:
+    """What each step came to, with one copy from the device for all of them."""
+    on_their_way = [done.result.numbers for done in steps if isinstance(done.result.numbers, torch.Tensor)]
+    read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())
+    return [next(read) if isinstance(numbers := done.result.numbers, torch.Tensor) else numbers for done in steps]
 
 
 def _few(sample_ids: list[int], limit: int = 8) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,8 @@ class Parts:
     """Model, optimizer, schedule, objective and Fabric.
 
     Attributes:
-        model: the user's module, on the device; `trained`: the same inside `TrainedModule`, wrapped by Fabric.
+        model: the user's module, on the device; `own`: the same inside `TrainedModule`; `trained`: that, wrapped by Fabric.
+        alone: one process trains.
         parameters: the parameters that are trained.
         scaler: fp16's gradient scaler, else None.
         guard: where the host does not look after each step (a GPU whose optimizer can leave a step out by itself): fp32,
@@ -37,6 +40,7 @@ class Parts:
     """
 
     model: nn.Module
+    own: TrainedModule
     trained: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -46,39 +50,64 @@ class Parts:
     device: Device
     precision: ResolvedPrecision
     scaler: torch.amp.GradScaler | None
+    alone: bool = True
     guard: Tensor | None = None
     updating: bool = False
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
-        loss = self.trained(self.fabric.to_device(batch), keep_outputs, num_targets)
+        if self.device.kind != "cpu":
+            # Copies overlap with what the device still has to do; only pinned memory can.
+            batch = {name: value.to(self.fabric.device, non_blocking=True) for name, value in batch.items()}
+        # Fabric's wrapper looks through all inputs and outputs for tensors to convert; one process does without it.
+        run = self.own if self.alone else self.trained
+        with self.precision.autocast(self.device.kind):
+            loss = run(batch, keep_outputs, num_targets)
         assert isinstance(loss, Loss)
         return loss
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` (scaled where fp16 needs it)."""
-        self.fabric.backward(loss)
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        if self.alone:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.fabric.backward(loss)
 
-    def update(
-        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float] = (0, 0.0)
-    ) -> None:
-        """Change the parameters, gradients clipped to `max_grad_norm` (0: not), unless the numbers are not `finite`.
+    def update(self, finite: bool) -> None:
+        """Change the parameters by their gradients, if those are finite. Raises `OutOfMemoryError`."""
+        with self._updating_now():
+            if finite:
+                self.optimizer.step()
+
+    def update_unseen(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
+        """The same without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves.
 
         Args:
-            finite: bool scalar: loss and gradients are; fine: bool scalar: they are, or fp16's scaling explains it.
-            norm: scalar: the gradients' L2 norm.
+            finite: bool scalar: loss and gradients are finite; fine: bool scalar: they are, or fp16's scaling explains it.
+            too_long: scalar that gradients are divided by; None: not.
             skips: faults in a row and in all that are borne; see `guard`.
-        Raises:
-            OutOfMemoryError: the optimizer's state does not fit.
         """
+        assert self.guard is not None
+        stop, in_a_row, in_all = self.guard.unbind()
+        fault = (~fine).float()
+        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
+        optimizer: Any = self.optimizer
+        optimizer.found_inf, optimizer.grad_scale = torch.maximum((~finite).float(), stop), too_long
+        try:
+            with self._updating_now():
+                optimizer.step()
+        finally:
+            optimizer.found_inf = optimizer.grad_scale = None
+        self.guard = torch.stack([torch.maximum(stop, too_many), (in_a_row + 1) * fault, in_all + fault])
+
+    @contextlib.contextmanager
+    def _updating_now(self) -> Iterator[None]:
+        """Raises `OutOfMemoryError` when the optimizer's state does not fit; `updating` stays True after any error."""
         self.updating = True
         try:
-            if self.guard is not None:
-                self._update_unseen(finite, fine, norm, max_grad_norm, skips)
-            elif finite:
-                if max_grad_norm > 0 and norm > max_grad_norm:
-                    torch.nn.utils.clip_grads_with_norm_(self.parameters, max_grad_norm, norm)
-                self.optimizer.step()
+            yield
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -89,25 +118,6 @@ class Parts:
         if self.scaler is not None:
             self.scaler.update()
         self.updating = False
-
-    def _update_unseen(
-        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
-    ) -> None:
-        """The update without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves."""
-        assert self.guard is not None
-        stop, in_a_row, in_all = self.guard.unbind()
-        fault = (~fine).float()
-        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
-        optimizer: Any = self.optimizer
-        optimizer.found_inf = torch.maximum((~finite).float(), stop)
-        if max_grad_norm > 0:
-            # The kernels divide gradients by this; the same formula as torch's clip_grad_norm_.
-            optimizer.grad_scale = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0)
-        try:
-            optimizer.step()
-        finally:
-            optimizer.found_inf = optimizer.grad_scale = None
-        self.guard = torch.stack([torch.maximum(stop, too_many), (in_a_row + 1) * fault, in_all + fault])
 
 
 def assemble(
@@ -123,7 +133,6 @@ def assemble(
         ConfigError: a setting that this model or device cannot do.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins import MixedPrecision
 
     device = device or detect_device()
     precision = resolve_precision(config.precision, device)
@@ -131,17 +140,16 @@ def assemble(
         switch_activation_checkpointing(model, on=True)
     # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Formats and scaling are ours: Fabric would convert the inputs too, and look at the gradients once more.
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
-    if scaler is not None:
-        fabric = Fabric(accelerator=device.kind, devices=1, plugins=MixedPrecision("16-mixed", device.kind, scaler))
-    else:
-        fabric = Fabric(accelerator=device.kind, devices=1, precision=precision.fabric_name)
+    fabric = Fabric(accelerator=device.kind, devices=1, precision="32-true")
     model.to(fabric.device)
     optimizer = make_optimizer(model, config)
-    trained, _ = fabric.setup(TrainedModule(model, objective, config.compile_mode), optimizer)
+    own = TrainedModule(model, objective, config.compile_mode)
+    trained, _ = fabric.setup(own, optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = Schedule(config, total_steps)
-    parts = Parts(model, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler)
+    parts = Parts(model, own, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler)
     if device.kind == "cuda" and leaves_steps_out(optimizer):
         parts.guard = torch.zeros(3, device=fabric.device)
     return parts

@@ -157,10 +157,15 @@ class Trainer:
                 parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor, mode,
                 start.folder.stop_requested,
             )  # fmt: skip
-            saver.before_save = loop.settle
+
+            def settle() -> None:
+                loop.settle()
+                start.folder.flush()
+
+            saver.before_save = settle
             with interrupts.deferred():
                 self._run(loop, saver, events, start)
-            loop.settle()
+            settle()
             self._note_state(start.folder, "ended" if self.state.ended else "stopped")
             start.folder.stop_file.unlink(missing_ok=True)
             results = self._results(start.folder, store, task_spec)
@@ -187,6 +192,8 @@ class Trainer:
             events.fire("on_train_end", logs={"stop_reason": self.state.stop_reason, "step": self.state.step})
         except Exception as error:
             kept = self._rescue(loop, saver)
+            with contextlib.suppress(CheckpointError):  # the first error is the one to report
+                start.folder.flush()
             self._note_state(start.folder, "failed", error=f"{type(error).__name__}: {error}")
             with contextlib.suppress(Exception):  # the first error is the one to report
                 events.fire("on_error", error)
