@@ -64,7 +64,21 @@ def uses_onednn() -> bool:
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) @ b (K, N) + bias (N,), whatever the strides."""
+    if torch.compiler.is_compiling():
+        # As one step of a compiled program, which would take torch's own operation apart.
+        return torch.ops.trainbook.matmul_fp32(a, b, bias)  # type: ignore[no-any-return]
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+@torch.library.custom_op("trainbook::matmul_fp32", mutates_args=())
+def _matmul_fp32(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return product
+
+
+@_matmul_fp32.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -15,10 +15,13 @@ import torch
 from torch import nn
 
 from utils.adapters.facts import model_facts
+from utils.data.examples import StreamSource
+from utils.environment import detect_device
 from utils.errors import CheckpointError, ConfigError, DataError, ModelError, Problem, TrainingInterrupted
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, Payload, load_model_weights
+from utils.training.engine.compiling import check_compiler, compile_now
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
@@ -118,6 +121,7 @@ class Trainer:
         data = self._data(train_data, val_data)
         task_spec = self._task(data)
         objective = make_objective(task_spec, config)
+        check_compiler(config.compile_mode, detect_device())
         total_steps = _planned_steps(config, data)
         monitor, mode = self._monitor(data)
         with contextlib.ExitStack() as stack:
@@ -142,6 +146,7 @@ class Trainer:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
+            self._compile(parts, data)
             self._note_weights(start)
             start.folder.stop_file.unlink(missing_ok=True)
             self._describe(start, task_spec)
@@ -177,6 +182,16 @@ class Trainer:
                 "Run the same again with resume_from='auto' to continue.", results,
             )  # fmt: skip
         return results
+
+    def _compile(self, parts: Parts, data: UniversalDataModule) -> None:
+        """Compile before the run's clock starts; a stream's first batch cannot be had twice, so there it happens later."""
+        if self.training_config.compile_mode is None:
+            return
+        if isinstance(data.train, StreamSource):
+            self.notice("The model is compiled in the first step, which takes the longer.")
+            return
+        seconds = compile_now(parts, data.train.take(list(range(min(data.batch_size, len(data.train))))))
+        self.notice(f"Compiled in {seconds:.1f} s, which the training time does not hold.")
 
     def _run(self, loop: TrainingLoop, saver: RunSaver, events: CallbackList, start: Start) -> None:
         """The loop, with a checkpoint of the last good step kept when anything raises."""
