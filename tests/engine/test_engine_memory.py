@@ -13,7 +13,7 @@ from torch import nn
 from tests.kit.toys import assert_same_run, golden_config, plain_lm, token_rows, train_set, validation_set
 from utils.errors import CallbackError, OutOfMemoryError
 from utils.training import Callback, Trainer
-from utils.training.engine.memory import Pieces, is_out_of_memory, split
+from utils.training.engine.memory import Pieces, is_out_of_memory, largest_that_fits, split
 
 CUDA_WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.75 GiB"
 
@@ -137,6 +137,43 @@ def test_pieces_hold_the_same_samples_in_the_same_order():
     assert all(float(piece["temperature"]) == 2.0 for piece in pieces)
     assert split([batch], None) == [batch]
     assert Pieces().most is None
+
+
+def test_auto_batch_size_takes_the_whole_step_at_once_where_it_fits():
+    results = run(Hungry(most=99, dropout=0.0), auto_batch_size=True, batch_size=4, gradient_accumulation_steps=3)
+    assert results.state.pieces.most is None
+    assert any("12 samples go through the model at once, of 12 a step" in notice for notice in results.notices)
+    plain = run(Hungry(most=99, dropout=0.0), batch_size=4, gradient_accumulation_steps=3, run_name="plain")
+    assert results.steps == plain.steps
+    assert results.loss_history == pytest.approx(plain.loss_history, rel=1e-6)
+
+
+def test_auto_batch_size_is_bounded_by_the_memory_that_is_free(monkeypatch):
+    model = Hungry(most=99)
+    parameters = sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(
+        "utils.training.engine.memory.free_memory_bytes", lambda kind: (12 * parameters + 200_000) / 0.8
+    )
+    results = run(model, auto_batch_size=True, run_name="unbroken")
+    assert 1 <= results.state.pieces.most < 12
+    run(Hungry(most=99), auto_batch_size=True, stop_at=4)
+    monkeypatch.setattr("utils.training.engine.memory.free_memory_bytes", lambda kind: 2**40)
+    assert_same_run(results, run(Hungry(most=99), auto_batch_size=True, resume_from="auto"))
+    monkeypatch.setattr("utils.training.engine.memory.free_memory_bytes", lambda kind: 10 * parameters)
+    with pytest.raises(OutOfMemoryError, match="with a single sample, and .* MiB are free"):
+        run(Hungry(most=99), auto_batch_size=True, run_name="none")
+
+
+def test_on_an_accelerator_it_is_tried():
+    tried = []
+
+    def rehearse(batch):
+        tried.append(len(batch["input_ids"]))
+        if tried[-1] > 5:
+            raise torch.OutOfMemoryError(CUDA_WORDS)
+
+    assert largest_that_fits({"input_ids": token_rows(16)}, rehearse, on_cpu=False, fixed_bytes=0) == 4
+    assert tried == [16, 8, 4]
 
 
 CHILD = """

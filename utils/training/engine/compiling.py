@@ -7,12 +7,9 @@ import os
 import shutil
 import time
 
-import torch
-
 from utils.data.examples import Batch
 from utils.environment import Device
 from utils.errors import ConfigError, ModelError
-from utils.training.engine import rng
 from utils.training.engine.parts import Parts
 
 _COMPILERS = ("g++", "c++", "clang++", "cl")
@@ -44,13 +41,8 @@ def compile_now(parts: Parts, batch: Batch) -> float:
         ModelError: the model cannot be compiled.
     """
     began = time.perf_counter()
-    buffers = [(buffer, buffer.clone()) for buffer in parts.model.buffers()]
     try:
-        with rng.preserved():
-            count = parts.objective.count_targets(batch)
-            parts.backward(parts.forward(batch, num_targets=count).loss_sum)
-            if parts.device.kind == "cuda":
-                torch.cuda.synchronize()
+        parts.rehearse(batch)
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -58,9 +50,4 @@ def compile_now(parts: Parts, batch: Batch) -> float:
         raise ModelError(
             f"{type(parts.model).__name__} cannot be compiled ({type(error).__name__}: {reason}). Set compile_mode=None."
         ) from error
-    finally:
-        parts.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
     return time.perf_counter() - began

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.data.examples import Batch
 from utils.environment import Device, detect_device
 from utils.errors import ConfigError, OutOfMemoryError
+from utils.training.engine import rng
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
@@ -74,6 +75,22 @@ class Parts:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             self.fabric.backward(loss)
+
+    def rehearse(self, batch: Batch) -> None:
+        """One forward and backward pass of which nothing is left: weights, buffers and random state are as before, gradients
+        None."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            with rng.preserved():
+                count = self.objective.count_targets(batch)
+                self.backward(self.forward(batch, num_targets=count).loss_sum)
+                if self.device.kind == "cuda":
+                    torch.cuda.synchronize()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
 
     def update(self, finite: bool) -> None:
         """Change the parameters by their gradients, if those are finite. Raises `OutOfMemoryError`."""

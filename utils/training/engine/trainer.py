@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from utils.adapters.facts import model_facts
-from utils.data.examples import StreamSource
+from utils.data.examples import Batch, StreamSource
 from utils.environment import detect_device
 from utils.errors import CheckpointError, ConfigError, DataError, ModelError, Problem, TrainingInterrupted
 from utils.training.engine import rng
@@ -27,6 +27,7 @@ from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.memory import largest_that_fits, rows_of, split
 from utils.training.engine.objective import make_objective
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
@@ -122,7 +123,8 @@ class Trainer:
         task_spec = self._task(data)
         objective = make_objective(task_spec, config)
         check_compiler(config.compile_mode, detect_device())
-        total_steps = _planned_steps(config, data)
+        accumulation = self._accumulation(data)
+        total_steps = _planned_steps(config, data, accumulation)
         monitor, mode = self._monitor(data)
         with contextlib.ExitStack() as stack:
             stack.enter_context(rng.preserved())
@@ -146,6 +148,7 @@ class Trainer:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
+            self._find_batch_size(parts, data)
             self._compile(parts, data)
             self._note_weights(start)
             start.folder.stop_file.unlink(missing_ok=True)
@@ -160,7 +163,7 @@ class Trainer:
             interrupts = Interrupts(self.control)
             loop = TrainingLoop(
                 parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor, mode,
-                start.folder.stop_requested,
+                start.folder.stop_requested, accumulation,
             )  # fmt: skip
 
             def settle() -> None:
@@ -183,6 +186,18 @@ class Trainer:
             )  # fmt: skip
         return results
 
+    def _find_batch_size(self, parts: Parts, data: UniversalDataModule) -> None:
+        """With `auto_batch_size`: as many samples at once as fit; a step has as many in all as the config says."""
+        if not self.training_config.auto_batch_size or self.state.step or isinstance(data.train, StreamSource):
+            return
+        batch = _first_batch(data)
+        # Gradients, and Adam's two averages (Kingma & Ba 2014).
+        fixed = sum(3 * p.numel() * p.element_size() for p in parts.parameters)
+        found = largest_that_fits(batch, parts.rehearse, on_cpu=parts.device.kind == "cpu", fixed_bytes=fixed)
+        rows = rows_of(batch)
+        self.state.pieces.most = found if found < rows else None
+        self.notice(f"auto_batch_size: {found} samples go through the model at once, of {rows} a step.")
+
     def _compile(self, parts: Parts, data: UniversalDataModule) -> None:
         """Compile before the run's clock starts; a stream's first batch cannot be had twice, so there it happens later."""
         if self.training_config.compile_mode is None:
@@ -190,7 +205,7 @@ class Trainer:
         if isinstance(data.train, StreamSource):
             self.notice("The model is compiled in the first step, which takes the longer.")
             return
-        seconds = compile_now(parts, data.train.take(list(range(min(data.batch_size, len(data.train))))))
+        seconds = compile_now(parts, split([_first_batch(data)], self.state.pieces.most)[0])
         self.notice(f"Compiled in {seconds:.1f} s, which the training time does not hold.")
 
     def _run(self, loop: TrainingLoop, saver: RunSaver, events: CallbackList, start: Start) -> None:
@@ -240,7 +255,17 @@ class Trainer:
         )  # fmt: skip
         for sentence in data.notices:
             self.notice(sentence)
+        if config.auto_batch_size and data.resumable:
+            # A step's samples come in one batch, which is taken apart as memory demands.
+            data.batch_size *= config.gradient_accumulation_steps
+        elif config.auto_batch_size:
+            self.notice("auto_batch_size does nothing here: the data come in batches of their own.")
         return data
+
+    def _accumulation(self, data: UniversalDataModule) -> int:
+        """Batches of `data` in a step."""
+        config = self.training_config
+        return 1 if config.auto_batch_size and data.resumable else config.gradient_accumulation_steps
 
     def _task(self, data: UniversalDataModule) -> TaskSpec:
         """The task, with what was left open taken from model and data; checks that ids, vocabulary and lengths fit."""
@@ -413,9 +438,15 @@ def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
                 switch_activation_checkpointing(model, on=False)
 
 
-def _planned_steps(config: TrainingConfig, data: UniversalDataModule) -> int | None:
+def _first_batch(data: UniversalDataModule) -> Batch:
+    """The first samples, as many as a batch has."""
+    assert not isinstance(data.train, StreamSource)
+    return data.train.take(list(range(min(data.batch_size, len(data.train)))))
+
+
+def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulation: int) -> int | None:
     """Optimizer steps of the whole run, where the data's length is known or max_steps is set."""
-    per_epoch = data.num_steps(config.gradient_accumulation_steps)
+    per_epoch = data.num_steps(accumulation)
     limits = [
         limit
         for limit in (None if per_epoch is None else per_epoch * config.epochs, config.max_steps)
@@ -445,10 +476,6 @@ def _refuse_what_is_not_there(config: TrainingConfig) -> None:
         )
     if config.num_nodes != 1:
         problems.append(Problem("num_nodes", f"got {config.num_nodes}; this version trains on one host: set 1", 1))
-    if config.auto_batch_size:
-        problems.append(
-            Problem("auto_batch_size", "got True; finding a batch size is not in this version: set batch_size", False)
-        )
     if config.export_bundle:
         problems.append(
             Problem(
