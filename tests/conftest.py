@@ -76,6 +76,8 @@ def _environment(home: Path) -> dict[str, str]:
         "WANDB_SILENT": "true",
         "MPLBACKEND": "Agg",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "torchinductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more would be processes that live on after a test
         # torch reads these when it is imported; children of a test inherit them. Workers share few cores.
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.kit.toys import (
 )
 from utils.adapters import ModelCall
 from utils.adapters.output_layer import find_output_layer
-from utils.errors import ModelError, NonFiniteError
+from utils.errors import ConfigError, ModelError, NonFiniteError
 from utils.training import Callback, Trainer
 from utils.training.engine import fast_paths, fused_loss
 from utils.training.engine import loop as loop_module
@@ -353,3 +354,53 @@ def test_a_callback_that_must_be_prompt_is(monkeypatch, reads_late):
     assert any(step < state for step, state, _ in seen)
     assert [step for step, *_ in seen] == list(range(1, 13))
     assert [loss for *_, loss in seen] == pytest.approx(prompt, rel=1e-6)
+
+
+# ---- compiled ----
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # torch's own use of it
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_a_compiled_run_learns_the_same_and_is_compiled_before_it_begins(fused):
+    changes = {"precision": "32", "fused_loss": fused, "epochs": 1}
+    eager = Trainer(plain_mlp(), None, golden_config(run_name="eager", **changes)).train(train_set(), validation_set())
+    order = []
+
+    class Order(Callback):
+        def on_train_begin(self, trainer, logs=None):
+            order.append(list(trainer.notices))
+
+    trainer = Trainer(
+        plain_mlp(), None, golden_config(run_name="compiled", compile_mode="default", **changes), callbacks=[Order()]
+    )
+    compiled = trainer.train(train_set(), validation_set())
+    assert compiled.loss_history == pytest.approx(eager.loss_history, rel=1e-5)
+    assert compiled.val_loss_history == pytest.approx(eager.val_loss_history, rel=1e-5)
+    assert any("Compiled in" in notice for notice in order[0])
+
+
+def test_compiling_without_a_compiler_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"compile_mode='default' needs a C\+\+ compiler.*apt-get install g\+\+"):
+        Trainer(plain_lm(), None, golden_config(compile_mode="default")).train(train_set())
+
+
+class PlainMLP(nn.Module):
+    """Small enough to be compiled within seconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(32, 16), nn.Linear(16, 32)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.embedding(tokens)))
+
+
+def plain_mlp():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PlainMLP()

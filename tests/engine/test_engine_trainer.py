@@ -265,7 +265,7 @@ def test_on_error_hears_of_a_failure():
 
 
 @pytest.mark.parametrize("changes", [
-    {"auto_batch_size": True}, {"export_bundle": True},
+    {"export_bundle": True},
 ], ids=lambda changes: next(iter(changes)))  # fmt: skip
 def test_what_this_version_cannot_do_is_refused_by_name(changes):
     name = next(iter(changes))

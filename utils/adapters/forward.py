@@ -24,7 +24,7 @@ class ModelCall:
     other names (`forward(x)`, `forward(tokens)`) gets the batch's main input as its first argument.
 
     Args:
-        compile_mode: torch.compile's mode for calls of this object; None: as the model is. Compiling happens in the first call.
+        compile_mode: torch.compile's mode for calls in training; None: as the model is. Compiling happens in the first of them.
     """
 
     def __init__(self, model: nn.Module, compile_mode: str | None = None) -> None:
@@ -33,8 +33,8 @@ class ModelCall:
         if compile_mode is not None:
             import torch
 
-            # Packed batches have one shape; a ragged last one gets a program of its own, which is faster than a flexible one.
-            self._run = torch.compile(model, mode=compile_mode, dynamic=False)
+            self._run = torch.compile(model, mode=compile_mode)
+        self._rows = 0  # of the largest batch so far
         parameters = inspect.signature(model.forward).parameters
         kinds = inspect.Parameter
         self._names = {
@@ -70,13 +70,23 @@ class ModelCall:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits for a batch: (B, T, V) for models over token sequences, (B, C) for classifiers."""
-        arguments, named = self.inputs(batch)
-        return logits_of(self._run(*arguments, **named), self.model)
+        return logits_of(self._outputs(self._run if self.compiles(batch) else self.model, batch), self.model)
+
+    def compiles(self, batch: Mapping[str, Tensor]) -> bool:
+        """Whether this call runs a compiled program: a training batch of full size; a program for each rest takes longer."""
+        if self._run is self.model or not self.model.training:
+            return False
+        rows = len(next(iter(batch.values())))
+        self._rows = max(self._rows, rows)
+        return rows == self._rows
 
     def eager(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The same, never compiled."""
+        return logits_of(self._outputs(self.model, batch), self.model)
+
+    def _outputs(self, run: Callable[..., Any], batch: Mapping[str, Tensor]) -> Any:
         arguments, named = self.inputs(batch)
-        return logits_of(self.model(*arguments, **named), self.model)
+        return run(*arguments, **named)
 
 
 def logits_of(outputs: Any, model: nn.Module) -> Tensor:

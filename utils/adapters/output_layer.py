@@ -103,12 +103,29 @@ class Taken:
 def hidden_states_of(layer: nn.Linear) -> Iterator[Taken]:
     """Inside the block `layer` passes its input on unchanged, so that a model returns hidden states where it had logits."""
     taken = Taken()
-    replaced = vars(layer).get("forward")
-    vars(layer)["forward"] = taken
-    try:
+    with _forward_replaced(layer, taken):
         yield taken
+
+
+@contextlib.contextmanager
+def passing_on(layer: nn.Linear) -> Iterator[None]:
+    """The same for a compiled model: always the same function, or it would be compiled anew in each call."""
+    with _forward_replaced(layer, _pass_on):
+        yield
+
+
+def _pass_on(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+@contextlib.contextmanager
+def _forward_replaced(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    before = vars(layer).get("forward")
+    vars(layer)["forward"] = forward
+    try:
+        yield
     finally:
-        if replaced is None:
+        if before is None:
             del vars(layer)["forward"]
         else:
-            vars(layer)["forward"] = replaced
+            vars(layer)["forward"] = before

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, ne
 from utils.training.engine.world import World
 from utils.training.training_config import TrainingConfig
 
+# Rows of steps are written together: opening the file costs more than a small model's step may.
+_FLUSH_EVERY_S = 0.5
+
 log = logging.getLogger("trainbook.run")
 
 _EXPERIMENT = re.compile(r"^exp(\d+)$")
@@ -60,6 +64,8 @@ class RunFolder:
         self.path = path
         self.may_lose_rows = False
         self._warned: set[Path] = set()
+        self._unwritten: list[str] = []  # rows of the history, as text
+        self._flushed_at = 0.0
         self.checkpoints = checkpoints or path / "checkpoints"
         self.run_id = self._read_state().get("run_id") or uuid.uuid4().hex
         self._locks = [FolderLock(path / "lock")]
@@ -138,9 +144,21 @@ class RunFolder:
             write_json(environment_file, environment.snapshot())
 
     def record(self, row: dict[str, Any]) -> None:
-        """Append a row to the history. Raises `CheckpointWriteError` unless `may_lose_rows`."""
-        with self._written(self.history_file, go_on=self.may_lose_rows):
-            append_line(self.history_file, json.dumps(row))
+        """Append a row to the history. A step's row may wait in memory for half a second of training, or for `flush`.
+
+        Raises `CheckpointWriteError` unless `may_lose_rows`.
+        """
+        self._unwritten.append(json.dumps(row))
+        if row["event"] != "step" or time.monotonic() - self._flushed_at >= _FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are still in memory. What a crash takes of them is not in a checkpoint either."""
+        self._flushed_at = time.monotonic()
+        if self._unwritten:
+            lines, self._unwritten = "\n".join(self._unwritten), []
+            with self._written(self.history_file, go_on=self.may_lose_rows):
+                append_line(self.history_file, lines)
 
     @contextlib.contextmanager
     def _written(self, path: Path, *, go_on: bool = False) -> Iterator[None]:
@@ -205,6 +223,9 @@ class FollowersFolder(RunFolder):
         """Nothing."""
 
     def record(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
         """Nothing."""
 
     def keep_history(self, count: int, rows: Iterable[dict[str, Any]]) -> int:

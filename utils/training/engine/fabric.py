@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from utils.environment import Device
-from utils.training.engine.precision import ResolvedPrecision
 from utils.training.engine.sharding import shard
 from utils.training.engine.world import Launch, World
 
@@ -19,35 +17,25 @@ if TYPE_CHECKING:
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
 
-def make_fabric(
-    device: Device, precision: ResolvedPrecision, scaler: torch.amp.GradScaler | None, world: World, sharded: bool
-) -> Fabric:
+def make_fabric(device: Device, world: World, sharded: bool) -> Fabric:
     """Fabric for this process's device; with several processes, as one of them.
 
     Args:
-        scaler: fp16's gradient scaler, else None.
         sharded: whether each process holds a part of every parameter.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins import MixedPrecision
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    settings: dict[str, Any] = {"accelerator": device.kind, "devices": 1}
-    plugins: list[Any] = []
-    if scaler is None:
-        settings["precision"] = precision.fabric_name
-    else:
-        plugins.append(MixedPrecision("16-mixed", device.kind, scaler))
     launch = Launch.from_environment() if world.size > 1 else None
-    if launch is not None:
-        strategy = _shards(world) if sharded else _replicas()
-        settings |= {"devices": launch.local_size, "num_nodes": launch.num_nodes, "strategy": strategy}
-        plugins.append(TorchElasticEnvironment())
-    fabric = Fabric(**settings, plugins=plugins or None)
-    if launch is not None:
-        fabric.launch()
+    if launch is None:
+        return Fabric(accelerator=device.kind, devices=1, precision="32-true")
+    fabric = Fabric(
+        accelerator=device.kind, devices=launch.local_size, num_nodes=launch.num_nodes, precision="32-true",
+        strategy=_shards(world) if sharded else _replicas(), plugins=TorchElasticEnvironment(),
+    )  # fmt: skip
+    fabric.launch()
     return fabric
 
 

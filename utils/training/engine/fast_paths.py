@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 # Multiplications from which the route through oneDNN gains more than it costs to get there (about 20 us a product).
 _WORTH_IT = 1 << 23
+_MOST_ROWS = 1 << 9  # for a small layer, rows in a batch for which the way is not worth it all the same
 # Relative error of an fp32 product over 256 terms; both libraries are at 4e-7, bf16 would be at 4e-3.
 _FP32_ROUNDING = 1e-5
 
@@ -36,8 +37,8 @@ def enabled() -> bool:
 @functools.cache
 def _onednn_is_faster() -> bool:
     """Whether this processor's fp32 products are faster in oneDNN, and as exact: AMD, with a torch that is built with MKL."""
-    with_mkl: bool = torch.backends.mkl.is_available()
-    if not (with_mkl and torch.backends.mkldnn.is_available() and _is_amd()):
+    libraries: tuple[Any, ...] = (torch.backends.mkl, torch.backends.mkldnn)  # untyped in torch
+    if not (all(library.is_available() for library in libraries) and _is_amd()):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -63,7 +64,21 @@ def uses_onednn() -> bool:
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) @ b (K, N) + bias (N,), whatever the strides."""
+    if torch.compiler.is_compiling():
+        # As one step of a compiled program, which would take torch's own operation apart.
+        return torch.ops.trainbook.matmul_fp32(a, b, bias)  # type: ignore[no-any-return]
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+@torch.library.custom_op("trainbook::matmul_fp32", mutates_args=())
+def _matmul_fp32(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return product
+
+
+@_matmul_fp32.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -123,6 +138,12 @@ _ROUTES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def _is_large(module: nn.Module) -> bool:
+    """Whether a batch can make it worth the way; modules without weights count."""
+    weight = getattr(module, "weight", None)
+    return not isinstance(weight, Tensor) or weight.numel() * _MOST_ROWS >= _WORTH_IT
+
+
 @contextlib.contextmanager
 def fast_paths(model: nn.Module) -> Iterator[None]:
     """`model` (on a CPU) takes the fast routes inside the block; nothing is left of them afterwards.
@@ -136,7 +157,7 @@ def fast_paths(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         kind = type(module)
         route = routes.get(f"{kind.__module__}.{kind.__qualname__}")
-        if route is not None and "forward" not in vars(module):
+        if route is not None and "forward" not in vars(module) and _is_large(module):
             vars(module)["forward"] = functools.partial(route, module)
             touched.append(module)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,17 +77,19 @@ class TrainingLoop:
     Args:
         watch_stop_file: looks whether a STOP file was made; called at most once a second.
         record: takes each history row.
+        accumulation: batches of `data` in a step; None: as the config says.
     """
 
     def __init__(
         self, parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList,
         control: Control, saver: Saver, record: Callable[[Row], None], total_steps: int | None, monitor: str, mode: str,
-        watch_stop_file: Callable[[], bool] = lambda: False,
+        watch_stop_file: Callable[[], bool] = lambda: False, accumulation: int | None = None,
     ) -> None:  # fmt: skip
         self.parts, self.data, self.state, self.config = parts, data, state, config
         self.events, self.control, self.saver, self._record = events, control, saver, record
         self.monitor, self.mode, self.total_steps = monitor, mode, total_steps
         self._watch_stop_file = watch_stop_file
+        self._accumulation = accumulation or config.gradient_accumulation_steps
         self._rows_every = max(1, math.ceil((total_steps or 0) / _MOST_STEP_ROWS))
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
         self.before_step: rng.Snapshot | None = None  # set while a step is under way
@@ -125,7 +127,7 @@ class TrainingLoop:
         """The steps of this epoch that are still to be done, up to the step limit."""
         if self.state.step == self.config.max_steps:
             return
-        for batches in self.data.steps(epoch, self.state.samples_done, self.config.gradient_accumulation_steps):
+        for batches in self.data.steps(epoch, self.state.samples_done, self._accumulation):
             yield batches
             if self.state.step == self.config.max_steps:
                 return
@@ -169,8 +171,7 @@ class TrainingLoop:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        numbers = torch.stack([done.result.numbers for done in unread]).tolist()
-        for done, (loss_sum, correct, norm, outcome) in zip(unread, numbers, strict=True):
+        for done, (loss_sum, correct, norm, outcome) in zip(unread, _numbers(unread), strict=True):
             self._account(done, loss_sum, correct, norm, int(outcome))
 
     def _account(self, done: _Done, loss_sum: float, correct: float, norm: float, outcome: int) -> None:
@@ -385,6 +386,13 @@ class TrainingLoop:
         self._take_stop_request()
         self.saver.save()
         return self.state
+
+
+def _numbers(steps: list[_Done]) -> list[Sequence[float]]:
+    """What each step came to, with one copy from the device for all of them."""
+    on_their_way = [done.result.numbers for done in steps if isinstance(done.result.numbers, torch.Tensor)]
+    read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())
+    return [next(read) if isinstance(numbers := done.result.numbers, torch.Tensor) else numbers for done in steps]
 
 
 def _few(sample_ids: list[int], limit: int = 8) -> str:

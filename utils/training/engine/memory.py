@@ -10,9 +10,13 @@ from typing import TypeVar
 import torch
 
 from utils.data.examples import Batch
+from utils.environment import free_memory_bytes
 from utils.errors import OutOfMemoryError, TrainbookError
 
 T = TypeVar("T")
+
+# Share of a CPU's free memory that may be planned for: backward passes need more than what is kept for them.
+_USABLE = 0.8
 
 # What allocators say: CUDA's and MPS's, cuBLAS's and cuDNN's when their workspace does not fit, and the CPU's.
 _WORDS = (
@@ -115,6 +119,52 @@ class Pieces:
                 "Train on shorter sequences, set gradient_checkpointing=True, or take a smaller model."
             ) from error
         self.most = (size + 1) // 2
+
+
+def largest_that_fits(batch: Batch, rehearse: Callable[[Batch], None], *, on_cpu: bool, fixed_bytes: int) -> int:
+    """The most samples of `batch` that go through forward and backward pass at once.
+
+    An accelerator is tried: halves, until it fits. A CPU's system ends a process that takes too much: there, what the backward
+    pass keeps is measured on one and two samples, and extended to 80 % of the free memory.
+
+    Args:
+        rehearse: one forward and backward pass, with nothing left of it.
+        fixed_bytes: what training takes besides: gradients, the optimizer's averages.
+    Raises:
+        OutOfMemoryError: not even one sample fits.
+    """
+    rows = rows_of(batch)
+    if not on_cpu:
+        pieces = Pieces()
+        pieces.run([batch], lambda some: rehearse(some[0]), "a training step")
+        return rows if pieces.most is None else pieces.most
+    free = free_memory_bytes("cpu")
+    if free is None or rows == 1:
+        return rows
+    kept = [_kept_for_backward(_pieces(batch, size)[0], rehearse) for size in (1, 2)]
+    room = _USABLE * free - fixed_bytes - kept[0]
+    if room < 0:
+        raise OutOfMemoryError(
+            f"training this model takes about {(fixed_bytes + kept[0]) / 2**20:,.0f} MiB with a single sample, and "
+            f"{free / 2**20:,.0f} MiB are free. Take a smaller model or shorter sequences."
+        )
+    return min(rows, 1 + int(room // max(1, kept[1] - kept[0])))
+
+
+def _kept_for_backward(batch: Batch, rehearse: Callable[[Batch], None]) -> int:
+    """Bytes that autograd keeps from the forward to the backward pass: each storage once, parameters too."""
+    kept: dict[int, int] = {}
+    held: list[torch.Tensor] = []  # alive until the end, or a freed storage's address would be given out again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        rehearse(batch)
+    return sum(kept.values())
 
 
 def _shapes(batch: Mapping[str, torch.Tensor]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.adapters.forward import ModelCall
-from utils.adapters.output_layer import find_output_layer, hidden_states_of
+from utils.adapters.output_layer import find_output_layer, hidden_states_of, passing_on
 from utils.data.examples import IGNORED, Batch
 from utils.errors import ConfigError, ModelError
 from utils.training.engine import fused_loss
@@ -96,8 +96,7 @@ class CausalLM(Objective):
         if layer is None or not (self.fused == "on" or count * layer.out_features >= fused_loss.WORTH_IT):
             return self._plain(model, batch, labels_BT, targets_N, count, keep_outputs)
         self._check_vocabulary(layer.out_features, model)
-        with hidden_states_of(layer) as taken:
-            hidden_BTD = taken.checked(model(batch), model.model)
+        hidden_BTD = _hidden_states(model, layer, batch)
         rows_ND, targets_N = _scored(hidden_BTD[:, :-1].flatten(0, 1), targets_N, count)
         found = fused_loss.linear_cross_entropy(rows_ND, layer.weight, layer.bias, targets_N, self.label_smoothing)
         return Loss(found.loss_sum, count, None, {"correct": found.correct})
@@ -159,6 +158,15 @@ class CausalLM(Objective):
         with torch.no_grad():
             counts = {"correct": (logits_NV.argmax(-1) == targets_N).sum()}
         return Loss(loss_sum, count, logits_BTV if keep_outputs else None, counts)
+
+
+def _hidden_states(model: ModelCall, layer: nn.Linear, batch: Batch) -> Tensor:
+    """What `layer` gets when the model is called."""
+    if model.compiles(batch):
+        with passing_on(layer):
+            return model(batch)  # what comes after the layer was found to be nothing before the model was compiled
+    with hidden_states_of(layer) as taken:
+        return taken.checked(model(batch), model.model)
 
 
 def _check_shape(outputs_BTX: Tensor, labels_BT: Tensor, model: ModelCall) -> None:

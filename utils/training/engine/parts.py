@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from utils.data.examples import Batch
 from utils.environment import Device, detect_device
 from utils.errors import ConfigError, OutOfMemoryError, Problem
+from utils.training.engine import rng
 from utils.training.engine.fabric import make_fabric
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
 from utils.training.engine.precision import ResolvedPrecision, resolve_precision
-from utils.training.engine.sharding import is_sharded, shardable_copy
+from utils.training.engine.sharding import shardable_copy
 from utils.training.engine.world import World
 from utils.training.training_config import TrainingConfig
 
@@ -31,18 +33,20 @@ class Parts:
 
     Attributes:
         model: the user's module, on the device; a copy of it, where it is sharded.
-        trained: the same inside `TrainedModule`, wrapped by Fabric.
+        own: the same inside `TrainedModule`; `trained`: that, wrapped by Fabric.
         parameters: the parameters that are trained.
         scaler: fp16's gradient scaler, else None.
         guard: where the host does not look after each step (a GPU whose optimizer can leave a step out by itself): fp32,
             shape (3,): 1 once no step may change anything any more, faults in a row, faults in all. Else None.
         updating: True while an optimizer step is under way, and after one that failed: parameters may be torn between two
             steps and must not be saved.
+        sharded: whether each process holds a part of every parameter.
         world: the processes that train together.
         running_statistics: buffers of normalisations that training changes; all processes have the main one's.
     """
 
     model: nn.Module
+    own: TrainedModule
     trained: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -54,59 +58,95 @@ class Parts:
     scaler: torch.amp.GradScaler | None
     guard: Tensor | None = None
     updating: bool = False
+    sharded: bool = False
     world: World = field(default_factory=World)
     running_statistics: list[Tensor] = field(default_factory=list)
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
-        with self._talking():
-            loss = self.trained(self.fabric.to_device(batch), keep_outputs, num_targets)
+        if self.device.kind != "cpu":
+            # Copies overlap with what the device still has to do; only pinned memory can.
+            batch = {name: value.to(self.fabric.device, non_blocking=True) for name, value in batch.items()}
+        # Fabric's wrapper looks through all inputs and outputs for tensors to convert; nothing is to be converted here.
+        with self._talking(), self.precision.autocast(self.device.kind):
+            loss = self.own(batch, keep_outputs, num_targets)
         assert isinstance(loss, Loss)
         return loss
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` (scaled where fp16 needs it)."""
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
         with self._talking():
-            self.fabric.backward(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _talking(self) -> contextlib.AbstractContextManager[None]:
         """Sharded layers are put together inside a pass, which then fails when another process does."""
         return self.world.talking() if self.sharded else contextlib.nullcontext()
 
-    @property
-    def sharded(self) -> bool:
-        """Whether each process holds a part of every parameter."""
-        return is_sharded(self.parameters[0])
-
-    def sum_over_processes(self, loss_sum: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the gradients those of all processes together; the two sums (scalars, fp64) over all of them."""
+    def sum_over_processes(self, losses: list[Tensor], rights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Make the gradients those of all processes together, and the scalars of both lists those of all of them."""
         if self.world.size == 1:
-            return loss_sum, correct
+            return losses, rights
         if not self.sharded:  # those that are sharded were summed when each was made
             self.world.sum_gradients(self.parameters)
             self.world.share(self.running_statistics)
-        loss_sum, correct = self.world.sum_(torch.stack([loss_sum, correct])).unbind()
-        return loss_sum, correct
-    def update(
-        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float] = (0, 0.0)
-    ) -> None:
-        """Change the parameters, gradients clipped to `max_grad_norm` (0: not), unless the numbers are not `finite`.
+        sums = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
+        for place, values in zip(sums, (losses, rights), strict=True):
+            if values:
+                place += torch.stack(values).double().sum()
+        loss_sum, right = self.world.sum_(sums).unbind()
+        return [loss_sum], [right]
+
+    def rehearse(self, batch: Batch) -> None:
+        """One forward and backward pass of which nothing is left: weights, buffers and random state are as before, gradients
+        None."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            with rng.preserved():
+                count = self.objective.count_targets(batch)
+                self.backward(self.forward(batch, num_targets=count).loss_sum)
+                if self.device.kind == "cuda":
+                    torch.cuda.synchronize()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+    def update(self, finite: bool) -> None:
+        """Change the parameters by their gradients, if those are finite. Raises `OutOfMemoryError`."""
+        with self._updating_now():
+            if finite:
+                self.optimizer.step()
+
+    def update_unseen(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
+        """The same without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves.
 
         Args:
-            finite: bool scalar: loss and gradients are; fine: bool scalar: they are, or fp16's scaling explains it.
-            norm: scalar: the gradients' L2 norm.
+            finite: bool scalar: loss and gradients are finite; fine: bool scalar: they are, or fp16's scaling explains it.
+            too_long: scalar that gradients are divided by; None: not.
             skips: faults in a row and in all that are borne; see `guard`.
-        Raises:
-            OutOfMemoryError: the optimizer's state does not fit.
         """
+        assert self.guard is not None
+        stop, in_a_row, in_all = self.guard.unbind()
+        fault = (~fine).float()
+        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
+        optimizer: Any = self.optimizer
+        optimizer.found_inf, optimizer.grad_scale = torch.maximum((~finite).float(), stop), too_long
+        try:
+            with self._updating_now():
+                optimizer.step()
+        finally:
+            optimizer.found_inf = optimizer.grad_scale = None
+        self.guard = torch.stack([torch.maximum(stop, too_many), (in_a_row + 1) * fault, in_all + fault])
+
+    @contextlib.contextmanager
+    def _updating_now(self) -> Iterator[None]:
+        """Raises `OutOfMemoryError` when the optimizer's state does not fit; `updating` stays True after any error."""
         self.updating = True
         try:
-            if self.guard is not None:
-                self._update_unseen(finite, fine, norm, max_grad_norm, skips)
-            elif finite:
-                if max_grad_norm > 0 and norm > max_grad_norm:
-                    torch.nn.utils.clip_grads_with_norm_(self.parameters, max_grad_norm, norm)
-                self.optimizer.step()
+            yield
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -117,25 +157,6 @@ class Parts:
         if self.scaler is not None:
             self.scaler.update()
         self.updating = False
-
-    def _update_unseen(
-        self, finite: Tensor, fine: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
-    ) -> None:
-        """The update without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves."""
-        assert self.guard is not None
-        stop, in_a_row, in_all = self.guard.unbind()
-        fault = (~fine).float()
-        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
-        optimizer: Any = self.optimizer
-        optimizer.found_inf = torch.maximum((~finite).float(), stop)
-        if max_grad_norm > 0:
-            # The kernels divide gradients by this; the same formula as torch's clip_grad_norm_.
-            optimizer.grad_scale = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0)
-        try:
-            optimizer.step()
-        finally:
-            optimizer.found_inf = optimizer.grad_scale = None
-        self.guard = torch.stack([torch.maximum(stop, too_many), (in_a_row + 1) * fault, in_all + fault])
 
 
 def assemble(
@@ -156,26 +177,23 @@ def assemble(
     precision = resolve_precision(config.precision, device)
     if config.gradient_checkpointing:
         switch_activation_checkpointing(model, on=True)
+    # Formats and scaling are ours: Fabric would convert the inputs too, and look at the gradients once more.
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
     sharded = config.strategy == "fsdp" and world.size > 1
     if sharded:
         _refuse_what_cannot_be_sharded(config, precision)
-    fabric = make_fabric(device, precision, scaler, world, sharded)
-    if sharded:
         model = shardable_copy(model)
-        world.share(_tensors(model.to(fabric.device)))
-        trained = fabric.setup_module(TrainedModule(model, objective))
-        optimizer = make_optimizer(model, config)
-    else:
-        model.to(fabric.device)
-        world.share(_tensors(model))
-        optimizer = make_optimizer(model, config)
-        trained, _ = fabric.setup(TrainedModule(model, objective, config.compile_mode), optimizer)
+    fabric = make_fabric(device, world, sharded)
+    model.to(fabric.device)
+    world.share(_tensors(model))
+    own = TrainedModule(model, objective, config.compile_mode)
+    trained = fabric.setup_module(own)  # which may change the parameters, so the optimizer comes after it
+    optimizer = make_optimizer(model, config)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = Schedule(config, total_steps)
     parts = Parts(
-        model, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler, world=world,
-        running_statistics=_running_statistics(model),
+        model, own, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler, world=world,
+        sharded=sharded, running_statistics=_running_statistics(model),
     )  # fmt: skip
     if device.kind == "cuda" and leaves_steps_out(optimizer) and not sharded:
         parts.guard = torch.zeros(3, device=fabric.device)
@@ -188,6 +206,8 @@ def _refuse_what_cannot_be_sharded(config: TrainingConfig, precision: ResolvedPr
         problems.append(Problem("precision", "fp16 cannot be scaled over shards; set 'bf16' or '32'", "bf16"))
     if config.compile_mode is not None:
         problems.append(Problem("compile_mode", f"got {config.compile_mode!r}; set None", None))
+    if config.auto_batch_size:
+        problems.append(Problem("auto_batch_size", "got True; set batch_size", False))
     if config.fused_loss == "on":
         problems.append(Problem("fused_loss", "got 'on'; the output layer is in parts: set 'auto' or 'off'", "auto"))
     if problems:

@@ -3,8 +3,11 @@ arrive at the same one."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from utils.environment import Device
 from utils.errors import ConfigError
@@ -24,13 +27,11 @@ class ResolvedPrecision:
     compute: Compute
     notice: str | None = None
 
-    @property
-    def fabric_name(self) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
-        """Lightning Fabric's name of it."""
-        names: dict[Compute, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
-            "bf16": "bf16-mixed", "fp16": "16-mixed", "32": "32-true",
-        }  # fmt: skip
-        return names[self.compute]
+    def autocast(self, kind: str) -> contextlib.AbstractContextManager[Any]:
+        """A context in which operations on the device `kind` compute in this format."""
+        if self.compute == "32":
+            return contextlib.nullcontext()
+        return torch.autocast(kind, dtype=torch.bfloat16 if self.compute == "bf16" else torch.float16)
 
 
 def resolve_precision(wanted: str, device: Device) -> ResolvedPrecision:

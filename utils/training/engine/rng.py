@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,23 @@ Snapshot = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
 def snapshot() -> Snapshot:
     """The state of every global generator, as cheaply as it can be had: taken before each step."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
+    return random.getstate(), _NumpyState.get(), torch.get_rng_state(), cuda
+
+
+class _NumpyState:
+    """numpy's global state, asked for again only when it changed: asking takes as long as a small model's layer."""
+
+    _memory = b""
+    _state: Any = None
+
+    @classmethod
+    def get(cls) -> Any:
+        # The generator's own memory tells whether anything was drawn or set: 624 words and a position (mt19937).
+        generator = np.random.mtrand._rand._bit_generator
+        memory = ctypes.string_at(generator.ctypes.state_address, 625 * 4)
+        if memory != cls._memory:
+            cls._memory, cls._state = memory, np.random.get_state()  # noqa: NPY002
+        return cls._state
 
 
 def rewind(state: Snapshot) -> None:

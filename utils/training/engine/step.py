@@ -6,6 +6,7 @@ Shape suffixes in this package: B batch, T positions, V vocabulary, N rows.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -25,15 +26,16 @@ FAULT, UPDATED, OVERFLOWED = 0, 1, 2
 
 @dataclass
 class StepResult:
-    """What one optimizer step did. On a GPU its numbers are on their way: reading them waits for the device.
+    """What one optimizer step did.
 
     Attributes:
-        numbers: fp64, shape (4,): sum of losses over targets, targets predicted right, L2 norm of the mean gradient before
-            clipping, and the outcome: `FAULT`, `UPDATED` or `OVERFLOWED`; of all processes.
+        numbers: sum of losses over targets, targets predicted right, L2 norm of the mean gradient before clipping, and the
+            outcome: `FAULT`, `UPDATED` or `OVERFLOWED`; of all processes. Floats, or one fp64 tensor of shape (4,) that is
+            still on its way.
         num_targets: targets of the whole step, of all processes.
     """
 
-    numbers: Tensor
+    numbers: tuple[float, float, float, float] | Tensor
     num_targets: int
 
 
@@ -45,8 +47,8 @@ def train_step(
 
     The divisor is the number of targets of the whole step, so a target weighs the same in whichever micro-batch it stands,
     and a ragged last micro-batch is neither over- nor underweighted. Non-finite numbers leave parameters and optimizer as
-    they were, and so does a step without targets. Nothing here waits for a GPU. Of several processes each has its own
-    micro-batches, or none; the step is that of all of them.
+    they were, and so does a step without targets. With `parts.guard` nothing here waits for the device. Of several processes
+    each has its own micro-batches, or none; the step is that of all of them.
 
     Args:
         skips: how many steps may be left out for such numbers, in a row and in all, before parameters are not touched again;
@@ -56,34 +58,59 @@ def train_step(
     watch = watch or StepWatch()
     targets = [parts.objective.count_targets(batch) for batch in micro_batches]
     num_targets = sum(targets) if num_targets is None else num_targets
-    loss_sum = torch.zeros((), dtype=torch.float64, device=parts.fabric.device)
-    correct = torch.zeros_like(loss_sum)
+    losses: list[Tensor] = []
+    rights: list[Tensor] = []
     parts.optimizer.zero_grad(set_to_none=True)
     for batch, count in zip(micro_batches, targets, strict=True):
         watch.batch_begin(batch)
         loss = parts.forward(batch, watch.wants_outputs, count)
         parts.backward(loss.loss_sum / max(num_targets, 1))
         watch.backward_end()
-        mine, right = loss.loss_sum.detach().double(), loss.counts.get("correct")
-        loss_sum = loss_sum + mine
-        if right is not None:
-            correct = correct + right
+        losses.append(loss.loss_sum.detach())
+        if "correct" in loss.counts:
+            rights.append(loss.counts["correct"])
         watch.batch_end(batch, loss, num_targets)
     if num_targets == 0:
         # Nothing to learn from: no update either, or weight decay would still pull on the weights.
-        return StepResult(loss_sum.new_tensor([0.0, 0.0, 0.0, 1.0]), 0)
-    loss_sum, correct = parts.sum_over_processes(loss_sum, correct)
+        return StepResult((0.0, 0.0, 0.0, UPDATED), 0)
+    losses, rights = parts.sum_over_processes(losses, rights)
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)
     norm = gradient_norm(parts.parameters)
+    finish = _finish_seen if parts.guard is None else _finish_unseen
+    return StepResult(finish(parts, losses, rights, norm, max_grad_norm, skips), num_targets)
+
+
+def _finish_seen(
+    parts: Parts, losses: list[Tensor], rights: list[Tensor], norm: Tensor, max_grad_norm: float, _skips: tuple[int, float]
+) -> tuple[float, float, float, float]:
+    """The update, decided here. The numbers of the step."""
+    loss_sum, right, size = sum(map(float, losses)), float(sum(map(int, rights))), float(norm)
+    finite = math.isfinite(loss_sum) and math.isfinite(size)
+    if finite and 0 < max_grad_norm < size:
+        torch.nn.utils.clip_grads_with_norm_(parts.parameters, max_grad_norm, norm)
+    parts.update(finite)
+    if finite:
+        return loss_sum, right, size, UPDATED
+    # Under fp16 a gradient that overflows is the scaler's business; only the loss itself tells of a fault.
+    overflowed = parts.scaler is not None and math.isfinite(loss_sum)
+    return (loss_sum, right, 0.0, OVERFLOWED) if overflowed else (loss_sum, right, size, FAULT)
+
+
+def _finish_unseen(
+    parts: Parts, losses: list[Tensor], rights: list[Tensor], norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
+) -> Tensor:
+    """The same, decided by the device: it is told what to do with every outcome, and nobody waits for it."""
+    loss_sum, norm = torch.stack(losses).double().sum(), norm.double()
+    right = torch.stack(rights).sum().double() if rights else loss_sum.new_zeros(())
     loss_is_finite = torch.isfinite(loss_sum)
     finite = loss_is_finite & torch.isfinite(norm)
-    # Under fp16 a gradient that overflows is the scaler's business; only the loss itself tells of a fault.
     fine = finite if parts.scaler is None else loss_is_finite
-    parts.update(finite, fine, norm, max_grad_norm, skips)
-    outcome = fine.double() + (fine & ~finite).double()
-    norm = torch.where(fine & ~finite, 0.0, norm.double())
-    return StepResult(torch.stack([loss_sum, correct, norm, outcome]), num_targets)
+    overflowed = fine & ~finite
+    # The kernels divide gradients by this: the formula of torch's clip_grad_norm_.
+    too_long = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0) if max_grad_norm > 0 else None
+    parts.update_unseen(finite, fine, too_long, skips)
+    return torch.stack([loss_sum, right, norm.masked_fill(overflowed, 0.0), fine.double() + overflowed.double()])
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from utils.adapters.facts import model_facts
-from utils.data.examples import StreamSource
+from utils.data.examples import Batch, StreamSource
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -25,17 +25,18 @@ from utils.errors import (
     Problem,
     TrainbookError,
     TrainingInterrupted,
-)  # fmt: skip
+)
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
+from utils.training.engine.compiling import check_compiler, compile_now
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
 from utils.training.engine.objective import make_objective
-from utils.training.engine.memory import Pieces
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
@@ -137,7 +138,9 @@ class Trainer:
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
         objective = make_objective(task_spec, config.replace(fused_loss="off") if sharded else config)
-        total_steps = _planned_steps(config, data)
+        check_compiler(config.compile_mode, detect_device())
+        accumulation = self._accumulation(data)
+        total_steps = _planned_steps(config, data, accumulation)
         monitor, mode = self._monitor(data)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._failures_told(world))
@@ -163,6 +166,8 @@ class Trainer:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
+            self._find_batch_size(parts, data)
+            self._compile(parts, data)
             self._note_weights(start)
             start.folder.clear_stop()
             self._describe(start, task_spec)
@@ -176,12 +181,17 @@ class Trainer:
             interrupts = Interrupts(self.control)
             loop = TrainingLoop(
                 parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor, mode,
-                start.folder.stop_requested,
+                start.folder.stop_requested, accumulation,
             )  # fmt: skip
-            saver.before_save = loop.settle
+
+            def settle() -> None:
+                loop.settle()
+                start.folder.flush()
+
+            saver.before_save = settle
             with interrupts.deferred():
                 self._run(loop, saver, events, start)
-            loop.settle()
+            settle()
             self._note_state(start.folder, "ended" if self.state.ended else "stopped")
             start.folder.clear_stop()
             results = self._results(start.folder, store, task_spec)
@@ -194,6 +204,28 @@ class Trainer:
                 "Run the same again with resume_from='auto' to continue.", results,
             )  # fmt: skip
         return results
+
+    def _find_batch_size(self, parts: Parts, data: UniversalDataModule) -> None:
+        """With `auto_batch_size`: as many samples at once as fit; a step has as many in all as the config says."""
+        if not self.training_config.auto_batch_size or self.state.step or isinstance(data.train, StreamSource):
+            return
+        batch = _first_batch(data)
+        # Gradients, and Adam's two averages (Kingma & Ba 2014).
+        fixed = sum(3 * p.numel() * p.element_size() for p in parts.parameters)
+        found = largest_that_fits(batch, parts.rehearse, on_cpu=parts.device.kind == "cpu", fixed_bytes=fixed)
+        rows = rows_of(batch)
+        self.state.pieces.most = found if found < rows else None
+        self.notice(f"auto_batch_size: {found} samples go through the model at once, of {rows} a step.")
+
+    def _compile(self, parts: Parts, data: UniversalDataModule) -> None:
+        """Compile before the run's clock starts; a stream's first batch cannot be had twice, so there it happens later."""
+        if self.training_config.compile_mode is None:
+            return
+        if isinstance(data.train, StreamSource):
+            self.notice("The model is compiled in the first step, which takes the longer.")
+            return
+        seconds = compile_now(parts, split([_first_batch(data)], self.state.pieces.most)[0])
+        self.notice(f"Compiled in {seconds:.1f} s, which the training time does not hold.")
 
     def _run(self, loop: TrainingLoop, saver: RunSaver, events: CallbackList, start: Start) -> None:
         """The loop, with a checkpoint of the last good step kept when anything raises."""
@@ -211,6 +243,8 @@ class Trainer:
             # Saving takes all processes: it is possible when each of them came here by itself.
             together = loop.parts.world.report_failure(error, self.state.step)
             kept = self._rescue(loop, saver) if together else None
+            with contextlib.suppress(CheckpointError):  # the first error is the one to report
+                start.folder.flush()
             self._note_state(start.folder, "failed", error=f"{type(error).__name__}: {error}")
             with contextlib.suppress(Exception):  # the first error is the one to report
                 events.fire("on_error", error)
@@ -262,8 +296,18 @@ class Trainer:
             self.notice(sentence)
         if world is not None and world.size > 1:
             _refuse_streams(data)
-            data.share, data.lockstep = (world.rank, world.size), self.training_config.strategy == "fsdp"
+            data.share, data.lockstep = (world.rank, world.size), config.strategy == "fsdp"
+        if config.auto_batch_size and data.resumable:
+            # A step's samples come in one batch, which is taken apart as memory demands.
+            data.batch_size *= config.gradient_accumulation_steps
+        elif config.auto_batch_size:
+            self.notice("auto_batch_size does nothing here: the data come in batches of their own.")
         return data
+
+    def _accumulation(self, data: UniversalDataModule) -> int:
+        """Batches of `data` in a step."""
+        config = self.training_config
+        return 1 if config.auto_batch_size and data.resumable else config.gradient_accumulation_steps
 
     def _task(self, data: UniversalDataModule) -> TaskSpec:
         """The task, with what was left open taken from model and data; checks that ids, vocabulary and lengths fit."""
@@ -474,9 +518,15 @@ def _refuse_streams(data: UniversalDataModule) -> None:
             )
 
 
-def _planned_steps(config: TrainingConfig, data: UniversalDataModule) -> int | None:
+def _first_batch(data: UniversalDataModule) -> Batch:
+    """The first samples, as many as a batch has."""
+    assert not isinstance(data.train, StreamSource)
+    return data.train.take(list(range(min(data.batch_size, len(data.train)))))
+
+
+def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulation: int) -> int | None:
     """Optimizer steps of the whole run, where the data's length is known or max_steps is set."""
-    per_epoch = data.num_steps(config.gradient_accumulation_steps)
+    per_epoch = data.num_steps(accumulation)
     limits = [
         limit
         for limit in (None if per_epoch is None else per_epoch * config.epochs, config.max_steps)
@@ -496,10 +546,6 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 def _refuse_what_is_not_there(config: TrainingConfig) -> None:
     """Settings that this version knows by name and cannot do are refused together, never passed over."""
     problems = []
-    if config.auto_batch_size:
-        problems.append(
-            Problem("auto_batch_size", "got True; finding a batch size is not in this version: set batch_size", False)
-        )
     if config.export_bundle:
         problems.append(
             Problem(
