@@ -58,7 +58,10 @@ class RunSaver:
     def after_step(self) -> None:
         """Save when `save_every_minutes` have passed."""
         minutes = self.config.save_every_minutes
-        if minutes is not None and self._world.any(time.monotonic() - self._saved_at >= minutes * 60):
+        if minutes is None:
+            return
+        due = self._world.is_main and time.monotonic() - self._saved_at >= minutes * 60
+        if self._world.any(due):
             self.save()
 
     def after_evaluation(self, value: float | None) -> None:
