@@ -44,7 +44,9 @@ REFERENCE, USUAL, ENGINE = "hand-packed", "hf", "trainbook"
 CONTENDERS: dict[str, Contender] = {
     "hand-padded": Contender("hand-written, padded to max", False, handwritten.padded_to_max),
     "hand-dynamic": Contender("hand-written, dynamic padding", False, handwritten.dynamic_padding),
-    "hf": Contender("HF Trainer, its LM collator (what users run)", False, frameworks.hf_trainer, ("accelerate", "datasets")),
+    "hf": Contender(
+        "HF Trainer, its LM collator (what users run)", False, frameworks.hf_trainer, ("accelerate", "datasets"),
+    ),
     "lightning": Contender(
         "Lightning Trainer, dynamic padding", False, frameworks.lightning_trainer, ("pytorch_lightning",)
     ),
@@ -56,11 +58,14 @@ CONTENDERS: dict[str, Contender] = {
     "lightning-packed": Contender(
         "Lightning, packed by hand", True, frameworks.lightning_trainer_packed, ("pytorch_lightning",)
     ),
+    "accelerate-packed": Contender(
+        "Accelerate loop, packed by hand", True, frameworks.accelerate_loop_packed, ("accelerate",)
+    ),
     "same-work": Contender("bare loop, this engine's parts", True, engine_loops.same_work),
     "trainbook": Contender("this engine", True, engine_loops.trainbook),
     "hand-packed-compiled": Contender("hand-written, packed, compiled", True, handwritten.packed, compiles=True),
     "trainbook-compiled": Contender("this engine, compiled", True, engine_loops.trainbook, compiles=True),
-}  # fmt: skip
+}
 
 
 def installed(module: str) -> bool:

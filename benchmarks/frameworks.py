@@ -6,9 +6,9 @@ in all, as in this engine.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.jobs import Counted, Job, padded
@@ -26,7 +26,7 @@ def hf_trainer(job: Job, model: Any, turn: Turn) -> None:
     collate = Counted(DataCollatorForLanguageModeling(_padding_tokenizer(job), mlm=False))
     lines = [line.tolist() for line in job.workload.lines]
     data = Dataset.from_dict({"input_ids": lines, "attention_mask": [[1] * len(line) for line in lines]})
-    _train_hf(job, model, turn, data, collate, lambda: collate.next_count())
+    _train_hf(job, model, turn, data, collate, collate.next_count)
 
 
 def hf_trainer_packed(job: Job, model: Any, turn: Turn) -> None:
@@ -39,7 +39,7 @@ def hf_trainer_packed(job: Job, model: Any, turn: Turn) -> None:
     _train_hf(job, model, turn, data, default_data_collator, lambda: job.targets_a_batch)
 
 
-def _train_hf(job: Job, model: Any, turn: Turn, data: Any, collate: Any, useful: Any) -> None:
+def _train_hf(job: Job, model: Any, turn: Turn, data: Any, collate: Any, useful: Callable[[], int]) -> None:
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -84,7 +84,7 @@ def lightning_trainer_packed(job: Job, model: Any, turn: Turn) -> None:
     _train_lightning(job, model, turn, job.block_rows(), None, lambda: job.targets_a_batch)
 
 
-def _train_lightning(job: Job, model: Any, turn: Turn, rows: Any, collate: Any, useful: Any) -> None:
+def _train_lightning(job: Job, model: Any, turn: Turn, rows: Any, collate: Any, useful: Callable[[], int]) -> None:
     import pytorch_lightning as pl
     import torch
     from torch.utils.data import DataLoader
@@ -117,22 +117,35 @@ def _train_lightning(job: Job, model: Any, turn: Turn, rows: Any, collate: Any, 
 
 def accelerate_loop(job: Job, model: Any, turn: Turn) -> None:
     """A hand-written loop with Accelerate: tokenized lines, each batch padded to its longest."""
+    collate = Counted(lambda lines: padded(lines, job.workload.pad_id))
+    _train_accelerate(job, model, turn, job.workload.lines, collate, collate.next_count)
+
+
+def accelerate_loop_packed(job: Job, model: Any, turn: Turn) -> None:
+    """A hand-written loop with Accelerate on blocks that its user packed."""
+    _train_accelerate(job, model, turn, job.block_rows(), None, lambda: job.targets_a_batch)
+
+
+def _train_accelerate(job: Job, model: Any, turn: Turn, rows: Any, collate: Any, useful: Callable[[], int]) -> None:
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    collate = Counted(lambda lines: padded(lines, job.workload.pad_id))
     accelerator = Accelerator(cpu=job.device == "cpu", mixed_precision="bf16" if job.precision == "bf16" else "no")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate, weight_decay=0.0)
-    loader: Any = DataLoader(job.workload.lines, batch_size=job.sizes.batch, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
-    prepared, optimizer, loader = accelerator.prepare(model.train(), optimizer, loader)
-    for _ in itertools.count():
+    plain_optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate, weight_decay=0.0)
+    plain_loader: DataLoader[Any] = DataLoader(rows, batch_size=job.sizes.batch, shuffle=True, collate_fn=collate)
+    prepared, optimizer, loader = accelerator.prepare(model.train(), plain_optimizer, plain_loader)
+
+    def step(batch: Any) -> Any:
+        loss = prepared(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(prepared.parameters(), job.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    while True:
         for batch in loader:
-            loss = prepared(**batch).loss
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(prepared.parameters(), job.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            loss = loss.detach()
-            if not turn.done(collate.next_count(), loss):
+            loss = step(batch)
+            if not turn.done(useful(), loss):
                 return

@@ -49,8 +49,8 @@ class Turn:
         self.wants_loss = wants_loss
         self._steps, self._synchronize = steps, synchronize
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._stopping = False
-        self._lap, self._left, self._began = Lap(), steps, 0.0
+        self._stopping = self._started = False
+        self._lap, self._left, self._began = Lap(), 1, 0.0
 
     def done(self, useful: int, loss: Any = None) -> bool:
         """An optimizer step is finished. Returns whether to go on; if not, the contender ends in its own way.
@@ -76,7 +76,8 @@ class Turn:
     def wait(self) -> None:
         """In the contender's thread: sleep until it is its turn."""
         self._go.acquire()
-        self._lap, self._left, self._began = Lap(), self._steps, time.perf_counter()
+        self._left = self._steps if self._started else 1
+        self._started, self._lap, self._began = True, Lap(), time.perf_counter()
 
     def give(self) -> Lap:
         """From outside: let the contender take its turn and return what it did."""
@@ -100,29 +101,25 @@ class Stage:
     Args:
         runs: name -> function of its `Turn` that trains until `done` returns False. Nothing runs before its first turn.
         steps: optimizer steps a turn. More than one where a step is so short that cold caches would be what is measured.
-        threads: processor threads of each contender; None: as torch decides.
+            The first turn is one step: the one in which everything is imported, built and compiled.
     """
 
     def __init__(
         self, runs: Mapping[str, Callable[[Turn], None]], steps: int = 1, wants_loss: bool = False,
-        synchronize: Callable[[], None] = lambda: None, threads: int | None = None,
+        synchronize: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.turns = {name: Turn(steps, wants_loss, synchronize) for name in runs}
         self._errors: dict[str, BaseException] = {}
         self._ended: set[str] = set()
         self._threads = {
-            name: threading.Thread(target=self._play, args=(name, run, threads), name=f"contender {name}", daemon=True)
+            name: threading.Thread(target=self._play, args=(name, run), name=f"contender {name}", daemon=True)
             for name, run in runs.items()
         }
 
-    def _play(self, name: str, run: Callable[[Turn], None], threads: int | None) -> None:
+    def _play(self, name: str, run: Callable[[Turn], None]) -> None:
         turn = self.turns[name]
         try:
             turn.wait()
-            if threads is not None:
-                import torch
-
-                torch.set_num_threads(threads)  # a new thread has the system's number, not the one set before
             if not turn._stopping:
                 run(turn)
         except BaseException as error:  # noqa: BLE001 - it is raised again where somebody looks at it
