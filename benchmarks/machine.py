@@ -78,9 +78,9 @@ def flops_per_token(model: Any, layers: int, width: int, length: int) -> float:
     """
     from torch import nn
 
-    looked_up = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    multiplied = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
-    count = sum(p.numel() for p in model.parameters() if p not in looked_up - multiplied)
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    multiplied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    count = sum(p.numel() for p in model.parameters() if id(p) not in looked_up - multiplied)
     return 6.0 * count + 12.0 * layers * width * length
 
 
