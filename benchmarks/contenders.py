@@ -45,7 +45,10 @@ CONTENDERS: dict[str, Contender] = {
     "hand-padded": Contender("hand-written, padded to max", False, handwritten.padded_to_max),
     "hand-dynamic": Contender("hand-written, dynamic padding", False, handwritten.dynamic_padding),
     "hf": Contender(
-        "HF Trainer, its LM collator (what users run)", False, frameworks.hf_trainer, ("accelerate", "datasets"),
+        "HF Trainer, its LM collator (what users run)",
+        False,
+        frameworks.hf_trainer,
+        ("accelerate", "datasets"),
     ),
     "lightning": Contender(
         "Lightning Trainer, dynamic padding", False, frameworks.lightning_trainer, ("pytorch_lightning",)

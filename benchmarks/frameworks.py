@@ -57,7 +57,7 @@ def _train_hf(job: Job, model: Any, turn: Turn, data: Any, collate: Any, useful:
         output_dir=tempfile.mkdtemp(dir=job.folder), per_device_train_batch_size=job.sizes.batch, max_steps=_ENDLESS,
         learning_rate=job.learning_rate, lr_scheduler_type="constant", max_grad_norm=job.max_grad_norm,
         bf16=job.precision == "bf16", use_cpu=job.device == "cpu", seed=job.seed, report_to="none", save_strategy="no",
-        disable_tqdm=True, **({"logging_steps": 1} if turn.wants_loss else {}),
+        disable_tqdm=True, logging_steps=1 if turn.wants_loss else 500,  # 500 is its default
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=data, data_collator=collate, callbacks=[Steps()])
     trainer.remove_callback(PrinterCallback)

@@ -30,12 +30,15 @@ class Point:
 
 
 def points(options: Options) -> Iterator[Point]:
-    """Width, vocabulary and length (tokens a batch stay the same) by `growth`, the corpus by `corpus`."""
+    """Width, vocabulary and length (tokens a batch stay the same) by `growth`, the corpus by `corpus`.
+
+    A quick look leaves out width and vocabulary.
+    """
     base = options.sizes
-    for factor in options.growth:
+    for factor in () if options.quick else options.growth:
         width = round(base.width * factor / base.heads) * base.heads
         yield Point("width", factor, f"{width:,}", base.with_(width=width))
-    for factor in options.growth:
+    for factor in () if options.quick else options.growth:
         vocab = round(base.vocab * factor)
         yield Point("vocabulary", factor, f"{vocab:,}", base.with_(vocab=vocab))
     for factor in options.growth:

@@ -32,9 +32,10 @@ def measure(entries: list[list[str]], sizes: dict[str, int], text: str, device: 
     curves: dict[str, Curve] = {entry.key: [] for entry in chosen}
     reference = chosen[0].key
     target, limit = -1.0, float("inf")
-    with tempfile.TemporaryDirectory() as folder, stage_of(
-        chosen, model_sizes, workload, device, folder, EVERY, models=models
-    ) as stage:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stage_of(chosen, model_sizes, workload, device, folder, EVERY, models=models) as stage,
+    ):
         for entry in chosen:
             stage.turn(entry.key)  # the first step, with all that is built in it, is timed nowhere
         running = set(curves)
@@ -115,8 +116,8 @@ def learning_table(
         table.rows.append([labels[key], *cells])
     table.rows += [[f"{label}: not measured ({reason})", "—", "—", "—"] for label, reason in missing.items()]
     table.notes.append(
-        f"Seconds of training steps only, after the first step; all with the same initial weights and AdamW at the same "
-        f"constant learning rate. The target is the lowest that the first one reached; looked at every {EVERY} steps, on the same packed "
-        "text. A contender that pads has fewer targets a step, so more steps for the same loss."
+        "Seconds of training steps only, after the first step; all with the same initial weights and AdamW at the same "
+        f"constant learning rate. The target is the lowest that the first one reached; looked at every {EVERY} steps, on the "
+        "same packed text. A contender that pads has fewer targets a step, so more steps for the same loss."
     )
     return table

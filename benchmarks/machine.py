@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import resource
@@ -49,16 +48,20 @@ def device_name(device: str) -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def describe(device: str, threads: int | None) -> str:
-    """One line: device, processor threads, versions."""
-    count = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
+def describe(device: str) -> str | None:
+    """One line: device, processor threads, versions. None when the device is not there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
     versions = []
     for package in _PACKAGES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
-    return f"{device_name(device)}, {count} CPU threads, Python {platform.python_version()}, {', '.join(versions)}"
+    threads = f"{torch.get_num_threads()} CPU threads"
+    return f"{device_name(device)}, {threads}, Python {platform.python_version()}, {', '.join(versions)}"
 
 
 def synchronize(device: str) -> None:

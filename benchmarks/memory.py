@@ -21,7 +21,9 @@ LAPS = 6
 FRAMEWORK = "hf-packed"
 
 
-def measure(entry: list[str], sizes: dict[str, int], text: str, device: str, blocks: str | None = None) -> dict[str, float]:
+def measure(
+    entry: list[str], sizes: dict[str, int], text: str, device: str, blocks: str | None = None
+) -> dict[str, float]:
     """In a child: train a few steps and say what they took.
 
     Args:
@@ -50,10 +52,10 @@ def measure(entry: list[str], sizes: dict[str, int], text: str, device: str, blo
 def run(options: Options) -> list[Table]:
     """A table a vocabulary: everyone in fp32, the packed ones in bf16 too where the device has it."""
     default = call("benchmarks.throughput:default_precision", options.threads, device=options.device)
-    names: tuple[str, ...] = (REFERENCE, "hf", FRAMEWORK, ENGINE) if options.quick else EAGER
+    names: tuple[str, ...] = (REFERENCE, FRAMEWORK, ENGINE) if options.quick else EAGER
     present, missing = split(names)
     entries = [Entry(name, "32") for name in present]
-    if default == "bf16":
+    if default == "bf16" and not options.quick:
         entries += [Entry(name, "bf16") for name in (REFERENCE, FRAMEWORK, ENGINE) if name in present]
     tables = []
     for vocab in options.vocabularies:
@@ -74,7 +76,9 @@ def _peak(options: Options, entry: Entry, sizes: Sizes) -> float:
 
 def memory_table(title: str, peaks: dict[Entry, float], missing: dict[str, str]) -> Table:
     """Rows of peaks in MiB, and as ratios to the packed loop and to HF Trainer packed, each in the same precision."""
-    table = Table(title, ["contender", "precision", "MiB above the start", "to hand-written packed", "to HF Trainer packed"])
+    table = Table(
+        title, ["contender", "precision", "MiB above the start", "to hand-written packed", "to HF Trainer packed"]
+    )
     for entry, peak in peaks.items():
         others = (peaks.get(Entry(name, entry.precision)) for name in (REFERENCE, FRAMEWORK))
         to = [f"{peak / other:.2f}" if other else "—" for other in others]
@@ -86,4 +90,3 @@ def memory_table(title: str, peaks: dict[Entry, float], missing: dict[str, str])
         "what the process held before it made the model."
     )
     return table
-

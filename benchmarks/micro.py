@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.children import call
 from benchmarks.contenders import installed
+from benchmarks.machine import MIB
 from benchmarks.options import Options
 from benchmarks.report import Spread, Table, ratios
 from benchmarks.workload import MOST_TOKENS, Sizes, Workload
@@ -37,7 +40,7 @@ def run(options: Options) -> list[Table]:
     tokens = call(
         "benchmarks.micro:measure_tokenizing", options.threads, rounds=rounds, lines=str(lines), device=options.device
     )
-    return [batch_table(sizes, batches), save_table(sizes, saves), token_table(tokens)]
+    return [batch_table(sizes, batches), save_table(saves), token_table(tokens)]
 
 
 def _alternating(rounds: int, ways: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
@@ -95,7 +98,9 @@ def measure_batches(text: str, sizes: dict[str, int], device: str, rounds: int) 
 def batch_table(sizes: Sizes, seconds: dict[str, list[float]]) -> Table:
     """Rows of the time against this engine's."""
     columns = ["batches by", "time, to this engine", f"ms for {BATCHES} batches"]
-    table = Table(f"Data: {BATCHES} packed batches of {sizes.batch} x {sizes.length}", columns, passing=frozenset(columns[2:]))
+    table = Table(
+        f"Data: {BATCHES} packed batches of {sizes.batch} x {sizes.length}", columns, passing=frozenset(columns[2:])
+    )
     own = next(iter(seconds.values()))
     for name, taken in seconds.items():
         table.rows.append([name, str(ratios(taken, own)), f"{1000 * Spread.of(taken).median:.2f}"])
@@ -105,27 +110,34 @@ def batch_table(sizes: Sizes, seconds: dict[str, list[float]]) -> Table:
 def measure_saves(text: str, sizes: dict[str, int], device: str, rounds: int) -> dict[str, Any]:
     """In a child: what the engine's saves cost the training, and torch.save of the same state beside each of them.
 
-    Blocking: from the end of an epoch's events to the beginning of the next epoch's; in between the engine saves.
-    Slower steps: how much longer the steps after a save take, together, than those before the first.
+    `blocking`: from the end of an epoch's events to the beginning of the next epoch's; in between the engine saves.
+    `slower`: how much longer the steps of an epoch took, together, than at the pace of its second half: what is written in
+    the background delays those after a save.
     """
     from utils.data import TokenBlocks
     from utils.training import Callback, Trainer, TrainingConfig
 
     model_sizes = Sizes(**sizes)
     blocks = Workload.load(text).repeated(model_sizes.batch * STEPS_BETWEEN).blocks[: model_sizes.batch * STEPS_BETWEEN]
-    found: dict[str, list[float]] = {"blocking": [], "torch.save": [], "torch.save + fsync": [], "steps": []}
+    found: dict[str, list[float]] = {"blocking": [], "slower": [], "torch.save": [], "torch.save + fsync": []}
 
     class Clock(Callback):
-        ended = began = 0.0
+        ended = 0.0
+        stamps: list[float]
+
+        def on_train_begin(self, trainer: Any, logs: Any = None) -> None:
+            trainer.optimizer.register_step_post_hook(lambda *_: self.stamps.append(time.perf_counter()))
 
         def on_epoch_begin(self, epoch: int, trainer: Any, logs: Any = None) -> None:
-            self.began = time.perf_counter()
-            if epoch:
-                found["blocking"].append(self.began - self.ended)
+            self.stamps = [time.perf_counter()]
+            if epoch > 1:  # the first save also reads back what it wrote, and finds no file to replace
+                found["blocking"].append(self.stamps[0] - self.ended)
 
         def on_epoch_end(self, epoch: int, trainer: Any, logs: Any = None) -> None:
-            found["steps"].append(time.perf_counter() - self.began)
-            if epoch:  # the first epoch is followed by a save alone, so that no file of ours is still being written
+            if epoch > 1:
+                seconds = np.diff(self.stamps)
+                found["slower"].append(float(seconds.sum() - len(seconds) * np.median(seconds[len(seconds) // 2 :])))
+            if 0 < epoch <= rounds:
                 for name, sync in (("torch.save", False), ("torch.save + fsync", True)):
                     found[name].append(_torch_save_s(trainer, Path(folder) / "plain.pt", sync))
             self.ended = time.perf_counter()
@@ -137,8 +149,7 @@ def measure_saves(text: str, sizes: dict[str, int], device: str, rounds: int) ->
         trainer = Trainer(model_sizes.model(), training_config=config, callbacks=[Clock()])
         trainer.train(TokenBlocks(blocks))
         size = (Path(folder) / "plain.pt").stat().st_size
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    return {"seconds": found, "bytes": size, "parameters": parameters}
+    return {"seconds": found, "bytes": size, "parameters": sum(p.numel() for p in trainer.model.parameters())}
 
 
 def _torch_save_s(trainer: Any, path: Path, sync: bool) -> float:
@@ -154,23 +165,24 @@ def _torch_save_s(trainer: Any, path: Path, sync: bool) -> float:
     return time.perf_counter() - began
 
 
-def save_table(sizes: Sizes, figures: dict[str, Any]) -> Table:
+def save_table(figures: dict[str, Any]) -> Table:
     """Rows of the time for which a save stops the training, against torch.save of the same state."""
-    seconds = {name: values for name, values in figures["seconds"].items() if name != "steps"}
-    count = min(map(len, seconds.values()))
-    seconds = {name: values[-count:] for name, values in seconds.items()}
+    seconds = figures["seconds"]
+    plain = seconds["torch.save"]
+    in_all = [still + slower for still, slower in zip(seconds["blocking"], seconds["slower"], strict=True)]
+    rows = {
+        "this engine (self-verifying, committed, resumable)": seconds["blocking"],
+        "the same, with the slower steps after it": in_all,
+        "torch.save, not synced": plain,
+        "torch.save + fsync": seconds["torch.save + fsync"],
+    }
     columns = ["saved by", "training stands still, to torch.save", "ms"]
-    title = f"Checkpoint: {figures['parameters'] / 1e6:.1f} M parameters with AdamW, {figures['bytes'] / 2**20:,.0f} MiB"
-    table = Table(title, columns, passing=frozenset(columns[2:]))
-    labels = {"blocking": "this engine (self-verifying, committed, resumable)", "torch.save": "torch.save, not synced"}
-    for name, values in seconds.items():
-        label = labels.get(name, name)
-        table.rows.append([label, str(ratios(values, seconds["torch.save"])), f"{1000 * Spread.of(values).median:.0f}"])
-    steps = figures["seconds"]["steps"]
-    slower = Spread.of(steps[2:]).median / steps[1] - 1 if len(steps) > 2 else 0.0
+    size = f"{figures['parameters'] / 1e6:.1f} M parameters with AdamW, {figures['bytes'] / MIB:,.0f} MiB"
+    table = Table(f"Checkpoint: {size}", columns, passing=frozenset(columns[2:]))
+    for label, values in rows.items():
+        table.rows.append([label, str(ratios(values, plain)), f"{1000 * Spread.of(values).median:.1f}"])
     table.notes.append(
-        f"{count} saves, one every {STEPS_BETWEEN} steps. The steps after a later save took {slower:+.1%} of the time of those after "
-        "the first: what is still being written in the background shows there."
+        f"{len(plain)} saves, one every {STEPS_BETWEEN} steps; torch.save writes model and optimizer beside each."
     )
     return table
 

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.report import Table
 from benchmarks.workload import Sizes, build
 
 #: The smallest model that still is one: what a step costs there is what the loop around it costs.
@@ -48,10 +47,9 @@ class Options:
 
     def workload(self, sizes: Sizes, rows: int = 0) -> str:
         """Path of the text for `sizes`, long enough for `rows` rows in one epoch; made when it is first asked for."""
-        made = build(self.lines, sizes).repeated(rows)
         path = self.folder / f"text-{sizes.vocab}-{sizes.length}-{sizes.batch}-{rows}.npz"
         if not path.exists():
-            made.save(path)
+            build(self.lines, sizes).repeated(rows).save(path)
         return str(path)
 
     def rows(self, sizes: Sizes, steps: int | None = None) -> int:
@@ -60,15 +58,16 @@ class Options:
 
     @property
     def size_note(self) -> str:
-        """One line when this was only a quick look."""
-        return "A quick look (`--quick`) at a small model and few rounds: not to be quoted." if self.quick else ""
+        """One sentence when this was only a quick look."""
+        return " A quick look at a small model in few rounds: not to be quoted." if self.quick else ""
 
 
 def quick(options: Options) -> Options:
     """The same in about a minute: a small model, few rounds."""
     return dataclasses.replace(
-        options, quick=True, rounds=min(options.rounds, 6), warmup=1, sizes=Sizes(2, 128, 4, 128, 8, 2048),
-        vocabularies=(2048,), paced_ms=10.0, learning_steps=30, growth=(1, 2), corpus=(1, 10),
+        options, quick=True, rounds=min(options.rounds, 5), warmup=1, sizes=Sizes(2, 64, 4, 64, 8, 2048),
+        vocabularies=(2048,), paced=Sizes(1, 64, 4, 64, 8, 1024), paced_ms=20.0, learning_steps=30, growth=(1, 2),
+        corpus=(1, 10),
     )  # fmt: skip
 
 
@@ -78,11 +77,3 @@ def on_gpu(options: Options) -> Options:
         options, sizes=Sizes(12, 768, 12, 1024, 16, 50_257), vocabularies=(50_257,), steps=5, compile=True,
         paced=Sizes(1, 768, 12, 1024, 8, 8192), growth=(0.5, 1, 2),
     )  # fmt: skip
-
-
-def table_of(options: Options, table: Table) -> Table:
-    """`table` with the note that every table of a quick run carries."""
-    if options.size_note:
-        table.notes.append(options.size_note)
-    return table
-

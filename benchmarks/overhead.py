@@ -30,7 +30,10 @@ def calibrate(sizes: dict[str, int], text: str, device: str, step_ms: float) -> 
 
 def _step_ms(sizes: Sizes, text: str, device: str) -> float:
     entry = Entry(LOOPS[0], "32")
-    with tempfile.TemporaryDirectory() as folder, stage_of([entry], sizes, Workload.load(text), device, folder) as stage:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stage_of([entry], sizes, Workload.load(text), device, folder) as stage,
+    ):
         laps = stage.rounds(7, warmup=3)[entry.key]
     return 1000 * statistics.median(lap.seconds for lap in laps)
 

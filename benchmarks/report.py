@@ -54,7 +54,9 @@ class Table:
         shown = [i for i, name in enumerate(self.columns) if everything or name not in self.passing]
         lines = [[row[i] for i in shown] for row in [self.columns, *self.rows]]
         widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-        texts = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+        texts = [
+            "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+        ]
         texts.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         notes = "".join(f"\n\n{note}" for note in self.notes)
         return f"### {self.title}\n\n" + "\n".join(texts) + notes

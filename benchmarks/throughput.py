@@ -71,7 +71,9 @@ def stage_of(
     return Stage(runs, steps, wants_loss, lambda: machine.synchronize(device))
 
 
-def check_same(entries: Sequence[Entry], sizes: Sizes, workload: Workload, device: str, folder: str) -> dict[str, list[float]]:
+def check_same(
+    entries: Sequence[Entry], sizes: Sizes, workload: Workload, device: str, folder: str
+) -> dict[str, list[float]]:
     """Let everyone train three steps on one batch, and compare the losses: the packed with each other, so those that pad.
 
     Returns:
@@ -127,7 +129,10 @@ def default_precision(device: str) -> str:
 
 
 def run(options: Options) -> list[Table]:
-    """Two tables a vocabulary: everyone in fp32 (and this engine at its default beside them), and everyone in bf16."""
+    """Two tables a vocabulary: everyone in fp32 (and this engine at its default beside them), and everyone in bf16.
+
+    The second only where bf16 is the default, and not in a quick look.
+    """
     default = call("benchmarks.throughput:default_precision", options.threads, device=options.device)
     tables = []
     for vocab in options.vocabularies:
@@ -135,7 +140,7 @@ def run(options: Options) -> list[Table]:
         extra = (*EAGER, *COMPILED) if options.compile else EAGER
         own_default = [Entry(ENGINE, "auto")] if default != "32" else []
         tables.append(_table(options, sizes, [Entry(name, "32") for name in extra] + own_default, "fp32", default))
-        if default == "bf16":
+        if default == "bf16" and not options.quick:
             tables.append(_table(options, sizes, [Entry(name, "bf16") for name in extra], "bf16", default))
     return tables
 
@@ -167,10 +172,16 @@ def throughput_table(
 ) -> Table:
     """Rows of ratios to the hand-written packed loop and to HF Trainer as people run it; then those that are missing."""
     rates = {key: [lap.useful / lap.seconds for lap in own] for key, own in laps.items()}
-    columns = ["contender", "useful tokens/s, to hand-written packed", "to HF Trainer as users run it", "useful tokens/s"]
+    columns = [
+        "contender",
+        "useful tokens/s, to hand-written packed",
+        "to HF Trainer as users run it",
+        "useful tokens/s",
+    ]
     table = Table(title, columns, passing=frozenset(columns[3:]))
     for key, own in rates.items():
-        to = [str(ratios(own, rates[other])) if other in rates else "—" for other in (_like(rates, REFERENCE), _like(rates, USUAL))]
+        others = (_like(rates, REFERENCE), _like(rates, USUAL))
+        to = [str(ratios(own, rates[other])) if other in rates else "—" for other in others]
         table.rows.append([labels[key], *to, f"{Spread.of(own).median:,.0f}"])
     table.rows += [[f"{label}: not measured ({reason})", "—", "—", "—"] for label, reason in missing.items()]
     table.notes.append(f"Medians of {rounds} rounds' ratios, with their quartiles.")

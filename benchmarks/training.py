@@ -38,7 +38,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import machine
 from benchmarks.children import ChildError, call
 from benchmarks.options import Options, on_gpu, quick
 from benchmarks.report import RESULTS, Table, write_section
@@ -64,12 +63,20 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="a small model and few rounds: about a minute")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
-    parser.add_argument("--rounds", type=_positive, default=30, metavar="N", help="laps of every contender (default: 30)")
+    parser.add_argument(
+        "--rounds", type=_positive, default=30, metavar="N", help="laps of every contender (default: 30)"
+    )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: as torch decides)")
-    parser.add_argument("--text", metavar="FILE", help="text to train on, a line a sample (default: the built-in corpus)")
-    parser.add_argument("--compile", action="store_true", help="let compiled contenders take part (on a GPU they always do)")
-    parser.add_argument("--peak-tflops", type=float, metavar="X", help="the device's peak, for MFU where it is not listed")
+    parser.add_argument(
+        "--text", metavar="FILE", help="text to train on, a line a sample (default: the built-in corpus)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="let compiled contenders take part (on a GPU they always do)"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float, metavar="X", help="the device's peak, for MFU where it is not listed"
+    )
     parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}, other sections stay")
     return parser
 
@@ -95,9 +102,9 @@ def options_of(parsed: argparse.Namespace, folder: Path) -> Options:
 
 
 def body_of(tables: list[Table], facts: str, command: str, everything: bool) -> str:
-    """A section's text: what it was measured on, with which command, and its tables."""
+    """A section's text: which command measured it, on what, when; and its tables."""
     today = datetime.date.today().isoformat()
-    return "\n\n".join([f"`{command}` on {facts}, {today}.", *(table.markdown(everything) for table in tables)])
+    return "\n\n".join([f"`{command}`, {today}, on {facts}", *(table.markdown(everything) for table in tables)])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,18 +112,22 @@ def main(argv: list[str] | None = None) -> int:
     parsed = arguments().parse_args(argv)
     command = " ".join(["python -m benchmarks.training", *(sys.argv[1:] if argv is None else argv)])
     try:
-        facts = call("benchmarks.machine:describe", parsed.threads, device=parsed.device, threads=parsed.threads)
+        facts = call("benchmarks.machine:describe", parsed.threads, device=parsed.device)
+        if facts is None:
+            print("benchmarks.training: torch finds no CUDA device here; use --device cpu.", file=sys.stderr)
+            return 1
         with tempfile.TemporaryDirectory() as folder:
             options = options_of(parsed, Path(folder))
+            about = f"{facts}.{options.size_note}"
             for name in parsed.sections:
                 began = time.perf_counter()
                 tables = importlib.import_module(f"benchmarks.{name}").run(options)
                 heading = SECTIONS[name] + (", GPU" if parsed.device == "cuda" else "")
-                print(f"## {heading}\n\n{body_of(tables, facts, command, everything=True)}\n")
+                print(f"## {heading}\n\n{body_of(tables, about, command, everything=True)}\n")
                 print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
                 if parsed.write:
                     # Absolute figures of a processor that others use too say nothing next week.
-                    write_section(RESULTS, heading, body_of(tables, facts, command, everything=parsed.device == "cuda"))
+                    write_section(RESULTS, heading, body_of(tables, about, command, everything=parsed.device == "cuda"))
     except (ContenderError, ChildError, TrainbookError, OSError) as error:
         print(f"benchmarks.training: {error}", file=sys.stderr)
         return 1

@@ -77,8 +77,8 @@ class Workload:
 
     def repeated(self, rows: int) -> Workload:
         """The text as often as needed for `rows` lines and blocks, so that no epoch ends within a measurement."""
-        lines = self.lines * math.ceil(rows / len(self.lines))
-        blocks = np.tile(self.blocks, (math.ceil(rows / len(self.blocks)), 1))
+        lines = self.lines * max(1, math.ceil(rows / len(self.lines)))
+        blocks = np.tile(self.blocks, (max(1, math.ceil(rows / len(self.blocks))), 1))
         return dataclasses.replace(self, lines=lines, blocks=blocks)
 
     def first(self, rows: int) -> Workload:
