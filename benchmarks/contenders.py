@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +37,11 @@ class Contender:
         absent = [name for name in self.packages if not installed(name)]
         if absent:
             return f"{' and '.join(absent)} not installed"
-        return engine_loops.refusal("default") if self.compiles and self.run is engine_loops.trainbook else None
+        if not self.compiles:
+            return None
+        if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
+            return "torch.compile needs a C++ compiler"
+        return engine_loops.refusal("default") if self.run is engine_loops.trainbook else None
 
 
 #: The reference of every ratio, what most people run, and this engine.

@@ -32,7 +32,7 @@ class Point:
 def points(options: Options) -> Iterator[Point]:
     """Width, vocabulary and length (tokens a batch stay the same) by `growth`, the corpus by `corpus`.
 
-    A quick look leaves out width and vocabulary.
+    A quick look sees the corpus only.
     """
     base = options.sizes
     for factor in () if options.quick else options.growth:
@@ -41,7 +41,7 @@ def points(options: Options) -> Iterator[Point]:
     for factor in () if options.quick else options.growth:
         vocab = round(base.vocab * factor)
         yield Point("vocabulary", factor, f"{vocab:,}", base.with_(vocab=vocab))
-    for factor in options.growth:
+    for factor in () if options.quick else options.growth:
         length, batch = round(base.length * factor), max(1, round(base.batch / factor))
         yield Point("T, with as many tokens a batch", factor, f"{length:,}", base.with_(length=length, batch=batch))
     for times in options.corpus:

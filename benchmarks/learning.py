@@ -83,7 +83,7 @@ def seconds_to(curve: Curve, target: float) -> float | None:
 
 def run(options: Options) -> list[Table]:
     """One table: the reference, this engine in fp32 and at its default, HF Trainer as people run it."""
-    default = call("benchmarks.throughput:default_precision", options.threads, device=options.device)
+    default = options.default_precision
     present, missing = split((REFERENCE, ENGINE, USUAL))
     entries = [Entry(name, "32") for name in present]
     if default != "32":

@@ -48,9 +48,13 @@ def device_name(device: str) -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def describe(device: str) -> str | None:
-    """One line: device, processor threads, versions. None when the device is not there."""
+def facts(device: str) -> dict[str, str] | None:
+    """What a run needs to know and to tell: `about`, one line of device, threads and versions; `default_precision`, what
+    this engine's precision="auto" means there. None when the device is not there."""
     import torch
+
+    from utils.environment import detect_device
+    from utils.training.engine.precision import resolve_precision
 
     if device == "cuda" and not torch.cuda.is_available():
         return None
@@ -61,7 +65,8 @@ def describe(device: str) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
     threads = f"{torch.get_num_threads()} CPU threads"
-    return f"{device_name(device)}, {threads}, Python {platform.python_version()}, {', '.join(versions)}"
+    about = f"{device_name(device)}, {threads}, Python {platform.python_version()}, {', '.join(versions)}"
+    return {"about": about, "default_precision": resolve_precision("auto", detect_device()).compute}
 
 
 def synchronize(device: str) -> None:

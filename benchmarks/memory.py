@@ -51,11 +51,10 @@ def measure(
 
 def run(options: Options) -> list[Table]:
     """A table a vocabulary: everyone in fp32, the packed ones in bf16 too where the device has it."""
-    default = call("benchmarks.throughput:default_precision", options.threads, device=options.device)
     names: tuple[str, ...] = (REFERENCE, FRAMEWORK, ENGINE) if options.quick else EAGER
     present, missing = split(names)
     entries = [Entry(name, "32") for name in present]
-    if default == "bf16" and not options.quick:
+    if options.default_precision == "bf16" and not options.quick:
         entries += [Entry(name, "bf16") for name in (REFERENCE, FRAMEWORK, ENGINE) if name in present]
     tables = []
     for vocab in options.vocabularies:

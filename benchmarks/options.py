@@ -18,6 +18,7 @@ class Options:
 
     Attributes:
         lines: the text; folder: for temporary files; threads: CPU threads, None: as torch decides.
+        default_precision: what this engine's precision="auto" means on the device.
         sizes: the model to compare on; vocabularies: measured each; rounds: laps of everyone; warmup: before them.
         steps: optimizer steps a lap. On a GPU several, because waiting for the device after each would hide how well a loop
             keeps it busy.
@@ -30,6 +31,7 @@ class Options:
     lines: list[str]
     folder: Path
     device: str = "cpu"
+    default_precision: str = "32"
     threads: int | None = None
     quick: bool = False
     rounds: int = 30

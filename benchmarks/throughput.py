@@ -119,21 +119,12 @@ def measure(
     }
 
 
-def default_precision(device: str) -> str:
-    """What this engine's precision="auto" means on `device`."""
-    from utils.environment import detect_device
-    from utils.training.engine.precision import resolve_precision
-
-    assert device in ("cpu", "cuda")
-    return resolve_precision("auto", detect_device()).compute
-
-
 def run(options: Options) -> list[Table]:
     """Two tables a vocabulary: everyone in fp32 (and this engine at its default beside them), and everyone in bf16.
 
     The second only where bf16 is the default, and not in a quick look.
     """
-    default = call("benchmarks.throughput:default_precision", options.threads, device=options.device)
+    default = options.default_precision
     tables = []
     for vocab in options.vocabularies:
         sizes = options.sizes.with_(vocab=vocab)

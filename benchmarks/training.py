@@ -1,7 +1,7 @@
 """This engine against a hand-written loop, HF Trainer, Lightning and Accelerate: same model, text, machine, in turn.
 
     python -m benchmarks.training                         everything, on the CPU (about an hour on 2 cores)
-    python -m benchmarks.training --quick                 a small model, few rounds, about a minute
+    python -m benchmarks.training --quick                 a small model, few rounds: one to two minutes
     python -m benchmarks.training --device cuda           GPT-2 124M; also tokens/s and MFU
     python -m benchmarks.training --sections throughput overhead --write
 
@@ -61,7 +61,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a small model and few rounds: about a minute")
+    parser.add_argument("--quick", action="store_true", help="a small model and few rounds: one to two minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     parser.add_argument(
         "--rounds", type=_positive, default=30, metavar="N", help="laps of every contender (default: 30)"
@@ -88,10 +88,10 @@ def _positive(text: str) -> int:
     return number
 
 
-def options_of(parsed: argparse.Namespace, folder: Path) -> Options:
+def options_of(parsed: argparse.Namespace, folder: Path, default_precision: str) -> Options:
     """The choices as options."""
     options = Options(
-        read_lines(parsed.text), folder, parsed.device, parsed.threads, rounds=parsed.rounds,
+        read_lines(parsed.text), folder, parsed.device, default_precision, parsed.threads, rounds=parsed.rounds,
         peak_tflops=parsed.peak_tflops,
     )  # fmt: skip
     if parsed.device == "cuda":
@@ -112,13 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     parsed = arguments().parse_args(argv)
     command = " ".join(["python -m benchmarks.training", *(sys.argv[1:] if argv is None else argv)])
     try:
-        facts = call("benchmarks.machine:describe", parsed.threads, device=parsed.device)
+        facts = call("benchmarks.machine:facts", parsed.threads, device=parsed.device)
         if facts is None:
             print("benchmarks.training: torch finds no CUDA device here; use --device cpu.", file=sys.stderr)
             return 1
         with tempfile.TemporaryDirectory() as folder:
-            options = options_of(parsed, Path(folder))
-            about = f"{facts}.{options.size_note}"
+            options = options_of(parsed, Path(folder), facts["default_precision"])
+            about = f"{facts['about']}.{options.size_note}"
             for name in parsed.sections:
                 began = time.perf_counter()
                 tables = importlib.import_module(f"benchmarks.{name}").run(options)
