@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from utils.data.examples import Batch, DatasetSource, Source, StreamSource, as_source, epoch_seed, loader_of
+from utils.data.workers import TIMEOUT_S, LoaderProcesses
 from utils.errors import DataTypeError
 
 
@@ -28,19 +29,6 @@ class StepBatches:
     micro_batches: list[Batch]
 
 
-class _MicroBatches(Dataset[Batch]):
-    """Batch number k of an epoch: lets a DataLoader's processes prepare whole batches, in order."""
-
-    def __init__(self, source: Source, chunks: list[np.ndarray]) -> None:
-        self._source, self._chunks = source, chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, k: int) -> Batch:
-        return self._source.take(self._chunks[k].tolist())
-
-
 class UniversalDataModule:
     """Training and validation data as batches, from whatever the user has (see `utils.data.examples`).
 
@@ -53,6 +41,7 @@ class UniversalDataModule:
         seed: the order of epoch e is a function of (seed, e).
         max_train_samples, max_val_samples: use only the first n.
         pad_token_id: used when neither tokenizer nor task_spec has one.
+        timeout_s: seconds after which a loader process without a batch is taken to hang; a DataLoader's own timeout wins.
     Raises:
         DataTypeError, DataError: before any work; says what was got and how to wrap it.
     """
@@ -61,7 +50,7 @@ class UniversalDataModule:
         self, train_dataset: Any = None, val_dataset: Any = None, task_spec: Any = None, tokenizer: Any = None,
         data_collator: Any = None, batch_size: int = 32, num_workers: int = 0, seed: int = 42, *, train_data: Any = None,
         val_data: Any = None, max_train_samples: int | None = None, max_val_samples: int | None = None,
-        pad_token_id: int | None = None, block_size: int | None = None,
+        pad_token_id: int | None = None, block_size: int | None = None, timeout_s: float = TIMEOUT_S,
     ) -> None:  # fmt: skip
         train_dataset = train_data if train_dataset is None else train_dataset
         val_dataset = val_data if val_dataset is None else val_dataset
@@ -72,6 +61,7 @@ class UniversalDataModule:
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
+        self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
             "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
@@ -147,13 +137,7 @@ class UniversalDataModule:
             for chunk in chunks:
                 yield source.take(chunk.tolist())
             return
-        # A generator of its own: creating a loader's iterator must not draw from the run's random state.
-        yield from DataLoader(
-            _MicroBatches(source, chunks),
-            batch_size=None,
-            num_workers=self.num_workers,
-            generator=torch.Generator().manual_seed(0),
-        )
+        yield from LoaderProcesses(source, chunks, self.num_workers, self.timeout_s)
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
         """Steps of a stream; what was consumed before a resume is read again and passed over."""
