@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils.data.examples import Batch, DatasetSource, Source, StreamSource, as_source, epoch_seed, loader_of
+from utils.data.examples import Batch, DatasetSource, IdSource, Source, StreamSource, as_source, epoch_seed, loader_of
+from utils.data.ids import check_batch, check_source
+from utils.data.packing import TokenBlocks
 from utils.data.workers import TIMEOUT_S, LoaderProcesses
 from utils.errors import DataTypeError
 
@@ -61,6 +63,7 @@ class UniversalDataModule:
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
+        self._vocab_size: int | None = None
         self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
             "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
@@ -80,6 +83,17 @@ class UniversalDataModule:
             self.notices += notices
             self.validation_batch_size = wanted or self.batch_size
             self.num_validation = _limited(self.validation, max_val_samples)
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse token ids outside 0 … vocab_size - 1: now, where a look at the data is cheap, else as batches are made.
+
+        Raises:
+            DataError: names data, sample, position, id and vocabulary size. So do `steps` and `validation_batches` from now on.
+        """
+        self._vocab_size = vocab_size
+        for source, name in ((self.train, "train_data"), (self.validation, "val_data")):
+            if source is not None and not isinstance(source, StreamSource):
+                check_source(source, name, vocab_size)
 
     @property
     def resumable(self) -> bool:
@@ -115,7 +129,7 @@ class UniversalDataModule:
         chunks = [
             step[start : start + self.batch_size] for step in steps for start in range(0, len(step), self.batch_size)
         ]
-        batches = self._batches(self.train, chunks)
+        batches = self._batches(self.train, chunks, "train_data")
         for step in steps:
             count = math.ceil(len(step) / self.batch_size)
             yield StepBatches(step.tolist(), [next(batches) for _ in range(count)])
@@ -125,19 +139,35 @@ class UniversalDataModule:
         if self.validation is None:
             return
         if isinstance(self.validation, StreamSource):
-            yield from self.validation
+            position = 0
+            for batch in self.validation:
+                position = self._check_stream(batch, position, "val_data")
+                yield batch
             return
         assert self.num_validation is not None
         order = np.arange(self.num_validation)
         size = self.validation_batch_size
-        yield from self._batches(self.validation, [order[start : start + size] for start in range(0, len(order), size)])
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        yield from self._batches(self.validation, chunks, "val_data")
 
-    def _batches(self, source: Source, chunks: list[np.ndarray]) -> Iterator[Batch]:
+    def _batches(self, source: Source, chunks: list[np.ndarray], name: str) -> Iterator[Batch]:
+        batches: Iterable[Batch]
         if self.num_workers == 0:
-            for chunk in chunks:
-                yield source.take(chunk.tolist())
-            return
-        yield from LoaderProcesses(source, chunks, self.num_workers, self.timeout_s)
+            batches = (source.take(chunk.tolist()) for chunk in chunks)
+        else:
+            batches = LoaderProcesses(source, chunks, self.num_workers, self.timeout_s)
+        seen = isinstance(source, (IdSource, TokenBlocks))  # entirely, before the first step
+        for chunk, batch in zip(chunks, batches, strict=True):
+            if self._vocab_size is not None and not seen:
+                check_batch(batch, chunk.tolist(), name, self._vocab_size)
+            yield batch
+
+    def _check_stream(self, batch: Batch, first: int, name: str) -> int:
+        """Check the ids of a batch that begins with sample `first` of a stream; returns where the next one begins."""
+        end = first + len(next(iter(batch.values())))
+        if self._vocab_size is not None:
+            check_batch(batch, range(first, end), name, self._vocab_size)
+        return end
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
         """Steps of a stream; what was consumed before a resume is read again and passed over."""
@@ -149,6 +179,7 @@ class UniversalDataModule:
             position += size
             if position <= skip:
                 continue
+            self._check_stream(batch, position - size, "train_data")
             micro_batches.append(batch)
             ids += range(position - size, position)
             if len(micro_batches) == accumulation:
