@@ -14,7 +14,7 @@ from utils.environment import Device, detect_device
 from utils.errors import ConfigError
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, make_optimizer
-from utils.training.engine.precision import ResolvedPrecision, resolve_precision
+from utils.training.engine.precision import ResolvedPrecision, check_attention, resolve_precision
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def assemble(
 
     device = device or detect_device()
     precision = resolve_precision(config.precision, device)
+    check_attention(model, device, precision)
     if config.gradient_checkpointing:
         switch_activation_checkpointing(model, on=True)
     # Fabric announces its precision on stderr; ours is in the results, where it can be found again.

@@ -129,8 +129,8 @@ class Trainer:
                 self.notice(sentence)
             rng.seed_all(config.random_seed)
             parts = self.parts = assemble(self.model, objective, config, total_steps)
-            if parts.precision.notice:
-                self.notice(parts.precision.notice)
+            for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
+                self.notice(sentence)
             fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
             self.state = self._restore(start, parts, fingerprint, data)
             store = CheckpointStore(
