@@ -156,8 +156,8 @@ class Trainer:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
             parts = self.parts = assemble(self.model, objective, config, total_steps, world=world)
-            if parts.precision.notice:
-                self.notice(parts.precision.notice)
+            for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
+                self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
             fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
             self.state = self._restore(start, parts, fingerprint, data)
@@ -330,14 +330,8 @@ class Trainer:
                 f"the vocabulary has {spec.vocab_size} tokens, but {type(self.model).__name__} has {known} embeddings. "
                 f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
             )
-        for source, name in ((data.train, "train_data"), (data.validation, "val_data")):
-            max_id = getattr(source, "max_id", None)
-            largest = max_id() if max_id is not None else None
-            limit = known or spec.vocab_size
-            if largest is not None and limit is not None and largest >= limit:
-                raise DataError(
-                    f"{name} holds token id {largest}, but the model knows ids 0 to {limit - 1}. Use the model's tokenizer."
-                )
+        if (limit := known or spec.vocab_size) is not None:
+            data.check_ids(limit)
         length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
         if longest is not None and length > longest:
             raise DataError(
