@@ -39,8 +39,8 @@ class Saver(Protocol):
     def after_epoch(self, value: float | None) -> None:
         """Save when an epoch's end is due or one of the best."""
 
-    def save(self) -> object:
-        """Save now."""
+    def save(self, *, wait: bool = False) -> object:
+        """Save now; with `wait`, return when it is on disk."""
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation that need not be finished
@@ -265,7 +265,7 @@ class TrainingLoop:
 
     def _pause(self) -> None:
         """Save, then wait until the pause is lifted or a stop is asked for; the clock stands still."""
-        self.saver.save()
+        self.saver.save(wait=True)
         began = time.monotonic()
         while self.control.pause.is_set() and not self.control.stop.wait(0.05):
             if self._watch_stop_file():
@@ -289,7 +289,7 @@ class TrainingLoop:
     def _stop(self) -> TrainState:
         """End at a step boundary because it was asked for, with a checkpoint."""
         self._take_stop_request()
-        self.saver.save()
+        self.saver.save(wait=True)
         return self.state
 
 
