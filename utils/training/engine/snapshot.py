@@ -46,15 +46,15 @@ class SnapshotMemory:
         with torch.no_grad():
             for key, tensor in sources.items():
                 copies[key].copy_(_bytes(tensor))
-            others: dict[int, Tensor] = {}
-            return {name: _copied(value, copies, others) for name, value in payload.items()}
+            made: dict[str, Any] = _copied(payload, copies, {})
+            return made
 
     def _allocated(self, sizes: list[int]) -> list[Tensor]:
         """A buffer for each size in bytes. Raises `NoRoomError`."""
         kept: dict[int, list[Tensor]] = {}
         for buffer in self._kept:
             kept.setdefault(buffer.numel(), []).append(buffer)
-        found = [kept[size].pop() if kept.get(size) else None for size in sizes]
+        found = [kept[size].pop(0) if kept.get(size) else None for size in sizes]
         needed = sum(size for size, buffer in zip(sizes, found, strict=True) if buffer is None)
         free = free_memory_bytes("cpu")
         # Twice: the first checkpoint of a run is read back as a whole.
@@ -99,25 +99,30 @@ def _bytes(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
-def _copied(value: Any, copies: dict[Key, Tensor], others: dict[int, Tensor]) -> Any:
-    """`value` with its tensors replaced. `others` holds what is copied tensor by tensor, by the original's id."""
+def _copied(value: Any, copies: dict[Key, Tensor], memo: dict[int, Any]) -> Any:
+    """`value` with its tensors replaced. `memo` holds what is copied already, by the original's id: one object stays one."""
+    if id(value) in memo:
+        return memo[id(value)]
+    made: Any = value
     if isinstance(value, Tensor):
-        return _copied_tensor(value, copies, others)
-    if type(value) in (dict, OrderedDict):
-        filled = copy.copy(value)
+        made = _copied_tensor(value, copies)
+    elif type(value) in (dict, OrderedDict):
+        made = copy.copy(value)
         for name, entry in value.items():
-            filled[name] = _copied(entry, copies, others)
-        return filled
-    if type(value) in (list, tuple):
-        return type(value)(_copied(entry, copies, others) for entry in value)
-    return copy.copy(value) if type(value) in (set, bytearray) else value
+            made[name] = _copied(entry, copies, memo)
+    elif type(value) in (list, tuple):
+        made = type(value)(_copied(entry, copies, memo) for entry in value)
+    elif type(value) in (set, bytearray):
+        made = copy.copy(value)
+    else:
+        return value
+    memo[id(value)] = made
+    return made
 
 
-def _copied_tensor(tensor: Tensor, copies: dict[Key, Tensor], others: dict[int, Tensor]) -> Tensor:
+def _copied_tensor(tensor: Tensor, copies: dict[Key, Tensor]) -> Tensor:
     if not _by_storage(tensor):
-        if id(tensor) not in others:
-            others[id(tensor)] = tensor.detach().to("cpu", copy=True)
-        return others[id(tensor)]
+        return tensor.detach().to("cpu", copy=True)
     memory = copies[_key(tensor)].untyped_storage()
     made = torch.empty(0, dtype=tensor.dtype).set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
     if isinstance(tensor, nn.Parameter):
