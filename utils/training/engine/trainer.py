@@ -176,7 +176,7 @@ class Trainer:
             )
             saver = RunSaver(
                 store, parts, self.state, config, task_spec, events, start.folder.name, fingerprint, data.batch_size,
-                lambda path: self._note_state(start.folder, "running"),
+                lambda _, payload: _note_commit(start.folder, payload),
             )  # fmt: skip
             interrupts = Interrupts(self.control)
             loop = TrainingLoop(
@@ -236,6 +236,7 @@ class Trainer:
                 saver.save(start.checkpoint["value"])
             events.fire("on_train_begin", logs={"total_steps": loop.total_steps, "run_dir": str(start.folder.path)})
             loop.run()
+            saver.finish()
             if loop.parts.objective.notice:
                 self.notice(loop.parts.objective.notice)
             events.fire("on_train_end", logs={"stop_reason": self.state.stop_reason, "step": self.state.step})
@@ -251,9 +252,15 @@ class Trainer:
             if kept is not None:
                 error.add_note(f"The run is saved up to step {self.state.step}: {kept}")
             raise
+        finally:
+            saver.abandon()  # only a second interrupt comes here with a save under way
 
     def _rescue(self, loop: TrainingLoop, saver: RunSaver) -> Path | None:
         """A checkpoint of the last completed step, unless the error came while parameters were being changed."""
+        try:
+            saver.finish()
+        except Exception as error:  # noqa: BLE001 - as below
+            log.warning("The checkpoint that was under way at the failure: %s", error)
         with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
             loop.read_numbers()
         if loop.parts.updating or self.state.step == 0 or self.state.ended:
@@ -261,7 +268,7 @@ class Trainer:
         if loop.before_step is not None:
             rng.rewind(loop.before_step)
         try:
-            return saver.save()
+            return saver.save(wait=True)
         except Exception as error:  # noqa: BLE001 - the failure that brought us here is the one to report
             log.warning("The state at the failure could not be saved: %s", error)
             return None
@@ -488,6 +495,12 @@ class Trainer:
             training_config=self.training_config, run_dir=folder.path, precision=self.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
         )  # fmt: skip
+
+
+def _note_commit(folder: RunFolder, payload: Payload) -> None:
+    """Say in state.json what the newest checkpoint holds; called by the thread that wrote it."""
+    state = payload["state"]
+    folder.write_state("running", step=state["step"], epoch=state["epoch"], stop_reason=state["stop_reason"])
 
 
 @contextlib.contextmanager
