@@ -14,6 +14,9 @@ from utils.errors import ConfigError
 
 UiMode = Literal["widget", "html", "text", "none"]
 
+# Decides whether cuBLAS repeats its results to the last bit.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 _PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "datasets", "numpy", "safetensors", "pydantic")
 
 
@@ -59,23 +62,71 @@ class Device:
         kind: "cuda", "mps" or "cpu", as torch names it.
         name: the product's name.
         has_bf16: whether bf16 arithmetic is faster than fp32 there, by the hardware's own word.
+        notice: a sentence when a better device is there and cannot be used, else None.
     """
 
     kind: str
     name: str
     has_bf16: bool
+    notice: str | None = None
 
 
-def detect_device() -> Device:
-    """The first of CUDA, MPS and CPU that is there. `TRAINBOOK_DEVICE=cpu` asks for the CPU."""
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there while the kernel has a driver loaded
+DEVICE_KINDS = ("auto", "cuda", "mps", "cpu")
+
+
+def detect_device(wanted: str | None = None) -> Device:
+    """The device to train on.
+
+    Args:
+        wanted: "cuda", "mps" or "cpu": that one; "auto": the first of them that is there. None: what the environment variable
+            TRAINBOOK_DEVICE says, else "auto".
+    Raises:
+        ConfigError: another word, or a device that is not there; says what is.
+    """
+    asked = wanted if wanted is not None else os.environ.get("TRAINBOOK_DEVICE") or "auto"
+    source = "device" if wanted is not None else "TRAINBOOK_DEVICE"
+    if asked not in DEVICE_KINDS:
+        raise ConfigError(f"{source} is one of {', '.join(DEVICE_KINDS)}; got {asked!r}.")
+    present = _present_devices()
+    if asked != "auto" and asked not in present:
+        why = _why_no_cuda() if asked == "cuda" else None
+        raise ConfigError(
+            f"{source}={asked!r}: there is no such device here{f' ({why})' if why else ''}; present: {', '.join(present)}. "
+            f"Use one of these, or 'auto'."
+        )
+    return _device(present[0] if asked == "auto" else asked, fallen_back=asked == "auto")
+
+
+def _present_devices() -> list[str]:
+    """Kinds of devices that torch can use here, the fastest first."""
     import torch
 
-    if os.environ.get("TRAINBOOK_DEVICE") != "cpu":
-        if torch.cuda.is_available():
-            return Device("cuda", torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False))
-        if torch.backends.mps.is_available():
-            return Device("mps", platform.processor() or "Apple GPU", False)
-    return Device("cpu", platform.processor() or platform.machine(), _cpu_has_bf16())
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, usable in there.items() if usable]
+
+
+def _device(kind: str, fallen_back: bool) -> Device:
+    import torch
+
+    if kind == "cuda":
+        return Device("cuda", torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "mps":
+        return Device("mps", platform.processor() or "Apple GPU", False)
+    why = _why_no_cuda() if fallen_back else None
+    notice = f"Training uses the CPU, though {why}." if why else None
+    return Device("cpu", platform.processor() or platform.machine(), _cpu_has_bf16(), notice)
+
+
+def _why_no_cuda() -> str | None:
+    """Why torch cannot use the NVIDIA GPU of this machine; None when there is none, or it was hidden on purpose."""
+    import torch
+
+    if not _NVIDIA_DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    if torch.version.cuda is None:
+        return f"an NVIDIA driver is here: torch {torch.__version__} is a build without CUDA"
+    return f"an NVIDIA driver is here: torch {torch.__version__} finds no GPU that it can use; see what nvidia-smi says"
 
 
 def free_memory_bytes(kind: str, index: int | None = None) -> int | None:
@@ -120,7 +171,8 @@ def package_versions() -> dict[str, str]:
 
 
 def snapshot() -> dict[str, Any]:
-    """What a run's `environment.json` holds: Python, system, packages, device, threads. No environment variables, no paths."""
+    """What a run's `environment.json` holds: Python, system, packages, device, threads, determinism. No paths, and of the
+    environment variables only cuBLAS's, which decides whether it repeats."""
     import torch
 
     device = detect_device()
@@ -132,6 +184,11 @@ def snapshot() -> dict[str, Any]:
         "packages": package_versions(),
         "device": {"kind": device.kind, "name": device.name, "bf16": device.has_bf16},
         "threads": torch.get_num_threads(),
+        "determinism": {
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            CUBLAS_WORKSPACE: os.environ.get(CUBLAS_WORKSPACE),
+        },
     }
 
 

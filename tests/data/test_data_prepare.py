@@ -285,7 +285,7 @@ def test_a_given_tokenizer_must_fit_the_model():
     assert data.tokenizer is tokenizer
 
 
-def test_f27_an_id_that_the_model_does_not_have_is_located():
+def test_an_id_that_the_model_does_not_have_is_located_in_its_block():
     # A vocabulary with a hole: fewer tokens than its largest id.
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

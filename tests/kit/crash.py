@@ -12,6 +12,7 @@ import pickle
 import resource
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -105,16 +106,18 @@ def _run_and_leave(function: Callable[[], Any], writing: int) -> None:
 
 
 class Fuse:
-    """Kills this process with SIGKILL at the n-th `burn`. n = 0 never does."""
+    """Kills this process with SIGKILL at the n-th `burn`, in whichever thread. n = 0 never does."""
 
     def __init__(self, n: int) -> None:
         self.left = n
+        self._one_at_a_time = threading.Lock()  # or two threads could both step past zero
 
     def burn(self, *_: object) -> None:
         """One step nearer to the end; any arguments, so that it can be a hook."""
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._one_at_a_time:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch_files(folder: Path, report: Callable[[str], object]) -> None:

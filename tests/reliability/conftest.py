@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.kit.slow_disk import save_in_background
 from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
 from utils.training import Trainer, TrainingResults
 
@@ -15,3 +16,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> TrainingResults:
     torch.set_num_threads(1)  # as around each test, where this fixture is not: the last bits depend on it
     config = golden_config(run_name="unbroken", output_dir=str(tmp_path_factory.mktemp("unbroken")))
     return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())
+
+
+@pytest.fixture(params=["waiting", "overlapping"])
+def saves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Training waits for its checkpoints, or goes on while they are written. Forked children inherit it."""
+    save_in_background(monkeypatch, request.param == "overlapping")
+    return request.param

@@ -16,7 +16,9 @@ from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, 
 from utils.errors import CheckpointNotFoundError
 from utils.storage import read_json_lines
 from utils.training import Trainer
+from utils.training.engine.background import BackgroundCommit
 from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, checkpoint_files, newest, read_checkpoint
+from utils.training.engine.snapshot import SnapshotMemory
 
 VALUES = {
     1: 3.0,
@@ -33,10 +35,16 @@ def content(epoch: int, value: float) -> dict:
     }  # fmt: skip
 
 
-def save(folder: Path, epoch: int, value: float) -> None:
+def save(folder: Path, epoch: int, value: float, saves: str = "waiting") -> None:
     store = CheckpointStore(folder, "mine")
     store.adopt()
-    store.commit(content(epoch, value), f"epoch_{epoch}.pt")
+    if saves == "waiting":
+        store.commit(content(epoch, value), f"epoch_{epoch}.pt")
+    else:
+        copy = SnapshotMemory().take(content(epoch, value))
+        commit = BackgroundCommit(store, copy, f"epoch_{epoch}.pt", lambda path, payload: None)
+        commit.start()
+        commit.outcome()
 
 
 def assert_recovered(folder: Path, before: dict[int, float], epoch: int, value: float) -> None:
@@ -69,7 +77,7 @@ SAVES = {"first": (0, 1, 3.0), "a_new_best": (3, 4, 0.7), "no_new_best": (3, 4, 
 
 
 @pytest.mark.parametrize("case", SAVES)
-def test_f01_killed_before_every_file_operation_of_a_save(case, tmp_path):
+def test_f01_killed_before_every_file_operation_of_a_save(case, saves, tmp_path):
     count, epoch, value = SAVES[case]
     before = {number: VALUES[number] for number in range(1, count + 1)}
 
@@ -87,7 +95,7 @@ def test_f01_killed_before_every_file_operation_of_a_save(case, tmp_path):
         return folder
 
     folder = prepared("counted")
-    operations = file_operations(lambda: save(folder, epoch, value), folder)
+    operations = file_operations(lambda: save(folder, epoch, value, saves), folder)
     committed = next(n for n, name in enumerate(operations) if name.endswith(f" epoch_{epoch}.pt"))
     removed = [n for n, name in enumerate(operations) if name.startswith("remove epoch_")]
     # What a kill cannot show, because only a loss of power would: data before the name, the name before what it replaces.
@@ -96,7 +104,7 @@ def test_f01_killed_before_every_file_operation_of_a_save(case, tmp_path):
     assert all(number > committed + 1 for number in removed)
     for k in range(1, len(operations) + 1):
         folder = prepared(f"killed-{k}")
-        assert killed_before(k, lambda folder=folder: save(folder, epoch, value), folder).killed, operations[k - 1]
+        assert killed_before(k, lambda folder=folder: save(folder, epoch, value, saves), folder).killed, operations[k - 1]
         assert_recovered(folder, before, epoch, value)
 
     size = (prepared("sized") / "epoch_3.pt").stat().st_size if before else 4096
@@ -105,7 +113,7 @@ def test_f01_killed_before_every_file_operation_of_a_save(case, tmp_path):
 
         def torn(folder: Path = folder, limit: int = limit) -> None:
             limit_file_size(limit, fatal=True)
-            save(folder, epoch, value)
+            save(folder, epoch, value, saves)
 
         assert in_child(torn).signal == signal.SIGXFSZ
         assert_recovered(folder, before, epoch, value)
@@ -125,7 +133,7 @@ def train(run_name: str, fuse: Fuse | None = None, *, resume_from: str | None = 
     return Trainer(model, None, config).train(train_set(), validation_set(), resume_from=resume_from)
 
 
-def test_f02_a_run_killed_twelve_times_ends_as_one_that_was_not():
+def test_f02_a_run_killed_twelve_times_ends_as_one_that_was_not(saves):
     unbroken = train("unbroken", resume_from=None)
     draw = random.Random(1)
     reached = []

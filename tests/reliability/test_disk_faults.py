@@ -51,7 +51,7 @@ def log_records() -> list[str]:
 
 
 @pytest.mark.parametrize("size_bytes", [20_000, 200_000])
-def test_f04_disk_full_while_saving(size_bytes, unbroken):
+def test_f04_disk_full_while_saving(size_bytes, saves, unbroken):
     def stopped() -> tuple[str, str, dict[str, bytes]]:
         with pytest.raises(CheckpointWriteError) as caught:
             train(tiny_gpt(), FillDisk(9, size_bytes))
@@ -75,7 +75,7 @@ def test_f04_disk_full_while_saving(size_bytes, unbroken):
     assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))  # there is room again
 
 
-def test_disk_full_with_a_warning_trains_on(unbroken):
+def test_disk_full_with_a_warning_trains_on(saves, unbroken):
     def warned() -> tuple[int, list[str]]:
         records = log_records()
         return train(tiny_gpt(), FillDisk(9, 20_000), on_save_error="warn").steps, records

@@ -67,8 +67,12 @@ MOMENTS = {
 }
 
 
+# Here the signal comes from another thread, or its moment depends on the disk: some steps later than without.
+LATER = ("first_save", "save", "on_checkpoint_saved")
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_f16_interrupt_within_any_phase(moment, unbroken):
+def test_f16_interrupt_within_any_phase(moment, saves, unbroken):
     make, steps = MOMENTS[moment]
     model = tiny_gpt()
     at = make(model)
@@ -76,6 +80,9 @@ def test_f16_interrupt_within_any_phase(moment, unbroken):
     assert isinstance(error, TrainingInterrupted)
     results = error.results
     assert results.model is model
+    if saves == "overlapping" and moment in LATER:
+        assert results.steps >= steps
+        steps = results.steps
     assert results.steps == steps
     assert f"after step {steps}" in str(error)
     assert "resume_from='auto'" in str(error)

@@ -2,42 +2,162 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import textwrap
 import threading
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
-from tests.kit.toys import golden_config, same_weights, tiny_gpt, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 from utils.training import Trainer
 from utils.training.tracking import WandbTracker
 
 
+class FakeWandb(ModuleType):
+    """A module in wandb's place that keeps what it is given; its calls can be replaced by ones that fail."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = SimpleNamespace(name="wandb")
+        self.run, self.rows, self.finished, self.inits, self.has_key = None, [], False, [], True
+        self.Settings = lambda **values: values
+        self.log = self.rows.append
+        self.opened = lambda: None
+
+    def login(self, prompt=True, verify=True):
+        assert not prompt, "nobody is there to answer"
+        assert not verify, "this goes out to the network"
+        return self.has_key
+
+    def init(self, **values):
+        self.inits.append(values)
+        self.opened()
+        return SimpleNamespace(log=lambda row: self.log(row), finish=lambda: self.finish())
+
+    def finish(self):
+        self.finished = True
+
+
 @pytest.fixture
 def fake_wandb(monkeypatch):
-    """A module in wandb's place that keeps what it is given, or fails as it is told."""
-    module = ModuleType("wandb")
-    module.__spec__ = SimpleNamespace(name="wandb")
-    module.run, module.rows, module.finished, module.inits = None, [], False, []
-    module.api = SimpleNamespace(api_key="set")
-    module.Settings = lambda **kw: kw
-
-    def finish():
-        module.finished = True
-
-    def init(**kw):
-        module.inits.append(kw)
-        return SimpleNamespace(log=module.rows.append, finish=finish)
-
-    module.init = init
+    module = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return module
 
 
+@pytest.fixture
+def release():
+    """Set when a test is over: what hung goes on, and its thread ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+    for thread in threading.enumerate():
+        if thread.name == "trainbook-wandb":
+            thread.join(5)
+
+
 def train(**changes):
-    config = golden_config(epochs=2, wandb_project="project", **changes)
+    config = golden_config(epochs=2, **{"wandb_project": "project", **changes})
     return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory):
+    torch.set_num_threads(1)
+    return train(wandb_project=None, output_dir=str(tmp_path_factory.mktemp("untracked")))
+
+
+def raising(error):
+    def fail(*args, prompt=True, verify=True):
+        raise error
+
+    return fail
+
+
+def hanging_after(calls, release):
+    """Answers so many calls, and then no more."""
+
+    def hang(*args):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            release.wait(60)
+
+    return hang
+
+
+FAULTS = {
+    "missing": (None, "Not tracked: wandb is not installed"),
+    "bad key": (lambda w, _: setattr(w, "login", raising(ValueError("API key must have 40+ characters"))), "W&B stopped tracking (ValueError: API key must"),
+    "unreachable": (lambda w, _: setattr(w, "opened", raising(ConnectionError("no route"))), "W&B stopped tracking (ConnectionError: no route)"),
+    "a black hole": (lambda w, end: setattr(w, "opened", hanging_after(0, end)), "W&B did not answer in time"),
+    "stalls mid-run": (lambda w, end: setattr(w, "log", hanging_after(4, end)), "W&B did not answer in time"),
+    "raises in log": (lambda w, _: setattr(w, "log", raising(OSError("broken pipe"))), "W&B stopped tracking (OSError: broken pipe)"),
+    "exits": (lambda w, _: setattr(w, "log", raising(SystemExit(1))), "W&B stopped tracking (SystemExit: 1)"),
+    "never finishes": (lambda w, end: setattr(w, "finish", hanging_after(0, end)), "W&B did not answer in time"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_f40_a_service_that_fails_is_one_notice_and_nothing_else(fault, fake_wandb, release, untracked, monkeypatch):
+    spoil, says = FAULTS[fault]
+    assert WandbTracker.patience_s <= 5
+    if "did not answer" in says:
+        monkeypatch.setattr(WandbTracker, "patience_s", 0.05)
+    if spoil is None:
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, *args: None)
+    else:
+        spoil(fake_wandb, release)
+    results = train()
+    said = [notice for notice in results.notices if "W&B" in notice or "wandb" in notice]
+    assert len(said) == 1
+    assert said[0].startswith(says)
+    assert "history.jsonl" in said[0]
+    assert_same_run(untracked, results)
+    assert len(fake_wandb.inits) <= 1, "a service that fails is not tried again, offline either"
+
+
+def test_a_training_waits_for_the_service_once_and_only_at_its_end(fake_wandb, release, monkeypatch):
+    """A service that hangs from the start costs the patience once: 5 seconds in all."""
+    waits = []
+    join = threading.Thread.join
+    monkeypatch.setattr(WandbTracker, "patience_s", 0.05)
+    monkeypatch.setattr(
+        threading.Thread,
+        "join",
+        lambda self, timeout=None: (waits.append((self.name, timeout)), join(self, timeout))[1],
+    )
+    fake_wandb.opened = hanging_after(0, release)
+    train()
+    assert [timeout for name, timeout in waits if name == "trainbook-wandb"] == [0.05]
+
+
+def test_the_real_client_offline_changes_nothing(monkeypatch, tmp_path, untracked):
+    pytest.importorskip("wandb")
+    code = f"""
+        import torch
+        torch.set_num_threads(1)
+        from tests.training.test_tracking import train
+        results = train(output_dir={str(tmp_path / "tracked")!r})
+        print(results.state.step, *[notice for notice in results.notices if "W&B" in notice], sep="|")
+        torch.save(results.model.state_dict(), {str(tmp_path / "weights.pt")!r})
+    """
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.splitlines()[-1] == str(untracked.steps)
+    assert "deprecated" not in child.stderr
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in untracked.model.state_dict().items())
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_rows_arrive_with_steps_and_epochs(fake_wandb):
@@ -46,6 +166,7 @@ def test_rows_arrive_with_steps_and_epochs(fake_wandb):
     assert fake_wandb.finished
     assert [row["trainer/step"] for row in fake_wandb.rows if "epoch" in row and "val/loss" in row] == [3, 6]
     assert fake_wandb.inits[0]["project"] == "project"
+    assert fake_wandb.inits[0]["mode"] is None
     assert fake_wandb.inits[0]["name"] == results.run_name
 
 
@@ -57,63 +178,16 @@ def test_an_open_run_is_used_and_left_open(fake_wandb):
 
 
 def test_without_a_key_it_is_offline_and_said(fake_wandb):
-    fake_wandb.api.api_key = None
+    fake_wandb.has_key = False
     results = train()
     assert fake_wandb.inits[0]["mode"] == "offline"
     assert any("offline" in notice for notice in results.notices)
 
 
-@pytest.mark.parametrize("where", ["init", "log"])
-def test_a_failure_is_one_notice_and_nothing_else(fake_wandb, where):
-    def fail(*args, **kw):
-        raise ConnectionError("no route")
-
-    if where == "init":
-        fake_wandb.init = fail
-    else:
-        fake_wandb.init = lambda **kw: SimpleNamespace(log=fail, finish=lambda: None)
-    reference = Trainer(tiny_gpt(), None, golden_config(epochs=2, run_name="reference")).train(
-        train_set(), validation_set()
-    )
-    results = train()
-    assert same_weights(results.model, reference.model)
-    assert [notice for notice in results.notices if "W&B" in notice] == [
-        "W&B stopped tracking (ConnectionError: no route); history.jsonl holds everything."
-    ]
-
-
-def test_a_service_that_never_answers_is_left_behind(fake_wandb, monkeypatch):
-    release = threading.Event()
-
-    def hang(**kw):
-        release.wait(30)
-        raise ConnectionError
-
-    fake_wandb.init = hang
-    made = []
-
-    def impatient(self, *args):
-        original(self, *args, patience_s=0.01)
-        made.append(self)
-
-    original = WandbTracker.__init__
-    monkeypatch.setattr(WandbTracker, "__init__", impatient)
-    try:
-        results = train()
-        assert results.stop_reason == "finished"
-        assert any("did not answer in time" in notice for notice in results.notices)
-    finally:
-        release.set()
-        for thread in threading.enumerate():
-            if thread.name == "trainbook-wandb":
-                thread.join(5)
-
-
-def test_absent_it_is_said_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *args: None)
-    results = train()
-    assert any("wandb is not installed" in notice for notice in results.notices)
+def test_clients_without_a_silent_login_are_asked_for_their_key(fake_wandb):
+    fake_wandb.login = lambda: pytest.fail("would ask for a key")
+    fake_wandb.api = SimpleNamespace(api_key=None)
+    assert any("offline" in notice for notice in train().notices)
 
 
 def test_off_is_off(fake_wandb):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.checks.probe import Probe, check, few
 from utils.checks.result import CheckResult, Verdict
+from utils.training.engine import rng
 
 NAME = "output stability"
 
@@ -24,16 +25,18 @@ LARGEST_LOSS_IN_LN_V = 4.0
 
 @check(NAME)
 def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
-    """Logits of `n_samples` random batches in evaluation mode.
+    """Logits of `n_samples` random batches in evaluation mode, and what forward does to the training around it.
 
     Called as (model, config=None, *, task_spec=None, n_samples=4). Fails on NaN or infinite logits, on logits that do not
     depend on the input, on equal scores for all classes, on a spread over classes above 100, and when the same input gives
-    different logits twice; warns when the loss on random inputs is above 4 ln V, as with weights that are far too large.
+    different logits twice. In training mode it fails when forward seeds a random generator or switches a module to evaluation
+    mode, as both undo dropout. Warns when the loss on random inputs is above 4 ln V, as with weights that are far too large.
     All logits exactly zero is a warning when a matrix of zeros explains it: some designs start their head there. No limit
     is set on the logits' mean, which softmax takes out: GPT-2's trained logits lie around -100.
     """
-    found.model.eval()
     length = min(32, found.max_length)
+    misconduct = _misconduct(found)
+    found.model.eval()
     with torch.no_grad():
         logits = [found.call(found.batch(2, length, seed)).float() for seed in range(n_samples)]
         again = found.call(found.batch(2, length, 0)).float()
@@ -53,6 +56,8 @@ def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
         "repeat_difference": found.tolerance, "largest_loss_in_ln_v": LARGEST_LOSS_IN_LN_V,
     }  # fmt: skip
     verdict, summary, remedy = _verdict(found, measured)
+    if misconduct and verdict != "fail":
+        verdict, (summary, remedy) = "fail", misconduct
     return CheckResult(NAME, verdict, summary, measured, thresholds, remedy)
 
 
@@ -96,6 +101,31 @@ def _verdict(found: Probe, measured: dict[str, float]) -> tuple[Verdict, str, st
         )  # fmt: skip
     loss = f"loss {measured['loss_nats']:.3g} nats (knowing nothing: {measured['ln_v']:.3g})"
     return "pass", f"Logits are finite, repeatable and depend on the input; spread {spread:.3g}, {loss}.", ""
+
+
+def _misconduct(found: Probe) -> tuple[str, str] | None:
+    """What forward does in training mode to the run around it, and what to do; None: nothing."""
+    batch = found.batch(2, min(32, found.max_length))
+    after = []
+    for seed in (0, 1):
+        found.model.train()
+        modes = [module.training for module in found.model.modules()]
+        rng.seed_all(seed)
+        with torch.no_grad():
+            found.call(batch)
+        after.append(rng.snapshot())
+        if [module.training for module in found.model.modules()] != modes:
+            return (
+                "Forward switches modules to evaluation mode, or back: dropout and normalisation do not train as they should.",
+                "Call eval() and train() outside of forward.",
+            )
+    first, second = after
+    if first[0] == second[0] or torch.equal(first[2], second[2]) or (first[1][1] == second[1][1]).all():
+        return (
+            "Forward seeds the random generator: dropout is the same in every step.",
+            "Seed once, before training (random_seed); where forward needs fixed numbers, give it a torch.Generator.",
+        )
+    return None
 
 
 def _is_zero_matrix(parameter: Tensor) -> bool:

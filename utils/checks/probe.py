@@ -86,11 +86,23 @@ class Probe:
     def loss(self, batch: Mapping[str, Tensor], seed: int = 0) -> Tensor:
         """Mean cross-entropy in nats per target: of the next token for causal models, else of random targets."""
         logits = self.call(batch).float()
+        self._check_shape(logits, batch)
         if self.output == "classes":
             return F.cross_entropy(logits, self._random(logits.shape[:-1], logits.shape[-1], seed))
         if self.causal and logits.shape[1] > 1:
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
         return F.cross_entropy(logits.flatten(0, 1), self._random(logits.shape[:2], logits.shape[-1], seed).flatten())
+
+    def _check_shape(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """Refuse logits that no loss can be computed from, before the loss raises something that nobody understands."""
+        rows, scores = len(next(iter(batch.values()))), logits.shape[-1] if logits.dim() else 0
+        wanted = (rows, batch["input_ids"].shape[1]) if self.output == "tokens" else (rows,)
+        least = (self.vocab_size or 0) if self.scores_vocabulary and self.output == "tokens" else 1
+        if tuple(logits.shape[:-1]) != wanted or logits.dim() == 0 or scores < least:
+            expected = ", ".join(map(str, [*wanted, max(scores, least)]))
+            raise ModelError(
+                f"{type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, not ({expected})"
+            )
 
     def _random(self, shape: torch.Size, limit: int, seed: int) -> Tensor:
         return torch.randint(limit, shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
@@ -272,7 +284,7 @@ def check(name: str) -> Callable[[Check], Check]:
             except ModelError as error:  # not raised by the model, but by whoever reads its outputs
                 return CheckResult(
                     name, "fail", str(error),
-                    remedy="Return logits from forward, or load the model with a head (…ForCausalLM and its like).",
+                    remedy="Change what forward takes or returns; a transformers model needs a head (…ForCausalLM).",
                 )  # fmt: skip
             except Exception as error:  # noqa: BLE001 - whatever the model raises is what the check has found
                 return CheckResult(

@@ -86,8 +86,10 @@ def _case(found: Probe, rows: int, length: int) -> _Case:
     inputs = tuple(next(iter(batch.values())).shape)
     try:
         logits = tuple(found.call(batch).shape)
-    except ModelError:
-        raise
+    except ModelError as error:
+        if error.__cause__ is None:
+            raise
+        return _Case(inputs, (), (), f"{type(error.__cause__).__name__}: {one_line(error.__cause__)}")
     except Exception as error:  # noqa: BLE001 - whatever the model raises is found, and at which shape
         return _Case(inputs, (), (), f"{type(error).__name__}: {one_line(error)}")
     # More scores than the model takes ids are allowed: vocabularies are padded to round sizes.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
-from utils.errors import DataError, DataTypeError
+from utils.errors import DataError, DataTypeError, TrainbookError
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Any]], Any]
@@ -48,33 +48,58 @@ def epoch_seed(seed: int, *numbers: int) -> int:
 class DatasetSource:
     """A map-style dataset and a collate function.
 
-    What a dataset draws at random (augmentation) is a function of seed, epoch and sample number, so neither the number of
-    loader processes nor a resume in mid-epoch changes it; the caller's random state is left as it was.
+    What a dataset or a collate function draws at random (augmentation, masking) is a function of seed, epoch and sample
+    number, so neither the number of loader processes nor a resume in mid-epoch changes it; the caller's random state is left
+    as it was.
+
+    Attributes:
+        epoch: set before each epoch.
+        before_sample: called with the number of each sample before it is read.
+    Not covered: generators that a dataset makes for itself (`np.random.default_rng()`).
     """
 
     def __init__(self, dataset: Any, collate: Collate, seed: int = 0) -> None:
         self.dataset, self.collate, self.seed, self.epoch = dataset, collate, seed, 0
-        # Plain containers draw nothing, so their samples need no random state of their own.
-        self._draws = not isinstance(dataset, (list, tuple, TensorDataset))
+        self.before_sample: Callable[[int], object] = lambda index: None
+        # Plain containers draw nothing, so their samples need no random state of their own. A subclass may.
+        self._draws = type(dataset) not in (list, tuple, TensorDataset) or not isinstance(collate, TextCollator)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def take(self, indices: Sequence[int]) -> Batch:
+        """The samples `indices` as a batch. Raises `DataError` that names the sample which cannot be read."""
         if not self._draws:
-            return self._collated([self.dataset[int(index)] for index in indices])
+            return self._collated([self._sample(int(index)) for index in indices], indices)
         with _KeptRandomState():
             samples = []
             for index in indices:
-                seed = epoch_seed(self.seed, self.epoch, int(index))
-                random.seed(seed)
-                np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - users' datasets draw from the global generator
-                torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
-                samples.append(self.dataset[int(index)])
-            return self._collated(samples)
+                _seed_cpu(epoch_seed(self.seed, self.epoch, int(index)))
+                samples.append(self._sample(int(index)))
+            return self._collated(samples, indices)  # what it draws goes on from the last sample's
 
-    def _collated(self, samples: list[Any]) -> Batch:
-        return as_batch(self.collate(samples))
+    def _sample(self, index: int) -> Any:
+        self.before_sample(index)
+        try:
+            return self.dataset[index]
+        except TrainbookError:
+            raise
+        except Exception as error:  # whatever it is, it comes from the user's data set
+            raise DataError(
+                f"sample {index} of {type(self.dataset).__name__} cannot be read: {type(error).__name__}: {one_line(error)}"
+            ) from error
+
+    def _collated(self, samples: list[Any], indices: Sequence[int]) -> Batch:
+        try:
+            return as_batch(self.collate(samples))
+        except TrainbookError:
+            raise
+        except Exception as error:  # whatever it is, it comes from the user's samples or collate function
+            raise DataError(
+                f"samples {', '.join(str(int(index)) for index in indices[:8])} cannot be made a batch: "
+                f"{type(error).__name__}: {one_line(error)}. Samples of a batch need equal shapes, or a data_collator of "
+                "yours that makes them equal."
+            ) from error
 
     def digest(self) -> str:
         """From the length and up to 64 samples spread over the data set: reading a large one whole would take too long."""
@@ -108,6 +133,18 @@ class _KeptRandomState:
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])  # noqa: NPY002
         torch.set_rng_state(self._states[2])
+
+
+def _seed_cpu(seed: int) -> None:
+    """Seed the three global generators. Devices' are left alone: a model draws its dropout from them."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - users' datasets draw from the global generator
+    torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what it says, at most 300 characters."""
+    return (str(error).splitlines() or [""])[0][:300]
 
 
 def as_batch(value: Any) -> Batch:
@@ -255,6 +292,8 @@ def as_source(
     notices: list[str] = []
     batch_size: int | None = None
     source: Source | StreamSource
+    if isinstance(data, _Samples):
+        data = data.source
     if isinstance(data, DataLoader):
         own_order = isinstance(data.sampler, (RandomSampler, SequentialSampler)) and data.batch_size is not None
         if isinstance(data.dataset, IterableDataset) or not own_order:
@@ -266,8 +305,8 @@ def as_source(
         batch_size = data.batch_size
         default = data.collate_fn is torch.utils.data.default_collate
         inner = data.dataset
-        if isinstance(inner, Source) and isinstance(data.collate_fn, _AlreadyTaken):
-            source = inner
+        if isinstance(inner, _Samples) and isinstance(data.collate_fn, _AlreadyTaken):
+            source = inner.source
         elif default:
             source = _mapped(inner, collate, pad_id, eos_id, seed)
         else:
@@ -314,31 +353,25 @@ class _Samples(torch.utils.data.Dataset[Batch]):
     """A source as a map-style dataset of one-row batches."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self.source = source
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> Batch:
-        return self._source.take([index])
-
-    def take(self, indices: Sequence[int]) -> Batch:
-        return self._source.take(indices)
-
-    def digest(self) -> str:
-        return self._source.digest()
+        return self.source.take([index])
 
 
 def _mapped(data: Any, collate: Collate, pad_id: int | None, eos_id: int | None, seed: int) -> Source:
     """A map-style data set as a source; rows of ids of equal length as one tensor."""
     if isinstance(collate, TextCollator):
-        tensors = data.tensors if isinstance(data, TensorDataset) else None
+        tensors = data.tensors if type(data) is TensorDataset else None  # a subclass may give something else
         if tensors is not None and len(tensors) == 1 and tensors[0].dim() == 2 and not tensors[0].is_floating_point():
             return IdSource(tensors[0].cpu(), pad_id, eos_id)
         if isinstance(data, Tensor) and data.dim() == 2 and not data.is_floating_point():
             return IdSource(data.cpu(), pad_id, eos_id)
         if (
-            isinstance(data, (list, tuple))
+            type(data) in (list, tuple)
             and len(data)
             and all(isinstance(row, Tensor) and row.dim() == 1 for row in data)
         ):

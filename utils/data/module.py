@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from utils.data.examples import IGNORED, Batch, DatasetSource, Source, StreamSource, as_source, epoch_seed, loader_of
+from utils.data.examples import (
+    IGNORED,
+    Batch,
+    DatasetSource,
+    IdSource,
+    Source,
+    StreamSource,
+    as_source,
+    epoch_seed,
+    loader_of,
+)
+from utils.data.ids import check_batch, check_source
+from utils.data.packing import TokenBlocks
+from utils.data.workers import TIMEOUT_S, LoaderProcesses
 from utils.errors import DataTypeError
 
 
@@ -28,19 +41,6 @@ class StepBatches:
     micro_batches: list[Batch]
 
 
-class _MicroBatches(Dataset[Batch]):
-    """Batch number k of an epoch: lets a DataLoader's processes prepare whole batches, in order."""
-
-    def __init__(self, source: Source, chunks: list[np.ndarray]) -> None:
-        self._source, self._chunks = source, chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, k: int) -> Batch:
-        return self._source.take(self._chunks[k].tolist())
-
-
 class UniversalDataModule:
     """Training and validation data as batches, from whatever the user has (see `utils.data.examples`).
 
@@ -53,6 +53,7 @@ class UniversalDataModule:
         seed: the order of epoch e is a function of (seed, e).
         max_train_samples, max_val_samples: use only the first n.
         pad_token_id: used when neither tokenizer nor task_spec has one.
+        timeout_s: seconds after which a loader process without a batch is taken to hang; a DataLoader's own timeout wins.
 
     Attributes:
         share: (rank, number) of the processes that train together. A step's samples are cut into micro-batches as if there were
@@ -67,7 +68,7 @@ class UniversalDataModule:
         self, train_dataset: Any = None, val_dataset: Any = None, task_spec: Any = None, tokenizer: Any = None,
         data_collator: Any = None, batch_size: int = 32, num_workers: int = 0, seed: int = 42, *, train_data: Any = None,
         val_data: Any = None, max_train_samples: int | None = None, max_val_samples: int | None = None,
-        pad_token_id: int | None = None, block_size: int | None = None,
+        pad_token_id: int | None = None, block_size: int | None = None, timeout_s: float = TIMEOUT_S,
     ) -> None:  # fmt: skip
         train_dataset = train_data if train_dataset is None else train_dataset
         val_dataset = val_data if val_dataset is None else val_dataset
@@ -79,6 +80,8 @@ class UniversalDataModule:
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
         self.share, self.lockstep = (0, 1), False
+        self._vocab_size: int | None = None
+        self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
             "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
@@ -97,6 +100,17 @@ class UniversalDataModule:
             self.notices += notices
             self.validation_batch_size = wanted or self.batch_size
             self.num_validation = _limited(self.validation, max_val_samples)
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse token ids outside 0 … vocab_size - 1: now, where a look at the data is cheap, else as batches are made.
+
+        Raises:
+            DataError: names data, sample, position, id and vocabulary size. So do `steps` and `validation_batches` from now on.
+        """
+        self._vocab_size = vocab_size
+        for source, name in ((self.train, "train_data"), (self.validation, "val_data")):
+            if source is not None and not isinstance(source, StreamSource):
+                check_source(source, name, vocab_size)
 
     @property
     def resumable(self) -> bool:
@@ -135,7 +149,7 @@ class UniversalDataModule:
         per_step = self.batch_size * accumulation * processes
         steps = [order[start : start + per_step] for start in range(0, len(order), per_step)]
         mine = [_chunks(step, self.batch_size)[rank::processes] for step in steps]
-        batches = self._batches(self.train, [chunk for chunks in mine for chunk in chunks])
+        batches = self._batches(self.train, [chunk for chunks in mine for chunk in chunks], "train_data")
         for step, chunks in zip(steps, mine, strict=True):
             missing = math.ceil(len(step) / (self.batch_size * processes)) - len(chunks) if self.lockstep else 0
             micro_batches = [next(batches) for _ in chunks]
@@ -149,28 +163,37 @@ class UniversalDataModule:
         if self.validation is None:
             return
         if isinstance(self.validation, StreamSource):
-            yield from self.validation
+            position = 0
+            for batch in self.validation:
+                position = self._check_stream(batch, position, "val_data")
+                yield batch
             return
         assert self.num_validation is not None
         rank, processes = self.share
         chunks = _chunks(np.arange(self.num_validation), self.validation_batch_size)
         mine = chunks[rank::processes]
-        yield from self._batches(self.validation, mine)
+        yield from self._batches(self.validation, mine, "val_data")
         missing = math.ceil(len(chunks) / processes) - len(mine)
         yield from [_without_targets(self.validation) if self.lockstep else None] * missing
 
-    def _batches(self, source: Source, chunks: list[np.ndarray]) -> Iterator[Batch]:
+    def _batches(self, source: Source, chunks: list[np.ndarray], name: str) -> Iterator[Batch]:
+        batches: Iterable[Batch]
         if self.num_workers == 0:
-            for chunk in chunks:
-                yield source.take(chunk.tolist())
-            return
-        # A generator of its own: creating a loader's iterator must not draw from the run's random state.
-        yield from DataLoader(
-            _MicroBatches(source, chunks),
-            batch_size=None,
-            num_workers=self.num_workers,
-            generator=torch.Generator().manual_seed(0),
-        )
+            batches = (source.take(chunk.tolist()) for chunk in chunks)
+        else:
+            batches = LoaderProcesses(source, chunks, self.num_workers, self.timeout_s)
+        seen = isinstance(source, (IdSource, TokenBlocks))  # entirely, before the first step
+        for chunk, batch in zip(chunks, batches, strict=True):
+            if self._vocab_size is not None and not seen:
+                check_batch(batch, chunk.tolist(), name, self._vocab_size)
+            yield batch
+
+    def _check_stream(self, batch: Batch, first: int, name: str) -> int:
+        """Check the ids of a batch that begins with sample `first` of a stream; returns where the next one begins."""
+        end = first + len(next(iter(batch.values())))
+        if self._vocab_size is not None:
+            check_batch(batch, range(first, end), name, self._vocab_size)
+        return end
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
         """Steps of a stream; what was consumed before a resume is read again and passed over."""
@@ -182,6 +205,7 @@ class UniversalDataModule:
             position += size
             if position <= skip:
                 continue
+            self._check_stream(batch, position - size, "train_data")
             micro_batches.append(batch)
             ids += range(position - size, position)
             if len(micro_batches) == accumulation:

@@ -16,10 +16,10 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -88,10 +88,15 @@ def read_checkpoint(path: str | Path) -> Payload:
     """
     path = Path(path)
     verify(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch comments on foreign files before it refuses them
+        return _loaded(path)
+
+
+def _loaded(path: Path) -> Payload:
+    """The content of a verified file. Touches no setting of the process, so that any thread may call it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch comments on foreign files before it refuses them
-            payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"names {found[1]}" if found else "has a pickle that is not one of plain values"
@@ -224,6 +229,10 @@ class CheckpointStore:
         run_id: files of other runs are never overwritten or removed.
         keep_last_n: newest checkpoints kept, at least 2; keep_best_k: best ones kept.
         mode: "min" or "max" of the monitored metric.
+    Attributes:
+        entries: what is committed; a commit in another thread sets it when it is done.
+        pending: what is being committed by another thread, set and cleared by the thread that asked for it. What is said of
+            values counts it as committed, so that it does not depend on how fast the disk is.
     Raises:
         CheckpointWriteError: the folder cannot be made or written to; says which path.
     """
@@ -234,6 +243,7 @@ class CheckpointStore:
         self.folder, self.run_id = folder, run_id
         self.keep_last_n, self.keep_best_k, self.mode = max(2, keep_last_n), keep_best_k, mode
         self.entries: list[Entry] = []
+        self.pending: Entry | None = None
         self._last_size = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -260,18 +270,26 @@ class CheckpointStore:
         """Whether a checkpoint with this value would be among the best that are kept."""
         if value is None or value != value:
             return False
-        ranked = self._ranked()
+        ranked = self._ranked(self._known())
         return len(ranked) < self.keep_best_k or self._sign * value < self._sign * (
             ranked[self.keep_best_k - 1].value or 0.0
         )
 
     def value_at(self, step: int) -> float | None:
         """The metric with which the state after `step` was saved, None when it was not."""
-        return next((entry.value for entry in self.entries if entry.step == step and entry.value is not None), None)
+        return next((entry.value for entry in self._known() if entry.step == step and entry.value is not None), None)
 
-    def commit(self, payload: Payload, name: str) -> Path:
+    def _known(self) -> list[Entry]:
+        pending = self.pending
+        if pending is None:
+            return self.entries
+        return [kept for kept in self.entries if kept.path != pending.path] + [pending]
+
+    def commit(self, payload: Payload, name: str, go_on: Callable[[], None] = lambda: None) -> Path:
         """Write `payload` under `name`, completely or not at all; then update best.pt and remove what is not needed.
 
+        Args:
+            go_on: called again and again until the file has its name; what it raises ends the commit, without a trace.
         Raises:
             CheckpointWriteError: says path, needed and free bytes; older checkpoints are intact, no part is left behind.
         """
@@ -288,7 +306,7 @@ class CheckpointStore:
         try:
             # The first one is read back whole: it shows that what is saved can be loaded. Later ones differ only in numbers.
             check = verify if self._last_size else _check_readable
-            atomic_write(path, lambda file: torch.save(payload, file), check)
+            atomic_write(path, lambda file: _write(payload, file, go_on), _then(check, go_on))
         except (OSError, RuntimeError) as error:
             cause = _os_error(error)
             if cause is None and not isinstance(error, CheckpointError):
@@ -312,15 +330,15 @@ class CheckpointStore:
     @property
     def best(self) -> Entry | None:
         """The best checkpoint, the earlier one of equals; None when none has a value."""
-        ranked = self._ranked()
+        ranked = self._ranked(self.entries)
         return ranked[0] if ranked else None
 
     @property
     def _sign(self) -> float:
         return 1.0 if self.mode == "min" else -1.0
 
-    def _ranked(self) -> list[Entry]:
-        valued = [entry for entry in self.entries if entry.value is not None and entry.value == entry.value]
+    def _ranked(self, entries: list[Entry]) -> list[Entry]:
+        valued = [entry for entry in entries if entry.value is not None and entry.value == entry.value]
         return sorted(valued, key=lambda entry: (self._sign * (entry.value or 0.0), entry.step))
 
     def _point_best(self) -> None:
@@ -336,7 +354,7 @@ class CheckpointStore:
     def _rotate(self) -> None:
         newest_first = sorted(self.entries, key=lambda entry: entry.position, reverse=True)
         last = [entry for entry in newest_first if entry.regular][: self.keep_last_n]
-        kept = {entry.path for entry in [newest_first[0], *last, *self._ranked()[: self.keep_best_k]]}
+        kept = {entry.path for entry in [newest_first[0], *last, *self._ranked(self.entries)[: self.keep_best_k]]}
         for entry in newest_first:
             if entry.path not in kept:
                 entry.path.unlink(missing_ok=True)
@@ -362,8 +380,43 @@ class FollowersStore(CheckpointStore):
         return None
 
 
+def _write(payload: Payload, file: IO[bytes], go_on: Callable[[], None]) -> None:
+    torch.save(payload, cast(IO[bytes], _Pieces(file, go_on)))  # it has the two methods that torch calls
+
+
+def _then(check: Callable[[Path], None], go_on: Callable[[], None]) -> Callable[[Path], None]:
+    def both(path: Path) -> None:
+        go_on()
+        check(path)
+        go_on()
+
+    return both
+
+
 def _check_readable(path: Path) -> None:
-    read_checkpoint(path)
+    verify(path)
+    _loaded(path)
+
+
+class _Pieces:
+    """A file that is written in pieces, with a look between two of them whether it is still wanted."""
+
+    SIZE = 16 << 20  # bytes: some 10 ms of a disk's time
+
+    def __init__(self, file: IO[bytes], go_on: Callable[[], None]) -> None:
+        self._file, self._go_on = file, go_on
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, any buffer of bytes."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), self.SIZE):
+            self._go_on()
+            self._file.write(view[start : start + self.SIZE])
+        return len(view)
+
+    def flush(self) -> None:
+        """As files have it; torch calls it."""
+        self._file.flush()
 
 
 # What torch loads with weights_only=True. Subclasses are not meant: numpy's float64 is a float, and pickles as a call.

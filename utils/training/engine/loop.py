@@ -63,8 +63,8 @@ class Saver(Protocol):
     def after_epoch(self, value: float | None) -> None:
         """Save when an epoch's end is due or one of the best."""
 
-    def save(self) -> object:
-        """Save now."""
+    def save(self, *, wait: bool = False) -> object:
+        """Save now; with `wait`, return when it is on disk."""
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation that need not be finished
@@ -354,7 +354,7 @@ class TrainingLoop:
 
     def _pause(self) -> bool:
         """Save, then wait until the pause is lifted or a stop is asked for; the clock stands still. Returns whether to stop."""
-        self.saver.save()
+        self.saver.save(wait=True)
         began = time.monotonic()
         stop, pause = False, True
         while pause and not stop:
@@ -384,7 +384,7 @@ class TrainingLoop:
         """End at a step boundary because it was asked for, with a checkpoint."""
         self.read_numbers()
         self._take_stop_request()
-        self.saver.save()
+        self.saver.save(wait=True)
         return self.state
 
 

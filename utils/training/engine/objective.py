@@ -96,6 +96,7 @@ class CausalLM(Objective):
         if layer is None or not (self.fused == "on" or count * layer.out_features >= fused_loss.WORTH_IT):
             return self._plain(model, batch, labels_BT, targets_N, count, keep_outputs)
         self._check_vocabulary(layer.out_features, model)
+        model.check_labels(layer.out_features, labels_BT.shape, batch)
         hidden_BTD = _hidden_states(model, layer, batch)
         rows_ND, targets_N = _scored(hidden_BTD[:, :-1].flatten(0, 1), targets_N, count)
         found = fused_loss.linear_cross_entropy(rows_ND, layer.weight, layer.bias, targets_N, self.label_smoothing)
@@ -164,9 +165,9 @@ def _hidden_states(model: ModelCall, layer: nn.Linear, batch: Batch) -> Tensor:
     """What `layer` gets when the model is called."""
     if model.compiles(batch):
         with passing_on(layer):
-            return model(batch)  # what comes after the layer was found to be nothing before the model was compiled
+            return model.uncounted(batch)  # what comes after the layer was found to be nothing before the model was compiled
     with hidden_states_of(layer) as taken:
-        return taken.checked(model(batch), model.model)
+        return taken.checked(model.uncounted(batch), model.model)
 
 
 def _check_shape(outputs_BTX: Tensor, labels_BT: Tensor, model: ModelCall) -> None:

@@ -18,7 +18,7 @@ from utils.training.engine.fabric import make_fabric
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
-from utils.training.engine.precision import ResolvedPrecision, resolve_precision
+from utils.training.engine.precision import ResolvedPrecision, check_attention, resolve_precision
 from utils.training.engine.sharding import shardable_copy
 from utils.training.engine.world import World
 from utils.training.training_config import TrainingConfig
@@ -175,6 +175,7 @@ def assemble(
     world = world or World()
     device = device or detect_device()
     precision = resolve_precision(config.precision, device)
+    check_attention(model, device, precision)
     if config.gradient_checkpointing:
         switch_activation_checkpointing(model, on=True)
     # Formats and scaling are ours: Fabric would convert the inputs too, and look at the gradients once more.

@@ -67,3 +67,20 @@ def resolve_precision(wanted: str, device: Device) -> ResolvedPrecision:
         else None
     )
     return ResolvedPrecision("32", notice)
+
+
+def check_attention(model: Any, device: Device, precision: ResolvedPrecision) -> None:
+    """Refuse a transformers model whose attention this device cannot compute, before its kernel does.
+
+    Raises:
+        ConfigError: flash attention, the package's, without CUDA or in fp32. torch's own (sdpa) works everywhere.
+    """
+    wanted = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if not isinstance(wanted, str) or not wanted.startswith("flash_attention"):
+        return
+    if device.kind == "cuda" and precision.compute != "32":
+        return
+    raise ConfigError(
+        f"attn_implementation={wanted!r} of {type(model).__name__} needs a CUDA GPU and half precision; this is a "
+        f"{device.kind} computing in {precision.compute}. Use model.set_attn_implementation('sdpa')."
+    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+from utils.environment import CUBLAS_WORKSPACE
+from utils.errors import ConfigError
 
 
 def seed_all(seed: int) -> None:
@@ -99,21 +103,59 @@ def preserved() -> Iterator[None]:
         rewind(before)
 
 
+# What makes cuBLAS repeat itself: the two settings that its documentation (Results reproducibility) names.
+_REPEATING_WORKSPACES = (":4096:8", ":16:8")
+
+
 @contextlib.contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Only algorithms that give the same bits each time, for the length of the block.
+    """Only algorithms that give the same bits each time, for the length of the block; `deterministic=True` in the config.
 
-    An operation without one raises RuntimeError. cuBLAS reads its workspace setting once, at its first use, so on CUDA
-    `CUBLAS_WORKSPACE_CONFIG=:4096:8` must be in the environment; torch names it when it is missing.
+    torch's algorithms, cuDNN's choice among its own, and cuBLAS's workspace. What data sets draw is a function of seed, epoch
+    and sample anyway (`utils.data.examples.DatasetSource`). `environment.json` says what was set.
+    Raises:
+        ConfigError: an operation has no such algorithm; names it and the switch.
+    Not covered: cuBLAS may have read its setting before, if this process has used the GPU already.
     """
     if not wanted:
         yield
         return
-    algorithms, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    with _switched_to_deterministic():
+        try:
+            yield
+        except RuntimeError as error:
+            if "use_deterministic_algorithms" not in str(error):
+                raise
+            raise _no_such_algorithm(error) from error
+
+
+@contextlib.contextmanager
+def _switched_to_deterministic() -> Iterator[None]:
+    algorithms, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS_WORKSPACE)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    if workspace not in _REPEATING_WORKSPACES:
+        os.environ[CUBLAS_WORKSPACE] = _REPEATING_WORKSPACES[0]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(algorithms)
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
+        else:
+            os.environ[CUBLAS_WORKSPACE] = workspace
+
+
+def _no_such_algorithm(error: RuntimeError) -> ConfigError:
+    operation = str(error).split(",")[0]
+    told = ConfigError(
+        f"deterministic=True: {operation}. Set deterministic=False, or change the model so that it does without this operation."
+    )
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told

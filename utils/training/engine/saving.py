@@ -14,15 +14,19 @@ import torch
 from utils import __version__
 from utils.errors import CheckpointWriteError
 from utils.training.engine import rng
+from utils.training.engine.background import BackgroundCommit
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Payload
 from utils.training.engine.parts import Parts
 from utils.training.engine.sharding import whole
+from utils.training.engine.snapshot import NoRoomError, SnapshotMemory, storage_bytes
 from utils.training.engine.state import TrainState
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
+
+SMALLEST_IN_BACKGROUND_BYTES = 4 << 20
 
 
 def environment_facts(parts: Parts) -> dict[str, Any]:
@@ -38,15 +42,23 @@ def environment_facts(parts: Parts) -> dict[str, Any]:
 class RunSaver:
     """Commits the run's state at step boundaries; the loop tells it when something happened.
 
+    Training waits for the copy of the state to memory; the rest is done by another thread, one commit at a time. Training
+    waits for all of it when it has nothing else to do (the run ends or pauses), when the state is too small to be worth a
+    thread, and when there is no memory for the copy. What is learnt, and what is in the files, is the same either way.
+
+    A save while the one before is still under way waits for it; only a save that is due by the clock comes later instead.
+    Errors and `on_checkpoint_saved` reach the training's thread at its next step boundary, save or end.
+
     Args:
         before_save: brings the state up to date (its clock).
-        after_commit: told of each commit.
+        after_commit: told of each commit, its file and content, by the thread that made it.
         fingerprint: digests of data and tokenizer.
     """
 
     def __init__(
         self, store: CheckpointStore, parts: Parts, state: TrainState, config: TrainingConfig, task_spec: TaskSpec,
-        events: CallbackList, run_name: str, fingerprint: dict[str, str], batch_size: int, after_commit: Callable[[Path], None],
+        events: CallbackList, run_name: str, fingerprint: dict[str, str], batch_size: int,
+        after_commit: Callable[[Path, Payload], None],
     ) -> None:  # fmt: skip
         self.store, self.parts, self.state, self.config = store, parts, state, config
         self._task_spec, self._events, self._run_name = task_spec, events, run_name
@@ -54,13 +66,18 @@ class RunSaver:
         self._world = parts.world
         self.before_save: Callable[[], None] = lambda: None
         self._saved_at = time.monotonic()
+        self._memory: SnapshotMemory | None = SnapshotMemory()
+        self._under_way: BackgroundCommit | None = None
 
     def after_step(self) -> None:
-        """Save when `save_every_minutes` have passed."""
+        """Say what was committed meanwhile; save when `save_every_minutes` have passed and no save is under way."""
+        if self._under_way is not None and not self._under_way.running:
+            self.finish()
         minutes = self.config.save_every_minutes
         if minutes is None:
             return
-        due = self._world.is_main and time.monotonic() - self._saved_at >= minutes * 60
+        idle = self._under_way is None
+        due = self._world.is_main and idle and time.monotonic() - self._saved_at >= minutes * 60
         if self._world.any(due):
             self.save()
 
@@ -71,19 +88,22 @@ class RunSaver:
 
     def after_epoch(self, value: float | None) -> None:
         """Save at an epoch's end: when it is due, among the best, or the last."""
-        due = self.state.epoch % self.config.save_every_n_epochs == 0 or self.state.stop_reason is not None
+        last = self.state.stop_reason is not None
+        due = self.state.epoch % self.config.save_every_n_epochs == 0 or last
         if self._world.any(due or self.store.would_be_best(value)):
-            self.save(value, regular=due)
+            self.save(value, regular=due, wait=last)
 
-    def save(self, value: float | None = None, regular: bool = True) -> Path | None:
-        """Commit the state as it is. None when it failed and `on_save_error="warn"`, and on all processes but the main one.
+    def save(self, value: float | None = None, regular: bool = True, wait: bool = False) -> Path | None:
+        """Save the state as it is. None when it failed and `on_save_error="warn"`, and on all processes but the main one.
 
         Args:
             value: the monitored metric of exactly this state, where it was measured.
             regular: False for a save that is only due because the value is among the best.
+            wait: return when it is committed. Otherwise it may be under way, with the name that is returned.
         Raises:
-            CheckpointWriteError: with `on_save_error="stop"`.
+            CheckpointWriteError: this one or the one before could not be written, with `on_save_error="stop"`.
         """
+        self.finish()
         self.before_save()
         state = self.state
         if value is None:
@@ -91,19 +111,61 @@ class RunSaver:
         at_epoch_end = state.samples_done == 0 and state.epoch > 0
         name = f"epoch_{state.epoch}.pt" if at_epoch_end else f"step_{state.step}.pt"
         payload = self.payload(value, regular)
+        self._saved_at = time.monotonic()
         if not self._world.is_main:
-            self._saved_at = time.monotonic()
+            return None
+        copy = None if wait else self._copied(payload)
+        if copy is None:
+            return self._committed(lambda: self._commit(payload, name))
+        self._under_way = BackgroundCommit(self.store, copy, name, self._after_commit)
+        self._under_way.start()
+        return self.store.folder / name
+
+    def finish(self) -> None:
+        """Wait for the save that is under way, if there is one. Raises `CheckpointWriteError` as `save` does."""
+        under_way = self._under_way
+        if under_way is not None:
+            self._committed(lambda: self._outcome(under_way))
+
+    def abandon(self) -> None:
+        """Let go of the save that is under way, if there is one: the run is stopped at once."""
+        if self._under_way is not None:
+            self._under_way.abandon()
+            self._under_way = None
+
+    def _copied(self, payload: Payload) -> Payload | None:
+        """A copy that another thread can write while training goes on; None when this one had better write it."""
+        if self._memory is None or storage_bytes(payload) < SMALLEST_IN_BACKGROUND_BYTES:
             return None
         try:
-            path = self.store.commit(payload, name)
+            return self._memory.take(payload)
+        except NoRoomError as error:
+            self._memory = None
+            log.warning("Training waits while checkpoints are written: %s.", error)
+            return None
+
+    def _commit(self, payload: Payload, name: str) -> Path:
+        path = self.store.commit(payload, name)
+        self._after_commit(path, payload)
+        return path
+
+    def _outcome(self, under_way: BackgroundCommit) -> Path:
+        under_way.wait()  # left by a second interrupt, it is still there to be abandoned
+        self._under_way = None
+        return under_way.outcome()
+
+    def _committed(self, commit: Callable[[], Path]) -> Path | None:
+        """Say that a checkpoint is committed, or what was in its way."""
+        try:
+            path = commit()
         except CheckpointWriteError as error:
             if self.config.on_save_error == "stop":
                 raise
             log.warning("Training goes on without this checkpoint: %s", error)
             return None
-        self._saved_at = time.monotonic()
-        self._after_commit(path)
-        self._events.fire("on_checkpoint_saved", path)
+        # When a commit is done depends on the disk: what a callback draws then must not change what comes.
+        with rng.preserved():
+            self._events.fire("on_checkpoint_saved", path)
         return path
 
     def payload(self, value: float | None, regular: bool) -> Payload:

@@ -156,8 +156,8 @@ class Trainer:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
             parts = self.parts = assemble(self.model, objective, config, total_steps, world=world)
-            if parts.precision.notice:
-                self.notice(parts.precision.notice)
+            for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
+                self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
             fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
             self.state = self._restore(start, parts, fingerprint, data)
@@ -176,7 +176,7 @@ class Trainer:
             )
             saver = RunSaver(
                 store, parts, self.state, config, task_spec, events, start.folder.name, fingerprint, data.batch_size,
-                lambda path: self._note_state(start.folder, "running"),
+                lambda _, payload: _note_commit(start.folder, payload),
             )  # fmt: skip
             interrupts = Interrupts(self.control)
             loop = TrainingLoop(
@@ -236,6 +236,7 @@ class Trainer:
                 saver.save(start.checkpoint["value"])
             events.fire("on_train_begin", logs={"total_steps": loop.total_steps, "run_dir": str(start.folder.path)})
             loop.run()
+            saver.finish()
             if loop.parts.objective.notice:
                 self.notice(loop.parts.objective.notice)
             events.fire("on_train_end", logs={"stop_reason": self.state.stop_reason, "step": self.state.step})
@@ -251,9 +252,15 @@ class Trainer:
             if kept is not None:
                 error.add_note(f"The run is saved up to step {self.state.step}: {kept}")
             raise
+        finally:
+            saver.abandon()  # only a second interrupt comes here with a save under way
 
     def _rescue(self, loop: TrainingLoop, saver: RunSaver) -> Path | None:
         """A checkpoint of the last completed step, unless the error came while parameters were being changed."""
+        try:
+            saver.finish()
+        except Exception as error:  # noqa: BLE001 - as below
+            log.warning("The checkpoint that was under way at the failure: %s", error)
         with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
             loop.read_numbers()
         if loop.parts.updating or self.state.step == 0 or self.state.ended:
@@ -261,7 +268,7 @@ class Trainer:
         if loop.before_step is not None:
             rng.rewind(loop.before_step)
         try:
-            return saver.save()
+            return saver.save(wait=True)
         except Exception as error:  # noqa: BLE001 - the failure that brought us here is the one to report
             log.warning("The state at the failure could not be saved: %s", error)
             return None
@@ -330,14 +337,8 @@ class Trainer:
                 f"the vocabulary has {spec.vocab_size} tokens, but {type(self.model).__name__} has {known} embeddings. "
                 f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
             )
-        for source, name in ((data.train, "train_data"), (data.validation, "val_data")):
-            max_id = getattr(source, "max_id", None)
-            largest = max_id() if max_id is not None else None
-            limit = known or spec.vocab_size
-            if largest is not None and limit is not None and largest >= limit:
-                raise DataError(
-                    f"{name} holds token id {largest}, but the model knows ids 0 to {limit - 1}. Use the model's tokenizer."
-                )
+        if (limit := known or spec.vocab_size) is not None:
+            data.check_ids(limit)
         length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
         if longest is not None and length > longest:
             raise DataError(
@@ -494,6 +495,12 @@ class Trainer:
             training_config=self.training_config, run_dir=folder.path, precision=self.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
         )  # fmt: skip
+
+
+def _note_commit(folder: RunFolder, payload: Payload) -> None:
+    """Say in state.json what the newest checkpoint holds; called by the thread that wrote it."""
+    state = payload["state"]
+    folder.write_state("running", step=state["step"], epoch=state["epoch"], stop_reason=state["stop_reason"])
 
 
 @contextlib.contextmanager
