@@ -114,6 +114,23 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(make, opt
     assert len(second["batches"]) == (16 if strategy == "ddp" else 20)
 
 
+def test_a_parameter_that_no_process_uses_is_left_alone_and_running_statistics_are_the_same():
+    class Model(torch.nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.inner = plain_lm(dropout=0.0, seed=seed)
+            self.unused = torch.nn.Parameter(torch.ones(4, 4))
+            self.norm = torch.nn.BatchNorm1d(self.inner.head.out_features)
+
+        def forward(self, tokens):
+            return self.norm(self.inner(tokens).transpose(1, 2)).transpose(1, 2)
+
+    first, second = (ended.value for ended in together(lambda rank: outcome(train(Model(rank), weight_decay=0.5))))
+    assert (first["weights"]["unused"] == 1).all()  # a gradient of zeros would let weight decay pull on it
+    assert largest_difference(first["weights"], second["weights"]) == 0
+    assert first["weights"]["norm.num_batches_tracked"] > 0
+
+
 def test_in_double_precision_two_processes_are_one_to_the_last_digits():
     def work(rank):
         return outcome(train(tiny_gpt(dropout=0.0).double(), run_name="two"))
@@ -204,6 +221,8 @@ def test_the_first_process_writes_and_user_callbacks_run_everywhere():
 
         def on_step_end(self, step, trainer, logs=None):
             self.steps += 1
+            if step == 1:
+                self.random = torch.get_rng_state().numpy().tobytes()
 
         def on_checkpoint_saved(self, path, trainer, logs=None):
             self.saved.append(path.name)
@@ -215,7 +234,8 @@ def test_the_first_process_writes_and_user_callbacks_run_everywhere():
             tiny_gpt(), heard, LoggingCallback(1, write=lines.append), *([Pause()] if rank == 0 else []), epochs=2,
             early_stopping_patience=1, save_every_minutes=None,
         )  # fmt: skip
-        return heard.steps, heard.saved, len(lines), results.checkpoint_paths, results.best_model_path
+        paths = results.checkpoint_paths, results.best_model_path
+        return heard.steps, heard.saved, len(lines), paths, heard.random
 
     first, second = (ended.value for ended in together(work))
     assert first[0] == second[0] == 6
@@ -223,9 +243,12 @@ def test_the_first_process_writes_and_user_callbacks_run_everywhere():
     assert second[1] == []
     assert first[2] > 0
     assert second[2] == 0
-    assert first[3:] == second[3:]
+    assert first[3] == second[3]
+    assert first[4] != second[4]  # the same numbers drawn, from another seed: other dropout
     assert [path.name for path in Path("runs").iterdir()] == ["golden"]
-    assert Path(first[4]).is_file()
+    rows = read_json_lines(Path("runs/golden/history.jsonl"))
+    assert [row["epoch"] for row in rows if row["event"] == "epoch"] == [0, 1]
+    assert Path(first[3][1]).is_file()
 
 
 def test_a_signal_to_one_process_saves_and_ends_both():

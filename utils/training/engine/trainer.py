@@ -243,7 +243,7 @@ class Trainer:
         except Exception as error:
             # Saving takes all processes: it is possible when each of them came here by itself.
             together = loop.parts.world.report_failure(error, self.state.step)
-            kept = self._rescue(loop, saver) if together else None
+            kept = self._rescue(loop, saver, together)
             with contextlib.suppress(CheckpointError):  # the first error is the one to report
                 start.folder.flush()
             self._note_state(start.folder, "failed", error=f"{type(error).__name__}: {error}")
@@ -255,15 +255,20 @@ class Trainer:
         finally:
             saver.abandon()  # only a second interrupt comes here with a save under way
 
-    def _rescue(self, loop: TrainingLoop, saver: RunSaver) -> Path | None:
-        """A checkpoint of the last completed step, unless the error came while parameters were being changed."""
+    def _rescue(self, loop: TrainingLoop, saver: RunSaver, together: bool) -> Path | None:
+        """A checkpoint of the last completed step, unless the error came while parameters were being changed.
+
+        Args:
+            together: False when other processes are needed for it that do not know of the error; what is being written is
+                finished then.
+        """
         try:
             saver.finish()
         except Exception as error:  # noqa: BLE001 - as below
             log.warning("The checkpoint that was under way at the failure: %s", error)
         with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
             loop.read_numbers()
-        if loop.parts.updating or self.state.step == 0 or self.state.ended:
+        if not together or loop.parts.updating or self.state.step == 0 or self.state.ended:
             return None
         if loop.before_step is not None:
             rng.rewind(loop.before_step)
