@@ -28,8 +28,19 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def shown(value: Any, limit: int = 60) -> str:
     """`value` as it is quoted in a message: its repr, cut to `limit` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an object of the caller's, which may raise anything; a message is due all the same
+        text = f"<a {type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two values are the same; those that cannot be compared are not."""
+    try:
+        return bool(first == second)
+    except Exception:  # noqa: BLE001 - arrays, and objects of the caller's, which may raise anything
+        return False
 
 
 class Schema(BaseModel):
@@ -47,7 +58,7 @@ class Schema(BaseModel):
     #: Other names under which a field is accepted: alias -> field.
     aliases: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         known, problems = self._rename(values)
         known, translation_problems = self.translate(known)
         problems += translation_problems
@@ -75,7 +86,7 @@ class Schema(BaseModel):
                 guess = nearest(name, [*cls.model_fields, *cls.aliases, *cls.extra_inputs()])
                 hint = f"; did you mean {guess}?" if guess else ""
                 problems.append(Problem(name, f"unknown field{hint}", guess))
-            elif field in known and known[field] != value:
+            elif field in known and not _equal(known[field], value):
                 problems.append(
                     Problem(
                         field,
@@ -126,7 +137,7 @@ class Schema(BaseModel):
             raise ConfigError(f"{cls.__name__} is made from a mapping of field names to values; got {shown(values)}")
         return cls(**{str(name): value for name, value in values.items()})
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, /, **changes: Any) -> Self:
         """A copy with `changes`, validated as a whole."""
         renamed, problems = self._rename(changes)
         if problems:
@@ -202,7 +213,8 @@ def _rule(detail: ErrorDetails) -> str:
     kind = detail["type"]
     if kind == "literal_error":
         expected = context["expected"]
-        guess = nearest(str(detail["input"]), [w.strip("'") for w in expected.replace(" or ", ", ").split(", ")])
+        words = [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")]
+        guess = nearest(detail["input"], words) if isinstance(detail["input"], str) else None
         return f"must be {expected}" + (f"; did you mean {guess!r}?" if guess else "")
     if kind in _SENTENCES:
         return _SENTENCES[kind].format(**context)

@@ -236,7 +236,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path, model):
         prepare_data(Setup(dataset_path=str(tmp_path / "none.txt")), model)
 
 
-def test_f22_too_little_text_says_how_much_there_is_and_what_works():
+def test_too_little_text_says_how_much_there_is_and_what_works():
     text = "word " * 30 + "\n" + "end " * 5
     settings = {"vocab_size": 300, "tokenizer_strategy": "character"}
     with pytest.raises(

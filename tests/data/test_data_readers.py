@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
+from utils.data import readers
 from utils.data.readers import read_text_file
 from utils.errors import ConfigError, DataError, DataNotFoundError
 
@@ -119,18 +123,67 @@ def test_binary_files_are_named_for_what_they_are(write, content, message):
         read_text_file(write("a.txt", content))
 
 
+CHUNKS = (1 << 20, 7, 5)  # how a file is cut into pieces must not show
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(
-    ("content", "place", "byte"),
+    ("content", "says"),
     [
-        (b"\xff", "1:1", "0xff"),
-        ("line one\r\nline zwei: größe\n".encode("latin-1"), "2:14", "0xf6"),
-        (b"a\rb\rc\xff", "3:2", "0xff"),
-        (b"\xef\xbb\xbfab\xffc", "1:3", "0xff"),  # a byte-order mark is no column
-        ("€uro\n€".encode() + b"\xe2\x82", "2:2", "0xe2"),  # columns count characters, not bytes
+        (b"\xff", ":1:1: byte 0xff is not valid UTF-8"),
+        ("line one\r\nline zwei: größe\n".encode("latin-1"), ":2:14: byte 0xf6"),
+        (b"a\rb\rc\xff", ":3:2: byte 0xff"),
+        (b"abcd\r\xff", ":2:1: byte 0xff"),
+        (b"\xef\xbb\xbfab\xffc", ":1:3: byte 0xff"),  # a byte-order mark is no column
+        ("€uro\n€".encode() + b"\xe2\x82", ":2:2: byte 0xe2"),  # columns count characters, not bytes
+        (b"long enough a line for several pieces, and then\n \xc3(", ":2:2: byte 0xc3"),
+        (b"hello, this is text and then comes\n\0world", ": is not a text file: byte 35 is NUL"),
+        ("hello wörld".encode("utf-16"), ": is in UTF-16 (it begins with that byte-order mark)"),
+        (b"", ": is empty (0 bytes)"),
+        (b"\xef\xbb\xbf\r\n \r\n", ": holds no text, only 2 blank lines"),
     ],
 )
-def test_f23_a_byte_that_is_not_utf8_is_located(write, content, place, byte):
+def test_f23_what_is_no_utf8_text_is_named_with_its_place(write, content, says, chunk, monkeypatch):
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
     path = write("a.txt", content)
-    with pytest.raises(DataError, match="Save the file as UTF-8, or name its own encoding") as error:
+    with pytest.raises(DataError) as error:
         read_text_file(path)
-    assert str(error.value).startswith(f"{path}:{place}: byte {byte} is not valid UTF-8")
+    assert str(error.value).startswith(f"{path}{says}")
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("text", ["one\r\ntwo\rthree\n\n \t\r\n", "größe", "\r\n\r\nx\n\n", "a\u00a0\x0b\n\x0c\nb"])
+def test_text_is_the_same_however_it_is_cut(write, text, encoding, chunk, monkeypatch):
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
+    document = read_text_file(write("a.txt", text.encode(encoding)), encoding=encoding.removesuffix("-sig"))
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert document.text == lines
+    split = lines.removesuffix("\n").split("\n")
+    assert document.num_lines == len(split)
+    assert document.num_blank_lines == sum(not line or line.isspace() for line in split)
+
+
+@pytest.mark.parametrize("bad", [b"", b"\xff"], ids=["text", "a bad byte at its end"])
+def test_a_long_line_takes_little_more_memory_than_itself(tmp_path, bad):
+    """40 MB in one line. The same share of 200 MB is less than 300."""
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"word " * 8_000_000 + bad)
+    code = """
+        import re, sys
+        from utils.data.readers import read_text_file
+        from utils.errors import DataError
+        # This program's own peak; getrusage would count the parent it was forked from.
+        peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+        base = peak()
+        try:
+            read_text_file(sys.argv[1])
+        except DataError as error:
+            assert ":1:40000001: byte 0xff" in str(error), error
+        print((peak() - base) // 1024)
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), path], capture_output=True, text=True, timeout=120
+    )
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout) < 60

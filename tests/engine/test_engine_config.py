@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,24 +66,60 @@ def test_contradictions_are_refused(values):
         TrainingConfig(**values)
 
 
-_VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.floats(), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.binary(max_size=4), st.just(object()),
-)  # fmt: skip
+class Contrary:
+    """Raises whatever is done with it."""
+
+    __hash__ = None
+
+    def _refuse(self, *_):
+        raise RuntimeError("no")
+
+    __repr__ = __str__ = __eq__ = __bool__ = __len__ = __iter__ = __float__ = __index__ = __fspath__ = _refuse
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    st.dictionaries(
-        st.one_of(st.sampled_from(sorted(TrainingConfig.model_fields)), st.text(max_size=12)), _VALUES, max_size=6
-    )
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+_PLAUSIBLE = sorted(
+    {value for _, value, _ in BAD if isinstance(value, str)}
+    | {"auto", "cosine", "bf16", "val/loss", "epoch", "a", "5e-5"}
 )
+_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(0, 5), st.floats(), st.floats(0, 1), st.text(max_size=8),
+    st.sampled_from(_PLAUSIBLE), st.lists(st.floats(), max_size=3), st.lists(st.sampled_from(["onnx", "hf", "x"]), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.binary(max_size=4), st.decimals(), st.fractions(),
+    st.sampled_from([
+        object(), Contrary(), 10**400, nested(2000), np.array([1, 2]), np.float32(0.1), np.int64(3), torch.tensor([1.0, 2.0]),
+        Path("a"), Path("a\0b"), "\ud800", "x" * 10_000, int, {1}, range(3), 1j,
+    ]),
+)  # fmt: skip
+_NAMES = st.one_of(
+    st.sampled_from(
+        [*sorted(TrainingConfig.model_fields), *TrainingConfig.aliases, "use_amp", "self", "values", "\ud800"]
+    ),
+    st.text(max_size=12),
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.dictionaries(_NAMES, _VALUES, max_size=6))
 def test_any_input_gives_a_valid_config_or_a_config_error(values):
-    try:
-        config = TrainingConfig(**values)
-    except ConfigError:
-        return
-    assert TrainingConfig.from_dict(config.to_dict()) == config
+    for make in (lambda: TrainingConfig(**values), lambda: TrainingConfig().replace(**values)):
+        try:
+            config = make()
+        except ConfigError:
+            continue
+        assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+
+
+@given(_VALUES)
+def test_whatever_stands_in_place_of_settings_is_a_config_error(values):
+    with pytest.raises(ConfigError):
+        TrainingConfig.from_dict(values if values != {} else [])
 
 
 HOSTILE = [
@@ -98,8 +137,6 @@ def test_f33_a_run_name_that_leaves_its_folder_is_refused(name):
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=130))
 def test_whatever_run_name_is_accepted_stays_one_folder_below_the_output_folder(name):
-    from pathlib import Path
-
     try:
         config = TrainingConfig(run_name=name)
     except ConfigError:

@@ -26,6 +26,10 @@ def check_source(source: Source, name: str, vocab_size: int) -> None:
     """
     if isinstance(source, (IdSource, TokenBlocks)):
         rows = source.ids_NT.numpy() if isinstance(source, IdSource) else source.blocks
+        if rows.size == 0:
+            raise DataError(
+                f"{name}: the samples have no tokens (shape {rows.shape}). Give samples of at least two tokens."
+            )
         for at in (rows.argmin(), rows.argmax()):
             sample, position = (int(index) for index in np.unravel_index(at, rows.shape))
             _refuse(int(rows[sample, position]), name, sample, position, vocab_size, "token id")

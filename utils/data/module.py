@@ -252,3 +252,13 @@ def _limited(source: Source | StreamSource, limit: int | None) -> int | None:
     if isinstance(source, StreamSource):
         return None
     return len(source) if limit is None else min(limit, len(source))
+
+
+def nothing_to_learn(num_samples: int) -> str:
+    """What to say of an epoch of `num_samples` samples without a single target."""
+    if num_samples == 0:
+        return "train_data gave no batch in a whole epoch. See what its loader or sampler yields."
+    return (
+        f"train_data has no target: in {num_samples:,} samples every label is -100, or there is only one token. Give "
+        "samples of at least two tokens, with labels for what is to be predicted."
+    )

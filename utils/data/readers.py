@@ -1,13 +1,14 @@
 """Files -> documents. One reader per kind of file; this one reads plain text.
 
 A reader takes a path and returns `TextDocument`s, or raises a `DataError` that says where in the file the problem is.
-`existing_file` and `decoded` are the steps that every reader of text shares.
+`existing_file` is the step that every reader shares.
 """
 
 from __future__ import annotations
 
 import codecs
 import difflib
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ _WIDE_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 
+_CHUNK_BYTES = 1 << 20
+_BLANK = re.compile(r"\s*")
+
 
 @dataclass(frozen=True)
 class TextDocument:
@@ -72,24 +76,20 @@ def read_text_file(path: str | os.PathLike[str], encoding: str = "utf-8") -> Tex
         DataNotFoundError: no such file; names files with nearly that name.
         DataError: a folder, empty, blank, binary or in another encoding; says where and what to do.
         ConfigError: an unknown encoding.
-    Not covered: the file is held in memory, about three times its size while it is read.
+    Memory: little more than the text itself, however long its lines are.
     """
-    file = existing_file(path)
+    file, codec = existing_file(path), _text_codec(encoding)
     try:
-        raw = file.read_bytes()
+        text, had_bom = _streamed(file, codec)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}.") from error
-    if not raw:
-        raise DataError(f"{file}: is empty (0 bytes). Give a file with text in it.")
-    text, had_bom = decoded(raw, file, encoding)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    lines = text.removesuffix("\n").split("\n")
-    num_blank = sum(1 for line in lines if not line or line.isspace())
-    if num_blank == len(lines):
+    num_lines = text.count("\n") + (not text.endswith("\n"))
+    num_blank = _count_blank_lines(text)
+    if num_blank == num_lines:
         raise DataError(
             f"{file}: holds no text, only {_counted(num_blank, 'blank line')}. Give a file with text in it."
         )
-    return TextDocument(text, file, len(lines), num_blank, had_bom)
+    return TextDocument(text, file, num_lines, num_blank, had_bom)
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
@@ -111,46 +111,76 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     raise DataNotFoundError(f"{file}: no such file. {_near(file)}")
 
 
-def decoded(raw: bytes, file: Path, encoding: str = "utf-8") -> tuple[str, bool]:
-    """The text of `raw` and whether it began with a byte-order mark, which is removed; line ends are left alone.
-
-    Raises:
-        DataError: binary, or not in `encoding`; gives the byte's offset, or path:line:column.
-        ConfigError: Python knows no text encoding of that name.
-    """
+def _text_codec(encoding: str) -> str:
+    """Python's own name of a text encoding. Raises ConfigError when there is none of that name."""
     try:
         codec = codecs.lookup(encoding).name
         "".encode(codec)  # hex, base64, … are codecs too, but not of text
+        codecs.getincrementaldecoder(codec)
     except (LookupError, ValueError) as error:
         raise ConfigError(
             f'got encoding={encoding!r}, which is no text encoding; use "utf-8", "utf-16" or "latin-1".'
         ) from error
+    return codec
+
+
+def _streamed(file: Path, codec: str) -> tuple[str, bool]:
+    """The text of a file, line ends as "\\n", and whether it began with a byte-order mark, which is removed.
+
+    Raises:
+        DataError: empty, binary, or not in this encoding; gives the byte's offset, or path:line:column.
+    """
     wide = codec.startswith(("utf-16", "utf-32"))
-    if not wide:
-        _refuse_binary(raw, file)
-    try:
-        text = raw.decode(codec)
-    except UnicodeDecodeError as error:
-        raise DataError(_not_decodable(raw, file, codec, error)) from error
-    had_bom = text.startswith("\ufeff") or (wide and raw.startswith(tuple(mark for mark, _ in _WIDE_MARKS)))
-    return text.removeprefix("\ufeff"), had_bom
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(codec)(), translate=True)
+    text, head, offset = "", b"", 0
+    with file.open("rb") as stream:
+        while True:
+            raw = stream.read(_CHUNK_BYTES)
+            head = head or raw
+            if not head:
+                raise DataError(f"{file}: is empty (0 bytes). Give a file with text in it.")
+            if not wide:
+                _refuse_binary(raw, file, head, offset)
+            try:
+                # A string that nobody else holds grows in place, so the text is never in memory twice.
+                text += decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                raise DataError(_not_decodable(text, decoder, file, codec, head, error)) from error
+            if offset == 0:
+                marked = text.startswith("\ufeff") or (wide and head.startswith(tuple(mark for mark, _ in _WIDE_MARKS)))
+                text = text.removeprefix("\ufeff")
+            offset += len(raw)
+            if not raw:
+                return text, marked
 
 
-def _refuse_binary(raw: bytes, file: Path) -> None:
+def _count_blank_lines(text: str) -> int:
+    """Lines that are empty or hold only white space; the last one counts whether or not it has a line end."""
+    count, start = 0, 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        count += _BLANK.fullmatch(text, start, end) is not None
+        start = end + 1
+    return count
+
+
+def _refuse_binary(raw: bytes, file: Path, head: bytes, offset: int) -> None:
+    """Raise DataError when `raw`, from `offset` of the file on, holds what no text does. `head`: the file's beginning."""
     for mark, name in _WIDE_MARKS:
-        if raw.startswith(mark):
+        if head.startswith(mark):
             raise DataError(
                 f"{file}: is in {name.upper()} (it begins with that byte-order mark), not UTF-8. Save it as UTF-8, "
                 f'or read it with read_text_file(path, encoding="{name}").'
             )
-    offset = raw.find(b"\0")
-    if offset < 0:
+    nul = raw.find(b"\0")
+    if nul < 0:
         return
-    kind = _signature(raw)
-    if kind is None and _looks_like_utf16(raw):
+    kind = _signature(head)
+    if kind is None and _looks_like_utf16(head):
         kind = "text in UTF-16 without a byte-order mark; save it as UTF-8"
     guess = f" It looks like {kind}." if kind else ""
-    raise DataError(f"{file}: is not a text file: byte {offset} is NUL.{guess} Give a plain text file in UTF-8.")
+    raise DataError(f"{file}: is not a text file: byte {offset + nul} is NUL.{guess} Give a plain text file in UTF-8.")
 
 
 def _looks_like_utf16(raw: bytes) -> bool:
@@ -165,16 +195,32 @@ def _signature(raw: bytes) -> str | None:
     return next((kind for magic, kind in _SIGNATURES if raw.startswith(magic)), None)
 
 
-def _not_decodable(raw: bytes, file: Path, codec: str, error: UnicodeDecodeError) -> str:
-    kind = _signature(raw)
+def _not_decodable(
+    text: str, decoder: io.IncrementalNewlineDecoder, file: Path, codec: str, head: bytes, error: UnicodeDecodeError
+) -> str:
+    """What to say of a byte that does not decode after `text`: where it is, or what kind of file this is."""
+    kind = _signature(head)
     if kind is not None:
         return f"{file}: is not a text file. It looks like {kind}. Give a plain text file in UTF-8."
     # In wide encodings the part before the bad unit still decodes; errors="ignore" drops half a unit at its end.
-    before = raw[: error.start].decode(codec, errors="ignore").removeprefix("\ufeff")
-    lines = re.split(r"\r\n|\r|\n", before)
-    place = f"{file}:{len(lines)}:{len(lines[-1]) + 1}"
+    before = error.object[: error.start].decode(_of_same_order(codec, head), errors="ignore")
+    before = "\r" * (decoder.getstate()[1] & 1) + (before if text else before.removeprefix("\ufeff"))
+    before = before.replace("\r\n", "\n").replace("\r", "\n")
+    line = text.count("\n") + before.count("\n") + 1
+    column = len(before) - before.rfind("\n")
+    if "\n" not in before:
+        column += len(text) - text.rfind("\n") - 1
     advice = 'Save the file as UTF-8, or name its own encoding, for example read_text_file(path, encoding="latin-1").'
-    return f"{place}: byte 0x{raw[error.start]:02x} is not valid {codec.upper()} ({error.reason}). {advice}"
+    byte = error.object[error.start]
+    return f"{file}:{line}:{column}: byte 0x{byte:02x} is not valid {codec.upper()} ({error.reason}). {advice}"
+
+
+def _of_same_order(codec: str, head: bytes) -> str:
+    """The codec for a part of a file whose byte-order mark, if it has one, may be far before it."""
+    if codec in ("utf-16", "utf-32"):
+        big = head.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+        return f"{codec}-{'be' if big else 'le'}"
+    return codec
 
 
 def _near(file: Path) -> str:

@@ -15,7 +15,7 @@ from utils.data.examples import Batch
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
-from utils.training.engine.data import StepBatches, UniversalDataModule
+from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import Sums
 from utils.training.engine.parts import Parts
@@ -229,6 +229,8 @@ class TrainingLoop:
         self.read_numbers()
         state, config = self.state, self.config
         seconds, targets = time.monotonic() - began, state.targets_done - targets_before
+        if not state.epoch_sums.targets and not state.skipped_steps:
+            raise DataError(nothing_to_learn(state.samples_done))
         cut_short = state.step == config.max_steps
         ends = cut_short or epoch + 1 == config.epochs
         row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **state.epoch_sums.metrics("train")}
