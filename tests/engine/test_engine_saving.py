@@ -140,7 +140,7 @@ def test_a_save_that_is_due_by_the_clock_does_not_wait(monkeypatch):
     save_in_background(monkeypatch)
     disk = SlowDisk()
     with disk.held():
-        at = At(2, lambda trainer: disk.let_go.set())
+        at = At(3, lambda trainer: disk.let_go.set())
         train(at, save_every_minutes=1e-9, epochs=1)
     assert at.told[0][0] == "step_1.pt"
 

@@ -1,11 +1,13 @@
-"""A disk that takes as long as a test needs: one commit is held where its data go to the disk."""
+"""A disk that takes as long as a test needs: one commit is held before its first byte is written."""
 
 from __future__ import annotations
 
-import os
+import builtins
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ class SlowDisk:
     """Holds the n-th checkpoint that is written while it is `held`, from 1.
 
     Attributes:
-        reached: set when that commit has come to its fsync; let_go: set it to let the commit go on.
+        reached: set when that commit has opened its file; let_go: set it to let the commit go on.
         overlaps: other checkpoints that came to theirs meanwhile; too_long: whether nobody let it go in time.
     """
 
@@ -29,23 +31,24 @@ class SlowDisk:
     @contextmanager
     def held(self) -> Iterator[SlowDisk]:
         """For the length of the block."""
-        sync = os.fsync
+        real = builtins.open
 
-        def slow(descriptor: int) -> None:
-            if ".pt." in os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")):
+        def slow(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            file = real(path, mode, *arguments, **options)
+            if mode == "wb" and ".pt." in Path(path).name:
                 self._left -= 1
                 if self._left == 0:
                     self.reached.set()
                     self.too_long = not self._until()
                 elif self.reached.is_set() and not self.let_go.is_set():
                     self.overlaps += 1
-            sync(descriptor)
+            return file
 
-        os.fsync = slow
+        builtins.open = slow
         try:
             yield self
         finally:
-            os.fsync = sync
+            builtins.open = real
             assert self.reached.is_set(), "no checkpoint was held: the test shows nothing"
             assert not self.too_long, "training waited for the checkpoint"
 

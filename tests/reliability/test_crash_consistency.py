@@ -104,7 +104,9 @@ def test_f01_killed_before_every_file_operation_of_a_save(case, saves, tmp_path)
     assert all(number > committed + 1 for number in removed)
     for k in range(1, len(operations) + 1):
         folder = prepared(f"killed-{k}")
-        assert killed_before(k, lambda folder=folder: save(folder, epoch, value, saves), folder).killed, operations[k - 1]
+        assert killed_before(k, lambda folder=folder: save(folder, epoch, value, saves), folder).killed, operations[
+            k - 1
+        ]
         assert_recovered(folder, before, epoch, value)
 
     size = (prepared("sized") / "epoch_3.pt").stat().st_size if before else 4096
@@ -128,7 +130,7 @@ def train(run_name: str, fuse: Fuse | None = None, *, resume_from: str | None = 
         model.register_forward_pre_hook(fuse.burn)
     # A checkpoint after each step, so that a kill often falls into a save.
     config = golden_config(
-        run_name=run_name, epochs=2, batch_size=1, save_every_minutes=1e-9, early_stopping_patience=None
+        run_name=run_name, epochs=3, batch_size=1, save_every_minutes=1e-9, early_stopping_patience=None
     )
     return Trainer(model, None, config).train(train_set(), validation_set(), resume_from=resume_from)
 

@@ -8,7 +8,7 @@ Order of events in one epoch:
       when due: on_evaluate_begin > on_evaluate_end
     on_evaluate_begin > on_evaluate_end
     on_epoch_end
-    on_checkpoint_saved
+    on_checkpoint_saved: here, or at a later step boundary when the checkpoint is written while training goes on
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Callback:
         """After a validation. logs: val/loss, val/perplexity, val/accuracy."""
 
     def on_checkpoint_saved(self, path: Path, trainer: Trainer, logs: Logs | None = None) -> None:
-        """After a checkpoint is committed."""
+        """After a checkpoint is committed, between two steps; `trainer.state` may be some steps further than the file. Random
+        numbers that are drawn here do not change the run."""
 
     def on_error(self, error: BaseException, trainer: Trainer, logs: Logs | None = None) -> None:
         """When the run fails; `error` is raised afterwards."""
