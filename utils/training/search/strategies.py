@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,7 +271,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 
 def _stored(value: Any) -> Any:
     """A choice as Optuna can store it: a plain value, or its text."""
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value, default=str)
 
 
 def _opened(storage: Any) -> Any:
