@@ -39,7 +39,9 @@ def search_figure(
     rows = math.ceil(len(shown) / _COLUMNS)
     figure = Figure(figsize=(9, 3 + 2.4 * rows), dpi=110, layout="constrained")
     figure.suptitle(title)
-    top, *parts = figure.subfigures(1 + (rows > 0), 1, height_ratios=[3, 2.4 * rows][: 1 + (rows > 0)], squeeze=False)[:, 0]
+    top, *parts = figure.subfigures(1 + (rows > 0), 1, height_ratios=[3, 2.4 * rows][: 1 + (rows > 0)], squeeze=False)[
+        :, 0
+    ]
     axes = top.subplots()
     _scatter(axes, [(number, status, value) for number, status, value, _ in trials])
     _best_so_far(axes, trials, mode)
@@ -100,4 +102,12 @@ def _best_so_far(axes: Axes, trials: Sequence[TrialRow], mode: str) -> None:
     if not finished:
         return
     best = list(itertools.accumulate((value for _, value in finished), better))
-    axes.step([number for number, _ in finished], best, where="post", color="#1f4e9c", linestyle="--", linewidth=1.2, label="best so far")
+    axes.step(
+        [number for number, _ in finished],
+        best,
+        where="post",
+        color="#1f4e9c",
+        linestyle="--",
+        linewidth=1.2,
+        label="best so far",
+    )

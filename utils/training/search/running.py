@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +43,12 @@ log = logging.getLogger("trainbook.search")
 # Endings after which a trial is done. A time limit that the config sets is the trial's budget, not an interruption.
 _DONE = ("finished", "max_steps", "early_stopping", "time_limit")
 _TIMEOUT = "search_timeout"
+class _NotFreshError(ModelError):
+    """The factory returned a model that a trial before has trained."""
+
+
 # What is no trial's fault: the disk, another process, a missing package. It ends the search.
-_NOT_THE_TRIALS = (CheckpointError, RunLockedError, MissingPackageError)
+_NOT_THE_TRIALS = (CheckpointError, RunLockedError, MissingPackageError, _NotFreshError)
 _WRONG_FROM_THE_START = (ConfigError, DataError, ModelError)
 
 
@@ -127,6 +132,7 @@ class _Job:
     tokenizer: Any
     data_collator: Any
     callbacks: Sequence[Callback]
+    last_made: Callable[[], nn.Module | None] = lambda: None
 
     @classmethod
     def of(
@@ -145,7 +151,15 @@ class _Job:
             val_data = train_data.validation if val_data is None else val_data
             train_data = train_data.train
         return cls(
-            model, own or TrainingConfig(), model_config, train_data, val_data, task_spec, tokenizer, data_collator, callbacks
+            model,
+            own or TrainingConfig(),
+            model_config,
+            train_data,
+            val_data,
+            task_spec,
+            tokenizer,
+            data_collator,
+            callbacks,
         )
 
     @property
@@ -182,6 +196,12 @@ class _Job:
         with rng.preserved():
             rng.seed_all(seed)
             made: nn.Module = self.model(**arguments)
+        if made is self.last_made():
+            raise _NotFreshError(
+                "the model factory returned the same model twice, which the trial before has trained. Make a new one in each "
+                "call, or give the model itself: it is copied for each trial."
+            )
+        self.last_made = weakref.ref(made) if isinstance(made, nn.Module) else lambda: None
         return made
 
 

@@ -141,7 +141,7 @@ class OptunaStudy:
         self._optuna = optuna = _import_optuna()
         self._distributions = {key: _distribution(dimension) for key, dimension in space.dimensions.items()}
         self._space, self._prune, self._seed, self._own_sampler = space, prune, seed, sampler
-        self._asked: dict[int, optuna.Trial] = {}
+        self._asked: dict[int, Any] = {}
         self._verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its reports of every trial are ours to give
         try:
@@ -221,10 +221,11 @@ class OptunaStudy:
             name: _stored(value) if isinstance(self._space.dimensions[name], Choices) else value
             for name, value in trial.params.items()
         }
-        return self._optuna.trial.create_trial(
+        frozen: optuna.trial.FrozenTrial = self._optuna.trial.create_trial(
             state=state, params=params, distributions=self._distributions,
             value=trial.value if trial.status in ("finished", "pruned") else None,
         )  # fmt: skip
+        return frozen
 
 
 class _Pruning(Callback):
