@@ -12,6 +12,17 @@ A job file has up to four sections; what is left out comes from the preset. Path
     setup: {dataset_path: my.txt, val_split: 0.1}
     training: {epochs: 8, learning_rate: 1e-3, run_name: first}
 
+A sweep file names what to try; W&B's sweep files are read too. The job is in it, or in --config.
+
+    python cli/run_training.py --sweep-config sweep.yaml        the same command continues a search that was interrupted
+
+    method: random                     # grid, random, or optuna (also called bayes)
+    name: first-sweep
+    n_trials: 10
+    metric: {name: val/loss, goal: minimize}
+    parameters: {learning_rate: {min: 1e-5, max: 1e-3, log: true}, batch_size: [4, 8], model.n_embd: [64, 128]}
+    training: {epochs: 2}
+
 Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved. Of several
 processes only the first one prints; torchrun's own status is 1 when theirs is not 0.
 """
@@ -23,7 +34,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,7 +51,11 @@ from utils.ui.setup_config import SetupConfig, field_of, values_of_sections
 from utils.ui.setup_wizard import SetupWizard
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.data import PreparedData
     from utils.training.engine.results import TrainingResults
+    from utils.training.search import Trial
 
 
 class JobConfig(Schema):
@@ -69,10 +84,14 @@ class JobConfig(Schema):
         Raises:
             ConfigError, DataNotFoundError: the file cannot be read, or a setting is not `name=value`.
         """
-        values = {} if path is None else read_config_file(path)
+        return cls.from_values({} if path is None else read_config_file(path), str(path), settings)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], source: str, settings: Sequence[str] = ()) -> JobConfig:
+        """The job in a file's mapping; `source` names the file in messages."""
         stray = [Problem(str(n), "stands outside the sections; put it under training:") for n in values if n in _FIELDS]
         if stray:
-            raise ConfigError.from_problems(str(path), stray)
+            raise ConfigError.from_problems(source, stray)
         job = cls.from_dict(values)
         model, setup, training = dict(job.model), dict(job.setup), dict(job.training)
         for setting in settings:
@@ -88,6 +107,56 @@ class JobConfig(Schema):
             training[name] = parse_value(text)
         return cls(preset=job.preset, model=model, setup=setup, training=training)
 
+
+class SweepConfig(Schema):
+    """A sweep file: what to search and how. W&B's names are accepted; the job's sections may stand beside it."""
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "space": "parameters", "search_space": "parameters", "strategy": "method", "run_cap": "n_trials",
+        "timeout": "timeout_s",
+    }  # fmt: skip
+
+    parameters: dict[str, Any] = Field(title="Parameters", description="Name -> choices or range.")
+    method: str = Field("random", title="Method", description="grid, random or optuna.")
+    name: str | None = Field(None, title="Name", description="The search's name; None: the next free searchN.")
+    n_trials: int | None = Field(None, ge=1, title="Trials", description="How many in all.")
+    metric: dict[str, Any] = Field(default_factory=dict, title="Metric", description="name and goal.")
+    seed: int | None = Field(None, ge=0, title="Seed", description="Of the draws.")
+    timeout_s: float | None = Field(None, gt=0, title="Time limit", description="For all trials together, in seconds.")
+    storage: str | None = Field(None, title="Storage", description="Optuna's study, such as sqlite:///runs/study.db.")
+    prune: bool = Field(False, title="Prune", description="End trials early that are worse than others (Optuna).")
+
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
+        metric = values["metric"]
+        unknown = [name for name in metric if name not in ("name", "goal")]
+        problems = [Problem("metric", f"has no {name!r}; it has name and goal") for name in unknown]
+        if metric.get("goal") not in (None, *_GOALS):
+            problems.append(Problem("metric", f"got goal {metric['goal']!r}; must be minimize or maximize"))
+        return problems
+
+    @property
+    def mode(self) -> str | None:
+        """TrainingConfig's word for the goal."""
+        return _GOALS.get(str(self.metric.get("goal")))
+
+    @classmethod
+    def from_file(cls, path: str) -> tuple[SweepConfig, dict[str, Any]]:
+        """The sweep in a file, and the job's sections that stand beside it.
+
+        Raises:
+            ConfigError, DataNotFoundError: the file cannot be read, or says what no sweep knows.
+        """
+        values = read_config_file(path)
+        job = {name: values.pop(name) for name in JobConfig.model_fields if name in values}
+        for name in _WANDB_ONLY:
+            values.pop(name, None)
+        return cls.from_dict(values), job
+
+
+_GOALS = {"minimize": "min", "min": "min", "maximize": "max", "max": "max"}
+# Of a W&B sweep file: how its own agents start the program.
+_WANDB_ONLY = ("program", "command", "project", "entity", "description")
 
 _FIELDS = frozenset(SetupConfig.field_names())
 
@@ -116,6 +185,8 @@ def _only_the_first_prints(rank: str) -> Iterator[None]:
 def _status(options: argparse.Namespace, rank: str) -> int:
     """Run the job; what goes wrong becomes a message and an exit status."""
     try:
+        if options.sweep_config is not None:
+            return _sweep(options)
         return _run(JobConfig.from_file(options.config, options.set), options.resume, options.dry_run)
     except TrainbookError as error:
         if rank == "0":
@@ -127,7 +198,7 @@ def _status(options: argparse.Namespace, rank: str) -> int:
         if rank != "0":
             return 130
         print(f"\n{error}", file=sys.stderr)
-        if error.results is not None:
+        if getattr(error.results, "checkpoint_path", None) is not None:
             print(
                 f"saved  {error.results.checkpoint_path}\ncontinue with the same command and --resume auto",
                 file=sys.stderr,
@@ -148,26 +219,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="change one value of the job; repeatable"
     )
+    parser.add_argument(
+        "--sweep-config", metavar="FILE", help="search hyper-parameters: what to try, a .yaml or .json file"
+    )
     parser.add_argument("--resume", metavar="auto|PATH", help="auto: continue this run; PATH: start from a checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="check the job and prepare the data, but do not train")
     return parser
 
 
 def _run(job: JobConfig, resume: str | None, dry_run: bool) -> int:
-    preset = ConfigPresets().get(job.preset)
-    values = values_of_sections({"setup": job.setup, "training": job.training})
-    SetupConfig().update(**values)  # every mistake is reported before torch is even imported
-
-    from utils.data import prepare_data
-    from utils.models import ModelRegistry
-
-    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
-    model = ModelRegistry.create(name, **model_arguments)
-    wizard = SetupWizard()
-    setup = wizard.run(model=model, interactive=False, preset=preset, **values)
-    wizard.print_config(setup)
-    data = prepare_data(setup, model)
-    data.report.show()
+    model, _, setup, data = _prepared(job)
     if dry_run:
         print("dry run: everything is in order, nothing was trained")
         return 0
@@ -186,6 +247,82 @@ def _run(job: JobConfig, resume: str | None, dry_run: bool) -> int:
     if os.environ.get("RANK", "0") == "0":
         _report(results, data.report.unigram_loss)
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    if options.resume is not None:
+        raise ConfigError("--resume is not needed with --sweep-config: a search with a name continues by itself.")
+    sweep, job_values = SweepConfig.from_file(options.sweep_config)
+    if job_values and options.config is not None:
+        raise ConfigError(
+            f"{options.sweep_config} holds a job ({', '.join(job_values)}) and --config names another; keep one"
+        )
+    source = options.config or options.sweep_config
+    job = JobConfig.from_values(read_config_file(options.config) if options.config else job_values, source, options.set)
+
+    def check(setup: SetupConfig) -> None:
+        from utils.training.search import SearchSpace
+
+        SearchSpace(sweep.parameters, setup.training_config)
+
+    _, make_model, setup, data = _prepared(job, check)
+    if options.dry_run:
+        print("dry run: everything is in order, nothing was trained")
+        return 0
+
+    from utils.training.search import search_hyperparameters
+
+    results = search_hyperparameters(
+        make_model, sweep.parameters, data, training_config=setup, strategy=sweep.method, n_trials=sweep.n_trials,
+        name=sweep.name, seed=sweep.seed, timeout_s=sweep.timeout_s, storage=sweep.storage, prune=sweep.prune,
+        monitor=sweep.metric.get("name"), mode=sweep.mode, on_trial_end=_print_trial,
+    )  # fmt: skip
+    results.show()
+    print(f"search folder  {results.folder}")
+    if results.best_config is None:
+        print("no trial finished; the table says why", file=sys.stderr)
+        return 2
+    best = results.best_config.replace(run_name=None).save(results.folder / "best.yaml")
+    print(f"best settings  {best}\ncheckpoint     {results.best_model_path}")
+    return 0
+
+
+def _print_trial(trial: Trial) -> None:
+    values = "  ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                       for name, value in trial.params.items())  # fmt: skip
+    value = "" if trial.value is None else f"  {trial.value:.4f}"
+    print(f"trial {trial.number}  {trial.status}{value}  {values}  {trial.reason}".rstrip(), flush=True)
+
+
+def _prepared(
+    job: JobConfig, check: Callable[[SetupConfig], None] | None = None
+) -> tuple[nn.Module, Callable[..., nn.Module], SetupConfig, PreparedData]:
+    """The model, what makes more of them, the setup, and the data; setup and data are shown.
+
+    Args:
+        check: called with the setup before any text is read.
+    """
+    preset = ConfigPresets().get(job.preset)
+    values = values_of_sections({"setup": job.setup, "training": job.training})
+    SetupConfig().update(**values)  # every mistake is reported before torch is even imported
+
+    from utils.data import prepare_data
+    from utils.models import ModelRegistry
+
+    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
+    model = ModelRegistry.create(name, **model_arguments)
+    wizard = SetupWizard()
+    setup = wizard.run(model=model, interactive=False, preset=preset, **values)
+    if check is not None:
+        check(setup)
+    wizard.print_config(setup)
+    data = prepare_data(setup, model)
+    data.report.show()
+
+    def make_model(**changes: Any) -> nn.Module:
+        return ModelRegistry.create(name, **{**model_arguments, **changes})
+
+    return model, make_model, setup, data
 
 
 def _model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

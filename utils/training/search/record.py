@@ -103,3 +103,16 @@ class SearchRecord:
             raise CheckpointWriteError(
                 f"{path} could not be written: {error.strerror or error}. Free some space; the trials' runs are intact."
             ) from error
+
+    @property
+    def strategy(self) -> str:
+        """The plan's strategy."""
+        return str(self._plan.get("strategy", ""))
+
+    def discard(self) -> None:
+        """Remove the record of a search in which nothing was trained; the folder goes with it when nothing else is in it."""
+        self.trials = []
+        for file in (_FILE, "lock"):
+            (self.folder / file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps other files there
+            self.folder.rmdir()

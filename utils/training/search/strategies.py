@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,7 +141,7 @@ class OptunaStudy:
         self._optuna = optuna = _import_optuna()
         self._distributions = {key: _distribution(dimension) for key, dimension in space.dimensions.items()}
         self._space, self._prune, self._seed, self._own_sampler = space, prune, seed, sampler
-        self._asked: dict[int, optuna.Trial] = {}
+        self._asked: dict[int, Any] = {}
         self._verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its reports of every trial are ours to give
         try:
@@ -220,10 +221,11 @@ class OptunaStudy:
             name: _stored(value) if isinstance(self._space.dimensions[name], Choices) else value
             for name, value in trial.params.items()
         }
-        return self._optuna.trial.create_trial(
+        frozen: optuna.trial.FrozenTrial = self._optuna.trial.create_trial(
             state=state, params=params, distributions=self._distributions,
             value=trial.value if trial.status in ("finished", "pruned") else None,
         )  # fmt: skip
+        return frozen
 
 
 class _Pruning(Callback):
@@ -270,7 +272,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 
 def _stored(value: Any) -> Any:
     """A choice as Optuna can store it: a plain value, or its text."""
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value, default=str)
 
 
 def _opened(storage: Any) -> Any:
