@@ -102,8 +102,6 @@ class _Bare(Callback):
         self._turn, self._job = turn, job
 
     def on_train_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        import torch
-
         parts, job = trainer.parts, self._job
         assert parts is not None
         blocks = _blocks(job)
@@ -115,12 +113,22 @@ class _Bare(Callback):
             start = number % num_batches * job.sizes.batch
             batch = blocks.take(order[start : start + job.sizes.batch])
             parts.optimizer.zero_grad(set_to_none=True)
-            loss = parts.forward(batch).loss_sum / job.targets_a_batch
+            loss = parts.forward(batch, num_targets=job.targets_a_batch).loss_sum / job.targets_a_batch
             parts.backward(loss)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parts.parameters if p.grad is not None])
-            if norm > job.max_grad_norm:
-                torch.nn.utils.clip_grads_with_norm_(parts.parameters, job.max_grad_norm, norm)
-            parts.stepper.step()
+            _clip(parts.parameters, job)
+            parts.optimizer.step()
             if not self._turn.done(job.targets_a_batch, loss.detach()):
                 break
         trainer.request_stop("measured")
+
+
+def _clip(parameters: list[Any], job: Job) -> None:
+    """Shorten gradients that are too long; a CPU need not touch the others, a GPU would have to wait to know."""
+    import torch
+
+    if job.device == "cuda":
+        torch.nn.utils.clip_grad_norm_(parameters, job.max_grad_norm)
+        return
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > job.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, job.max_grad_norm, norm)
