@@ -180,6 +180,21 @@ def test_a_failure_loses_neither_the_save_under_way_nor_its_own(monkeypatch, unb
     assert_same_run(unbroken, train(resume_from="auto", seed=9))
 
 
+def test_a_failure_within_an_update_does_not_cost_the_save_under_way(monkeypatch):
+    """Such a step cannot be saved; all the more it must not take the one before with it."""
+    save_in_background(monkeypatch)
+    disk = SlowDisk()
+
+    def fail(*_) -> None:
+        assert disk.reached.wait(PATIENCE_S)
+        threading.Timer(0.05, disk.let_go.set).start()
+        raise ValueError("broken")
+
+    with disk.held(), pytest.raises(ValueError, match="broken"):
+        train(At(3, lambda trainer: trainer.optimizer.register_step_pre_hook(fail)))
+    assert {path.name for path in FOLDER.glob("*_*.pt")} == {"epoch_1.pt"}
+
+
 def test_a_second_interrupt_does_not_wait_for_the_save_to_be_finished(monkeypatch, unbroken):
     save_in_background(monkeypatch)
     disk = SlowDisk(2)
