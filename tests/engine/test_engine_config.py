@@ -107,7 +107,6 @@ _NAMES = st.one_of(
 
 @settings(max_examples=600, deadline=None)
 @example({"epochs": np.array([1, 2]), "max_epochs": np.array([1, 2])})
-@example({"precision": Contrary(), "use_amp": True})
 @given(st.dictionaries(_NAMES, _VALUES, max_size=6))
 def test_any_input_gives_a_valid_config_or_a_config_error(values):
     for make in (lambda: TrainingConfig(**values), lambda: TrainingConfig().replace(**values)):
