@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import ConfigError, DataNotFoundError
@@ -74,7 +74,7 @@ class Contrary:
     def _refuse(self, *_):
         raise RuntimeError("no")
 
-    __repr__ = __str__ = __eq__ = __bool__ = __len__ = __iter__ = __float__ = __index__ = __fspath__ = _refuse
+    __repr__ = __str__ = __eq__ = __bool__ = __len__ = __iter__ = __float__ = __index__ = _refuse
 
 
 def nested(depth):
@@ -106,6 +106,7 @@ _NAMES = st.one_of(
 
 
 @settings(max_examples=600, deadline=None)
+@example({"epochs": np.array([1, 2]), "max_epochs": np.array([1, 2])})
 @given(st.dictionaries(_NAMES, _VALUES, max_size=6))
 def test_any_input_gives_a_valid_config_or_a_config_error(values):
     for make in (lambda: TrainingConfig(**values), lambda: TrainingConfig().replace(**values)):

@@ -295,8 +295,10 @@ def test_staging_folders_of_dead_processes_are_removed(results, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of file sizes are POSIX")
-def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(results, tmp_path):
-    target = export_model(results, output_dir=tmp_path)["hf"].path
+@pytest.mark.parametrize("format_name", ["hf", "onnx"])
+def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(format_name, results, tmp_path):
+    target = export_model(results, formats=[format_name], output_dir=tmp_path)[format_name].path
+    target = target if target.is_dir() else target.parent
     before = tree(target)
     code = f"""
         import resource, torch
@@ -311,7 +313,7 @@ def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(results, tmp_pat
         )
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
-            export_model(results, output_dir={str(tmp_path)!r})
+            export_model(results, formats=[{format_name!r}], output_dir={str(tmp_path)!r})
         except ExportError as error:
             print(error)
     """
@@ -320,4 +322,4 @@ def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(results, tmp_pat
     )
     assert "could not be written" in child.stdout, child.stdout + child.stderr
     assert tree(target) == before
-    assert [entry.name for entry in tmp_path.iterdir() if "hf" in entry.name] == ["hf"]
+    assert [entry.name for entry in tmp_path.iterdir() if format_name in entry.name] == [format_name]
