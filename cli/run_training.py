@@ -128,7 +128,7 @@ class SweepConfig(Schema):
 
     @classmethod
     def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
-        metric = values["metric"]
+        metric = values.get("metric") or {}
         unknown = [name for name in metric if name not in ("name", "goal")]
         problems = [Problem("metric", f"has no {name!r}; it has name and goal") for name in unknown]
         if metric.get("goal") not in (None, *_GOALS):
@@ -262,8 +262,11 @@ def _sweep(options: argparse.Namespace) -> int:
 
     def check(setup: SetupConfig) -> None:
         from utils.training.search import SearchSpace
+        from utils.training.search.strategies import strategy_name
 
-        SearchSpace(sweep.parameters, setup.training_config)
+        space = SearchSpace(sweep.parameters, setup.training_config)
+        if strategy_name(sweep.method) == "grid":
+            space.grid()
 
     _, make_model, setup, data = _prepared(job, check)
     if options.dry_run:

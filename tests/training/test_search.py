@@ -312,17 +312,13 @@ def test_a_stored_study_continues_and_holds_the_trials():
     assert len(watch.runs) == 4
 
 
-def test_a_hopeless_trial_is_pruned():
-    space = {"lr": [1e-2, 1e-2 + 1e-6, 1e-2 + 2e-6, 1e-7]}
-    import optuna
-
-    sampler = optuna.samplers.GridSampler({"learning_rate": space["lr"]}, seed=0)
-    results = found(space, strategy="optuna", n_trials=4, prune=True, sampler=sampler, training_config=config(epochs=4))
-    hopeless = next(trial for trial in results.trials if trial.params["learning_rate"] == 1e-7)
-    if hopeless.number == 3:
-        assert hopeless.status == "pruned"
-        assert hopeless.steps < 20
-    assert results.best_params["learning_rate"] > 1e-3
+def test_hopeless_trials_are_pruned():
+    space = {"lr": [1e-2, 1e-7], "random_seed": (0, 10_000)}
+    results = found(space, strategy="optuna", n_trials=8, prune=True, training_config=config(epochs=3))
+    pruned = [trial for trial in results.trials if trial.status == "pruned"]
+    assert pruned
+    assert all(trial.steps < 15 for trial in pruned)
+    assert results.best_params["learning_rate"] == 1e-2
 
 
 def test_settings_of_optuna_are_refused_elsewhere():

@@ -17,6 +17,8 @@ _EXPORTS = {
     "export_model": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
+    "search_hyperparameters": "utils.training.search",
+    "SearchResults": "utils.training.search",
     "GradientHealth": "utils.training.monitors",
     "LearningRateMonitor": "utils.training.monitors",
     "LoggingCallback": "utils.training.monitors",

@@ -43,6 +43,8 @@ log = logging.getLogger("trainbook.search")
 # Endings after which a trial is done. A time limit that the config sets is the trial's budget, not an interruption.
 _DONE = ("finished", "max_steps", "early_stopping", "time_limit")
 _TIMEOUT = "search_timeout"
+
+
 class _NotFreshError(ModelError):
     """The factory returned a model that a trial before has trained."""
 
