@@ -26,7 +26,7 @@ _BLOCK_BYTES = {"cpu": 96 << 20, "cuda": 512 << 20}
 _ANY_DEVICE = 64 << 20
 
 #: Rows x vocabulary from which the fused path is faster on a CPU (measured at widths 64 to 768).
-WORTH_IT = 1 << 21
+WORTH_IT = 1 << 20
 
 
 @dataclass(frozen=True)
