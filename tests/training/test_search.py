@@ -156,7 +156,11 @@ def test_a_factory_that_draws_its_weights_makes_the_same_model_each_time():
         made[-1].start = {name: tensor.clone() for name, tensor in made[-1].state_dict().items()}
         return made[-1]
 
+    torch.manual_seed(1)  # another session's random state must not matter
     found({"lr": [1e-2, 1e-3]}, factory)
+    torch.manual_seed(42)
+    fresh = PlainLM().state_dict()
+    assert all(torch.equal(fresh[name], made[0].start[name]) for name in fresh)
     assert all(torch.equal(made[0].start[name], made[1].start[name]) for name in made[0].start)
 
 
