@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils.environment import free_memory_bytes
-from utils.errors import ConfigError, DataTypeError
+from utils.errors import ConfigError, DataTypeError, OutOfMemoryError
 from utils.training.engine.callbacks import Callback, Logs
-from utils.training.engine.memory import free_memory, is_out_of_memory
+from utils.training.engine.memory import free_memory
+from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.trial_training import TrialTraining
 
@@ -140,21 +141,18 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int:
 def _fits(job: TrialTraining, size: int) -> bool:
     """Whether two steps of `size` rows fit into the memory; all of it is free again afterwards."""
     try:
-        _two_steps(job, size)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        # The engine takes a step apart that does not fit.
+        found = _two_steps(job, size).pieces.most is None
+    except OutOfMemoryError:
         found = False
-    else:
-        found = True
     # Out of the except block: until there, the error's frames hold the tensors.
     free_memory()
     return found
 
 
-def _two_steps(job: TrialTraining, size: int) -> None:
+def _two_steps(job: TrialTraining, size: int) -> TrainState:
     # Exactly `size` rows an epoch, so both steps are full ones.
-    job.train(
+    return job.train(
         batch_size=size,
         gradient_accumulation_steps=1,
         max_train_samples=size,
@@ -206,9 +204,7 @@ def _rows_within(job: TrialTraining, most: int, limit_bytes: int | None) -> int:
             return size - 1
         try:
             kept.append(_kept_for_backward(job, size))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except OutOfMemoryError:
             return size - 1
     pairs = zip(zip(sizes, kept, strict=True), zip(sizes[1:], kept[1:], strict=True), strict=False)
     growths = [(after - before) / (more - fewer) for (fewer, before), (more, after) in pairs]

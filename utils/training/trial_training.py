@@ -14,6 +14,7 @@ from utils.adapters.facts import model_facts
 from utils.errors import DataError, ModelError, TrainingInterrupted
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.data import UniversalDataModule
+from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.training_config import TrainingConfig
 
@@ -66,8 +67,8 @@ class TrialTraining:
                 "map-style data set, or a second loader over the same data made for this."
             )
 
-    def train(self, *callbacks: Callback, **changes: Any) -> None:
-        """Train a copy of the model in a temporary folder that is removed afterwards."""
+    def train(self, *callbacks: Callback, **changes: Any) -> TrainState:
+        """Train a copy of the model in a temporary folder that is removed afterwards. Returns where it ended."""
         with tempfile.TemporaryDirectory(prefix="trainbook-finder-") as folder:
             config = self.config.replace(
                 output_dir=folder, run_name=None, checkpoint_dir=None, max_time_hours=None, save_every_minutes=None,
@@ -81,7 +82,7 @@ class TrialTraining:
                 data_collator=self.data_collator, callbacks=callbacks,
             )  # fmt: skip
             try:
-                trainer.train(self.train_data)
+                return trainer.train(self.train_data).state
             except TrainingInterrupted:  # its message names a checkpoint that is gone in a moment
                 raise KeyboardInterrupt("interrupted while trying out; the model is as it was") from None
 
