@@ -207,7 +207,7 @@ def test_what_is_not_installed_is_named_in_every_table(monkeypatch):
     tables = [
         throughput_table("t", laps, labels, missing, 1),
         overhead_table("t", {"hand-packed 32": [1.0], "trainbook 32": [2.0]}, missing),
-        memory_table("t", {Entry("hand-packed", "32"): 10.0}, missing),
+        memory_table("t", {Entry("hand-packed", "32"): 10.0}, {Entry("hand-packed", "32"): 5.0}, missing),
         learning_table("t", {"hand-packed 32": [(1.0, 3.0)]}, 3.0, labels, missing),
     ]
     for table in tables:

@@ -209,3 +209,35 @@ def test_a_real_lack_of_memory_is_survived():
     assert done.returncode == 0, done.stderr[-2000:]
     pieces = int(done.stdout.split("PIECES")[1].split()[0])
     assert 1 <= pieces <= 128
+
+
+KEPT = """
+import os, sys, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+from utils.training.engine.memory import _glibc, freed_memory_kept
+if _glibc() is None:
+    print("SKIP"); sys.exit()
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def use():
+    block = torch.ones(100 * 2**18); del block  # 100 MiB
+use(); before = held()
+with freed_memory_kept():
+    use(); inside = held()
+after = held(); use()
+print("HELD", before, inside, after, held())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_what_a_step_frees_is_kept_while_training_and_given_back_after():
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", KEPT.format(root=root)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    if "SKIP" in done.stdout:
+        pytest.skip("another C library, or its own settings")
+    before, inside, after, later = map(float, done.stdout.split("HELD")[1].split())
+    assert inside > before + 80
+    assert after < before + 30
+    assert later < before + 30

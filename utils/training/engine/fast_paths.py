@@ -3,6 +3,7 @@
 - fp32 matrix products through oneDNN instead of MKL, which takes a slow route on AMD processors: 2x there, and the results
   differ by what fp32 rounding differs anyway.
 - GELU's tanh form in one kernel instead of the eight operations that transformers spells it with.
+- Memory that a step gives back is kept for the next one (`memory.freed_memory_kept`).
 
 Which route is taken depends on hardware and versions alone, never on a timing: a resumed run must arrive at the same one.
 `TRAINBOOK_FAST_PATHS=0` turns all of it off.
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils.training.engine.memory import freed_memory_kept
 
 # Multiplications from which the route through oneDNN gains more than it costs to get there (about 20 us a product).
 _WORTH_IT = 1 << 23
@@ -150,7 +153,8 @@ def fast_paths(model: nn.Module) -> Iterator[None]:
 
     Only layers of exactly the known classes are touched: a subclass may compute something else.
     """
-    routes = dict(_ROUTES) if enabled() and all(p.device.type == "cpu" for p in model.parameters()) else {}
+    on_cpu = enabled() and all(p.device.type == "cpu" for p in model.parameters())
+    routes = dict(_ROUTES) if on_cpu else {}
     if routes and not uses_onednn():
         routes = {name: route for name, route in routes.items() if route is _gelu_forward}
     touched = []
@@ -161,7 +165,8 @@ def fast_paths(model: nn.Module) -> Iterator[None]:
             vars(module)["forward"] = functools.partial(route, module)
             touched.append(module)
     try:
-        yield
+        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
+            yield
     finally:
         for module in touched:
             del vars(module)["forward"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import gc
-from collections.abc import Callable, Mapping
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,8 +42,60 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     """Give back what is no longer used. Call it outside the `except` block: until there, the error's frames hold tensors."""
     gc.collect()
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """While inside, what a CPU's tensors give back stays with the process, and is there for the next step.
+
+    glibc hands blocks of more than 32 MiB back to the system each time, which then clears fresh pages for the next one: up to a
+    third of a step's time where the vocabulary is large. On leaving everything goes back. Elsewhere (other C libraries, the
+    user's own MALLOC_ settings) nothing is changed.
+    """
+    with _Kept.lock:
+        libc = _glibc()
+        if libc is not None and _Kept.users == 0:
+            libc.mallopt(_M_MMAP_MAX, 0)
+            libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        _Kept.users += 1
+    try:
+        yield
+    finally:
+        with _Kept.lock:
+            _Kept.users -= 1
+            if libc is not None and _Kept.users == 0:
+                # Where glibc's own adaptation ends up in a process that has once freed a large block.
+                libc.mallopt(_M_MMAP_MAX, 65536)
+                libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+                libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+                libc.malloc_trim(0)
+
+
+class _Kept:
+    """How many trainings of this process want freed memory kept."""
+
+    lock = threading.Lock()
+    users = 0
+
+
+# mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_NEVER = 2**31 - 1
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, where it is glibc and its allocator is used as it comes; else None."""
+    own_settings = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if own_settings or os.environ.get("LD_PRELOAD") or platform.libc_ver()[0] != "glibc":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 def rows_of(batch: Batch) -> int:
