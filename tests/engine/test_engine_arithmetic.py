@@ -21,6 +21,7 @@ from tests.kit.toys import (
     validation_set,
 )
 from utils.data.module import UniversalDataModule
+from utils.data.packing import TokenBlocks, pack
 from utils.training import Callback, Trainer
 from utils.training.engine.objective import CausalLM
 from utils.training.engine.optim import Schedule, parameter_groups
@@ -91,6 +92,29 @@ def test_loss_and_gradients_of_accumulated_ragged_micro_batches(kind, smoothing,
         torch.testing.assert_close(
             mine.grad.double(), theirs.grad, rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_step_on_packed_sequences(kind, fused):
+    """Sequences of any lengths, ended by 0, put together and cut by hand; every position but a block's first is scored."""
+    sequences = [token_rows(1, length, seed=length)[0].tolist() for length in (3, 30, 1, 17, 9, 12)]
+    stream = [token for sequence in sequences for token in [*sequence, 0]]
+    by_hand = [stream[start : start + LENGTH] for start in range(0, len(stream) - LENGTH + 1, LENGTH)]
+    reference = MODELS[kind]().double().eval()
+    rows = [(torch.tensor(block), torch.tensor(block)) for block in by_hand]
+    loss = naive_loss(reference, rows)
+    loss.backward()
+
+    model = MODELS[kind]()
+    blocks = TokenBlocks(pack(sequences, LENGTH, eos_id=0))
+    parts = assemble(model, CausalLM(fused=fused), golden_config(precision="32", learning_rate=1e-9), total_steps=10)
+    result = train_step(parts, [blocks.take([0, 1, 2]), blocks.take([3])], max_grad_norm=0.0)
+    assert len(blocks) == len(by_hand) == 4
+    assert result.num_targets == 4 * (LENGTH - 1)
+    assert result.numbers[0] / result.num_targets == pytest.approx(loss.item(), rel=1e-6)
+    for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", MODELS)
