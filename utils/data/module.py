@@ -153,7 +153,8 @@ class UniversalDataModule:
         for step, chunks in zip(steps, mine, strict=True):
             missing = math.ceil(len(step) / (self.batch_size * processes)) - len(chunks) if self.lockstep else 0
             micro_batches = [next(batches) for _ in chunks]
-            yield StepBatches(step.tolist(), micro_batches + [_without_targets(self.train)] * missing)
+            micro_batches += [_without_targets(self.train) for _ in range(missing)]
+            yield StepBatches(step.tolist(), micro_batches)
 
     def validation_batches(self) -> Iterator[Batch | None]:
         """This process's share of the validation data, in its own order: of all together, each sample once.
@@ -174,7 +175,8 @@ class UniversalDataModule:
         mine = chunks[rank::processes]
         yield from self._batches(self.validation, mine, "val_data")
         missing = math.ceil(len(chunks) / processes) - len(mine)
-        yield from [_without_targets(self.validation) if self.lockstep else None] * missing
+        for _ in range(missing):
+            yield _without_targets(self.validation) if self.lockstep else None
 
     def _batches(self, source: Source, chunks: list[np.ndarray], name: str) -> Iterator[Batch]:
         batches: Iterable[Batch]
