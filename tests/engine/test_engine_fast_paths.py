@@ -246,6 +246,13 @@ def test_fast_paths_can_be_turned_off(monkeypatch):
     assert not fast_paths.uses_onednn()
 
 
+def test_a_run_that_is_continued_by_another_route_says_so(monkeypatch):
+    golden_run(tiny_gpt(), epochs=2)
+    monkeypatch.setenv("TRAINBOOK_FAST_PATHS", "0")
+    continued = golden_run(tiny_gpt(), epochs=3, resume_from="auto", on_config_change="continue")
+    assert any("the last bits may differ" in notice and "fast_paths" in notice for notice in continued.notices)
+
+
 def test_nothing_is_left_of_the_fast_paths_after_an_error():
     model = tiny_gpt()
 

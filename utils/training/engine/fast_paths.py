@@ -61,8 +61,15 @@ def _is_amd() -> bool:
 
 
 def uses_onednn() -> bool:
-    """Whether fp32 products of a training go through oneDNN here; part of what exact resume depends on."""
+    """Whether fp32 products of a training go through oneDNN here."""
     return enabled() and _onednn_is_faster()
+
+
+def taken() -> str:
+    """The routes in a word ("off", "torch", "onednn"): part of what exact resume depends on."""
+    if not enabled():
+        return "off"
+    return "onednn" if uses_onednn() else "torch"
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

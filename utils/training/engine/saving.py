@@ -13,7 +13,7 @@ import torch
 
 from utils import __version__
 from utils.errors import CheckpointWriteError
-from utils.training.engine import rng
+from utils.training.engine import fast_paths, rng
 from utils.training.engine.background import BackgroundCommit
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Payload
@@ -35,7 +35,7 @@ def environment_facts(parts: Parts) -> dict[str, Any]:
         "trainbook": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
         "device": parts.device.kind,
         "device_name": parts.device.name, "threads": torch.get_num_threads(), "precision": parts.precision.compute,
-        "processes": parts.world.size,
+        "processes": parts.world.size, "fast_paths": fast_paths.taken(),
     }  # fmt: skip
 
 

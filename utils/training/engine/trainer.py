@@ -451,7 +451,7 @@ class Trainer:
         facts = environment_facts(parts)
         moved = [
             f"{name} {checkpoint['environment'].get(name)} there, {facts[name]} here"
-            for name in ("torch", "device", "device_name", "threads", "precision")
+            for name in ("torch", "device", "device_name", "threads", "precision", "fast_paths")
             if checkpoint["environment"].get(name) != facts[name]
         ]
         if moved:
