@@ -11,15 +11,20 @@ from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from utils.data.corpus import builtin_corpus
+    from utils.data.image_sets import BaseDataset, ImageSamples
     from utils.data.module import UniversalDataModule
     from utils.data.packing import TokenBlocks, pack
     from utils.data.prepare import DataSetup, PreparedData, prepare_data, prepare_text
     from utils.data.readers import TextDocument, read_text_file
+    from utils.data.registry import DatasetRegistry
     from utils.data.report import DataReport
 
 # Exported name -> the module that holds it, imported on first use: torch is slow to import.
 _EXPORTS = {
     "builtin_corpus": "utils.data.corpus",
+    "BaseDataset": "utils.data.image_sets",
+    "ImageSamples": "utils.data.image_sets",
+    "DatasetRegistry": "utils.data.registry",
     "UniversalDataModule": "utils.data.module",
     "TokenBlocks": "utils.data.packing",
     "pack": "utils.data.packing",
@@ -33,6 +38,9 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "BaseDataset",
+    "DatasetRegistry",
+    "ImageSamples",
     "DataReport", "DataSetup", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule", "builtin_corpus",
     "pack", "prepare_data", "prepare_text", "read_text_file",
 ]  # fmt: skip

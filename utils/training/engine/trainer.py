@@ -61,6 +61,9 @@ _LOOKED_AT = 64
 # Model -> the run that trained it last in this process.
 _TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
 
+# What a checkpoint's fingerprint calls which parameters were not trained; absent where all were.
+_FROZEN = "frozen parameters"
+
 
 class Trainer:
     """Trains a model.
@@ -168,7 +171,9 @@ class Trainer:
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
-            fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
+            fingerprint = {
+                "data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer), **_frozen_digest(self.model),
+            }  # fmt: skip
             self.state = self._restore(start, parts, fingerprint, data)
             store = self._store(start.folder, mode, world)
             if start.in_place:
@@ -385,7 +390,7 @@ class Trainer:
         self._check_same(start, checkpoint, parts, fingerprint)
         state = self._state_to_continue(start, checkpoint, parts.world)
         load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
-        self._restore_optimizer(checkpoint, parts)
+        self._restore_optimizer(checkpoint, parts, fingerprint)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -425,8 +430,11 @@ class Trainer:
             )
         return state
 
-    def _restore_optimizer(self, checkpoint: Payload, parts: Parts) -> None:
+    def _restore_optimizer(self, checkpoint: Payload, parts: Parts, fingerprint: dict[str, str]) -> None:
         """The optimizer's averages from the checkpoint, its settings from the config: on a change, the config's hold."""
+        if checkpoint["fingerprint"].get(_FROZEN) != fingerprint.get(_FROZEN):
+            self.notice("The optimizer starts afresh: other parameters were trained, and its averages are theirs.")
+            return
         if checkpoint["config"]["optimizer"] != self.training_config.optimizer:
             self.notice(
                 f"The optimizer starts afresh: {checkpoint['config']['optimizer']}'s averages do not fit another one."
@@ -452,8 +460,8 @@ class Trainer:
         ]
         changes += [
             f"{name}: not the same as when it was saved"
-            for name, digest in fingerprint.items()
-            if checkpoint["fingerprint"].get(name) != digest
+            for name in {**fingerprint, **checkpoint["fingerprint"]}
+            if checkpoint["fingerprint"].get(name) != fingerprint.get(name)
         ]
         if changes and start.in_place and self.training_config.on_config_change == "error":
             listed = "\n  ".join(changes)
@@ -571,6 +579,11 @@ def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulati
         if limit is not None
     ]
     return min(limits, default=None)
+
+
+def _frozen_digest(model: nn.Module) -> dict[str, str]:
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return {_FROZEN: hashlib.sha256("\n".join(frozen).encode()).hexdigest()} if frozen else {}
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
