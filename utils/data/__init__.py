@@ -11,6 +11,8 @@ from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from utils.data.corpus import builtin_corpus
+    from utils.data.load_report import LoadReport
+    from utils.data.loader import DatasetLoader, DatasetUploader
     from utils.data.module import UniversalDataModule
     from utils.data.packing import TokenBlocks, pack
     from utils.data.prepare import DataSetup, PreparedData, prepare_data, prepare_text
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 # Exported name -> the module that holds it, imported on first use: torch is slow to import.
 _EXPORTS = {
     "builtin_corpus": "utils.data.corpus",
+    "DatasetLoader": "utils.data.loader",
+    "DatasetUploader": "utils.data.loader",
+    "LoadReport": "utils.data.load_report",
     "UniversalDataModule": "utils.data.module",
     "TokenBlocks": "utils.data.packing",
     "pack": "utils.data.packing",
@@ -33,7 +38,7 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "DataReport", "DataSetup", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule", "builtin_corpus",
+    "DataReport", "DataSetup", "DatasetLoader", "DatasetUploader", "LoadReport", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule", "builtin_corpus",
     "pack", "prepare_data", "prepare_text", "read_text_file",
 ]  # fmt: skip
 

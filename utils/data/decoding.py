@@ -40,9 +40,9 @@ _WIDE_MARKS = (
 
 #: Bytes that are read at once.
 CHUNK_BYTES = 1 << 20
-#: Characters that one record, and one line that cannot be cut, may have: 64 Mi. More is a file of another kind, or a quote
+#: Characters that one record, and one line that cannot be cut, may have: 32 Mi. More is a file of another kind, or a quote
 #: that nobody closed, and would fill the memory.
-LONGEST_RECORD = 1 << 26
+LONGEST_RECORD = 1 << 25
 
 _GZIP = b"\x1f\x8b"
 
@@ -78,7 +78,7 @@ class TextPieces:
             reason = str(getattr(error, "strerror", None) or error).rstrip(".")
             raise DataError(f"{self.file}: cannot be read: {reason}.") from error
 
-    def _decoded(self, stream: IO[bytes]) -> Iterator[str]:
+    def _decoded(self, stream: IO[bytes] | gzip.GzipFile) -> Iterator[str]:
         decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(self.codec)(), translate=True)
         head, offset = b"", 0
         while True:
@@ -125,7 +125,7 @@ class TextPieces:
         )
 
 
-def opened(file: Path) -> IO[bytes]:
+def opened(file: Path) -> IO[bytes] | gzip.GzipFile:
     """The bytes of a file, those inside it when it is a gzip archive."""
     stream = file.open("rb")
     start = stream.read(len(_GZIP))
@@ -209,5 +209,3 @@ def _of_same_order(codec: str, head: bytes) -> str:
         big = head.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
         return f"{codec}-{'be' if big else 'le'}"
     return codec
-
-

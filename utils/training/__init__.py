@@ -14,6 +14,8 @@ _EXPORTS = {
     "TrainingResults": "utils.training.engine.results",
     "Callback": "utils.training.engine.callbacks",
     "UniversalDataModule": "utils.data.module",
+    "DatasetLoader": "utils.data.loader",
+    "DatasetUploader": "utils.data.loader",
     "export_model": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
