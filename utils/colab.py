@@ -76,6 +76,11 @@ def drive_path(path: str | os.PathLike[str], timeout_s: float = _ANSWER_TIMEOUT_
         raise DataNotFoundError(f"{name}: is no file on this machine, and the Drive cannot be had: {error}") from error
 
 
+def drive_is_unknown(path: str | os.PathLike[str]) -> bool:
+    """Whether it would take the Drive, which Colab has not mounted yet, to know if there is such a file."""
+    return is_colab() and not (MOUNT_POINT / _MY_DRIVE).is_dir() and not Path(path).expanduser().exists()
+
+
 def upload_files() -> Mapping[str, bytes]:
     """Let the user choose files in the browser; returns their content by name. It waits until that is done or cancelled.
 

@@ -38,8 +38,8 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "DataReport", "DataSetup", "DatasetLoader", "DatasetUploader", "LoadReport", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule", "builtin_corpus",
-    "pack", "prepare_data", "prepare_text", "read_text_file",
+    "DataReport", "DataSetup", "DatasetLoader", "DatasetUploader", "LoadReport", "PreparedData", "TextDocument",
+    "TokenBlocks", "UniversalDataModule", "builtin_corpus", "pack", "prepare_data", "prepare_text", "read_text_file",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

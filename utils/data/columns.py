@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from utils.data.rows import excerpt
+from utils.data.rows import quoted
 from utils.errors import DataError
 from utils.schema import nearest
 
@@ -76,7 +76,7 @@ def _listing(schema: pa.Schema, example: Mapping[str, Any]) -> str:
     """The columns, a line each: name, type, first value."""
     width = max((len(name) for name in schema.names), default=0)
     rows = [
-        f"\n  {field.name:<{width}}  {field.type}" + (f"  {excerpt(str(example[field.name]))}" if example else "")
+        f"\n  {field.name:<{width}}  {field.type}" + (f"  {quoted(example[field.name])}" if example else "")
         for field in schema
     ]
     return "".join(rows) if example else ""

@@ -179,7 +179,7 @@ def _refuse_binary(raw: bytes, file: Path, head: bytes, offset: int) -> None:
         if head.startswith(mark):
             raise DataError(
                 f"{file}: is in {name.upper()} (it begins with that byte-order mark), not UTF-8. Save it as UTF-8, "
-                f'or read it with read_text_file(path, encoding="{name}").'
+                f'or name its encoding: encoding="{name}".'
             )
     nul = raw.find(b"\0")
     if nul < 0:

@@ -12,7 +12,7 @@ from utils.data.load_report import LoadReport
 from utils.data.records import read_tables
 from utils.data.rows import BadLines, ReadOptions
 from utils.data.table_cache import TableCache, key_of
-from utils.data.tables import TableFile
+from utils.data.tables import TableFile, settled_schema
 from utils.data.text_rules import TextFilter, TextRules
 from utils.errors import DataError
 
@@ -72,7 +72,7 @@ def kept_table(
         table, kept = found
         return datasets.Dataset.from_file(str(table)), kept
     texts = TextFilter(rules, report)
-    file = TableFile(cache.folder, settle=True, texts=(report.text_column,))
+    file = TableFile(cache.folder, texts=(report.text_column,))
     try:
         for source, part in tables:
             file.add(texts.table(part), source)
@@ -91,7 +91,8 @@ def _column_of(files: Sequence[Path], options: ReadOptions, wanted: str | None, 
     if first is None:
         raise DataError(f"{source}: holds no rows. Give a file with text in it.")
     example = first.slice(0, 1).to_pylist()[0]
-    return text_column_of(first.schema, wanted, source, example)
+    schema = first.schema if wanted in first.column_names else settled_schema(first)
+    return text_column_of(schema, wanted, source, example)
 
 
 def _first_rows(files: Sequence[Path], options: ReadOptions) -> Iterator[tuple[Path, pa.Table]]:

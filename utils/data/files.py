@@ -59,6 +59,22 @@ def find_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     return DataFiles(files, validation, [note for part in found for note in part.notes])
 
 
+def path_problem(path: str) -> str | None:
+    """Why no data can be read from a path, folder or pattern, as far as it shows without reading; None when nothing does."""
+    try:
+        if is_pattern(os.path.expanduser(path)):
+            found = next(glob.iglob(os.path.expanduser(path), recursive=True), None)
+            return None if found else f"{path}: no file matches this pattern (from {Path.cwd()})."
+        place = _folder(path) or existing_file(path)
+    except (DataError, ValueError) as error:
+        return str(error)
+    if not os.access(place, os.R_OK):
+        return f"{place}: may not be read by this user; change its permissions or copy it."
+    if place.is_file() and place.stat().st_size == 0:
+        return f"{place}: is empty; give a file with text in it."
+    return None
+
+
 def format_of(file: Path) -> str:
     """What a file holds, by its name; ".gz" at its end does not count. "txt" where the name does not say."""
     return FORMAT_OF_SUFFIX.get(_suffix(file), "txt")

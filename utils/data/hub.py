@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.columns import one_text, text_column_of
+from utils.data.stored_texts import HELD_BYTES, StoredTexts
 from utils.errors import DataError, HubError, TrainbookError
 from utils.schema import nearest, shown
 
-#: Characters that are read at most: a text is held in memory, beside its ids, which take about 4 bytes a token.
+#: Characters of a stream that are read at most: its texts are held in memory, beside their ids, about 4 bytes a token.
 MOST_CHARACTERS = 1_000_000_000
 
 # Seconds for the first answer of the Hub. Later requests have the timeouts and the five attempts of huggingface_hub.
@@ -88,14 +89,14 @@ class LoadedTexts:
     """The texts of a data set.
 
     Attributes:
-        documents: one a row, in the data set's order; "" where a row has no text.
+        documents: one a row, in the data set's order; "" where a row has no text. Many of them are read from disk.
         validation: those of its own validation split; None when it has none or it was not asked for.
         source: what was read, for the report.
         notes: what the user should know, one sentence each.
     """
 
-    documents: list[str]
-    validation: list[str] | None
+    documents: Sequence[str]
+    validation: Sequence[str] | None
     source: str
     notes: list[str] = field(default_factory=list)
 
@@ -119,7 +120,8 @@ def load_hub_texts(
             only column of texts.
         split: what to train on.
         with_validation: also read its own validation split, when it has one.
-        max_characters: stop reading `split` after the row that reaches it. Tables above 4 GB are streamed.
+        max_characters: stop reading `split` after the row that reaches it, where texts are held in memory: those of tables
+            up to 64 MB, and of streams. Tables above 4 GB are streamed.
     Raises:
         HubError: the Hub cannot be reached, has no such data set, or gives it only to those it knows.
         DataError: a name that is none, an unknown configuration, split or column, or files that cannot be read.
@@ -288,8 +290,10 @@ def _text_column(rows: Any, wanted: str | None, name: str) -> str:
     return text_column_of(features.arrow_schema, wanted, name, next(iter(rows.take(1)), {}))
 
 
-def _texts(rows: Any, column: str, max_characters: int) -> tuple[list[str], bool]:
-    """The texts of a column until they reach `max_characters`, and whether those are all."""
+def _texts(rows: Any, column: str, max_characters: int) -> tuple[Sequence[str], bool]:
+    """The texts of a column until they reach `max_characters`, and whether those are all. A large table's stay on disk."""
+    if hasattr(rows, "num_rows") and rows.data.nbytes > HELD_BYTES:
+        return StoredTexts(rows, column), True
     documents: list[str] = []
     characters = 0
     for text in _values(rows.select_columns([column]), column):

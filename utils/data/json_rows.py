@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.data.decoding import LONGEST_RECORD, lines_of
-from utils.data.rows import BadLines, Row, excerpt
+from utils.data.rows import BadLines, Row, excerpt, quoted
 from utils.errors import DataError
 
 _BLANKS = " \t\r\n"
@@ -20,23 +20,22 @@ _LONGEST_FIRST_LINE = 1 << 23
 
 def jsonl_rows(pieces: Iterable[str], file: Path, bad: BadLines) -> Iterator[Row]:
     """One JSON object a line. Blank lines are passed over; what is no object is `bad`'s."""
-    for number, line in enumerate(lines_of(pieces, file), start=1):
-        if not line.strip():
+    for number, whole in enumerate(lines_of(pieces, file), start=1):
+        line = whole.strip(_BLANKS)
+        if not line:
             continue
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            found = excerpt(line.rstrip("\n"))
-            bad.meet(f"{file}:{number}:{error.pos + 1}: the line is not valid JSON ({error.msg}): {found}.")
+            column = whole.index(line) + error.pos + 1
+            bad.meet(f"{file}:{number}:{column}: the line is not valid JSON ({error.msg}): {excerpt(line)}.")
         except (ValueError, RecursionError) as error:  # thousands of digits; nested thousands deep
             bad.meet(f"{file}:{number}: the line cannot be read ({_reason(error)}): {excerpt(line)}.")
         else:
             if isinstance(value, dict):
                 yield Row(number, value)
             else:
-                bad.meet(
-                    f"{file}:{number}: the line is {_kind(value)}, not an object: {excerpt(line.rstrip(chr(10)))}."
-                )
+                bad.meet(f"{file}:{number}: the line is {_kind(value)}, not an object: {excerpt(line)}.")
 
 
 def json_rows(pieces: Iterable[str], file: Path, bad: BadLines) -> Iterator[Row]:
@@ -99,7 +98,7 @@ class _Document:
             elif isinstance(value, str):
                 yield Row(line, {"text": value})
             else:
-                bad.meet(f"{self.file}:{line}:{column}: a row is {_kind(value)}, not an object: {excerpt(str(value))}.")
+                bad.meet(f"{self.file}:{line}:{column}: a row is {_kind(value)}, not an object: {quoted(value)}.")
             if self.peek() != "]":
                 self._take(",")
         self._take("]")

@@ -15,7 +15,7 @@ from utils.data.decoding import TextPieces, opened
 from utils.data.files import format_of
 from utils.data.json_rows import json_rows, jsonl_rows
 from utils.data.rows import BadLines, ReadOptions, Row
-from utils.data.tables import tables_of
+from utils.data.tables import WRITTEN, tables_of
 from utils.data.text_rows import text_rows
 from utils.errors import DataError
 
@@ -44,6 +44,8 @@ def read_tables(
             tables = _parquet_tables(file, required)
         else:
             tables = tables_of(_rows(file, file_format, options, bad), file, bad, required)
+            if file_format in ("csv", "tsv"):
+                tables = (table.replace_schema_metadata(WRITTEN) for table in tables)
         for table in tables:
             yield file, table
 

@@ -88,9 +88,14 @@ class BadLines:
             self.messages.append(message)
 
 
+def quoted(value: Any) -> str:
+    """A value as a message quotes it, at most 80 characters."""
+    return excerpt(value) if isinstance(value, str) else shown(value, _EXCERPT)
+
+
 def excerpt(text: str) -> str:
     """`text` as a message quotes it: escaped, at most 80 characters."""
     kept = text[:_EXCERPT]
-    while len(quoted := repr(kept if len(kept) == len(text) else f"{kept}…")) > _EXCERPT:
+    while len(written := repr(kept if len(kept) == len(text) else f"{kept}…")) > _EXCERPT:
         kept = kept[:-1]
-    return quoted
+    return written

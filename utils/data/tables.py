@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from utils.data.rows import BadLines, Row, excerpt
+from utils.data.rows import BadLines, Row, excerpt, quoted
 from utils.errors import DataError
 from utils.schema import nearest
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 1000
 _CHARACTERS_AT_ONCE = 1 << 23
 
+#: Marks the schema of a table whose numbers are written as texts, as in a .csv: their columns become numbers.
+WRITTEN: Mapping[bytes, bytes] = {b"trainbook": b"numbers written as texts"}
 _WHOLE = r"^(0|-?[1-9][0-9]{0,17})?$"
 _FRACTION = r"^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)?$"
 
@@ -66,9 +68,9 @@ def _has_required(row: Row, required: Sequence[str], file: object, bad: BadLines
     for name in required:
         if name not in row.values:
             guess = nearest(name, list(row.values))
-            hint = f" Did you mean {guess!r}?" if guess else ""
+            hint = f", of which {guess!r} is the nearest" if guess else ""
             there = excerpt(", ".join(row.values))
-            bad.meet(f"{file}:{row.line}: the row has no {name!r}; it has {there}.{hint}")
+            bad.meet(f"{file}:{row.line}: the row has no {name!r}; it has {there}{hint}.")
             return False
     return True
 
@@ -83,7 +85,7 @@ def _of_one_kind(rows: list[Row], name: str, known: dict[str, pa.DataType], file
             return rows
         place = _first_misfit(values, known.get(name))
         value, line = values[place], rows[place].line
-        bad.meet(f"{file}:{line}: {name!r} is {excerpt(str(value))}, {_why(value, known.get(name), values[:place])}.")
+        bad.meet(f"{file}:{line}: {name!r} is {quoted(value)}, {_why(value, known.get(name), values[:place])}.")
         rows = rows[:place] + rows[place + 1 :]
 
 
@@ -124,10 +126,16 @@ def _first_misfit(values: Sequence[Any], known: pa.DataType | None) -> int:
 
 
 def _why(value: Any, known: pa.DataType | None, before: Sequence[Any]) -> str:
-    if _common_type([value], None) is None:
+    own = _common_type([value], None)
+    if own is None:
         return "which no column can hold (a number of more than 64 bits, or half of a character)"
     kind = known if known is not None else _common_type(before, None)
-    return f"{_common_type([value], None)}, and {kind} in the rows before"
+    return f"{_in_words(own)}, and {_in_words(kind)} in the rows before"
+
+
+def _in_words(kind: pa.DataType | None) -> str:
+    words = {"string": "a text", "int64": "a number", "double": "a number", "bool": "true or false", "null": "nothing"}
+    return words.get(str(kind), str(kind))
 
 
 def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
@@ -141,16 +149,15 @@ class TableFile:
 
     Args:
         folder: where the collected tables wait, in a file without a name that goes with the process.
-        settle: make numbers of columns that hold nothing but numbers written as texts, as those of a .csv do; except `texts`.
+        texts: columns that stay texts, whatever is written in them.
     """
 
-    def __init__(self, folder: Path, *, settle: bool = False, texts: Sequence[str] = ()) -> None:
-        self._folder, self._texts = folder, texts
+    def __init__(self, folder: Path, texts: Sequence[str] = ()) -> None:
+        self._folder = folder
         self._parts: list[tuple[IO[bytes], Any]] = []
         self._types: dict[str, pa.DataType] = {}
-        self._numbers: dict[str, str | None] = {}  # column -> pattern that all its values have matched
-        self._settle = settle
-        self.num_rows = 0
+        self._numbers = WrittenNumbers(texts)
+        self._writer: Any = None  # of the last part
 
     def add(self, table: pa.Table, source: object) -> None:
         """Raises DataError when a column is of another kind than in the tables before; `source` names this one."""
@@ -159,25 +166,26 @@ class TableFile:
             merged = field.type if kind is None else wider(kind, field.type)
             if merged is None:
                 raise DataError(
-                    f"{source}: the column {field.name!r} holds {field.type}, and {kind} in the files before. Load them "
-                    "one by one, or make the columns alike."
+                    f"{source}: the column {field.name!r} holds {_in_words(field.type)}, and {_in_words(kind)} in the "
+                    "files before. Load them one by one, or make the columns alike."
                 )
             self._types[field.name] = merged
-            if self._settle:
-                self._watch(field.name, table)
-        if not self._parts or not self._parts[-1][1].schema.equals(table.schema):
-            self._begin(table.schema)
-        self._parts[-1][1].write_table(table)
-        self.num_rows += table.num_rows
+        self._numbers.look(table)
+        plain = table.replace_schema_metadata()
+        if not self._parts or not self._parts[-1][1].equals(plain.schema):
+            self._begin(plain.schema)
+        self._writer.write_table(plain)
 
     def write(self, file: IO[bytes], metadata: Mapping[bytes, bytes] | None = None) -> None:
         """Write everything as one Arrow stream, which `datasets` maps into memory; `metadata` goes into its schema."""
         import pyarrow as pa
 
-        schema = pa.schema({name: self._settled(name) for name in self._types}, metadata=metadata)
+        if self._parts:
+            self._writer.close()
+        kinds = {name: self._numbers.type_of(name) or _stored(kind) for name, kind in self._types.items()}
+        schema = pa.schema(kinds, metadata=metadata)
         with pa.ipc.new_stream(file, schema) as stream:
-            for part, writer in self._parts:
-                writer.close()
+            for part, _ in self._parts:
                 part.seek(0)
                 for batch in pa.ipc.open_stream(part):
                     stream.write_table(_cast(pa.Table.from_batches([batch]), schema))
@@ -191,28 +199,56 @@ class TableFile:
     def _begin(self, schema: pa.Schema) -> None:
         import pyarrow as pa
 
+        if self._parts:
+            self._writer.close()
         part = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - read again by write, closed by close
-        self._parts.append((part, pa.ipc.new_stream(part, schema)))
+        self._parts.append((part, schema))
+        self._writer = pa.ipc.new_stream(part, schema)
 
-    def _watch(self, name: str, table: pa.Table) -> None:
-        """Keep the narrowest pattern that every value of a column of texts matches."""
+
+class WrittenNumbers:
+    """Which columns of tables that are `WRITTEN` hold nothing but numbers. Zeros in front, as in 007, are no number's."""
+
+    def __init__(self, texts: Sequence[str] = ()) -> None:
+        self._texts = texts
+        self._patterns: dict[str, str | None] = {}  # column -> the narrowest that all its values match; None: a text
+
+    def look(self, table: pa.Table) -> None:
+        """Learn from a table. Columns without any value say nothing."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        column = table[name]
-        patterns: list[str] = []
-        if column.type == pa.string() and name not in self._texts:
-            patterns = {None: [], _WHOLE: [_WHOLE, _FRACTION], _FRACTION: [_FRACTION]}[self._numbers.get(name, _WHOLE)]
-        self._numbers[name] = next(
-            (one for one in patterns if pc.all(pc.match_substring_regex(column, one), min_count=0).as_py()), None
-        )
+        written = (table.schema.metadata or {}).items() >= WRITTEN.items()
+        for name in table.column_names:
+            column = table[name]
+            if not written or name in self._texts or column.type != pa.string():
+                self._patterns[name] = None
+            elif pc.any(pc.not_equal(column, "")).as_py():
+                self._patterns[name] = _narrowest(column, self._patterns.get(name, _WHOLE))
 
-    def _settled(self, name: str) -> pa.DataType:
+    def type_of(self, name: str) -> pa.DataType | None:
+        """The type of a column of numbers; None for others."""
         import pyarrow as pa
 
-        kinds = {_WHOLE: pa.int64(), _FRACTION: pa.float64()}
-        pattern = self._numbers.get(name)
-        return kinds[pattern] if pattern is not None else _stored(self._types[name])
+        pattern = self._patterns.get(name)
+        return None if pattern is None else {_WHOLE: pa.int64(), _FRACTION: pa.float64()}[pattern]
+
+
+def settled_schema(table: pa.Table) -> pa.Schema:
+    """The columns of the file if `table` were all that goes into it."""
+    import pyarrow as pa
+
+    numbers = WrittenNumbers()
+    numbers.look(table)
+    return pa.schema({field.name: numbers.type_of(field.name) or _stored(field.type) for field in table.schema})
+
+
+def _narrowest(column: pa.ChunkedArray, pattern: str | None) -> str | None:
+    """The narrowest pattern of numbers, from `pattern` on, that every text of a column matches; None: none does."""
+    import pyarrow.compute as pc
+
+    candidates = {_WHOLE: (_WHOLE, _FRACTION), _FRACTION: (_FRACTION,), None: ()}[pattern]
+    return next((one for one in candidates if pc.all(pc.match_substring_regex(column, one)).as_py()), None)
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
