@@ -29,6 +29,7 @@ class Setup:
 
     dataset_source: str = "local"
     dataset_path: str | None = None
+    text_column: str | None = None
     vocab_size: int | None = 400
     max_length: int = 16
     tokenizer_strategy: str = "auto"

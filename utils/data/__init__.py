@@ -12,6 +12,8 @@ from utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from utils.data.corpus import builtin_corpus
     from utils.data.image_sets import BaseDataset, ImageSamples
+    from utils.data.load_report import LoadReport
+    from utils.data.loader import DatasetLoader, DatasetUploader
     from utils.data.module import UniversalDataModule
     from utils.data.packing import TokenBlocks, pack
     from utils.data.prepare import DataSetup, PreparedData, prepare_data, prepare_text
@@ -25,6 +27,9 @@ _EXPORTS = {
     "BaseDataset": "utils.data.image_sets",
     "ImageSamples": "utils.data.image_sets",
     "DatasetRegistry": "utils.data.registry",
+    "DatasetLoader": "utils.data.loader",
+    "DatasetUploader": "utils.data.loader",
+    "LoadReport": "utils.data.load_report",
     "UniversalDataModule": "utils.data.module",
     "TokenBlocks": "utils.data.packing",
     "pack": "utils.data.packing",
@@ -38,11 +43,9 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "BaseDataset",
-    "DatasetRegistry",
-    "ImageSamples",
-    "DataReport", "DataSetup", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule", "builtin_corpus",
-    "pack", "prepare_data", "prepare_text", "read_text_file",
+    "BaseDataset", "DataReport", "DataSetup", "DatasetLoader", "DatasetRegistry", "DatasetUploader", "ImageSamples",
+    "LoadReport", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule", "builtin_corpus", "pack",
+    "prepare_data", "prepare_text", "read_text_file",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from utils import colab
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, dataset_name_problem, load_hub_texts
+from utils.data.local_texts import load_local_texts
 from utils.data.packing import TokenBlocks, pack
-from utils.data.readers import read_text_file
 from utils.data.report import DataReport, unigram_loss
 from utils.data.splitting import Split, split_documents
+from utils.data.stored_texts import StoredTexts
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import nearest, shown
@@ -26,10 +28,8 @@ if TYPE_CHECKING:
 
     from utils.training.task_spec import TaskSpec
 
-SOURCES = ("builtin", "local", "huggingface")
-
-# Kinds of files whose text is markup or data as much as it is language.
-_STRUCTURED = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".ipynb")
+SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
+_OF_FILES = ("local", "drive", "upload")
 
 
 class DataSetup(Protocol):
@@ -37,11 +37,11 @@ class DataSetup(Protocol):
 
     @property
     def dataset_source(self) -> str:
-        """ "builtin", "local" or "huggingface"."""
+        """ "builtin", "local", "huggingface", "drive" or "upload"."""
 
     @property
     def dataset_path(self) -> str | None:
-        """The text file, for "local"."""
+        """The file, folder or pattern of paths, for "local", "drive" (below the user's Drive) and "upload"."""
 
     @property
     def dataset_name(self) -> str | None:
@@ -53,7 +53,7 @@ class DataSetup(Protocol):
 
     @property
     def text_column(self) -> str | None:
-        """Its column of texts, for "huggingface"; None: "text", or else the only one."""
+        """The column of texts of its tables; None: one with a usual name, or else the only one."""
 
     @property
     def vocab_size(self) -> int | None:
@@ -215,8 +215,9 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
                 "dataset_source", f"got {shown(setup.dataset_source)}; must be one of {', '.join(SOURCES)}{hint}", guess
             )
         )
-    if setup.dataset_source == "local" and not setup.dataset_path:
-        problems.append(Problem("dataset_path", 'is needed for dataset_source="local": the path of a text file'))
+    if setup.dataset_source in _OF_FILES and not setup.dataset_path:
+        message = f'is needed for dataset_source="{setup.dataset_source}": the path of a file, a folder or a pattern'
+        problems.append(Problem("dataset_path", message))
     if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
         problems.append(Problem("dataset_name", problem))
     available = vocab_size_of(model)
@@ -245,10 +246,11 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
     return vocab_size
 
 
-def _given_split(train: list[str], validation: list[str]) -> Split:
-    share = sum(map(len, validation)) / sum(map(len, [*train, *validation]))
+def _given_split(train: Sequence[str], validation: Sequence[str]) -> Split:
+    kept = sum(map(len, validation))
+    share = kept / (kept + sum(map(len, train)))
     rule = f"{len(validation):,} documents of their own are for validation: {share:.1%} of the characters"
-    return Split(train, validation, rule)
+    return Split(list(train), list(validation), rule)
 
 
 def _load(setup: DataSetup) -> LoadedTexts:
@@ -261,22 +263,19 @@ def _load(setup: DataSetup) -> LoadedTexts:
             setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
         )
     assert setup.dataset_path is not None
-    document = read_text_file(setup.dataset_path)
-    notes = []
-    if document.num_blank_lines:
-        notes.append(f"{document.num_blank_lines:,} of {document.num_lines:,} lines are blank; they are kept.")
-    if document.had_bom:
-        notes.append("The file's byte-order mark was removed.")
-    suffix = document.path.suffix.lower()
-    if suffix in _STRUCTURED:
-        notes.append(f"The {suffix} file was read as plain text, with everything that is in it.")
-    return LoadedTexts([document.text], None, str(document.path), notes)
+    path = colab.drive_path(setup.dataset_path) if setup.dataset_source == "drive" else setup.dataset_path
+    return load_local_texts(path, setup.text_column, with_validation=setup.val_split > 0)
 
 
-def _with_text(documents: Sequence[str]) -> list[str]:
+def _with_text(documents: Sequence[str]) -> Sequence[str]:
     """The documents that hold a visible character. Raises when there is none, or one is no text."""
     if isinstance(documents, str):
         raise DataTypeError("got one text as the documents; give a list: [text].")
+    if isinstance(documents, StoredTexts):
+        stored = documents.with_text()
+        if not len(stored):
+            raise DataError(f"none of the {len(documents):,} documents holds any text.")
+        return stored
     texts = []
     for number, document in enumerate(documents):
         if not isinstance(document, str):

@@ -17,6 +17,8 @@ _EXPORTS = {
     "register_task": "utils.training.engine.tasks",
     "infer_task_spec": "utils.training.engine.tasks",
     "UniversalDataModule": "utils.data.module",
+    "DatasetLoader": "utils.data.loader",
+    "DatasetUploader": "utils.data.loader",
     "export_model": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
