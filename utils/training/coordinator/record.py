@@ -76,7 +76,7 @@ def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
         arguments["max_length"] = given.block_length(model)
     if given.dataset_path is not None:
         arguments["dataset_path"] = str(Path(given.dataset_path).expanduser().absolute())
-    elif not objects:
+    elif not {"dataset", "datamodule"} & set(objects):
         arguments["dataset"] = _lasting(given.dataset)
     return {"arguments": arguments, "objects": objects}
 
