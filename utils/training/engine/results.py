@@ -105,7 +105,7 @@ class TrainingResults(Mapping[str, Any]):
         """Training loss of the last epoch; of the part of it that was done, when the first was not finished."""
         if self.loss_history:
             return self.loss_history[-1]
-        return self.state.epoch_sums.metrics("train").get("train/loss")
+        return self.state.epoch_sums.mean_loss
 
     @property
     def final_perplexity(self) -> float | None:

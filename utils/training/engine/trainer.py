@@ -16,6 +16,7 @@ from torch import nn
 
 from utils.adapters.facts import model_facts
 from utils.data.examples import Batch, StreamSource
+from utils.data.ids import Limits
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -36,13 +37,14 @@ from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
-from utils.training.engine.objective import make_objective
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_optimizer_state, parted_weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
+from utils.training.engine.tasks import Task, infer_task_spec, make_task
+from utils.training.engine.tasks.inference import task_type_of, try_task
 from utils.training.engine.world import World, check_launch, join
 from utils.training.run_folder import RunFolder, Start, decide_start
 from utils.training.task_spec import TaskSpec
@@ -52,6 +54,9 @@ from utils.training.training_config import TrainingConfig
 log = logging.getLogger("trainbook.engine")
 
 __all__ = ["Trainer", "TrainingHooks"]
+
+# Samples that are looked at to tell amounts from answers, where labels are fractions.
+_LOOKED_AT = 64
 
 # Model -> the run that trained it last in this process.
 _TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
@@ -73,6 +78,7 @@ class Trainer:
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
         control: `Control`, to stop, pause or save from another thread.
+        task: what is learnt (a `Task`); data: the data as batches (UniversalDataModule); None before training.
     """
 
     def __init__(
@@ -93,6 +99,8 @@ class Trainer:
         self.state, self.control = TrainState(), Control()
         self.notices: list[str] = []
         self.parts: Parts | None = None
+        self.task: Task | None = None
+        self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
         _refuse_what_is_not_there(self.training_config)
         check_launch(self.training_config)
@@ -137,7 +145,8 @@ class Trainer:
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
-        objective = make_objective(task_spec, config.replace(fused_loss="off") if sharded else config)
+        task = self.task = make_task(task_spec, config.replace(fused_loss="off") if sharded else config)
+        self._check_fit(data, task, task_spec)
         check_compiler(config.compile_mode, detect_device())
         accumulation = self._accumulation(data)
         total_steps = _planned_steps(config, data, accumulation)
@@ -155,7 +164,7 @@ class Trainer:
             for sentence in start.notices:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
-            parts = self.parts = assemble(self.model, objective, config, total_steps, world=world)
+            parts = self.parts = assemble(self.model, task, config, total_steps, world=world)
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
@@ -298,8 +307,12 @@ class Trainer:
 
     def _data(self, train_data: Any, val_data: Any, world: World | None = None) -> UniversalDataModule:
         config = self.training_config
-        data = UniversalDataModule(
-            train_data, val_data, self.task_spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
+        spec = self.task_spec
+        if (spec is None or spec.task_type is None) and (named := task_type_of(self.model)) is not None:
+            # Which task it is decides how samples become a batch.
+            spec = (spec or TaskSpec("training")).replace(task_type=named)
+        data = self.data = UniversalDataModule(
+            train_data, val_data, spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
             config.random_seed, max_train_samples=config.max_train_samples, max_val_samples=config.max_val_samples,
             pad_token_id=getattr(self.config, "pad_token_id", None),
             block_size=model_facts(self.model).max_length or getattr(self.config, "max_seq_len", None),
@@ -322,34 +335,36 @@ class Trainer:
         return 1 if config.auto_batch_size and data.resumable else config.gradient_accumulation_steps
 
     def _task(self, data: UniversalDataModule) -> TaskSpec:
-        """The task, with what was left open taken from model and data; checks that ids, vocabulary and lengths fit."""
-        spec = self.task_spec or TaskSpec("training")
-        sample = data.train.take([0]) if data.resumable else {}  # type: ignore[union-attr]
-        if spec.task_type is None:
-            ids = sample.get("input_ids")
-            labels = sample.get("labels", ids)
-            if sample and (ids is None or labels is None or labels.shape != ids.shape):
-                shapes = {name: tuple(tensor.shape) for name, tensor in sample.items()}
-                raise ConfigError(
-                    f"the task cannot be inferred from samples with {shapes}; give task_spec=TaskSpec...."
-                )
-            spec = spec.replace(task_type="causal_lm")
-            self.notice("Task: predicting the next token (inferred: inputs are token ids, labels are the same ids).")
-        facts = model_facts(self.model)
+        """The task, with what was left open taken from model and data, which is said."""
+        given = self.task_spec
+        spec, sentence = infer_task_spec(self.model, _first_samples(data), self.tokenizer, given)
+        if given is None or given.task_type is None:
+            self.notice(sentence)
+        return spec
+
+    def _check_fit(self, data: UniversalDataModule, task: Task, spec: TaskSpec) -> None:
+        """Check that ids, labels, vocabulary, classes and lengths are such as the model has, before anything is changed."""
+        facts, sample = model_facts(self.model), _first_samples(data)
         known = facts.vocab_size
         if spec.vocab_size is not None and known is not None and spec.vocab_size > known:
             raise ModelError(
                 f"the vocabulary has {spec.vocab_size} tokens, but {type(self.model).__name__} has {known} embeddings. "
                 f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
             )
-        if (limit := known or spec.vocab_size) is not None:
-            data.check_ids(limit)
+        vocab_size = known or spec.vocab_size
+        if task.label_kind == "class":
+            data.check_ids(Limits(vocab_size, None if spec.multi_label else spec.num_classes, "class"))
+        elif vocab_size is not None:
+            data.check_ids(Limits(vocab_size, None, task.label_kind))
         length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
         if longest is not None and length > longest:
             raise DataError(
                 f"samples have {length} tokens, but {type(self.model).__name__} takes at most {longest}. Cut them shorter."
             )
-        return spec
+        if sample and task.tried_first:
+            scores = try_task(self.model, task, sample)
+            if task.label_kind == "token":
+                data.check_ids(Limits(vocab_size, scores, "token"))
 
     def _monitor(self, data: UniversalDataModule) -> tuple[str, str]:
         config = self.training_config
@@ -528,6 +543,17 @@ def _refuse_streams(data: UniversalDataModule) -> None:
                 f"{name} is a DataLoader with an order of its own, which several processes cannot share out exactly. Give its "
                 "dataset instead, with samples by number."
             )
+
+
+def _first_samples(data: UniversalDataModule) -> Batch:
+    """The first sample; where labels are fractions a few more, to see what kind of number they are. Empty for a stream."""
+    if isinstance(data.train, StreamSource):
+        return {}
+    sample = data.train.take([0])
+    labels = sample.get("labels")
+    if labels is None or not labels.is_floating_point():
+        return sample
+    return data.train.take(list(range(min(_LOOKED_AT, len(data.train)))))
 
 
 def _first_batch(data: UniversalDataModule) -> Batch:
