@@ -144,6 +144,35 @@ def load_hub_texts(
     return LoadedTexts(documents, validation, f"{loaded.source}, column {column}", notes)
 
 
+def table_texts(
+    table: Any, text_column: str | None = None, *, with_validation: bool = True, max_characters: int = MOST_CHARACTERS
+) -> LoadedTexts:
+    """The text column of a table that is in memory.
+
+    Args:
+        table: a Hugging Face Dataset, or several by split; a pandas DataFrame; a list of records (dicts).
+        text_column, with_validation, max_characters: as for `load_hub_texts`.
+    Raises:
+        DataError: an unknown column, or no single one of texts.
+    """
+    name = f"the {type(table).__name__}"
+    with _plain_errors(name, None):
+        if isinstance(table, (list, tuple)):
+            table = _datasets().Dataset.from_list([dict(record) for record in table])
+        elif not hasattr(table, "column_names"):
+            table = _datasets().Dataset.from_pandas(table, preserve_index=False)
+        splits = table if isinstance(table, Mapping) else {"train": table}
+        notes: list[str] = []
+        chosen = _chosen_split(splits, "train", notes)
+        column = _text_column(splits[chosen], text_column, name)
+        documents, complete = _texts(splits[chosen], column, max_characters)
+        if not complete:
+            notes.append(f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters.")
+        own = next((known for known in _VALIDATION_SPLITS if known in splits and known != chosen), None)
+        validation = _texts(splits[own], column, max_characters)[0] if with_validation and own is not None else None
+    return LoadedTexts(documents, validation, f"{name}, column {column}", notes)
+
+
 def dataset_name_problem(name: Any) -> str | None:
     """Why `name` cannot name a data set, as far as it shows without asking the Hub; None when it can."""
     if not isinstance(name, str) or not name.strip():

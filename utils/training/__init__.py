@@ -10,6 +10,8 @@ _EXPORTS = {
     "TrainingConfigBuilder": "utils.training.config_builder",
     "compare_configs": "utils.training.training_config",
     "Trainer": "utils.training.engine.trainer",
+    "TrainingCoordinator": "utils.training.coordinator",
+    "train_model": "utils.training.coordinator",
     "TrainingHooks": "utils.training.engine.hooks",
     "TrainingResults": "utils.training.engine.results",
     "Callback": "utils.training.engine.callbacks",
