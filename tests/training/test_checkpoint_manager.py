@@ -157,7 +157,7 @@ def test_a_foreign_file_that_does_not_name_its_optimizer_is_told_by_its_settings
 
 
 def test_averages_of_other_shapes_are_refused(manager, saved):
-    model, optimizer, _ = saved
+    _, optimizer, _ = saved
     turned = net(hidden=4)
     state = optimizer.state_dict()
     state["state"][0]["exp_avg"] = torch.zeros(5, 4)

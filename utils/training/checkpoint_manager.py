@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainbook.checkpoints")
 
 LATEST, BEST_MODEL = "latest_checkpoint.pt", "best_model.pt"
+
+# Model -> the file that was last loaded into it.
+_LOADED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
 
 # What every file holds; additional information cannot have these names.
 CORE_KEYS = (
@@ -186,15 +190,19 @@ class CheckpointManager:
         path = self.folder / f"epoch_{epoch}.pt"
         return self.save_checkpoint(model, optimizer, epoch, loss, accuracy, path, additional_info)
 
-    def take_names(self, path: Path, epoch: int, accuracy: float) -> None:
+    def take_names(self, path: Path, epoch: int, accuracy: float | None, *, best: bool | None = None) -> None:
         """Give a committed checkpoint the names it has here (latest, best, of its epoch) instead of writing it again.
 
         Args:
-            path: a file with `CORE_KEYS`, such as an experiment's trainer commits; epoch, accuracy: what it holds.
+            path: a file with `CORE_KEYS`, such as an experiment's trainer commits.
+            epoch: completed epochs that it holds; accuracy: of its validation, 0 to 100, None where there was none.
+            best: whether it is the best; None: when its accuracy is higher than any before.
         """
         names = [LATEST]
-        if self.improves(accuracy):
-            self.best_accuracy = float(accuracy)
+        improves = accuracy is not None and self.improves(accuracy)
+        if improves:
+            self.best_accuracy = accuracy
+        if improves if best is None else best:
             names.append(BEST_MODEL)
         if epoch % self.save_frequency == 0 and path.parent.resolve() != self.folder.resolve():
             names.append(f"epoch_{epoch}.pt")
@@ -328,6 +336,8 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer | None, strict: b
     from utils.training.engine.checkpoint import load_model_weights, read_plain
 
     content = read_plain(path)
+    if isinstance(content, dict) and "model_state_dict" not in content and "format" in content:
+        content = _core_of_run(content)
     if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), Mapping):
         held = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} has no model_state_dict; it holds {held}.")
@@ -350,12 +360,29 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer | None, strict: b
         if found.optimizer_reason is None and state is not None:
             load_optimizer(optimizer, state)
             found.optimizer = True
+    _LOADED[model] = path.resolve()
     if found.skipped or found.optimizer_reason:
         log.warning("%s: %s", path, _told(found))
     return {
         "epoch": int(content.get("epoch", 0)), "loss": content.get("loss"), "accuracy": content.get("accuracy"),
         "fully_restored": found.complete, "loaded_layers": found.loaded, "total_layers": found.total,
         "skipped": found.skipped, "optimizer_restored": found.optimizer, "optimizer_reason": found.optimizer_reason,
+    }  # fmt: skip
+
+
+def loaded_from(model: nn.Module) -> Path | None:
+    """The file that was last loaded into `model` in this process; None: none was."""
+    return _LOADED.get(model)
+
+
+def _core_of_run(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of the engine's, by the names that are used here."""
+    state = payload.get("state", {})
+    last: dict[str, Any] = next((row for row in reversed(state.get("history", ())) if "val/loss" in row), {})
+    return {
+        "epoch": state.get("epoch", 0), "model_state_dict": payload.get("model"),
+        "optimizer_state_dict": payload.get("optimizer"), "optimizer_class": payload.get("optimizer_kind"),
+        "loss": last.get("val/loss"), "accuracy": None if "val/accuracy" not in last else 100 * last["val/accuracy"],
     }  # fmt: skip
 
 
