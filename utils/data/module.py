@@ -60,6 +60,7 @@ class UniversalDataModule:
             one process, and micro-batch k is for process k mod number.
         lockstep: whether every process must have as many micro-batches, because a forward pass is done by all together; the
             missing ones are made up of a sample whose labels are all -100, so that nothing of it counts.
+        shuffle: whether epochs come in a new order each; False: in the data's own.
     Raises:
         DataTypeError, DataError: before any work; says what was got and how to wrap it.
     """
@@ -79,7 +80,7 @@ class UniversalDataModule:
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
-        self.share, self.lockstep = (0, 1), False
+        self.share, self.lockstep, self.shuffle = (0, 1), False, True
         self._limits: Limits | None = None
         self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
@@ -134,6 +135,8 @@ class UniversalDataModule:
 
     def order(self, epoch: int) -> np.ndarray:
         """The samples of an epoch in the order in which they are trained on: int64, shape (num_train,)."""
+        if not self.shuffle:
+            return np.arange(self._num_samples)
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch) & 0x7FFFFFFFFFFFFFFF)
         return torch.randperm(self._num_samples, generator=generator).numpy()
 

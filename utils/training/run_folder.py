@@ -135,11 +135,15 @@ class RunFolder:
         with self._written(path, go_on=True):
             write_json(path, {"run_id": self.run_id, "status": status, **facts})
 
-    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
-        """config.yaml and environment.json. Raises `CheckpointWriteError` that names the file."""
+    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any], **sections: Any) -> None:
+        """config.yaml and environment.json. Raises `CheckpointWriteError` that names the file.
+
+        Args:
+            sections: further sections of config.yaml.
+        """
         config_file, environment_file = self.path / "config.yaml", self.path / "environment.json"
         with self._written(config_file):
-            write_config_file(config_file, {"training": config, "task": task_spec})
+            write_config_file(config_file, {"training": config, "task": task_spec, **sections})
         with self._written(environment_file):
             write_json(environment_file, environment.snapshot())
 
@@ -219,7 +223,7 @@ class FollowersFolder(RunFolder):
     def write_state(self, status: str, **facts: Any) -> None:
         """Nothing."""
 
-    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
+    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any], **sections: Any) -> None:
         """Nothing."""
 
     def record(self, row: dict[str, Any]) -> None:
