@@ -15,7 +15,7 @@ from tests.kit.toys import LENGTH, VOCAB_SIZE, plain_lm, same_weights, tiny_gpt,
 from utils.adapters import ModelCall, UniversalModelAdapter
 from utils.errors import ConfigError, ModelError
 from utils.training import TrainingConfig
-from utils.training.engine.objective import CausalLM
+from utils.training.engine.tasks.causal_lm import CausalLM
 from utils.training.engine.optim import Schedule
 
 pytestmark = [

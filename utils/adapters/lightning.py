@@ -18,7 +18,8 @@ from utils.data.examples import Batch, as_batch, labels_of
 from utils.errors import ConfigError, ModelError, Problem
 from utils.schema import shown
 from utils.training.engine.metrics import perplexity
-from utils.training.engine.objective import CausalLM, Loss
+from utils.training.engine.objective import Loss
+from utils.training.engine.tasks.causal_lm import CausalLM
 from utils.training.engine.optim import Schedule, parameter_groups
 from utils.training.training_config import TrainingConfig
 
