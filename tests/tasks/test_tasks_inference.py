@@ -82,7 +82,7 @@ CASES = {
         {"num_classes": 1},
     ),
     "an amount, by the labels": (lambda: sequence_classifier(num_labels=1), batch_of(amount_of), "regression", {}),
-    "DeiT": (HEALTHY_DESIGNS["DeiT"], None, "image_classification", {"num_classes": 4, "modality": "vision"}),
+    "DeiT": (lambda: seeded(HEALTHY_DESIGNS["DeiT"]), None, "image_classification", {"num_classes": 4, "modality": "vision"}),
     "plain language model": (plain_lm, batch_of(lambda row: row), "causal_lm", {}),
     "plain, ids alone": (plain_lm, padded(ROWS), "causal_lm", {}),
     "plain classes": (lambda: head(CLASSES), batch_of(class_of), "text_classification", {"num_classes": CLASSES}),
