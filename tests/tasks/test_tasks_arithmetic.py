@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import f1_score, r2_score
 
 from tests.kit.task_toys import (
     CLASSES,
@@ -24,6 +25,7 @@ from tests.kit.task_toys import (
     tiny_t5,
 )
 from tests.kit.toys import golden_config
+from utils.training.engine.metrics import Sums
 from utils.training.engine.parts import assemble
 from utils.training.engine.step import train_step
 from utils.training.engine.tasks import (
@@ -34,6 +36,7 @@ from utils.training.engine.tasks import (
     TextClassification,
     TokenClassification,
 )
+from utils.training.engine.tasks.classes import class_loss, f1_macro, f1_micro
 
 ROWS = id_rows(10)
 
@@ -226,3 +229,25 @@ def test_only_masked_positions_are_given_logits(monkeypatch):
     monkeypatch.setattr(fused_loss, "linear_cross_entropy", counted)
     result = stepped(tiny_bert("ForMaskedLM"), MaskedLM(fused="on"), batches_of(MASKED_ROWS))
     assert sum(seen) == result.num_targets == sum(int((row["labels"] != -100).sum()) for row in MASKED_ROWS)
+
+
+def test_classes_that_never_occur_have_no_part_in_f1():
+    true, guesses = [0, 0, 2, 2, 2], [0, 2, 2, 2, 0]
+    logits_NC = torch.nn.functional.one_hot(torch.tensor(guesses), 5).float()
+    loss = class_loss(logits_NC, torch.tensor(true), len(true), 0.0, by_class=True)
+    sums = Sums(1.0, len(true), counts={name: values.flatten().tolist() for name, values in loss.counts.items()})
+    assert f1_macro(sums) == pytest.approx(f1_score(true, guesses, average="macro"))
+    assert f1_micro(sums) == pytest.approx(f1_score(true, guesses, average="micro"))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_r2_of_amounts_far_from_zero(offset):
+    """From sums alone, without a second look at the labels."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(50, generator=generator) + offset
+    guesses = true + 0.5 * torch.randn(50, generator=generator)
+    task = Regression(1)
+    counts = task._counts((guesses - true)[:, None], true[:, None], torch.ones(50, 1, dtype=torch.bool))
+    loss = float((guesses - true).double().square().sum())
+    sums = Sums(loss, 50, counts={name: values.flatten().tolist() for name, values in counts.items()})
+    assert task.metrics(sums)["r2"] == pytest.approx(r2_score(true.double(), guesses.double()), rel=1e-6)

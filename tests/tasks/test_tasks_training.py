@@ -28,6 +28,8 @@ from tests.kit.task_toys import (
 from tests.kit.toys import assert_same_run, golden_config
 from utils.errors import DataError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
+from utils.training.engine import loop as loop_module
+from utils.training.engine import trainer as trainer_module
 from utils.training.samples import SamplePredictions, SampleTexts, as_prompt_and_text, read_samples
 from utils.ui import show_samples
 
@@ -222,6 +224,22 @@ def test_the_best_model_can_be_the_one_with_the_best_f1():
     assert results.best_value == max(row["val/f1_macro"] for row in results.evaluate_rows)
     with pytest.raises(ValueError, match="mode='max'"):
         TrainingConfig(monitor="val/f1_macro")
+
+
+@pytest.mark.parametrize("case", ["text_classification", "two amounts"])
+def test_counts_that_are_read_late_are_the_same(case, monkeypatch):
+    """As on a GPU: the host reads the numbers of several steps at once."""
+    prompt = trained(case, run_name="prompt", max_grad_norm=0.0)
+    original = trainer_module.assemble
+
+    def guarded(*arguments, **named):
+        parts = original(*arguments, **named)
+        parts.guard = torch.zeros(3)
+        return parts
+
+    monkeypatch.setattr(trainer_module, "assemble", guarded)
+    monkeypatch.setattr(loop_module, "_READ_EVERY", 5)
+    assert_same_run(prompt, trained(case, run_name="late", max_grad_norm=0.0))
 
 
 # ---- what does not fit ----
