@@ -84,8 +84,8 @@ def _check_labels(labels: Tensor, samples: Sequence[int], name: str, count: int,
     numbered = {"class": "classes", "token": "tokens"}[kind]
     raise DataError(
         f"{name}: sample {samples[row]:,} has the label {int(labels[(row, *position)]):,}{where}, but the model scores "
-        f"{count:,} {numbered}: labels are 0 to {count - 1:,}, or {IGNORED} where nothing is scored. Number the labels so, or make "
-        "the model with more outputs."
+        f"{count:,} {numbered}: labels are 0 to {count - 1:,}, or {IGNORED} where nothing is scored. Number the labels "
+        "so, or make the model with more outputs."
     )
 
 

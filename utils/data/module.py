@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from utils.data.collators import collator_for
 from utils.data.examples import (
     IGNORED,
     Batch,
@@ -84,7 +85,8 @@ class UniversalDataModule:
         self._limits: Limits | None = None
         self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
-            "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
+            "collate": data_collator or collator_for(task_spec, tokenizer), "tokenizer": tokenizer,
+            "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
             "block_size": getattr(task_spec, "max_seq_len", None) or block_size,
         }  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from utils.training.engine.tasks import Task
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
 
@@ -109,9 +110,16 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def final_perplexity(self) -> float | None:
-        """exp of the last validation loss; of the training loss when nothing was validated."""
+        """exp of the last validation loss; of the training loss when nothing was validated. None where the loss is not over
+        tokens."""
         loss = self.val_loss_history[-1] if self.val_loss_history else self.final_loss
-        return None if loss is None else perplexity(loss)
+        return None if loss is None or not self._task.over_tokens else perplexity(loss)
+
+    @property
+    def _task(self) -> type[Task]:
+        from utils.training.engine.tasks import find_task
+
+        return find_task("causal_lm" if self.task_spec is None else self.task_spec.task_type)
 
     @property
     def final_metrics(self) -> dict[str, float]:
@@ -208,12 +216,15 @@ class TrainingResults(Mapping[str, Any]):
             "ended": f"{self.stop_reason} after {self.steps} steps, {self.epochs_trained} epochs",
         }
         if self.final_loss is not None:
-            rows["training loss"] = f"{self.final_loss:.4f} nats per target"
+            rows["training loss"] = f"{self.final_loss:.4f} {self._task.loss_unit}"
         if self.val_loss_history:
             last = self.val_loss_history[-1]
-            rows["validation loss"] = f"{last:.4f} nats per target (perplexity {perplexity(last):.1f})"
+            more = f" (perplexity {perplexity(last):.1f})" if self._task.over_tokens else ""
+            rows["validation loss"] = f"{last:.4f} {self._task.loss_unit}{more}"
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
+        if other := self._other_metrics():
+            rows["validation"] = other
         if self.best_value is not None:
             rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f} in epoch {self.best_epoch}"
         rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
@@ -222,6 +233,16 @@ class TrainingResults(Mapping[str, Any]):
         for number, notice in enumerate(self.notices, 1):
             rows[f"note {number}"] = notice
         return rows
+
+    def _other_metrics(self) -> str:
+        """What the last validation found besides loss and perplexity, for tasks that are not judged by these."""
+        row = self.evaluate_rows[-1] if self.evaluate_rows and not self._task.over_tokens else {}
+        skipped = ("val/loss", "val/mse")
+        return ", ".join(
+            f"{name.removeprefix('val/')} {value:.4f}"
+            for name, value in row.items()
+            if name.startswith("val/") and name not in skipped
+        )
 
     def plot(self, baseline: float | None = None) -> Figure:
         """The curves of loss and learning rate; also written to the run's plots/curves.png."""

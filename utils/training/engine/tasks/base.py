@@ -67,6 +67,10 @@ class Wording:
             return " ".join(map(str, kept))
         return str(self.tokenizer.decode(kept))
 
+    def tokens(self, ids: Tensor | Sequence[int]) -> str:
+        """The same with each token by itself, for tokens that do not follow one another."""
+        return " | ".join(self.text([token]).strip() for token in map(int, ids) if token != IGNORED)
+
     def name(self, number: int) -> str:
         """A class's name."""
         return (self.class_names or {}).get(number, str(number))

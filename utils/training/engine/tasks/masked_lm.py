@@ -36,6 +36,6 @@ class MaskedLM(TokenTask):
             if bool(masked.any()):
                 guesses, score = guesses_BT[row][masked], float(scores_BT[row][masked].mean())
                 found.append(
-                    Prediction(wording.inputs(batch, row), wording.text(labels_T), wording.text(guesses), score)
+                    Prediction(wording.inputs(batch, row), wording.tokens(labels_T), wording.tokens(guesses), score)
                 )
         return found
