@@ -470,6 +470,57 @@ def test_a_torchvision_of_another_torch_is_done_without(monkeypatch, tmp_path, c
     assert "nms does not exist" in caplog.text
 
 
+FETCHING = """
+class MNIST:
+    def __init__(self, root, train, download):
+        {does}
+"""
+
+
+@pytest.fixture
+def torchvision_that(tmp_path, monkeypatch):
+    """A torchvision whose MNIST does what a test says when it is asked to fetch; its transforms are not used."""
+
+    def install(does):
+        dataset = MNISTDataset()  # before it is there, so with the transforms of this library
+        package = tmp_path / "other" / "torchvision"
+        package.mkdir(parents=True)
+        for name, text in {"__init__": "", "transforms": "", "datasets": FETCHING.format(does=does)}.items():
+            (package / f"{name}.py").write_text(text)
+        for name in ("torchvision", "torchvision.transforms"):
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delitem(sys.modules, "torchvision.datasets", raising=False)
+        monkeypatch.syspath_prepend(package.parent)
+        torchvision_transforms.cache_clear()
+        return dataset
+
+    yield install
+    for name in ("torchvision", "torchvision.transforms", "torchvision.datasets"):
+        sys.modules.pop(name, None)
+
+
+def test_missing_files_are_fetched_by_torchvision(torchvision_that):
+    dataset = torchvision_that(
+        "from tests.kit.image_files import mnist_files; mnist_files(__import__('pathlib').Path(root))"
+    )
+    assert len(dataset.train_set) == 40
+
+
+def test_what_torchvision_cannot_fetch_is_said_with_the_place_for_the_files(torchvision_that):
+    dataset = torchvision_that("raise RuntimeError('no route to host')")
+    with pytest.raises(
+        DataError, match=r"could not fetch it to .*: RuntimeError: no route to host\. Put its files into .*raw"
+    ):
+        dataset.get_dataloaders()
+
+
+def test_nothing_is_fetched_unless_allowed(torchvision_that):
+    dataset = torchvision_that("raise RuntimeError('asked')")
+    dataset.download = False
+    with pytest.raises(DataNotFoundError, match="download=True fetches"):
+        dataset.get_dataloaders()
+
+
 def test_a_plain_loop_over_the_loaders_learns(tmp_path):
     mnist_files(tmp_path / "data", train=100)
     torch.manual_seed(0)

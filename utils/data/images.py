@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.data.examples import one_line
 from utils.data.image_files import read_cifar_batch, read_idx
 from utils.data.image_sets import BaseDataset, ImageSamples
 from utils.data.registry import DatasetRegistry
@@ -75,7 +76,8 @@ class _FilesDataset(BaseDataset):
             getattr(datasets, self.FETCHED_BY)(str(self.root), train=True, download=True)
         except Exception as error:  # whatever it is, it comes from the network or another library
             raise DataError(
-                f"{self.name}: torchvision could not fetch it to {self.root.resolve()}: {type(error).__name__}: {error}. "
+                f"{self.name}: torchvision could not fetch it to {self.root.resolve()}: {type(error).__name__}: "
+                f"{one_line(error)}. "
                 f"Put its files into {self.folder.resolve()} yourself, with download=False."
             ) from error
 

@@ -43,16 +43,14 @@ class ToFloat:
         return image.float() / 255
 
 
-@dataclass(frozen=True)
 class Normalize:
     """(image - mean) / std: a number for each channel, or one for all."""
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     def __call__(self, image: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (image - mean) / std
+        return (image - self.mean) / self.std
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def image_transform(
         steps: list[Transform] = [ToFloat()]
         wanted = ((affine, RandomAffine()), (crop is not None, RandomCrop()), (flip, RandomFlip()))
         steps += [step for chosen, step in wanted if chosen]
-        return Compose([*steps, Normalize(tuple(mean), tuple(std))])
+        return Compose([*steps, Normalize(mean, std)])
     made: list[Any] = [vision.ConvertImageDtype(torch.float32)]
     if affine:
         made.append(vision.RandomAffine(10, translate=(0.1, 0.1), interpolation=vision.InterpolationMode.BILINEAR))
