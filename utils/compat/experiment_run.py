@@ -57,7 +57,7 @@ class ExperimentRecord(Callback):
         self.log = ExperimentLog(experiment.log_file)
         self.on_row: Callable[[int, TrainState], None] = lambda epoch, state: None
         self.measures_accuracy = True
-        self._drawn_at = -math.inf
+        self._drawn_at = time.monotonic()
         self._steps_before = 0
         self._began = self._trained = self._judged = 0.0
         self.val_batches: int | None = None
