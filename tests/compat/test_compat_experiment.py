@@ -21,6 +21,14 @@ from utils.errors import CheckpointError, ConfigError, ModelError, NonFiniteErro
 from utils.training import Callback, CheckpointManager, ExperimentManager
 from utils.training.engine.checkpoint import read_plain
 
+
+@pytest.fixture(autouse=True)
+def pictures_are_drawn_only_where_they_are_looked_at(request, monkeypatch):
+    """Drawing takes longer than all the epochs of such a test."""
+    if "documented_ones" not in request.node.name:
+        monkeypatch.setattr("utils.views.curves.save_figure", lambda figure, path: path)
+
+
 HISTORY = {
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_time", "train_speed", "val_speed",
 }  # fmt: skip
@@ -301,11 +309,8 @@ def test_a_plateau_scheduler_for_what_is_not_measured_is_an_error():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scheduler = ReduceLROnPlateau(optimizer, mode="max")
     loader = DataLoader(data, 4)
-    trainer = Trainer(
-        model, loader, loader, nn.MSELoss(), optimizer, "cpu", ExperimentManager("runs"), scheduler=scheduler
-    )
     with pytest.raises(ConfigError, match='mode="min"'):
-        trainer.train(1)
+        Trainer(model, loader, loader, nn.MSELoss(), optimizer, "cpu", ExperimentManager("runs"), scheduler=scheduler)
 
 
 # Resume and fork
@@ -363,7 +368,7 @@ def test_a_resumed_experiment_that_is_finished_trains_nothing_and_keeps_its_resu
 def test_a_log_that_is_ahead_of_the_checkpoint_skips_no_epoch():
     trainer = experiment()
     trainer.train(2)
-    trainer._record.log.append(3, {name: 1.0 for name in HISTORY})  # the process died before this epoch's checkpoint
+    trainer._record.log.append(3, dict.fromkeys(HISTORY, 1.0))  # the process died before this epoch's checkpoint
     resumed = experiment(ExperimentManager("runs", resume_exp="exp1"))
     assert resumed.load_history_from_log() == 3
     resumed.train(4, start_epoch=3)
@@ -513,9 +518,9 @@ def test_start_epoch_at_the_end_trains_nothing():
 
 
 def test_an_optimizer_of_another_model_is_refused_before_anything_is_trained():
+    train, validation = loaders()
+    other = torch.optim.SGD(nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)]).parameters(), lr=0.1)
     with pytest.raises(ConfigError, match="8 of its 8 parameters are not the model's"):
-        train, validation = loaders()
-        other = torch.optim.SGD(nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)]).parameters(), lr=0.1)
         Trainer(small_net(), train, validation, nn.CrossEntropyLoss(), other, "cpu", ExperimentManager("runs"))
 
 

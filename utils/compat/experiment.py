@@ -86,6 +86,10 @@ class Trainer:
         self._record.log.begin()
         self._state: TrainState | None = None  # of the latest training of this object
         self.monitors_accuracy = _scores_classes(criterion, train_loader)
+        if getattr(scheduler, "mode", None) == "max" and not self.monitors_accuracy:
+            raise ConfigError(
+                'scheduler: mode="max" waits for the accuracy, which is not measured here. Make it with mode="min".'
+            )
         self._record.measures_accuracy = self.monitors_accuracy
 
     @property

@@ -57,7 +57,7 @@ class ExperimentRecord(Callback):
         self.log = ExperimentLog(experiment.log_file)
         self.on_row: Callable[[int, TrainState], None] = lambda epoch, state: None
         self.measures_accuracy = True
-        self._drawn_at = -math.inf
+        self._drawn_at = time.monotonic()
         self._steps_before = 0
         self._began = self._trained = self._judged = 0.0
         self.val_batches: int | None = None
@@ -116,18 +116,21 @@ class ExperimentRecord(Callback):
         if self.manager is None:
             return
         state = trainer.state
-        if not path.name.startswith("epoch"):
-            epoch, accuracy, best = state.epoch, None, False
-        else:
+        epoch, accuracy, best = state.epoch, None, False  # of a file in mid-epoch, which no validation has judged
+        if path.name.startswith("epoch"):
             epoch = int(path.stem.removeprefix("epoch_"))
-            rows = [row for row in state.history if row["event"] == "epoch" and row["epoch"] == epoch - 1]
-            measured = self.row_of(rows[-1])["val_accuracy"] if rows else math.nan
-            accuracy = None if math.isnan(measured) else measured
-            best = None if accuracy is not None else state.best.epoch == epoch
+            accuracy = self._accuracy_of(epoch, state)
+            best = state.best.epoch == epoch
         if isinstance(self.manager, CheckpointManager):
-            self.manager.take_names(path, epoch, accuracy, best=best)
+            self.manager.take_names(path, epoch, accuracy, best=best if accuracy is None else None)
         else:
             self._save_by(self.manager, trainer, epoch, accuracy)
+
+    def _accuracy_of(self, epoch: int, state: TrainState) -> float | None:
+        """The validation accuracy (0 to 100) after `epoch` completed epochs; None where there was none."""
+        rows = [row for row in state.history if row["event"] == "epoch" and row["epoch"] == epoch - 1]
+        accuracy = self.row_of(rows[-1])["val_accuracy"] if rows else math.nan
+        return None if math.isnan(accuracy) else accuracy
 
     def _save_by(self, manager: Any, trainer: EngineTrainer, epoch: int, accuracy: float | None) -> None:
         """A manager of another class writes its own files, of the model as it is now."""

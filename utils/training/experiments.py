@@ -56,10 +56,10 @@ class ExperimentManager:
         self.settings: dict[str, Any] = {}
         self._restored: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         if fork_exp is not None:
-            self.fork_source_dir = str(_existing(base, fork_exp))
+            self.fork_source_dir = str(existing_experiment(base, fork_exp))
         if resume_exp is not None:
-            self._path = _existing(base, resume_exp)
-            self.settings = self.kept_settings()
+            self._path = existing_experiment(base, resume_exp)
+            self.settings = kept_settings(self._path)
         else:
             self._path = RunFolder.reserve(base, None).path
         try:
@@ -100,10 +100,6 @@ class ExperimentManager:
     def get_experiment_info(self) -> str:
         """A sentence that says where the experiment is."""
         return f"Experiment directory: {self.experiment_dir}"
-
-    def kept_settings(self, source: str | Path | None = None) -> dict[str, Any]:
-        """The settings that are in the config.yaml of `source` (None: of this experiment); {} when there are none."""
-        return _kept(source or self.experiment_dir).get("experiment", {})
 
     def kept_seed(self) -> int | None:
         """The seed with which this experiment was trained before; None when it was not."""
@@ -147,13 +143,20 @@ def _rates(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: group[name] for name in ("lr", "initial_lr") if name in group}
 
 
-def _existing(base: Path, name: str) -> Path:
+def existing_experiment(base: Path, name: str) -> Path:
+    """The folder of an experiment. Raises `CheckpointNotFoundError` that lists those there are."""
     path = base / name
     if path.parent == base and path.is_dir():
         return path
     there = sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else []
     listed = ", ".join(there[:20]) or "none yet"
     raise CheckpointNotFoundError(f"experiment {name!r} is not in {base}; there are: {listed}.")
+
+
+def kept_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the config.yaml of an experiment keeps; {} when there are none."""
+    kept = _kept(folder).get("experiment")
+    return dict(kept) if isinstance(kept, Mapping) else {}
 
 
 def _kept(folder: str | Path) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def experiment_curves(history: Mapping[str, Sequence[float]], first_epoch: int =
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), dpi=110, layout="constrained")
+    # Fixed margins: a computed layout takes as long as the drawing itself, and this is drawn while training waits.
+    figure = Figure(figsize=(10, 7), dpi=110)
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.07, top=0.93, wspace=0.2, hspace=0.25)
     figure.suptitle(title)
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
     for axes, name, label in ((loss, "loss", "loss (mean per sample)"), (accuracy, "accuracy", "accuracy (%)"),
