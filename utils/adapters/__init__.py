@@ -5,8 +5,12 @@ from __future__ import annotations
 from utils.lazy import lazy_exports
 
 _EXPORTS = {
+    "DecoderOnlyLMAdapter": "utils.adapters.task_adapters",
+    "EncoderDecoderSeq2SeqAdapter": "utils.adapters.task_adapters",
+    "EncoderOnlyClassificationAdapter": "utils.adapters.task_adapters",
     "ModelCall": "utils.adapters.forward",
     "UniversalModelAdapter": "utils.adapters.lightning",
+    "VisionClassificationAdapter": "utils.adapters.task_adapters",
     "generate": "utils.adapters.generation",
     "generate_text": "utils.adapters.generation",
 }
