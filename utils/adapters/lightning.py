@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.adapters import generation
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
+from utils.adapters.graph import runnable
 from utils.data.examples import Batch, as_batch, labels_of
 from utils.errors import ConfigError, ModelError, Problem
 from utils.schema import shown
@@ -79,7 +80,7 @@ class UniversalModelAdapter(pl.LightningModule):
         self.save_hyperparameters(ignore=["model", "tokenizer", "task_spec"])
         self.model, self.tokenizer = model, tokenizer
         self.vocab_size = model_facts(model).vocab_size if vocab_size is None else vocab_size
-        self._call = ModelCall(model)
+        self._call = ModelCall(runnable(model))
         self.task_spec = task_spec or TaskSpec.language_modeling(vocab_size=self.vocab_size)
         self._task = make_task(self.task_spec, self._settings)
         self._validation = torch.zeros(2, dtype=torch.float64)  # sum of losses, number of targets
@@ -191,8 +192,8 @@ class UniversalModelAdapter(pl.LightningModule):
         if eos_token_id is None:
             eos_token_id = getattr(self.tokenizer, "eos_token_id", None)
         return generation.generate(
-            self.model, input_ids, max_length - length, temperature if do_sample else 0.0, top_k, top_p, eos_token_id, seed,
-            vocab_size=self.vocab_size,
+            self._call.model, input_ids, max_length - length, temperature if do_sample else 0.0, top_k, top_p, eos_token_id,
+            seed, vocab_size=self.vocab_size,
         )  # fmt: skip
 
     def _scored(self, batch: Batch, keep_outputs: bool = False) -> Loss:
