@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -264,3 +266,13 @@ def test_other_tasks_have_their_own_loss_and_no_perplexity(tmp_path):
     assert set(metrics) == {"train_loss", "val_loss"}
     expected = nn.functional.cross_entropy(model(pixels), labels).item()
     assert metrics["val_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_adapter_is_imported_when_asked_for_and_draws_no_random_number():
+    program = (
+        "import random, sys, torch; import utils.adapters; before = random.getstate(), torch.get_rng_state().tolist(); "
+        "assert 'pytorch_lightning' not in sys.modules; utils.adapters.UniversalModelAdapter; "
+        "assert 'pytorch_lightning' in sys.modules; assert before == (random.getstate(), torch.get_rng_state().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -145,7 +145,7 @@ class ComputationalGraphExecutor(nn.Module):
         padded = mask_BT is not None and bool((mask_BT == 0).any())
         if padded and _ATTENTION.match(name) and not _is_attention(layer):
             raise ModelError(
-                f"{type(self.model).__name__}.{name} is a {type(layer).__name__}, which cannot be told about padding here. Give "
+                f"{type(self.model).__name__}.{name} is a {type(layer).__name__}, which cannot be told about padding. Give "
                 "sequences of one length without a mask, or use nn.MultiheadAttention."
             )
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +17,16 @@ from utils.adapters.graph import runnable
 from utils.data.examples import Batch, as_batch, labels_of
 from utils.errors import ConfigError, ModelError, Problem
 from utils.schema import shown
+from utils.training.engine import rng
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.objective import Loss
 from utils.training.engine.optim import Schedule, parameter_groups
 from utils.training.engine.tasks import make_task
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
+
+with rng.preserved():  # importing Lightning draws random numbers
+    import pytorch_lightning as pl
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
