@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +17,9 @@ from tests.kit.toys import LENGTH, VOCAB_SIZE, plain_lm, same_weights, tiny_gpt,
 from utils.adapters import ModelCall, UniversalModelAdapter
 from utils.errors import ConfigError, ModelError
 from utils.training import TrainingConfig
-from utils.training.engine.tasks.causal_lm import CausalLM
 from utils.training.engine.optim import Schedule
+from utils.training.engine.tasks import CausalLM
+from utils.training.task_spec import TaskSpec
 
 pytestmark = [
     # Lightning's own, about torch's newer tree functions and about loaders without processes.
@@ -252,3 +255,24 @@ def test_an_adapter_is_a_model_for_the_rest_of_the_library():
     assert adapter.config is model.config
     assert isinstance(adapter, nn.Module)
     torch.testing.assert_close(ModelCall(adapter)({"input_ids": ids, "labels": ids}), model(ids).logits)
+
+
+def test_other_tasks_have_their_own_loss_and_no_perplexity(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    pixels, labels = torch.rand(24, 1, 4, 4), torch.arange(24) % 3
+    adapter = UniversalModelAdapter(model, learning_rate=1e-2, task_spec=TaskSpec.image_classification(num_classes=3))
+    loader = DataLoader(list(zip(pixels, labels, strict=True)), 8)
+    metrics = fit(adapter, tmp_path, loader, loader).callback_metrics
+    assert set(metrics) == {"train_loss", "val_loss"}
+    expected = nn.functional.cross_entropy(model(pixels), labels).item()
+    assert metrics["val_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_adapter_is_imported_when_asked_for_and_draws_no_random_number():
+    program = (
+        "import random, sys, torch; import utils.adapters; before = random.getstate(), torch.get_rng_state().tolist(); "
+        "assert 'pytorch_lightning' not in sys.modules; utils.adapters.UniversalModelAdapter; "
+        "assert 'pytorch_lightning' in sys.modules; assert before == (random.getstate(), torch.get_rng_state().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

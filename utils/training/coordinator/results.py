@@ -47,7 +47,7 @@ class CoordinatorResults(TrainingResults):
             config = self.training_config
             self._adapter = UniversalModelAdapter(
                 self._bare, config.learning_rate, self._known_tokens(), config.warmup_steps or 0, config.weight_decay,
-                self.tokenizer,
+                self.tokenizer, task_spec=self.task_spec,
             )  # fmt: skip
         return self._adapter
 
