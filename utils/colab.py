@@ -5,6 +5,7 @@ Every call ends with what was asked for, or with an error that says what works w
 
 from __future__ import annotations
 
+import glob
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -52,14 +53,15 @@ def drive_path(path: str | os.PathLike[str], timeout_s: float = _ANSWER_TIMEOUT_
     """Where a file or folder of the Drive is on this machine; the Drive is mounted where it has to be.
 
     Args:
-        path: as Colab shows it ("/content/drive/MyDrive/data.txt"), below the Drive ("data.txt", "MyDrive/data.txt"), or the
-            path of anything that exists here, which is taken as it is: so a notebook also works without Colab.
+        path: a path or a pattern of paths as Colab shows it ("/content/drive/MyDrive/data.txt") or below the Drive
+            ("data.txt", "MyDrive/data.txt"). What exists on this machine is taken as it is: so a notebook also works
+            without Colab.
     Raises:
         DataNotFoundError, DataError: the Drive cannot be had, or there is no such file in it.
     """
     name = os.fspath(path)
     given = Path(name).expanduser()
-    if name and "\0" not in name and given.exists():
+    if name and "\0" not in name and (given.exists() or _matches(given)):
         return given
     below = given
     for start in (MOUNT_POINT / _MY_DRIVE, MOUNT_POINT, Path(_MY_DRIVE)):
@@ -76,9 +78,14 @@ def drive_path(path: str | os.PathLike[str], timeout_s: float = _ANSWER_TIMEOUT_
         raise DataNotFoundError(f"{name}: is no file on this machine, and the Drive cannot be had: {error}") from error
 
 
+def _matches(pattern: Path) -> bool:
+    return glob.has_magic(str(pattern)) and next(glob.iglob(str(pattern), recursive=True), None) is not None
+
+
 def drive_is_unknown(path: str | os.PathLike[str]) -> bool:
     """Whether it would take the Drive, which Colab has not mounted yet, to know if there is such a file."""
-    return is_colab() and not (MOUNT_POINT / _MY_DRIVE).is_dir() and not Path(path).expanduser().exists()
+    given = Path(path).expanduser()
+    return is_colab() and not (MOUNT_POINT / _MY_DRIVE).is_dir() and not given.exists() and not _matches(given)
 
 
 def upload_files() -> Mapping[str, bytes]:

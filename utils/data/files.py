@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ FORMAT_OF_SUFFIX: dict[str, str] = {
 
 # What file names call the parts of a data set.
 _SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+# Entries of a folder that are looked at for a first word about it.
+_LOOKED_AT = 1000
 _DOCUMENTATION = ("readme", "license", "dataset_infos", "dataset_info")
 
 
@@ -68,6 +71,8 @@ def path_problem(path: str) -> str | None:
         place = _folder(path) or existing_file(path)
     except (DataError, ValueError) as error:
         return str(error)
+    if place.is_dir() and not any(_is_data(entry, place) for entry in itertools.islice(place.rglob("*"), _LOOKED_AT)):
+        return f"{place}: the folder holds no data files that show at once ({', '.join(FORMAT_OF_SUFFIX)})."
     if not os.access(place, os.R_OK):
         return f"{place}: may not be read by this user; change its permissions or copy it."
     if place.is_file() and place.stat().st_size == 0:
