@@ -27,23 +27,22 @@ def is_colab() -> bool:
     return front_end() == "colab"
 
 
-def mount_drive(timeout_s: float = _ANSWER_TIMEOUT_S, mount_point: str | os.PathLike[str] = MOUNT_POINT) -> Path:
+def mount_drive(timeout_s: float = _ANSWER_TIMEOUT_S) -> Path:
     """The user's folder of the Drive; asks Colab to mount it where that was not done.
 
     Args:
         timeout_s: seconds that the user has to agree.
-        mount_point: where it is, or is to be, mounted.
     Raises:
         DataError: this is not Colab, the user did not agree, or it took too long; says what works without a Drive.
     """
-    folder = Path(mount_point) / _MY_DRIVE
+    folder = MOUNT_POINT / _MY_DRIVE
     if folder.is_dir():
         return folder
     if not is_colab():
         raise DataError(f"{folder}: no Google Drive is mounted here, and only Colab can mount one. {_WITHOUT_DRIVE}")
     drive = importlib.import_module("google.colab.drive")
     # Its own limit, in this thread: Colab's questions to the page need the kernel's main thread.
-    _told("Google Drive was not mounted", lambda: drive.mount(str(mount_point), timeout_ms=round(timeout_s * 1000)))
+    _told("Google Drive was not mounted", lambda: drive.mount(str(MOUNT_POINT), timeout_ms=round(timeout_s * 1000)))
     if not folder.is_dir():
         raise DataError(f"{folder}: Colab mounted the Drive, but this folder is not in it. {_WITHOUT_DRIVE}")
     return folder
