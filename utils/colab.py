@@ -5,6 +5,7 @@ Every call ends with what was asked for, or with an error that says what works w
 
 from __future__ import annotations
 
+import glob
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -26,23 +27,22 @@ def is_colab() -> bool:
     return front_end() == "colab"
 
 
-def mount_drive(timeout_s: float = _ANSWER_TIMEOUT_S, mount_point: str | os.PathLike[str] = MOUNT_POINT) -> Path:
+def mount_drive(timeout_s: float = _ANSWER_TIMEOUT_S) -> Path:
     """The user's folder of the Drive; asks Colab to mount it where that was not done.
 
     Args:
         timeout_s: seconds that the user has to agree.
-        mount_point: where it is, or is to be, mounted.
     Raises:
         DataError: this is not Colab, the user did not agree, or it took too long; says what works without a Drive.
     """
-    folder = Path(mount_point) / _MY_DRIVE
+    folder = MOUNT_POINT / _MY_DRIVE
     if folder.is_dir():
         return folder
     if not is_colab():
         raise DataError(f"{folder}: no Google Drive is mounted here, and only Colab can mount one. {_WITHOUT_DRIVE}")
     drive = importlib.import_module("google.colab.drive")
     # Its own limit, in this thread: Colab's questions to the page need the kernel's main thread.
-    _told("Google Drive was not mounted", lambda: drive.mount(str(mount_point), timeout_ms=round(timeout_s * 1000)))
+    _told("Google Drive was not mounted", lambda: drive.mount(str(MOUNT_POINT), timeout_ms=round(timeout_s * 1000)))
     if not folder.is_dir():
         raise DataError(f"{folder}: Colab mounted the Drive, but this folder is not in it. {_WITHOUT_DRIVE}")
     return folder
@@ -52,14 +52,15 @@ def drive_path(path: str | os.PathLike[str], timeout_s: float = _ANSWER_TIMEOUT_
     """Where a file or folder of the Drive is on this machine; the Drive is mounted where it has to be.
 
     Args:
-        path: as Colab shows it ("/content/drive/MyDrive/data.txt"), below the Drive ("data.txt", "MyDrive/data.txt"), or the
-            path of anything that exists here, which is taken as it is: so a notebook also works without Colab.
+        path: a path or a pattern of paths as Colab shows it ("/content/drive/MyDrive/data.txt") or below the Drive
+            ("data.txt", "MyDrive/data.txt"). What exists on this machine is taken as it is: so a notebook also works
+            without Colab.
     Raises:
         DataNotFoundError, DataError: the Drive cannot be had, or there is no such file in it.
     """
     name = os.fspath(path)
     given = Path(name).expanduser()
-    if name and "\0" not in name and given.exists():
+    if name and "\0" not in name and (given.exists() or _matches(given)):
         return given
     below = given
     for start in (MOUNT_POINT / _MY_DRIVE, MOUNT_POINT, Path(_MY_DRIVE)):
@@ -76,9 +77,14 @@ def drive_path(path: str | os.PathLike[str], timeout_s: float = _ANSWER_TIMEOUT_
         raise DataNotFoundError(f"{name}: is no file on this machine, and the Drive cannot be had: {error}") from error
 
 
+def _matches(pattern: Path) -> bool:
+    return glob.has_magic(str(pattern)) and next(glob.iglob(str(pattern), recursive=True), None) is not None
+
+
 def drive_is_unknown(path: str | os.PathLike[str]) -> bool:
     """Whether it would take the Drive, which Colab has not mounted yet, to know if there is such a file."""
-    return is_colab() and not (MOUNT_POINT / _MY_DRIVE).is_dir() and not Path(path).expanduser().exists()
+    given = Path(path).expanduser()
+    return is_colab() and not (MOUNT_POINT / _MY_DRIVE).is_dir() and not given.exists() and not _matches(given)
 
 
 def upload_files() -> Mapping[str, bytes]:

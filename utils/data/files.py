@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ FORMAT_OF_SUFFIX: dict[str, str] = {
 
 # What file names call the parts of a data set.
 _SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+# Entries of a folder that are looked at for a first word about it.
+_LOOKED_AT = 1000
 _DOCUMENTATION = ("readme", "license", "dataset_infos", "dataset_info")
 
 
@@ -43,7 +46,7 @@ class DataFiles:
 def find_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> DataFiles:
     """The files of a path, a folder (with those in it), a pattern such as "data/*.jsonl", or several of these.
 
-    In a folder or pattern, names that say train, validation or test (as a word of the file's or of its folder's name)
+    In a folder or pattern, names that say train, validation or test (as a word of a file's name, or of a folder's in it)
     divide the files, when one says train: the others of them are not trained on.
 
     Raises:
@@ -68,6 +71,8 @@ def path_problem(path: str) -> str | None:
         place = _folder(path) or existing_file(path)
     except (DataError, ValueError) as error:
         return str(error)
+    if place.is_dir() and not any(_is_data(entry, place) for entry in itertools.islice(place.rglob("*"), _LOOKED_AT)):
+        return f"{place}: the folder holds no data files that show at once ({', '.join(FORMAT_OF_SUFFIX)})."
     if not os.access(place, os.R_OK):
         return f"{place}: may not be read by this user; change its permissions or copy it."
     if place.is_file() and place.stat().st_size == 0:
@@ -96,7 +101,7 @@ def _files_of(name: str) -> DataFiles:
         files = [match for match in matches if match.is_file()]
         if not files:
             raise DataNotFoundError(f"{name}: no file matches this pattern (from {Path.cwd()}).")
-        return _by_split(files, name)
+        return _by_split(files, name, _fixed_part(os.path.expanduser(name)))
     folder = _folder(name)
     if folder is None:
         return DataFiles((existing_file(name),))
@@ -106,7 +111,7 @@ def _files_of(name: str) -> DataFiles:
     if not files:
         there = f"{others} files of other kinds" if others else "no files at all"
         raise DataError(f"{folder}: the folder holds no data files ({kinds}, each also with .gz), but {there}.")
-    found = _by_split(files, folder)
+    found = _by_split(files, folder, folder)
     if others:
         found.notes.append(f"{others} other files in {folder} were left out: no data by their names, or hidden.")
     return found
@@ -126,12 +131,13 @@ def _is_data(path: Path, folder: Path) -> bool:
     return not hidden and not documents and _suffix(path) in FORMAT_OF_SUFFIX and path.is_file()
 
 
-def _by_split(found: Sequence[Path], where: object) -> DataFiles:
+def _by_split(found: Sequence[Path], where: object, root: Path) -> DataFiles:
+    """Files divided by what their names, and those of folders below `root`, say."""
     files = [file for file in found if file.stat().st_size] or found
     notes = [f"{len(found) - len(files)} empty files of {where} were passed over."] if len(files) < len(found) else []
     parts: dict[str | None, list[Path]] = {}
     for file in files:
-        parts.setdefault(_split_of(file), []).append(file)
+        parts.setdefault(_split_of(file.relative_to(root)), []).append(file)
     if "train" not in parts:
         return DataFiles(tuple(files), notes=notes)
     notes += [
@@ -142,9 +148,15 @@ def _by_split(found: Sequence[Path], where: object) -> DataFiles:
     return DataFiles(tuple(parts["train"]), tuple(parts.get("validation", ())), notes)
 
 
+def _fixed_part(pattern: str) -> Path:
+    """The folder before the first part of a pattern that is no plain name."""
+    parts = Path(pattern).parts
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+
+
 def _split_of(file: Path) -> str | None:
-    """Which part a file's name, or else its folder's, says it is."""
-    for name in (file.name, file.parent.name):
+    """Which part a file's name, or else that of a folder it is in, says it is."""
+    for name in reversed(file.parts):
         words = re.split(r"[^a-z]+", name.lower())
         for split, names in _SPLIT_NAMES.items():
             if any(word in names for word in words):

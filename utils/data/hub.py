@@ -185,7 +185,7 @@ def dataset_name_problem(name: Any) -> str | None:
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL: no path, perhaps an id
         is_file = is_folder = False
     if is_file:
-        return f"got {shown(name)}, which is a file; give a text file as dataset_path, or the folder it is in"
+        return f"got {shown(name)}, which is a file; give it as dataset_path, or the folder it is in as the name"
     if is_folder or _HUB_ID.fullmatch(name):
         return None
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:

@@ -61,7 +61,7 @@ class TextFilter:
 
         name = self.report.text_column
         texts = [self.text(one_text(value)) for value in table[name].to_pylist()]
-        mask = pa.array([text is not None for text in texts])
+        mask = pa.array([text is not None for text in texts], type=pa.bool_())
         column = pa.array([text for text in texts if text is not None], type=pa.string())
         place = table.column_names.index(name)
         return table.filter(mask).set_column(place, name, column)

@@ -38,8 +38,8 @@ class DataSettings(Schema):
     dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = _field(
         "builtin",
         "Data",
-        "builtin: the Python language reference, no network needed; local: files of yours; huggingface: a data set of the "
-        "Hugging Face Hub; drive: files of your Google Drive; upload: a file that you upload here.",
+        "builtin: the Python language reference, no network needed; local: files of yours; huggingface: a data set of "
+        "the Hugging Face Hub; drive: files of your Google Drive; upload: a file uploaded here.",
     )
     dataset_path: str | None = _field(
         None,
@@ -57,7 +57,7 @@ class DataSettings(Schema):
         None, "Configuration", "Which part or version of the data set; None: its default.", min_length=1
     )
     text_column: str | None = _field(
-        None, "Text column", "The column with the text, in tables; None: one with a usual name, or else the only one.", min_length=1
+        None, "Text column", "The tables' column with the text; None: one of a usual name, or the only one.", min_length=1
     )
     val_split: float = _field(
         0.1,
@@ -124,12 +124,12 @@ class DataSettings(Schema):
             message = f"got {shown(path)} together with dataset_name={shown(name)}; keep one of the two"
             return [Problem("dataset_path", message)]
         for place, its_sources in _PLACE_SOURCES.items():
-            value = values[place]
-            if source in its_sources and value is None:
-                return [Problem(place, f"is required when dataset_source is {source!r}: {_PLACES[place]}")]
-            if source not in its_sources and value is not None:
+            if source not in its_sources and (value := values[place]) is not None:
                 message = f"got {source!r} together with {place}={shown(value)}; keep one of the two"
                 return [Problem("dataset_source", message, its_sources[0])]
+        for place, its_sources in _PLACE_SOURCES.items():
+            if source in its_sources and values[place] is None:
+                return [Problem(place, f"is required when dataset_source is {source!r}: {_PLACES[place]}")]
         return [
             Problem(part, f"got {shown(values[part])}; it is for {owner}")
             for part, (sources, owner) in _PARTS.items()

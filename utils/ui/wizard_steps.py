@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
-from utils.data.files import is_pattern, path_problem
+from utils.data.files import path_problem
 from utils.data.hub import dataset_name_problem
 from utils.errors import DataError, Problem
 from utils.models.inspect import vocab_size_of
@@ -131,15 +131,15 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
         return [Problem("dataset_name", message)] if message else []
     if setup.dataset_path is None:
         return []
-    path: str | Path = setup.dataset_path
-    if setup.dataset_source == "drive" and not is_pattern(path):
+    path = setup.dataset_path
+    if setup.dataset_source == "drive":
         if drive_is_unknown(path):
             return []
         try:
-            path = drive_path(path)
+            path = str(drive_path(path))
         except DataError as error:
             return [Problem("dataset_path", str(error))]
-    problem = path_problem(str(path))
+    problem = path_problem(path)
     return [Problem("dataset_path", problem)] if problem else []
 
 
