@@ -53,7 +53,7 @@ class Targets:
         if self.several:
             _, sets = np.unique(self.values, axis=0, return_inverse=True)
             return np.asarray(sets.reshape(-1), dtype=np.int64)
-        return np.asarray(self.values if self.values.ndim == 1 else self.values[:, 0])
+        return self.values if self.values.ndim == 1 else np.ascontiguousarray(self.values[:, 0])
 
     def counts(self) -> np.ndarray:
         """How often each class occurs, int64 (C,)."""
@@ -61,7 +61,8 @@ class Targets:
         if self.values is None or len(self.values) == 0:
             return np.zeros(len(self.classes), dtype=np.int64)
         if self.several:
-            return np.asarray(self.values).sum(axis=0, dtype=np.int64)
+            sums: np.ndarray = np.asarray(self.values).sum(axis=0, dtype=np.int64)
+            return sums
         flat = (
             self.values if isinstance(self.values, np.ndarray) else np.concatenate(list(map(np.asarray, self.values)))
         )
