@@ -63,8 +63,7 @@ def chapter_task() -> QualityTask:
     """Text classification: from which chapter of Python's documentation is a paragraph?
 
     About 1,000 paragraphs, six chapters. Held out are runs of six consecutive paragraphs, every fifth, so that what is asked
-    for is seldom told by the sentence before it. Headings, tables and paragraphs below 12
-    words are left out.
+    for is seldom told by the sentence before it. Headings, tables and paragraphs below 12 words are left out.
     Baseline: `majority_accuracy`, for always the chapter that is most frequent in training.
     """
     train, validation = _split(
@@ -78,9 +77,9 @@ def chapter_task() -> QualityTask:
 def vowel_task() -> QualityTask:
     """Sequence to sequence: a phrase without its vowels -> the phrase. `th clss sttmnt` -> `the class statement`.
 
-    About 6,000 phrases of six words in lower case, without overlap, from the same held-out runs of paragraphs. Words that
-    lose all their letters keep their first one. Which word is meant is often told by the words around it only: `n` is in, on,
-    an or no.
+    About 6,400 phrases of six words in lower case, without overlap. Held out are runs of thirty consecutive phrases, every
+    fifth. Words that lose all their letters keep their first one. Which word is meant is often told by the words around it
+    only: `n` is in, on, an or no.
     Baselines, of copying the input: `copy_exact`, the share of phrases that are right; `copy_word_accuracy`, of words;
     `copy_character_error_rate`, edit distance by characters of the targets. And `lookup_word_accuracy`: of replacing each word
     by the one that it most often stands for in training.
