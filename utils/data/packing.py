@@ -69,6 +69,8 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
         DataError: no blocks, or blocks of one token.
     """
 
+    draws = False  # nothing at random
+
     def __init__(self, blocks: np.ndarray) -> None:
         if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype not in (np.int32, np.uint16):
             got = (

@@ -26,6 +26,8 @@ from utils.tokenization.encoding import encode_documents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from utils.data.encoded import EncodedExamples
+    from utils.data.report import ExamplesReport
     from utils.training.task_spec import TaskSpec
 
 SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
@@ -78,21 +80,27 @@ class DataSetup(Protocol):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Text that is ready to train on.
+    """Data that are ready to train on.
 
     Attributes:
-        train: blocks to train on.
-        validation: blocks that training never sees; None when `val_split` is 0.
-        tokenizer: learnt from the training part; to be saved with the model.
-        task_spec: language modelling with these sizes.
-        report: what became of the text; `data.report.show()`.
+        train: what to train on: blocks of tokens (`TokenBlocks`) for language models, else `EncodedExamples`.
+        validation: the same, never seen in training; None when `val_split` is 0.
+        tokenizer: given, or learnt from the training part; to be saved with the model.
+        task_spec: the task with these sizes.
+        report: what became of the data; `data.report.show()`.
     """
 
-    train: TokenBlocks
-    validation: TokenBlocks | None
+    train: TokenBlocks | EncodedExamples
+    validation: TokenBlocks | EncodedExamples | None
     tokenizer: PreTrainedTokenizerFast
     task_spec: TaskSpec
-    report: DataReport
+    report: DataReport | ExamplesReport
+
+    def show_samples(self, n: int = 3) -> None:
+        """Show the first `n` training samples as the model gets them: tokens, labels, masks."""
+        from utils.data.preview import show_samples
+
+        show_samples(self, n)
 
 
 def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:

@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.errors import ConfigError
+import numpy as np
+
+from utils.errors import ConfigError, DataError
 
 #: From this many documents on, whole documents are kept for validation; below, the end of each.
 MANY_DOCUMENTS = 20
@@ -41,13 +43,52 @@ def split_documents(documents: Sequence[str], val_split: float, seed: int) -> Sp
     Raises:
         ConfigError: `val_split` is out of range.
     """
-    if isinstance(val_split, bool) or not isinstance(val_split, (int, float)) or not 0 <= val_split <= 0.5:
-        raise ConfigError(f"got val_split={val_split!r}; must be a number from 0 (no validation) to 0.5.")
+    check_val_split(val_split)
     if val_split == 0:
         return Split(list(documents), [], "all of it for training, no validation (val_split=0)")
     if len(documents) >= MANY_DOCUMENTS:
         return _whole_documents(documents, val_split, seed)
     return _ends(documents, val_split)
+
+
+def check_val_split(val_split: float) -> None:
+    """Raises `ConfigError` unless it is a share from 0 to 0.5."""
+    if isinstance(val_split, bool) or not isinstance(val_split, (int, float)) or not 0 <= val_split <= 0.5:
+        raise ConfigError(f"got val_split={val_split!r}; must be a number from 0 (no validation) to 0.5.")
+
+
+def split_examples(strata: np.ndarray, val_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep a share of examples from training, of every class (or range of a number) as large a share.
+
+    The examples are ordered by stratum, within a stratum at random, and every (1 / val_split)-th is taken: systematic sampling
+    (Cochran, Sampling Techniques, chapter 8). A class with a single example stays in training.
+
+    Args:
+        strata: the class of each example, whole numbers (N,); or a number to be predicted, float (N,).
+        val_split: share of the examples for validation, 0 to 0.5; 0: none.
+        seed: the same seed draws the same examples, on every machine; global generators are left alone.
+    Returns:
+        the numbers of the training and of the validation examples, each int64 and ascending.
+    Raises:
+        ConfigError: `val_split` is out of range.
+        DataError: one example cannot be split.
+    """
+    check_val_split(val_split)
+    everything = np.arange(len(strata))
+    if val_split == 0:
+        return everything, everything[:0]
+    if len(strata) < 2:
+        raise DataError(f"{len(strata)} example cannot be split; give more, or val_split=0 (no validation).")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    order = np.lexsort((generator.random(len(strata)), strata))
+    if strata.dtype.kind in "iu":
+        _, stratum, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+        several = sizes[stratum[order]] > 1
+        order = order[several] if several.any() else order
+    count = min(max(1, int(val_split * len(strata))), len(order) // 2)
+    places = ((np.arange(count) + generator.random()) * len(order) / count).astype(np.int64)
+    validation = np.sort(order[places])
+    return np.setdiff1d(everything, validation), validation
 
 
 def _whole_documents(documents: Sequence[str], val_split: float, seed: int) -> Split:
