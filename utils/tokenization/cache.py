@@ -55,7 +55,7 @@ def cached_tokenizer(
     Raises:
         ConfigError: the folder cannot be made.
     """
-    folder = _folder(cache_dir)
+    folder = cache_folder(cache_dir)
     entry = CacheEntry(folder / f"{_named(settings)}-{content_key(settings, texts)[:16]}.json")
     kept = entry.read()
     if kept is not None:
@@ -113,7 +113,8 @@ def _checksum(body: Any) -> str:
     return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _folder(cache_dir: str | os.PathLike[str]) -> Path:
+def cache_folder(cache_dir: str | os.PathLike[str]) -> Path:
+    """The folder, made where it is missing. Raises ConfigError when it cannot be."""
     folder = Path(cache_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
