@@ -91,7 +91,7 @@ def check_fits(tokenizer: Any, vocab_size: int) -> str | None:
     Returns:
         None when the sizes are equal; a note when the tokenizer is smaller, which is allowed.
     Raises:
-        ConfigError: the tokenizer is larger, or its ids have gaps and reach beyond the vocabulary; gives both numbers.
+        ConfigError: the tokenizer is larger; gives both numbers.
     """
     size = len(tokenizer)
     if size > vocab_size:
@@ -99,15 +99,23 @@ def check_fits(tokenizer: Any, vocab_size: int) -> str | None:
             f"the tokenizer has {size:,} tokens, but the model's vocabulary holds {vocab_size:,}. Use a model with "
             f"vocab_size={size:,} or more, or a smaller tokenizer."
         )
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {size:,} tokens with ids up to {highest:,}, but the model's vocabulary holds "
-            f"{vocab_size:,}, ids 0 to {vocab_size - 1:,}. Use a model with vocab_size={highest + 1:,} or more."
-        )
     if size < vocab_size:
         return f"The tokenizer has {size:,} tokens; {vocab_size - size:,} of the model's {vocab_size:,} are never used."
     return None
+
+
+def check_ids(tokenizer: Any, vocab_size: int) -> None:
+    """Refuse a tokenizer whose ids have gaps, so that it has few enough tokens but an id that the model does not have.
+
+    Raises:
+        ConfigError: the highest id is not below `vocab_size`; gives both numbers.
+    """
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer):,} tokens with ids up to {highest:,}, but the model's vocabulary holds "
+            f"{vocab_size:,}, ids 0 to {vocab_size - 1:,}. Use a model with vocab_size={highest + 1:,} or more."
+        )
 
 
 def _bpe(texts: Sequence[str], vocab_size: int, special_tokens: Sequence[str], why: str) -> TokenizerChoice:

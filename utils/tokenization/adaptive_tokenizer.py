@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from utils.errors import ConfigError
 from utils.schema import nearest
-from utils.tokenization.adaptive import Strategy, TokenizerChoice, check_fits, choose_tokenizer
+from utils.tokenization.adaptive import Strategy, TokenizerChoice, check_fits, check_ids, choose_tokenizer
 from utils.tokenization.cache import cached_tokenizer
 from utils.tokenization.character_level import CharacterLevelTokenizer
 from utils.tokenization.fast import TrainbookTokenizer
@@ -112,6 +112,7 @@ def _chosen(tokenizer: TrainbookTokenizer, strategy: Strategy, reason: str) -> T
 def _own(given: Any, vocab_size: int) -> TrainbookTokenizer:
     tokenizer, what = load_own(given)
     note = check_fits(tokenizer, vocab_size)
+    check_ids(tokenizer, vocab_size)
     return _chosen(tokenizer, "user", f"{what}, {len(tokenizer):,} tokens" + (f". {note}" if note else ""))
 
 

@@ -14,11 +14,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError
 from utils.storage import write_text
-from utils.tokenization.fast import TrainbookTokenizer, backend_text, special_tokens_of
+
+if TYPE_CHECKING:
+    from utils.tokenization.fast import TrainbookTokenizer
 
 logger = logging.getLogger("trainbook.tokenization")
 
@@ -89,6 +91,8 @@ class CacheEntry:
 
     def write(self, tokenizer: TrainbookTokenizer, reason: str) -> None:
         """Keep it. A disk that is full or read-only costs the cache and not the tokenizer: a notice, no error."""
+        from utils.tokenization.fast import backend_text, special_tokens_of
+
         body = {
             "reason": reason,
             "special_tokens": special_tokens_of(tokenizer),
@@ -104,6 +108,8 @@ class CacheEntry:
 
 def _made_of(body: Mapping[str, Any]) -> TrainbookTokenizer:
     from tokenizers import Tokenizer
+
+    from utils.tokenization.fast import TrainbookTokenizer
 
     backend = Tokenizer.from_str(body["tokenizer"])
     return TrainbookTokenizer(tokenizer_object=backend, **body["special_tokens"], **body["settings"])  # type: ignore[no-untyped-call]

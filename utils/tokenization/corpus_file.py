@@ -23,7 +23,6 @@ from utils.errors import ConfigError, DataError
 from utils.storage import atomic_write, write_json
 from utils.tokenization.cache import cache_folder, content_key
 from utils.tokenization.encoding import EncodedPieces, encoded_pieces
-from utils.tokenization.fast import backend_text
 from utils.tokenization.texts import checked_texts
 
 if TYPE_CHECKING:
@@ -65,7 +64,15 @@ def encode_corpus(
         return _mapped_file(file, writer)
 
 
+def encode_flat(tokenizer: PreTrainedTokenizerFast, documents: Iterable[str]) -> np.ndarray:
+    """As `encode_corpus`, in memory: int32, shape (number of tokens,)."""
+    parts = _with_ends(encoded_pieces(tokenizer, documents), tokenizer.eos_token_id)
+    return np.concatenate([*parts, np.array([], dtype=np.int32)])
+
+
 def _cached(tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], folder: Path) -> np.ndarray:
+    from utils.tokenization.fast import backend_text
+
     if iter(documents) is documents:
         raise ConfigError("got an iterator with a cache_dir: it can be read only once. Give a list, or a path instead.")
     settings = {"kind": "ids", "tokenizer": backend_text(tokenizer), "end": tokenizer.eos_token_id}

@@ -54,20 +54,22 @@ def as_sequence(texts: Iterable[str]) -> Sequence[str]:
     return list(texts)
 
 
-def checked_texts(texts: Iterable[str]) -> Iterator[str]:
+def checked_texts(texts: Iterable[str], what: str = "text") -> Iterator[str]:
     """The texts as they come.
 
+    Args:
+        what: how a message calls one of them.
     Raises:
         DataTypeError: one is no text, with its number; DataError: one holds half of a character (a lone surrogate).
     """
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataTypeError(f"text {number} is of type {type(text).__name__}, not str; give a list of texts.")
+            raise DataTypeError(f"{what} {number} is of type {type(text).__name__}, not str; give a list of texts.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"text {number}, character {error.start}: {text[error.start]!r} is half of a character (a lone "
+                f"{what} {number}, character {error.start}: {text[error.start]!r} is half of a character (a lone "
                 'surrogate) and no text. Read the file without errors="surrogateescape".'
             ) from error
         yield text
@@ -100,8 +102,11 @@ class _Column(Sequence[str]):
         return [value or "" for value in values] if isinstance(number, slice) else values or ""
 
     def __iter__(self) -> Iterator[str]:
-        for row in self._rows:
-            yield row[self._name] or ""
+        if not hasattr(self._rows, "iter"):
+            yield from (row[self._name] or "" for row in self._rows)
+            return
+        for rows in self._rows.iter(batch_size=1000):
+            yield from (value or "" for value in rows[self._name])
 
 
 def _column(dataset: Any, wanted: str | None) -> str:

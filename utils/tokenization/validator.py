@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from utils.errors import ConfigError, DataTypeError, Problem
-from utils.tokenization.adaptive import check_fits
+from utils.tokenization.adaptive import check_fits, check_ids
 from utils.tokenization.fast import special_tokens_of
 
 #: Language -> a sentence that is sent through the tokenizer and back: letters with marks, scripts without spaces, text from
@@ -74,7 +74,7 @@ class TokenizerValidator:
     - round trip: real sentences of eleven kinds are encoded and decoded. An unknown token is a note for these, since a
       tokenizer may be made for one script, and an error for `texts`, which it must know. So is a change of case, accents and
       spaces, which BERT's and T5's tokenizers make on purpose. A text that comes back as another one is an error.
-    - ids: every id that was given lies in the vocabulary.
+    - ids: the tokenizer's highest id and every id that it gave lie in the vocabulary.
     """
 
     @classmethod
@@ -148,6 +148,7 @@ def _folded(text: str) -> str:
 def _vocabulary(tokenizer: Any, expected: int) -> list[Finding]:
     try:
         note = check_fits(tokenizer, expected)
+        check_ids(tokenizer, expected)
     except ConfigError as error:
         return [Finding("vocabulary", "error", str(error))]
     return [Finding("vocabulary", "note", note)] if note else []
