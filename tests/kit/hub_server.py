@@ -1,4 +1,4 @@
-"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set, and its refusals."""
+"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set or a model, and its refusals."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         address = urllib.parse.urlsplit(self.path)
         path = address.path
         self.server.asked.append(f"{self.command} {path}")
-        owner, _, rest = path.removeprefix("/api").removeprefix("/datasets/").partition("/")
+        owner, _, rest = path.removeprefix("/api").removeprefix("/datasets/").removeprefix("/models/").removeprefix("/").partition("/")
         name, _, rest = rest.partition("/")
         repository = f"{owner}/{name}"
         if repository in self.server.refusals:
