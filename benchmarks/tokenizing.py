@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import ChildError, call
-from benchmarks.machine import MIB
 from benchmarks.report import RESULTS, Spread, Table, ratios, write_section
 from benchmarks.workload import MOST_TOKENS, read_lines
 
@@ -117,7 +116,11 @@ def measure_memory(lines: str, megabytes: float, device: str) -> dict[str, float
     prepare_text(known, **settings)
     before, began = _peak_mib(), time.perf_counter()
     data = prepare_text(sized(known, megabytes), **settings)
-    return {"added": _peak_mib() - before, "seconds": time.perf_counter() - began, "tokens": float(data.train.num_tokens)}
+    return {
+        "added": _peak_mib() - before,
+        "seconds": time.perf_counter() - began,
+        "tokens": float(data.train.num_tokens),
+    }
 
 
 def _peak_mib() -> float:
@@ -148,7 +151,9 @@ def memory_table(megabytes: float, figures: dict[str, float]) -> Table:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tokenizing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.tokenizing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--text", metavar="FILE", help="its lines are the documents (default: the built-in corpus)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds of everyone (default: 15)")
@@ -182,7 +187,9 @@ def main(argv: list[str] | None = None) -> int:
         print(table.markdown(everything=True), end="\n\n")
     if parsed.write:
         today = datetime.date.today().isoformat()
-        body = "\n\n".join([f"`{command}`, {today}, on {facts}", *(table.markdown(everything=False) for table in tables)])
+        body = "\n\n".join(
+            [f"`{command}`, {today}, on {facts}", *(table.markdown(everything=False) for table in tables)]
+        )
         write_section(RESULTS, HEADING, body)
     return 0
 

@@ -65,6 +65,7 @@ def test_validation_documents_of_their_own_may_be_lazy_too():
 def test_memory_does_not_grow_with_the_text(monkeypatch):
     monkeypatch.setattr("utils.data.prepare._IN_MEMORY_CHARACTERS", 1000)
     monkeypatch.setattr(encoding, "_BATCH", 20_000)
+    monkeypatch.setattr("utils.data.report._COUNTED_AT_ONCE", 10_000)
     text = "".join(LINES)[:3000]
     tokenizer = train_bpe(LINES, 400)
 
@@ -97,12 +98,19 @@ def test_parts_of_a_lazy_sequence_hold_no_text_and_those_of_a_list_are_lists():
     lazy, in_memory = split_documents(Lazy(LINES), 0.2, 7), split_documents(LINES, 0.2, 7)
     assert isinstance(lazy.train, Selected)
     assert isinstance(in_memory.train, list)
-    assert (list(lazy.train), list(lazy.validation), lazy.rule) == (in_memory.train, in_memory.validation, in_memory.rule)
+    assert (list(lazy.train), list(lazy.validation), lazy.rule) == (
+        in_memory.train,
+        in_memory.validation,
+        in_memory.rule,
+    )
     assert lazy.train[3] == in_memory.train[3]
     assert lazy.train[-2:] == in_memory.train[-2:]
     few = split_documents(Lazy(LINES[:3]), 0.2, 7)
     assert isinstance(few.train, Cut)
-    assert [*few.train, *few.validation] == [*split_documents(LINES[:3], 0.2, 7).train, *split_documents(LINES[:3], 0.2, 7).validation]
+    assert [*few.train, *few.validation] == [
+        *split_documents(LINES[:3], 0.2, 7).train,
+        *split_documents(LINES[:3], 0.2, 7).validation,
+    ]
     assert few.validation[-1:] == [few.validation[-1]]
 
 

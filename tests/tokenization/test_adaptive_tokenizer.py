@@ -211,7 +211,10 @@ def test_a_published_tokenizer_is_verified_by_its_ids_and_not_by_its_size(own):
 def test_offline_the_next_tier_is_taken_and_it_is_said(texts, caplog):
     tokenizer = AdaptiveTokenizer.load_or_create(50_257, texts)
     assert tokenizer.choice.strategy == "bpe"
-    assert "no published tokenizer, because openai-community/gpt2 could not be had: HF_HUB_OFFLINE" in tokenizer.choice.reason
+    assert (
+        "no published tokenizer, because openai-community/gpt2 could not be had: HF_HUB_OFFLINE"
+        in tokenizer.choice.reason
+    )
     assert "openai-community/gpt2" in caplog.text
     with pytest.raises(ConfigError, match="openai-community/gpt2 could not be had"):
         AdaptiveTokenizer.load_or_create(50_257, texts, strategy="pretrained")
@@ -228,7 +231,12 @@ def in_a_process(code, endpoint, home):
     """What the code prints, in a process whose Hub is `endpoint`."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", "{"))]
@@ -252,11 +260,18 @@ def test_a_published_tokenizer_is_loaded_verified_and_kept_without_running_code(
         **files, "code.py": code.encode(),
         "tokenizer_config.json": json.dumps({**config, "auto_map": {"AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"]}}).encode(),
     }  # fmt: skip
-    hub = {"toys/good": {MAIN: files}, "toys/hostile": {MAIN: hostile}, "toys/half": {MAIN: {**files, "tokenizer.json": files["tokenizer.json"][:999]}}}
+    hub = {
+        "toys/good": {MAIN: files},
+        "toys/hostile": {MAIN: hostile},
+        "toys/half": {MAIN: {**files, "tokenizer.json": files["tokenizer.json"][:999]}},
+    }
     ids = own("the statement")["input_ids"]
-    asking = LOOK + """
+    asking = (
+        LOOK
+        + """
     look("toys/good"); look("toys/good", a=7); look("toys/hostile"); look("toys/half"); look("toys/none")
     """
+    )
     with serving(hub) as server:
         good, other, hostile_one, half, none = in_a_process(asking, server.address, tmp_path / "home")
     assert good == ["toys/good, 500 tokens, verified by its size and the ids of 1 tokens", ids]
@@ -284,7 +299,9 @@ def test_f41_a_hub_that_refuses_or_sends_half_a_file_leaves_no_half_tokenizer(ow
     sending_half = serving({"openai-community/gpt2": {MAIN: half}, "distilbert/distilgpt2": {MAIN: half}})
     for hub, told in ((refusing, "the Hub answered 503"), (sending_half, "could not be had")):
         with hub as server:
-            ((strategy, reason, back, text),) = in_a_process(asking, server.address, tmp_path / f"home-{server.server_port}")
+            ((strategy, reason, back, text),) = in_a_process(
+                asking, server.address, tmp_path / f"home-{server.server_port}"
+            )
         assert strategy in ("bpe", "character")
         assert "no published tokenizer, because openai-community/gpt2" in reason
         assert told in reason

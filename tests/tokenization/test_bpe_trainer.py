@@ -44,13 +44,17 @@ def test_a_stream_is_read_once_and_never_held(texts):
 
 
 def test_settings_of_the_config_count(texts):
-    named = FastBPETrainer(BPETrainerConfig(vocab_size=300, special_tokens=[*SPECIAL, "<user>"])).train_on_dataset(texts)
+    named = FastBPETrainer(BPETrainerConfig(vocab_size=300, special_tokens=[*SPECIAL, "<user>"])).train_on_dataset(
+        texts
+    )
     assert named.convert_tokens_to_ids("<user>") == 4
     rare = FastBPETrainer(BPETrainerConfig(vocab_size=5000, min_frequency=50)).train_on_dataset(texts)
     assert len(rare) < len(FastBPETrainer(BPETrainerConfig(vocab_size=5000)).train_on_dataset(texts))
 
 
-@pytest.mark.parametrize(("name", "size"), [("small", 5_000), ("medium", 10_000), ("large", 25_000), ("xlarge", 50_000)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("small", 5_000), ("medium", 10_000), ("large", 25_000), ("xlarge", 50_000)]
+)
 def test_presets_have_their_sizes(name, size):
     assert BPETrainerConfig.get_preset(name).vocab_size == size
     assert FastBPETrainer.from_preset(name).config.vocab_size == size
@@ -89,7 +93,11 @@ def test_a_bad_setting_is_named(settings, told):
     ],
 )
 def test_what_nothing_can_be_learnt_from_is_refused_everywhere(texts, error, told):
-    for refuse in (FastBPETrainer.validate_texts, FastBPETrainer.train_on_dataset, FastBPETrainer.estimate_training_time):
+    for refuse in (
+        FastBPETrainer.validate_texts,
+        FastBPETrainer.train_on_dataset,
+        FastBPETrainer.estimate_training_time,
+    ):
         with pytest.raises(error, match=told):
             refuse(texts)
 

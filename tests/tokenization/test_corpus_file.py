@@ -49,7 +49,10 @@ def test_it_is_every_documents_ids_with_an_end_however_they_are_cut(tokenizer, d
     assert found.tolist() == expected
     assert not found.flags.writeable
     assert encode_flat(tokenizer, documents).tolist() == expected
-    assert blocks_of(found, 16).tolist() == pack(encode_documents(tokenizer, documents), 16, tokenizer.eos_token_id).tolist()
+    assert (
+        blocks_of(found, 16).tolist()
+        == pack(encode_documents(tokenizer, documents), 16, tokenizer.eos_token_id).tolist()
+    )
 
 
 @given(documents=st.lists(st.text("ab \n", max_size=12), max_size=8), batch=st.integers(1, 20))
@@ -81,7 +84,11 @@ def test_a_file_is_an_ordinary_npy_and_replaced_in_one_step(tokenizer, documents
 
 
 def test_no_documents_are_no_ids(tokenizer, tmp_path):
-    for array in (encode_corpus(tokenizer, []), encode_corpus(tokenizer, [""], tmp_path / "ids.npy"), encode_flat(tokenizer, [])):
+    for array in (
+        encode_corpus(tokenizer, []),
+        encode_corpus(tokenizer, [""], tmp_path / "ids.npy"),
+        encode_flat(tokenizer, []),
+    ):
         assert array.shape == (0,)
 
 
@@ -102,7 +109,9 @@ def _target(number):
         return ""
 
 
-def test_the_second_time_it_is_read_from_the_cache_and_another_tokenizer_is_another_entry(tokenizer, documents, tmp_path, monkeypatch):
+def test_the_second_time_it_is_read_from_the_cache_and_another_tokenizer_is_another_entry(
+    tokenizer, documents, tmp_path, monkeypatch
+):
     first = encode_corpus(tokenizer, documents, cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     with monkeypatch.context() as patch:

@@ -42,7 +42,11 @@ def plain_of(tokenizer):
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+        tokenizer_object=tokenizer.backend_tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        bos_token="<s>",
+        unk_token="<unk>",
     )
 
 
@@ -71,7 +75,9 @@ def test_the_saved_folder_names_no_class_of_ours_and_loads_as_either(tokenizer, 
     tokenizer.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     ours = TrainbookTokenizer.from_pretrained(tmp_path)
-    assert ours.encode(TEXT)["input_ids"] == AutoTokenizer.from_pretrained(tmp_path).encode(TEXT) == tokenizer.encode(TEXT)
+    assert (
+        ours.encode(TEXT)["input_ids"] == AutoTokenizer.from_pretrained(tmp_path).encode(TEXT) == tokenizer.encode(TEXT)
+    )
 
 
 def test_save_writes_what_the_tokenizers_library_reads_without_an_earlier_calls_truncation(tokenizer, tmp_path):

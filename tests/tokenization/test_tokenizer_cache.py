@@ -34,7 +34,9 @@ def test_the_second_time_it_is_read_and_is_the_same_with_its_reason(tmp_path, mo
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
     assert first.choice.reason == second.choice.reason
     assert second.special_tokens_map == first.special_tokens_map
-    assert second.encode("a text", max_length=9, padding="max_length") == first.encode("a text", max_length=9, padding="max_length")
+    assert second.encode("a text", max_length=9, padding="max_length") == first.encode(
+        "a text", max_length=9, padding="max_length"
+    )
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
@@ -72,7 +74,9 @@ def damage(path, how):
     if how == "cut":
         path.write_text(content[: len(content) // 2])
     elif how == "a letter":
-        path.write_text(content.replace("a text", "a test", 1) if "a text" in content else content.replace('\\"Ġt', '\\"Ġx', 1))
+        path.write_text(
+            content.replace("a text", "a test", 1) if "a text" in content else content.replace('\\"Ġt', '\\"Ġx', 1)
+        )
     elif how == "empty":
         path.write_text("")
     elif how == "other JSON":

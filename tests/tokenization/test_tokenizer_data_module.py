@@ -26,7 +26,9 @@ def tokenizer():
 
 
 def module(tokenizer, texts=TEXTS, **options):
-    return AdaptiveTokenizerDataModule(texts, tokenizer, **{"batch_size": 4, "max_length": 32, "num_workers": 0, **options})
+    return AdaptiveTokenizerDataModule(
+        texts, tokenizer, **{"batch_size": 4, "max_length": 32, "num_workers": 0, **options}
+    )
 
 
 class Bigram(pl.LightningModule):
@@ -72,7 +74,9 @@ def test_packed_rows_are_full_and_hold_the_text_in_order(tokenizer):
     data = module(tokenizer, val_split=0)
     rows = [data.train_dataset[index] for index in range(len(data.train_dataset))]
     ids = torch.cat([row["input_ids"] for row in rows]).tolist()
-    expected = [i for document in encode_documents(tokenizer, TEXTS) for i in [*document.tolist(), tokenizer.eos_token_id]]
+    expected = [
+        i for document in encode_documents(tokenizer, TEXTS) for i in [*document.tolist(), tokenizer.eos_token_id]
+    ]
     assert {len(row["input_ids"]) for row in rows} == {32}
     assert ids == expected[: len(ids)]
     assert len(expected) - len(ids) < 32
@@ -105,7 +109,9 @@ def test_validation_is_apart_and_drawn_by_the_seed(tokenizer, packing):
         return "".join(tokenizer.decode(rows[index]["input_ids"]) for index in range(len(rows)))
 
     assert held_out(1) == held_out(1) != held_out(2)
-    data = module(tokenizer, packing=packing, val_dataset=Dataset.from_dict({"text": ["Another text, of its own. " * 9]}))
+    data = module(
+        tokenizer, packing=packing, val_dataset=Dataset.from_dict({"text": ["Another text, of its own. " * 9]})
+    )
     assert "Another text" in tokenizer.decode(data.val_dataset[0]["input_ids"])
 
 
@@ -135,7 +141,9 @@ def test_our_own_trainer_takes_its_data_sets(tokenizer):
         data = module(tokenizer, packing=packing)
         config = TrainingConfig(epochs=1, batch_size=8, output_dir=f"runs-{packing}", precision="32")
         model = tiny_gpt(vocab_size=300, length=32)
-        results = Trainer(model, training_config=config, tokenizer=tokenizer).train(data.train_dataset, data.val_dataset)
+        results = Trainer(model, training_config=config, tokenizer=tokenizer).train(
+            data.train_dataset, data.val_dataset
+        )
         assert results.final_loss > 0
 
 

@@ -64,7 +64,9 @@ def test_an_id_that_a_text_gets_beyond_the_vocabulary_is_an_error(bpe):
 
 
 def test_characters_that_become_other_ones_are_an_error_with_the_text_before_and_after():
-    backend = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz ")}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz ")}, merges=[])
+    )
     backend.decoder = decoders.Fuse()  # without an unknown token, what has none is dropped
     report = TokenizerValidator.report(PreTrainedTokenizerFast(tokenizer_object=backend), 27)
     assert not report.passed

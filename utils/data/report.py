@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_COUNTED_AT_ONCE = 4_000_000  # ids
+_COUNTED_AT_ONCE = 1_000_000  # ids
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ def _made(
         if strategy == "bpe":
             raise ConfigError('strategy="bpe" learns from a text: give dataset, for example a list of texts.')
         made = CharacterLevelTokenizer(vocab_size, names)
-        return _chosen(made, "character", f"one token per character, {len(made):,} tokens, because there is no text to learn from")
+        reason = f"one token per character, {len(made):,} tokens, because there is no text to learn from"
+        return _chosen(made, "character", reason)
     texts = as_sequence(texts_of(dataset, text_column))
     count_texts(texts)
 

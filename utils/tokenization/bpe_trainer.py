@@ -38,9 +38,13 @@ class BPETrainerConfig(Schema):
     vocab_size: int = Field(
         10_000, title="Vocabulary", description="Most tokens, special ones included; a short text gives fewer."
     )
-    min_frequency: int = Field(2, ge=1, title="Smallest count", description="A pair that occurs less often is not merged.")
+    min_frequency: int = Field(
+        2, ge=1, title="Smallest count", description="A pair that occurs less often is not merged."
+    )
     special_tokens: tuple[str, ...] = Field(
-        SPECIAL_TOKENS, title="Special tokens", description="Padding, unknown, beginning and end of text, then any others."
+        SPECIAL_TOKENS,
+        title="Special tokens",
+        description="Padding, unknown, beginning and end of text, then any others.",
     )
     show_progress: bool = Field(False, title="Progress", description="Show the progress bar of tokenizers.")
 
@@ -61,7 +65,9 @@ class BPETrainerConfig(Schema):
         smallest = smallest_bpe_vocabulary(names)
         if values["vocab_size"] >= smallest:
             return []
-        message = f"got {values['vocab_size']:,}; must be at least {smallest:,}: every byte and {len(names)} special tokens"
+        message = (
+            f"got {values['vocab_size']:,}; must be at least {smallest:,}: every byte and {len(names)} special tokens"
+        )
         return [Problem("vocab_size", message, smallest)]
 
     @classmethod

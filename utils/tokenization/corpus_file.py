@@ -161,7 +161,7 @@ def _mapped_file(file: IO[bytes], writer: _Writer) -> np.ndarray:
     if writer.num_tokens == 0:
         return np.array([], dtype=writer.dtype)
     begins = file.seek(0, os.SEEK_END) - writer.num_tokens * writer.dtype.itemsize
-    return np.memmap(file, dtype=writer.dtype, mode="r", offset=begins, shape=(writer.num_tokens,))  # type: ignore[call-overload,no-any-return]
+    return np.memmap(file, dtype=writer.dtype, mode="r", offset=begins, shape=(writer.num_tokens,))
 
 
 def _is_intact(path: Path, record: Path) -> bool:

@@ -64,7 +64,8 @@ class AdaptiveTokenizerDataModule(LightningDataModule):
         super().__init__()
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise DataTypeError(f"got a {type(tokenizer).__name__} as the tokenizer; give a fast transformers one.")
-        for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("num_workers", num_workers, 0)):
+        numbers = (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("num_workers", num_workers, 0))
+        for name, value, least in numbers:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"got {name}={value!r}; must be a whole number of at least {least}.")
         self.tokenizer = tokenizer

@@ -1,7 +1,7 @@
 """The tokenizers that are made here, as transformers' fast tokenizer with the two things that it lacks.
 
-`encode(...)` gives transformers' list of ids, which also answers by name (`encoded["input_ids"]`, `encoded["attention_mask"]`).
-A list and not a mapping, because whatever takes a transformers tokenizer takes the list: `torch.tensor([encoded])`, slices, `len`.
+`encode(...)` gives transformers' list of ids, which also answers by name: `encoded["input_ids"]`, `encoded["attention_mask"]`.
+A list and not a mapping, because whatever takes a transformers tokenizer counts on the list: slices, `torch.tensor([encoded])`.
 And `save(path)` writes one tokenizer.json in a single step. In a folder (`save_pretrained`) it is an ordinary
 PreTrainedTokenizerFast, which `AutoTokenizer` loads on machines where this package is not.
 """
@@ -59,7 +59,7 @@ class TrainbookTokenizer(PreTrainedTokenizerFast):
 
     choice: TokenizerChoice | None = None
 
-    def encode(  # type: ignore[override]
+    def encode(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, padding: Any = False,
         truncation: Any = None, max_length: int | None = None, stride: int = 0, padding_side: str | None = None,
         return_tensors: str | None = None, **options: Any,
@@ -98,7 +98,7 @@ class TrainbookTokenizer(PreTrainedTokenizerFast):
     @classmethod
     def convert_to_native_format(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
         """transformers 5 takes apart the tokenizer.json of a class that has a constructor; ours is loaded as it is."""
-        native: dict[str, Any] = PreTrainedTokenizerFast.convert_to_native_format(*arguments, **options)
+        native: dict[str, Any] = PreTrainedTokenizerFast.convert_to_native_format(*arguments, **options)  # type: ignore[no-untyped-call]
         return native
 
 

@@ -61,7 +61,7 @@ def _from_path(path: Path) -> TrainbookTokenizer:
 
 
 def _from_folder(folder: Path) -> TrainbookTokenizer:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     from utils.tokenization.fast import adopt
 
@@ -72,13 +72,15 @@ def _from_folder(folder: Path) -> TrainbookTokenizer:
                 return _from_path(folder / name)
     try:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise a dozen kinds for a folder they cannot read
+    except Exception as error:
         raise DataError(
             f"the folder {folder} holds no tokenizer that can be read ({_first_line(error)}). Give {_FORMATS}; there are: "
             f"{', '.join(names[:10]) or 'no files'}."
         ) from error
-    if getattr(loaded, "backend_tokenizer", None) is None:
-        raise DataTypeError(f"{folder} is a {type(loaded).__name__}, which has no fast backend; save it with a tokenizer.json.")
+    if not isinstance(loaded, PreTrainedTokenizerFast):
+        raise DataTypeError(
+            f"{folder} is a {type(loaded).__name__}, which has no fast backend; save it with a tokenizer.json."
+        )
     return adopt(loaded)
 
 
@@ -124,9 +126,7 @@ def _with_common_roles(backend: Tokenizer) -> TrainbookTokenizer:
     from utils.tokenization.fast import TrainbookTokenizer
 
     vocabulary = backend.get_vocab()
-    roles = {
-        role: next((name for name in names if name in vocabulary), None) for role, names in _COMMON_NAMES.items()
-    }
+    roles = {role: next((name for name in names if name in vocabulary), None) for role, names in _COMMON_NAMES.items()}
     return TrainbookTokenizer(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,

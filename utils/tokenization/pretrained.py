@@ -52,9 +52,7 @@ KNOWN: Mapping[int, tuple[Candidate, ...]] = {
     21_128: (Candidate("google-bert/bert-base-chinese", 21_128, _BERT),),
     28_996: (Candidate("google-bert/bert-base-cased", 28_996, {**_BERT, "the": 1103}),),
     30_000: (
-        Candidate(
-            "albert/albert-base-v2", 30_000, {"<pad>": 0, "<unk>": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
-        ),
+        Candidate("albert/albert-base-v2", 30_000, {"<pad>": 0, "<unk>": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}),
     ),
     30_522: (
         Candidate("google-bert/bert-base-uncased", 30_522, {**_BERT, "the": 1996, "hello": 7592}),
@@ -64,9 +62,7 @@ KNOWN: Mapping[int, tuple[Candidate, ...]] = {
     32_064: (Candidate("microsoft/Phi-3-mini-4k-instruct", 32_011, {"<s>": 1, "</s>": 2, "<|endoftext|>": 32_000}),),
     32_100: (_T5,),
     32_128: (_T5,),
-    49_152: (
-        Candidate("HuggingFaceTB/SmolLM-135M", 49_152, {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}),
-    ),
+    49_152: (Candidate("HuggingFaceTB/SmolLM-135M", 49_152, {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}),),
     50_257: (_GPT2, Candidate("distilbert/distilgpt2", _GPT2.num_tokens, _GPT2.markers)),
     50_265: (Candidate("FacebookAI/roberta-base", 50_265, {**_FAIRSEQ, "<mask>": 50_264}),),
     50_272: (Candidate("facebook/opt-125m", 50_265, {"<pad>": 1, "</s>": 2}),),
@@ -166,7 +162,7 @@ def _load(name: str, online: bool) -> tuple[Any, bool]:
             problem, online = error, _answered(error)
     try:
         return _from_pretrained(name, local_only=True), online
-    except Exception as error:  # noqa: BLE001 - as above: whatever an absent or damaged copy gives
+    except Exception as error:
         raise HubError(f"{name} could not be had: {_why(problem or error)}") from error
 
 
