@@ -1,4 +1,4 @@
-"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set, and its refusals."""
+"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set or a model, and its refusals."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {path}")
         if status := self.server.next_failure():
             return self._send(b"{}", status, {})
-        owner, _, rest = path.removeprefix("/api").removeprefix("/datasets/").partition("/")
+        bare = path.removeprefix("/api").removeprefix("/datasets/").removeprefix("/models/").removeprefix("/")
+        owner, _, rest = bare.partition("/")
         name, _, rest = rest.partition("/")
         repository = f"{owner}/{name}"
         if repository in self.server.refusals:

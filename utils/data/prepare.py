@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from utils import colab
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.local_texts import load_local_texts
-from utils.data.packing import TokenBlocks, pack
+from utils.data.packing import TokenBlocks, blocks_of
 from utils.data.report import DataReport, unigram_loss
-from utils.data.splitting import Split, split_documents
-from utils.data.stored_texts import StoredTexts
+from utils.data.splitting import Split, select, split_documents
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import nearest, shown
 from utils.tokenization.adaptive import check_fits, choose_tokenizer
-from utils.tokenization.encoding import encode_documents
+from utils.tokenization.corpus_file import encode_corpus, encode_flat
+from utils.tokenization.texts import checked_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
 _OF_FILES = ("local", "drive", "upload")
+
+# Above this, token ids go to a file: there they take no memory, below it is faster not to.
+_IN_MEMORY_CHARACTERS = 64_000_000
 
 
 class DataSetup(Protocol):
@@ -143,11 +147,13 @@ def prepare_text(
     validation_documents: Sequence[str] | None = None,
     source: str = "texts",
     notes: Sequence[str] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> PreparedData:
     """Split, tokenize and pack documents.
 
     Args:
-        documents: texts; those without a visible character are passed over.
+        documents: texts; those without a visible character are passed over. A sequence that is no list is gone through from
+            its beginning to its end, several times, and never held as a whole.
         vocab_size: most tokens of the tokenizer.
         block_size: tokens per block, T.
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
@@ -156,6 +162,8 @@ def prepare_text(
         validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
             used when `val_split` is 0.
         source, notes: for the report.
+        cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in
+            memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
     Raises:
         ConfigError: the tokenizer does not fit the vocabulary, or `val_split` is out of range.
         DataTypeError: documents that are no texts.
@@ -174,15 +182,12 @@ def prepare_text(
         kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
     smaller = check_fits(tokenizer, model_vocab_size)
 
-    train_ids = encode_documents(tokenizer, split.train)
-    validation_ids = encode_documents(tokenizer, split.validation)
-    eos_id: int | None = tokenizer.eos_token_id
-    separators = 0 if eos_id is None else 1
-    num_train = sum(len(ids) + separators for ids in train_ids)
-    num_validation = sum(len(ids) + separators for ids in validation_ids)
+    train_ids = _encoded(tokenizer, split.train, cache_dir)
+    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
+    num_train, num_validation = len(train_ids), len(validation_ids)
     _check_enough(num_train, num_validation, block_size, val_split)
-    train = TokenBlocks(pack(train_ids, block_size, eos_id))
-    validation = TokenBlocks(pack(validation_ids, block_size, eos_id)) if val_split > 0 else None
+    train = TokenBlocks(blocks_of(train_ids, block_size))
+    validation = TokenBlocks(blocks_of(validation_ids, block_size)) if val_split > 0 else None
     for part, blocks in (("training", train), ("validation", validation)):
         _check_ids(part, blocks, model_vocab_size)
 
@@ -255,10 +260,21 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
 
 
 def _given_split(train: Sequence[str], validation: Sequence[str]) -> Split:
-    kept = sum(map(len, validation))
-    share = kept / (kept + sum(map(len, train)))
+    kept, held_out = sum(map(len, train)), sum(map(len, validation))
+    share = held_out / (kept + held_out)
     rule = f"{len(validation):,} documents of their own are for validation: {share:.1%} of the characters"
-    return Split(list(train), list(validation), rule)
+    return Split(train, validation, rule)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, documents: Sequence[str], cache_dir: str | os.PathLike[str] | None
+) -> np.ndarray:
+    """The ids of the documents with their ends, flat: in memory, or on disk where they are many or to be kept."""
+    if cache_dir is not None and len(documents):
+        return encode_corpus(tokenizer, documents, cache_dir=cache_dir)
+    if sum(map(len, documents)) > _IN_MEMORY_CHARACTERS:
+        return encode_corpus(tokenizer, documents)
+    return encode_flat(tokenizer, documents)
 
 
 def _load(setup: DataSetup) -> LoadedTexts:
@@ -279,30 +295,11 @@ def _with_text(documents: Sequence[str]) -> Sequence[str]:
     """The documents that hold a visible character. Raises when there is none, or one is no text."""
     if isinstance(documents, str):
         raise DataTypeError("got one text as the documents; give a list: [text].")
-    if isinstance(documents, StoredTexts):
-        stored = documents.with_text()
-        if not len(stored):
-            raise DataError(f"none of the {len(documents):,} documents holds any text.")
-        return stored
-    texts = []
-    for number, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise DataTypeError(
-                f"document {number} is of type {type(document).__name__}, not str; give a list of texts."
-            )
-        if not document or document.isspace():
-            continue
-        try:
-            document.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"document {number}, character {error.start}: {document[error.start]!r} is half of a character (a lone "
-                'surrogate) and no text. Read the file without errors="surrogateescape".'
-            ) from error
-        texts.append(document)
-    if not texts:
+    texts = checked_texts(documents, "document")
+    visible = np.fromiter((bool(text) and not text.isspace() for text in texts), dtype=bool)
+    if not visible.any():
         raise DataError(f"none of the {len(documents):,} documents holds any text.")
-    return texts
+    return documents if visible.all() else select(documents, visible)
 
 
 def _check_enough(num_train: int, num_validation: int, block_size: int, val_split: float) -> None:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+_COUNTED_AT_ONCE = 1_000_000  # ids
+
 
 @dataclass(frozen=True)
 class DataReport:
@@ -185,6 +187,16 @@ def unigram_loss(train_blocks: np.ndarray, validation_blocks: np.ndarray, vocab_
     """
     # A tokenizer whose ids have gaps has larger ids than tokens.
     num_ids = max(vocab_size, int(validation_blocks.max()) + 1)
-    counts_V = np.bincount(train_blocks.reshape(-1), minlength=num_ids) + 1.0
+    counts_V = _counts(train_blocks, num_ids) + 1.0
     loss_V = np.log(counts_V.sum()) - np.log(counts_V)
-    return float(loss_V[validation_blocks[:, 1:]].mean())
+    targets_V = _counts(validation_blocks[:, 1:], num_ids)
+    return float(targets_V @ loss_V / targets_V.sum())
+
+
+def _counts(blocks: np.ndarray, num_ids: int) -> np.ndarray:
+    """How often each id occurs, int64 (num_ids,). Some rows at a time: a count needs 8 bytes for each id that it reads."""
+    rows = max(1, _COUNTED_AT_ONCE // blocks.shape[1])
+    counts_V = np.zeros(num_ids, dtype=np.int64)
+    for start in range(0, len(blocks), rows):
+        counts_V += np.bincount(blocks[start : start + rows].reshape(-1), minlength=num_ids)
+    return counts_V

@@ -43,11 +43,6 @@ class StoredTexts(Sequence[str]):
         """Some of the texts, in this order; still on disk."""
         return StoredTexts(self._rows.select(indices), self._column)
 
-    def with_text(self) -> StoredTexts:
-        """Those that hold a visible character; itself when all do."""
-        kept = [number for number, text in enumerate(self) if text and not text.isspace()]
-        return self if len(kept) == len(self) else self.select(kept)
-
 
 def held_or_stored(rows: Any, column: str) -> Sequence[str]:
     """The texts of a column: a list where the table is small."""
