@@ -167,7 +167,8 @@ class TrainingCoordinator:
         """
         source, payload, is_newest = _found_checkpoint(checkpoint_path)
         arguments = _canonical(arguments)
-        _refuse_unknown(arguments, "TrainingCoordinator.resume_training")
+        if unknown := _unknown(arguments):
+            raise ConfigError.from_problems("TrainingCoordinator.resume_training", unknown)
         changes = {name: value for name, value in arguments.items() if name in TrainingConfig.model_fields}
         stored: dict[str, Any] = {**payload["config"], "checkpoint_dir": None}
         given = _resumed_data(source.parent.parent, arguments, changes.get("random_seed", stored["random_seed"]))
@@ -186,9 +187,11 @@ class TrainingCoordinator:
         """The config of `settings`, of which `changes` win. Raises `ConfigError` that lists everything that is wrong."""
         if not isinstance(model, nn.Module):
             raise ModelError(f"TrainingCoordinator takes an nn.Module as model; got a {type(model).__name__}.")
-        _refuse_unknown(changes, "TrainingCoordinator.train")
-        config, problems = _config_or_problems(_merged(settings, changes))
-        problems = [*given.problems(model), *problems]
+        unknown = _unknown(changes)
+        names = {problem.field for problem in unknown}
+        known = {name: value for name, value in changes.items() if name not in names}
+        config, problems = _config_or_problems(_merged(settings, known))
+        problems = [*unknown, *given.problems(model), *problems]
         if problems or config is None:
             raise ConfigError.from_problems("TrainingCoordinator.train", problems)
         return config
@@ -248,15 +251,14 @@ _TRAIN_NAMES = tuple(
 _TRAIN_DEFAULTS = {name: inspect.signature(TrainingCoordinator.train).parameters[name].default for name in _TRAIN_NAMES}
 
 
-def _refuse_unknown(arguments: Mapping[str, Any], subject: str) -> None:
+def _unknown(arguments: Mapping[str, Any]) -> list[Problem]:
+    """A problem for each name that is neither an argument of `train` nor a setting."""
     known = (*_TRAIN_NAMES, *_TRAINING_NAMES)
-    problems = []
-    for name in arguments:
-        if name not in known:
-            guess = nearest(name, known)
-            problems.append(Problem(name, f"unknown argument{f'; did you mean {guess}?' if guess else ''}", guess))
-    if problems:
-        raise ConfigError.from_problems(subject, problems)
+    guesses = {name: nearest(name, known) for name in arguments if name not in known}
+    return [
+        Problem(name, f"unknown argument{f'; did you mean {guess}?' if guess else ''}", guess)
+        for name, guess in guesses.items()
+    ]
 
 
 def _canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
