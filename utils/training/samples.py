@@ -152,14 +152,14 @@ def _keep(trainer: Trainer, rows: list[dict[str, Any]], tell: Tell | None) -> No
         tell(step, rows)
 
 
-def as_prompt_and_text(row: dict[str, Any]) -> tuple[str, str]:
+def as_prompt_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
     """A sample of either kind as a beginning and a text that begins with it, which a view sets apart."""
     if "prompt" in row:
-        return row["prompt"], row["text"]
+        return str(row["prompt"]), str(row["text"])
     shown = f"{row['input']} \N{RIGHTWARDS ARROW} {row['predicted']}"
     known = [f"true: {row['true']}"] if row["true"] else []
     known += [f"{row['score']:.2f}"] if row["score"] is not None else []
-    return row["input"], f"{shown} ({', '.join(known)})" if known else shown
+    return str(row["input"]), f"{shown} ({', '.join(known)})" if known else shown
 
 
 def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]:

@@ -283,9 +283,9 @@ class LiveRun:
         self._take_samples(event.step, event.values["samples"])
 
     def _take_samples(self, step: int, rows: Iterable[Row]) -> None:
-        rows = [dict(row) for row in rows]
-        self.samples = [as_prompt_and_text(row) for row in rows]
-        self.predicts = any("predicted" in row for row in rows)
+        kept = list(rows)
+        self.samples = [as_prompt_and_text(row) for row in kept]
+        self.predicts = any("predicted" in row for row in kept)
         self.sampled_step = step
 
     def _on_train_end(self, event: RunEvent) -> None:
