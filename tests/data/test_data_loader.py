@@ -307,7 +307,6 @@ def test_stored_texts_are_a_sequence():
     assert list(texts) == ["a", "", "c", " "]
     assert (texts[0], texts[-2], len(texts)) == ("a", "c", 4)
     assert list(texts[1:3]) == ["", "c"]
-    assert list(texts.with_text()) == ["a", "c"]
     with pytest.raises(IndexError):
         texts[4]
 

@@ -377,3 +377,13 @@ def test_lightnings_checkpoints_are_copied_and_removed_with_it(quiet_lightning):
     assert there == here
     assert CheckpointManager(checkpoint_dir="ckpts").get_backup_callback() is None
     shutil.rmtree("drive")
+
+
+def test_files_of_others_are_not_read_by_a_torch_whose_loader_had_holes(manager, saved, monkeypatch):
+    model, _, path = saved
+    shutil.copy(path, "elsewhere.pt")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    assert manager.load_checkpoint(path, model)["fully_restored"], "a file of its own"
+    for load in (lambda: manager.load_checkpoint("elsewhere.pt", model), lambda: manager.load_checkpoint("elsewhere.pt")):
+        with pytest.raises(CheckpointError, match=r"needs torch 2\.10"):
+            load()

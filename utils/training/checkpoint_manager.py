@@ -233,10 +233,14 @@ class CheckpointManager:
         path = filepath if filepath is not None else checkpoint_path
         if model is None:
             return self._lightning.read(None if path is None else Path(path))
-        if path is None:
-            path = self.folder / LATEST
-        info = restore(Path(path), model, optimizer, strict)
-        if Path(path).resolve().parent == self.folder.resolve():
+        from utils.training.engine.checkpoint import refuse_foreign_file_on_old_torch
+
+        path = Path(self.folder / LATEST if path is None else path)
+        is_own = path.resolve().parent == self.folder.resolve()
+        if not is_own:
+            refuse_foreign_file_on_old_torch(path)
+        info = restore(path, model, optimizer, strict)
+        if is_own:
             self._adopt_best(info["fully_restored"])
         return info
 

@@ -137,6 +137,10 @@ class LightningCheckpoints:
     def chosen(self, path: Path | None) -> Path:
         """The file that is meant: `path`, else the best, else the newest. Raises `CheckpointNotFoundError`."""
         if path is not None:
+            from utils.training.engine.checkpoint import refuse_foreign_file_on_old_torch
+
+            if path.resolve().parent != self.folder.resolve():
+                refuse_foreign_file_on_old_torch(path)
             return path
         best = self.best()
         if best is not None:

@@ -108,6 +108,16 @@ def read_plain(path: str | Path, *, mapped: bool = False) -> Any:
         return _content(path, mapped)
 
 
+def refuse_foreign_file_on_old_torch(path: Path) -> None:
+    """A file that is named explicitly may be somebody else's, and `weights_only=True` had holes before torch 2.10."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        raise CheckpointError(
+            f"{path}: loading a checkpoint by its path needs torch 2.10 or newer (this is {torch.__version__}), whose loader "
+            "refuses code. Update torch, or continue a run of your own with resume_from='auto'."
+        )
+
+
 def _content(path: Path, mapped: bool = False) -> Any:
     """What is in a verified file. Touches no setting of the process, so that any thread may call it."""
     try:
