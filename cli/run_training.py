@@ -23,6 +23,8 @@ A sweep file names what to try; W&B's sweep files are read too. The job is in it
     parameters: {learning_rate: {min: 1e-5, max: 1e-3, log: true}, batch_size: [4, 8], model.n_embd: [64, 128]}
     training: {epochs: 2}
 
+Images are trained by flags of their own, as numbered experiments: run_training --dataset mnist --help lists them.
+
 Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved. Of several
 processes only the first one prints; torchrun's own status is 1 when theirs is not 0.
 """
@@ -43,6 +45,7 @@ if __package__ in (None, ""):  # started as a file: Python looks for packages be
 
 from pydantic import Field
 
+from cli import image_training
 from utils.errors import ConfigError, Problem, TrainbookError, TrainingInterrupted
 from utils.schema import Schema
 from utils.training.config_files import parse_value, read_config_file
@@ -163,6 +166,9 @@ _FIELDS = frozenset(SetupConfig.field_names())
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if image_training.is_meant(arguments):
+        return image_training.main(arguments)
     rank = os.environ.get("RANK", "0")
     with _only_the_first_prints(rank):
         options = _parser().parse_args(arguments)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils.data.collators import collator_for
+from utils.data.collators import AnyCollator, collator_for
 from utils.data.examples import (
     IGNORED,
     Batch,
+    Collate,
     DatasetSource,
     IdSource,
     Source,
@@ -48,7 +49,8 @@ class UniversalDataModule:
     Args:
         train_dataset, val_dataset: the data; `train_data` and `val_data` are accepted as names too.
         task_spec: gives the pad id and the block length, where they are not in the tokenizer.
-        data_collator: a collate function; None: token ids are padded and labelled by `TextCollator`.
+        data_collator: a collate function; None: the task's (`utils.data.collators.collator_for`). Where no task is known,
+            token ids are padded and labelled by `TextCollator`, and images stacked.
         batch_size: samples in a micro-batch; a DataLoader's own batch size wins.
         num_workers: processes that prepare batches.
         seed: the order of epoch e is a function of (seed, e).
@@ -61,6 +63,7 @@ class UniversalDataModule:
             one process, and micro-batch k is for process k mod number.
         lockstep: whether every process must have as many micro-batches, because a forward pass is done by all together; the
             missing ones are made up of a sample whose labels are all -100, so that nothing of it counts.
+        shuffle: whether epochs come in a new order each; False: in the data's own.
     Raises:
         DataTypeError, DataError: before any work; says what was got and how to wrap it.
     """
@@ -80,11 +83,11 @@ class UniversalDataModule:
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
-        self.share, self.lockstep = (0, 1), False
+        self.share, self.lockstep, self.shuffle = (0, 1), False, True
         self._limits: Limits | None = None
         self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
-            "collate": data_collator or collator_for(task_spec, tokenizer), "tokenizer": tokenizer,
+            "collate": data_collator or self._task_collator(task_spec, tokenizer), "tokenizer": tokenizer,
             "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
             "block_size": getattr(task_spec, "max_seq_len", None) or block_size,
@@ -102,6 +105,14 @@ class UniversalDataModule:
             self.notices += notices
             self.validation_batch_size = wanted or self.batch_size
             self.num_validation = _limited(self.validation, max_val_samples)
+
+    def _task_collator(self, task_spec: Any, tokenizer: Any) -> Collate:
+        eos_id = getattr(tokenizer, "eos_token_id", None)
+        if getattr(task_spec, "task_type", None) in (None, "causal_lm"):
+            return AnyCollator(self.pad_token_id, eos_id)
+        if getattr(tokenizer, "pad_token_id", None) is None and task_spec.pad_token_id is None:
+            task_spec = task_spec.replace(pad_token_id=self.pad_token_id)
+        return collator_for(task_spec, tokenizer)
 
     def check_ids(self, limits: Limits) -> None:
         """Refuse token ids and labels outside the limits: now, where a look at the data is cheap, else as batches are made.
@@ -136,6 +147,8 @@ class UniversalDataModule:
 
     def order(self, epoch: int) -> np.ndarray:
         """The samples of an epoch in the order in which they are trained on: int64, shape (num_train,)."""
+        if not self.shuffle:
+            return np.arange(self._num_samples)
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch) & 0x7FFFFFFFFFFFFFFF)
         return torch.randperm(self._num_samples, generator=generator).numpy()
 

@@ -41,7 +41,14 @@ from utils.storage import (
     write_json,
 )
 from utils.training.config_files import write_config_file
-from utils.training.engine.checkpoint import BEST, Payload, checkpoint_files, newest, read_checkpoint
+from utils.training.engine.checkpoint import (
+    BEST,
+    Payload,
+    checkpoint_files,
+    newest,
+    read_checkpoint,
+    refuse_foreign_file_on_old_torch,
+)
 from utils.training.engine.world import World
 from utils.training.training_config import TrainingConfig
 
@@ -135,11 +142,15 @@ class RunFolder:
         with self._written(path, go_on=True):
             write_json(path, {"run_id": self.run_id, "status": status, **facts})
 
-    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
-        """config.yaml and environment.json. Raises `CheckpointWriteError` that names the file."""
+    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any], **sections: Any) -> None:
+        """config.yaml and environment.json. Raises `CheckpointWriteError` that names the file.
+
+        Args:
+            sections: further sections of config.yaml.
+        """
         config_file, environment_file = self.path / "config.yaml", self.path / "environment.json"
         with self._written(config_file):
-            write_config_file(config_file, {"training": config, "task": task_spec})
+            write_config_file(config_file, {"training": config, "task": task_spec, **sections})
         with self._written(environment_file):
             write_json(environment_file, environment.snapshot())
 
@@ -219,7 +230,7 @@ class FollowersFolder(RunFolder):
     def write_state(self, status: str, **facts: Any) -> None:
         """Nothing."""
 
-    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any]) -> None:
+    def write_description(self, config: dict[str, Any], task_spec: dict[str, Any], **sections: Any) -> None:
         """Nothing."""
 
     def record(self, row: dict[str, Any]) -> None:
@@ -297,7 +308,7 @@ def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack
     if isinstance(resume_from, str) and resume_from in ("auto", "latest", "best"):
         return _named_run(config, resume_from, output_dir, checkpoint_dir, stack)
     path = _checkpoint_path(resume_from)
-    _refuse_foreign_files_on_old_torch(path)
+    refuse_foreign_file_on_old_torch(path)
     source, payload = newest(path) if path.is_dir() else (path, read_checkpoint(path))
     own = checkpoint_dir or (output_dir / config.run_name / "checkpoints" if config.run_name else None)
     if own is not None and own.resolve() == source.parent.resolve():
@@ -422,15 +433,3 @@ def _checkpoint_path(resume_from: Any) -> Path:
     if not path.exists():
         raise CheckpointNotFoundError(f"{path} does not exist; resume_from names a checkpoint file or a run's folder.")
     return path
-
-
-def _refuse_foreign_files_on_old_torch(path: Path) -> None:
-    """A file that is named explicitly may be somebody else's, and `weights_only=True` had holes before torch 2.10."""
-    import torch
-
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
-        raise CheckpointError(
-            f"{path}: loading a checkpoint by its path needs torch 2.10 or newer (this is {torch.__version__}), whose loader "
-            "refuses code. Update torch, or continue a run of your own with resume_from='auto'."
-        )

@@ -80,7 +80,7 @@ def verify(path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> Payload:
-    """Load a checkpoint onto the CPU, after verifying it.
+    """Load a checkpoint of the engine onto the CPU, after verifying it.
 
     Raises:
         CheckpointNotFoundError: no such file.
@@ -93,16 +93,46 @@ def read_checkpoint(path: str | Path) -> Payload:
         return _loaded(path)
 
 
-def _loaded(path: Path) -> Payload:
-    """The content of a verified file. Touches no setting of the process, so that any thread may call it."""
+def read_plain(path: str | Path, *, mapped: bool = False) -> Any:
+    """The content of any file of torch.save, of ours or of other systems, on the CPU: tensors and plain values only.
+
+    Args:
+        mapped: tensors stay on disk until they are used: for a look at the values beside them.
+    Raises:
+        CheckpointNotFoundError, CheckpointError: as `read_checkpoint`, whatever the content is.
+    """
+    path = Path(path)
+    verify(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return _content(path, mapped)
+
+
+def refuse_foreign_file_on_old_torch(path: Path) -> None:
+    """A file that is named explicitly may be somebody else's, and `weights_only=True` had holes before torch 2.10."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        raise CheckpointError(
+            f"{path}: loading a checkpoint by its path needs torch 2.10 or newer (this is {torch.__version__}), whose loader "
+            "refuses code. Update torch, or continue a run of your own with resume_from='auto'."
+        )
+
+
+def _content(path: Path, mapped: bool = False) -> Any:
+    """What is in a verified file. Touches no setting of the process, so that any thread may call it."""
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"names {found[1]}" if found else "has a pickle that is not one of plain values"
         raise CheckpointError(_refusal(f"{path} {reason}, and anything but tensors and plain values")) from None
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def _loaded(path: Path) -> Payload:
+    """The content of a verified file, which must be a checkpoint of the engine."""
+    payload = _content(path)
     if not isinstance(payload, dict) or "format" not in payload:
         held = (
             f"a dict with {sorted(map(str, payload))[:6]}"
@@ -229,6 +259,7 @@ class CheckpointStore:
         run_id: files of other runs are never overwritten or removed.
         keep_last_n: newest checkpoints kept, at least 2; keep_best_k: best ones kept.
         mode: "min" or "max" of the monitored metric.
+        keep_every_n_epochs: those of every n-th epoch's end are never removed; None: no such ones.
     Attributes:
         entries: what is committed; a commit in another thread sets it when it is done.
         pending: what is being committed by another thread, set and cleared by the thread that asked for it. What is said of
@@ -238,9 +269,11 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, folder: Path, run_id: str, keep_last_n: int = 2, keep_best_k: int = 1, mode: str = "min"
-    ) -> None:
+        self, folder: Path, run_id: str, keep_last_n: int = 2, keep_best_k: int = 1, mode: str = "min",
+        keep_every_n_epochs: int | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.run_id = folder, run_id
+        self.keep_every_n_epochs = keep_every_n_epochs
         self.keep_last_n, self.keep_best_k, self.mode = max(2, keep_last_n), keep_best_k, mode
         self.entries: list[Entry] = []
         self.pending: Entry | None = None
@@ -294,28 +327,9 @@ class CheckpointStore:
             CheckpointWriteError: says path, needed and free bytes; older checkpoints are intact, no part is left behind.
         """
         path = self.folder / name
-        if strange := _not_plain(payload):
-            raise CheckpointWriteError(
-                f"{path} was not written, because it could not be loaded again: {'; '.join(strange[:5])}. A checkpoint holds "
-                "tensors and plain values only; let state_dict() return those, such as float(x)."
-            )
-        needed = max(2 * self._last_size, _tensor_bytes(payload))
-        free = free_bytes(self.folder)
-        if free < needed:
-            raise CheckpointWriteError(_no_space(path, needed, free))
-        try:
-            # The first one is read back whole: it shows that what is saved can be loaded. Later ones differ only in numbers.
-            check = verify if self._last_size else _check_readable
-            atomic_write(path, lambda file: _write(payload, file, go_on), _then(check, go_on))
-        except (OSError, RuntimeError) as error:
-            cause = _os_error(error)
-            if cause is None and not isinstance(error, CheckpointError):
-                raise
-            if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise CheckpointWriteError(_no_space(path, needed, free_bytes(self.folder))) from error
-            raise CheckpointWriteError(
-                f"{path} could not be written: {cause or error}. Older checkpoints are intact."
-            ) from error
+        # The first one is read back whole: it shows that what is saved can be loaded. Later ones differ only in numbers.
+        check = verify if self._last_size else _check_readable
+        write_file(path, payload, max(2 * self._last_size, _tensor_bytes(payload)), check, go_on)
         self._last_size = path.stat().st_size
         self.entries = [kept for kept in self.entries if kept.path != path] + [Entry.of(path, payload)]
         try:
@@ -354,11 +368,16 @@ class CheckpointStore:
     def _rotate(self) -> None:
         newest_first = sorted(self.entries, key=lambda entry: entry.position, reverse=True)
         last = [entry for entry in newest_first if entry.regular][: self.keep_last_n]
-        kept = {entry.path for entry in [newest_first[0], *last, *self._ranked(self.entries)[: self.keep_best_k]]}
+        due = [entry for entry in newest_first if self._is_kept_by_number(entry)]
+        kept = {entry.path for entry in [newest_first[0], *last, *due, *self._ranked(self.entries)[: self.keep_best_k]]}
         for entry in newest_first:
             if entry.path not in kept:
                 entry.path.unlink(missing_ok=True)
         self.entries = [entry for entry in self.entries if entry.path in kept]
+
+    def _is_kept_by_number(self, entry: Entry) -> bool:
+        every = self.keep_every_n_epochs
+        return every is not None and entry.path.name.startswith("epoch") and entry.epoch % every == 0
 
 
 class FollowersStore(CheckpointStore):
@@ -396,6 +415,43 @@ def _then(check: Callable[[Path], None], go_on: Callable[[], None]) -> Callable[
 def _check_readable(path: Path) -> None:
     verify(path)
     _loaded(path)
+
+
+def write_file(
+    path: Path, payload: Payload, needed_bytes: int | None = None, check: Callable[[Path], None] = verify,
+    go_on: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Commit `payload` as the file `path`, completely or not at all.
+
+    Args:
+        needed_bytes: free space that must be there; None: as much as its tensors take.
+        check: called with the written file before it gets its name; raises to refuse it.
+        go_on: called again and again meanwhile; what it raises ends the commit, without a trace.
+    Raises:
+        CheckpointWriteError: says path, needed and free bytes; what was there before is intact, no part is left behind.
+    """
+    needed = _tensor_bytes(payload) if needed_bytes is None else needed_bytes
+    if strange := _not_plain(payload):
+        raise CheckpointWriteError(
+            f"{path} was not written, because it could not be loaded again: {'; '.join(strange[:5])}. A checkpoint holds "
+            "tensors and plain values only; let state_dict() return those, such as float(x)."
+        )
+    try:
+        free = free_bytes(path.parent)
+        if free < needed:
+            raise CheckpointWriteError(_no_space(path, needed, free))
+        atomic_write(path, lambda file: _write(payload, file, go_on), _then(check, go_on))
+    except CheckpointWriteError:
+        raise
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None and not isinstance(error, CheckpointError):
+            raise
+        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CheckpointWriteError(_no_space(path, needed, free_bytes(path.parent))) from error
+        raise CheckpointWriteError(
+            f"{path} could not be written: {cause or error}. Older checkpoints are intact."
+        ) from error
 
 
 class _Pieces:
@@ -437,13 +493,17 @@ def _not_plain(value: Any, place: str = "") -> list[str]:
     return [found for name, entry in entries for found in _not_plain(entry, name)]
 
 
-def _tensor_bytes(value: Any) -> int:
+def _tensor_bytes(value: Any, seen: set[int] | None = None) -> int:
+    """Bytes of the tensors in `value`; the same tensor under two names counts once, as it does in the file."""
+    seen = set() if seen is None else seen
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
+        known = id(value) in seen
+        seen.add(id(value))
+        return 0 if known else value.numel() * value.element_size()
     if isinstance(value, Mapping):
-        return sum(_tensor_bytes(entry) for entry in value.values())
+        return sum(_tensor_bytes(entry, seen) for entry in value.values())
     if isinstance(value, (list, tuple)):
-        return sum(_tensor_bytes(entry) for entry in value)
+        return sum(_tensor_bytes(entry, seen) for entry in value)
     return 0
 
 

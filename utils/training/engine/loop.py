@@ -253,6 +253,7 @@ class TrainingLoop:
         if complete:
             state.epoch += 1
             state.samples_done, state.epoch_sums = 0, Sums()
+            self.parts.schedule.after_epoch(row)
         if ends:
             state.stop_reason = "max_steps" if cut_short else "finished"
         self.events.fire("on_epoch_end", epoch, logs=row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -115,6 +115,9 @@ class Schedule:
         self.plateau_waits = 0 if improved else self.plateau_waits + 1
         if self.plateau_waits > self.PLATEAU_PATIENCE:
             self.plateau_factor, self.plateau_waits = max(self.plateau_factor * self.PLATEAU_FACTOR, self.floor), 0
+
+    def after_epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Nothing: these shapes go by steps and validations."""
 
     def state_dict(self) -> dict[str, Any]:
         """The memory that a checkpoint holds."""

@@ -18,6 +18,7 @@ from utils.training.engine.fabric import make_fabric
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
+from utils.training.engine.own_parts import OwnParts, OwnSchedule, parameters_of
 from utils.training.engine.precision import ResolvedPrecision, check_attention, resolve_precision
 from utils.training.engine.sharding import shardable_copy
 from utils.training.engine.world import World
@@ -50,7 +51,7 @@ class Parts:
     trained: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: Schedule | OwnSchedule
     parameters: list[Tensor]
     fabric: Fabric
     device: Device
@@ -171,14 +172,17 @@ def assemble(
     total_steps: int | None,
     device: Device | None = None,
     world: World | None = None,
+    own_parts: OwnParts | None = None,
 ) -> Parts:
     """Put the parts together; moves `model` to the device in place. Several processes all begin with the main one's weights.
 
+    Args:
+        own_parts: the caller's optimizer and scheduler, instead of the config's.
     Raises:
         ConfigError: a setting that this model or device cannot do.
     """
     world = world or World()
-    device = device or detect_device()
+    device = device or detect_device(None if own_parts is None else own_parts.device)
     precision = resolve_precision(config.precision, device)
     check_attention(model, device, precision)
     if config.gradient_checkpointing:
@@ -186,6 +190,10 @@ def assemble(
     # Formats and scaling are ours: Fabric would convert the inputs too, and look at the gradients once more.
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
     sharded = config.strategy == "fsdp" and world.size > 1
+    if sharded and own_parts is not None:
+        raise ConfigError(
+            "strategy: got 'fsdp' with an optimizer of yours, which holds the whole parameters; set 'ddp'."
+        )
     if sharded:
         _refuse_what_cannot_be_sharded(config, precision)
         model = shardable_copy(model)
@@ -194,9 +202,13 @@ def assemble(
     world.share(_tensors(model))
     own = TrainedModule(model, objective, config.compile_mode)
     trained = fabric.setup_module(own)  # which may change the parameters, so the optimizer comes after it
-    optimizer = make_optimizer(model, config)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    schedule = Schedule(config, total_steps)
+    schedule: Schedule | OwnSchedule
+    if own_parts is None:
+        optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
+    else:
+        own_parts.check(model)
+        optimizer, schedule = own_parts.optimizer, OwnSchedule(own_parts.optimizer, own_parts.scheduler)
+    parameters = parameters_of(optimizer)
     parts = Parts(
         model, own, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler, world=world,
         sharded=sharded, running_statistics=_running_statistics(model),

@@ -38,7 +38,7 @@ class TrainingResults(Mapping[str, Any]):
         checkpoint_path: newest checkpoint; best_model_path: best one; checkpoint_paths: all that are kept, oldest first.
     """
 
-    KEYS = (
+    KEYS: tuple[str, ...] = (
         "loss_history", "val_loss_history", "metrics_summary", "best_epoch", "best_value", "final_loss", "final_perplexity",
         "final_metrics", "training_time", "grad_norm_history", "amp_enabled", "checkpoint_path", "checkpoint_paths",
         "best_model_path", "final_model_state", "export_dir", "stopped_early", "stop_reason", "epochs_trained", "steps",
@@ -59,6 +59,11 @@ class TrainingResults(Mapping[str, Any]):
         self.best_model_path = str(best_model_path) if best_model_path else None
         self.notices = notices
         self.export_dir: str | None = None
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The module that was trained, whatever `model` may have around it."""
+        return self.model
 
     @property
     def epoch_rows(self) -> list[Row]:
@@ -187,7 +192,7 @@ class TrainingResults(Mapping[str, Any]):
 
             weights: dict[str, Tensor] = read_checkpoint(self.checkpoint_path)["model"]
             return weights
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.bare_model.state_dict().items()}
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.KEYS:

@@ -52,18 +52,19 @@ class RunSaver:
     Args:
         before_save: brings the state up to date (its clock).
         after_commit: told of each commit, its file and content, by the thread that made it.
+        extras: further entries for a payload, under names of their own.
         fingerprint: digests of data and tokenizer.
     """
 
     def __init__(
         self, store: CheckpointStore, parts: Parts, state: TrainState, config: TrainingConfig, task_spec: TaskSpec,
         events: CallbackList, run_name: str, fingerprint: dict[str, str], batch_size: int,
-        after_commit: Callable[[Path, Payload], None],
+        after_commit: Callable[[Path, Payload], None], extras: Callable[[Payload], Payload] = lambda payload: {},
     ) -> None:  # fmt: skip
         self.store, self.parts, self.state, self.config = store, parts, state, config
         self._task_spec, self._events, self._run_name = task_spec, events, run_name
         self._fingerprint, self._batch_size, self._after_commit = fingerprint, batch_size, after_commit
-        self._world = parts.world
+        self._world, self._extras = parts.world, extras
         self.before_save: Callable[[], None] = lambda: None
         self._saved_at = time.monotonic()
         self._memory: SnapshotMemory | None = SnapshotMemory()
@@ -171,7 +172,7 @@ class RunSaver:
     def payload(self, value: float | None, regular: bool) -> Payload:
         """Everything that a run needs to go on exactly: tensors and plain values only."""
         parts = self.parts
-        return {
+        payload = {
             "format": FORMAT,
             "run": {"id": self.store.run_id, "name": self._run_name},
             "state": self.state.to_dict(),
@@ -179,6 +180,7 @@ class RunSaver:
             "regular": regular,
             "model": self._whole(parts.model.state_dict()),
             "optimizer": self._whole(parts.optimizer.state_dict()),
+            "optimizer_kind": type(parts.optimizer).__name__,
             "schedule": parts.schedule.state_dict(),
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
             **self._of_each_process(),
@@ -189,6 +191,7 @@ class RunSaver:
             "fingerprint": self._fingerprint,
             "environment": environment_facts(parts),
         }
+        return {**self._extras(payload), **payload}
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state_dict as it is without sharding; on the main process only, where there is sharding."""

@@ -31,12 +31,15 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.compiling import check_compiler, compile_now
+from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
+from utils.training.engine.objective import Objective
+from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
@@ -61,6 +64,9 @@ _LOOKED_AT = 64
 # Model -> the run that trained it last in this process.
 _TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
 
+# What a checkpoint's fingerprint calls which parameters were not trained; absent where all were.
+_FROZEN = "frozen parameters"
+
 
 class Trainer:
     """Trains a model.
@@ -74,17 +80,19 @@ class Trainer:
         tokenizer: turns texts into ids when the data are texts; kept with the results.
         data_collator: makes a batch from samples; None: ids are padded, padding is not scored.
         hooks: a `TrainingHooks`; callbacks: `Callback`s, in order.
+        own_parts: an optimizer, scheduler and criterion of the caller's, instead of the config's and the task's.
 
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
         control: `Control`, to stop, pause or save from another thread.
         task: what is learnt (a `Task`); data: the data as batches (UniversalDataModule); None before training.
+        description: further sections for the run's config.yaml, by name; plain values.
     """
 
     def __init__(
         self, model: nn.Module, config: Any = None, training_config: TrainingConfig | Mapping[str, Any] | None = None,
         task_spec: TaskSpec | None = None, *, tokenizer: Any = None, data_collator: Any = None, hooks: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] = (), own_parts: OwnParts | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise ModelError(f"Trainer takes an nn.Module as model; got a {type(model).__name__}.")
@@ -95,9 +103,10 @@ class Trainer:
         self.model, self.config = model, config
         self.training_config = training_config or TrainingConfig()
         self.task_spec, self.tokenizer, self.data_collator = task_spec, tokenizer, data_collator
-        self.hooks, self.callbacks = hooks, list(callbacks)
+        self.hooks, self.callbacks, self.own_parts = hooks, list(callbacks), own_parts
         self.state, self.control = TrainState(), Control()
         self.notices: list[str] = []
+        self.description: dict[str, Any] = {}
         self.parts: Parts | None = None
         self.task: Task | None = None
         self.data: UniversalDataModule | None = None
@@ -145,8 +154,7 @@ class Trainer:
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
-        task = self.task = make_task(task_spec, config.replace(fused_loss="off") if sharded else config)
-        self._check_fit(data, task, task_spec)
+        objective = self._objective(task_spec, config.replace(fused_loss="off") if sharded else config, data)
         check_compiler(config.compile_mode, detect_device())
         accumulation = self._accumulation(data)
         total_steps = _planned_steps(config, data, accumulation)
@@ -164,11 +172,15 @@ class Trainer:
             for sentence in start.notices:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
-            parts = self.parts = assemble(self.model, task, config, total_steps, world=world)
+            parts = self.parts = assemble(
+                self.model, objective, config, total_steps, world=world, own_parts=self.own_parts
+            )
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
-            fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
+            fingerprint = {
+                "data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer), **_frozen_digest(self.model),
+            }  # fmt: skip
             self.state = self._restore(start, parts, fingerprint, data)
             store = self._store(start.folder, mode, world)
             if start.in_place:
@@ -185,7 +197,7 @@ class Trainer:
             )
             saver = RunSaver(
                 store, parts, self.state, config, task_spec, events, start.folder.name, fingerprint, data.batch_size,
-                lambda _, payload: _note_commit(start.folder, payload),
+                lambda _, payload: _note_commit(start.folder, payload), self._checkpoint_extras,
             )  # fmt: skip
             interrupts = Interrupts(self.control)
             loop = TrainingLoop(
@@ -213,6 +225,18 @@ class Trainer:
                 "Run the same again with resume_from='auto' to continue.", results,
             )  # fmt: skip
         return results
+
+    def _objective(self, task_spec: TaskSpec, config: TrainingConfig, data: UniversalDataModule) -> Objective:
+        """What is minimised: the caller's criterion, or the task, which is checked against model and data."""
+        if self.own_parts is not None and self.own_parts.criterion is not None:
+            return CriterionObjective(self.own_parts.criterion)
+        task = self.task = make_task(task_spec, config)
+        self._check_fit(data, task, task_spec)
+        return task
+
+    def _checkpoint_extras(self, payload: Payload) -> Payload:
+        """Entries of other systems that checkpoints are to hold besides; none."""
+        return {}
 
     def _find_batch_size(self, parts: Parts, data: UniversalDataModule) -> None:
         """With `auto_batch_size`: as many samples at once as fit; a step has as many in all as the config says."""
@@ -385,7 +409,7 @@ class Trainer:
         self._check_same(start, checkpoint, parts, fingerprint)
         state = self._state_to_continue(start, checkpoint, parts.world)
         load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
-        self._restore_optimizer(checkpoint, parts)
+        self._restore_optimizer(checkpoint, parts, fingerprint)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -425,12 +449,15 @@ class Trainer:
             )
         return state
 
-    def _restore_optimizer(self, checkpoint: Payload, parts: Parts) -> None:
+    def _restore_optimizer(self, checkpoint: Payload, parts: Parts, fingerprint: dict[str, str]) -> None:
         """The optimizer's averages from the checkpoint, its settings from the config: on a change, the config's hold."""
-        if checkpoint["config"]["optimizer"] != self.training_config.optimizer:
-            self.notice(
-                f"The optimizer starts afresh: {checkpoint['config']['optimizer']}'s averages do not fit another one."
-            )
+        if checkpoint["fingerprint"].get(_FROZEN) != fingerprint.get(_FROZEN):
+            self.notice("The optimizer starts afresh: other parameters were trained, and its averages are theirs.")
+            return
+        there = checkpoint.get("optimizer_kind") if self.own_parts else checkpoint["config"]["optimizer"]
+        here = type(parts.optimizer).__name__ if self.own_parts else self.training_config.optimizer
+        if there != here:
+            self.notice(f"The optimizer starts afresh: {there}'s averages do not fit another one.")
             return
         groups = parts.optimizer.param_groups
         # The learning rate stays the checkpoint's: the schedule sets it before each step, and a row may come before one.
@@ -452,8 +479,8 @@ class Trainer:
         ]
         changes += [
             f"{name}: not the same as when it was saved"
-            for name, digest in fingerprint.items()
-            if checkpoint["fingerprint"].get(name) != digest
+            for name in {**fingerprint, **checkpoint["fingerprint"]}
+            if checkpoint["fingerprint"].get(name) != fingerprint.get(name)
         ]
         if changes and start.in_place and self.training_config.on_config_change == "error":
             listed = "\n  ".join(changes)
@@ -473,7 +500,7 @@ class Trainer:
             self.notice(f"Continued elsewhere, so the last bits may differ: {'; '.join(moved)}.")
 
     def _describe(self, start: Start, task_spec: TaskSpec) -> None:
-        start.folder.write_description(self.training_config.to_dict(), task_spec.to_dict())
+        start.folder.write_description(self.training_config.to_dict(), task_spec.to_dict(), **self.description)
         self._note_state(start.folder, "running")
 
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
@@ -571,6 +598,11 @@ def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulati
         if limit is not None
     ]
     return min(limits, default=None)
+
+
+def _frozen_digest(model: nn.Module) -> dict[str, str]:
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return {_FROZEN: hashlib.sha256("\n".join(frozen).encode()).hexdigest()} if frozen else {}
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -1,0 +1,41 @@
+"""Import names of other systems -> what they are here. One entry a module; everything else is derived from this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Module -> its names -> "module:attribute" of this library. Modules above these ("src") come by themselves.
+OLD_MODULES: Mapping[str, Mapping[str, str]] = {
+    "src.datasets": {
+        "BaseDataset": "utils.data.images:BaseDataset",
+        "MNISTDataset": "utils.data.images:MNISTDataset",
+        "CIFARDataset": "utils.data.images:CIFARDataset",
+        "DatasetRegistry": "utils.data.registry:DatasetRegistry",
+    },
+    "src.models": {
+        "BaseModel": "utils.models.images:BaseModel",
+        "LeNet": "utils.models.images:LeNet",
+        "MyNet": "utils.models.images:MyNet",
+        "BottleneckViT": "utils.models.images:BottleneckViT",
+        "FPNViT": "utils.models.images:FPNViT",
+        "ModelRegistry": "utils.models.registry:ModelRegistry",
+    },
+    "src.training": {
+        "Trainer": "utils.compat.experiment:Trainer",
+        "MetricsTracker": "utils.training.metrics_tracker:MetricsTracker",
+        "CheckpointManager": "utils.training.checkpoint_manager:CheckpointManager",
+        "ExperimentManager": "utils.training.experiments:ExperimentManager",
+    },
+    "src.training.metrics": {"MetricsTracker": "utils.training.metrics_tracker:MetricsTracker"},
+    "src.utils": {
+        "get_device": "utils.compat.environment:get_device",
+        "get_optimal_workers": "utils.compat.environment:get_optimal_workers",
+        "setup_logger": "utils.compat.environment:setup_logger",
+    },
+    "src.config": {
+        "Config": "utils.compat.image_config:Config",
+        "load_config": "utils.compat.image_config:load_config",
+        "create_config_parser": "utils.compat.image_config:create_config_parser",
+        "get_default_config": "utils.compat.image_config:get_default_config",
+    },
+}
