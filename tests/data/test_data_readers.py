@@ -108,8 +108,8 @@ def test_files_without_text_say_so(write, content, message):
     ("content", "message"),
     [
         (b"hello\n\0world", "byte 6 is NUL"),
-        (gzip.compress(gzip.compress(b"hello"), mtime=0), "byte"),
-        (gzip.compress(b"hello" * 99)[:-9], "cannot be read: .*end-of-stream"),
+        (gzip.compress(gzip.compress(b"hello", mtime=0), mtime=0), "byte"),
+        (gzip.compress(b"hello" * 99, mtime=0)[:-9], "cannot be read: .*end-of-stream"),
         (b"\x89PNG\r\n\x1a\n\0\0", "PNG image"),
         (b"PK\x03\x04\x14\0", "zip archive"),
         (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "PDF document"),

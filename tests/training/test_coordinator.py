@@ -112,6 +112,12 @@ def _file():
     return "my.txt"
 
 
+def _table():
+    rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(TEXTS))
+    Path("my.csv").write_text("number,body\n" + rows, encoding="utf-8")
+    return "my.csv"
+
+
 def _folder():
     Path("texts").mkdir()
     (Path("texts") / "train.txt").write_text("\n".join(TEXTS), encoding="utf-8")
@@ -128,6 +134,8 @@ SOURCES = {
     "texts": lambda: {"dataset": TEXTS},
     "a file by its name": lambda: {"dataset": _file()},
     "a file by its path": lambda: {"dataset_path": Path(_file())},
+    "a column of a csv file": lambda: {"dataset": _table(), "text_column": "body"},
+    "files by a pattern": lambda: {"dataset_path": _folder() + "/*.txt"},
     "a folder": lambda: {"dataset": _folder()},
     "a folder by its path": lambda: {"dataset_path": _folder()},
     "a Hugging Face Dataset": lambda: {"dataset": _hugging_face()},

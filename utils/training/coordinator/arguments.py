@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
+from utils.data.files import is_pattern
 from utils.data.hub import dataset_name_problem
 from utils.errors import Problem
 from utils.schema import nearest, shown
@@ -30,14 +31,14 @@ _TEXT_KINDS = ("builtin", "named", "file", "table", "texts")
 # Arguments that mean something for some kinds of data only.
 _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "config_name": ("named",),
-    "text_column": ("named", "table"),
+    "text_column": ("named", "file", "table"),
     "max_length": _TEXT_KINDS,
     "tokenizer_strategy": _TEXT_KINDS,
     "val_split": (*_TEXT_KINDS, "rows"),
 }
 _KIND_WORDS: Mapping[str, str] = {
     "builtin": "the built-in corpus",
-    "file": "a text file",
+    "file": "a file",
     "table": "a table",
     "texts": "a list of texts",
     "rows": "rows of token ids",
@@ -210,8 +211,8 @@ def _kind_of_name(name: str | os.PathLike[str]) -> Kind:
         path = Path(name).expanduser()
         if path.is_dir():
             return "named"
-        # A path is a file, there or not; a word is one when it is there.
-        return "file" if path.is_file() or not isinstance(name, str) else "named"
+        # A path is a file, there or not; a word is one when it is there, or when it is a pattern of files.
+        return "file" if path.is_file() or not isinstance(name, str) or is_pattern(name) else "named"
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL: no path
         return "named"
 

@@ -15,8 +15,8 @@ from torch.utils.data import Subset, TensorDataset
 from utils.adapters.facts import model_facts
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, load_hub_texts, table_texts
+from utils.data.local_texts import load_local_texts
 from utils.data.prepare import prepare_text
-from utils.data.readers import read_text_file
 from utils.errors import DataError, HubError
 from utils.training.coordinator.arguments import DataArguments
 from utils.training.task_spec import TaskSpec
@@ -78,8 +78,7 @@ def documents(given: DataArguments) -> LoadedTexts:
     if given.kind == "builtin":
         return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")
     if given.kind == "file":
-        document = read_text_file(source)
-        return LoadedTexts([document.text], None, str(document.path))
+        return load_local_texts(source, given.text_column, with_validation=with_validation)
     if given.kind == "named":
         return _named(str(source), given.config_name, given.text_column, with_validation)
     if given.kind == "table":
