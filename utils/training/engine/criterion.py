@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from utils.adapters.forward import ModelCall
 from utils.data.examples import Batch
 from utils.errors import ModelError
+from utils.training.engine.metrics import CountSizes, Sums
 from utils.training.engine.objective import Loss, Objective
 
 
@@ -29,8 +31,7 @@ class CriterionObjective(Objective):
     Not covered: parameters of the criterion, which no checkpoint holds.
     """
 
-    #: For sums that carry several counts: this one, a scalar.
-    count_sizes: Mapping[str, int] = {"correct": 1}
+    count_sizes: CountSizes = MappingProxyType({"correct": 1})
 
     def __init__(self, criterion: Callable[[Any, Tensor], Tensor]) -> None:
         self.criterion = criterion
@@ -75,11 +76,10 @@ class CriterionObjective(Objective):
             )
         return value.reshape(rows, -1).mean(dim=1).sum()
 
-    def metrics(self, sums: Any) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         """`loss` (mean over samples) and, where classes are scored, `accuracy` (0 to 1) of running sums."""
-        right = sums.correct if hasattr(sums, "correct") else sums.count("correct")
-        found = {"loss": sums.loss / sums.targets}
-        return {**found, "accuracy": right / sums.targets} if self.counts_accuracy else found
+        found = super().metrics(sums)
+        return found if self.counts_accuracy else {"loss": found["loss"]}
 
 
 def _labels(batch: Mapping[str, Tensor]) -> Tensor:

@@ -35,12 +35,12 @@ class Objective:
 
     Attributes:
         notice: a sentence that the user should know about how the loss is computed, once it is known; else None.
-        count_sizes: what `Loss.counts` may hold: name -> how many numbers (1 for a scalar). Fixed, so that processes that have
-            no batch of a step know it too.
+        count_sizes: what `Loss.counts` holds: name -> how many numbers (1 for a scalar). Fixed, so that processes that have no
+            batch of a step know it too. Here: nothing.
     """
 
     notice: str | None = None
-    count_sizes: CountSizes = MappingProxyType({"correct": 1})
+    count_sizes: CountSizes = MappingProxyType({})
 
     def count_targets(self, batch: Batch) -> int:
         """Targets of the batch that count in the loss. Called before the batch goes to the device, so nothing waits."""

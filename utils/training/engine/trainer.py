@@ -72,13 +72,14 @@ class Trainer:
     """Trains a model.
 
     Args:
-        model: any nn.Module that maps token ids (B, T) to logits (B, T, V): a tensor, or transformers' outputs.
+        model: any nn.Module that maps what a batch holds to what its task needs, such as token ids (B, T) to logits (B, T, V):
+            a tensor, or transformers' outputs.
         config: the model's own configuration, if it has one beside it; its pad_token_id, vocab_size and max_seq_len are read
             where neither tokenizer nor task_spec has them.
         training_config: how to train; None: the defaults.
         task_spec: what to learn; None: inferred from model and data, and said in the results' notices.
         tokenizer: turns texts into ids when the data are texts; kept with the results.
-        data_collator: makes a batch from samples; None: ids are padded, padding is not scored.
+        data_collator: makes a batch from samples; None: as the task needs it (`utils.data.collators`); padding is not scored.
         hooks: a `TrainingHooks`; callbacks: `Callback`s, in order.
         own_parts: an optimizer, scheduler and criterion of the caller's, instead of the config's and the task's.
 
@@ -361,6 +362,8 @@ class Trainer:
     def _task(self, data: UniversalDataModule) -> TaskSpec:
         """The task, with what was left open taken from model and data, which is said."""
         given = self.task_spec
+        if self.own_parts is not None and self.own_parts.criterion is not None:
+            return given or TaskSpec("training")  # which task it is, only the criterion knows
         spec, sentence = infer_task_spec(self.model, _first_samples(data), self.tokenizer, given)
         if given is None or given.task_type is None:
             self.notice(sentence)

@@ -6,6 +6,7 @@ Shapes: B batch, T positions, D width of the hidden states, V vocabulary, N posi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +18,7 @@ from utils.adapters.output_layer import find_output_layer, hidden_states_of, pas
 from utils.data.examples import IGNORED, Batch
 from utils.errors import ModelError
 from utils.training.engine import fused_loss
-from utils.training.engine.metrics import Sums, perplexity
+from utils.training.engine.metrics import CountSizes, Sums, perplexity
 from utils.training.engine.objective import Loss
 from utils.training.engine.tasks.base import LabelKind, Task, summed
 from utils.training.task_spec import TaskSpec
@@ -41,6 +42,7 @@ class TokenTask(Task):
     """
 
     over_tokens = True
+    count_sizes: CountSizes = MappingProxyType({"correct": 1})
     label_kind: ClassVar[LabelKind] = "token"
     shift: ClassVar[int] = 0
     deed: ClassVar[str]

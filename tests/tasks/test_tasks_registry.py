@@ -1,0 +1,112 @@
+"""Adding a task: one class, one registration, and its name is one like any other."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tests.kit.task_toys import PlainHead, amount_of, collate, id_rows, samples_of, seeded
+from tests.kit.toys import golden_config
+from utils.errors import ConfigError, ModelError
+from utils.training import Task, TaskSpec, Trainer, register_task
+from utils.training.engine import Loss
+from utils.training.engine.tasks import find_task
+
+SAMPLES = samples_of(id_rows(16), amount_of)
+
+
+class Distance(Task):
+    """The absolute error."""
+
+    name = "test_distance"
+    words = ("test_l1",)
+    loss_unit = "distance"
+
+    def count_targets(self, batch):
+        return len(batch["labels"])
+
+    def __call__(self, model, batch, keep_outputs=False, num_targets=None):
+        errors = (model(batch)[:, 0] - batch["labels"]).abs()
+        return Loss(errors.sum(), len(errors), None, self.counts(errors))
+
+    def counts(self, errors):
+        return {}
+
+
+def trained(task_type):
+    spec = TaskSpec("mine", task_type=task_type)
+    trainer = Trainer(seeded(lambda: PlainHead(1)), None, golden_config(epochs=3), spec, data_collator=collate)
+    return trainer.train(SAMPLES, SAMPLES, resume_from="auto")
+
+
+def test_a_task_of_ones_own_is_trained_evaluated_and_continued_under_its_name():
+    register_task(Distance)
+    assert TaskSpec("mine", task_type="test_l1").task_type == "test_distance"
+    results = trained("test_distance")
+    found = {name for name in results.final_metrics if name.startswith("val/")}
+    assert found == {"val/loss"}  # nothing was counted, so there is no accuracy to be had
+    assert results.final_perplexity is None
+    assert "distance" in results.summary()["validation loss"]
+    assert trained("test_distance").final_metrics == results.final_metrics  # finished: read back
+
+
+def test_a_count_that_is_not_declared_is_named():
+    class Counting(Distance):
+        name = "test_counting"
+
+        def counts(self, errors):
+            return {"near": (errors < 1).sum()}
+
+    register_task(Counting)
+    with pytest.raises(ModelError, match=r"counted \{'near': 1\}, which its count_sizes"):
+        trained("test_counting")
+
+
+def test_what_is_counted_becomes_metrics():
+    @register_task
+    class Near(Distance):
+        name = "test_near"
+        count_sizes: ClassVar = {"near": 2}
+
+        def counts(self, errors):
+            return {"near": torch.stack([(errors < 1).sum(), (errors < 100).sum()])}
+
+        def metrics(self, sums):
+            return {**super().metrics(sums), "near": sums.counts["near"][0] / sums.counts["near"][1]}
+
+    results = trained("test_near")
+    with torch.no_grad():
+        batch = collate(SAMPLES)
+        outputs = results.model.eval()(batch["input_ids"], batch["attention_mask"])[:, 0]
+    near = float(((outputs - batch["labels"]).abs() < 1).double().mean())
+    assert results.final_metrics["val/near"] == pytest.approx(near)
+
+
+def test_a_task_needs_a_name_and_a_name_needs_a_task():
+    class Nameless(Distance):
+        name = "not a name"
+
+    with pytest.raises(ConfigError, match="'not a name'"):
+        register_task(Nameless)
+    with pytest.raises(ConfigError, match="subclass of Task"):
+        register_task(dict)
+    with pytest.raises(ConfigError, match="available: causal_lm, .*@register_task"):
+        find_task("nobody")
+    with pytest.raises(ConfigError, match="did you mean 'regression'"):
+        TaskSpec("x", task_type="regresion")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TaskSpec.language_modeling(), TaskSpec.masked_lm(), TaskSpec.seq2seq(), TaskSpec.classification(num_classes=3),
+        TaskSpec.token_classification(num_classes=3), TaskSpec.image_classification(num_classes=3), TaskSpec.regression(),
+    ],
+    ids=lambda spec: spec.task_type,
+)  # fmt: skip
+def test_every_factory_names_a_task_that_can_be_trained(spec):
+    task = find_task(spec.task_type).from_spec(spec, golden_config())
+    assert task.name == spec.task_type
+    assert TaskSpec.from_dict(spec.to_dict()) == spec
