@@ -386,6 +386,14 @@ def test_reset_makes_the_transform_anew_for_loaders_that_exist(tmp_path):
     assert next(iter(train))[0].unique().tolist() == [2.0]
 
 
+def test_a_loader_that_does_not_shuffle_still_does_not_after_a_reset(tmp_path):
+    mnist_files(tmp_path / "data")
+    dataset = MNISTDataset(reapply_transforms=True)
+    train, _ = dataset.get_dataloaders(batch_size=40, shuffle_train=False)
+    dataset.reset_train_transforms()
+    assert next(iter(train))[1].tolist() == dataset.train_set.labels.tolist()
+
+
 def test_a_data_set_of_ones_own_is_a_class(tmp_path):
     class Ramps(BaseDataset):
         num_classes, input_channels, input_size = 2, 1, (4, 4)
