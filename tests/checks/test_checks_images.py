@@ -76,6 +76,10 @@ class MixesRows(BaseModel):
         return self.layer(flat - flat.mean(0))
 
 
+def test_a_model_that_begins_otherwise_says_its_channels_itself():
+    assert probe(MixesRows()).image_shape == (1, 8, 8)
+
+
 def test_faults_of_a_model_over_images_are_found():
     found = verdicts(run_all_tier1_tests(MixesRows()))
     assert found["shapes"] == "fail"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.kit.image_files import bars, cifar_files, image_tree, mnist_files, write_idx
+from tests.kit.image_files import bars, cifar_files, cifar_rows, image_tree, mnist_files, write_idx
 from utils.data import UniversalDataModule
 from utils.data.images import BaseDataset, MNISTDataset
 from utils.data.registry import DatasetRegistry
@@ -175,12 +175,11 @@ def test_images_of_another_size_are_refused(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_cifar_is_read_from_its_pickles(tmp_path, protocol):
-    folder = cifar_files(tmp_path, protocol=protocol)
+    cifar_files(tmp_path, protocol=protocol)
     dataset = DatasetRegistry.create("cifar10", root=tmp_path)
-    held = pickle.loads(folder.joinpath("test_batch").read_bytes())
     assert (len(dataset.train_set), len(dataset.test_set)) == (20, 4)
-    assert np.array_equal(dataset.test_set.images.numpy(), held[b"data"].reshape(4, 3, 32, 32))
-    assert dataset.test_set.labels.tolist() == held[b"labels"] == [5, 6, 7, 8]
+    assert np.array_equal(dataset.test_set.images.numpy(), cifar_rows(5).reshape(4, 3, 32, 32))
+    assert dataset.test_set.labels.tolist() == [5, 6, 7, 8]
     images, _ = next(iter(dataset.get_dataloaders(batch_size=5)[0]))
     assert images.shape == (5, 3, 32, 32)
 
@@ -384,6 +383,14 @@ def test_reset_makes_the_transform_anew_for_loaders_that_exist(tmp_path):
     train, _ = dataset.get_dataloaders()
     dataset.reset_train_transforms()
     assert next(iter(train))[0].unique().tolist() == [2.0]
+
+
+def test_a_loader_that_does_not_shuffle_still_does_not_after_a_reset(tmp_path):
+    mnist_files(tmp_path / "data")
+    dataset = MNISTDataset(reapply_transforms=True)
+    train, _ = dataset.get_dataloaders(batch_size=40, shuffle_train=False)
+    dataset.reset_train_transforms()
+    assert next(iter(train))[1].tolist() == dataset.train_set.labels.tolist()
 
 
 def test_a_data_set_of_ones_own_is_a_class(tmp_path):

@@ -45,6 +45,11 @@ def mnist_files(root: Path, train: int = 40, test: int = 20, *, folder: str = "M
     return raw
 
 
+def cifar_rows(number: int, rows: int = 4) -> np.ndarray:
+    """The images of batch `number` (0 to 5, the last for testing) of `cifar_files`: uint8 (rows, 3072)."""
+    return np.random.default_rng(number).integers(0, 256, (rows, 3072), dtype=np.uint8)
+
+
 def cifar_files(root: Path, rows: int = 4, protocol: int = 2) -> Path:
     """CIFAR-10's six batches with `rows` images each, as pickles of `protocol`; returns their folder."""
     folder = root / "cifar-10-batches-py"

@@ -98,17 +98,28 @@ def test_an_image_is_scored_the_same_alone_and_among_others(name):
     assert torch.allclose(model(images)[1:2], model(images[1:2]), atol=1e-5)
 
 
-def test_the_pyramids_levels_both_count():
-    """A change that only the coarse way sees, and one that only the fine way sees, each changes the scores."""
+def test_the_coarse_level_goes_into_the_fine_one_and_not_the_reverse():
     torch.manual_seed(0)
     model = ModelRegistry.create("fpn_vit").eval()
     images = torch.randn(1, 1, 28, 28)
-    scores = model(images)
-    for part in ("lateral_fine", "lateral_coarse"):
+    tokens = []
+    model.classifier.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+
+    def levels(without=None):
+        """The tokens of 4 x 4 pixels (7 x 7 of them) and of 8 x 8 (4 x 4), with one level's own part taken out."""
         changed = copy.deepcopy(model)
-        with torch.no_grad():
-            getattr(changed, part).weight.zero_()
-        assert not torch.allclose(changed(images), scores, atol=1e-4)
+        if without is not None:
+            nn.init.zeros_(getattr(changed, without).weight)
+        changed(images)
+        return tokens[-1].split([49, 16], dim=1)
+
+    fine, coarse = levels()
+    fine_without_fine, coarse_without_fine = levels("lateral_fine")
+    fine_without_coarse, coarse_without_coarse = levels("lateral_coarse")
+    assert not torch.allclose(fine, fine_without_coarse, atol=1e-3)
+    assert not torch.allclose(fine, fine_without_fine, atol=1e-3)
+    assert not torch.allclose(coarse, coarse_without_coarse, atol=1e-3)
+    assert torch.equal(coarse, coarse_without_fine)
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
