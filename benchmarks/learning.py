@@ -46,8 +46,7 @@ def measure(entries: list[list[str]], sizes: dict[str, int], text: str, device: 
             if key == reference and len(curves[key]) * EVERY >= steps:
                 target, limit = min(loss for _, loss in curves[key]), PATIENCE * seconds
             for name in [name for name in running if curves[name]]:
-                done_s, loss = curves[name][-1]
-                if loss <= target or done_s >= limit:
+                if min(loss for _, loss in curves[name]) <= target or curves[name][-1][0] >= limit:
                     running.discard(name)
     return {"target": target, "curves": curves}
 
@@ -69,14 +68,14 @@ def validation_loss(model: Any, workload: Workload, device: str, batch: int = 8)
     return total / (blocks.shape[0] * (blocks.shape[1] - 1))
 
 
-def seconds_to(curve: Curve, target: float) -> float | None:
-    """When the curve first came down to `target`, linearly between two looks; None: never."""
+def reached(curve: Curve, target: float) -> tuple[float, int] | None:
+    """Seconds and steps to where the curve first came down to `target`, linearly between two looks; None: never."""
     before: tuple[float, float] | None = None
-    for seconds, loss in curve:
+    for number, (seconds, loss) in enumerate(curve):
         if loss <= target:
-            if before is None or before[1] == loss:
-                return seconds
-            return before[0] + (seconds - before[0]) * (before[1] - target) / (before[1] - loss)
+            share = 1.0 if before is None or before[1] == loss else (before[1] - target) / (before[1] - loss)
+            start_s = seconds if before is None else before[0]
+            return start_s + (seconds - start_s) * share, 1 + round(EVERY * (number + share))
         before = seconds, loss
     return None
 
@@ -104,15 +103,14 @@ def learning_table(
     """Rows of the time that each needed against the first one's."""
     columns = ["contender", "time to the loss, to hand-written packed", "steps", "seconds"]
     table = Table(title, columns, passing=frozenset(columns[3:]))
-    reference = seconds_to(next(iter(curves.values())), target)
-    assert reference is not None, "the reference defines the target"
+    first = reached(next(iter(curves.values())), target)
+    assert first is not None, "the reference defines the target"
     for key, curve in curves.items():
-        needed = seconds_to(curve, target)
-        steps = 1 + EVERY * len(curve)
+        needed = reached(curve, target)
         if needed is None:
-            cells = [f"not within {curve[-1][0] / reference:.1f} (loss {curve[-1][1]:.3f})", "—", "—"]
+            cells = [f"not within {curve[-1][0] / first[0]:.1f} (loss {curve[-1][1]:.3f})", "—", "—"]
         else:
-            cells = [f"{needed / reference:.2f}", f"{steps}", f"{needed:.1f}"]
+            cells = [f"{needed[0] / first[0]:.2f}", f"{needed[1]}", f"{needed[0]:.1f}"]
         table.rows.append([labels[key], *cells])
     table.rows += [[f"{label}: not measured ({reason})", "—", "—", "—"] for label, reason in missing.items()]
     table.notes.append(

@@ -101,9 +101,9 @@ def _experiment_before(options: argparse.Namespace) -> str | None:
 def _run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     import torch
-    from utils.data.registry import DatasetRegistry
 
     from utils.compat.environment import get_device
+    from utils.data.registry import DatasetRegistry
 
     torch.manual_seed(settings.random_seed)
     device = get_device(settings.device)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -73,17 +76,19 @@ class Device:
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there while the kernel has a driver loaded
 DEVICE_KINDS = ("auto", "cuda", "mps", "cpu")
+_CHOSEN_DEVICE: ContextVar[str | None] = ContextVar("chosen_device", default=None)
 
 
 def detect_device(wanted: str | None = None) -> Device:
     """The device to train on.
 
     Args:
-        wanted: "cuda", "mps" or "cpu": that one; "auto": the first of them that is there. None: what the environment variable
-            TRAINBOOK_DEVICE says, else "auto".
+        wanted: "cuda", "mps" or "cpu": that one; "auto": the first of them that is there. None: what `device_chosen` says
+            around the call, else the environment variable TRAINBOOK_DEVICE, else "auto".
     Raises:
         ConfigError: another word, or a device that is not there; says what is.
     """
+    wanted = _CHOSEN_DEVICE.get() if wanted is None else wanted
     asked = wanted if wanted is not None else os.environ.get("TRAINBOOK_DEVICE") or "auto"
     source = "device" if wanted is not None else "TRAINBOOK_DEVICE"
     if asked not in DEVICE_KINDS:
@@ -96,6 +101,16 @@ def detect_device(wanted: str | None = None) -> Device:
             f"Use one of these, or 'auto'."
         )
     return _device(present[0] if asked == "auto" else asked, fallen_back=asked == "auto")
+
+
+@contextlib.contextmanager
+def device_chosen(kind: str | None) -> Iterator[None]:
+    """What `detect_device` answers inside the block, in this thread: "cuda", "mps", "cpu" or "auto"; None: as outside."""
+    token = _CHOSEN_DEVICE.set(kind if kind is not None else _CHOSEN_DEVICE.get())
+    try:
+        yield
+    finally:
+        _CHOSEN_DEVICE.reset(token)
 
 
 def _present_devices() -> list[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from utils.environment import UiMode, ui_mode
 from utils.errors import TrainingInterrupted
 from utils.training.engine.interrupts import Interrupts
-from utils.training.samples import SampleTexts, prompts_from
+from utils.training.samples import SamplePredictions, SampleTexts, prompts_from
 from utils.ui.live_picture import live_picture, phase_text, sentence
 from utils.ui.live_run import LiveFeed, LiveRun, RunEvent, past_of
 from utils.ui.progress import progress_line
@@ -152,12 +152,13 @@ class _Session:
         self.trainer.callbacks = [*before, LiveFeed(self.events.put)]
         if prompts and tokenizer is not None:
             self.trainer.callbacks.append(SampleTexts(tokenizer, prompts, tell=self._tell_samples))
+        self.trainer.callbacks.append(SamplePredictions(tokenizer, tell=self._tell_samples))
         try:
             yield
         finally:
             self.trainer.callbacks = before
 
-    def _tell_samples(self, step: int, rows: list[dict[str, str]]) -> None:
+    def _tell_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         self.events.put(RunEvent("on_samples", time.monotonic(), step, {"samples": rows}))
 
     def _goes_on(self) -> bool:

@@ -128,7 +128,7 @@ class DataPage(Page):
 
     def extras(self) -> list[ipywidgets.Widget]:
         self._upload = ipywidgets.FileUpload(
-            description="Upload a text file", multiple=False, layout=ipywidgets.Layout(width="auto")
+            description="Upload a file", multiple=False, layout=ipywidgets.Layout(width="auto")
         )
         self._upload.add_class("tb-upload")
         self._upload.observe(guarded(self._uploaded, self._report), "value")
@@ -145,7 +145,7 @@ class DataPage(Page):
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        self._upload_row.layout.display = None if self.state.source == "local" else "none"
+        self._upload_row.layout.display = None if self.state.source in ("local", "upload") else "none"
         stale = self._previewed is not None and self._previewed != self.state.setup.sections()["setup"]
         set_markup(self._stale, paragraph("The settings have changed since this preview." if stale else ""))
 

@@ -17,7 +17,7 @@ from benchmarks.contenders import CONTENDERS, Contender, split
 from benchmarks.growth import Point, growth_table, points, write_blocks
 from benchmarks.handwritten import packed
 from benchmarks.jobs import Counted, Job, count_targets, padded
-from benchmarks.learning import learning_table, seconds_to, validation_loss
+from benchmarks.learning import EVERY, learning_table, reached, validation_loss
 from benchmarks.memory import memory_table
 from benchmarks.options import Options, on_gpu, quick
 from benchmarks.overhead import overhead_table
@@ -262,9 +262,9 @@ def test_memory_is_what_was_taken_since_the_start():
 
 def test_time_to_a_loss_lies_between_two_looks():
     curve = [(1.0, 6.0), (2.0, 5.0), (3.0, 4.0)]
-    assert seconds_to(curve, 4.5) == 2.5
-    assert seconds_to(curve, 6.5) == 1.0
-    assert seconds_to(curve, 3.0) is None
+    assert reached(curve, 4.5) == (2.5, 1 + round(2.5 * EVERY))
+    assert reached(curve, 6.5) == (1.0, 1 + EVERY)
+    assert reached(curve, 3.0) is None
 
 
 def test_the_validation_loss_is_the_mean_over_targets_and_keeps_the_mode(workload):

@@ -52,4 +52,4 @@ def test_the_longest_text_keeps_what_several_hold():
         "own": "Shared\nwords.\n\nOwn words.",
         "alone": "Something else.",
     }
-    assert without_repeats(texts) == ["Something else.\n", texts["compound"] + "\n", "Own words.\n"]
+    assert list(without_repeats(texts).values()) == ["Something else.\n", texts["compound"] + "\n", "Own words.\n"]

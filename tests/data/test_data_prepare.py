@@ -29,6 +29,7 @@ class Setup:
 
     dataset_source: str = "local"
     dataset_path: str | None = None
+    text_column: str | None = None
     vocab_size: int | None = 400
     max_length: int = 16
     tokenizer_strategy: str = "auto"
@@ -188,12 +189,12 @@ def test_the_report_is_readable_and_complete(text_file, model, capsys):
 
 
 def test_what_happened_to_the_file_is_noted(tmp_path, model):
-    path = tmp_path / "rows.csv"
+    path = tmp_path / "page.html"
     path.write_bytes(b"\xef\xbb\xbf" + LINES.replace("\n", "\n\n", 5).encode())
     notes = " ".join(prepare_data(Setup(dataset_path=str(path)), model).report.notes)
     assert "5 of 405 lines are blank" in notes
     assert "byte-order mark was removed" in notes
-    assert ".csv file was read as plain text" in notes
+    assert ".html file was read as plain text" in notes
 
 
 def test_documents_without_text_are_passed_over_and_counted():

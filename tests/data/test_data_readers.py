@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from utils.data import readers
+from utils.data import decoding
 from utils.data.readers import read_text_file
 from utils.errors import ConfigError, DataError, DataNotFoundError
 
@@ -108,7 +108,8 @@ def test_files_without_text_say_so(write, content, message):
     ("content", "message"),
     [
         (b"hello\n\0world", "byte 6 is NUL"),
-        (gzip.compress(b"hello", mtime=0), "gzip archive"),
+        (gzip.compress(gzip.compress(b"hello", mtime=0), mtime=0), "byte"),
+        (gzip.compress(b"hello" * 99, mtime=0)[:-9], "cannot be read: .*end-of-stream"),
         (b"\x89PNG\r\n\x1a\n\0\0", "PNG image"),
         (b"PK\x03\x04\x14\0", "zip archive"),
         (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "PDF document"),
@@ -144,7 +145,7 @@ CHUNKS = (1 << 20, 7, 5)  # how a file is cut into pieces must not show
     ],
 )
 def test_f23_what_is_no_utf8_text_is_named_with_its_place(write, content, says, chunk, monkeypatch):
-    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", chunk)
     path = write("a.txt", content)
     with pytest.raises(DataError) as error:
         read_text_file(path)
@@ -155,7 +156,7 @@ def test_f23_what_is_no_utf8_text_is_named_with_its_place(write, content, says, 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
 @pytest.mark.parametrize("text", ["one\r\ntwo\rthree\n\n \t\r\n", "größe", "\r\n\r\nx\n\n", "a\u00a0\x0b\n\x0c\nb"])
 def test_text_is_the_same_however_it_is_cut(write, text, encoding, chunk, monkeypatch):
-    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", chunk)
     document = read_text_file(write("a.txt", text.encode(encoding)), encoding=encoding.removesuffix("-sig"))
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     assert document.text == lines

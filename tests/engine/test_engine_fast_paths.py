@@ -28,7 +28,7 @@ from utils.training import Callback, Trainer
 from utils.training.engine import fast_paths, fused_loss
 from utils.training.engine import loop as loop_module
 from utils.training.engine import trainer as trainer_module
-from utils.training.engine.objective import CausalLM
+from utils.training.engine.tasks import CausalLM
 
 
 def both_ways(rows, width, vocabulary, dtype=torch.float64, bias=True, smoothing=0.0, ignored=0, autocast=False):

@@ -63,7 +63,7 @@ def test_the_wizard_and_its_kin_import_without_torch():
 def test_importing_every_module_changes_nothing_in_the_process(tmp_path):
     program = f"""
 import importlib, os, random, signal, sys, threading, warnings
-import numpy as np, torch, transformers
+import numpy as np, pytorch_lightning, torch, transformers
 
 def state():
     return {{

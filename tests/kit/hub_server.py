@@ -1,4 +1,4 @@
-"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set, and its refusals."""
+"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set or a model, and its refusals."""
 
 from __future__ import annotations
 
@@ -24,6 +24,34 @@ class HubServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories, self.refusals = repositories, refusals
         self.asked: list[str] = []
+        self._failures: list[int] = []
+        self._cuts: dict[str, int] = {}
+
+    @contextmanager
+    def failing(self, status: int, times: int) -> Iterator[None]:
+        """The next `times` requests are answered with this status."""
+        self._failures = [status] * times
+        try:
+            yield
+        finally:
+            self._failures = []
+
+    @contextmanager
+    def cutting(self, path: str, after: int) -> Iterator[None]:
+        """The line breaks whenever a file has been sent up to this byte."""
+        self._cuts[path] = after
+        try:
+            yield
+        finally:
+            del self._cuts[path]
+
+    def next_failure(self) -> int | None:
+        """The status that the next request is to be answered with, if it is to fail."""
+        return self._failures.pop() if self._failures else None
+
+    def cut_of(self, path: str) -> int | None:
+        """After how many bytes of a file the line breaks."""
+        return self._cuts.get(path)
 
     @property
     def address(self) -> str:
@@ -86,7 +114,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         address = urllib.parse.urlsplit(self.path)
         path = address.path
         self.server.asked.append(f"{self.command} {path}")
-        owner, _, rest = path.removeprefix("/api").removeprefix("/datasets/").partition("/")
+        if status := self.server.next_failure():
+            return self._send(b"{}", status, {})
+        bare = path.removeprefix("/api").removeprefix("/datasets/").removeprefix("/models/").removeprefix("/")
+        owner, _, rest = bare.partition("/")
         name, _, rest = rest.partition("/")
         repository = f"{owner}/{name}"
         if repository in self.server.refusals:
@@ -118,24 +149,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path not in files:
             return self._send(b"", 404, {**found, "X-Error-Code": "EntryNotFound"})
         content, found["ETag"] = files[path], f'"{_revision(path)}"'
+        cut = self.server.cut_of(path)
         if wanted := self.headers.get("Range"):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             part = content[int(first) : int(last) + 1 if last else None]
             found["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
-            return self._send(part, 206, found)
-        return self._send(content, 200, found)
+            return self._send(part, 206, found, max(0, cut - int(first)) if cut is not None else None)
+        return self._send(content, 200, found, cut)
 
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value).encode(), 200, {"Content-Type": "application/json"})
 
-    def _send(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+    def _send(self, body: bytes, status: int, headers: Mapping[str, str], cut: int | None = None) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[:cut])
+            self.close_connection = self.close_connection or cut is not None
 
     def log_message(self, *arguments: Any) -> None:
         """Nothing on stderr."""

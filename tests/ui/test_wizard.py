@@ -79,7 +79,9 @@ def test_fields_know_their_control_range_and_unit():
     )
     assert (split.kind, split.minimum, split.minimum_excluded, split.maximum) == ("number", 0, False, 0.5)
     assert (batch.kind, batch.minimum, batch.unit, batch.optional) == ("whole number", 1, "samples", False)
-    assert wizard_field("dataset_source").choices == ("builtin", "local", "huggingface")
+    assert wizard_field("dataset_source").choices == (
+        "builtin", "local", "huggingface", "drive", "upload",
+    )  # fmt: skip
     assert wizard_field("early_stopping_patience").optional
     assert wizard_field("dataset_path").kind == wizard_field("output_dir").kind == "path"
     assert wizard_field("deterministic").kind == "switch"
@@ -134,12 +136,15 @@ def test_a_data_set_whose_name_cannot_be_one_blocks_the_first_step():
     assert blocked(SetupConfig(dataset_name="Salesforce/wikitext", vocab_size=300)) == set()
 
 
-def test_a_file_that_is_missing_empty_or_a_folder_blocks_the_first_step(tmp_path, text_file):
+def test_a_file_that_is_missing_or_empty_and_a_folder_without_data_block_the_first_step(tmp_path, text_file):
     empty = tmp_path / "empty.txt"
     empty.write_text("")
-    for path in (tmp_path / "nowhere.txt", tmp_path, empty):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in (tmp_path / "nowhere.txt", bare, empty, tmp_path / "*.csv"):
         assert blocked(SetupConfig(dataset_path=path, vocab_size=300), step="dataset") == {"dataset_path"}
-    assert blocked(SetupConfig(dataset_path=text_file, vocab_size=300)) == set()
+    for path in (text_file, tmp_path, tmp_path / "*.txt"):
+        assert blocked(SetupConfig(dataset_path=path, vocab_size=300)) == set()
 
 
 def test_sizes_beyond_the_model_block_and_come_with_a_fix(gpt):

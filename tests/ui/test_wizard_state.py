@@ -118,15 +118,17 @@ def test_a_source_is_taken_once_its_place_is_known(tmp_path):
 
 def test_only_the_settings_of_the_chosen_source_are_shown():
     state = starter()
-    names = dict.fromkeys(("builtin", "local", "huggingface"))
+    names = dict.fromkeys(("builtin", "local", "huggingface", "drive", "upload"))
     for source in names:
         if source != "builtin":
             refused(state, "dataset_source", source)
         names[source] = [field.name for field in state.fields("dataset")][1:-3]
     assert names == {
         "builtin": [],
-        "local": ["dataset_path"],
+        "local": ["dataset_path", "text_column"],
         "huggingface": ["dataset_name", "config_name", "text_column"],
+        "drive": ["dataset_path", "text_column"],
+        "upload": ["dataset_path", "text_column"],
     }
 
 
@@ -329,4 +331,6 @@ def test_every_change_is_told_once_whoever_makes_it():
 
 def test_an_entry_that_is_refused_names_its_choices():
     assert "did you mean 'local'" in refused(starter(), "dataset_source", "locl")
-    assert wizard_field("dataset_source").choices == ("builtin", "local", "huggingface")
+    assert wizard_field("dataset_source").choices == (
+        "builtin", "local", "huggingface", "drive", "upload",
+    )  # fmt: skip

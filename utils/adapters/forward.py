@@ -80,6 +80,8 @@ class ModelCall:
         missing = [name for name in self._required if name not in given]
         if missing:
             labels = " Labels are not given to it: the loss is computed outside." if "labels" in missing else ""
+            if any(name.endswith("_output") for name in missing):
+                labels += " Outputs of its own nodes are computed by utils.adapters.ComputationalGraphExecutor(model)."
             raise ModelError(
                 f"{type(self.model).__name__}.forward needs {missing}, which it is not given: a batch has {sorted(batch)}."
                 f"{labels} Give these parameters a default, or a data_collator that adds them to the batch."

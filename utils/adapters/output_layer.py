@@ -19,7 +19,20 @@ from utils.errors import ModelError
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """For trying a model out: evaluation mode and no gradients inside; modes, buffers and random state as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with buffers_kept(model):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Running statistics and the like are as before afterwards, and so is the random state."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -51,7 +64,7 @@ def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.
         if type(module) is nn.Linear
     ]
     try:
-        with _buffers_kept(model):
+        with buffers_kept(model):
             logits = call()
     finally:
         for hook in hooks:
@@ -63,7 +76,7 @@ def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.
         return None, "its output layer is used more than once in a forward pass"
     if _is_watched(layer):
         return None, "its output layer has hooks or a parametrization of its own"
-    with _buffers_kept(model), hidden_states_of(layer) as taken:
+    with buffers_kept(model), hidden_states_of(layer) as taken:
         passed_on = call()
     if taken.hidden is not passed_on:
         return None, "the model does something to the output of its output layer"

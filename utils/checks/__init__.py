@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from utils.checks.data_quality import QualityThresholds, check_data_quality
+    from utils.checks.drift import check_drift
     from utils.checks.gradients import test_gradient_flow
     from utils.checks.initialization import test_parameter_initialization
     from utils.checks.memory import test_memory_footprint
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from utils.checks.tier1 import run_all_tier1_tests
 
 _EXPORTS = {
+    "QualityThresholds": "utils.checks.data_quality",
+    "check_data_quality": "utils.checks.data_quality",
+    "check_drift": "utils.checks.drift",
     "CheckReport": "utils.checks.result",
     "CheckResult": "utils.checks.result",
     "run_all_tier1_tests": "utils.checks.tier1",
@@ -28,8 +33,9 @@ _EXPORTS = {
     "test_shape_robustness": "utils.checks.shapes",
 }
 __all__ = [
-    "CheckReport", "CheckResult", "run_all_tier1_tests", "test_gradient_flow", "test_inference_speed",
-    "test_memory_footprint", "test_output_stability", "test_parameter_initialization", "test_shape_robustness",
+    "CheckReport", "CheckResult", "QualityThresholds", "check_data_quality", "check_drift", "run_all_tier1_tests",
+    "test_gradient_flow", "test_inference_speed", "test_memory_footprint", "test_output_stability",
+    "test_parameter_initialization", "test_shape_robustness",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

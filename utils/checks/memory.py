@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from utils.checks.probe import Probe, check
 from utils.checks.result import CheckResult
 from utils.environment import free_memory_bytes
+from utils.training.engine.memory import KeptForBackward
 
 NAME = "memory footprint"
 
@@ -86,18 +86,8 @@ def _amount(count: float) -> str:
 
 def _kept_for_backward(found: Probe, rows: int, length: int) -> int:
     """Bytes that autograd keeps for a batch of `rows`."""
-    known = {p.untyped_storage().data_ptr() for p in found.model.parameters()}
-    known |= {buffer.untyped_storage().data_ptr() for buffer in found.model.buffers()}
-    kept: dict[int, int] = {}
-    held = []  # alive until the end, or a freed storage's address would be given out again
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor.detach())
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    tensors = [*found.model.parameters(), *found.model.buffers()]
+    known = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+    with torch.enable_grad(), KeptForBackward(known) as kept:
         found.loss(found.batch(rows, length))
-    return sum(kept.values())
+    return kept.num_bytes

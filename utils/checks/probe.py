@@ -120,7 +120,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
     Args:
         model: an nn.Module. Its own config comes first; `config` and `task_spec` fill what it leaves open.
         config: a SetupConfig, TrainingConfig, namespace or mapping with any of vocab_size, max_seq_len or max_length,
-            max_batch_size or batch_size; for models over images image_size and num_channels.
+            max_batch_size or batch_size; for models over images image_size or input_size, and num_channels or input_channels.
         task_spec: says the task; None: taken from the model's class, else next-token prediction, as `Trainer` infers it.
         tokenizer: its length is the vocabulary when nothing else says.
     Raises:
@@ -138,7 +138,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
     takes = facts.max_length and facts.max_length - _reserved_positions(model)
     known = [n for n in (takes, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len")) if n]
     length = min(known, default=_DEFAULT_LENGTH)
-    output = _output(model, task_spec)
+    output = _output(model, task_spec, image_shape is not None)
     causal, because = _causality(model, task_spec, output, image_shape is not None)
     return Probe(
         model=model,
@@ -178,26 +178,44 @@ def _reserved_positions(model: nn.Module) -> int:
 
 
 def _image_shape(model: nn.Module, config: Any, task_spec: Any) -> tuple[int, int, int] | None:
-    own = getattr(model, "config", None)
+    """(channels, height, width) of the images that `model` takes; None for one over tokens."""
     over_images = getattr(model, "main_input_name", None) == "pixel_values"
-    if not over_images and getattr(task_spec, "modality", "text") != "vision":
+    over_images = over_images or getattr(task_spec, "modality", "text") == "vision"
+    first = _first_layer(model)
+    if not over_images and not isinstance(first, nn.Conv2d):
         return None
-    channels = _number(own, "num_channels") or _number(config, "num_channels") or 3
-    size = getattr(own, "image_size", None) or _number(config, "image_size")
-    if isinstance(size, int):
-        return channels, size, size
-    if isinstance(size, (tuple, list)) and len(size) == 2:
-        return channels, int(size[0]), int(size[1])
-    raise CannotProbeError(
-        f"{type(model).__name__} takes images and does not say of what size; give config with image_size (in pixels)"
+    sources = [source for source in (getattr(model, "config", None), model, config) if source is not None]
+    channels = next(filter(None, (_number(source, "num_channels", "input_channels") for source in sources)), None)
+    size = next(filter(None, (_sides(source, "image_size", "input_size") for source in sources)), None)
+    if size is None:
+        raise CannotProbeError(
+            f"{type(model).__name__} takes images and does not say of what size; give config with image_size (in pixels)"
+        )
+    return channels or (first.in_channels if isinstance(first, nn.Conv2d) else 3), *size
+
+
+def _first_layer(model: nn.Module) -> nn.Module | None:
+    """The first module that has parameters of its own: what a plain model's input goes into, as a rule."""
+    return next(
+        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
     )
 
 
-def _output(model: nn.Module, task_spec: Any) -> Literal["tokens", "classes"]:
+def _sides(source: Any, *names: str) -> tuple[int, int] | None:
+    """(height, width) under one of `names`, which may hold one number for both."""
+    for name in names:
+        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+        if len(sides) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+            return sides
+    return None
+
+
+def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Literal["tokens", "classes"]:
     task = getattr(task_spec, "task_type", None)
     if task is not None:
         return "tokens" if task in _TOKEN_TASKS else "classes"
-    return "classes" if type(model).__name__.endswith(_CLASSIFIERS) else "tokens"
+    return "classes" if over_images or type(model).__name__.endswith(_CLASSIFIERS) else "tokens"
 
 
 def _scores_vocabulary(model: nn.Module, task_spec: Any) -> bool:

@@ -25,6 +25,11 @@ def builtin_corpus() -> list[str]:
         DataNotFoundError: this Python was built without the module.
     Not covered: sentences that repeat inside paragraphs that differ (in CPython 3.11, 0.07 % of all runs of 12 words).
     """
+    return list(builtin_topics().values())
+
+
+def builtin_topics() -> dict[str, str]:
+    """The same texts by the names of their topics. Raises `DataNotFoundError` as `builtin_corpus`."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -35,7 +40,7 @@ def builtin_corpus() -> list[str]:
     return without_repeats(topics)
 
 
-def without_repeats(texts: Mapping[str, str]) -> list[str]:
+def without_repeats(texts: Mapping[str, str]) -> dict[str, str]:
     """Each paragraph once: the longest text that holds it keeps it. Returns the texts that are left, ordered by name.
 
     Paragraphs are what blank lines separate; two are the same when their words are, whatever spacing and underlines.
@@ -54,4 +59,4 @@ def without_repeats(texts: Mapping[str, str]) -> list[str]:
         text = "\n\n".join(paragraphs).strip("\n")
         if re.search(r"\w", text):
             kept[name] = text + "\n"
-    return [kept[name] for name in sorted(kept)]
+    return {name: kept[name] for name in sorted(kept)}

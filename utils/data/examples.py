@@ -24,6 +24,22 @@ Collate = Callable[[list[Any]], Any]
 IGNORED = -100  # label of a position that does not count, as in torch and transformers
 
 
+class PreparingCollate(Protocol):
+    """A collate function in two stages: what it draws at random for a sample, it draws before samples are put together."""
+
+    def prepare(self, sample: Any) -> Any:
+        """One sample, ready to be collated. Called with torch's generator seeded for this sample."""
+        ...
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Prepared samples as a batch."""
+        ...
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Both stages."""
+        ...
+
+
 @runtime_checkable
 class Source(Protocol):
     """Samples by number: what can be put in any order and resumed exactly."""
@@ -50,7 +66,8 @@ class DatasetSource:
 
     What a dataset or a collate function draws at random (augmentation, masking) is a function of seed, epoch and sample
     number, so neither the number of loader processes nor a resume in mid-epoch changes it; the caller's random state is left
-    as it was.
+    as it was. A collate function that draws for each sample does so in `prepare` (`PreparingCollate`); what it draws for a
+    batch depends on the last sample of it.
 
     Attributes:
         epoch: set before each epoch.
@@ -61,8 +78,9 @@ class DatasetSource:
     def __init__(self, dataset: Any, collate: Collate, seed: int = 0) -> None:
         self.dataset, self.collate, self.seed, self.epoch = dataset, collate, seed, 0
         self.before_sample: Callable[[int], object] = lambda index: None
-        # Plain containers draw nothing, so their samples need no random state of their own. A subclass may.
-        self._draws = type(dataset) not in (list, tuple, TensorDataset) or not isinstance(collate, TextCollator)
+        self._prepare: Callable[[Any], Any] | None = getattr(collate, "prepare", None)
+        self._join: Collate = collate if self._prepare is None else collate.collate  # type: ignore[attr-defined]
+        self._draws = _may_draw(dataset) or getattr(collate, "draws", True)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -70,12 +88,13 @@ class DatasetSource:
     def take(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` as a batch. Raises `DataError` that names the sample which cannot be read."""
         if not self._draws:
-            return self._collated([self._sample(int(index)) for index in indices], indices)
+            samples = [self._prepared(self._sample(int(index)), int(index)) for index in indices]
+            return self._collated(samples, indices)
         with _KeptRandomState():
             samples = []
             for index in indices:
                 _seed_cpu(epoch_seed(self.seed, self.epoch, int(index)))
-                samples.append(self._sample(int(index)))
+                samples.append(self._prepared(self._sample(int(index)), int(index)))
             return self._collated(samples, indices)  # what it draws goes on from the last sample's
 
     def _sample(self, index: int) -> Any:
@@ -89,9 +108,21 @@ class DatasetSource:
                 f"sample {index} of {type(self.dataset).__name__} cannot be read: {type(error).__name__}: {one_line(error)}"
             ) from error
 
+    def _prepared(self, sample: Any, index: int) -> Any:
+        if self._prepare is None:
+            return sample
+        try:
+            return self._prepare(sample)
+        except TrainbookError:
+            raise
+        except Exception as error:  # whatever it is, it comes from the user's sample or collate function
+            raise DataError(
+                f"sample {index} cannot be prepared for a batch: {type(error).__name__}: {one_line(error)}"
+            ) from error
+
     def _collated(self, samples: list[Any], indices: Sequence[int]) -> Batch:
         try:
-            return as_batch(self.collate(samples))
+            return as_batch(self._join(samples))
         except TrainbookError:
             raise
         except Exception as error:  # whatever it is, it comes from the user's samples or collate function
@@ -102,7 +133,10 @@ class DatasetSource:
             ) from error
 
     def digest(self) -> str:
-        """From the length and up to 64 samples spread over the data set: reading a large one whole would take too long."""
+        """The data set's own where it has one; else from the length and up to 64 samples spread over it: reading a large one
+        whole would take too long."""
+        if isinstance(self.dataset, Source):
+            return self.dataset.digest()
         total = len(self)
         hasher = hashlib.blake2b(str(total).encode(), digest_size=16)
         for index in sorted({int(i) for i in np.linspace(0, total - 1, num=min(total, 64))}):
@@ -110,6 +144,12 @@ class DatasetSource:
                 hasher.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
+
+
+def _may_draw(dataset: Any) -> bool:
+    """Whether a data set may draw at random. Plain containers and our own classes do not; a subclass of them may."""
+    kind = type(dataset)
+    return kind not in (list, tuple, TensorDataset) and bool(vars(kind).get("draws", True))
 
 
 class StreamSource:
@@ -178,13 +218,19 @@ class TextCollator:
     Args:
         pad_id: fills up short samples; None: 0, which is harmless because the positions are masked and not scored.
         eos_id: the end-of-text id, where it is known.
+
+    Attributes:
+        draws: whether anything is drawn at random.
+        packs: whether texts are to be packed into blocks of ids before they come here.
     """
+
+    draws, packs = False, True
 
     def __init__(self, pad_id: int | None = None, eos_id: int | None = None) -> None:
         self.pad_id, self.eos_id = pad_id, eos_id
 
     def __call__(self, samples: list[Any]) -> Batch:
-        rows = [self._row(sample) for sample in samples]
+        rows = [self.row(sample) for sample in samples]
         length = max(row["input_ids"].numel() for row in rows)
         ragged = any(row["input_ids"].numel() != length for row in rows)
         fill = {"input_ids": self.pad_id or 0, "labels": IGNORED, "attention_mask": 0}
@@ -208,7 +254,8 @@ class TextCollator:
             batch["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
         return batch
 
-    def _row(self, sample: Any) -> Batch:
+    def row(self, sample: Any) -> Batch:
+        """One sample as a dict of tensors, with labels. Raises `DataTypeError` when it is no row of ids."""
         if isinstance(sample, (tuple, list)) and sample and isinstance(sample[0], Tensor) and sample[0].dim() == 1:
             sample = dict(zip(("input_ids", "labels"), sample[:2], strict=False))
         elif isinstance(sample, (Tensor, list, tuple, np.ndarray)):
@@ -306,7 +353,7 @@ def as_source(
         default = data.collate_fn is torch.utils.data.default_collate
         inner = data.dataset
         if isinstance(inner, _Samples) and isinstance(data.collate_fn, _AlreadyTaken):
-            source = inner.source
+            source = _recollated(inner.source, collate, seed)
         elif default:
             source = _mapped(inner, collate, pad_id, eos_id, seed)
         else:
@@ -322,16 +369,23 @@ def as_source(
             f"got {_described(data)}. Wrap it: TensorDataset(torch.tensor(ids)) or datasets.Dataset.from_dict(...)."
         )
     elif isinstance(data, Source):
-        source = data
+        source = _recollated(data, collate, seed)
     else:
-        texts = _texts(data)
+        texts = _texts(data) if getattr(collate, "packs", True) else None
         if texts is not None:
-            source = _packed_texts(texts, tokenizer, block_size, argument)
+            source = _recollated(_packed_texts(texts, tokenizer, block_size, argument), collate, seed)
         else:
             source = _mapped(data, collate, pad_id, eos_id, seed)
     if len(source) == 0:
         raise DataError(f"{argument} holds no samples; at least one is needed.")
     return source, batch_size, notices
+
+
+def _recollated(source: Source, collate: Collate, seed: int) -> Source:
+    """`source`, its samples put together by `collate` where that is another than the usual one."""
+    if isinstance(collate, TextCollator) or not hasattr(source, "__getitem__"):
+        return source
+    return DatasetSource(source, collate, seed)
 
 
 class _AlreadyTaken:

@@ -7,20 +7,27 @@ the Hub's own conversion to Parquet.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.data.columns import one_text, text_column_of
+from utils.data.stored_texts import HELD_BYTES, StoredTexts
 from utils.errors import DataError, HubError, TrainbookError
 from utils.schema import nearest, shown
 
-#: Characters that are read at most: a text is held in memory, beside its ids, which take about 4 bytes a token.
+#: Characters of a stream that are read at most: its texts are held in memory, beside their ids, about 4 bytes a token.
 MOST_CHARACTERS = 1_000_000_000
 
 # Seconds for the first answer of the Hub. Later requests have the timeouts and the five attempts of huggingface_hub.
 _ANSWER_TIMEOUT_S = 15.0
+# Seconds before the first question is asked again, where the line broke or the Hub was busy. A time-out is not repeated.
+RETRY_WAITS_S: tuple[float, ...] = (1.0, 3.0)
+_BUSY = (429, 500, 502, 503, 504)
 # Bytes of a data set's tables (all columns, all splits) above which it is read as a stream, not downloaded as a whole.
 _STREAMED_ABOVE = 4 * MOST_CHARACTERS
 # The branch of every data set in which the Hub keeps its own conversion.
@@ -32,7 +39,49 @@ _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
 # Those that reading a data set goes through; httpx's network errors are OSErrors in some of its versions only.
 _PACKAGES = ("aiohttp", "datasets", "fsspec", "httpcore", "httpx", "httpx2", "huggingface_hub", "pyarrow", "requests")
 _NETWORK_PACKAGES = ("aiohttp", "httpcore", "httpx", "httpx2", "requests")
+_log = logging.getLogger("trainbook.data")
 _WAYS_OUT = 'use the built-in corpus (dataset="builtin") or a file of yours (dataset_path="my.txt")'
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """A split of a data set.
+
+    Attributes:
+        rows: a `datasets.Dataset` mapped into memory, or an IterableDataset.
+        splits: all splits by name.
+        split: the name of the one that was chosen.
+        source: what was read, for the report.
+        notes: what the user should know, one sentence each.
+    """
+
+    rows: Any
+    splits: Mapping[str, Any]
+    split: str
+    source: str
+    notes: list[str]
+
+
+def load_hub_table(
+    name: str, config_name: str | None = None, split: str = "train", *, streaming: bool = False
+) -> HubTable:
+    """A split of a data set with all its columns.
+
+    Args:
+        name, config_name, split: see `load_hub_texts`.
+        streaming: read while it is used; else a copy is kept on disk, unless the tables have more than 4 GB.
+    Raises:
+        As `load_hub_texts`.
+    """
+    if problem := dataset_name_problem(name):
+        raise DataError(f"dataset_name: {problem}")
+    folder = _folder(name)
+    with _plain_errors(name, config_name), _quiet(folder is not None):
+        splits, notes = _splits(name, folder, config_name, streaming)
+        chosen = _chosen_split(splits, split, notes)
+    where = f"folder {folder}" if folder is not None else f"Hugging Face Hub: {name}"
+    parts = [where, *([config_name] if config_name else []), f"split {chosen}"]
+    return HubTable(splits[chosen], splits, chosen, ", ".join(parts), notes)
 
 
 @dataclass(frozen=True)
@@ -40,14 +89,14 @@ class LoadedTexts:
     """The texts of a data set.
 
     Attributes:
-        documents: one a row, in the data set's order; "" where a row has no text.
+        documents: one a row, in the data set's order; "" where a row has no text. Many of them are read from disk.
         validation: those of its own validation split; None when it has none or it was not asked for.
         source: what was read, for the report.
         notes: what the user should know, one sentence each.
     """
 
-    documents: list[str]
-    validation: list[str] | None
+    documents: Sequence[str]
+    validation: Sequence[str] | None
     source: str
     notes: list[str] = field(default_factory=list)
 
@@ -71,32 +120,57 @@ def load_hub_texts(
             only column of texts.
         split: what to train on.
         with_validation: also read its own validation split, when it has one.
-        max_characters: stop reading `split` after the row that reaches it. Tables above 4 GB are streamed.
+        max_characters: stop reading `split` after the row that reaches it, where texts are held in memory: those of tables
+            up to 64 MB, and of streams. Tables above 4 GB are streamed.
     Raises:
         HubError: the Hub cannot be reached, has no such data set, or gives it only to those it knows.
         DataError: a name that is none, an unknown configuration, split or column, or files that cannot be read.
     """
-    if problem := dataset_name_problem(name):
-        raise DataError(f"dataset_name: {problem}")
-    folder = _folder(name)
-    with _plain_errors(name, config_name), _quiet(folder is not None):
-        splits, notes = _splits(name, folder, config_name)
-        chosen = _chosen_split(splits, split, notes)
-        column = _text_column(splits[chosen], text_column, name)
-        documents, complete = _texts(splits[chosen], column, max_characters)
+    loaded = load_hub_table(name, config_name, split)
+    notes = list(loaded.notes)
+    with _plain_errors(name, config_name), _quiet(_folder(name) is not None):
+        column = _text_column(loaded.rows, text_column, name)
+        documents, complete = _texts(loaded.rows, column, max_characters)
         if not complete:
             notes.append(
                 f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters, the most "
                 "that is held in memory."
             )
-        own = next((known for known in _VALIDATION_SPLITS if known in splits and known != chosen), None)
+        own = next((known for known in _VALIDATION_SPLITS if known in loaded.splits and known != loaded.split), None)
         validation = None
         if with_validation and own is not None:
-            validation, _ = _texts(splits[own], column, max_characters)
+            validation, _ = _texts(loaded.splits[own], column, max_characters)
             notes.append(f"Validation is the data set's own split {own!r} (rows: {len(validation):,}).")
-    where = f"folder {folder}" if folder is not None else f"Hugging Face Hub: {name}"
-    parts = [where, *([config_name] if config_name else []), f"split {chosen}", f"column {column}"]
-    return LoadedTexts(documents, validation, ", ".join(parts), notes)
+    return LoadedTexts(documents, validation, f"{loaded.source}, column {column}", notes)
+
+
+def table_texts(
+    table: Any, text_column: str | None = None, *, with_validation: bool = True, max_characters: int = MOST_CHARACTERS
+) -> LoadedTexts:
+    """The text column of a table that is in memory.
+
+    Args:
+        table: a Hugging Face Dataset, or several by split; a pandas DataFrame; a list of records (dicts).
+        text_column, with_validation, max_characters: as for `load_hub_texts`.
+    Raises:
+        DataError: an unknown column, or no single one of texts.
+    """
+    name = f"the {type(table).__name__}"
+    with _plain_errors(name, None):
+        if isinstance(table, (list, tuple)):
+            table = _datasets().Dataset.from_list([dict(record) for record in table])
+        elif not hasattr(table, "column_names"):
+            table = _datasets().Dataset.from_pandas(table, preserve_index=False)
+        splits = table if isinstance(table, Mapping) else {"train": table}
+        notes: list[str] = []
+        chosen = _chosen_split(splits, "train", notes)
+        column = _text_column(splits[chosen], text_column, name)
+        documents, complete = _texts(splits[chosen], column, max_characters)
+        if not complete:
+            notes.append(f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters.")
+        own = next((known for known in _VALIDATION_SPLITS if known in splits and known != chosen), None)
+        validation = _texts(splits[own], column, max_characters)[0] if with_validation and own is not None else None
+    return LoadedTexts(documents, validation, f"{name}, column {column}", notes)
 
 
 def dataset_name_problem(name: Any) -> str | None:
@@ -111,7 +185,7 @@ def dataset_name_problem(name: Any) -> str | None:
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL: no path, perhaps an id
         is_file = is_folder = False
     if is_file:
-        return f"got {shown(name)}, which is a file; give a text file as dataset_path, or the folder it is in"
+        return f"got {shown(name)}, which is a file; give it as dataset_path, or the folder it is in as the name"
     if is_folder or _HUB_ID.fullmatch(name):
         return None
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
@@ -131,11 +205,14 @@ def _folder(name: str) -> Path | None:
     return path.absolute() if path.is_dir() else None
 
 
-def _splits(name: str, folder: Path | None, config_name: str | None) -> tuple[Mapping[str, Any], list[str]]:
+def _splits(
+    name: str, folder: Path | None, config_name: str | None, streaming: bool
+) -> tuple[Mapping[str, Any], list[str]]:
     """The data set's splits by name, in memory-mapped tables or as streams, and notes."""
     if folder is not None and any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
         saved = _datasets().load_from_disk(folder)
-        return (saved if isinstance(saved, Mapping) else {"train": saved}), []
+        splits = saved if isinstance(saved, Mapping) else {"train": saved}
+        return ({split: rows.to_iterable_dataset() for split, rows in splits.items()} if streaming else splits), []
     notes: list[str] = []
     if folder is not None:
         builder = _datasets().load_dataset_builder(str(folder), config_name)
@@ -144,6 +221,8 @@ def _splits(name: str, folder: Path | None, config_name: str | None) -> tuple[Ma
     size = builder.info.dataset_size or 0
     if folder is None and size > _STREAMED_ABOVE:
         notes.append(f"The data set has {size / 1e9:.0f} GB: it was read as a stream, and no copy of it is kept.")
+        return builder.as_streaming_dataset(), notes
+    if streaming:
         return builder.as_streaming_dataset(), notes
     builder.download_and_prepare()
     tables = builder.as_dataset()
@@ -160,7 +239,8 @@ def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
-        files = [entry.rfilename for entry in HfApi().dataset_info(name, timeout=_ANSWER_TIMEOUT_S).siblings or ()]
+        about = _asked_again(lambda: HfApi().dataset_info(name, timeout=_ANSWER_TIMEOUT_S))
+        files = [entry.rfilename for entry in about.siblings or ()]
     except RepositoryNotFoundError:
         raise
     except OfflineModeIsEnabled as error:
@@ -172,6 +252,29 @@ def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
         note = "The data set is a loading script, which is not run: the Hub's conversion of it to Parquet was read."
         return _converted_builder(name, config_name), [note]
     return _datasets().load_dataset_builder(name, config_name), []
+
+
+def _asked_again(ask: Callable[[], Any]) -> Any:
+    """What `ask` returns; it is called again, after a pause, while the line breaks or the Hub is busy."""
+    for number, wait_s in enumerate(RETRY_WAITS_S, start=1):
+        try:
+            return ask()
+        except Exception as error:  # whose classes belong to several packages; what does not pass goes on
+            if not _may_pass(error):
+                raise
+            _log.info("The Hub did not answer (%s); asking again, %d of %d.", error, number, len(RETRY_WAITS_S))
+            time.sleep(wait_s)
+    return ask()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same question may be answered a moment later: a busy server, or a line that broke."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in _BUSY
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    broken = kinds & {"ConnectionError", "ConnectError", "ReadError", "RemoteProtocolError"}
+    return bool(broken) and "OfflineModeIsEnabled" not in kinds
 
 
 def _kept_builder(name: str, config_name: str | None, reason: Exception) -> Any:
@@ -212,41 +315,14 @@ def _chosen_split(splits: Mapping[str, Any], split: str, notes: list[str]) -> st
 
 def _text_column(rows: Any, wanted: str | None, name: str) -> str:
     """The column to read. Raises DataError that names the columns there are."""
-    features = rows.features or rows._resolve_features().features or {}  # a stream may not know them before it begins
-    texts = [column for column, kind in features.items() if _is_text(kind)]
-    readable = [column for column, kind in features.items() if _is_text(kind) or _is_text_list(kind)]
-    columns = ", ".join(features)
-    if wanted is not None and wanted in readable:
-        return wanted
-    if wanted is not None:
-        guess = nearest(wanted, readable)
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        what = "holds no text" if wanted in features else f"is not there; the columns of {name} are {columns}"
-        raise DataError(f"text_column: {wanted!r} {what}; with text: {', '.join(readable) or 'none'}.{hint}")
-    if "text" in texts:
-        return "text"
-    if len(texts) == 1:
-        return str(texts[0])
-    if readable:
-        raise DataError(
-            f"{name} has no single column of text; say which with text_column: {', '.join(readable)}. (All columns: "
-            f"{columns}.)"
-        )
-    raise DataError(f"{name} has no column of text; its columns are {columns or 'none'}. Use another data set.")
+    features = rows.features or rows._resolve_features().features  # a stream may not know them before it begins
+    return text_column_of(features.arrow_schema, wanted, name, next(iter(rows.take(1)), {}))
 
 
-def _is_text(kind: Any) -> bool:
-    return getattr(kind, "dtype", None) in ("string", "large_string", "string_view")
-
-
-def _is_text_list(kind: Any) -> bool:
-    """A list of texts: datasets writes it as a List feature, or as a Python list of one."""
-    inner = kind[0] if isinstance(kind, list) and len(kind) == 1 else getattr(kind, "feature", None)
-    return inner is not None and not isinstance(inner, Mapping) and _is_text(inner)
-
-
-def _texts(rows: Any, column: str, max_characters: int) -> tuple[list[str], bool]:
-    """The texts of a column until they reach `max_characters`, and whether those are all."""
+def _texts(rows: Any, column: str, max_characters: int) -> tuple[Sequence[str], bool]:
+    """The texts of a column until they reach `max_characters`, and whether those are all. A large table's stay on disk."""
+    if hasattr(rows, "num_rows") and rows.data.nbytes > HELD_BYTES:
+        return StoredTexts(rows, column), True
     documents: list[str] = []
     characters = 0
     for text in _values(rows.select_columns([column]), column):
@@ -261,7 +337,7 @@ def _values(rows: Any, column: str) -> Iterator[str]:
     batches: Iterable[Mapping[str, Sequence[Any]]] = rows.iter(batch_size=_ROWS_AT_ONCE)
     for batch in batches:
         for value in batch[column]:
-            yield value if isinstance(value, str) else "\n".join(part for part in value or () if part)
+            yield one_text(value)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from utils.data.collators import AnyCollator, collator_for
 from utils.data.examples import (
     IGNORED,
     Batch,
+    Collate,
     DatasetSource,
     IdSource,
     Source,
@@ -22,7 +24,7 @@ from utils.data.examples import (
     epoch_seed,
     loader_of,
 )
-from utils.data.ids import check_batch, check_source
+from utils.data.ids import Limits, check_batch, check_source
 from utils.data.packing import TokenBlocks
 from utils.data.workers import TIMEOUT_S, LoaderProcesses
 from utils.errors import DataTypeError
@@ -47,7 +49,8 @@ class UniversalDataModule:
     Args:
         train_dataset, val_dataset: the data; `train_data` and `val_data` are accepted as names too.
         task_spec: gives the pad id and the block length, where they are not in the tokenizer.
-        data_collator: a collate function; None: token ids are padded and labelled by `TextCollator`.
+        data_collator: a collate function; None: the task's (`utils.data.collators.collator_for`). Where no task is known,
+            token ids are padded and labelled by `TextCollator`, and images stacked.
         batch_size: samples in a micro-batch; a DataLoader's own batch size wins.
         num_workers: processes that prepare batches.
         seed: the order of epoch e is a function of (seed, e).
@@ -81,10 +84,11 @@ class UniversalDataModule:
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)
         self.num_workers, self.seed = num_workers, seed
         self.share, self.lockstep, self.shuffle = (0, 1), False, True
-        self._vocab_size: int | None = None
+        self._limits: Limits | None = None
         self.timeout_s = (isinstance(train_dataset, DataLoader) and train_dataset.timeout) or timeout_s
         options: dict[str, Any] = {
-            "collate": data_collator, "tokenizer": tokenizer, "pad_id": self.pad_token_id, "seed": seed,
+            "collate": data_collator or self._task_collator(task_spec, tokenizer), "tokenizer": tokenizer,
+            "pad_id": self.pad_token_id, "seed": seed,
             "eos_id": getattr(tokenizer, "eos_token_id", None),
             "block_size": getattr(task_spec, "max_seq_len", None) or block_size,
         }  # fmt: skip
@@ -102,16 +106,24 @@ class UniversalDataModule:
             self.validation_batch_size = wanted or self.batch_size
             self.num_validation = _limited(self.validation, max_val_samples)
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Refuse token ids outside 0 … vocab_size - 1: now, where a look at the data is cheap, else as batches are made.
+    def _task_collator(self, task_spec: Any, tokenizer: Any) -> Collate:
+        eos_id = getattr(tokenizer, "eos_token_id", None)
+        if getattr(task_spec, "task_type", None) in (None, "causal_lm"):
+            return AnyCollator(self.pad_token_id, eos_id)
+        if getattr(tokenizer, "pad_token_id", None) is None and task_spec.pad_token_id is None:
+            task_spec = task_spec.replace(pad_token_id=self.pad_token_id)
+        return collator_for(task_spec, tokenizer)
+
+    def check_ids(self, limits: Limits) -> None:
+        """Refuse token ids and labels outside the limits: now, where a look at the data is cheap, else as batches are made.
 
         Raises:
             DataError: names data, sample, position, id and vocabulary size. So do `steps` and `validation_batches` from now on.
         """
-        self._vocab_size = vocab_size
+        self._limits = limits
         for source, name in ((self.train, "train_data"), (self.validation, "val_data")):
             if source is not None and not isinstance(source, StreamSource):
-                check_source(source, name, vocab_size)
+                check_source(source, name, limits)
 
     @property
     def resumable(self) -> bool:
@@ -189,15 +201,15 @@ class UniversalDataModule:
             batches = LoaderProcesses(source, chunks, self.num_workers, self.timeout_s)
         seen = isinstance(source, (IdSource, TokenBlocks))  # entirely, before the first step
         for chunk, batch in zip(chunks, batches, strict=True):
-            if self._vocab_size is not None and not seen:
-                check_batch(batch, chunk.tolist(), name, self._vocab_size)
+            if self._limits is not None and not seen:
+                check_batch(batch, chunk.tolist(), name, self._limits)
             yield batch
 
     def _check_stream(self, batch: Batch, first: int, name: str) -> int:
         """Check the ids of a batch that begins with sample `first` of a stream; returns where the next one begins."""
         end = first + len(next(iter(batch.values())))
-        if self._vocab_size is not None:
-            check_batch(batch, range(first, end), name, self._vocab_size)
+        if self._limits is not None:
+            check_batch(batch, range(first, end), name, self._limits)
         return end
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
@@ -246,7 +258,9 @@ class UniversalDataModule:
 
 def _without_targets(source: Source) -> Batch:
     batch = source.take([0])
-    return {**batch, "labels": torch.full_like(batch.get("labels", next(iter(batch.values()))), IGNORED)}
+    labels = batch.get("labels", next(iter(batch.values())))
+    # An amount of -100 is an amount: what is not known is NaN there.
+    return {**batch, "labels": torch.full_like(labels, math.nan if labels.is_floating_point() else IGNORED)}
 
 
 def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -30,10 +30,7 @@ def pack(sequences: Iterable[TokenIds], block_size: int, eos_id: int | None) -> 
         DataTypeError: a sequence is no row of whole numbers.
         ConfigError: T is below 2, so a block would hold no target.
     """
-    if block_size < 2:
-        raise ConfigError(
-            f"got block_size={block_size}; at least 2 tokens are needed for one to be predicted from the other."
-        )
+    _check_block_size(block_size)
     end = np.array([] if eos_id is None else [eos_id], dtype=np.int32)
     pieces: list[np.ndarray] = []
     for number, sequence in enumerate(sequences):
@@ -49,14 +46,40 @@ def pack(sequences: Iterable[TokenIds], block_size: int, eos_id: int | None) -> 
             bad = ids.min() if ids.min() < 0 else ids.max()
             raise DataError(f"sequence {number} holds the token id {bad}; ids run from 0 to {np.iinfo(np.int32).max}.")
         pieces += [ids.astype(np.int32, copy=False), end]
-    num_tokens = sum(piece.size for piece in pieces)
+    ids = np.concatenate([*pieces, np.array([], dtype=np.int32)])
+    return blocks_of(ids, block_size)
+
+
+def blocks_of(ids: np.ndarray, block_size: int) -> np.ndarray:
+    """Cut a flat array of ids into full blocks, without a copy: a memory-mapped file stays on disk.
+
+    Args:
+        ids: int32 or uint16, shape (number of tokens,), as `encode_corpus` gives it.
+        block_size: tokens per block, T.
+    Returns:
+        The same type, shape (N, T). The last partial block is left out: at most T - 1 tokens.
+    Raises:
+        ConfigError: T is below 2; DataError: fewer than T tokens in all; says how many there were.
+    """
+    _check_block_size(block_size)
+    _check_enough_tokens(ids.size, block_size)
+    num_blocks = ids.size // block_size
+    return ids[: num_blocks * block_size].reshape(num_blocks, block_size)
+
+
+def _check_block_size(block_size: int) -> None:
+    if block_size < 2:
+        raise ConfigError(
+            f"got block_size={block_size}; at least 2 tokens are needed for one to be predicted from the other."
+        )
+
+
+def _check_enough_tokens(num_tokens: int, block_size: int) -> None:
     if num_tokens < block_size:
         raise DataError(
             f"{num_tokens:,} tokens are too few for one block of {block_size:,}. "
             "Give more text or shorter blocks (max_length)."
         )
-    num_blocks = num_tokens // block_size
-    return np.concatenate(pieces)[: num_blocks * block_size].reshape(num_blocks, block_size)
 
 
 class TokenBlocks(Dataset[dict[str, Tensor]]):
@@ -68,6 +91,8 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
         DataTypeError: another shape or type.
         DataError: no blocks, or blocks of one token.
     """
+
+    draws = False  # nothing at random
 
     def __init__(self, blocks: np.ndarray) -> None:
         if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype not in (np.int32, np.uint16):

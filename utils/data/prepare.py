@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,27 +10,32 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from utils import colab
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, dataset_name_problem, load_hub_texts
-from utils.data.packing import TokenBlocks, pack
-from utils.data.readers import read_text_file
+from utils.data.local_texts import load_local_texts
+from utils.data.packing import TokenBlocks, blocks_of
 from utils.data.report import DataReport, unigram_loss
-from utils.data.splitting import Split, split_documents
+from utils.data.splitting import Split, select, split_documents
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import nearest, shown
 from utils.tokenization.adaptive import check_fits, choose_tokenizer
-from utils.tokenization.encoding import encode_documents
+from utils.tokenization.corpus_file import encode_corpus, encode_flat
+from utils.tokenization.texts import checked_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from utils.data.encoded import EncodedExamples
+    from utils.data.report import ExamplesReport
     from utils.training.task_spec import TaskSpec
 
-SOURCES = ("builtin", "local", "huggingface")
+SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
+_OF_FILES = ("local", "drive", "upload")
 
-# Kinds of files whose text is markup or data as much as it is language.
-_STRUCTURED = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".ipynb")
+# Above this, token ids go to a file: there they take no memory, below it is faster not to.
+_IN_MEMORY_CHARACTERS = 64_000_000
 
 
 class DataSetup(Protocol):
@@ -37,11 +43,11 @@ class DataSetup(Protocol):
 
     @property
     def dataset_source(self) -> str:
-        """ "builtin", "local" or "huggingface"."""
+        """ "builtin", "local", "huggingface", "drive" or "upload"."""
 
     @property
     def dataset_path(self) -> str | None:
-        """The text file, for "local"."""
+        """The file, folder or pattern of paths, for "local", "drive" (below the user's Drive) and "upload"."""
 
     @property
     def dataset_name(self) -> str | None:
@@ -53,7 +59,7 @@ class DataSetup(Protocol):
 
     @property
     def text_column(self) -> str | None:
-        """Its column of texts, for "huggingface"; None: "text", or else the only one."""
+        """The column of texts of its tables; None: one with a usual name, or else the only one."""
 
     @property
     def vocab_size(self) -> int | None:
@@ -78,21 +84,27 @@ class DataSetup(Protocol):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Text that is ready to train on.
+    """Data that are ready to train on.
 
     Attributes:
-        train: blocks to train on.
-        validation: blocks that training never sees; None when `val_split` is 0.
-        tokenizer: learnt from the training part; to be saved with the model.
-        task_spec: language modelling with these sizes.
-        report: what became of the text; `data.report.show()`.
+        train: what to train on: blocks of tokens (`TokenBlocks`) for language models, else `EncodedExamples`.
+        validation: the same, never seen in training; None when `val_split` is 0.
+        tokenizer: given, or learnt from the training part; to be saved with the model.
+        task_spec: the task with these sizes.
+        report: what became of the data; `data.report.show()`.
     """
 
-    train: TokenBlocks
-    validation: TokenBlocks | None
+    train: TokenBlocks | EncodedExamples
+    validation: TokenBlocks | EncodedExamples | None
     tokenizer: PreTrainedTokenizerFast
     task_spec: TaskSpec
-    report: DataReport
+    report: DataReport | ExamplesReport
+
+    def show_samples(self, n: int = 3) -> None:
+        """Show the first `n` training samples as the model gets them: tokens, labels, masks."""
+        from utils.data.preview import show_samples
+
+        show_samples(self, n)
 
 
 def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
@@ -135,11 +147,13 @@ def prepare_text(
     validation_documents: Sequence[str] | None = None,
     source: str = "texts",
     notes: Sequence[str] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> PreparedData:
     """Split, tokenize and pack documents.
 
     Args:
-        documents: texts; those without a visible character are passed over.
+        documents: texts; those without a visible character are passed over. A sequence that is no list is gone through from
+            its beginning to its end, several times, and never held as a whole.
         vocab_size: most tokens of the tokenizer.
         block_size: tokens per block, T.
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
@@ -148,6 +162,8 @@ def prepare_text(
         validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
             used when `val_split` is 0.
         source, notes: for the report.
+        cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in
+            memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
     Raises:
         ConfigError: the tokenizer does not fit the vocabulary, or `val_split` is out of range.
         DataTypeError: documents that are no texts.
@@ -166,15 +182,12 @@ def prepare_text(
         kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
     smaller = check_fits(tokenizer, model_vocab_size)
 
-    train_ids = encode_documents(tokenizer, split.train)
-    validation_ids = encode_documents(tokenizer, split.validation)
-    eos_id: int | None = tokenizer.eos_token_id
-    separators = 0 if eos_id is None else 1
-    num_train = sum(len(ids) + separators for ids in train_ids)
-    num_validation = sum(len(ids) + separators for ids in validation_ids)
+    train_ids = _encoded(tokenizer, split.train, cache_dir)
+    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
+    num_train, num_validation = len(train_ids), len(validation_ids)
     _check_enough(num_train, num_validation, block_size, val_split)
-    train = TokenBlocks(pack(train_ids, block_size, eos_id))
-    validation = TokenBlocks(pack(validation_ids, block_size, eos_id)) if val_split > 0 else None
+    train = TokenBlocks(blocks_of(train_ids, block_size))
+    validation = TokenBlocks(blocks_of(validation_ids, block_size)) if val_split > 0 else None
     for part, blocks in (("training", train), ("validation", validation)):
         _check_ids(part, blocks, model_vocab_size)
 
@@ -215,8 +228,9 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
                 "dataset_source", f"got {shown(setup.dataset_source)}; must be one of {', '.join(SOURCES)}{hint}", guess
             )
         )
-    if setup.dataset_source == "local" and not setup.dataset_path:
-        problems.append(Problem("dataset_path", 'is needed for dataset_source="local": the path of a text file'))
+    if setup.dataset_source in _OF_FILES and not setup.dataset_path:
+        message = f'is needed for dataset_source="{setup.dataset_source}": the path of a file, a folder or a pattern'
+        problems.append(Problem("dataset_path", message))
     if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
         problems.append(Problem("dataset_name", problem))
     available = vocab_size_of(model)
@@ -245,10 +259,22 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
     return vocab_size
 
 
-def _given_split(train: list[str], validation: list[str]) -> Split:
-    share = sum(map(len, validation)) / sum(map(len, [*train, *validation]))
+def _given_split(train: Sequence[str], validation: Sequence[str]) -> Split:
+    kept, held_out = sum(map(len, train)), sum(map(len, validation))
+    share = held_out / (kept + held_out)
     rule = f"{len(validation):,} documents of their own are for validation: {share:.1%} of the characters"
     return Split(train, validation, rule)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, documents: Sequence[str], cache_dir: str | os.PathLike[str] | None
+) -> np.ndarray:
+    """The ids of the documents with their ends, flat: in memory, or on disk where they are many or to be kept."""
+    if cache_dir is not None and len(documents):
+        return encode_corpus(tokenizer, documents, cache_dir=cache_dir)
+    if sum(map(len, documents)) > _IN_MEMORY_CHARACTERS:
+        return encode_corpus(tokenizer, documents)
+    return encode_flat(tokenizer, documents)
 
 
 def _load(setup: DataSetup) -> LoadedTexts:
@@ -261,41 +287,19 @@ def _load(setup: DataSetup) -> LoadedTexts:
             setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
         )
     assert setup.dataset_path is not None
-    document = read_text_file(setup.dataset_path)
-    notes = []
-    if document.num_blank_lines:
-        notes.append(f"{document.num_blank_lines:,} of {document.num_lines:,} lines are blank; they are kept.")
-    if document.had_bom:
-        notes.append("The file's byte-order mark was removed.")
-    suffix = document.path.suffix.lower()
-    if suffix in _STRUCTURED:
-        notes.append(f"The {suffix} file was read as plain text, with everything that is in it.")
-    return LoadedTexts([document.text], None, str(document.path), notes)
+    path = colab.drive_path(setup.dataset_path) if setup.dataset_source == "drive" else setup.dataset_path
+    return load_local_texts(path, setup.text_column, with_validation=setup.val_split > 0)
 
 
-def _with_text(documents: Sequence[str]) -> list[str]:
+def _with_text(documents: Sequence[str]) -> Sequence[str]:
     """The documents that hold a visible character. Raises when there is none, or one is no text."""
     if isinstance(documents, str):
         raise DataTypeError("got one text as the documents; give a list: [text].")
-    texts = []
-    for number, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise DataTypeError(
-                f"document {number} is of type {type(document).__name__}, not str; give a list of texts."
-            )
-        if not document or document.isspace():
-            continue
-        try:
-            document.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"document {number}, character {error.start}: {document[error.start]!r} is half of a character (a lone "
-                'surrogate) and no text. Read the file without errors="surrogateescape".'
-            ) from error
-        texts.append(document)
-    if not texts:
+    texts = checked_texts(documents, "document")
+    visible = np.fromiter((bool(text) and not text.isspace() for text in texts), dtype=bool)
+    if not visible.any():
         raise DataError(f"none of the {len(documents):,} documents holds any text.")
-    return texts
+    return documents if visible.all() else select(documents, visible)
 
 
 def _check_enough(num_train: int, num_validation: int, block_size: int, val_split: float) -> None:

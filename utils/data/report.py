@@ -1,13 +1,15 @@
-"""DataReport: what became of the text, in numbers."""
+"""DataReport and ExamplesReport: what became of the text, or of labelled records, in numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+_COUNTED_AT_ONCE = 1_000_000  # ids
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,94 @@ class DataReport:
         show_table("Data", self.rows())
 
 
+@dataclass(frozen=True)
+class ExamplesReport:
+    """What became of labelled records. Lengths in tokens, special ones included.
+
+    Attributes:
+        source: what was given.
+        num_rows, skipped_rows: rows that were given, and those of them that were passed over.
+        columns: which columns were taken for what.
+        split: how training and validation were divided.
+        num_train, num_validation: examples.
+        num_train_tokens, num_validation_tokens: tokens of the inputs.
+        max_length: most tokens of an input.
+        median_length, longest: of the inputs as they are, after truncation.
+        truncated_examples, lost_tokens: what truncation to `max_length` cost.
+        tokenizer, vocab_size: what it is and why, and how many tokens it has.
+        labels: class -> examples of it (for words: words) in training and in validation; empty without classes.
+        baseline: what somebody reaches on the validation part who never reads the inputs, in words; None: not known.
+        notes: what the user should know.
+    """
+
+    source: str
+    num_rows: int
+    skipped_rows: int
+    columns: str
+    split: str
+    num_train: int
+    num_validation: int
+    num_train_tokens: int
+    num_validation_tokens: int
+    max_length: int
+    median_length: int
+    longest: int
+    truncated_examples: int
+    lost_tokens: int
+    tokenizer: str
+    vocab_size: int
+    labels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    baseline: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    #: Only language modelling has such a baseline; see `DataReport`.
+    unigram_loss: ClassVar[float | None] = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain values."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> Mapping[str, str]:
+        """The report as a table: what, and how much in words."""
+        skipped = f", {self.skipped_rows:,} of them passed over" if self.skipped_rows else ""
+        validation = f"{self.num_validation:,} examples, {self.num_validation_tokens:,} tokens"
+        examples = self.num_train + self.num_validation
+        cut = f"{self.truncated_examples:,} of {examples:,} examples were cut: {self.lost_tokens:,} tokens lost"
+        rows = {
+            "Source": f"{self.source}: {self.num_rows:,} rows{skipped}",
+            "Columns": self.columns,
+            "Split": self.split,
+            "Tokenizer": self.tokenizer,
+            "Training": f"{self.num_train:,} examples, {self.num_train_tokens:,} tokens",
+            "Validation": validation if self.num_validation else "none",
+            "Length": f"{self.median_length:,} tokens in the middle, {self.longest:,} at most, of {self.max_length:,}",
+            "Truncation": cut if self.truncated_examples else "nothing was cut",
+        }
+        if self.labels:
+            rows["Labels"] = self._balance()
+        if self.baseline:
+            rows["Baseline"] = self.baseline
+        return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
+
+    def _balance(self, most: int = 12) -> str:
+        """The share of each class in training, the most frequent first."""
+        total = max(1, sum(train for train, _ in self.labels.values()))
+        counts = sorted(((train, name) for name, (train, _) in self.labels.items()), key=lambda pair: -pair[0])
+        shown = [f"{name} {train / total:.1%}" for train, name in counts[:most]]
+        return ", ".join(shown) + (f", and {len(counts) - most:,} more" if len(counts) > most else "")
+
+    def __str__(self) -> str:
+        from utils.views.tables import summary_text
+
+        return summary_text("Data", self.rows())
+
+    def show(self) -> None:
+        """Show it: a table in a notebook, text elsewhere."""
+        from utils.views.display import show_table
+
+        show_table("Data", self.rows())
+
+
 def unigram_loss(train_blocks: np.ndarray, validation_blocks: np.ndarray, vocab_size: int) -> float:
     """Cross-entropy of the validation targets under the frequencies of training tokens, nats per target.
 
@@ -97,6 +187,16 @@ def unigram_loss(train_blocks: np.ndarray, validation_blocks: np.ndarray, vocab_
     """
     # A tokenizer whose ids have gaps has larger ids than tokens.
     num_ids = max(vocab_size, int(validation_blocks.max()) + 1)
-    counts_V = np.bincount(train_blocks.reshape(-1), minlength=num_ids) + 1.0
+    counts_V = _counts(train_blocks, num_ids) + 1.0
     loss_V = np.log(counts_V.sum()) - np.log(counts_V)
-    return float(loss_V[validation_blocks[:, 1:]].mean())
+    targets_V = _counts(validation_blocks[:, 1:], num_ids)
+    return float(targets_V @ loss_V / targets_V.sum())
+
+
+def _counts(blocks: np.ndarray, num_ids: int) -> np.ndarray:
+    """How often each id occurs, int64 (num_ids,). Some rows at a time: a count needs 8 bytes for each id that it reads."""
+    rows = max(1, _COUNTED_AT_ONCE // blocks.shape[1])
+    counts_V = np.zeros(num_ids, dtype=np.int64)
+    for start in range(0, len(blocks), rows):
+        counts_V += np.bincount(blocks[start : start + rows].reshape(-1), minlength=num_ids)
+    return counts_V

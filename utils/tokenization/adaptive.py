@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from utils.errors import ConfigError, DataError
 from utils.schema import nearest
@@ -13,9 +13,9 @@ from utils.tokenization.character import build_character_tokenizer, distinct_cha
 from utils.tokenization.special_tokens import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from utils.tokenization.fast import TrainbookTokenizer
 
-Strategy = Literal["bpe", "character"]
+Strategy = Literal["pretrained", "bpe", "character", "user"]
 STRATEGIES = ("auto", "bpe", "character")
 
 # Below this many tokens BPE finds little more than frequent pairs of letters.
@@ -30,16 +30,18 @@ class TokenizerChoice:
 
     Attributes:
         tokenizer: with padding, unknown, beginning and end tokens set.
-        strategy: what it is, "bpe" or "character".
+        strategy: where it is from: "bpe" or "character", learnt from a text; "pretrained", published; "user", given.
         reason: one sentence for the report.
     """
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: TrainbookTokenizer
     strategy: Strategy
     reason: str
 
 
-def choose_tokenizer(texts: Sequence[str], vocab_size: int, strategy: str = "auto") -> TokenizerChoice:
+def choose_tokenizer(
+    texts: Sequence[str], vocab_size: int, strategy: str = "auto", special_tokens: Sequence[str] = SPECIAL_TOKENS
+) -> TokenizerChoice:
     """Make the tokenizer for `texts` that a model with `vocab_size` tokens can use.
 
     Args:
@@ -47,6 +49,7 @@ def choose_tokenizer(texts: Sequence[str], vocab_size: int, strategy: str = "aut
         vocab_size: most tokens that the tokenizer may have.
         strategy: "bpe" or "character"; "auto" takes BPE from 1,000 tokens on, with no more tokens than the text can
             teach (one for every 50 characters), and characters below that.
+        special_tokens: padding, unknown, beginning and end of text, then any others.
     Raises:
         ConfigError: an unknown strategy, or a vocabulary too small for what was asked.
         DataError: no text.
@@ -59,9 +62,9 @@ def choose_tokenizer(texts: Sequence[str], vocab_size: int, strategy: str = "aut
     if num_characters == 0:
         raise DataError("there is no text to make a tokenizer from: every training document is empty.")
     if strategy == "bpe":
-        return _bpe(texts, vocab_size, "as asked")
+        return _bpe(texts, vocab_size, special_tokens, "as asked")
     if strategy == "character":
-        return _character(texts, vocab_size, "as asked")
+        return _character(texts, vocab_size, special_tokens, "as asked")
     size = min(vocab_size, num_characters // _CHARACTERS_PER_TOKEN)
     if size >= _SMALLEST_USEFUL_BPE:
         limit = (
@@ -69,19 +72,20 @@ def choose_tokenizer(texts: Sequence[str], vocab_size: int, strategy: str = "aut
             if size == vocab_size
             else f"one for every {_CHARACTERS_PER_TOKEN} characters of text"
         )
-        return _bpe(texts, size, limit)
+        return _bpe(texts, size, special_tokens, limit)
     num_distinct = len(distinct_characters(texts))
-    smallest_bpe = smallest_bpe_vocabulary()
-    if num_distinct + len(SPECIAL_TOKENS) > vocab_size >= smallest_bpe:
-        return _bpe(
-            texts, max(size, smallest_bpe), f"because {num_distinct:,} different characters do not fit the vocabulary"
-        )
+    smallest_bpe = smallest_bpe_vocabulary(special_tokens)
+    if num_distinct + len(special_tokens) > vocab_size >= smallest_bpe:
+        why = f"because {num_distinct:,} different characters do not fit the vocabulary"
+        return _bpe(texts, max(size, smallest_bpe), special_tokens, why)
     if vocab_size < _SMALLEST_USEFUL_BPE:
-        return _character(texts, vocab_size, f"because BPE is of use from a vocabulary of {_SMALLEST_USEFUL_BPE:,} on")
-    return _character(texts, vocab_size, f"because {num_characters:,} characters are too little text for BPE")
+        why = f"because BPE is of use from a vocabulary of {_SMALLEST_USEFUL_BPE:,} on"
+    else:
+        why = f"because {num_characters:,} characters are too little text for BPE"
+    return _character(texts, vocab_size, special_tokens, why)
 
 
-def check_fits(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str | None:
+def check_fits(tokenizer: Any, vocab_size: int) -> str | None:
     """Compare a tokenizer with a model's vocabulary.
 
     Returns:
@@ -100,13 +104,27 @@ def check_fits(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str | Non
     return None
 
 
-def _bpe(texts: Sequence[str], vocab_size: int, why: str) -> TokenizerChoice:
-    tokenizer = train_bpe(texts, vocab_size)
+def check_ids(tokenizer: Any, vocab_size: int) -> None:
+    """Refuse a tokenizer whose ids have gaps, so that it has few enough tokens but an id that the model does not have.
+
+    Raises:
+        ConfigError: the highest id is not below `vocab_size`; gives both numbers.
+    """
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer):,} tokens with ids up to {highest:,}, but the model's vocabulary holds "
+            f"{vocab_size:,}, ids 0 to {vocab_size - 1:,}. Use a model with vocab_size={highest + 1:,} or more."
+        )
+
+
+def _bpe(texts: Sequence[str], vocab_size: int, special_tokens: Sequence[str], why: str) -> TokenizerChoice:
+    tokenizer = train_bpe(texts, vocab_size, special_tokens=special_tokens)
     if len(tokenizer) < vocab_size:
         why = f"fewer than the {vocab_size:,} allowed because no other pair of tokens occurs twice"
     return TokenizerChoice(tokenizer, "bpe", f"byte-level BPE with {len(tokenizer):,} tokens, {why}")
 
 
-def _character(texts: Sequence[str], vocab_size: int, why: str) -> TokenizerChoice:
-    tokenizer = build_character_tokenizer(texts, vocab_size)
+def _character(texts: Sequence[str], vocab_size: int, special_tokens: Sequence[str], why: str) -> TokenizerChoice:
+    tokenizer = build_character_tokenizer(texts, vocab_size, special_tokens)
     return TokenizerChoice(tokenizer, "character", f"one token per character, {len(tokenizer):,} tokens, {why}")

@@ -15,7 +15,7 @@ from utils.tokenization.special_tokens import SPECIAL_TOKENS, as_fast_tokenizer,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedTokenizerFast
+    from utils.tokenization.fast import TrainbookTokenizer
 
 NUM_BYTES = 256
 
@@ -26,8 +26,12 @@ def smallest_bpe_vocabulary(special_tokens: Sequence[str] = SPECIAL_TOKENS) -> i
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, min_frequency: int = 2, special_tokens: Sequence[str] = SPECIAL_TOKENS
-) -> PreTrainedTokenizerFast:
+    texts: Iterable[str],
+    vocab_size: int,
+    min_frequency: int = 2,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    show_progress: bool = False,
+) -> TrainbookTokenizer:
     """Learn a byte-level BPE tokenizer. The same texts give the same tokenizer; any text round-trips through it.
 
     Args:
@@ -35,6 +39,7 @@ def train_bpe(
         vocab_size: most tokens, special ones included. A short text gives fewer.
         min_frequency: a pair that occurs less often is not merged.
         special_tokens: padding, unknown, beginning and end of text, then any others; ids 0, 1, 2, …
+        show_progress: let `tokenizers` draw its progress bar on stderr.
     Raises:
         ConfigError: vocab_size is too small for every byte and the special tokens.
     """
@@ -55,7 +60,7 @@ def train_bpe(
         min_frequency=min_frequency,
         special_tokens=names,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        show_progress=show_progress,
     )
     # In pieces, as the text will be encoded: one long text would be counted on one core.
     backend.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)

@@ -9,14 +9,17 @@ from utils.errors import ConfigError
 from utils.tokenization.special_tokens import SPECIAL_TOKENS, as_fast_tokenizer, check_special_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
 
-_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+    from utils.tokenization.fast import TrainbookTokenizer
+
+NUM_BYTES = 256
+_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(NUM_BYTES))
 
 
 def build_character_tokenizer(
     texts: Iterable[str], vocab_size: int | None = None, special_tokens: Sequence[str] = SPECIAL_TOKENS
-) -> PreTrainedTokenizerFast:
+) -> TrainbookTokenizer:
     """A tokenizer with one token per Unicode character of the texts, in the order of their code points.
 
     Where `vocab_size` leaves room for 256 more tokens, a character that the texts do not have becomes its UTF-8 bytes,
@@ -29,8 +32,6 @@ def build_character_tokenizer(
     Raises:
         ConfigError: the texts have more different characters than `vocab_size` allows; gives both numbers.
     """
-    from tokenizers import Tokenizer, decoders, models
-
     names = check_special_tokens(special_tokens)
     characters = sorted(distinct_characters(texts))
     needed = len(names) + len(characters)
@@ -41,6 +42,13 @@ def build_character_tokenizer(
             'tokenizer_strategy="bpe" (from 260 tokens on).'
         )
     byte_fallback = vocab_size is None or vocab_size >= needed + len(_BYTE_TOKENS)
+    return as_fast_tokenizer(character_backend(names, characters, byte_fallback), names)
+
+
+def character_backend(names: Sequence[str], characters: Sequence[str], byte_fallback: bool) -> Tokenizer:
+    """One token each: the special tokens, then with `byte_fallback` the 256 bytes, then the characters."""
+    from tokenizers import Tokenizer, decoders, models
+
     tokens = [*names, *(_BYTE_TOKENS if byte_fallback else ()), *characters]
     # BPE without merges: every character stays alone, at the speed of the compiled library.
     model = models.BPE(
@@ -51,9 +59,12 @@ def build_character_tokenizer(
     )
     backend = Tokenizer(model)
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return as_fast_tokenizer(backend, names)
+    return backend
 
 
 def distinct_characters(texts: Iterable[str]) -> set[str]:
-    """Every character that occurs in the texts."""
-    return set().union(*texts)
+    """Every character that occurs in the texts. One text at a time is held."""
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    return seen

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+
+    from utils.tokenization.fast import TrainbookTokenizer
 
 #: Padding, unknown, beginning of text, end of text. `</s>` ends every document in a packed block.
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
@@ -27,14 +28,19 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     return names
 
 
-def as_fast_tokenizer(backend: Tokenizer, special_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+def as_fast_tokenizer(backend: Tokenizer, special_tokens: Sequence[str]) -> TrainbookTokenizer:
     """`backend` as transformers' tokenizer. The special tokens have ids 0, 1, 2, … in it already."""
-    from transformers import PreTrainedTokenizerFast
+    from utils.tokenization.fast import TrainbookTokenizer
 
+    return TrainbookTokenizer(tokenizer_object=backend, **roles_of(backend, special_tokens))  # type: ignore[no-untyped-call]
+
+
+def roles_of(backend: Tokenizer, special_tokens: Sequence[str]) -> dict[str, Any]:
+    """The arguments that tell transformers which special tokens are for what. Marks them as special in `backend`."""
     backend.add_special_tokens(list(special_tokens))
     pad, unk, bos, eos = special_tokens[: len(SPECIAL_TOKENS)]
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, pad_token=pad, unk_token=unk, bos_token=bos, eos_token=eos,
+    return {
+        "pad_token": pad, "unk_token": unk, "bos_token": bos, "eos_token": eos,
         # True would remove spaces before punctuation: what is decoded must be what was encoded.
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        "clean_up_tokenization_spaces": False,
+    }  # fmt: skip

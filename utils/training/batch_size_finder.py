@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, DataTypeError, OutOfMemoryError
 from utils.training.engine.callbacks import Callback, Logs
-from utils.training.engine.memory import free_memory
+from utils.training.engine.memory import KeptForBackward, free_memory
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.trial_training import TrialTraining
@@ -213,30 +213,19 @@ def _rows_within(job: TrialTraining, most: int, limit_bytes: int | None) -> int:
 
 
 def _kept_for_backward(job: TrialTraining, rows: int) -> int:
-    """Bytes that autograd keeps in a real training step of `rows`: each storage once, parameters too."""
-    kept: dict[int, int] = {}
-    largest = 0
+    """Bytes that autograd keeps in a real training step of `rows`, parameters too."""
+    kept, largest = KeptForBackward(), 0
 
     class Counting(Callback):
         def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
             nonlocal largest
-            largest = max(largest, sum(kept.values()))
-            kept.clear()
-            held.clear()
+            largest = max(largest, kept.num_bytes)
+            kept.forget()
 
-    held: list[Tensor] = []  # alive until the step's end, or a freed storage's address would be given out again
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor.detach())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept:
         job.train(
             Counting(), batch_size=rows, gradient_accumulation_steps=1, max_train_samples=rows, epochs=1, max_steps=1
         )
-    held.clear()
     return largest
 
 

@@ -1,9 +1,10 @@
-"""Sample texts while a model learns: the same beginnings continued at every validation, kept with the run."""
+"""Samples while a model learns, the same at every validation and kept with the run: texts it writes, or what it predicts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 SAMPLES_FILE = "samples.jsonl"
 
 _PROMPT_TOKENS = 8
+
+# Called with optimizer steps and the rows of one validation.
+Tell = Callable[[int, list[dict[str, Any]]], None]
 
 
 class SampleTexts(Callback):
@@ -39,7 +43,7 @@ class SampleTexts(Callback):
         tokenizer: Any,
         prompts: Sequence[str],
         max_new_tokens: int = 40,
-        tell: Callable[[int, list[dict[str, str]]], None] | None = None,
+        tell: Tell | None = None,
     ) -> None:
         self.tokenizer, self.prompts, self.max_new_tokens = tokenizer, tuple(prompts), max_new_tokens
         self._tell = tell
@@ -53,9 +57,9 @@ class SampleTexts(Callback):
         """Write, keep and tell. A model that cannot write is said once and not asked again; training goes on."""
         from utils.adapters.generation import generate_text
 
-        if not self._works or trainer.run_dir is None:
+        if not self._works or trainer.task is None or trainer.task.name != "causal_lm":
             return
-        rows = []
+        rows: list[dict[str, Any]] = []
         try:
             for prompt in self.prompts:
                 text = generate_text(trainer.model, self.tokenizer, prompt, self.max_new_tokens, seed=0)
@@ -64,21 +68,105 @@ class SampleTexts(Callback):
             self._works = False
             trainer.notice(f"No sample texts: {error}")
             return
-        step = trainer.state.step
-        line = json.dumps({"step": step, "epoch": trainer.state.epoch, "samples": rows})
+        _keep(trainer, rows, self._tell)
+
+
+class SamplePredictions(Callback):
+    """Shows what the model makes of the same validation samples at every validation, for tasks that write no text.
+
+    What a sample looks like is the task's business (`Task.predictions`). Model, mode and random state are as before afterwards.
+
+    Args:
+        tokenizer: turns ids into text; None: ids are shown.
+        count: how many samples, spread over the validation data.
+        tell: called with each validation's rows {"input", "true", "predicted", "score"}, in the thread that trains.
+    """
+
+    main_only = True
+
+    def __init__(self, tokenizer: Any = None, count: int = 3, tell: Tell | None = None) -> None:
+        self.tokenizer, self.count = tokenizer, count
+        self._tell = tell
+        self._works = True
+
+    def on_train_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
+        """A new training: what could not be shown before may be now."""
+        self._works = True
+
+    def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
+        """Predict, keep and tell. What cannot be predicted is said once and not tried again; training goes on."""
+        if not self._works or trainer.task is None or trainer.data is None:
+            return
         try:
-            append_line(trainer.run_dir / SAMPLES_FILE, line)
-        except OSError as error:
-            trainer.notice(f"Sample texts are shown but not kept: {error.strerror or error}.")
-        if self._tell is not None:
-            self._tell(step, rows)
+            rows = _predicted(trainer, self.tokenizer or trainer.tokenizer, self.count)
+        except TrainbookError as error:
+            self._works = False
+            trainer.notice(f"No sample predictions: {error}")
+            return
+        if rows:
+            _keep(trainer, rows, self._tell)
+
+
+def _predicted(trainer: Trainer, tokenizer: Any, count: int) -> list[dict[str, Any]]:
+    """Rows of the task's predictions for some of the validation samples; none for a stream, or a task that shows none."""
+    from utils.adapters.forward import ModelCall
+    from utils.adapters.output_layer import state_kept
+    from utils.data.examples import StreamSource
+    from utils.training.engine.tasks import Wording
+
+    assert trainer.task is not None
+    assert trainer.data is not None
+    source, total = trainer.data.validation, trainer.data.num_validation
+    if source is None or isinstance(source, StreamSource) or not total:
+        return []
+    count = min(count, total)
+    batch = source.take([index * total // count for index in range(count)])
+    device = next((parameter.device for parameter in trainer.model.parameters()), None)
+    batch = {name: value.to(device) for name, value in batch.items()}
+    wording = Wording(tokenizer, _class_names(trainer))
+    with state_kept(trainer.model):
+        return [asdict(found) for found in trainer.task.predictions(ModelCall(trainer.model), batch, wording)]
+
+
+def _class_names(trainer: Trainer) -> dict[int, str]:
+    """Class number -> name: the task's, else the model's where it was given some."""
+    spec = trainer.task_spec
+    named = spec.preprocessing_config.get("class_names") if spec is not None else None
+    if named:
+        return {number: str(name) for number, name in enumerate(named)}
+    stated = getattr(getattr(trainer.model, "config", None), "id2label", None) or {}
+    # transformers makes up "LABEL_0" where nobody named the classes.
+    return {int(number): str(name) for number, name in stated.items() if not str(name).startswith("LABEL_")}
+
+
+def _keep(trainer: Trainer, rows: list[dict[str, Any]], tell: Tell | None) -> None:
+    """Add the rows of one validation to the run's file, and pass them on."""
+    step = trainer.state.step
+    line = json.dumps({"step": step, "epoch": trainer.state.epoch, "samples": rows})
+    try:
+        assert trainer.run_dir is not None
+        append_line(trainer.run_dir / SAMPLES_FILE, line)
+    except OSError as error:
+        trainer.notice(f"Samples are shown but not kept: {error.strerror or error}.")
+    if tell is not None:
+        tell(step, rows)
+
+
+def as_prompt_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
+    """A sample of either kind as a beginning and a text that begins with it, which a view sets apart."""
+    if "prompt" in row:
+        return str(row["prompt"]), str(row["text"])
+    shown = f"{row['input']} \N{RIGHTWARDS ARROW} {row['predicted']}"
+    known = [f"true: {row['true']}"] if row["true"] else []
+    known += [f"{row['score']:.2f}"] if row["score"] is not None else []
+    return str(row["input"]), f"{shown} ({', '.join(known)})" if known else shown
 
 
 def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]:
     """The first words of some of the validation blocks: beginnings that fit any text and any tokenizer.
 
     Args:
-        blocks: an indexable data set of samples with `input_ids` (T,), or None.
+        blocks: an indexable data set of samples with `input_ids` (T,), or None; of others there are no prompts.
         tokenizer: decodes ids; None: no prompts.
         count: how many, spread over the blocks.
     """
@@ -86,14 +174,28 @@ def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]
         return ()
     prompts = []
     for index in range(min(count, len(blocks))):
-        sample = blocks[index * len(blocks) // count]
-        ids = sample["input_ids"] if isinstance(sample, dict) else sample
+        ids = _ids_of(blocks[index * len(blocks) // count])
+        if ids is None:
+            return ()
         prompts.append(str(tokenizer.decode([int(token) for token in ids[:_PROMPT_TOKENS]])))
     return tuple(prompts)
 
 
+def _ids_of(sample: Any) -> Any:
+    """The token ids of a sample; None where it has none, such as an image or a record with text."""
+    if isinstance(sample, Mapping):
+        return sample.get("input_ids")
+    if isinstance(sample, (tuple, list)) and sample and hasattr(sample[0], "dim"):
+        sample = sample[0]
+    floating = getattr(sample, "is_floating_point", None)
+    return None if floating is not None and floating() else sample
+
+
 def read_samples(run_dir: Path) -> list[dict[str, Any]]:
-    """Rows {"step", "epoch", "samples": [{"prompt", "text"}]} of a run, by step; of a step done twice the last."""
+    """Rows {"step", "epoch", "samples"} of a run, by step; of a step done twice the last.
+
+    A sample is {"prompt", "text"} of a model that writes, else {"input", "true", "predicted", "score"}.
+    """
     path = run_dir / SAMPLES_FILE
     rows = read_json_lines(path) if path.exists() else []
     return [row for _, row in sorted({int(row["step"]): row for row in rows}.items())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -11,18 +11,10 @@ from utils.errors import Problem
 from utils.schema import Schema, nearest
 
 Modality = Literal["text", "vision", "audio", "tabular"]
-TaskType = Literal[
-    "causal_lm",
-    "masked_lm",
-    "seq2seq",
-    "text_classification",
-    "token_classification",
-    "image_classification",
-    "regression",
-]
 
-# Other systems' words for the same task, as they appear in configuration files and in a spec's name.
-_TASK_WORDS: Mapping[str, TaskType] = {
+# Every name of a task -> its task type: those that come with the library, and other systems' words for them, as they appear in
+# configuration files and in a spec's name. `register_task_type` adds others.
+_TASK_WORDS: dict[str, str] = {
     "causal_lm": "causal_lm", "language_modeling": "causal_lm", "lm": "causal_lm", "clm": "causal_lm",
     "masked_lm": "masked_lm", "mlm": "masked_lm", "masked_language_modeling": "masked_lm",
     "seq2seq": "seq2seq", "translation": "seq2seq", "summarization": "seq2seq",
@@ -31,6 +23,11 @@ _TASK_WORDS: Mapping[str, TaskType] = {
     "image_classification": "image_classification", "vision_classification": "image_classification",
     "regression": "regression",
 }  # fmt: skip
+
+
+def register_task_type(task_type: str, words: Iterable[str] = ()) -> None:
+    """Have `TaskSpec` accept a task type, and other words for it. Called by `register_task`, which gives it an objective."""
+    _TASK_WORDS.update(dict.fromkeys((task_type, *words), task_type))
 
 
 class TaskSpec(Schema):
@@ -44,7 +41,7 @@ class TaskSpec(Schema):
 
     name: str = Field("task", min_length=1, title="Name", description="Free name of the task.")
     modality: Modality = Field("text", title="Modality", description="What the inputs are.")
-    task_type: TaskType | None = Field(
+    task_type: str | None = Field(
         None, title="Task", description="The objective; None: taken from the name, else from model and batch."
     )
     vocab_size: int | None = Field(
@@ -54,6 +51,9 @@ class TaskSpec(Schema):
         None, ge=1, title="Longest input", description="Positions the model can take (tokens)."
     )
     num_classes: int | None = Field(None, ge=1, title="Classes", description="Number of classes or regression outputs.")
+    multi_label: bool | None = Field(
+        None, title="Several classes a sample", description="Each class is a yes or no of its own; None: as the labels are."
+    )
     pad_token_id: int | None = Field(
         None, ge=0, title="Padding id", description="Positions with this id are not scored."
     )
@@ -112,6 +112,16 @@ class TaskSpec(Schema):
     def classification(cls, name: str = "classification", num_classes: int | None = None, **values: Any) -> Self:
         """One label for each text."""
         return cls(name, "text", task_type="text_classification", num_classes=num_classes, **values)
+
+    @classmethod
+    def token_classification(cls, name: str = "token_classification", num_classes: int | None = None, **values: Any) -> Self:
+        """One label for each token (tagging, named entities)."""
+        return cls(name, "text", task_type="token_classification", num_classes=num_classes, **values)
+
+    @classmethod
+    def regression(cls, name: str = "regression", num_classes: int | None = None, **values: Any) -> Self:
+        """One number for each sample, or `num_classes` of them."""
+        return cls(name, values.pop("modality", "text"), task_type="regression", num_classes=num_classes, **values)
 
     @classmethod
     def seq2seq(cls, name: str = "seq2seq", vocab_size: int | None = None, **values: Any) -> Self:

@@ -28,7 +28,8 @@ _PRECISIONS: Mapping[Any, Precision] = {
 }  # fmt: skip
 
 # Metrics that grow as the model improves; every other one shrinks.
-_GROWING = ("accuracy", "f1")
+_GROWING = ("accuracy", "f1", "f1_macro", "f1_micro", "r2")
+_FALLING = ("loss", "perplexity", "mse", "rmse", "mae")
 
 _WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
@@ -255,7 +256,7 @@ class TrainingConfig(Schema):
             both = f"got {values['warmup_steps']}, more than max_steps={max_steps}"
             problems.append(Problem("warmup_steps", f"{both}: the learning rate would never arrive"))
         metric = str(values["monitor"]).split("/")[-1]
-        wanted = "max" if metric in _GROWING else "min" if metric in ("loss", "perplexity") else None
+        wanted = "max" if metric in _GROWING else "min" if metric in _FALLING else None
         if wanted and values["mode"] != wanted:
             problems.append(
                 Problem("mode", f"got {values['mode']!r} for {values['monitor']}; a better model has a "

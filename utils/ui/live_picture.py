@@ -45,9 +45,15 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
         last_step=run.total_steps,
         nonfinite_steps=run.nonfinite_steps,
         samples=run.samples,
-        samples_title="" if run.sampled_step is None else f"What the model writes (after step {run.sampled_step:,})",
+        samples_title=_samples_title(run),
         notices=[*notices, *([run.error] if run.error else [])],
     )
+
+
+def _samples_title(run: LiveRun) -> str:
+    if run.sampled_step is None:
+        return ""
+    return f"What the model {'predicts' if run.predicts else 'writes'} (after step {run.sampled_step:,})"
 
 
 def phase_text(run: LiveRun, stop_reason: str | None = None) -> str:

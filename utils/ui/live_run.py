@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.storage import read_json_lines
 from utils.training.engine.callbacks import Callback
-from utils.training.samples import read_samples
+from utils.training.samples import as_prompt_and_text, read_samples
 from utils.views.curves import Points, decimated
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class LiveRun:
         loss, smoothed, validation, rate: `Curve`s over steps; the smoothed one is an exponential mean over about 20 steps.
         nonfinite_steps: steps whose loss was NaN or infinite.
         saved_step: step of the newest checkpoint, or None.
-        samples: newest sample texts as (prompt, text).
+        samples: newest sample texts as (prompt, text); predicts: whether they are predictions for samples, (input, text).
     """
 
     def __init__(self) -> None:
@@ -154,6 +154,7 @@ class LiveRun:
         self.best: tuple[float, int] | None = None
         self.samples: list[tuple[str, str]] = []
         self.sampled_step: int | None = None
+        self.predicts = False
         self.error: str | None = None
         self._phase: Phase = "starting"
         self._pause_asked = self._stop_asked = self._saved_since_pause = False
@@ -282,7 +283,9 @@ class LiveRun:
         self._take_samples(event.step, event.values["samples"])
 
     def _take_samples(self, step: int, rows: Iterable[Row]) -> None:
-        self.samples = [(row["prompt"], row["text"]) for row in rows]
+        kept = list(rows)
+        self.samples = [as_prompt_and_text(row) for row in kept]
+        self.predicts = any("predicted" in row for row in kept)
         self.sampled_step = step
 
     def _on_train_end(self, event: RunEvent) -> None:

@@ -35,13 +35,18 @@ class DataSettings(Schema):
         "validation_split": "val_split",
     }
 
-    dataset_source: Literal["builtin", "local", "huggingface"] = _field(
+    dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = _field(
         "builtin",
         "Data",
-        "builtin: the Python language reference, no network needed; local: a text file of yours; huggingface: a data "
-        "set of the Hugging Face Hub.",
+        "builtin: the Python language reference, no network needed; local: files of yours; huggingface: a data set of "
+        "the Hugging Face Hub; drive: files of your Google Drive; upload: a file uploaded here.",
     )
-    dataset_path: str | None = _field(None, "File", "Path of the local data; None: none.", min_length=1)
+    dataset_path: str | None = _field(
+        None,
+        "File",
+        "A text, csv, tsv, json, jsonl or parquet file, a folder of them, or a pattern such as data/*.txt; None: none.",
+        min_length=1,
+    )
     dataset_name: str | None = _field(
         None,
         "Data set",
@@ -52,7 +57,7 @@ class DataSettings(Schema):
         None, "Configuration", "Which part or version of the data set; None: its default.", min_length=1
     )
     text_column: str | None = _field(
-        None, "Text column", "The data set's column with the text; None: 'text', or else its only one.", min_length=1
+        None, "Text column", "The tables' column with the text; None: one of a usual name, or the only one.", min_length=1
     )
     val_split: float = _field(
         0.1,
@@ -107,9 +112,9 @@ class DataSettings(Schema):
                     f"got {shown(values['dataset_source'])} together with the data set 'builtin'; keep one of the two"
                 )
                 problems.append(Problem("dataset_source", message, BUILTIN))
-        for name, source in _PLACE_SOURCES:
+        for name, sources in _PLACE_SOURCES.items():
             if values.get(name) is not None:
-                values.setdefault("dataset_source", source)
+                values.setdefault("dataset_source", sources[0])
         return values, problems
 
     @classmethod
@@ -118,17 +123,17 @@ class DataSettings(Schema):
         if path is not None and name is not None:
             message = f"got {shown(path)} together with dataset_name={shown(name)}; keep one of the two"
             return [Problem("dataset_path", message)]
-        for place, its_source in _PLACE_SOURCES:
-            value = values[place]
-            if source == its_source and value is None:
-                return [Problem(place, f"is required when dataset_source is {source!r}: {_PLACES[place]}")]
-            if source != its_source and value is not None:
+        for place, its_sources in _PLACE_SOURCES.items():
+            if source not in its_sources and (value := values[place]) is not None:
                 message = f"got {source!r} together with {place}={shown(value)}; keep one of the two"
-                return [Problem("dataset_source", message, its_source)]
+                return [Problem("dataset_source", message, its_sources[0])]
+        for place, its_sources in _PLACE_SOURCES.items():
+            if source in its_sources and values[place] is None:
+                return [Problem(place, f"is required when dataset_source is {source!r}: {_PLACES[place]}")]
         return [
-            Problem(part, f"got {shown(values[part])}; it is for a data set of the Hub: name that too, as dataset_name")
-            for part in _PARTS
-            if values[part] is not None and source != "huggingface"
+            Problem(part, f"got {shown(values[part])}; it is for {owner}")
+            for part, (sources, owner) in _PARTS.items()
+            if values[part] is not None and source not in sources
         ]
 
 
@@ -139,11 +144,20 @@ _A_NAME = "must be text: 'builtin', or a data set's id on the Hugging Face Hub"
 _PLACES: Mapping[str, str] = {
     "dataset": _A_NAME,
     "dataset_name": "a data set's id on the Hugging Face Hub, such as 'Salesforce/wikitext', or a folder of data files",
-    "dataset_path": "the path of a text file",
+    "dataset_path": "the path of a file, a folder or a pattern of paths",
 }
-_PLACE_SOURCES = (("dataset_path", "local"), ("dataset_name", "huggingface"))
-# What says which part of a named data set is meant.
-_PARTS = ("config_name", "text_column")
+_PLACE_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "dataset_path": ("local", "drive", "upload"),
+    "dataset_name": ("huggingface",),
+}
+# What says which part of a data set is meant: the sources that have such parts, and what to say of others.
+_PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "config_name": (("huggingface",), "a data set of the Hub: name that too, as dataset_name"),
+    "text_column": (
+        ("huggingface", "local", "drive", "upload"),
+        "a data set of the Hub or a file: name that too, as dataset_name or dataset_path",
+    ),
+}
 
 # The names that seed data and training settings have as arguments of TrainingCoordinator.train.
 _TRAIN_ARGUMENTS: Mapping[str, str] = {
@@ -253,6 +267,8 @@ class SetupConfig:
         }
         if self._data.text_column is not None:
             arguments["text_column"] = self._data.text_column
+        if self._data.dataset_source in ("drive", "upload"):
+            arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
         if self._data.tokenizer_strategy != "auto":
             arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
         defaults = TrainingConfig().to_dict()
@@ -410,21 +426,29 @@ def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str,
     if source is None:
         return dict(changes)
     implied: dict[str, Any] = {"dataset_source": source}
-    implied |= {place: None for place, its_source in _PLACE_SOURCES if its_source != source}
-    name = places["dataset_name"]
-    if source != "huggingface" or (name is not None and not _same_dataset(name, current.dataset_name)):
+    implied |= {place: None for place, its_sources in _PLACE_SOURCES.items() if source not in its_sources}
+    if not _keeps_data(current, source, places):
         implied |= dict.fromkeys(_PARTS)
     return {**implied, **changes}
+
+
+def _keeps_data(current: DataSettings, source: Any, places: Mapping[str, Any]) -> bool:
+    """Whether a change to `source` and `places` leaves the data what it is."""
+    path, name = places["dataset_path"], places["dataset_name"]
+    if source == "huggingface":
+        return name is None or _same_dataset(name, current.dataset_name)
+    known = source in _PLACE_SOURCES["dataset_path"] and current.dataset_path is not None
+    return known and path in (None, current.dataset_path)
 
 
 def _implied_source(current: DataSettings, changes: Mapping[str, Any], places: Mapping[str, Any]) -> str | None:
     """The source that the named place belongs to; the built-in corpus when its only place is cleared; else None."""
     if places["dataset_name"] == BUILTIN:
         return BUILTIN
-    for place, source in _PLACE_SOURCES:
+    for place, sources in _PLACE_SOURCES.items():
         if places[place] is not None:
-            return source
-    cleared = {source for place, source in _PLACE_SOURCES if place in changes}
+            return current.dataset_source if current.dataset_source in sources else sources[0]
+    cleared = {source for place, sources in _PLACE_SOURCES.items() if place in changes for source in sources}
     cleared |= {"huggingface"} if "dataset" in changes else set()
     return BUILTIN if current.dataset_source in cleared else None
 

@@ -89,7 +89,7 @@ class SetupWizard:
         Args:
             model, preset, **overrides: see `run`.
             dataset_name: "builtin", or a data set's id on the Hugging Face Hub.
-            dataset_path: a text file.
+            dataset_path: a file, a folder or a pattern of paths.
         """
         named = {"dataset_name": dataset_name, "dataset_path": dataset_path}
         given = {name: value for name, value in named.items() if value is not None}

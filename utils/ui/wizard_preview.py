@@ -33,9 +33,10 @@ def preview_data(setup: SetupConfig, model: Any = None) -> DataPreview:
         ConfigError, DataError, HubError: it cannot be read or prepared; says what would work.
     Not covered: a large text takes as long as it takes for training; it is read whole.
     """
-    from utils.data import prepare_data
+    from utils.data import TokenBlocks, prepare_data
 
     data = prepare_data(setup, model)
+    assert isinstance(data.train, TokenBlocks)
     blocks = data.train.blocks[:_BLOCKS, :_TOKENS].tolist()
     shown = tuple((str(data.tokenizer.decode(ids)), _tokens(data.tokenizer, ids)) for ids in blocks)
     return DataPreview(data.report.rows(), shown)

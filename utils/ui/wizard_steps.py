@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.adapters.facts import ModelFacts, model_facts
+from utils.colab import drive_is_unknown, drive_path
+from utils.data.files import path_problem
 from utils.data.hub import dataset_name_problem
-from utils.data.readers import existing_file
 from utils.errors import DataError, Problem
 from utils.models.inspect import vocab_size_of
 from utils.schema import Schema
@@ -130,15 +131,16 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
         return [Problem("dataset_name", message)] if message else []
     if setup.dataset_path is None:
         return []
-    try:
-        file = existing_file(setup.dataset_path)
-    except DataError as error:
-        return [Problem("dataset_path", str(error))]
-    if not os.access(file, os.R_OK):
-        return [Problem("dataset_path", f"{file}: may not be read by this user; change its permissions or copy it.")]
-    if file.stat().st_size == 0:
-        return [Problem("dataset_path", f"{file}: is empty; give a file with text in it.")]
-    return []
+    path = setup.dataset_path
+    if setup.dataset_source == "drive":
+        if drive_is_unknown(path):
+            return []
+        try:
+            path = str(drive_path(path))
+        except DataError as error:
+            return [Problem("dataset_path", str(error))]
+    problem = path_problem(path)
+    return [Problem("dataset_path", problem)] if problem else []
 
 
 def _check_tokenizer(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
@@ -244,12 +246,14 @@ STEPS: tuple[WizardStep, ...] = (
 #: Fields that only one source of data has.
 FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "builtin": (),
-    "local": ("dataset_path",),
+    "local": ("dataset_path", "text_column"),
     "huggingface": ("dataset_name", "config_name", "text_column"),
+    "drive": ("dataset_path", "text_column"),
+    "upload": ("dataset_path", "text_column"),
 }
 
 #: Of those, the ones that say where the data is: without it the source cannot be taken.
-PLACES = tuple(names[0] for names in FIELDS_OF_SOURCE.values() if names)
+PLACES = tuple(dict.fromkeys(names[0] for names in FIELDS_OF_SOURCE.values() if names))
 
 
 def step_of(name: str) -> WizardStep:

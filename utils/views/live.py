@@ -78,7 +78,7 @@ def live_curves(picture: LivePicture) -> Html:
     return element(
         "svg",
         *_legend(picture),
-        loss_panel.frame("loss (nats per target)", ticks=5),
+        loss_panel.frame("loss per target", ticks=5),
         loss_panel.line(picture.loss, _TRAIN, stroke_width=1, stroke_opacity=0.45),
         loss_panel.line(picture.smoothed, _TRAIN, stroke_width=2.2),
         loss_panel.line(picture.validation, _VALIDATION, stroke_width=2, stroke_dasharray="6 4"),

@@ -16,6 +16,9 @@ _EXPORTS = {
     "Control": "utils.training.engine.interrupts",
     "Loss": "utils.training.engine.objective",
     "Objective": "utils.training.engine.objective",
+    "Task": "utils.training.engine.tasks",
+    "register_task": "utils.training.engine.tasks",
+    "infer_task_spec": "utils.training.engine.tasks",
     "UniversalDataModule": "utils.training.engine.data",
     "read_checkpoint": "utils.training.engine.checkpoint",
 }

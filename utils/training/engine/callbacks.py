@@ -81,7 +81,7 @@ class Callback:
         """Before a validation."""
 
     def on_evaluate_end(self, trainer: Trainer, logs: Logs | None = None) -> None:
-        """After a validation. logs: val/loss, val/perplexity, val/accuracy."""
+        """After a validation. logs: val/loss and the task's other metrics (val/perplexity, val/accuracy, val/f1_macro, …)."""
 
     def on_checkpoint_saved(self, path: Path, trainer: Trainer, logs: Logs | None = None) -> None:
         """After a checkpoint is committed, between two steps; `trainer.state` may be some steps further than the file. Random

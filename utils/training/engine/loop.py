@@ -17,7 +17,7 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
-from utils.training.engine.metrics import Sums
+from utils.training.engine.metrics import Sums, metrics_of, unpack_counts
 from utils.training.engine.parts import Parts
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
@@ -171,10 +171,10 @@ class TrainingLoop:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        for done, (loss_sum, correct, norm, outcome) in zip(unread, _numbers(unread), strict=True):
-            self._account(done, loss_sum, correct, norm, int(outcome))
+        for done, (loss_sum, *counts, norm, outcome) in zip(unread, _numbers(unread), strict=True):
+            self._account(done, loss_sum, counts, norm, int(outcome))
 
-    def _account(self, done: _Done, loss_sum: float, correct: float, norm: float, outcome: int) -> None:
+    def _account(self, done: _Done, loss_sum: float, counts: Sequence[float], norm: float, outcome: int) -> None:
         state, num_targets = self.state, done.result.num_targets
         self._overflows = self._overflows + 1 if outcome == OVERFLOWED else 0
         mean = loss_sum / num_targets if num_targets else math.nan
@@ -183,8 +183,9 @@ class TrainingLoop:
         else:
             state.skipped_in_a_row = 0
             state.empty_steps += num_targets == 0
-            for sums in (state.epoch_sums, state.window_sums):
-                sums.add(loss_sum, num_targets, correct, norm)
+            counted = unpack_counts(counts, self.parts.objective.count_sizes)
+            state.epoch_sums.add(loss_sum, num_targets, counted, norm)
+            state.window_sums.add(loss_sum, num_targets, {}, norm)
             state.targets_done += num_targets
         step = done.before_step + 1
         self._step_row(step, done.rate, mean if outcome == FAULT else None)
@@ -212,8 +213,8 @@ class TrainingLoop:
         if nonfinite_loss is not None:
             row |= {"train/loss": nonfinite_loss, "skipped": True}
         else:
-            sums = state.window_sums.metrics("train")
-            row |= {name: sums[name] for name in ("train/loss", "train/grad_norm") if name in sums}
+            means = {"train/loss": state.window_sums.mean_loss, "train/grad_norm": state.window_sums.mean_grad_norm}
+            row |= {name: value for name, value in means.items() if value is not None}
         row["train/learning_rate"] = rate
         row["time/tokens_per_s"] = (state.targets_done - self._targets_at_row) / max(now - self._time_at_row, 1e-9)
         self._targets_at_row, self._time_at_row = state.targets_done, now
@@ -233,7 +234,8 @@ class TrainingLoop:
             raise DataError(nothing_to_learn(state.samples_done))
         cut_short = state.step == config.max_steps
         ends = cut_short or epoch + 1 == config.epochs
-        row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **state.epoch_sums.metrics("train")}
+        metrics = metrics_of(state.epoch_sums, self.parts.objective, "train")
+        row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **metrics}
         row["train/learning_rate"] = self.parts.optimizer.param_groups[0]["lr"]
         if self.data.validation is None:
             if state.evaluated_step != state.step:
@@ -265,7 +267,8 @@ class TrainingLoop:
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
             batches = self.data.validation_batches()
-            metrics = evaluate(self.parts, batches, self._poll, state.validation_pieces).metrics("val")
+            sums = evaluate(self.parts, batches, self._poll, state.validation_pieces)
+        metrics = metrics_of(sums, self.parts.objective, "val")
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}

@@ -209,20 +209,52 @@ def largest_that_fits(batch: Batch, rehearse: Callable[[Batch], None], *, on_cpu
     return min(rows, 1 + int(room // max(1, kept[1] - kept[0])))
 
 
-def _kept_for_backward(batch: Batch, rehearse: Callable[[Batch], None]) -> int:
-    """Bytes that autograd keeps from the forward to the backward pass: each storage once, parameters too."""
-    kept: dict[int, int] = {}
-    held: list[torch.Tensor] = []  # alive until the end, or a freed storage's address would be given out again
+class KeptForBackward:
+    """What autograd keeps from forward to backward passes inside the `with` block: each storage once.
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    Attributes:
+        num_bytes: kept so far, since the beginning or the last `forget`.
+
+    Args:
+        known: addresses of storages that do not count, such as those of the parameters.
+    """
+
+    def __init__(self, known: frozenset[int] = frozenset()) -> None:
+        self._known, self._bytes = known, dict[int, int]()
+        # Alive until they are forgotten, or a freed storage's address would be given out again.
+        self._held: list[torch.Tensor] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._bytes.values())
+
+    def forget(self) -> None:
+        """Begin again."""
+        self._bytes.clear()
+        self._held.clear()
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor.detach())
+        if storage.data_ptr() not in self._known:
+            self._bytes[storage.data_ptr()] = storage.nbytes()
+            self._held.append(tensor.detach())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def __enter__(self) -> KeptForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+        self._held.clear()
+
+
+def _kept_for_backward(batch: Batch, rehearse: Callable[[Batch], None]) -> int:
+    """Bytes that autograd keeps from the forward to the backward pass, parameters too."""
+    with KeptForBackward() as kept:
         rehearse(batch)
-    return sum(kept.values())
+    return kept.num_bytes
 
 
 def _shapes(batch: Mapping[str, torch.Tensor]) -> str:

@@ -3,55 +3,124 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from utils.errors import ModelError
+
+if TYPE_CHECKING:
+    from utils.training.engine.objective import Objective
+
+# What an objective counts: name -> how many numbers that are (1 for a scalar, C for one a class).
+CountSizes = Mapping[str, int]
+
 
 @dataclass
 class Sums:
-    """Running sums of a stretch of training or of a validation. Values are Python floats: double precision, exact to store."""
+    """Running sums of a stretch of training or of a validation. Values are Python floats: double precision, exact to store.
+
+    Attributes:
+        loss: sum of the losses of all targets; targets: how many there were.
+        grad_norm: sum of the steps' gradient norms; steps: how many there were.
+        counts: what else the objective counts, by name (`Loss.counts`): one float for a scalar, else one an entry.
+    """
 
     loss: float = 0.0
     targets: int = 0
-    correct: float = 0.0
     grad_norm: float = 0.0
     steps: int = 0
+    counts: dict[str, list[float]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self)
+        return {**vars(self), "counts": {name: list(values) for name, values in self.counts.items()}}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, float]) -> Sums:
+    def from_dict(cls, values: Mapping[str, Any]) -> Sums:
         """The inverse of `to_dict`."""
-        kinds = {entry.name: entry.type for entry in fields(cls)}
-        return cls(**{name: int(value) if kinds[name] == "int" else float(value) for name, value in values.items()})  # type: ignore[arg-type]
+        # Before there were other tasks, "correct" stood alone.
+        counted = values["counts"] if "counts" in values else {"correct": [values["correct"]]}
+        counts = {str(name): [float(value) for value in found] for name, found in counted.items()}
+        loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
+        return cls(loss, int(values["targets"]), grad_norm, int(values["steps"]), counts)
 
-    def add(self, loss_sum: float, num_targets: int, correct: float, grad_norm: float | None = None) -> None:
+    def add(
+        self, loss_sum: float, num_targets: int, counts: Mapping[str, Sequence[float]], grad_norm: float | None = None
+    ) -> None:
         """One more micro-batch or step."""
         self.loss += loss_sum
         self.targets += num_targets
-        self.correct += correct
+        for name, values in counts.items():
+            known = self.counts.get(name)
+            self.counts[name] = list(values) if known is None else [a + b for a, b in zip(known, values, strict=True)]
         if grad_norm is not None:
             self.grad_norm += grad_norm
             self.steps += 1
 
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """`loss` (nats per target), `perplexity` and `accuracy` (0-1) under `prefix`; empty when nothing was counted."""
-        if self.targets == 0:
-            return {}
-        loss = self.loss / self.targets
-        found = {
-            f"{prefix}/loss": loss,
-            f"{prefix}/perplexity": perplexity(loss),
-            f"{prefix}/accuracy": self.correct / self.targets,
-        }
-        if self.steps:
-            found[f"{prefix}/grad_norm"] = self.grad_norm / self.steps
-        return found
+    def count(self, name: str) -> float:
+        """A scalar count; 0 where nothing was counted."""
+        values = self.counts.get(name, [0.0])
+        assert len(values) == 1, f"{name} is no scalar"
+        return values[0]
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Loss per target; None when there was no target."""
+        return self.loss / self.targets if self.targets else None
+
+    @property
+    def mean_grad_norm(self) -> float | None:
+        """Gradient norm per step; None when there was no step with a target."""
+        return self.grad_norm / self.steps if self.steps and self.targets else None
+
+
+def metrics_of(sums: Sums, objective: Objective, prefix: str) -> dict[str, float]:
+    """What the objective makes of its sums, under `prefix`, and the mean gradient norm; empty when nothing was counted."""
+    if sums.targets == 0:
+        return {}
+    found = {f"{prefix}/{name}": value for name, value in objective.metrics(sums).items()}
+    return found if sums.mean_grad_norm is None else {**found, f"{prefix}/grad_norm": sums.mean_grad_norm}
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """As fp64, in which counts of any size add up exactly; as fp32 on Apple's GPUs, which have nothing wider."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def pack_counts(counts: Mapping[str, Tensor], sizes: CountSizes, like: Tensor) -> Tensor:
+    """All counts in one row, in the order of `sizes`, so that they travel together; 0 for what is not there.
+
+    Args:
+        like: a tensor on the same device.
+    Returns:
+        fp64, shape (sum of sizes,).
+    Raises:
+        ModelError: a count that `sizes` does not name, or of another size.
+    """
+    strange = [name for name, count in counts.items() if count.numel() != sizes.get(name)]
+    if strange:
+        found = {name: counts[name].numel() for name in strange}
+        raise ModelError(
+            f"an objective counted {found}, which its count_sizes {dict(sizes)} does not say. Name them there."
+        )
+    rows = [
+        exact(counts[name].detach()).reshape(-1) if name in counts else exact(like).new_zeros(size)
+        for name, size in sizes.items()
+    ]
+    return torch.cat(rows) if rows else exact(like).new_zeros(0)
+
+
+def unpack_counts(values: Sequence[float], sizes: CountSizes) -> dict[str, list[float]]:
+    """The inverse of `pack_counts`, for a row that was read from the device."""
+    found, start = {}, 0
+    for name, size in sizes.items():
+        found[name] = list(values[start : start + size])
+        start += size
+    return found
 
 
 def perplexity(loss: float) -> float:

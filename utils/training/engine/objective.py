@@ -1,22 +1,15 @@
-"""What is minimised: batch -> sum of losses over targets, and how many targets there were. One class per task."""
+"""What is minimised: batch -> sum of losses over targets, and how many targets there were. `tasks/` has one class per task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from utils.adapters.forward import ModelCall
-from utils.adapters.output_layer import find_output_layer, hidden_states_of, passing_on
-from utils.data.examples import IGNORED, Batch
-from utils.errors import ConfigError, ModelError
-from utils.training.engine import fused_loss
-from utils.training.task_spec import TaskSpec
-from utils.training.training_config import TrainingConfig
+from utils.data.examples import Batch
+from utils.training.engine.metrics import CountSizes, Sums
 
 
 @dataclass
@@ -25,9 +18,10 @@ class Loss:
 
     Attributes:
         loss_sum: scalar fp32, with graph: the sum over targets, not their mean.
-        num_targets: positions that count.
+        num_targets: targets that count.
         outputs: the logits, where somebody asked for them; else None.
-        counts: scalar tensors that add up over batches, such as "correct".
+        counts: what adds up over batches, such as "correct": scalars, or rows with a number for each class. On the model's
+            device, without graph; the objective's `count_sizes` names them.
     """
 
     loss_sum: Tensor
@@ -41,12 +35,15 @@ class Objective:
 
     Attributes:
         notice: a sentence that the user should know about how the loss is computed, once it is known; else None.
+        count_sizes: what `Loss.counts` may hold: name -> how many numbers (1 for a scalar). Fixed, so that processes that have
+            no batch of a step know it too.
     """
 
     notice: str | None = None
+    count_sizes: CountSizes = MappingProxyType({"correct": 1})
 
     def count_targets(self, batch: Batch) -> int:
-        """Positions of the batch that count in the loss. Called before the batch goes to the device, so nothing waits."""
+        """Targets of the batch that count in the loss. Called before the batch goes to the device, so nothing waits."""
         raise NotImplementedError
 
     def __call__(
@@ -60,143 +57,13 @@ class Objective:
         """
         raise NotImplementedError
 
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """What the sums of an epoch or a validation mean, by name; `sums.targets` is not 0.
 
-class CausalLM(Objective):
-    """Predict each next token: position t's logits are scored on token t + 1.
-
-    Where the model's output layer can be found (`utils.adapters.output_layer`) and the vocabulary is not small, loss and layer
-    are fused: the logits never exist as a whole, and only positions that count get any.
-
-    Args:
-        vocab_size: checked against the logits' last dimension when given: logits may have more columns (padded vocabulary).
-        label_smoothing: share of each target spread over the vocabulary, as in torch's cross_entropy.
-        fused: "auto": where it is faster; "on": always, or an error that says why not; "off": never.
-    """
-
-    def __init__(
-        self, vocab_size: int | None = None, label_smoothing: float = 0.0, fused: Literal["auto", "on", "off"] = "auto"
-    ) -> None:
-        self.vocab_size, self.label_smoothing, self.fused = vocab_size, label_smoothing, fused
-        # Model's mode (training or not) -> its output layer; a model may do different things in the two.
-        self._layers: dict[bool, nn.Linear | None] = {}
-        self._widest: int | None = None  # outputs of the model's widest linear layer
-
-    def count_targets(self, batch: Batch) -> int:
-        return int((_labels(batch)[:, 1:] != IGNORED).sum())
-
-    def __call__(
-        self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
-    ) -> Loss:
-        labels_BT = _labels(batch)
-        targets_N = labels_BT[:, 1:].flatten()
-        count = int((targets_N != IGNORED).sum()) if num_targets is None else num_targets
-        layer = None
-        if not keep_outputs and self._may_be_worth_it(model, count):
-            layer = self._output_layer(model, batch, labels_BT)
-        if layer is None or not (self.fused == "on" or count * layer.out_features >= fused_loss.WORTH_IT):
-            return self._plain(model, batch, labels_BT, targets_N, count, keep_outputs)
-        self._check_vocabulary(layer.out_features, model)
-        model.check_labels(layer.out_features, labels_BT.shape, batch)
-        hidden_BTD = _hidden_states(model, layer, batch)
-        rows_ND, targets_N = _scored(hidden_BTD[:, :-1].flatten(0, 1), targets_N, count)
-        found = fused_loss.linear_cross_entropy(rows_ND, layer.weight, layer.bias, targets_N, self.label_smoothing)
-        return Loss(found.loss_sum, count, None, {"correct": found.correct})
-
-    def _may_be_worth_it(self, model: ModelCall, count: int) -> bool:
-        """Whether a layer is large enough to look for it: looking calls the model."""
-        if self.fused != "auto":
-            return self.fused == "on"
-        if self._widest is None:
-            self._widest = max((m.out_features for m in model.model.modules() if type(m) is nn.Linear), default=0)
-        return count * self._widest >= fused_loss.WORTH_IT
-
-    def _output_layer(self, model: ModelCall, batch: Batch, labels_BT: Tensor) -> nn.Linear | None:
-        """The layer to fuse with, looked for on the first batch of each mode."""
-        training = model.model.training
-        if training not in self._layers:
-            rows = labels_BT.shape[0]
-            first = {name: value[:1] if value.dim() and len(value) == rows else value for name, value in batch.items()}
-
-            def call() -> Tensor:
-                outputs_BTX = model.eager(first)
-                _check_shape(outputs_BTX, labels_BT[:1], model)
-                return outputs_BTX
-
-            layer, reason = find_output_layer(model.model, call)
-            self._layers[training] = layer
-            if layer is None and self.fused == "on":
-                raise ModelError(
-                    f"fused_loss='on', but {reason} ({type(model.model).__name__}). Set fused_loss='auto'."
-                )
-            if layer is None and labels_BT.numel() * (self.vocab_size or 0) >= fused_loss.WORTH_IT:
-                self.notice = f"The loss is not fused with the output layer: {reason}. It takes more memory and time."
-        return self._layers[training]
-
-    def _check_vocabulary(self, scored: int, model: ModelCall) -> None:
-        if self.vocab_size is not None and scored < self.vocab_size:
-            raise ModelError(
-                f"{type(model.model).__name__} scores {scored} tokens of vocab_size={self.vocab_size}: "
-                "its output layer must be at least as large."
-            )
-
-    def _plain(
-        self, model: ModelCall, batch: Batch, labels_BT: Tensor, targets_N: Tensor, count: int, keep_outputs: bool
-    ) -> Loss:
-        """The loss of logits that exist as a whole."""
-        logits_BTV = model(batch)
-        _check_shape(logits_BTV, labels_BT, model)
-        self._check_vocabulary(logits_BTV.shape[-1], model)
-        if keep_outputs and self.fused != "off" and count * logits_BTV.shape[-1] >= fused_loss.WORTH_IT:
-            self.notice = (
-                "A hook reads the logits, so the loss is not fused with the output layer: slower, and more memory."
-            )
-        # A slice of V-wide rows in fp32: the loss and its sum are never rounded to half precision.
-        logits_NV = logits_BTV[:, :-1].flatten(0, 1)
-        logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-        loss_sum = F.cross_entropy(
-            logits_NV, targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
-        )
-        with torch.no_grad():
-            counts = {"correct": (logits_NV.argmax(-1) == targets_N).sum()}
-        return Loss(loss_sum, count, logits_BTV if keep_outputs else None, counts)
-
-
-def _hidden_states(model: ModelCall, layer: nn.Linear, batch: Batch) -> Tensor:
-    """What `layer` gets when the model is called."""
-    if model.compiles(batch):
-        with passing_on(layer):
-            return model.uncounted(batch)  # what comes after the layer was found to be nothing before the model was compiled
-    with hidden_states_of(layer) as taken:
-        return taken.checked(model.uncounted(batch), model.model)
-
-
-def _check_shape(outputs_BTX: Tensor, labels_BT: Tensor, model: ModelCall) -> None:
-    """Raises `ModelError` when these are not scores for the positions of `labels_BT`."""
-    if outputs_BTX.dim() != 3 or outputs_BTX.shape[:2] != labels_BT.shape:
-        wanted = f"(B={labels_BT.shape[0]}, T={labels_BT.shape[1]}, V)"
-        raise ModelError(
-            f"{type(model.model).__name__} returned logits of shape {tuple(outputs_BTX.shape)}; "
-            f"predicting the next token needs {wanted}: one score per token of the vocabulary at every position."
-        )
-
-
-def _scored(hidden_ND: Tensor, targets_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The rows that count, and their targets. Their number is known, so nothing waits for the device."""
-    if count == len(targets_N):
-        return hidden_ND, targets_N
-    rows = torch.nonzero_static(targets_N != IGNORED, size=count)[:, 0]
-    return hidden_ND[rows], targets_N[rows]
-
-
-def _labels(batch: Mapping[str, Tensor]) -> Tensor:
-    labels = batch.get("labels")
-    labels = batch.get("input_ids") if labels is None else labels
-    if labels is None or labels.dim() != 2:
-        shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
-        raise ModelError(
-            f"predicting the next token needs input_ids (B, T), and labels of the same shape; the batch has {shapes}"
-        )
-    return labels
+        Here: `loss` (per target), and `accuracy` (0-1), the share of targets that are right, where "correct" is counted.
+        """
+        found = {"loss": sums.loss / sums.targets}
+        return {**found, "accuracy": sums.count("correct") / sums.targets} if "correct" in sums.counts else found
 
 
 class TrainedModule(nn.Module):
@@ -209,20 +76,3 @@ class TrainedModule(nn.Module):
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         return self._objective(self._call, batch, keep_outputs, num_targets)
-
-
-# Task type -> its objective, made from the task and the config.
-_OBJECTIVES: dict[str, Callable[[TaskSpec, TrainingConfig], Objective]] = {
-    "causal_lm": lambda task_spec, config: CausalLM(task_spec.vocab_size, config.label_smoothing, config.fused_loss),
-}
-
-
-def make_objective(task_spec: TaskSpec, config: TrainingConfig) -> Objective:
-    """The objective of `task_spec.task_type`. Raises `ConfigError` that lists the tasks there are."""
-    make = _OBJECTIVES.get(task_spec.task_type or "")
-    if make is None:
-        raise ConfigError(
-            f"task_type={task_spec.task_type!r} of task {task_spec.name!r} cannot be trained by this version; "
-            f"available: {', '.join(_OBJECTIVES)}"
-        )
-    return make(task_spec, config)

@@ -85,19 +85,24 @@ class Parts:
         """Sharded layers are put together inside a pass, which then fails when another process does."""
         return self.world.talking() if self.sharded else contextlib.nullcontext()
 
-    def sum_over_processes(self, losses: list[Tensor], rights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Make the gradients those of all processes together, and the scalars of both lists those of all of them."""
+    @property
+    def num_counts(self) -> int:
+        """How many numbers the objective counts besides the loss."""
+        return sum(self.objective.count_sizes.values())
+
+    def sum_over_processes(self, losses: list[Tensor], counts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Make the gradients those of all processes together, and so the losses (scalars) and the counts (rows)."""
         if self.world.size == 1:
-            return losses, rights
+            return losses, counts
         if not self.sharded:  # those that are sharded were summed when each was made
             self.world.sum_gradients(self.parameters)
             self.world.share(self.running_statistics)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
-        for place, values in zip(sums, (losses, rights), strict=True):
-            if values:
-                place += torch.stack(values).double().sum()
-        loss_sum, right = self.world.sum_(sums).unbind()
-        return [loss_sum], [right]
+        sums = torch.zeros(1 + self.num_counts, dtype=torch.float64, device=self.fabric.device)
+        if losses:  # a process may have no micro-batch of this step
+            sums[0] = torch.stack(losses).double().sum()
+            sums[1:] = torch.stack(counts).sum(0)
+        self.world.sum_(sums)
+        return [sums[0]], [sums[1:]]
 
     def rehearse(self, batch: Batch) -> None:
         """One forward and backward pass of which nothing is left: weights, buffers and random state are as before, gradients

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from utils.training.engine.tasks import Task
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
 
@@ -37,7 +38,7 @@ class TrainingResults(Mapping[str, Any]):
         checkpoint_path: newest checkpoint; best_model_path: best one; checkpoint_paths: all that are kept, oldest first.
     """
 
-    KEYS = (
+    KEYS: tuple[str, ...] = (
         "loss_history", "val_loss_history", "metrics_summary", "best_epoch", "best_value", "final_loss", "final_perplexity",
         "final_metrics", "training_time", "grad_norm_history", "amp_enabled", "checkpoint_path", "checkpoint_paths",
         "best_model_path", "final_model_state", "export_dir", "stopped_early", "stop_reason", "epochs_trained", "steps",
@@ -58,6 +59,11 @@ class TrainingResults(Mapping[str, Any]):
         self.best_model_path = str(best_model_path) if best_model_path else None
         self.notices = notices
         self.export_dir: str | None = None
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The module that was trained, whatever `model` may have around it."""
+        return self.model
 
     @property
     def epoch_rows(self) -> list[Row]:
@@ -100,13 +106,20 @@ class TrainingResults(Mapping[str, Any]):
         """Training loss of the last epoch; of the part of it that was done, when the first was not finished."""
         if self.loss_history:
             return self.loss_history[-1]
-        return self.state.epoch_sums.metrics("train").get("train/loss")
+        return self.state.epoch_sums.mean_loss
 
     @property
     def final_perplexity(self) -> float | None:
-        """exp of the last validation loss; of the training loss when nothing was validated."""
+        """exp of the last validation loss; of the training loss when nothing was validated. None where the loss is not over
+        tokens."""
         loss = self.val_loss_history[-1] if self.val_loss_history else self.final_loss
-        return None if loss is None else perplexity(loss)
+        return None if loss is None or not self._task.over_tokens else perplexity(loss)
+
+    @property
+    def _task(self) -> type[Task]:
+        from utils.training.engine.tasks import find_task
+
+        return find_task("causal_lm" if self.task_spec is None else self.task_spec.task_type)
 
     @property
     def final_metrics(self) -> dict[str, float]:
@@ -179,7 +192,7 @@ class TrainingResults(Mapping[str, Any]):
 
             weights: dict[str, Tensor] = read_checkpoint(self.checkpoint_path)["model"]
             return weights
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.bare_model.state_dict().items()}
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.KEYS:
@@ -203,12 +216,15 @@ class TrainingResults(Mapping[str, Any]):
             "ended": f"{self.stop_reason} after {self.steps} steps, {self.epochs_trained} epochs",
         }
         if self.final_loss is not None:
-            rows["training loss"] = f"{self.final_loss:.4f} nats per target"
+            rows["training loss"] = f"{self.final_loss:.4f} {self._task.loss_unit}"
         if self.val_loss_history:
             last = self.val_loss_history[-1]
-            rows["validation loss"] = f"{last:.4f} nats per target (perplexity {perplexity(last):.1f})"
+            more = f" (perplexity {perplexity(last):.1f})" if self._task.over_tokens else ""
+            rows["validation loss"] = f"{last:.4f} {self._task.loss_unit}{more}"
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
+        if other := self._other_metrics():
+            rows["validation"] = other
         if self.best_value is not None:
             rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f} in epoch {self.best_epoch}"
         rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
@@ -217,6 +233,16 @@ class TrainingResults(Mapping[str, Any]):
         for number, notice in enumerate(self.notices, 1):
             rows[f"note {number}"] = notice
         return rows
+
+    def _other_metrics(self) -> str:
+        """What the last validation found besides loss and perplexity, for tasks that are not judged by these."""
+        row = self.evaluate_rows[-1] if self.evaluate_rows and not self._task.over_tokens else {}
+        skipped = ("val/loss", "val/mse")
+        return ", ".join(
+            f"{name.removeprefix('val/')} {value:.4f}"
+            for name, value in row.items()
+            if name.startswith("val/") and name not in skipped
+        )
 
     def plot(self, baseline: float | None = None) -> Figure:
         """The curves of loss and learning rate; also written to the run's plots/curves.png."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from utils.data.examples import Batch
 from utils.training.engine.memory import Pieces
-from utils.training.engine.metrics import Sums, gradient_norm
+from utils.training.engine.metrics import Sums, exact, gradient_norm, pack_counts, unpack_counts
 from utils.training.engine.parts import Parts
 from utils.training.engine.watch import StepWatch
 
@@ -29,13 +29,13 @@ class StepResult:
     """What one optimizer step did.
 
     Attributes:
-        numbers: sum of losses over targets, targets predicted right, L2 norm of the mean gradient before clipping, and the
-            outcome: `FAULT`, `UPDATED` or `OVERFLOWED`; of all processes. Floats, or one fp64 tensor of shape (4,) that is
-            still on its way.
+        numbers: sum of losses over targets, what else the objective counted (see `pack_counts`), L2 norm of the mean
+            gradient before clipping, and the outcome: `FAULT`, `UPDATED` or `OVERFLOWED`; of all processes. Floats, or one fp64
+            tensor of as many numbers that is still on its way.
         num_targets: targets of the whole step, of all processes.
     """
 
-    numbers: tuple[float, float, float, float] | Tensor
+    numbers: tuple[float, ...] | Tensor
     num_targets: int
 
 
@@ -59,7 +59,7 @@ def train_step(
     targets = [parts.objective.count_targets(batch) for batch in micro_batches]
     num_targets = sum(targets) if num_targets is None else num_targets
     losses: list[Tensor] = []
-    rights: list[Tensor] = []
+    counts: list[Tensor] = []
     parts.optimizer.zero_grad(set_to_none=True)
     for batch, count in zip(micro_batches, targets, strict=True):
         watch.batch_begin(batch)
@@ -67,42 +67,40 @@ def train_step(
         parts.backward(loss.loss_sum / max(num_targets, 1))
         watch.backward_end()
         losses.append(loss.loss_sum.detach())
-        if "correct" in loss.counts:
-            rights.append(loss.counts["correct"])
+        counts.append(pack_counts(loss.counts, parts.objective.count_sizes, loss.loss_sum))
         watch.batch_end(batch, loss, num_targets)
     if num_targets == 0:
         # Nothing to learn from: no update either, or weight decay would still pull on the weights.
-        return StepResult((0.0, 0.0, 0.0, UPDATED), 0)
-    losses, rights = parts.sum_over_processes(losses, rights)
+        return StepResult((0.0, *[0.0] * parts.num_counts, 0.0, UPDATED), 0)
+    losses, counts = parts.sum_over_processes(losses, counts)
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)
     norm = gradient_norm(parts.parameters)
     finish = _finish_seen if parts.guard is None else _finish_unseen
-    return StepResult(finish(parts, losses, rights, norm, max_grad_norm, skips), num_targets)
+    return StepResult(finish(parts, losses, torch.stack(counts).sum(0), norm, max_grad_norm, skips), num_targets)
 
 
 def _finish_seen(
-    parts: Parts, losses: list[Tensor], rights: list[Tensor], norm: Tensor, max_grad_norm: float, _skips: tuple[int, float]
-) -> tuple[float, float, float, float]:
+    parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, _skips: tuple[int, float]
+) -> tuple[float, ...]:
     """The update, decided here. The numbers of the step."""
-    loss_sum, right, size = sum(map(float, losses)), float(sum(map(int, rights))), float(norm)
+    loss_sum, size, counted = sum(map(float, losses)), float(norm), counts.tolist()
     finite = math.isfinite(loss_sum) and math.isfinite(size)
     if finite and 0 < max_grad_norm < size:
         torch.nn.utils.clip_grads_with_norm_(parts.parameters, max_grad_norm, norm)
     parts.update(finite)
     if finite:
-        return loss_sum, right, size, UPDATED
+        return loss_sum, *counted, size, UPDATED
     # Under fp16 a gradient that overflows is the scaler's business; only the loss itself tells of a fault.
     overflowed = parts.scaler is not None and math.isfinite(loss_sum)
-    return (loss_sum, right, 0.0, OVERFLOWED) if overflowed else (loss_sum, right, size, FAULT)
+    return (loss_sum, *counted, 0.0, OVERFLOWED) if overflowed else (loss_sum, *counted, size, FAULT)
 
 
 def _finish_unseen(
-    parts: Parts, losses: list[Tensor], rights: list[Tensor], norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
+    parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
 ) -> Tensor:
     """The same, decided by the device: it is told what to do with every outcome, and nobody waits for it."""
     loss_sum, norm = torch.stack(losses).double().sum(), norm.double()
-    right = torch.stack(rights).sum().double() if rights else loss_sum.new_zeros(())
     loss_is_finite = torch.isfinite(loss_sum)
     finite = loss_is_finite & torch.isfinite(norm)
     fine = finite if parts.scaler is None else loss_is_finite
@@ -110,7 +108,8 @@ def _finish_unseen(
     # The kernels divide gradients by this: the formula of torch's clip_grad_norm_.
     too_long = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0) if max_grad_norm > 0 else None
     parts.update_unseen(finite, fine, too_long, skips)
-    return torch.stack([loss_sum, right, norm.masked_fill(overflowed, 0.0), fine.double() + overflowed.double()])
+    last = torch.stack([norm.masked_fill(overflowed, 0.0), fine.double() + overflowed.double()])
+    return torch.cat([loss_sum[None], counts, last])
 
 
 def evaluate(
@@ -135,22 +134,21 @@ def evaluate(
                     [batch], lambda some: [_score(parts, piece) for piece in some], "a validation batch",
                     split_up=not parts.sharded,
                 )  # fmt: skip
-    sums = Sums()
     # Read in one go: on a GPU each number that is read on its own waits for the device.
     rows = torch.stack([numbers for numbers, _ in read]).tolist() if read else []
-    for (loss_sum, correct), (_, count) in zip(rows, read, strict=True):
-        sums.add(loss_sum, count, correct)
-    loss_sum, targets, correct = parts.world.totals(sums.loss, sums.targets, sums.correct)
-    return Sums(loss_sum, int(targets), correct)
+    totals = [0.0] * (2 + parts.num_counts)
+    for (loss_sum, *counts), (_, targets) in zip(rows, read, strict=True):
+        totals = [total + value for total, value in zip(totals, (loss_sum, targets, *counts), strict=True)]
+    loss_sum, num_targets, *counts = parts.world.totals(*totals)
+    return Sums(loss_sum, int(num_targets), counts=unpack_counts(counts, parts.objective.count_sizes))
 
 
 def _score(parts: Parts, batch: Batch) -> tuple[Tensor, int]:
-    """Loss sum and right targets, shape (2,) in fp64, and the number of targets."""
+    """Loss sum and counts in one fp64 row, and the number of targets."""
     count = parts.objective.count_targets(batch)
     loss = parts.forward(batch, num_targets=count)
-    right = loss.counts.get("correct")
-    loss_sum = loss.loss_sum.double()
-    return torch.stack([loss_sum, loss_sum.new_zeros(()) if right is None else right.double()]), count
+    counts = pack_counts(loss.counts, parts.objective.count_sizes, loss.loss_sum)
+    return torch.cat([exact(loss.loss_sum.detach())[None], counts]), count
 
 
 @contextlib.contextmanager

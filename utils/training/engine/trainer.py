@@ -16,6 +16,7 @@ from torch import nn
 
 from utils.adapters.facts import model_facts
 from utils.data.examples import Batch, StreamSource
+from utils.data.ids import Limits
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -37,7 +38,7 @@ from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
-from utils.training.engine.objective import Objective, make_objective
+from utils.training.engine.objective import Objective
 from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
@@ -45,6 +46,8 @@ from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_optimizer_state, parted_weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
+from utils.training.engine.tasks import Task, infer_task_spec, make_task
+from utils.training.engine.tasks.inference import task_type_of, try_task
 from utils.training.engine.world import World, check_launch, join
 from utils.training.run_folder import RunFolder, Start, decide_start
 from utils.training.task_spec import TaskSpec
@@ -55,8 +58,14 @@ log = logging.getLogger("trainbook.engine")
 
 __all__ = ["Trainer", "TrainingHooks"]
 
+# Samples that are looked at to tell amounts from answers, where labels are fractions.
+_LOOKED_AT = 64
+
 # Model -> the run that trained it last in this process.
 _TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
+
+# What a checkpoint's fingerprint calls which parameters were not trained; absent where all were.
+_FROZEN = "frozen parameters"
 
 
 class Trainer:
@@ -76,6 +85,7 @@ class Trainer:
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
         control: `Control`, to stop, pause or save from another thread.
+        task: what is learnt (a `Task`); data: the data as batches (UniversalDataModule); None before training.
         description: further sections for the run's config.yaml, by name; plain values.
     """
 
@@ -98,6 +108,8 @@ class Trainer:
         self.notices: list[str] = []
         self.description: dict[str, Any] = {}
         self.parts: Parts | None = None
+        self.task: Task | None = None
+        self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
         _refuse_what_is_not_there(self.training_config)
         check_launch(self.training_config)
@@ -142,7 +154,7 @@ class Trainer:
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
-        objective = self._objective(task_spec, config.replace(fused_loss="off") if sharded else config)
+        objective = self._objective(task_spec, config.replace(fused_loss="off") if sharded else config, data)
         check_compiler(config.compile_mode, detect_device())
         accumulation = self._accumulation(data)
         total_steps = _planned_steps(config, data, accumulation)
@@ -166,7 +178,9 @@ class Trainer:
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
-            fingerprint = {"data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer)}
+            fingerprint = {
+                "data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer), **_frozen_digest(self.model),
+            }  # fmt: skip
             self.state = self._restore(start, parts, fingerprint, data)
             store = self._store(start.folder, mode, world)
             if start.in_place:
@@ -212,11 +226,13 @@ class Trainer:
             )  # fmt: skip
         return results
 
-    def _objective(self, task_spec: TaskSpec, config: TrainingConfig) -> Objective:
-        """What is minimised: the caller's criterion, or the task's objective."""
+    def _objective(self, task_spec: TaskSpec, config: TrainingConfig, data: UniversalDataModule) -> Objective:
+        """What is minimised: the caller's criterion, or the task, which is checked against model and data."""
         if self.own_parts is not None and self.own_parts.criterion is not None:
             return CriterionObjective(self.own_parts.criterion)
-        return make_objective(task_spec, config)
+        task = self.task = make_task(task_spec, config)
+        self._check_fit(data, task, task_spec)
+        return task
 
     def _checkpoint_extras(self, payload: Payload) -> Payload:
         """Entries of other systems that checkpoints are to hold besides; none."""
@@ -315,8 +331,12 @@ class Trainer:
 
     def _data(self, train_data: Any, val_data: Any, world: World | None = None) -> UniversalDataModule:
         config = self.training_config
-        data = UniversalDataModule(
-            train_data, val_data, self.task_spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
+        spec = self.task_spec
+        if (spec is None or spec.task_type is None) and (named := task_type_of(self.model)) is not None:
+            # Which task it is decides how samples become a batch.
+            spec = (spec or TaskSpec("training")).replace(task_type=named)
+        data = self.data = UniversalDataModule(
+            train_data, val_data, spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
             config.random_seed, max_train_samples=config.max_train_samples, max_val_samples=config.max_val_samples,
             pad_token_id=getattr(self.config, "pad_token_id", None),
             block_size=model_facts(self.model).max_length or getattr(self.config, "max_seq_len", None),
@@ -339,34 +359,36 @@ class Trainer:
         return 1 if config.auto_batch_size and data.resumable else config.gradient_accumulation_steps
 
     def _task(self, data: UniversalDataModule) -> TaskSpec:
-        """The task, with what was left open taken from model and data; checks that ids, vocabulary and lengths fit."""
-        spec = self.task_spec or TaskSpec("training")
-        sample = data.train.take([0]) if data.resumable else {}  # type: ignore[union-attr]
-        if spec.task_type is None:
-            ids = sample.get("input_ids")
-            labels = sample.get("labels", ids)
-            if sample and (ids is None or labels is None or labels.shape != ids.shape):
-                shapes = {name: tuple(tensor.shape) for name, tensor in sample.items()}
-                raise ConfigError(
-                    f"the task cannot be inferred from samples with {shapes}; give task_spec=TaskSpec...."
-                )
-            spec = spec.replace(task_type="causal_lm")
-            self.notice("Task: predicting the next token (inferred: inputs are token ids, labels are the same ids).")
-        facts = model_facts(self.model)
+        """The task, with what was left open taken from model and data, which is said."""
+        given = self.task_spec
+        spec, sentence = infer_task_spec(self.model, _first_samples(data), self.tokenizer, given)
+        if given is None or given.task_type is None:
+            self.notice(sentence)
+        return spec
+
+    def _check_fit(self, data: UniversalDataModule, task: Task, spec: TaskSpec) -> None:
+        """Check that ids, labels, vocabulary, classes and lengths are such as the model has, before anything is changed."""
+        facts, sample = model_facts(self.model), _first_samples(data)
         known = facts.vocab_size
         if spec.vocab_size is not None and known is not None and spec.vocab_size > known:
             raise ModelError(
                 f"the vocabulary has {spec.vocab_size} tokens, but {type(self.model).__name__} has {known} embeddings. "
                 f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
             )
-        if (limit := known or spec.vocab_size) is not None:
-            data.check_ids(limit)
+        vocab_size = known or spec.vocab_size
+        if task.label_kind == "class":
+            data.check_ids(Limits(vocab_size, None if spec.multi_label else spec.num_classes, "class"))
+        elif vocab_size is not None:
+            data.check_ids(Limits(vocab_size, None, task.label_kind))
         length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
         if longest is not None and length > longest:
             raise DataError(
                 f"samples have {length} tokens, but {type(self.model).__name__} takes at most {longest}. Cut them shorter."
             )
-        return spec
+        if sample and task.tried_first:
+            scores = try_task(self.model, task, sample)
+            if task.label_kind == "token":
+                data.check_ids(Limits(vocab_size, scores, "token"))
 
     def _monitor(self, data: UniversalDataModule) -> tuple[str, str]:
         config = self.training_config
@@ -387,7 +409,7 @@ class Trainer:
         self._check_same(start, checkpoint, parts, fingerprint)
         state = self._state_to_continue(start, checkpoint, parts.world)
         load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
-        self._restore_optimizer(checkpoint, parts)
+        self._restore_optimizer(checkpoint, parts, fingerprint)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -427,8 +449,11 @@ class Trainer:
             )
         return state
 
-    def _restore_optimizer(self, checkpoint: Payload, parts: Parts) -> None:
+    def _restore_optimizer(self, checkpoint: Payload, parts: Parts, fingerprint: dict[str, str]) -> None:
         """The optimizer's averages from the checkpoint, its settings from the config: on a change, the config's hold."""
+        if checkpoint["fingerprint"].get(_FROZEN) != fingerprint.get(_FROZEN):
+            self.notice("The optimizer starts afresh: other parameters were trained, and its averages are theirs.")
+            return
         there = checkpoint.get("optimizer_kind") if self.own_parts else checkpoint["config"]["optimizer"]
         here = type(parts.optimizer).__name__ if self.own_parts else self.training_config.optimizer
         if there != here:
@@ -454,8 +479,8 @@ class Trainer:
         ]
         changes += [
             f"{name}: not the same as when it was saved"
-            for name, digest in fingerprint.items()
-            if checkpoint["fingerprint"].get(name) != digest
+            for name in {**fingerprint, **checkpoint["fingerprint"]}
+            if checkpoint["fingerprint"].get(name) != fingerprint.get(name)
         ]
         if changes and start.in_place and self.training_config.on_config_change == "error":
             listed = "\n  ".join(changes)
@@ -547,6 +572,17 @@ def _refuse_streams(data: UniversalDataModule) -> None:
             )
 
 
+def _first_samples(data: UniversalDataModule) -> Batch:
+    """The first sample; where labels are fractions a few more, to see what kind of number they are. Empty for a stream."""
+    if isinstance(data.train, StreamSource):
+        return {}
+    sample = data.train.take([0])
+    labels = sample.get("labels")
+    if labels is None or not labels.is_floating_point():
+        return sample
+    return data.train.take(list(range(min(_LOOKED_AT, len(data.train)))))
+
+
 def _first_batch(data: UniversalDataModule) -> Batch:
     """The first samples, as many as a batch has."""
     assert not isinstance(data.train, StreamSource)
@@ -562,6 +598,11 @@ def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulati
         if limit is not None
     ]
     return min(limits, default=None)
+
+
+def _frozen_digest(model: nn.Module) -> dict[str, str]:
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return {_FROZEN: hashlib.sha256("\n".join(frozen).encode()).hexdigest()} if frozen else {}
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

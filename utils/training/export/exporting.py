@@ -49,10 +49,13 @@ def export_model(
         CheckpointError: the checkpoint is damaged or of another model.
     """
     names = _checked_formats(formats)
+    # Some results have an adapter around the model.
+    trained = getattr(results, "bare_model", None)
+    trained = results.model if trained is None else trained
     for name in names:
-        FORMATS[name][0](results.model)
+        FORMATS[name][0](trained)
     path, notes = _checkpoint_of(results, which)
-    model = _cpu_copy(results.model)
+    model = _cpu_copy(trained)
     load_model_weights(model, read_checkpoint(path)["model"], str(path))
     parent = Path(output_dir).expanduser() if output_dir is not None else Path(results.run_dir) / "exports"
     parent = parent.absolute()

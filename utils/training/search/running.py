@@ -366,7 +366,7 @@ class _Deadline(Callback):
 def _monitoring(config: TrainingConfig, monitor: str | None, mode: str | None) -> TrainingConfig:
     if monitor is None:
         return config if mode is None else config.replace(mode=mode)
-    grows = monitor.endswith(("accuracy", "f1"))
+    grows = monitor.endswith(("accuracy", "f1", "f1_macro", "f1_micro", "r2"))
     return config.replace(monitor=monitor, mode=mode or ("max" if grows else "min"))
 
 

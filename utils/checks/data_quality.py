@@ -1,0 +1,321 @@
+"""Is this text worth training on? Findings about a data set, each with its numbers, a verdict and what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from utils.checks.result import CheckReport, CheckResult, Verdict
+from utils.data.quality import MOST_COMPARED, NEAR, TextProfile, profile_texts, shared_rows
+from utils.errors import ConfigError, DataError, DataTypeError
+from utils.schema import Schema, shown
+
+_KEPT_EXAMPLES = 5
+
+
+class QualityThresholds(Schema):
+    """From where on a finding is a warning or a failure. Shares are of all rows of the data set, 0 to 1."""
+
+    short_characters: int = Field(10, ge=0, description="A row with fewer characters than this is short.")
+    empty_warn: float = Field(0.01, ge=0, le=1, description="Share of empty rows.")
+    empty_fail: float = Field(0.5, ge=0, le=1, description="Share of empty rows.")
+    short_warn: float = Field(0.2, ge=0, le=1, description="Share of short rows.")
+    damaged_warn: float = Field(0.001, ge=0, le=1, description="Share of rows whose characters are damaged.")
+    damaged_fail: float = Field(0.05, ge=0, le=1, description="Share of rows whose characters are damaged.")
+    duplicate_warn: float = Field(0.01, ge=0, le=1, description="Share of rows that repeat an earlier one exactly.")
+    duplicate_fail: float = Field(0.5, ge=0, le=1, description="Share of rows that repeat an earlier one exactly.")
+    near_duplicate_warn: float = Field(0.05, ge=0, le=1, description="Share of rows that nearly repeat an earlier one.")
+    not_language_warn: float = Field(
+        0.3, ge=0, le=1, description="Share of digits, punctuation and symbols in the text."
+    )
+    truncated_warn: float = Field(0.05, ge=0, le=1, description="Share of all tokens that max_length cuts off.")
+    truncated_fail: float = Field(0.5, ge=0, le=1, description="Share of all tokens that max_length cuts off.")
+    majority_warn: float = Field(0.8, ge=0, le=1, description="Share of the most frequent label.")
+    least_per_label: int = Field(10, ge=1, description="A label with fewer rows than this is rare.")
+    leakage_warn: float = Field(0.0, ge=0, le=1, description="Share of validation rows that are in training too.")
+    leakage_fail: float = Field(0.01, ge=0, le=1, description="Share of validation rows that are in training too.")
+
+
+def check_data_quality(
+    data: Any,
+    *,
+    validation: Any = None,
+    text_column: str = "text",
+    label_column: str | None = None,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    thresholds: QualityThresholds | None = None,
+) -> CheckReport:
+    """Findings about all rows of a data set; nothing is sampled, and the text is read once.
+
+    Args:
+        data: texts: a list or any iterable of str, or a Hugging Face Dataset or DataFrame with `text_column`.
+        validation: the same for the part that is kept from training: then leakage is looked for.
+        label_column: of a Dataset or DataFrame with labels: then their balance is looked at.
+        tokenizer: a fast tokenizer: then lengths are in tokens.
+        max_length: tokens at which rows will be cut, for tasks on rows: then what is lost is looked at.
+        thresholds: None: the defaults.
+    Returns:
+        A report whose verdict is "fail" only where training on the data as it is would be pointless or misleading.
+        `report["lengths"].figure` and `report["labels"].figure` are pictures.
+    Raises:
+        DataError, DataTypeError: no rows; a column that is not there (lists those that are); texts that are none.
+        ConfigError: a max_length without a tokenizer to measure it with.
+    """
+    limits = thresholds or QualityThresholds()
+    if max_length is not None and tokenizer is None:
+        raise ConfigError(f"got max_length={max_length:,} (tokens) and no tokenizer to count them; give tokenizer=….")
+    train = profile_texts(texts_in(data, text_column), labels=labels_in(data, label_column), tokenizer=tokenizer)
+    if train.num_rows == 0:
+        raise DataError("the data set has no rows; there is nothing to check. Give at least one text.")
+    held_out = None
+    if validation is not None:
+        held_out = profile_texts(texts_in(validation, text_column), labels=labels_in(validation, label_column))
+    return judge(train, held_out, max_length, limits)
+
+
+def judge(
+    train: TextProfile, validation: TextProfile | None, max_length: int | None, limits: QualityThresholds
+) -> CheckReport:
+    """The findings of `check_data_quality` from measurements."""
+    results = [
+        _rows(train, limits), _encoding(train, limits), _lengths(train, limits, max_length), _duplicates(train, limits),
+        _near_duplicates(train, limits), _characters(train, limits),
+    ]  # fmt: skip
+    if max_length is not None and train.token_lengths is not None:
+        results.append(_truncation(train, train.token_lengths, limits, max_length))
+    if train.labels is not None:
+        results.append(_balance(train, train.labels, validation, limits))
+    if validation is not None:
+        results.append(_leakage(train, validation, limits))
+    return CheckReport(f"Data quality of {train.num_rows:,} rows", results)
+
+
+def _rows(found: TextProfile, limits: QualityThresholds) -> CheckResult:
+    share = found.num_empty / found.num_rows
+    measured = {"rows": found.num_rows, "empty_rows": found.num_empty, "rows_that_are_no_text": found.num_not_text}
+    said = f"{found.num_empty:,} of {found.num_rows:,} rows have no text ({share:.1%})"
+    if found.num_not_text:
+        said += f", {found.num_not_text:,} of them because they hold something else than text"
+    verdict = above(share, limits.empty_warn, limits.empty_fail)
+    if found.num_not_text and verdict == "pass":
+        verdict = "warn"
+    return CheckResult(
+        "rows", verdict, f"{said}.", measured, {"warn": limits.empty_warn, "fail": limits.empty_fail},
+        "" if verdict == "pass" else f"Look at rows {_listed(found.empty_examples)}: is it the right column? Then drop them.",
+    )  # fmt: skip
+
+
+def _encoding(found: TextProfile, limits: QualityThresholds) -> CheckResult:
+    rows = sorted({row for rows in found.damaged.values() for row in rows})
+    share = len(rows) / found.num_rows
+    measured = {f"rows_with_{kind.replace(' ', '_')}": len(rows) for kind, rows in sorted(found.damaged.items())}
+    thresholds = {"warn": limits.damaged_warn, "fail": limits.damaged_fail}
+    if not rows:
+        return CheckResult("encoding", "pass", "No character shows damage.", measured, thresholds)
+    kinds = ", ".join(f"{kind}: {len(rows):,} rows" for kind, rows in sorted(found.damaged.items()))
+    verdict = above(share, limits.damaged_warn, limits.damaged_fail)
+    return CheckResult(
+        "encoding", verdict, f"{len(rows):,} rows ({share:.2%}) hold damaged characters ({kinds}).", measured, thresholds,
+        f"Read the file in its own encoding again (misread UTF-8: encoding='utf-8'); see rows {_listed(rows)}.",
+    )  # fmt: skip
+
+
+def _lengths(found: TextProfile, limits: QualityThresholds, max_length: int | None) -> CheckResult:
+    from utils.views.quality import length_histogram
+
+    in_tokens = found.token_lengths is not None
+    lengths_N = found.token_lengths if found.token_lengths is not None else found.lengths
+    unit = "tokens" if in_tokens else "characters"
+    quartiles = [int(value) for value in np.percentile(lengths_N, (0, 25, 50, 75, 100), method="nearest")]
+    short = int(((found.lengths < limits.short_characters) & (found.lengths > 0)).sum())
+    share = short / found.num_rows
+    verdict: Verdict = "warn" if share > limits.short_warn else "pass"
+    measured = {
+        f"{name}_{unit}": value
+        for name, value in zip(("least", "lower_quartile", "median", "upper_quartile", "most"), quartiles, strict=True)
+    }
+    return CheckResult(
+        "lengths", verdict,
+        f"Rows have {quartiles[0]:,} to {quartiles[4]:,} {unit}, half of them {quartiles[1]:,} to {quartiles[3]:,}; "
+        f"{short:,} ({share:.1%}) have text of fewer than {limits.short_characters} characters.",
+        {**measured, "short_rows": short}, {"short_warn": limits.short_warn},
+        "" if verdict == "pass" else "Join lines into documents, or drop short rows (DatasetLoader(min_length=…)).",
+        length_histogram(lengths_N, unit, max_length if in_tokens else None),
+    )  # fmt: skip
+
+
+def _duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResult:
+    rows = found.duplicates()
+    share = len(rows) / found.num_rows
+    verdict = above(share, limits.duplicate_warn, limits.duplicate_fail)
+    return CheckResult(
+        "exact duplicates", verdict, f"{len(rows):,} rows ({share:.1%}) repeat an earlier row exactly.",
+        {"duplicate_rows": len(rows)}, {"warn": limits.duplicate_warn, "fail": limits.duplicate_fail},
+        "" if verdict == "pass" else
+        f"Remove them (DatasetLoader(remove_duplicates=True)): the model would learn them by heart. See rows {_listed(rows)}.",
+    )  # fmt: skip
+
+
+def _near_duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResult:
+    pairs = found.near_duplicates()
+    compared = min(found.num_rows, MOST_COMPARED)
+    share = len(pairs) / compared
+    among = "" if compared == found.num_rows else f" of the first {compared:,}"
+    verdict: Verdict = "warn" if share > limits.near_duplicate_warn else "pass"
+    told = "; ".join(f"{row:,} and {earlier:,}" for row, earlier in pairs[:_KEPT_EXAMPLES])
+    return CheckResult(
+        "near duplicates", verdict,
+        f"{len(pairs):,} rows{among} ({share:.1%}) are nearly the same as an earlier one (at least {NEAR:.0%} of their "
+        "runs of five words, estimated).",
+        {"near_duplicate_rows": len(pairs), "rows_compared": compared}, {"warn": limits.near_duplicate_warn},
+        "" if verdict == "pass" else f"Look for templates, quotations and boilerplate: rows {told}.",
+    )  # fmt: skip
+
+
+def _characters(found: TextProfile, limits: QualityThresholds) -> CheckResult:
+    kinds, scripts = found.kinds(), found.scripts()
+    visible = sum(share for kind, share in kinds.items() if kind != "white space")
+    other = sum(kinds.get(kind, 0.0) for kind in ("digits", "punctuation", "symbols", "others"))
+    share = other / visible if visible else 0.0
+    verdict: Verdict = "warn" if share > limits.not_language_warn else "pass"
+    listed = ", ".join(f"{script} {part:.1%}" for script, part in list(scripts.items())[:4]) or "none"
+    return CheckResult(
+        "characters", verdict,
+        f"Letters by script: {listed}. {len(found.characters):,} different characters; {share:.1%} of the visible ones are "
+        "digits, punctuation or symbols.",
+        {**{f"share_of_{kind.replace(' ', '_')}": part for kind, part in kinds.items()}, "scripts": scripts},
+        {"warn": limits.not_language_warn},
+        "" if verdict == "pass" else "Is it markup, a table or code? Then take the text out of it, or keep it on purpose.",
+    )  # fmt: skip
+
+
+def _truncation(found: TextProfile, tokens_N: np.ndarray, limits: QualityThresholds, max_length: int) -> CheckResult:
+    name, thresholds = "truncation", {"warn": limits.truncated_warn, "fail": limits.truncated_fail}
+    lengths_N = tokens_N.astype(np.int64)
+    cut_rows, all_tokens = int((lengths_N > max_length).sum()), max(1, int(lengths_N.sum()))
+    lost = int(np.maximum(lengths_N - max_length, 0).sum())
+    verdict = above(lost / all_tokens, limits.truncated_warn, limits.truncated_fail)
+    enough = int(np.percentile(lengths_N, 99, method="higher"))
+    return CheckResult(
+        name, verdict,
+        f"At {max_length:,} tokens {cut_rows:,} rows ({cut_rows / found.num_rows:.1%}) are cut and {lost:,} tokens "
+        f"({lost / all_tokens:.1%}) are lost.",
+        {"cut_rows": cut_rows, "lost_tokens": lost, "tokens": all_tokens}, thresholds,
+        "" if verdict == "pass" else f"max_length={enough:,} keeps 99 % of the rows whole; or cut long rows into several.",
+    )  # fmt: skip
+
+
+def _balance(
+    found: TextProfile, labels: Counter[Any], validation: TextProfile | None, limits: QualityThresholds
+) -> CheckResult:
+    name, thresholds = "labels", {"majority_warn": limits.majority_warn, "least_per_label": limits.least_per_label}
+    if not labels:
+        return CheckResult(
+            name, "fail", f"None of the {found.num_rows:,} rows has a label.", {"unlabelled_rows": found.num_unlabelled},
+            thresholds, "Name the column with the labels (label_column=…).",
+        )  # fmt: skip
+    from utils.views.quality import label_bars
+
+    (majority, most), *_ = labels.most_common(1)
+    share = most / labels.total()
+    rare = [label for label, count in labels.items() if count < limits.least_per_label]
+    unseen = sorted(map(str, set(validation.labels or ()) - set(labels))) if validation is not None else []
+    useless, doubtful = [], []
+    if unseen:
+        useless.append(f"Validation has labels that training never shows ({_listed(unseen)}): split by label.")
+    if len(labels) < 2:
+        useless.append("Every row has the same label, so nothing can be learnt: look at the column.")
+    elif share > limits.majority_warn:
+        doubtful.append(f"Judge by f1_macro, not by accuracy: always answering {shown(majority)} is right {share:.0%}.")
+    if rare:
+        doubtful.append(f"Add rows for rare labels ({_listed(rare)}), or join them.")
+    if found.num_unlabelled:
+        doubtful.append("Label the rows that have none, or drop them.")
+    counts = {str(label): count for label, count in labels.most_common()}
+    return CheckResult(
+        name, "fail" if useless else "warn" if doubtful else "pass",
+        f"{len(labels):,} labels; the most frequent, {shown(majority)}, has {share:.1%} of them, the rarest "
+        f"{min(labels.values()):,} rows; {found.num_unlabelled:,} rows have none.",
+        {"labels": counts, "majority_share": share, "unlabelled_rows": found.num_unlabelled},
+        thresholds, " ".join(useless + doubtful), label_bars(counts),
+    )  # fmt: skip
+
+
+def _leakage(train: TextProfile, validation: TextProfile, limits: QualityThresholds) -> CheckResult:
+    name, thresholds = "leakage", {"warn": limits.leakage_warn, "fail": limits.leakage_fail}
+    if validation.num_rows == 0:
+        return CheckResult(name, "not run", "The validation data set has no rows to compare with.", {}, thresholds)
+    exact, near = shared_rows(train, validation)
+    share = (len(exact) + len(near)) / validation.num_rows
+    verdict = above(share, limits.leakage_warn, limits.leakage_fail)
+    return CheckResult(
+        name, verdict,
+        f"{len(exact):,} of {validation.num_rows:,} validation rows are in training too, {len(near):,} nearly ({share:.1%}).",
+        {"exact_rows": len(exact), "near_rows": len(near), "validation_rows": validation.num_rows}, thresholds,
+        "" if verdict == "pass" else
+        "The validation loss flatters the model. Remove duplicates before splitting; see validation rows "
+        f"{_listed([*exact, *near])}.",
+    )  # fmt: skip
+
+
+def above(share: float, warn: float, fail: float) -> Verdict:
+    return "fail" if share > fail else "warn" if share > warn else "pass"
+
+
+def _listed(rows: Sequence[Any] | np.ndarray) -> str:
+    """The first few of them, in words."""
+    first = ", ".join(shown(row if isinstance(row, str) else int(row) if isinstance(row, np.integer) else row)
+                      for row in rows[:_KEPT_EXAMPLES])  # fmt: skip
+    return first + (", …" if len(rows) > _KEPT_EXAMPLES else "")
+
+
+def texts_in(data: Any, name: str) -> Iterable[Any]:
+    """The texts in `data`. Raises when it is something that holds none."""
+    if isinstance(data, (str, bytes, Mapping)):
+        raise DataTypeError(
+            f"Expected texts, a Dataset or a DataFrame; got a {type(data).__name__}. Give a list: [text]."
+        )
+    columns = _columns(data)
+    if columns is None:
+        if not isinstance(data, Iterable):
+            raise DataTypeError(f"Expected texts, a Dataset or a DataFrame; got a {type(data).__name__}.")
+        return data
+    _check_column(name, columns, "text_column")
+    values: Iterable[Any] = data[name]
+    return values
+
+
+def labels_in(data: Any, name: str | None) -> Iterable[Any] | None:
+    if name is None:
+        return None
+    columns = _columns(data)
+    if columns is None:
+        raise DataTypeError(f"label_column={name!r} needs a Dataset or DataFrame; got a {type(data).__name__}.")
+    _check_column(name, columns, "label_column")
+    values: Iterable[Any] = data[name]
+    return values
+
+
+_ColumnNames: tuple[Callable[[Any], Any], ...] = (
+    lambda data: getattr(data, "column_names", None),
+    lambda data: getattr(data, "columns", None),
+)
+
+
+def _columns(data: Any) -> list[str] | None:
+    """Names of the columns of a Dataset or DataFrame; None for anything else."""
+    for names in _ColumnNames:
+        found = names(data)
+        if found is not None and not callable(found):
+            return [str(name) for name in found]
+    return None
+
+
+def _check_column(name: str, columns: list[str], argument: str) -> None:
+    if name not in columns:
+        raise DataError(f"there is no column {name!r}; the data set has {', '.join(columns)}. Give {argument}=….")

@@ -1,0 +1,82 @@
+"""Which column of a table holds the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from utils.data.rows import quoted
+from utils.errors import DataError
+from utils.schema import nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Names that mean the text wherever several columns hold texts, the first that is there.
+KNOWN_NAMES = ("text", "content", "document", "sentence", "article", "paragraph")
+
+
+def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Mapping[str, Any] | None = None) -> str:
+    """The column to read: `wanted`, else one with a known name, else the only one of texts.
+
+    Args:
+        schema: the table's columns.
+        wanted: a column of texts, or of lists of texts; None: to be found.
+        name: what the table is, for messages.
+        example: the first row, for messages.
+    Raises:
+        DataError: none, or several; lists the columns with their types and examples, and says what to give.
+    """
+    columns = ", ".join(schema.names)
+    texts = [field.name for field in schema if is_text(field.type)]
+    readable = [field.name for field in schema if is_text(field.type) or is_text_list(field.type)]
+    listing = _listing(schema, example or {})
+    if wanted is not None and wanted in readable:
+        return wanted
+    if wanted is not None:
+        guess = nearest(wanted, readable)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        what = "holds no text" if wanted in schema.names else f"is not there; the columns of {name} are {columns}"
+        raise DataError(f"text_column: {wanted!r} {what}; with text: {', '.join(readable) or 'none'}.{hint}{listing}")
+    if known := next((column for column in KNOWN_NAMES if column in texts), None):
+        return known
+    if len(texts) == 1:
+        return str(texts[0])
+    if readable:
+        raise DataError(
+            f"{name} has no single column of text; say which with text_column: {', '.join(readable)}. (All columns: "
+            f"{columns}.){listing}"
+        )
+    raise DataError(
+        f"{name} has no column of text; its columns are {columns or 'none'}. Use another data set.{listing}"
+    )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_text_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of texts."""
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(kind) for check in lists) and is_text(kind.value_type)
+
+
+def one_text(value: Any) -> str:
+    """The text of a value of a readable column: lists are joined by line ends, null is ""."""
+    return value if isinstance(value, str) else "\n".join(part for part in value or () if part)
+
+
+def _listing(schema: pa.Schema, example: Mapping[str, Any]) -> str:
+    """The columns, a line each: name, type, first value."""
+    width = max((len(name) for name in schema.names), default=0)
+    rows = [
+        f"\n  {field.name:<{width}}  {field.type}" + (f"  {quoted(example[field.name])}" if example else "")
+        for field in schema
+    ]
+    return "".join(rows) if example else ""

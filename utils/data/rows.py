@@ -1,0 +1,101 @@
+"""What every reader of records has in common: rows with their line, options, and what happens to a line that is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from utils.errors import ConfigError, DataError, Problem
+from utils.schema import nearest, shown
+
+TextUnit = Literal["file", "paragraph", "line"]
+FileFormat = Literal["txt", "csv", "tsv", "json", "jsonl", "parquet"]
+OnBadLine = Literal["error", "skip"]
+FORMATS: tuple[str, ...] = get_args(FileFormat)
+
+# Characters of a line that a message shows, and bad lines of which the message is kept.
+_EXCERPT = 80
+_KEPT_MESSAGES = 5
+
+
+class Row(NamedTuple):
+    """One record: its physical line in the file (from 1), and its values by column."""
+
+    line: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read.
+
+    Attributes:
+        file_format: one of `FORMATS`; None: by each file's name.
+        encoding: of text files.
+        text_unit: what one row of a plain text is: "file" (the whole, for packing), "paragraph" (what blank lines separate;
+            a line, where the first MiB has none) or "line". A row never has more than 1 Mi characters; longer ones are cut.
+        on_bad_line: "error", or "skip" to leave out and count what is no record.
+        delimiter: between the fields of csv and tsv; None: tab for tsv, else "," or what the header line shows.
+        quotes: False: in csv and tsv a quote is a character like any other, as in many .tsv files.
+    """
+
+    file_format: str | None = None
+    encoding: str = "utf-8"
+    text_unit: str = "paragraph"
+    on_bad_line: str = "error"
+    delimiter: str | None = None
+    quotes: bool = True
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "file_format": (None, *FORMATS), "text_unit": get_args(TextUnit), "on_bad_line": get_args(OnBadLine),
+        }  # fmt: skip
+        problems = [_choice_problem(name, getattr(self, name), values) for name, values in allowed.items()]
+        if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
+            problems.append(Problem("delimiter", f"got {shown(self.delimiter)}; must be one character"))
+        if found := [problem for problem in problems if problem is not None]:
+            raise ConfigError.from_problems("the options for reading", found)
+
+
+def _choice_problem(name: str, value: Any, allowed: tuple[Any, ...]) -> Problem | None:
+    if value in allowed:
+        return None
+    guess = nearest(str(value), [choice for choice in allowed if choice])
+    hint = f"; did you mean {guess!r}?" if guess else ""
+    return Problem(name, f"got {shown(value)}; must be one of {', '.join(map(str, allowed))}{hint}", guess)
+
+
+class BadLines:
+    """What happens to lines that are no record: an error, or they are counted.
+
+    Attributes:
+        count: those that were left out.
+        messages: what was wrong with the first few.
+    """
+
+    def __init__(self, on_bad_line: str = "error") -> None:
+        self.skips = on_bad_line == "skip"
+        self.count = 0
+        self.messages: list[str] = []
+
+    def meet(self, message: str) -> None:
+        """Count a bad line, or raise DataError with `message`, which says where it is, and the way on."""
+        if not self.skips:
+            raise DataError(f'{message} Correct it, or leave such lines out: on_bad_line="skip".')
+        self.count += 1
+        if len(self.messages) < _KEPT_MESSAGES:
+            self.messages.append(message)
+
+
+def quoted(value: Any) -> str:
+    """A value as a message quotes it, at most 80 characters."""
+    return excerpt(value) if isinstance(value, str) else shown(value, _EXCERPT)
+
+
+def excerpt(text: str) -> str:
+    """`text` as a message quotes it: escaped, at most 80 characters."""
+    kept = text[:_EXCERPT]
+    while len(written := repr(kept if len(kept) == len(text) else f"{kept}…")) > _EXCERPT:
+        kept = kept[:-1]
+    return written

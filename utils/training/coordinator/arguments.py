@@ -1,0 +1,244 @@
+"""What a call says about its data, and everything in which that does not fit, before anything is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from utils.adapters.facts import model_facts
+from utils.data.hub import dataset_name_problem
+from utils.errors import Problem
+from utils.schema import nearest, shown
+from utils.tokenization.adaptive import STRATEGIES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.training.task_spec import TaskSpec
+
+#: The name of the corpus that needs no network.
+BUILTIN = "builtin"
+
+Kind = Literal["builtin", "named", "file", "table", "texts", "rows", "module", "nothing"]
+
+# Blocks are as long as the model takes, but not longer than this where nobody says how long.
+_DEFAULT_LENGTH = 512
+_TEXT_KINDS = ("builtin", "named", "file", "table", "texts")
+# Arguments that mean something for some kinds of data only.
+_MEANT_FOR: Mapping[str, tuple[str, ...]] = {
+    "config_name": ("named",),
+    "text_column": ("named", "table"),
+    "max_length": _TEXT_KINDS,
+    "tokenizer_strategy": _TEXT_KINDS,
+    "val_split": (*_TEXT_KINDS, "rows"),
+}
+_KIND_WORDS: Mapping[str, str] = {
+    "builtin": "the built-in corpus",
+    "file": "a text file",
+    "table": "a table",
+    "texts": "a list of texts",
+    "rows": "rows of token ids",
+    "module": "a datamodule",
+}
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What to train on. Lengths are in tokens.
+
+    Attributes:
+        dataset: "builtin", the id of a data set of the Hugging Face Hub, the path of a folder or a text file; a table (a
+            Hugging Face Dataset, a pandas DataFrame); a list of texts; rows of token ids; or None.
+        dataset_path: a text file, or a folder of data files.
+        config_name: the part or version of a named data set; text_column: the column of texts.
+        vocab_size: most token ids that are used; None: as many as the model has.
+        max_length: tokens of a block; None: what the model takes, at most 512.
+        val_split: share for validation, 0 to 0.5; 0: none. A data set's own validation split is taken instead.
+        tokenizer: one that exists; tokenizer_strategy: how it is learnt otherwise, "auto", "bpe" or "character".
+        datamodule: has `train_dataloader()` and perhaps `val_dataloader()`; or what `prepare_data` returned.
+        task_spec: what is learnt; None: to predict the next token.
+        seed: draws the validation part.
+    """
+
+    dataset: Any = None
+    dataset_path: str | os.PathLike[str] | None = None
+    config_name: str | None = None
+    text_column: str | None = None
+    vocab_size: int | None = None
+    max_length: int | None = None
+    val_split: float = 0.1
+    tokenizer: Any = None
+    tokenizer_strategy: str = "auto"
+    datamodule: Any = None
+    task_spec: TaskSpec | None = None
+    seed: int = 42
+
+    @property
+    def kind(self) -> Kind:
+        """What was named."""
+        if self.datamodule is not None:
+            return "module"
+        if self.dataset is None and self.dataset_path is None:
+            return "builtin"
+        return kind_of(self.dataset if self.dataset_path is None else Path(self.dataset_path))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether texts are to be tokenized, as opposed to token ids or batches that are there."""
+        return self.kind in _TEXT_KINDS
+
+    @property
+    def names_data(self) -> bool:
+        """Whether the caller said what to train on."""
+        return any(value is not None for value in (self.dataset, self.dataset_path, self.datamodule))
+
+    def block_length(self, model: nn.Module) -> int:
+        """Tokens of a block."""
+        if self.max_length is not None:
+            return self.max_length
+        return min(model_facts(model).max_length or _DEFAULT_LENGTH, _DEFAULT_LENGTH)
+
+    def problems(self, model: nn.Module) -> list[Problem]:
+        """Everything in which the arguments contradict each other, or the model."""
+        return [
+            *self._place_problems(),
+            *self._idle_problems(),
+            *self._task_problems(),
+            *self._tokenizer_problems(),
+            *self._vocabulary_problems(model),
+            *self._length_problems(model),
+        ]
+
+    def _place_problems(self) -> list[Problem]:
+        given = [name for name in ("dataset", "dataset_path", "datamodule") if getattr(self, name) is not None]
+        if len(given) > 1:
+            return [Problem(given[1], f"given together with {given[0]}; keep one of the two")]
+        if self.kind == "nothing":
+            return [Problem("dataset", f"got {_described(self.dataset)}; {_what_data_is(self.dataset)}")]
+        if isinstance(self.dataset, str) and self.kind == "named" and (problem := dataset_name_problem(self.dataset)):
+            return [Problem("dataset", problem)]
+        return []
+
+    def _idle_problems(self) -> list[Problem]:
+        """Arguments that would be passed over, and a share that is none."""
+        if not _is_share(self.val_split):
+            return [Problem("val_split", f"got {shown(self.val_split)}; must be a number from 0 to 0.5", 0.1)]
+        return [
+            Problem(name, f"got {shown(getattr(self, name))}; it says nothing about {_KIND_WORDS[self.kind]}")
+            for name, kinds in _MEANT_FOR.items()
+            if getattr(self, name) != getattr(DataArguments, name)
+            and self.kind in _KIND_WORDS
+            and self.kind not in kinds
+        ]
+
+    def _task_problems(self) -> list[Problem]:
+        wanted = None if self.task_spec is None else self.task_spec.task_type
+        if not self.is_text or wanted in (None, "causal_lm"):
+            return []
+        message = f"got {wanted}; texts alone teach to predict the next token: give a datamodule with labelled batches"
+        return [Problem("task_spec", message)]
+
+    def _tokenizer_problems(self) -> list[Problem]:
+        if self.tokenizer_strategy not in STRATEGIES:
+            guess = nearest(str(self.tokenizer_strategy), STRATEGIES)
+            message = f"got {shown(self.tokenizer_strategy)}; must be one of {', '.join(STRATEGIES)}"
+            return [Problem("tokenizer_strategy", message, guess)]
+        if self.tokenizer is None:
+            return []
+        if self.tokenizer_strategy != "auto":
+            return [Problem("tokenizer_strategy", "given together with a tokenizer; keep one of the two", "auto")]
+        size = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None
+        if size is not None and isinstance(self.vocab_size, int) and 1 <= self.vocab_size < size:
+            message = f"got {self.vocab_size:,}, and the tokenizer has {size:,} tokens; give that many, or leave it out"
+            return [Problem("vocab_size", message, size)]
+        return []
+
+    def _vocabulary_problems(self, model: nn.Module) -> list[Problem]:
+        known, name = model_facts(model).vocab_size, type(model).__name__
+        if self.vocab_size is None:
+            missing = known is None and self.is_text
+            message = f"is not set, and the model ({name}) does not say how many token ids it takes; set it"
+            return [Problem("vocab_size", message)] if missing else []
+        if not _is_whole(self.vocab_size, 1):
+            return [Problem("vocab_size", f"got {shown(self.vocab_size)}; must be a whole number, at least 1")]
+        if known is not None and self.vocab_size > known:
+            message = f"got {self.vocab_size:,}, but the model ({name}) takes {known:,} token ids; at most {known:,}"
+            return [Problem("vocab_size", message, known)]
+        return []
+
+    def _length_problems(self, model: nn.Module) -> list[Problem]:
+        longest = model_facts(model).max_length
+        if self.max_length is None:
+            return []
+        if not _is_whole(self.max_length, 2):
+            return [Problem("max_length", f"got {shown(self.max_length)}; must be a whole number, at least 2")]
+        if longest is not None and self.max_length > longest:
+            message = (
+                f"got {self.max_length:,}, but the model ({type(model).__name__}) takes at most {longest:,} tokens"
+            )
+            return [Problem("max_length", message, longest)]
+        return []
+
+
+def kind_of(data: Any) -> Kind:
+    """What `data`, which is not None, is as a data set."""
+    if isinstance(data, (str, os.PathLike)):
+        return _kind_of_name(data)
+    if hasattr(data, "train") and hasattr(data, "task_spec"):
+        return "module"
+    if hasattr(data, "column_names"):
+        return "rows" if "input_ids" in _columns(data.column_names) else "table"
+    if type(data).__name__ == "DataFrame":
+        return "rows" if "input_ids" in data.columns else "table"
+    if isinstance(data, (Mapping, bytes)) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return "nothing"
+    if isinstance(data, (list, tuple)) and data:
+        if isinstance(data[0], str):
+            return "texts"
+        if isinstance(data[0], Mapping) and "input_ids" not in data[0]:
+            return "table"
+    return "rows"
+
+
+def _kind_of_name(name: str | os.PathLike[str]) -> Kind:
+    if name == BUILTIN:
+        return "builtin"
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return "named"
+        # A path is a file, there or not; a word is one when it is there.
+        return "file" if path.is_file() or not isinstance(name, str) else "named"
+    except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL: no path
+        return "named"
+
+
+def _columns(names: Any) -> list[str]:
+    """The columns of a data set, or of the first part of a data set in parts."""
+    if isinstance(names, Mapping):
+        return list(next(iter(names.values()), None) or ())
+    return list(names or ())
+
+
+def _what_data_is(data: Any) -> str:
+    if hasattr(data, "dataset") and hasattr(data, "batch_size"):
+        return "give the data set that it loads, or a datamodule with train_dataloader()"
+    return (
+        "must be 'builtin', a data set's id on the Hub, a path, a list of texts, a Hugging Face Dataset, a DataFrame, or "
+        "rows of token ids"
+    )
+
+
+def _described(data: Any) -> str:
+    return shown(data) if isinstance(data, (int, float, bytes)) else f"a {type(data).__name__}"
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 0.5

@@ -1,0 +1,177 @@
+"""Data as they were named -> what `Trainer.train` takes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+from utils.adapters.facts import model_facts
+from utils.data.corpus import BUILTIN_NAME, builtin_corpus
+from utils.data.hub import LoadedTexts, load_hub_texts, table_texts
+from utils.data.prepare import prepare_text
+from utils.data.readers import read_text_file
+from utils.errors import DataError, HubError
+from utils.training.coordinator.arguments import DataArguments
+from utils.training.task_spec import TaskSpec
+
+if TYPE_CHECKING:
+    from utils.data.report import DataReport
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """Data to train on.
+
+    Attributes:
+        train, validation: what `Trainer.train` takes; validation is None when there is none.
+        tokenizer: the texts', or the one that was given.
+        task_spec: what is learnt; None: inferred by the Trainer.
+        report: what became of the texts; None for data that were ids or batches already.
+        notices: sentences the user should know.
+    """
+
+    train: Any
+    validation: Any
+    tokenizer: Any
+    task_spec: TaskSpec | None
+    report: DataReport | None = None
+    notices: list[str] = field(default_factory=list)
+
+
+def prepared(given: DataArguments, model: nn.Module) -> GivenData:
+    """The data of `given`, which has no problems, in the sizes of `model`.
+
+    Raises:
+        DataNotFoundError, DataError: they cannot be read, or are too little; says what would work.
+        HubError: the data set cannot be had from the Hub.
+    """
+    if given.kind == "module" or given.kind == "rows":
+        found = _from_module(given) if given.kind == "module" else _from_rows(given)
+        return _with_vocabulary(found, given)
+    loaded = documents(given)
+    length = given.block_length(model)
+    known = model_facts(model).vocab_size
+    vocab_size = given.vocab_size if given.vocab_size is not None else known
+    assert vocab_size is not None
+    texts = prepare_text(
+        loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
+        tokenizer_strategy=given.tokenizer_strategy, val_split=given.val_split, random_seed=given.seed,
+        validation_documents=loaded.validation, source=loaded.source, notes=loaded.notes,
+    )  # fmt: skip
+    notices = list(texts.report.notes)
+    if not given.names_data:
+        notices.insert(0, f"No data named: trained on the built-in corpus ({BUILTIN_NAME}), {len(texts.train)} blocks.")
+    return GivenData(texts.train, texts.validation, texts.tokenizer, texts.task_spec, texts.report, notices)
+
+
+def documents(given: DataArguments) -> LoadedTexts:
+    """The texts that were named: the one place where a source becomes documents."""
+    source: Any = given.dataset if given.dataset_path is None else given.dataset_path
+    with_validation = given.val_split > 0
+    if given.kind == "builtin":
+        return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")
+    if given.kind == "file":
+        document = read_text_file(source)
+        return LoadedTexts([document.text], None, str(document.path))
+    if given.kind == "named":
+        return _named(str(source), given.config_name, given.text_column, with_validation)
+    if given.kind == "table":
+        return table_texts(source, given.text_column, with_validation=with_validation)
+    return LoadedTexts(list(source), None, f"a list of {len(source):,} texts")
+
+
+def _named(name: str, config_name: str | None, text_column: str | None, with_validation: bool) -> LoadedTexts:
+    """A data set by its name. Where the Hub cannot give it, a folder beside the program that has its name is read."""
+    try:
+        return load_hub_texts(name, config_name, text_column, with_validation=with_validation)
+    except HubError as error:
+        owner, _, short = name.rpartition("/")
+        if not owner or not Path(short).is_dir():
+            raise
+        loaded = load_hub_texts(short, config_name, text_column, with_validation=with_validation)
+        loaded.notes.insert(0, f"The Hub did not give {name}: the folder {short!r} here was read. ({error})")
+        return loaded
+
+
+def _from_module(given: DataArguments) -> GivenData:
+    module = given.datamodule if given.datamodule is not None else given.dataset
+    if hasattr(module, "train") and hasattr(module, "task_spec"):
+        return GivenData(
+            module.train, module.validation, given.tokenizer or module.tokenizer, given.task_spec or module.task_spec,
+            getattr(module, "report", None),
+        )  # fmt: skip
+    if not callable(getattr(module, "train_dataloader", None)):
+        raise DataError(
+            f"got a {type(module).__name__} as datamodule; expected an object with train_dataloader(), such as a "
+            "LightningDataModule, a UniversalDataModule, or what prepare_data returned"
+        )
+    # Lightning's order; a module that was set up by somebody else already is set up once more, as Lightning does too.
+    for prepare, arguments in (("prepare_data", ()), ("setup", ("fit",))):
+        if callable(getattr(module, prepare, None)):
+            getattr(module, prepare)(*arguments)
+    validation = module.val_dataloader() if _has_validation(module) else None
+    tokenizer = given.tokenizer if given.tokenizer is not None else getattr(module, "tokenizer", None)
+    return GivenData(module.train_dataloader(), validation, tokenizer, given.task_spec)
+
+
+def _has_validation(module: Any) -> bool:
+    """Whether it has a method of its own: Lightning's base class has one that only raises."""
+    method = getattr(type(module), "val_dataloader", None)
+    return callable(method) and not str(getattr(method, "__module__", "")).startswith(
+        ("pytorch_lightning", "lightning")
+    )
+
+
+def _from_rows(given: DataArguments) -> GivenData:
+    """Rows of token ids; a share of them, drawn with the seed, is kept for validation."""
+    rows = given.dataset
+    if type(rows).__name__ == "DataFrame":
+        rows = rows.to_dict("records")
+    if isinstance(rows, Mapping):  # a data set in parts
+        validation = next((rows[name] for name in ("validation", "valid", "val", "dev") if name in rows), None)
+        rows = rows["train"] if "train" in rows else next(iter(rows.values()))
+        if validation is not None and given.val_split > 0:
+            return GivenData(rows, validation, given.tokenizer, given.task_spec)
+    count = len(rows)
+    kept = max(1, round(count * given.val_split)) if given.val_split > 0 else 0
+    if kept >= count:
+        raise DataError(
+            f"got {count} row{'' if count == 1 else 's'} of token ids, too few to keep some of them for validation. "
+            "Give more, or val_split=0."
+        )
+    if kept == 0:
+        return GivenData(rows, None, given.tokenizer, given.task_spec)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(given.seed)).tolist()
+    notice = f"{kept:,} of {count:,} rows, drawn with seed {given.seed}, are for validation."
+    train, validation = _chosen(rows, sorted(order[kept:])), _chosen(rows, sorted(order[:kept]))
+    return GivenData(train, validation, given.tokenizer, given.task_spec, notices=[notice])
+
+
+def _chosen(rows: Any, indices: Sequence[int]) -> Any:
+    """Some of the rows, as what they are, so that they are still known as ids of equal length."""
+    if hasattr(rows, "select") and hasattr(rows, "column_names"):
+        return rows.select(indices)
+    if type(rows) is TensorDataset:
+        return TensorDataset(*(tensor[list(indices)] for tensor in rows.tensors))
+    if isinstance(rows, torch.Tensor):
+        return rows[list(indices)]
+    if isinstance(rows, (list, tuple)):
+        return [rows[index] for index in indices]
+    return Subset(rows, indices)
+
+
+def _with_vocabulary(found: GivenData, given: DataArguments) -> GivenData:
+    """The task with the vocabulary that was named, against which ids are checked."""
+    if given.vocab_size is None:
+        return found
+    spec = found.task_spec or TaskSpec("training")
+    if spec.vocab_size is None:
+        spec = spec.replace(vocab_size=given.vocab_size)
+    return GivenData(found.train, found.validation, found.tokenizer, spec, found.report, found.notices)

@@ -1,0 +1,89 @@
+"""What a run remembers of its data, so that it can be continued by its checkpoint's path alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import ConfigError
+from utils.storage import write_json
+from utils.training.coordinator.arguments import BUILTIN, DataArguments
+from utils.training.engine.callbacks import Callback
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.training.engine.trainer import Trainer
+
+#: The file in a run's folder that holds the data's arguments.
+DATA_FILE = "data.json"
+
+_PLAIN = ("config_name", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "seed")
+
+
+class KeepDataArguments(Callback):
+    """Writes `data.json` into a run's folder: the arguments that name its data, or which of them were objects.
+
+    Args:
+        given: the arguments.
+        model: its sizes decide how long blocks are.
+    """
+
+    main_only = True
+
+    def __init__(self, given: DataArguments, model: nn.Module) -> None:
+        self._kept = _plain(given, model)
+
+    def on_train_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
+        """Write them, once for each run."""
+        assert trainer.run_dir is not None
+        path = trainer.run_dir / DATA_FILE
+        if not path.exists():
+            write_json(path, self._kept)
+
+
+def kept_arguments(run_dir: Path, given: Collection[str]) -> dict[str, Any]:
+    """The arguments with which the run in `run_dir` was given its data.
+
+    Args:
+        given: arguments that are given again.
+    Raises:
+        ConfigError: they were objects of a program that has ended, or nothing is written down; says what to give again.
+    """
+    path = run_dir / DATA_FILE
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {"objects": ["dataset"]}  # a run that was started otherwise
+    missing = [name for name in kept["objects"] if name not in given]
+    if missing:
+        again = ", ".join(f"{name}=..." for name in missing)
+        raise ConfigError(
+            f"run {run_dir.name} does not hold its {' and '.join(missing)}: an object of the program that started it, and no "
+            f"name. Give the same again: resume_training(path, model, {again})."
+        )
+    return dict(kept["arguments"])
+
+
+def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
+    objects = [name for name in ("tokenizer", "datamodule") if getattr(given, name) is not None]
+    if given.kind in ("rows", "table", "texts", "module") and given.datamodule is None:
+        objects.append("dataset")
+    arguments: dict[str, Any] = {name: getattr(given, name) for name in _PLAIN}
+    if given.is_text:
+        arguments["max_length"] = given.block_length(model)
+    if given.dataset_path is not None:
+        arguments["dataset_path"] = str(Path(given.dataset_path).expanduser().absolute())
+    elif not {"dataset", "datamodule"} & set(objects):
+        arguments["dataset"] = _lasting(given.dataset)
+    return {"arguments": arguments, "objects": objects}
+
+
+def _lasting(name: Any) -> str:
+    """A name that means the same from another folder."""
+    if name is None or name == BUILTIN:
+        return BUILTIN
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else str(name)

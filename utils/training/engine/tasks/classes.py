@@ -1,0 +1,77 @@
+"""What the classifying tasks share: counting by class, and what the counts mean.
+
+Shapes: N samples or positions that are scored, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.adapters.forward import ModelCall
+from utils.data.examples import IGNORED
+from utils.errors import ModelError
+from utils.training.engine.metrics import CountSizes, Sums
+from utils.training.engine.objective import Loss
+from utils.training.engine.tasks.base import summed
+
+_BY_CLASS = ("true_positives", "predicted", "actual")
+
+
+def class_count_sizes(num_classes: int | None) -> CountSizes:
+    """What is counted: targets that are right; and where the number of classes is known, three numbers for each."""
+    return {"correct": 1, **({} if num_classes is None else dict.fromkeys(_BY_CLASS, num_classes))}
+
+
+def class_loss(logits_NC: Tensor, targets_N: Tensor, num_targets: int, smoothing: float, by_class: bool) -> Loss:
+    """Cross-entropy over classes, summed over the targets that are not -100.
+
+    Args:
+        logits_NC: any float format; targets_N: int64, -100 or 0 to C - 1.
+        by_class: whether to count for each class how often it is right, predicted and true.
+    """
+    logits_NC = summed(logits_NC)
+    loss_sum = F.cross_entropy(logits_NC, targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+    with torch.no_grad():
+        guesses_N = logits_NC.argmax(-1)
+        counts = {"correct": (guesses_N == targets_N).sum()}
+        if by_class:
+            classes = torch.arange(logits_NC.shape[1], device=logits_NC.device)
+            predicted_NC = (guesses_N[:, None] == classes) & (targets_N != IGNORED)[:, None]
+            counts |= count_by_class(predicted_NC, targets_N[:, None] == classes)
+    return Loss(loss_sum, num_targets, None, counts)
+
+
+def count_by_class(predicted_NC: Tensor, actual_NC: Tensor) -> dict[str, Tensor]:
+    """For each class, how often it was predicted rightly, predicted, and true: int64 (C,) each, from bool (N, C)."""
+    right_NC = predicted_NC & actual_NC
+    return dict(zip(_BY_CLASS, (right_NC.sum(0), predicted_NC.sum(0), actual_NC.sum(0)), strict=True))
+
+
+def f1_macro(sums: Sums) -> float | None:
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall (van Rijsbergen,
+    Information Retrieval, 1979, chapter 7), of the classes that were true or predicted at least once: what scikit-learn's
+    `f1_score(average="macro")` is. None where nothing was counted by class."""
+    if "predicted" not in sums.counts:
+        return None
+    rows = zip(*(sums.counts[name] for name in _BY_CLASS), strict=True)
+    found = [2 * right / (predicted + actual) for right, predicted, actual in rows if predicted + actual]
+    return sum(found) / len(found) if found else 0.0
+
+
+def f1_micro(sums: Sums) -> float | None:
+    """F1 of all classes' TP, FP and FN added up: scikit-learn's `f1_score(average="micro")`. None as for `f1_macro`."""
+    if "predicted" not in sums.counts:
+        return None
+    right, predicted, actual = (sum(sums.counts[name]) for name in _BY_CLASS)
+    return 2 * right / (predicted + actual) if predicted + actual else 0.0
+
+
+def check_classes(scored: int, num_classes: int | None, model: ModelCall) -> None:
+    """Raises `ModelError` when a model scores another number of classes than the task has."""
+    if num_classes is not None and scored != num_classes:
+        raise ModelError(
+            f"{type(model.model).__name__} scores {scored} classes, but the task has num_classes={num_classes}. Make the "
+            f"model with {num_classes} outputs, or set TaskSpec(num_classes={scored}) and label accordingly."
+        )
