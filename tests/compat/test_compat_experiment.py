@@ -56,18 +56,18 @@ class Scripted(nn.Module):
     def __init__(self, right):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.right, self.epoch, self.seen = right, -1, 0
-
-    def train(self, mode=True):
-        if self.training and not mode:
-            self.epoch, self.seen = self.epoch + 1, 0
-        return super().train(mode)
+        self.right, self.epoch, self.seen, self.trained = right, 0, 0, 0
 
     def forward(self, images):
         scores = torch.zeros(len(images), 4)
-        if not self.training:
+        if self.training:
+            self.trained += 1
+        else:
+            if self.trained:  # the first pass after an epoch of training
+                self.epoch += 1
+                self.trained = self.seen = 0
             labels = pictures(22, seed=4).tensors[1][self.seen : self.seen + len(images)]
-            hits = torch.arange(self.seen, self.seen + len(images)) < self.right[self.epoch]
+            hits = torch.arange(self.seen, self.seen + len(images)) < self.right[self.epoch - 1]
             scores[torch.arange(len(images)), torch.where(hits, labels, (labels + 1) % 4)] = 1.0
             self.seen += len(images)
         return scores + self.weight

@@ -286,7 +286,7 @@ class ExperimentTrainer(EngineTrainer):
         """Train one epoch outside of any run: nothing is saved, logged or validated. Returns the engine's row."""
         data = self._data(train_data, None)
         rows: list[Row] = []
-        parts = self.parts = self._parts()
+        parts = self.parts = self._parts(data)
         with modes_kept(self.model):
             self.model.train()
             self.state = TrainState(epoch=epoch)
@@ -301,7 +301,7 @@ class ExperimentTrainer(EngineTrainer):
     def one_validation(self, train_data: Any, val_data: Any) -> tuple[float, float, int]:
         """One pass over the validation data: mean loss, accuracy (0 to 1, NaN where classes are not scored), samples."""
         data = self._data(train_data, val_data)
-        parts = self.parts = self._parts()
+        parts = self.parts = self._parts(data)
         sums = evaluate(parts, data.validation_batches())
         self.record.measures_accuracy = _counts_accuracy(parts)
         if not sums.targets:
@@ -310,10 +310,11 @@ class ExperimentTrainer(EngineTrainer):
         metrics = objective.metrics(sums)
         return metrics["loss"], metrics.get("accuracy", math.nan), sums.targets
 
-    def _parts(self) -> Parts:
+    def _parts(self, data: UniversalDataModule) -> Parts:
         assert self.task_spec is not None
         config = self.training_config
-        return assemble(self.model, self._objective(self.task_spec, config), config, None, own_parts=self.own_parts)
+        objective = self._objective(self.task_spec, config, data)
+        return assemble(self.model, objective, config, None, own_parts=self.own_parts)
 
 
 class _NoSaver:

@@ -11,6 +11,7 @@ from torch import Tensor
 from utils.adapters.forward import ModelCall
 from utils.data.examples import Batch
 from utils.errors import ModelError
+from utils.training.engine.metrics import Sums
 from utils.training.engine.objective import Loss, Objective
 
 
@@ -75,11 +76,10 @@ class CriterionObjective(Objective):
             )
         return value.reshape(rows, -1).mean(dim=1).sum()
 
-    def metrics(self, sums: Any) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         """`loss` (mean over samples) and, where classes are scored, `accuracy` (0 to 1) of running sums."""
-        right = sums.correct if hasattr(sums, "correct") else sums.count("correct")
         found = {"loss": sums.loss / sums.targets}
-        return {**found, "accuracy": right / sums.targets} if self.counts_accuracy else found
+        return {**found, "accuracy": sums.count("correct") / sums.targets} if self.counts_accuracy else found
 
 
 def _labels(batch: Mapping[str, Tensor]) -> Tensor:
