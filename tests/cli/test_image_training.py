@@ -19,6 +19,7 @@ from utils.compat.image_config import (
     get_default_config,
     load_config,
 )
+from utils.data.registry import DatasetRegistry
 from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training.engine.checkpoint import read_plain
@@ -50,8 +51,7 @@ class Quadrants:
 @pytest.fixture
 def quadrants(monkeypatch):
     """The data set "quadrants" and the model "smallnet" in the registries, for one test."""
-    registry = pytest.importorskip("utils.data.registry").DatasetRegistry
-    for one, name, factory in ((registry, "quadrants", Quadrants), (ModelRegistry, "smallnet", SmallNet)):
+    for one, name, factory in ((DatasetRegistry, "quadrants", Quadrants), (ModelRegistry, "smallnet", SmallNet)):
         one.list_available()
         monkeypatch.setattr(one, "_factories", {**one._factories, name: factory})
     Quadrants.made = []
@@ -149,7 +149,6 @@ def test_number_of_classes_is_not_ignored(quadrants, capsys):
 
 
 def test_frozen_layers_stay_as_they_are(quadrants, capsys):
-    pytest.importorskip("utils.training.freezing")
     assert train("--epochs", 1, "--freeze", "features") == 0
     assert "frozen " in capsys.readouterr().out
     torch.manual_seed(42)

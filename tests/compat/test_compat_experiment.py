@@ -56,18 +56,18 @@ class Scripted(nn.Module):
     def __init__(self, right):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.right, self.epoch, self.seen = right, -1, 0
-
-    def train(self, mode=True):
-        if self.training and not mode:
-            self.epoch, self.seen = self.epoch + 1, 0
-        return super().train(mode)
+        self.right, self.epoch, self.seen, self.trained = right, 0, 0, 0
 
     def forward(self, images):
         scores = torch.zeros(len(images), 4)
-        if not self.training:
+        if self.training:
+            self.trained += 1
+        else:
+            if self.trained:  # the first pass after an epoch of training
+                self.epoch += 1
+                self.trained = self.seen = 0
             labels = pictures(22, seed=4).tensors[1][self.seen : self.seen + len(images)]
-            hits = torch.arange(self.seen, self.seen + len(images)) < self.right[self.epoch]
+            hits = torch.arange(self.seen, self.seen + len(images)) < self.right[self.epoch - 1]
             scores[torch.arange(len(images)), torch.where(hits, labels, (labels + 1) % 4)] = 1.0
             self.seen += len(images)
         return scores + self.weight
@@ -239,12 +239,12 @@ def test_an_accuracy_of_zero_is_an_accuracy():
 
 
 def test_after_an_early_stop_a_second_call_has_all_patience_again():
-    trainer = scripted([5, 4, 4, 9, 4, 4, 4, 4], patience=2)
+    trainer = scripted([5, 4, 4, 4, 9, 4, 4, 4, 4], patience=2)
     assert trainer.train(8)["epochs_trained"] == 3
     results = trainer.train(5)
-    assert results["epochs_trained"] == 3
-    assert trainer.best_epoch == 4
-    assert [len(values) for values in trainer.history.values()] == [6] * 8
+    assert results["epochs_trained"] == 4
+    assert trainer.best_epoch == 5
+    assert [len(values) for values in trainer.history.values()] == [7] * 8
 
 
 def test_best_values_survive_a_second_call_that_finds_nothing_better():
@@ -291,7 +291,9 @@ def test_a_step_scheduler_gets_no_value_and_the_rate_is_that_of_the_epoch():
 def test_a_plateau_scheduler_waits_for_the_value_of_its_mode(mode):
     """A model that gets better keeps its rate, whichever way the scheduler looks."""
     right = [2, 4, 6, 8, 10, 12]
-    trainer = scripted(right, scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, mode=mode, patience=1, factor=0.1))
+    trainer = scripted(
+        right, scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, mode=mode, patience=1, factor=0.1, eps=0)
+    )
     rates = trainer.train(6)["history"]["learning_rate"]
     assert rates == [1e-9] * 6
 

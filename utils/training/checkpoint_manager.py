@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError
 from utils.storage import link_or_copy
+from utils.training.lightning_backup import drive_backup_callback
 from utils.training.lightning_checkpoints import LightningCheckpoints
 from utils.training.mirror import Mirror, mirror_folder
 from utils.training.restoring import (
@@ -272,9 +273,7 @@ class CheckpointManager:
         """A Lightning callback that copies each new checkpoint to the drive; None without `drive_backup`."""
         if self.mirror is None:
             return None
-        from utils.training.lightning_backup import DriveBackupCallback
-
-        return DriveBackupCallback(self.folder, self.mirror)
+        return drive_backup_callback(self.folder, self.mirror)
 
     def load_model_from_checkpoint(
         self, model_class: Any, checkpoint_path: str | Path | None = None, **arguments: Any
