@@ -112,9 +112,8 @@ def _file():
     return "my.txt"
 
 
-def _table():
-    rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(TEXTS))
-    Path("my.csv").write_text("number,body\n" + rows, encoding="utf-8")
+def _table_file():
+    pd.DataFrame({"text": TEXTS, "number": 1}).to_csv("my.csv", index=False)
     return "my.csv"
 
 
@@ -134,8 +133,9 @@ SOURCES = {
     "texts": lambda: {"dataset": TEXTS},
     "a file by its name": lambda: {"dataset": _file()},
     "a file by its path": lambda: {"dataset_path": Path(_file())},
-    "a column of a csv file": lambda: {"dataset": _table(), "text_column": "body"},
-    "files by a pattern": lambda: {"dataset_path": _folder() + "/*.txt"},
+    "a table's file": lambda: {"dataset": _table_file(), "text_column": "text"},
+    "a pattern of paths": lambda: {"dataset_path": Path(_file()).with_stem("*")},
+    "a file of a Drive": lambda: {"dataset_path": _file(), "dataset_source": "drive"},
     "a folder": lambda: {"dataset": _folder()},
     "a folder by its path": lambda: {"dataset_path": _folder()},
     "a Hugging Face Dataset": lambda: {"dataset": _hugging_face()},
@@ -325,6 +325,23 @@ def test_a_quick_training_is_one_epoch_unless_it_is_told_otherwise():
     assert coordinator.quick_train(model_of(), TEXTS, max_epochs=2).epochs_trained == 2
 
 
+def test_a_table_with_labels_is_learnt_by_its_task():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCAB_SIZE, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=LENGTH, num_labels=2,
+        )
+    )  # fmt: skip
+    table = pd.DataFrame({"text": TEXTS, "label": ["odd" if number % 2 else "even" for number in range(len(TEXTS))]})
+    spec = TaskSpec.classification(num_classes=2)
+    results = TrainingCoordinator().train(model, table, **QUICK, task_spec=spec, max_length=LENGTH)
+    assert 0 <= results.final_metrics["val/accuracy"] <= 1
+    assert results["model"].task_spec.task_type == "text_classification"
+    assert results["report"].num_rows == len(TEXTS)
+
+
 # ---- the wizard and the presets ----
 
 
@@ -389,6 +406,8 @@ def test_everything_that_is_wrong_is_said_before_anything_is_read(call):
         ({"dataset": {"text": TEXTS}}, "dataset", "got a dict"),
         ({"dataset": DataLoader(token_rows(8))}, "dataset", "give the data set that it loads"),
         ({"dataset": "a/b/c"}, "dataset", "no id on the Hub"),
+        ({"dataset": TEXTS, "dataset_source": "drive"}, "dataset_source", "got 'drive' together with a list of texts"),
+        ({"dataset": TEXTS, "dataset_source": "driv"}, "dataset_source", "must be one of"),
         ({"dataset": TEXTS, "val_split": True}, "val_split", "must be a number from 0 to 0.5"),
         ({"dataset": TEXTS, "max_length": 1}, "max_length", "at least 2"),
         ({"dataset": TEXTS, "vocab_size": 0}, "vocab_size", "at least 1"),

@@ -38,11 +38,21 @@ _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
 }
 _KIND_WORDS: Mapping[str, str] = {
     "builtin": "the built-in corpus",
-    "file": "a file",
+    "file": "files",
     "table": "a table",
     "texts": "a list of texts",
     "rows": "rows of token ids",
     "module": "a datamodule",
+}
+
+
+# What each source, as the wizard calls it, is here.
+_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "builtin": ("builtin",),
+    "local": ("file", "named"),
+    "huggingface": ("named",),
+    "drive": ("file",),
+    "upload": ("file",),
 }
 
 
@@ -53,14 +63,15 @@ class DataArguments:
     Attributes:
         dataset: "builtin", the id of a data set of the Hugging Face Hub, the path of a folder or a text file; a table (a
             Hugging Face Dataset, a pandas DataFrame); a list of texts; rows of token ids; or None.
-        dataset_path: a text file, or a folder of data files.
+        dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths.
+        dataset_source: "drive": dataset_path is one of the user's Google Drive; other sources follow from what is named.
         config_name: the part or version of a named data set; text_column: the column of texts.
         vocab_size: most token ids that are used; None: as many as the model has.
         max_length: tokens of a block; None: what the model takes, at most 512.
         val_split: share for validation, 0 to 0.5; 0: none. A data set's own validation split is taken instead.
         tokenizer: one that exists; tokenizer_strategy: how it is learnt otherwise, "auto", "bpe" or "character".
         datamodule: has `train_dataloader()` and perhaps `val_dataloader()`; or what `prepare_data` returned.
-        task_spec: what is learnt; None: to predict the next token.
+        task_spec: what is learnt; None: to predict the next token. For other tasks a table has labels.
         seed: draws the validation part.
     """
 
@@ -76,20 +87,27 @@ class DataArguments:
     datamodule: Any = None
     task_spec: TaskSpec | None = None
     seed: int = 42
+    dataset_source: str | None = None
 
     @property
     def kind(self) -> Kind:
         """What was named."""
         if self.datamodule is not None:
             return "module"
-        if self.dataset is None and self.dataset_path is None:
-            return "builtin"
-        return kind_of(self.dataset if self.dataset_path is None else Path(self.dataset_path))
+        if self.dataset_path is not None:
+            return "file"
+        return "builtin" if self.dataset is None else kind_of(self.dataset)
 
     @property
     def is_text(self) -> bool:
         """Whether texts are to be tokenized, as opposed to token ids or batches that are there."""
         return self.kind in _TEXT_KINDS
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether a table with labels is to be learnt from."""
+        wanted = None if self.task_spec is None else self.task_spec.task_type
+        return self.kind == "table" and wanted not in (None, "causal_lm")
 
     @property
     def names_data(self) -> bool:
@@ -106,6 +124,7 @@ class DataArguments:
         """Everything in which the arguments contradict each other, or the model."""
         return [
             *self._place_problems(),
+            *self._source_problems(),
             *self._idle_problems(),
             *self._task_problems(),
             *self._tokenizer_problems(),
@@ -123,6 +142,18 @@ class DataArguments:
             return [Problem("dataset", problem)]
         return []
 
+    def _source_problems(self) -> list[Problem]:
+        source = self.dataset_source
+        if source is None:
+            return []
+        if source not in _SOURCES:
+            guess = nearest(str(source), _SOURCES)
+            return [Problem("dataset_source", f"got {shown(source)}; must be one of {', '.join(_SOURCES)}", guess)]
+        if self.kind not in _SOURCES[source]:
+            named = _KIND_WORDS.get(self.kind, "a named data set")
+            return [Problem("dataset_source", f"got {source!r} together with {named}; keep one of the two")]
+        return []
+
     def _idle_problems(self) -> list[Problem]:
         """Arguments that would be passed over, and a share that is none."""
         if not _is_share(self.val_split):
@@ -137,9 +168,11 @@ class DataArguments:
 
     def _task_problems(self) -> list[Problem]:
         wanted = None if self.task_spec is None else self.task_spec.task_type
-        if not self.is_text or wanted in (None, "causal_lm"):
+        if not self.is_text or self.is_labelled or wanted in (None, "causal_lm"):
             return []
-        message = f"got {wanted}; texts alone teach to predict the next token: give a datamodule with labelled batches"
+        message = (
+            f"got {wanted}; texts alone teach to predict the next token: give a table with labels, or a datamodule"
+        )
         return [Problem("task_spec", message)]
 
     def _tokenizer_problems(self) -> list[Problem]:
@@ -147,6 +180,11 @@ class DataArguments:
             guess = nearest(str(self.tokenizer_strategy), STRATEGIES)
             message = f"got {shown(self.tokenizer_strategy)}; must be one of {', '.join(STRATEGIES)}"
             return [Problem("tokenizer_strategy", message, guess)]
+        if self.is_labelled and self.tokenizer_strategy != "auto":
+            message = (
+                f"got {shown(self.tokenizer_strategy)}; it is for predicting the next token: give a tokenizer instead"
+            )
+            return [Problem("tokenizer_strategy", message, "auto")]
         if self.tokenizer is None:
             return []
         if self.tokenizer_strategy != "auto":

@@ -94,6 +94,7 @@ class TrainingCoordinator:
         seed: int = 42,
         *,
         text_column: str | None = None,
+        dataset_source: str | None = None,
         tokenizer_strategy: str = "auto",
         task_spec: TaskSpec | None = None,
         callbacks: Sequence[Callback] = (),
@@ -106,7 +107,8 @@ class TrainingCoordinator:
             dataset: "builtin"; the id of a data set of the Hugging Face Hub, or the path of a folder or a text file; a Hugging
                 Face Dataset, a pandas DataFrame or a list of texts; rows of token ids. None, and no other data: the built-in
                 corpus, and the results' notices say so.
-            dataset_path: a text file, or a folder of data files; instead of dataset.
+            dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths;
+                instead of dataset. dataset_source="drive": one of the user's Google Drive.
             config_name: the part or version of a named data set; text_column: its column of texts.
             vocab_size: most token ids that are used; None: as many as the model has.
             batch_size: samples of a micro-batch; accumulate_grad_batches: micro-batches of a step.
@@ -122,7 +124,8 @@ class TrainingCoordinator:
             resume_from_checkpoint: a checkpoint, a run's folder or results to go on from in a new run; "auto": see
                 `Trainer.train`.
             seed: start of every random sequence.
-            task_spec: what is learnt from a datamodule or rows; None: inferred from the first sample.
+            task_spec: what is learnt; None: to predict the next token from texts, inferred from the first sample otherwise.
+                For other tasks the data are a table with labels, or a datamodule.
             callbacks: watch the run.
             settings: every other field of TrainingConfig, or its alias.
         Returns:
@@ -143,6 +146,7 @@ class TrainingCoordinator:
         given = DataArguments(
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
+            dataset_source,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
+from utils import colab
 from utils.adapters.facts import model_facts
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, load_hub_texts, table_texts
+from utils.data.labelled import prepare_examples
 from utils.data.local_texts import load_local_texts
 from utils.data.prepare import prepare_text
 from utils.errors import DataError, HubError
@@ -22,7 +24,7 @@ from utils.training.coordinator.arguments import DataArguments
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
-    from utils.data.report import DataReport
+    from utils.data.report import DataReport, ExamplesReport
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class GivenData:
     validation: Any
     tokenizer: Any
     task_spec: TaskSpec | None
-    report: DataReport | None = None
+    report: DataReport | ExamplesReport | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -55,6 +57,8 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if given.kind == "module" or given.kind == "rows":
         found = _from_module(given) if given.kind == "module" else _from_rows(given)
         return _with_vocabulary(found, given)
+    if given.is_labelled:
+        return _labelled(given, model)
     loaded = documents(given)
     length = given.block_length(model)
     known = model_facts(model).vocab_size
@@ -78,7 +82,8 @@ def documents(given: DataArguments) -> LoadedTexts:
     if given.kind == "builtin":
         return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")
     if given.kind == "file":
-        return load_local_texts(source, given.text_column, with_validation=with_validation)
+        path = colab.drive_path(source) if given.dataset_source == "drive" else source
+        return load_local_texts(path, given.text_column, with_validation=with_validation)
     if given.kind == "named":
         return _named(str(source), given.config_name, given.text_column, with_validation)
     if given.kind == "table":
@@ -128,16 +133,34 @@ def _has_validation(module: Any) -> bool:
     )
 
 
+def _labelled(given: DataArguments, model: nn.Module) -> GivenData:
+    """A table with labels, as examples of its task."""
+    assert given.task_spec is not None
+    records, validation = _parts(given.dataset)
+    found = prepare_examples(
+        records, given.task_spec, given.tokenizer, text_column=given.text_column, max_length=given.max_length,
+        val_split=given.val_split, random_seed=given.seed, vocab_size=given.vocab_size, validation=validation, model=model,
+    )  # fmt: skip
+    notes = list(found.report.notes)
+    return GivenData(found.train, found.validation, found.tokenizer, found.task_spec, found.report, notes)
+
+
+def _parts(table: Any) -> tuple[Any, Any]:
+    """A data set's training and validation parts, where it has several; else itself and None."""
+    if not isinstance(table, Mapping):
+        return table, None
+    validation = next((table[name] for name in ("validation", "valid", "val", "dev") if name in table), None)
+    return table["train"] if "train" in table else next(iter(table.values())), validation
+
+
 def _from_rows(given: DataArguments) -> GivenData:
     """Rows of token ids; a share of them, drawn with the seed, is kept for validation."""
     rows = given.dataset
     if type(rows).__name__ == "DataFrame":
         rows = rows.to_dict("records")
-    if isinstance(rows, Mapping):  # a data set in parts
-        validation = next((rows[name] for name in ("validation", "valid", "val", "dev") if name in rows), None)
-        rows = rows["train"] if "train" in rows else next(iter(rows.values()))
-        if validation is not None and given.val_split > 0:
-            return GivenData(rows, validation, given.tokenizer, given.task_spec)
+    rows, validation = _parts(rows)
+    if validation is not None and given.val_split > 0:
+        return GivenData(rows, validation, given.tokenizer, given.task_spec)
     count = len(rows)
     kept = max(1, round(count * given.val_split)) if given.val_split > 0 else 0
     if kept >= count:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The file in a run's folder that holds the data's arguments.
 DATA_FILE = "data.json"
 
-_PLAIN = ("config_name", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "seed")
+_PLAIN = ("config_name", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "dataset_source", "seed")
 
 
 class KeepDataArguments(Callback):
@@ -75,7 +75,8 @@ def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
     if given.is_text:
         arguments["max_length"] = given.block_length(model)
     if given.dataset_path is not None:
-        arguments["dataset_path"] = str(Path(given.dataset_path).expanduser().absolute())
+        path = Path(given.dataset_path).expanduser()
+        arguments["dataset_path"] = str(path if given.dataset_source == "drive" else path.absolute())
     elif not {"dataset", "datamodule"} & set(objects):
         arguments["dataset"] = _lasting(given.dataset)
     return {"arguments": arguments, "objects": objects}

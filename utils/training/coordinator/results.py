@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utils.adapters.lightning import UniversalModelAdapter
-    from utils.data.report import DataReport
+    from utils.data.report import DataReport, ExamplesReport
     from utils.training.engine.trainer import Trainer
 
 
@@ -26,7 +26,7 @@ class CoordinatorResults(TrainingResults):
 
     KEYS = (*TrainingResults.KEYS, "trainer", "report")
 
-    def __init__(self, results: TrainingResults, trainer: Trainer, report: DataReport | None) -> None:
+    def __init__(self, results: TrainingResults, trainer: Trainer, report: DataReport | ExamplesReport | None) -> None:
         facts = dict(vars(results))
         self._bare: nn.Module = facts.pop("model")
         vars(self).update(facts)
