@@ -111,6 +111,14 @@ def test_a_part_of_a_split_is_taken(folder, split, numbers):
         loader.load_huggingface(str(folder), split=split, streaming=True)
 
 
+def test_a_saved_data_set_is_known_for_what_it_is(loader, folder):
+    Dataset.from_dict({"text": TEXTS}).save_to_disk(folder / "saved")
+    assert loader.load(folder / "saved")["text"][:] == TEXTS
+    assert loader.load(folder / "saved", split="train[:1]")["text"][:] == TEXTS[:1]
+    with pytest.raises(DataError, match="Give it as dataset_name"):
+        load_local_texts(folder / "saved")
+
+
 def test_classes_of_a_data_set_keep_their_names(loader):
     from datasets import ClassLabel, Features, Value
 

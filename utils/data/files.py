@@ -85,6 +85,11 @@ def format_of(file: Path) -> str:
     return FORMAT_OF_SUFFIX.get(_suffix(file), "txt")
 
 
+def is_saved_dataset(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    return any(os.path.isfile(os.path.join(folder, marker)) for marker in ("state.json", "dataset_dict.json"))
+
+
 def is_pattern(name: str) -> bool:
     """Whether `name` is a pattern of paths and no path that exists."""
     return glob.has_magic(name) and not os.path.lexists(name)
@@ -105,6 +110,11 @@ def _files_of(name: str) -> DataFiles:
     folder = _folder(name)
     if folder is None:
         return DataFiles((existing_file(name),))
+    if is_saved_dataset(folder):
+        raise DataError(
+            f"{folder}: is a data set that the datasets library saved, not a folder of data files. Give it as dataset_name, "
+            "or use load_huggingface(folder)."
+        )
     files = sorted(path for path in folder.rglob("*") if _is_data(path, folder))
     others = sum(path.is_file() and not _is_data(path, folder) for path in folder.rglob("*"))
     kinds = ", ".join(FORMAT_OF_SUFFIX)
