@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.data.readers import existing_file
-from utils.errors import DataError, DataNotFoundError
+from utils.errors import DataError, DataNotFoundError, DataTypeError
+from utils.schema import shown
 
 #: Endings of names, and what the files hold. Others are read as plain text when they are named, and left out of folders.
 FORMAT_OF_SUFFIX: dict[str, str] = {
@@ -54,6 +55,8 @@ def find_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     """
     if isinstance(source, (str, os.PathLike)):
         return _files_of(os.fspath(source))
+    if not isinstance(source, (list, tuple)) or not all(isinstance(part, (str, os.PathLike)) for part in source):
+        raise DataTypeError(f"got {shown(source)} as files; give a path, a pattern of paths, or a list of these.")
     if not source:
         raise DataError("got an empty list of files; give at least one.")
     found = [_files_of(os.fspath(part)) for part in source]
