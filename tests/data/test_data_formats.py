@@ -346,6 +346,25 @@ def test_a_column_of_another_kind_in_the_next_file_names_that_file(tmp_path):
         DatasetLoader(min_length=1).load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delimiter": ",,"}, "delimiter"), ({"delimiter": '"'}, "neither a quote"), ({"text_column": 5}, "name of a column"),
+        ({"on_bad_line": "ignore"}, "must be one of error, skip"), ({"text_unit": "page"}, "file, paragraph, line"),
+        ({"encoding": "utf-9"}, "no text encoding"),
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_is_refused(load, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load("a.csv", CSV, **options)
+
+
+@pytest.mark.parametrize("path", [None, 5, [1, 2], {"a": 1}])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(DataError, match="give a path"):
+        DatasetLoader().load_local_file(path)
+
+
 def test_the_limits_are_what_the_documents_say():
     assert LONGEST_TEXT == 1 << 20
     assert decoding.LONGEST_RECORD == 1 << 25

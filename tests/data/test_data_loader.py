@@ -97,6 +97,28 @@ def test_a_folder_as_the_datasets_library_reads_it(loader, folder):
         DatasetLoader(remove_duplicates=True).load_huggingface(str(folder), streaming=True)
 
 
+@pytest.mark.parametrize(
+    ("split", "numbers"), [("train[:3]", [0, 1, 2]), ("train[50%:60%]", [10, 11]), ("train[-2:]", [18, 19])]
+)  # fmt: skip
+def test_a_part_of_a_split_is_taken(folder, split, numbers):
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(20)))
+    loader = DatasetLoader(min_length=1)
+    assert loader.load_huggingface(str(folder), split=split)["text"][:] == [f"row {n}" for n in numbers]
+    for wrong in ("train[a:b]", "train[:3", "train[:900]x"):
+        with pytest.raises(DataError, match="write a part as"):
+            loader.load_huggingface(str(folder), split=wrong)
+    with pytest.raises(DataError, match="a stream has no parts"):
+        loader.load_huggingface(str(folder), split=split, streaming=True)
+
+
+def test_a_saved_data_set_is_known_for_what_it_is(loader, folder):
+    Dataset.from_dict({"text": TEXTS}).save_to_disk(folder / "saved")
+    assert loader.load(folder / "saved")["text"][:] == TEXTS
+    assert loader.load(folder / "saved", split="train[:1]")["text"][:] == TEXTS[:1]
+    with pytest.raises(DataError, match="Give it as dataset_name"):
+        load_local_texts(folder / "saved")
+
+
 def test_classes_of_a_data_set_keep_their_names(loader):
     from datasets import ClassLabel, Features, Value
 

@@ -157,6 +157,17 @@ def test_going_back_to_the_source_in_force_drops_the_refused_one():
     assert (state.source, state.entry("dataset_source")) == ("builtin", None)
 
 
+def test_an_upload_answers_the_source_that_waits_for_it():
+    state = starter()
+    refused(state, "dataset_source", "upload")
+    state.upload("a.csv", b"text,n\none,1\n")
+    assert (state.setup.dataset_source, state.setup.dataset_path) == ("upload", "uploads/a.csv")
+    assert state.blockers("dataset") == []
+    state.set("text_column", "text")
+    state.upload("b.csv", b"body\none\n")  # another file: its column is not known
+    assert (state.setup.dataset_path, state.setup.text_column) == ("uploads/b.csv", None)
+
+
 def test_an_upload_becomes_the_data(tmp_path):
     state = starter()
     state.upload("../../evil name.txt", b"to be")

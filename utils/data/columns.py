@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from utils.data.rows import quoted
-from utils.errors import DataError
-from utils.schema import nearest
+from utils.errors import ConfigError, DataError
+from utils.schema import nearest, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,8 +25,11 @@ def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Ma
         name: what the table is, for messages.
         example: the first row, for messages.
     Raises:
-        DataError: none, or several; lists the columns with their types and examples, and says what to give.
+        ConfigError: `wanted` is no name.
+        DataError: no such column, or several; lists the columns with their types and examples, and says what to give.
     """
+    if wanted is not None and not isinstance(wanted, str):
+        raise ConfigError(f"text_column: got {shown(wanted)}; must be the name of a column, or None.")
     columns = ", ".join(schema.names)
     texts = [field.name for field in schema if is_text(field.type)]
     readable = [field.name for field in schema if is_text(field.type) or is_text_list(field.type)]

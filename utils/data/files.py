@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.data.readers import existing_file
-from utils.errors import DataError, DataNotFoundError
+from utils.errors import DataError, DataNotFoundError, DataTypeError
+from utils.schema import shown
 
 #: Endings of names, and what the files hold. Others are read as plain text when they are named, and left out of folders.
 FORMAT_OF_SUFFIX: dict[str, str] = {
@@ -54,6 +55,8 @@ def find_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     """
     if isinstance(source, (str, os.PathLike)):
         return _files_of(os.fspath(source))
+    if not isinstance(source, (list, tuple)) or not all(isinstance(part, (str, os.PathLike)) for part in source):
+        raise DataTypeError(f"got {shown(source)} as files; give a path, a pattern of paths, or a list of these.")
     if not source:
         raise DataError("got an empty list of files; give at least one.")
     found = [_files_of(os.fspath(part)) for part in source]
@@ -85,6 +88,11 @@ def format_of(file: Path) -> str:
     return FORMAT_OF_SUFFIX.get(_suffix(file), "txt")
 
 
+def is_saved_dataset(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    return any(os.path.isfile(os.path.join(folder, marker)) for marker in ("state.json", "dataset_dict.json"))
+
+
 def is_pattern(name: str) -> bool:
     """Whether `name` is a pattern of paths and no path that exists."""
     return glob.has_magic(name) and not os.path.lexists(name)
@@ -105,6 +113,11 @@ def _files_of(name: str) -> DataFiles:
     folder = _folder(name)
     if folder is None:
         return DataFiles((existing_file(name),))
+    if is_saved_dataset(folder):
+        raise DataError(
+            f"{folder}: is a data set that the datasets library saved, not a folder of data files. Give it as dataset_name, "
+            "or use load_huggingface(folder)."
+        )
     files = sorted(path for path in folder.rglob("*") if _is_data(path, folder))
     others = sum(path.is_file() and not _is_data(path, folder) for path in folder.rglob("*"))
     kinds = ", ".join(FORMAT_OF_SUFFIX)

@@ -68,7 +68,8 @@ def load_hub_table(
     """A split of a data set with all its columns.
 
     Args:
-        name, config_name, split: see `load_hub_texts`.
+        name, config_name: see `load_hub_texts`.
+        split: its name, or a part of it as `datasets` writes it: "train[:1000]", "train[10%:20%]".
         streaming: read while it is used; else a copy is kept on disk, unless the tables have more than 4 GB.
     Raises:
         As `load_hub_texts`.
@@ -78,10 +79,12 @@ def load_hub_table(
     folder = _folder(name)
     with _plain_errors(name, config_name), _quiet(folder is not None):
         splits, notes = _splits(name, folder, config_name, streaming)
-        chosen = _chosen_split(splits, split, notes)
+        chosen = _chosen_split(splits, split.partition("[")[0], notes)
+        rows = _part(splits[chosen], chosen, split) if "[" in split else splits[chosen]
     where = f"folder {folder}" if folder is not None else f"Hugging Face Hub: {name}"
-    parts = [where, *([config_name] if config_name else []), f"split {chosen}"]
-    return HubTable(splits[chosen], splits, chosen, ", ".join(parts), notes)
+    shown_split = split if "[" in split else chosen
+    parts = [where, *([config_name] if config_name else []), f"split {shown_split}"]
+    return HubTable(rows, splits, chosen, ", ".join(parts), notes)
 
 
 @dataclass(frozen=True)
@@ -311,6 +314,20 @@ def _chosen_split(splits: Mapping[str, Any], split: str, notes: list[str]) -> st
         notes.append(f"There is no split {split!r}; the only one, {only!r}, was taken.")
         return only
     raise DataError(f"got the split {split!r}; the data set has {', '.join(splits)}")
+
+
+def _part(rows: Any, name: str, split: str) -> Any:
+    """The rows of a split that its slice names. Raises DataError for a stream, and for a slice that is none."""
+    if not hasattr(rows, "num_rows"):
+        raise DataError(f"split: got {split!r}; a stream has no parts. Use split={name!r} and rows.take(number).")
+    part = f"{name}[{split.partition('[')[2]}"
+    try:
+        ranges = _datasets().ReadInstruction.from_spec(part).to_absolute({name: rows.num_rows})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f'split: got {split!r} ({_first_line(str(error))}); write a part as "train[:1000]" or "train[10%:20%]".'
+        ) from error
+    return rows.select([number for one in ranges for number in range(one.from_ or 0, one.to or rows.num_rows)])
 
 
 def _text_column(rows: Any, wanted: str | None, name: str) -> str:

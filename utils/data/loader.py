@@ -12,7 +12,7 @@ from utils import colab
 from utils.data.columns import one_text, text_column_of
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.file_tables import kept_table, table_of_files
-from utils.data.files import FORMAT_OF_SUFFIX, find_files, is_pattern
+from utils.data.files import FORMAT_OF_SUFFIX, find_files, is_pattern, is_saved_dataset
 from utils.data.hub import dataset_name_problem, load_hub_table
 from utils.data.load_report import LoadReport
 from utils.data.rows import BadLines, ReadOptions, Row
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trainbook.data")
 _ROWS_AT_ONCE = 1000
+# Options that only a data set has that the datasets library reads.
+_OF_THE_HUB = {"config_name", "split", "streaming"}
 # Characters of a sample that a preview shows.
 _PREVIEW = 400
 
@@ -68,7 +70,8 @@ class DatasetLoader:
         Args:
             source: "builtin"; a file, folder or pattern of paths, or a list of these; the id of a data set on the Hub; a
                 list of texts or of dicts; a pandas DataFrame; a `datasets.Dataset`. What exists on disk comes before
-                the Hub.
+                the Hub. A folder that `save_to_disk` wrote, or with the options config_name, split or streaming, is
+                read by `load_huggingface`.
             options: those of `load_local_file` or `load_huggingface`; for objects `text_column`.
         Raises:
             DataTypeError: another kind of object; DataError, HubError: it cannot be loaded; says what would work.
@@ -78,7 +81,9 @@ class DatasetLoader:
                                  f"built-in: {BUILTIN_NAME}", **options)  # fmt: skip
         if isinstance(source, (str, os.PathLike)):
             name = os.fspath(source)
-            return self.load_local_file(name, **options) if _is_local(name) else self.load_huggingface(name, **options)
+            if options.keys() & _OF_THE_HUB or not _is_local(name) or is_saved_dataset(os.path.expanduser(name)):
+                return self.load_huggingface(name, **options)
+            return self.load_local_file(name, **options)
         if _is_list_of(source, (str, os.PathLike)) and all(
             _is_local(os.fspath(part), must_exist=True) for part in source
         ):

@@ -52,8 +52,10 @@ class ReadOptions:
             "file_format": (None, *FORMATS), "text_unit": get_args(TextUnit), "on_bad_line": get_args(OnBadLine),
         }  # fmt: skip
         problems = [_choice_problem(name, getattr(self, name), values) for name, values in allowed.items()]
-        if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
-            problems.append(Problem("delimiter", f"got {shown(self.delimiter)}; must be one character"))
+        sign = self.delimiter
+        if sign is not None and (not isinstance(sign, str) or len(sign) != 1 or sign in '"\r\n'):
+            message = f"got {shown(sign)}; must be one character, and neither a quote nor a line end"
+            problems.append(Problem("delimiter", message))
         if found := [problem for problem in problems if problem is not None]:
             raise ConfigError.from_problems("the options for reading", found)
 

@@ -255,9 +255,10 @@ class WizardState:
 
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
-        if value is None and name in PLACES and name in FIELDS_OF_SOURCE[self.source]:
-            # Else clearing the place of the data would silently mean other data.
-            return {"dataset_source": self.source, name: None}
+        is_place = name in PLACES and name in FIELDS_OF_SOURCE[self.source]
+        if is_place and (value is None or self.source in ("drive", "upload")):
+            # Else clearing the place of the data would silently mean other data, and a path alone a local one.
+            return {"dataset_source": self.source, name: value}
         return {name: value}
 
     def _retry(self) -> None:
