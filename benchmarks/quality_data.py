@@ -41,8 +41,6 @@ _RUN, _EVERY = 6, 5
 # Fewest words of a paragraph that says what it is about.
 _FEWEST_WORDS = 12
 _WORD, _RULED = re.compile(r"[A-Za-z]{2,}"), re.compile(r"[=*+-]{4}")
-# Words of a phrase to restore.
-_PHRASE = 6
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,23 @@ def chapter_task() -> QualityTask:
     return QualityTask(train, validation, {"majority_accuracy": share})
 
 
-def vowel_task() -> QualityTask:
+def vowel_task(words: int = 6) -> QualityTask:
     """Sequence to sequence: a phrase without its vowels -> the phrase. `th clss sttmnt` -> `the class statement`.
 
-    About 6,400 phrases of six words in lower case, without overlap. Held out are runs of thirty consecutive phrases, every
-    fifth. Words that lose all their letters keep their first one. Which word is meant is often told by the words around it
-    only: `n` is in, on, an or no.
+    About 6,400 phrases in lower case, without overlap. Held out are runs of thirty consecutive phrases, every fifth. Words
+    that lose all their letters keep their first one. Which word is meant is often told by the words around it only: `n` is in,
+    on, an or no.
+
+    Args:
+        words: of a phrase. Fewer are easier, and give more phrases: 13,000 of three.
+
     Baselines, of copying the input: `copy_exact`, the share of phrases that are right; `copy_word_accuracy`, of words;
     `copy_character_error_rate`, edit distance by characters of the targets. And `lookup_word_accuracy`: of replacing each word
     by the one that it most often stands for in training.
     """
     train, validation = _split(
-        [[record for text in paragraphs for record in _phrases(text)] for _, paragraphs in _paragraphs()], _RUN * 5
+        [[record for text in paragraphs for record in _phrases(text, words)] for _, paragraphs in _paragraphs()],
+        _RUN * 5,
     )
     pairs = [(record["source"], record["target"]) for record in validation]
     table = _lookup(train)
@@ -140,10 +143,10 @@ def _paragraphs() -> Iterator[tuple[str, list[str]]]:
             yield chapter_of[topic], kept
 
 
-def _phrases(text: str) -> Iterator[dict[str, str]]:
+def _phrases(text: str, length: int) -> Iterator[dict[str, str]]:
     words = re.findall(r"[a-z]+", text.lower())
-    for start in range(0, len(words) - _PHRASE + 1, _PHRASE):
-        target = " ".join(words[start : start + _PHRASE])
+    for start in range(0, len(words) - length + 1, length):
+        target = " ".join(words[start : start + length])
         yield {"source": without_vowels(target), "target": target}
 
 

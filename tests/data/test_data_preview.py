@@ -112,6 +112,15 @@ def test_a_stream_has_no_samples_by_number():
         preview_batch(stream)
 
 
+def test_padding_is_marked_where_there_is_some():
+    samples = preview_batch(prepared((["the cats ran", "good"], ["no", "yes"]), "text_classification"))
+    first, second = (samples_text([sample]) for sample in samples)
+    assert [line.split() for line in first.splitlines()][1] == ["token", "id"]
+    assert ["[PAD]", "0", "0"] in [line.split() for line in second.splitlines()]
+    assert ["[SEP]", "3", "1"] in [line.split() for line in second.splitlines()]
+    assert [sample.count(">mask</th>") for sample in (samples_html(samples[:1]), samples_html(samples[1:]))] == [0, 1]
+
+
 def test_nothing_in_the_data_becomes_markup():
     data = prepare_examples(
         (["<script>alert(1)</script> & \"'", "x"], ["<b>bold</b>", "<i>"]), "text_classification", val_split=0
