@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from datasets import Dataset
 from torch import nn
@@ -13,9 +15,7 @@ from torch import nn
 from tests.kit.tree import ROOT
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import AdaptiveTokenizerDataModule, encode_documents, train_bpe
-
-pl = pytest.importorskip("pytorch_lightning")
-from utils.tokenization.data_module import EpochSampler  # noqa: E402 - Lightning is there
+from utils.tokenization.data_module import EpochSampler
 
 TEXTS = [f"Line {number} of a text about the number {number * number}." for number in range(120)]
 
@@ -83,6 +83,13 @@ def test_packed_rows_are_full_and_hold_the_text_in_order(tokenizer):
     assert data.val_dataset is None
     assert data.val_dataloader() == []
     assert data.report.num_train_blocks == len(rows)
+
+
+def test_it_is_a_lightning_data_module_by_its_own_name(tokenizer):
+    data = module(tokenizer)
+    assert isinstance(data, pl.LightningDataModule)
+    assert type(data) is AdaptiveTokenizerDataModule
+    assert pickle.loads(pickle.dumps(AdaptiveTokenizerDataModule)) is AdaptiveTokenizerDataModule
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "</s>"])
@@ -175,5 +182,7 @@ def test_too_little_text_is_told_with_what_works(tokenizer):
 
 
 def test_the_package_is_imported_without_lightning():
-    code = "import sys, utils.tokenization as t; t.AdaptiveTokenizer; sys.exit('pytorch_lightning' in sys.modules)"
+    code = (
+        "import sys, utils.tokenization.data_module as t; t.TextBatches; sys.exit('pytorch_lightning' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

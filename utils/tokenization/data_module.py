@@ -1,14 +1,17 @@
-"""AdaptiveTokenizerDataModule: texts and a tokenizer -> what pytorch-lightning trains on. Importing it imports Lightning."""
+"""AdaptiveTokenizerDataModule: texts and a tokenizer -> what pytorch-lightning trains on.
+
+All of it is in `TextBatches`, which needs no Lightning. The class with Lightning's base is made when somebody asks for it.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,6 +23,7 @@ from utils.tokenization.encoding import encode_documents
 from utils.tokenization.texts import as_sequence, count_texts, texts_of
 
 if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
     from transformers import PreTrainedTokenizerFast
 
     from utils.data.report import DataReport
@@ -34,7 +38,7 @@ class _Parts:
     report: DataReport | None
 
 
-class AdaptiveTokenizerDataModule(LightningDataModule):
+class TextBatches:
     """Texts, tokenized once, as batches for a causal language model: `trainer.fit(model, datamodule)`.
 
     A batch is `input_ids` and `labels`, (B, T) int64, and `attention_mask` where there is padding. The model shifts; labels on
@@ -133,6 +137,26 @@ class AdaptiveTokenizerDataModule(LightningDataModule):
             train, held_out = _with_text(texts), _with_text(validation)
         rows = TokenRows.of(self.tokenizer, train, self.max_length)
         return _Parts(rows, TokenRows.of(self.tokenizer, held_out, self.max_length) if held_out else None, None)
+
+
+if TYPE_CHECKING:
+
+    class AdaptiveTokenizerDataModule(TextBatches, LightningDataModule):
+        """`TextBatches` as a LightningDataModule."""
+
+
+@functools.cache
+def _lightning_class() -> type[Any]:
+    from pytorch_lightning import LightningDataModule
+
+    about = {"__doc__": TextBatches.__doc__, "__module__": __name__}
+    return type("AdaptiveTokenizerDataModule", (TextBatches, LightningDataModule), about)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AdaptiveTokenizerDataModule":
+        return _lightning_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class TokenRows(Dataset[dict[str, Tensor]]):
