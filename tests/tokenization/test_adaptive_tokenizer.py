@@ -285,7 +285,7 @@ def test_a_published_tokenizer_is_loaded_verified_and_kept_without_running_code(
     assert kept == good
 
 
-def test_f41_a_hub_that_refuses_or_sends_half_a_file_leaves_no_half_tokenizer(own, tmp_path):
+def test_a_hub_that_refuses_or_sends_half_a_file_leaves_no_half_tokenizer(own, tmp_path):
     files = files_of(own, tmp_path / "own")
     half = {**files, "tokenizer.json": files["tokenizer.json"][:2000]}
     asking = """
