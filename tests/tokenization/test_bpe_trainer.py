@@ -118,7 +118,7 @@ def test_the_estimate_grows_with_the_text(texts, monkeypatch):
     once = trainer.estimate_training_time(texts)
     trained.clear()
     many = trainer.estimate_training_time(texts * 4)
-    assert 2 < many / once < 4.5
+    assert 2.5 < many / once < 3.8  # four times the counting, twice the merging
     assert len(trained[0]) == 260
     assert len(trained[1]) == 300
 

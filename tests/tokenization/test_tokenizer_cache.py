@@ -73,10 +73,8 @@ def damage(path, how):
     content = path.read_text()
     if how == "cut":
         path.write_text(content[: len(content) // 2])
-    elif how == "a letter":
-        path.write_text(
-            content.replace("a text", "a test", 1) if "a text" in content else content.replace('\\"Ġt', '\\"Ġx', 1)
-        )
+    elif how == "a letter":  # one that leaves it a tokenizer which can be read
+        path.write_text(content.replace("byte-level BPE", "bite-level BPE", 1))
     elif how == "empty":
         path.write_text("")
     elif how == "other JSON":
