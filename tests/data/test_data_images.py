@@ -318,7 +318,7 @@ def same(first, second):
     return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def test_what_is_drawn_is_a_function_of_seed_epoch_and_sample(mnist):
+def test_an_image_is_drawn_as_a_function_of_seed_epoch_and_sample(mnist):
     torch.manual_seed(98)
     first = batches(mnist)
     torch.manual_seed(99)
