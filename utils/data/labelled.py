@@ -310,6 +310,8 @@ def _blocks(
     parts: list[Part], spec: TaskSpec, tokenizer: Any, sizes: _Sizes, val_split: float, seed: int, source: str
 ) -> PreparedData:
     """Texts for a language model: packed, so that no position is padding."""
+    train: Sequence[str]
+    held_out: Sequence[str]
     if len(parts) == 2:
         train, held_out, rule = parts[0].texts(), parts[1].texts(), "validation has records of its own"
     else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
     from transformers import PreTrainedTokenizerFast
 
-    from utils.data.report import DataReport
+    from utils.data.report import DataReport, ExamplesReport
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Parts:
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
-    report: DataReport | None
+    report: DataReport | ExamplesReport | None
 
 
 class TextBatches:
