@@ -166,6 +166,18 @@ def test_an_iterator_is_read_once_and_other_things_are_refused(paragraphs):
         profile_texts(["a", "b", "c"], labels=[1, 2])
 
 
+def test_prepared_data_are_checked_with_their_own_validation(paragraphs):
+    from utils.data import prepare_examples, prepare_text
+
+    data = prepare_text([*paragraphs, paragraphs[0]], vocab_size=400, block_size=16, val_split=0.5)
+    report = check_data_quality(data)
+    measured = report["rows"].measured["rows"] + report["leakage"].measured["validation_rows"]
+    assert measured == len(paragraphs) + 1
+    labelled = prepare_examples({"text": paragraphs[:40], "label": ["a", "b"] * 20}, "text_classification")
+    with pytest.raises(DataTypeError, match="text_column"):
+        check_data_quality(labelled)
+
+
 def pieces(words: list[str], length: int) -> list[str]:
     return [" ".join(words[start : start + length]) for start in range(0, len(words) - length, length // 10)][:60]
 

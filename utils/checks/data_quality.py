@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from utils.checks.result import CheckReport, CheckResult, Verdict
+from utils.data.prepare import PreparedData
 from utils.data.quality import MOST_COMPARED, NEAR, TextProfile, profile_texts, shared_rows
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.schema import Schema, shown
@@ -53,7 +54,8 @@ def check_data_quality(
     """Findings about all rows of a data set; nothing is sampled, and the text is read once.
 
     Args:
-        data: texts: a list or any iterable of str, or a Hugging Face Dataset or DataFrame with `text_column`.
+        data: texts: a list or any iterable of str, or a Hugging Face Dataset or DataFrame with `text_column`; or what
+            `prepare_data` returned, whose documents and validation are looked at.
         validation: the same for the part that is kept from training: then leakage is looked for.
         label_column: of a Dataset or DataFrame with labels: then their balance is looked at.
         tokenizer: a fast tokenizer: then lengths are in tokens.
@@ -67,6 +69,8 @@ def check_data_quality(
         ConfigError: a max_length without a tokenizer to measure it with.
     """
     limits = thresholds or QualityThresholds()
+    if isinstance(data, PreparedData):
+        data, validation = _parts_of(data, validation)
     if max_length is not None and tokenizer is None:
         raise ConfigError(f"got max_length={max_length:,} (tokens) and no tokenizer to count them; give tokenizer=….")
     train = profile_texts(texts_in(data, text_column), labels=labels_in(data, label_column), tokenizer=tokenizer)
@@ -272,6 +276,15 @@ def _listed(rows: Sequence[Any] | np.ndarray) -> str:
     first = ", ".join(shown(row if isinstance(row, str) else int(row) if isinstance(row, np.integer) else row)
                       for row in rows[:_KEPT_EXAMPLES])  # fmt: skip
     return first + (", …" if len(rows) > _KEPT_EXAMPLES else "")
+
+
+def _parts_of(data: PreparedData, validation: Any) -> tuple[Any, Any]:
+    if data.texts is None:
+        raise DataTypeError(
+            "these data were prepared from records, and hold no texts any more. Give the records themselves, with text_column."
+        )
+    own = data.texts.validation if data.validation is not None else None
+    return data.texts.train, own if validation is None else validation
 
 
 def texts_in(data: Any, name: str) -> Iterable[Any]:

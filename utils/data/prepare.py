@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -92,6 +92,7 @@ class PreparedData:
         tokenizer: given, or learnt from the training part; to be saved with the model.
         task_spec: the task with these sizes.
         report: what became of the data; `data.report.show()`.
+        texts: the documents of both parts, for `utils.checks.check_data_quality(data)`; None where records were given.
     """
 
     train: TokenBlocks | EncodedExamples
@@ -99,6 +100,7 @@ class PreparedData:
     tokenizer: PreTrainedTokenizerFast
     task_spec: TaskSpec
     report: DataReport | ExamplesReport
+    texts: Split | None = field(default=None, repr=False, compare=False)
 
     def show_samples(self, n: int = 3) -> None:
         """Show the first `n` training samples as the model gets them: tokens, labels, masks."""
@@ -214,7 +216,8 @@ def prepare_text(
             *([smaller] if smaller else []),
         ],
     )
-    return PreparedData(train, validation, tokenizer, _task_spec(tokenizer, model_vocab_size, block_size), report)
+    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
+    return PreparedData(train, validation, tokenizer, task_spec, report, split)
 
 
 def _checked_vocab_size(setup: DataSetup, model: Any) -> int:

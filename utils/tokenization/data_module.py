@@ -97,7 +97,7 @@ class TextBatches:
         return self._made.validation
 
     @property
-    def report(self) -> DataReport | None:
+    def report(self) -> DataReport | ExamplesReport | None:
         """What became of the text; None without packing."""
         return self._made.report
 
