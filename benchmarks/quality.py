@@ -161,7 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     except (TrainbookError, ChildError) as error:
         print(f"benchmarks.quality: {error}", file=sys.stderr)
         return 1
-    command = " ".join(["python -m benchmarks.quality", *(sys.argv[1:] if argv is None else argv)])
+    # Where somebody keeps the files is nobody else's business.
+    given = [Path(part).name if "/" in part else part for part in (sys.argv[1:] if argv is None else argv)]
+    command = " ".join(["python -m benchmarks.quality", *given])
     body = f"`{command}`, {datetime.date.today().isoformat()}, on {facts['about']}.\n\n{table.markdown(everything=True)}"
     print(body)
     if parsed.write:
