@@ -77,7 +77,8 @@ def train_step(
         parts.scaler.unscale_(parts.optimizer)
     norm = gradient_norm(parts.parameters)
     finish = _finish_seen if parts.guard is None else _finish_unseen
-    return StepResult(finish(parts, losses, torch.stack(counts).sum(0), norm, max_grad_norm, skips), num_targets)
+    counted = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
+    return StepResult(finish(parts, losses, counted, norm, max_grad_norm, skips), num_targets)
 
 
 def _finish_seen(
