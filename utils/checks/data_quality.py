@@ -70,7 +70,9 @@ def check_data_quality(
     """
     limits = QualityThresholds() if thresholds is None else thresholds
     if not isinstance(limits, QualityThresholds):
-        raise ConfigError(f"got thresholds={shown(thresholds)}; give QualityThresholds(majority_warn=0.9), for example.")
+        raise ConfigError(
+            f"got thresholds={shown(thresholds)}; give QualityThresholds(majority_warn=0.9), for example."
+        )
     if isinstance(data, PreparedData):
         data, validation = _parts_of(data, validation)
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):

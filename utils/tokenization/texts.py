@@ -33,13 +33,17 @@ def texts_of(dataset: Any, text_column: str | None = None) -> Iterable[str]:
         dataset = dataset["train"]
     if isinstance(dataset, Mapping):
         parts = ", ".join(map(str, list(dataset)[:10])) or "nothing"
-        raise DataTypeError(f"Expected texts; got a {type(dataset).__name__} of {parts}. Give what holds the texts of these.")
+        raise DataTypeError(
+            f"Expected texts; got a {type(dataset).__name__} of {parts}. Give what holds the texts of these."
+        )
     if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
         raise DataTypeError(
             f"Expected a list of texts, a data set or an iterator; got a {type(dataset).__name__}. "
             "One text is given as [text]; a file's is read by utils.data.read_text_file."
         )
-    if hasattr(dataset, "iloc"):  # pandas: its own iteration gives a table's column names, its index looks up row labels
+    if hasattr(
+        dataset, "iloc"
+    ):  # pandas: its own iteration gives a table's column names, its index looks up row labels
         return _texts_of_frame(dataset, text_column)
     names = getattr(dataset, "column_names", None)
     if isinstance(names, list) and names:
@@ -55,7 +59,9 @@ def _texts_of_frame(frame: Any, text_column: str | None) -> list[str]:
     """The texts of a DataFrame or a Series; "" where a row has no text."""
     if hasattr(frame, "columns"):
         names = list(map(str, frame.columns))
-        texts = [name for name, kind in zip(names, frame.dtypes, strict=True) if str(kind) in ("object", "str", "string")]
+        texts = [
+            name for name, kind in zip(names, frame.dtypes, strict=True) if str(kind) in ("object", "str", "string")
+        ]
         frame = frame.iloc[:, names.index(_column(names, texts, text_column))]
     missing = frame.isna().tolist()
     return ["" if empty else value for value, empty in zip(frame.tolist(), missing, strict=True)]
@@ -67,7 +73,9 @@ def _texts_of_rows(rows: Sequence[Mapping[str, Any]], text_column: str | None) -
     name = _column(list(first), [name for name, value in first.items() if isinstance(value, str)], text_column)
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise DataTypeError(f"row {number} is of type {type(row).__name__}, and row 0 is a dict; give one kind of rows.")
+            raise DataTypeError(
+                f"row {number} is of type {type(row).__name__}, and row 0 is a dict; give one kind of rows."
+            )
     values = [row.get(name) for row in rows]
     # NaN is how tables write that there is nothing.
     return ["" if value is None or (isinstance(value, float) and value != value) else value for value in values]
