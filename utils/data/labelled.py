@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -101,7 +102,8 @@ def prepare_examples(
     if spec.task_type in _LANGUAGE_MODELS:
         return _blocks(parts, spec, tokenizer, sizes, val_split, random_seed, source)
 
-    class_names = class_names or spec.preprocessing_config.get("class_names")
+    known = spec.preprocessing_config
+    class_names = class_names or known.get("class_values") or known.get("class_names")
     train, held_out, rule, notes = _split(parts, spec, class_names, val_split, random_seed)
     tokenizer, kind, more = _tokenizer(tokenizer, train.part, spec, sizes)
     spec = _filled(spec, sizes, tokenizer, train)
@@ -160,10 +162,17 @@ def _sizes(
     """How long and how many. Raises ConfigError when more is asked for than the model has."""
     takes, vocabulary = (max_seq_len_of(model), vocab_size_of(model)) if model is not None else (None, None)
     usual = BLOCK_SIZE if spec.task_type in _LANGUAGE_MODELS else MAX_LENGTH
+    numbers = {"max_length": max_length, "max_target_length": max_target_length, "vocab_size": vocab_size}
+    problems = [
+        Problem(name, f"got {value!r}; must be a whole number of at least 1, or None")
+        for name, value in numbers.items()
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1)
+    ]
+    if problems:
+        raise ConfigError.from_problems("prepare_examples", problems)
     limits = [usual, takes, getattr(tokenizer, "model_max_length", None)]
     length = max_length or spec.max_seq_len or min(limit for limit in limits if limit)
     asked = vocab_size or spec.vocab_size or vocabulary or VOCAB_SIZE
-    problems = []
     if takes is not None and length > takes:
         problems.append(Problem("max_length", f"got {length:,}, but the model takes at most {takes:,} tokens", takes))
     if vocabulary is not None and tokenizer is None and asked > vocabulary:
@@ -227,9 +236,13 @@ def _filled(spec: TaskSpec, sizes: _Sizes, tokenizer: Any, train: _Examples) -> 
     """The task with what is known now."""
     classes, values = train.targets.classes, train.targets.values
     kept: dict[str, Any] = {"max_target_length": sizes.max_target_length} if spec.task_type == "seq2seq" else {}
+    given = {name: value for name, value in spec.preprocessing_config.items() if name != "class_values"}
     num_classes = spec.num_classes
     if classes is not None:
         kept["class_names"] = list(classes.names)
+        # Whole numbers that are not the classes' own: 1 to 5, say. The names alone do not tell that a label 1 is class 0.
+        if classes.values not in (classes.names, tuple(range(len(classes)))):
+            kept["class_values"] = list(classes.values)
         num_classes = max(num_classes or 0, len(classes))
         if train.targets.several:
             kept["problem_type"] = "multi_label_classification"
@@ -237,8 +250,9 @@ def _filled(spec: TaskSpec, sizes: _Sizes, tokenizer: Any, train: _Examples) -> 
         num_classes = 1 if values.ndim == 1 else values.shape[1]
     return spec.replace(
         vocab_size=sizes.model_vocab_size or len(tokenizer), max_seq_len=sizes.max_length, num_classes=num_classes,
+        multi_label=True if train.targets.several else spec.multi_label,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else spec.pad_token_id,
-        preprocessing_config={**spec.preprocessing_config, **kept},
+        preprocessing_config={**given, **kept},
     )  # fmt: skip
 
 
