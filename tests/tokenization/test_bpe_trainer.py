@@ -147,6 +147,8 @@ def test_tables_give_their_texts_and_not_the_names_of_their_columns(texts):
     expected = train_bpe(texts, 600).backend_tokenizer.to_str()
     for given in (table, table["body"], table["body"][::-1], rows, [*rows, {"rating": 3}]):
         assert FastBPETrainer.train_on_dataset(given, vocab_size=600).backend_tokenizer.to_str() == expected
+        streamed = FastBPETrainer(BPETrainerConfig(vocab_size=600)).train_with_streaming(given)
+        assert streamed.backend_tokenizer.to_str() == expected
     # Rows of a part of a table keep their numbers of the whole: they are not places.
     assert FastBPETrainer.estimate_training_time(table["body"][4:], vocab_size=300) > 0
     with pytest.raises(DataError, match="no column is the only one with text"):
