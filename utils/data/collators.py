@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.data.examples import IGNORED, Batch, Collate, TextCollator, labels_of
+from utils.data.labels import is_list
 from utils.data.masking import SHARE_CHOSEN, masked_lm_collator
 from utils.data.parts import input_problem
 from utils.data.task_columns import Columns, find_columns
@@ -213,6 +214,13 @@ class RegressionCollator(InputCollator):
     """A text, or a row of features, and its number or numbers: `labels` (B,) or (B, K) float32."""
 
     task_type = "regression"
+
+    def class_ids(self, label: Any) -> Any:
+        """A number, or several, also where they are written as text."""
+        try:
+            return [float(number) for number in label] if is_list(label) else float(label)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a record of a batch has a label that is no number: {shown(label)}.") from error
 
     def labels(self, labels: list[Any], inputs: Batch) -> Tensor:
         return _stacked(labels).float()

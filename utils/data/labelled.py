@@ -162,7 +162,11 @@ def _sizes(
     """How long and how many. Raises ConfigError when more is asked for than the model has."""
     takes, vocabulary = (max_seq_len_of(model), vocab_size_of(model)) if model is not None else (None, None)
     usual = BLOCK_SIZE if spec.task_type in _LANGUAGE_MODELS else MAX_LENGTH
-    numbers = {"max_length": max_length, "max_target_length": max_target_length, "vocab_size": vocab_size}
+    numbers: dict[str, Any] = {
+        "max_length": max_length,
+        "max_target_length": max_target_length,
+        "vocab_size": vocab_size,
+    }
     problems = [
         Problem(name, f"got {value!r}; must be a whole number of at least 1, or None")
         for name, value in numbers.items()
