@@ -620,3 +620,35 @@ def test_a_record_that_cannot_be_used_is_named_when_its_batch_is_made(task, bad,
     assert module.train.take([0])["labels"].numel()
     with pytest.raises(DataError, match=f"{told}.*on_bad_row"):
         module.train.take([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"tokenizer": "gpt2"}, DataTypeError, "transformers tokenizer; got a str.*from_pretrained"),
+        ({"model": "bert"}, DataTypeError, "nn.Module.*got a str"),
+        ({"random_seed": "a"}, ConfigError, "random_seed.*got 'a'"),
+        ({"random_seed": -1}, ConfigError, "random_seed.*got -1"),
+        ({"class_names": "good"}, ConfigError, "class_names.*got 'good'"),
+        ({"class_names": ["bad", "good", "bad"]}, ConfigError, "every class once"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, error, told):
+    with pytest.raises(error, match=told):
+        prepare_examples(RECORDS, "text_classification", **arguments)
+
+
+def test_columns_may_have_numbers_for_names():
+    rows = [{0: "the cat", 1: "good"}, {0: "the dog", 1: "bad"}]
+    data = prepared(rows, text_column="0", label_column="1")
+    assert data.train.take([0, 1])["labels"].tolist() == [1, 0]
+
+
+def test_what_is_no_part_of_the_data_is_refused_with_the_way_to_one():
+    import pandas
+
+    data = prepared()
+    with pytest.raises(DataTypeError, match=r"Give its \.train and \.validation"):
+        UniversalDataModule(data, None, data.task_spec, data.tokenizer)
+    with pytest.raises(DataTypeError, match=r"pandas DataFrame.*from_pandas"):
+        UniversalDataModule(pandas.DataFrame(RECORDS), None, data.task_spec, data.tokenizer)

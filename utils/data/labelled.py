@@ -21,8 +21,9 @@ from utils.data.splitting import check_val_split, split_documents, split_example
 from utils.data.targets import Targets, balance, baseline, read_targets
 from utils.data.task_columns import find_columns
 from utils.data.text_encoding import Encoded, encode_pairs_of_sequences, encode_texts, encode_words
-from utils.errors import ConfigError, DataError, Problem
+from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
+from utils.schema import shown
 from utils.tokenization.adaptive import check_fits
 from utils.training.task_spec import TaskSpec
 
@@ -91,10 +92,12 @@ def prepare_examples(
         task_spec has the number of classes, and their names in `preprocessing_config["class_names"]`.
     Raises:
         ConfigError: arguments, task and model contradict each other.
+        DataTypeError: records, tokenizer or model are something else.
         DataError: it is not clear which column is meant, or rows cannot be used; says which, and what works.
     """
     spec = _checked_spec(task_spec, pair_column, label_column, target_column, on_bad_row)
     check_val_split(val_split)
+    _check_arguments(tokenizer, model, random_seed, class_names)
     sizes = _sizes(spec, tokenizer, model, max_length, max_target_length, vocab_size)
     names = {"text": text_column, "pair": pair_column, "label": target_column or label_column}
     parts = _parts(records, validation if val_split else None, spec.task_type or "", names, on_bad_row)
@@ -149,6 +152,24 @@ def _checked_spec(
     if problems:
         raise ConfigError.from_problems("prepare_examples", problems)
     return spec
+
+
+def _check_arguments(tokenizer: Any, model: Any, random_seed: Any, class_names: Any) -> None:
+    """Raises for arguments of another kind: DataTypeError for objects, ConfigError that lists the settings."""
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "num_special_tokens_to_add")):
+        raise DataTypeError(
+            f"Expected a transformers tokenizer; got a {type(tokenizer).__name__}. AutoTokenizer.from_pretrained(name) loads "
+            "one, AdaptiveTokenizer.load_or_create(vocab_size, tokenizer=path) reads one from a file."
+        )
+    if model is not None and not hasattr(model, "named_parameters"):
+        raise DataTypeError(f"Expected the nn.Module that is to be trained as model; got a {type(model).__name__}.")
+    problems = []
+    if isinstance(random_seed, bool) or not isinstance(random_seed, Integral) or random_seed < 0:
+        problems.append(Problem("random_seed", f"got {random_seed!r}; must be a whole number from 0 on", 42))
+    if class_names is not None and (isinstance(class_names, str) or len(set(class_names)) < len(class_names)):
+        problems.append(Problem("class_names", f"got {shown(class_names)}; give a list with every class once"))
+    if problems:
+        raise ConfigError.from_problems("prepare_examples", problems)
 
 
 def _sizes(
