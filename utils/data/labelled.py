@@ -63,7 +63,7 @@ def prepare_examples(
     text_column: str | None = None, pair_column: str | None = None, label_column: str | None = None,
     target_column: str | None = None, max_length: int | None = None, max_target_length: int | None = None,
     val_split: float = 0.1, random_seed: int = 42, vocab_size: int | None = None, validation: Any = None,
-    class_names: Sequence[str] | None = None, on_bad_row: Literal["error", "skip"] = "error", model: Any = None,
+    class_names: Sequence[str] | Sequence[int] | None = None, on_bad_row: Literal["error", "skip"] = "error", model: Any = None,
     source: str | None = None,
 ) -> PreparedData:  # fmt: skip
     """Records of a text task, ready to train on.
@@ -83,7 +83,8 @@ def prepare_examples(
         random_seed: draws the validation examples; global generators are left alone.
         vocab_size: most tokens of a tokenizer that is learnt; None: the task's, the model's, else 4,096.
         validation: records of their own for validation, in place of `val_split`; not used when that is 0.
-        class_names: the classes in their order, such as those of a trained model; None: those of the data, sorted.
+        class_names: the classes in their order, such as those of a trained model; None: those of the task, else of the data,
+            sorted. Labels are these names or their numbers from 0 on; of names that are whole numbers, labels are these.
         on_bad_row: what to do with rows without text or label: "error" names them, "skip" passes over and counts them.
         model: the `nn.Module` to be trained; its sizes are limits, and its config is given the names of the classes.
         source: what to call the records in the report.
@@ -226,7 +227,7 @@ def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str |
 
 
 def _split(
-    parts: list[Part], spec: TaskSpec, class_names: Sequence[str] | None, val_split: float, seed: int
+    parts: list[Part], spec: TaskSpec, class_names: Sequence[Any] | None, val_split: float, seed: int
 ) -> tuple[_Examples, _Examples, str, list[str]]:
     """Training and validation examples, how they were divided, and notes."""
     label = parts[0].columns.label
