@@ -110,6 +110,11 @@ def test_truncation_counts_the_tokens_that_are_lost(paragraphs):
     assert check_data_quality(paragraphs, tokenizer=tokenizer, max_length=max(lengths))["truncation"].verdict == "pass"
     with pytest.raises(ConfigError, match="tokenizer"):
         check_data_quality(paragraphs, max_length=10)
+    with pytest.raises(ConfigError, match="give QualityThresholds"):
+        check_data_quality(paragraphs, thresholds={"truncated_warn": 0.2})
+    for wrong in (0, -5, True, 2.5):
+        with pytest.raises(ConfigError, match="whole number of tokens"):
+            check_data_quality(paragraphs, tokenizer=tokenizer, max_length=wrong)
 
 
 def frame(texts, labels):
@@ -126,6 +131,9 @@ def test_labels_balance_rare_and_missing_ones(paragraphs):
     assert found.verdict == "warn"
     assert found.measured["unlabelled_rows"] == 1
     assert "f1_macro" in found.remedy
+    as_pandas_writes_it = skewed.assign(label=skewed["label"].astype("string"))
+    again = check_data_quality(as_pandas_writes_it, label_column="label")["labels"]
+    assert (again.measured, again.summary) == (found.measured, found.summary)
     assert check_data_quality(frame(paragraphs[:9], ["a"] * 9), label_column="label")["labels"].verdict == "fail"
     unseen = check_data_quality(balanced, validation=frame(["one two three"], ["c"]), label_column="label")["labels"]
     assert unseen.verdict == "fail"

@@ -367,3 +367,18 @@ def test_an_unknown_task_has_the_usual_collator():
     assert isinstance(collator_for(None), TextCollator)
     assert isinstance(collator_for(TaskSpec("mine", pad_token_id=3)), TextCollator)
     assert collator_for(TaskSpec("mine", pad_token_id=3)).pad_id == 3
+
+
+def test_numbers_of_records_may_be_written_as_text():
+    records = [{"text": "the cat", "label": "3.5"}, {"text": "the dog", "label": float("nan")}]
+    labels = a_module(records, "regression").train.take([0, 1])["labels"]
+    assert (labels[0].item(), labels[1].isnan().item()) == (3.5, True)
+    with pytest.raises(DataError, match="no number: 'many'"):
+        a_module([{"text": "the cat", "label": "many"}], "regression").train.take([0])
+
+
+@pytest.mark.parametrize("tags", [[0], [0, 1, 0]])
+def test_words_of_records_have_a_tag_each(tags):
+    records = [{"tokens": ["the", "cat"], "tags": tags}]
+    with pytest.raises(DataError, match=f"2 words and {len(tags)} labels"):
+        a_module(records, "token_classification").train.take([0])

@@ -547,3 +547,108 @@ def test_the_baseline_of_numbers_is_their_mean():
         (["a", "b", "c", "d"], [0.0, 2.0, 0.0, 2.0]), "regression", validation=(["a", "b"], [1.0, 3.0]), val_split=0.1
     )
     assert data.report.baseline == "mean squared error 2 for always the mean of training"
+
+
+# ---- what the task knows is enough for further records ----
+
+
+def test_a_task_reads_further_records_as_it_read_the_first():
+    stars = [{"text": text, "label": 1 + i % 5} for i, text in enumerate(TEXTS)]
+    data = prepared(stars)
+    assert data.task_spec.num_classes == 5
+    expected = [i % 5 for i in range(len(TEXTS))]
+    again = prepare_examples(stars, data.task_spec, data.tokenizer, val_split=0)
+    raw = UniversalDataModule(stars, None, data.task_spec, data.tokenizer)
+    few = prepare_examples([stars[2], stars[1]], data.task_spec, data.tokenizer, val_split=0)
+    everything = range(len(TEXTS))
+    assert again.train.take(everything)["labels"].tolist() == expected
+    assert raw.train.take(everything)["labels"].tolist() == expected
+    assert few.train.take([0, 1])["labels"].tolist() == [2, 1]
+    with pytest.raises(DataError, match="the label 6 is none of the 5 classes: 1, 2, 3, 4, 5"):
+        prepare_examples([("a", 6), ("b", 1)], data.task_spec, data.tokenizer, val_split=0)
+    renamed = prepare_examples(
+        RECORDS, data.task_spec, data.tokenizer, val_split=0, class_names=["bad", "good", *"xyz"]
+    )
+    assert renamed.train.take([0, 1])["labels"].tolist() == [1, 0]
+    assert "class_values" not in renamed.task_spec.preprocessing_config
+
+
+def test_several_classes_are_known_to_the_task_and_read_from_further_records():
+    sets = [["sport"], ["sport", "weather"], []]
+    posts = [{"text": text, "label": sets[i % 3]} for i, text in enumerate(TEXTS)]
+    data = prepared(posts)
+    assert data.task_spec.multi_label
+    raw = UniversalDataModule(posts, None, data.task_spec, data.tokenizer)
+    expected = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+    assert data.train.take([0, 1, 2])["labels"].tolist() == expected
+    assert raw.train.take([0, 1, 2])["labels"].tolist() == expected
+    assert raw.train.take([0])["labels"].tolist() == expected[:1]
+
+
+def test_one_class_that_a_text_may_lack_is_a_yes_or_no():
+    data = prepared([(text, ["fast"] if "fast" in text else []) for text in TEXTS])
+    batch = data.train.take([0, 1])
+    assert batch["labels"].tolist() == [[1.0], [0.0]]
+    assert batch["labels"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["max_length", "max_target_length", "vocab_size"])
+@pytest.mark.parametrize("value", [0, -4, True, 2.5, "8"])
+def test_sizes_that_are_none_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}.*got {value!r}"):
+        prepare_examples([("a b", "c d")] * 4, "seq2seq", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("task", "bad", "told"),
+    [
+        ("text_classification", {"text": None, "label": 1}, "no text"),
+        ("text_classification", {"txt": "a", "label": 1}, "no text"),
+        ("text_classification", {"text": 7, "label": 1}, "a int for a text"),
+        ("text_classification", {"text": "a"}, "no label"),
+        ("seq2seq", {"text": "a", "label": None, "target": None}, "no label"),
+        ("token_classification", {"tokens": "a b", "tags": [0, 1]}, "no list of words"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named_when_its_batch_is_made(task, bad, told):
+    good = {
+        "text_classification": {"text": "the cat", "label": 1},
+        "seq2seq": {"text": "the cat", "target": "sat"},
+        "token_classification": {"tokens": ["the", "cat"], "tags": [0, 1]},
+    }[task]
+    module = UniversalDataModule([good, bad], None, TaskSpec(task), bert_like_tokenizer())
+    assert module.train.take([0])["labels"].numel()
+    with pytest.raises(DataError, match=f"{told}.*on_bad_row"):
+        module.train.take([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"tokenizer": "gpt2"}, DataTypeError, "transformers tokenizer; got a str.*from_pretrained"),
+        ({"model": "bert"}, DataTypeError, "nn.Module.*got a str"),
+        ({"random_seed": "a"}, ConfigError, "random_seed.*got 'a'"),
+        ({"random_seed": -1}, ConfigError, "random_seed.*got -1"),
+        ({"class_names": "good"}, ConfigError, "class_names.*got 'good'"),
+        ({"class_names": ["bad", "good", "bad"]}, ConfigError, "every class once"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, error, told):
+    with pytest.raises(error, match=told):
+        prepare_examples(RECORDS, "text_classification", **arguments)
+
+
+def test_columns_may_have_numbers_for_names():
+    rows = [{0: "the cat", 1: "good"}, {0: "the dog", 1: "bad"}]
+    data = prepared(rows, text_column="0", label_column="1")
+    assert data.train.take([0, 1])["labels"].tolist() == [1, 0]
+
+
+def test_what_is_no_part_of_the_data_is_refused_with_the_way_to_one():
+    import pandas
+
+    data = prepared()
+    with pytest.raises(DataTypeError, match=r"Give its \.train and \.validation"):
+        UniversalDataModule(data, None, data.task_spec, data.tokenizer)
+    with pytest.raises(DataTypeError, match=r"pandas DataFrame.*from_pandas"):
+        UniversalDataModule(pandas.DataFrame(RECORDS), None, data.task_spec, data.tokenizer)

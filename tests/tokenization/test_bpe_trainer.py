@@ -137,3 +137,21 @@ def test_a_tokenizer_is_kept_for_the_same_texts_and_settings(texts, tmp_path):
     FastBPETrainer.train_on_dataset(texts, vocab_size=300, min_frequency=3, cache_dir=tmp_path)
     FastBPETrainer.train_on_dataset(texts[1:], vocab_size=300, cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_tables_give_their_texts_and_not_the_names_of_their_columns(texts):
+    import pandas as pd
+
+    table = pd.DataFrame({"body": [*texts, None], "rating": range(9)})
+    rows = table.to_dict("records")
+    expected = train_bpe(texts, 600).backend_tokenizer.to_str()
+    for given in (table, table["body"], table["body"][::-1], rows, [*rows, {"rating": 3}]):
+        assert FastBPETrainer.train_on_dataset(given, vocab_size=600).backend_tokenizer.to_str() == expected
+        streamed = FastBPETrainer(BPETrainerConfig(vocab_size=600)).train_with_streaming(given)
+        assert streamed.backend_tokenizer.to_str() == expected
+    # Rows of a part of a table keep their numbers of the whole: they are not places.
+    assert FastBPETrainer.estimate_training_time(table["body"][4:], vocab_size=300) > 0
+    with pytest.raises(DataError, match="no column is the only one with text"):
+        FastBPETrainer.train_on_dataset(table.assign(title="a"))
+    with pytest.raises(DataTypeError, match="got a dict of body, rating"):
+        FastBPETrainer.train_on_dataset({"body": texts, "rating": []})

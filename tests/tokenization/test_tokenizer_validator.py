@@ -114,3 +114,13 @@ def test_strict_tells_all_errors_at_once(bpe):
 def test_what_is_no_tokenizer_is_refused_with_the_way_to_one(what):
     with pytest.raises(DataTypeError, match="load_or_create"):
         TokenizerValidator.validate(what, 10)
+
+
+def test_what_is_no_vocabulary_size_and_what_are_no_texts(bpe):
+    for size in (None, 0, True, "400"):
+        with pytest.raises(ConfigError, match="got expected_vocab_size"):
+            TokenizerValidator.validate(bpe, size)
+    with pytest.raises(DataTypeError, match=r"given as \[text\]"):
+        TokenizerValidator.validate(bpe, 400, texts="one text")
+    with pytest.raises(DataTypeError, match="text 1 is of type NoneType"):
+        TokenizerValidator.validate(bpe, 400, texts=["a", None])

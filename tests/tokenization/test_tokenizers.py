@@ -13,6 +13,7 @@ from utils.data.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import (
     SPECIAL_TOKENS,
+    FastBPETrainer,
     build_character_tokenizer,
     check_fits,
     choose_tokenizer,
@@ -130,10 +131,12 @@ def test_further_special_tokens_follow_the_four():
         assert tokenizer("<user>")["input_ids"] == [4]
 
 
-@pytest.mark.parametrize("names", [["<pad>"], ["a", "b", "c", "c"], ["a", "b", "c", ""]])
+@pytest.mark.parametrize("names", [["<pad>"], ["a", "b", "c", "c"], ["a", "b", "c", ""], "<pad>", range(4)])
 def test_bad_special_tokens_are_refused(names):
     with pytest.raises(ConfigError, match="different names"):
         train_bpe(["aa bb"], 300, special_tokens=names)
+    with pytest.raises(ConfigError, match="different names"):
+        FastBPETrainer.train_on_dataset(["aa bb"], 300, special_tokens=names)
 
 
 # BPE

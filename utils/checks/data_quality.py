@@ -68,9 +68,15 @@ def check_data_quality(
         DataError, DataTypeError: no rows; a column that is not there (lists those that are); texts that are none.
         ConfigError: a max_length without a tokenizer to measure it with.
     """
-    limits = thresholds or QualityThresholds()
+    limits = QualityThresholds() if thresholds is None else thresholds
+    if not isinstance(limits, QualityThresholds):
+        raise ConfigError(
+            f"got thresholds={shown(thresholds)}; give QualityThresholds(majority_warn=0.9), for example."
+        )
     if isinstance(data, PreparedData):
         data, validation = _parts_of(data, validation)
+    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
+        raise ConfigError(f"got max_length={max_length!r}; must be a whole number of tokens of at least 1, or None.")
     if max_length is not None and tokenizer is None:
         raise ConfigError(f"got max_length={max_length:,} (tokens) and no tokenizer to count them; give tokenizer=….")
     train = profile_texts(texts_in(data, text_column), labels=labels_in(data, label_column), tokenizer=tokenizer)

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from utils.data.examples import IGNORED, Batch, Collate, TextCollator, labels_of
+from utils.data.labels import is_list
 from utils.data.masking import SHARE_CHOSEN, masked_lm_collator
-from utils.data.task_columns import find_columns
+from utils.data.parts import input_problem
+from utils.data.task_columns import Columns, find_columns
 from utils.data.text_encoding import encode_pairs_of_sequences, encode_texts, encode_words
 from utils.errors import ConfigError, DataError, DataTypeError
+from utils.schema import shown
 
 if TYPE_CHECKING:
     from utils.training.task_spec import TaskSpec
@@ -86,6 +89,7 @@ class InputCollator:
         self.max_length = task_spec.max_seq_len
         self.pad_id, self.eos_id = _padding(task_spec, tokenizer)
         self.class_names: list[str] | None = task_spec.preprocessing_config.get("class_names")
+        self.class_values: list[int] | None = task_spec.preprocessing_config.get("class_values")
         self._rows = TextCollator(self.pad_id, self.eos_id)
 
     def __call__(self, samples: list[Any]) -> Batch:
@@ -109,7 +113,7 @@ class InputCollator:
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Records with raw texts as rows with `input_ids` and perhaps `labels`."""
-        columns = find_columns(self.task_type, records[0], labelled=None)
+        columns = self.columns_of(records)
         texts = [record[columns.text] for record in records]
         pairs = None if columns.pair is None else [record[columns.pair] for record in records]
         found = encode_texts(self.tokenizer, texts, pairs, self.max_length)
@@ -119,10 +123,27 @@ class InputCollator:
                 row["labels"] = self.class_ids(record[columns.label])
         return rows
 
+    def columns_of(self, records: list[dict[str, Any]]) -> Columns:
+        """Where the texts and labels of records are. Raises DataError when one of them has no text, or no label as others."""
+        columns = find_columns(self.task_type, records[0], labelled=None)
+        for record in records:
+            texts = [record.get(name) for name in (columns.text, columns.pair) if name is not None]
+            problem = next(filter(None, (input_problem(text, self.task_type) for text in texts)), None)
+            if columns.label is not None and record.get(columns.label) is None:
+                problem = problem or "no label"
+            if problem:
+                raise DataError(
+                    f"a record of a batch has {problem}: {shown(record)}. Repair it, or let prepare_examples(records, ..., "
+                    'on_bad_row="skip") pass over such records.'
+                )
+        return columns
+
     def class_ids(self, label: Any) -> Any:
         """A label, or labels, with names of classes replaced by their numbers."""
-        if isinstance(label, (list, tuple)):
+        if isinstance(label, (list, tuple, np.ndarray)):
             return [self.class_ids(entry) for entry in label]
+        if self.class_values is not None and label in self.class_values:
+            return self.class_values.index(label)
         if not isinstance(label, str):
             return label
         if self.class_names is None or label not in self.class_names:
@@ -163,20 +184,43 @@ class InputCollator:
 class ClassificationCollator(InputCollator):
     """One text or pair of texts and its class: `labels` (B,) int64, or (B, C) float where a text may have several classes.
 
-    Several classes are given as a vector with 1 for each class that the text has and 0 for the others.
+    Several classes are given as a vector with 1 for each class that the text has and 0 for the others; of records, also as a
+    list of their names.
     """
 
     task_type = "text_classification"
 
+    def __init__(self, task_spec: TaskSpec, tokenizer: Any = None) -> None:
+        super().__init__(task_spec, tokenizer)
+        self.several = bool(task_spec.multi_label)
+
     def labels(self, labels: list[Any], inputs: Batch) -> Tensor:
-        values = _stacked(labels)
-        return values.float() if values.dim() > 1 else _whole(values)
+        if self.several:  # floats: a row of one whole number is taken for one class
+            values = [torch.as_tensor(label) for label in labels]
+            labels = [value.float() if value.dim() else value for value in values]
+        stacked = _stacked(labels)
+        return stacked.float() if stacked.dim() > 1 else _whole(stacked)
+
+    def class_ids(self, label: Any) -> Any:
+        if not isinstance(label, (list, tuple, set, frozenset)) or self.class_names is None:
+            return super().class_ids(label)
+        if label and self.class_values is None and not any(isinstance(entry, str) for entry in label):
+            return list(label)  # a vector
+        having = {super(ClassificationCollator, self).class_ids(entry) for entry in label}
+        return [float(number in having) for number in range(len(self.class_names))]
 
 
 class RegressionCollator(InputCollator):
     """A text, or a row of features, and its number or numbers: `labels` (B,) or (B, K) float32."""
 
     task_type = "regression"
+
+    def class_ids(self, label: Any) -> Any:
+        """A number, or several, also where they are written as text."""
+        try:
+            return [float(number) for number in label] if is_list(label) else float(label)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a record of a batch has a label that is no number: {shown(label)}.") from error
 
     def labels(self, labels: list[Any], inputs: Batch) -> Tensor:
         return _stacked(labels).float()
@@ -203,7 +247,7 @@ class TokenClassificationCollator(InputCollator):
         return _padded(labels, IGNORED).masked_fill(inputs["attention_mask"] == 0, IGNORED)
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        columns = find_columns(self.task_type, records[0], labelled=None)
+        columns = self.columns_of(records)
         tags = None if columns.label is None else [self.class_ids(record[columns.label]) for record in records]
         words = [record[columns.text] for record in records]
         return _by_row(encode_words(self.tokenizer, words, tags, self.max_length).rows)
@@ -225,7 +269,7 @@ class Seq2SeqCollator(InputCollator):
         return _padded([labels_of(_ids(label), None, self.pad_id, self.eos_id) for label in labels], IGNORED)
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        columns = find_columns(self.task_type, records[0], labelled=None)
+        columns = self.columns_of(records)
         texts = [record[columns.text] for record in records]
         if columns.label is None:
             return _by_row(encode_texts(self.tokenizer, texts, None, self.max_length).rows)

@@ -363,6 +363,16 @@ def as_source(
             f"Expected {argument} to be Dataset or DataLoader with samples by number; got an IterableDataset. "
             "Wrap it in a DataLoader with a batch_size; it is then taken in its own order."
         )
+    elif hasattr(data, "task_spec") and hasattr(data, "validation"):
+        raise DataTypeError(
+            f"Expected {argument} to be one part of the data; got a {type(data).__name__}, which has both. Give its .train and "
+            ".validation, with task_spec=data.task_spec."
+        )
+    elif hasattr(data, "iloc"):  # its index looks up columns, or rows by their labels
+        raise DataTypeError(
+            f"Expected {argument} to have samples by number; got a pandas {type(data).__name__}. Give "
+            "prepare_examples(frame, task_spec).train, or datasets.Dataset.from_pandas(frame)."
+        )
     elif isinstance(data, (str, bytes, Mapping)) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise DataTypeError(
             f"Expected {argument} to be Dataset or DataLoader, a Hugging Face Dataset, a list of id tensors or of texts; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ from utils.data.splitting import check_val_split, split_documents, split_example
 from utils.data.targets import Targets, balance, baseline, read_targets
 from utils.data.task_columns import find_columns
 from utils.data.text_encoding import Encoded, encode_pairs_of_sequences, encode_texts, encode_words
-from utils.errors import ConfigError, DataError, Problem
+from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
+from utils.schema import shown
 from utils.tokenization.adaptive import check_fits
 from utils.training.task_spec import TaskSpec
 
@@ -61,7 +63,7 @@ def prepare_examples(
     text_column: str | None = None, pair_column: str | None = None, label_column: str | None = None,
     target_column: str | None = None, max_length: int | None = None, max_target_length: int | None = None,
     val_split: float = 0.1, random_seed: int = 42, vocab_size: int | None = None, validation: Any = None,
-    class_names: Sequence[str] | None = None, on_bad_row: Literal["error", "skip"] = "error", model: Any = None,
+    class_names: Sequence[str] | Sequence[int] | None = None, on_bad_row: Literal["error", "skip"] = "error", model: Any = None,
     source: str | None = None,
 ) -> PreparedData:  # fmt: skip
     """Records of a text task, ready to train on.
@@ -81,7 +83,8 @@ def prepare_examples(
         random_seed: draws the validation examples; global generators are left alone.
         vocab_size: most tokens of a tokenizer that is learnt; None: the task's, the model's, else 4,096.
         validation: records of their own for validation, in place of `val_split`; not used when that is 0.
-        class_names: the classes in their order, such as those of a trained model; None: those of the data, sorted.
+        class_names: the classes in their order, such as those of a trained model; None: those of the task, else of the data,
+            sorted. Labels are these names or their numbers from 0 on; of names that are whole numbers, labels are these.
         on_bad_row: what to do with rows without text or label: "error" names them, "skip" passes over and counts them.
         model: the `nn.Module` to be trained; its sizes are limits, and its config is given the names of the classes.
         source: what to call the records in the report.
@@ -90,10 +93,12 @@ def prepare_examples(
         task_spec has the number of classes, and their names in `preprocessing_config["class_names"]`.
     Raises:
         ConfigError: arguments, task and model contradict each other.
+        DataTypeError: records, tokenizer or model are something else.
         DataError: it is not clear which column is meant, or rows cannot be used; says which, and what works.
     """
     spec = _checked_spec(task_spec, pair_column, label_column, target_column, on_bad_row)
     check_val_split(val_split)
+    _check_arguments(tokenizer, model, random_seed, class_names)
     sizes = _sizes(spec, tokenizer, model, max_length, max_target_length, vocab_size)
     names = {"text": text_column, "pair": pair_column, "label": target_column or label_column}
     parts = _parts(records, validation if val_split else None, spec.task_type or "", names, on_bad_row)
@@ -101,7 +106,8 @@ def prepare_examples(
     if spec.task_type in _LANGUAGE_MODELS:
         return _blocks(parts, spec, tokenizer, sizes, val_split, random_seed, source)
 
-    class_names = class_names or spec.preprocessing_config.get("class_names")
+    known = spec.preprocessing_config
+    class_names = class_names or known.get("class_values") or known.get("class_names")
     train, held_out, rule, notes = _split(parts, spec, class_names, val_split, random_seed)
     tokenizer, kind, more = _tokenizer(tokenizer, train.part, spec, sizes)
     spec = _filled(spec, sizes, tokenizer, train)
@@ -149,6 +155,24 @@ def _checked_spec(
     return spec
 
 
+def _check_arguments(tokenizer: Any, model: Any, random_seed: Any, class_names: Any) -> None:
+    """Raises for arguments of another kind: DataTypeError for objects, ConfigError that lists the settings."""
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "num_special_tokens_to_add")):
+        raise DataTypeError(
+            f"Expected a transformers tokenizer; got a {type(tokenizer).__name__}. AutoTokenizer.from_pretrained(name) loads "
+            "one, AdaptiveTokenizer.load_or_create(vocab_size, tokenizer=path) reads one from a file."
+        )
+    if model is not None and not hasattr(model, "named_parameters"):
+        raise DataTypeError(f"Expected the nn.Module that is to be trained as model; got a {type(model).__name__}.")
+    problems = []
+    if isinstance(random_seed, bool) or not isinstance(random_seed, Integral) or random_seed < 0:
+        problems.append(Problem("random_seed", f"got {random_seed!r}; must be a whole number from 0 on", 42))
+    if class_names is not None and (isinstance(class_names, str) or len(set(class_names)) < len(class_names)):
+        problems.append(Problem("class_names", f"got {shown(class_names)}; give a list with every class once"))
+    if problems:
+        raise ConfigError.from_problems("prepare_examples", problems)
+
+
 def _sizes(
     spec: TaskSpec,
     tokenizer: Any,
@@ -160,10 +184,21 @@ def _sizes(
     """How long and how many. Raises ConfigError when more is asked for than the model has."""
     takes, vocabulary = (max_seq_len_of(model), vocab_size_of(model)) if model is not None else (None, None)
     usual = BLOCK_SIZE if spec.task_type in _LANGUAGE_MODELS else MAX_LENGTH
+    numbers: dict[str, Any] = {
+        "max_length": max_length,
+        "max_target_length": max_target_length,
+        "vocab_size": vocab_size,
+    }
+    problems = [
+        Problem(name, f"got {value!r}; must be a whole number of at least 1, or None")
+        for name, value in numbers.items()
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1)
+    ]
+    if problems:
+        raise ConfigError.from_problems("prepare_examples", problems)
     limits = [usual, takes, getattr(tokenizer, "model_max_length", None)]
     length = max_length or spec.max_seq_len or min(limit for limit in limits if limit)
     asked = vocab_size or spec.vocab_size or vocabulary or VOCAB_SIZE
-    problems = []
     if takes is not None and length > takes:
         problems.append(Problem("max_length", f"got {length:,}, but the model takes at most {takes:,} tokens", takes))
     if vocabulary is not None and tokenizer is None and asked > vocabulary:
@@ -192,7 +227,7 @@ def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str |
 
 
 def _split(
-    parts: list[Part], spec: TaskSpec, class_names: Sequence[str] | None, val_split: float, seed: int
+    parts: list[Part], spec: TaskSpec, class_names: Sequence[Any] | None, val_split: float, seed: int
 ) -> tuple[_Examples, _Examples, str, list[str]]:
     """Training and validation examples, how they were divided, and notes."""
     label = parts[0].columns.label
@@ -227,9 +262,13 @@ def _filled(spec: TaskSpec, sizes: _Sizes, tokenizer: Any, train: _Examples) -> 
     """The task with what is known now."""
     classes, values = train.targets.classes, train.targets.values
     kept: dict[str, Any] = {"max_target_length": sizes.max_target_length} if spec.task_type == "seq2seq" else {}
+    given = {name: value for name, value in spec.preprocessing_config.items() if name != "class_values"}
     num_classes = spec.num_classes
     if classes is not None:
         kept["class_names"] = list(classes.names)
+        # Whole numbers that are not the classes' own: 1 to 5, say. The names alone do not tell that a label 1 is class 0.
+        if classes.values not in (classes.names, tuple(range(len(classes)))):
+            kept["class_values"] = list(classes.values)
         num_classes = max(num_classes or 0, len(classes))
         if train.targets.several:
             kept["problem_type"] = "multi_label_classification"
@@ -237,8 +276,9 @@ def _filled(spec: TaskSpec, sizes: _Sizes, tokenizer: Any, train: _Examples) -> 
         num_classes = 1 if values.ndim == 1 else values.shape[1]
     return spec.replace(
         vocab_size=sizes.model_vocab_size or len(tokenizer), max_seq_len=sizes.max_length, num_classes=num_classes,
+        multi_label=True if train.targets.several else spec.multi_label,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else spec.pad_token_id,
-        preprocessing_config={**spec.preprocessing_config, **kept},
+        preprocessing_config={**given, **kept},
     )  # fmt: skip
 
 

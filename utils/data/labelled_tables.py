@@ -121,8 +121,8 @@ def _of_rows(rows: Sequence[Any], task_type: str, argument: str) -> Table:
             raise DataTypeError(
                 f"Expected {argument} to be {_KINDS}; got a list whose row {number} is a {type(row).__name__}."
             )
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    return Table(names, len(rows), lambda name, chosen: [rows[i].get(name) for i in chosen])
+    keys = {str(name): name for row in rows for name in row}
+    return Table(list(keys), len(rows), lambda name, chosen: [rows[i].get(keys[name]) for i in chosen])
 
 
 def _is_column(value: Any) -> bool:

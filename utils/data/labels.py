@@ -44,11 +44,12 @@ def is_list(label: Any) -> bool:
     return isinstance(label, (list, tuple, set, frozenset, np.ndarray))
 
 
-def find_classes(labels: Iterable[Any], names: Sequence[str] | None, num_classes: int | None) -> Classes:
+def find_classes(labels: Iterable[Any], names: Sequence[Any] | None, num_classes: int | None) -> Classes:
     """The classes among `labels` (which are `plain`).
 
     Args:
-        names: the classes in their order, where it is known; labels are then these names or their numbers.
+        names: the classes in their order, where it is known; labels are then these names or their numbers. Where the names
+            are whole numbers themselves, labels are these.
         num_classes: how many there are, where it is known.
     Returns:
         Given names as they are. Whole numbers that run from 0 without a gap, or below `num_classes`, stay as they are. Else
@@ -80,17 +81,23 @@ def find_classes(labels: Iterable[Any], names: Sequence[str] | None, num_classes
     return Classes(tuple(values), tuple(map(str, values)))
 
 
-def _given_classes(found: set[Any], names: list[str]) -> Classes:
+def _given_classes(found: set[Any], names: list[Any]) -> Classes:
+    # The classes are whole numbers: with gaps, or from 1 on.
+    if names and not any(isinstance(name, str) for name in names):
+        if unknown := sorted(found - set(names), key=str):
+            raise DataError(f"the label {unknown[0]!r} is none of the {len(names):,} classes: {_first_of(names)}.")
+        return Classes(tuple(names), tuple(map(str, names)))
     numbers = {label for label in found if not isinstance(label, str)}
     unknown = sorted(found - numbers - set(names)) or sorted(n for n in numbers if not 0 <= n < len(names))
     if unknown:
-        raise DataError(
-            f"the label {unknown[0]!r} is none of the {len(names):,} classes: {', '.join(names[:12])}"
-            f"{', …' if len(names) > 12 else ''}."
-        )
+        raise DataError(f"the label {unknown[0]!r} is none of the {len(names):,} classes: {_first_of(names)}.")
     if numbers and len(numbers) < len(found):
         raise DataError("some labels are names of classes and some are numbers.")
     return Classes(tuple(range(len(names))) if numbers else tuple(names), tuple(names))
+
+
+def _first_of(names: list[Any]) -> str:
+    return ", ".join(map(str, names[:12])) + (", …" if len(names) > 12 else "")
 
 
 def class_numbers(labels: Sequence[Any], classes: Classes) -> np.ndarray:

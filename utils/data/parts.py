@@ -96,14 +96,18 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
 
 def _problem(text: Any, pair: Any, label: Any, columns: Columns, task_type: str) -> str | None:
     """What is wrong with a row."""
-    words = task_type == "token_classification"
-    problem = _words_problem(text) if words else _text_problem(text) or _text_problem(pair)
+    problem = input_problem(text, task_type) or (None if columns.pair is None else input_problem(pair, task_type))
     if problem or columns.label is None:
         return problem
     problem = label_problem(label, task_type)
-    if not problem and words and len(label) != len(text):
+    if not problem and task_type == "token_classification" and len(label) != len(text):
         return "another number of tags than of words"
     return problem or (_text_problem(label) if task_type == "seq2seq" else None)
+
+
+def input_problem(text: Any, task_type: str) -> str | None:
+    """What keeps a text, or for token classification the words of one, from being used; None: nothing."""
+    return _words_problem(text) if task_type == "token_classification" else _text_problem(text)
 
 
 def _text_problem(text: Any) -> str | None:

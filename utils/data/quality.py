@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import unicodedata
 import zlib
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.labelled_tables import is_missing
 from utils.errors import DataError
 from utils.tokenization.encoding import encode_documents
 
@@ -207,7 +207,7 @@ def _counted(labels: Iterable[Any] | None, num_rows: int) -> tuple[Counter[Any] 
     rows = missing = 0
     for label in labels:
         rows += 1
-        if label is None or (isinstance(label, float) and math.isnan(label)):
+        if is_missing(label):
             missing += 1
             continue
         many = label.tolist() if isinstance(label, np.ndarray) else label

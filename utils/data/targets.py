@@ -70,7 +70,7 @@ class Targets:
 
 
 def read_targets(
-    parts: Sequence[Sequence[Any]], task_type: str, names: Sequence[str] | None, num_classes: int | None
+    parts: Sequence[Sequence[Any]], task_type: str, names: Sequence[Any] | None, num_classes: int | None
 ) -> tuple[list[Targets], list[str]]:
     """The targets of each part, and notes on how its labels were read. The classes are those of all parts together.
 
@@ -125,7 +125,7 @@ def baseline(train: Targets, validation: Targets) -> str | None:
 
 
 def _several_classes(
-    parts: Sequence[Sequence[Any]], names: Sequence[str] | None, num_classes: int | None
+    parts: Sequence[Sequence[Any]], names: Sequence[Any] | None, num_classes: int | None
 ) -> tuple[list[Targets], list[str]]:
     """Labels that are lists: of classes, or vectors."""
     single = [label for part in parts for label in part if not is_list(label)]

@@ -84,6 +84,9 @@ def encode_words(
             f"labels of words need a tokenizer that knows which word a token is from; {type(tokenizer).__name__} is none of "
             "these. AutoTokenizer.from_pretrained(...) loads one where there is one."
         )
+    for row, tags in zip(words, labels or (), strict=False):
+        if len(row) != len(tags):
+            raise DataError(f"a text has {len(row)} words and {len(tags)} labels; give one label for each word.")
     _check_room(tokenizer, max_length, pair=False)
     spaced = _spaces_belong_to_words(tokenizer)
     texts = [[f" {word}" if spaced and i else word for i, word in enumerate(row)] for row in words]

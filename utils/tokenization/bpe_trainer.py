@@ -127,7 +127,7 @@ class FastBPETrainer:
         """
         given = {
             "vocab_size": vocab_size, "min_frequency": min_frequency, "show_progress": show_progress,
-            "special_tokens": None if special_tokens is None else tuple(special_tokens),
+            "special_tokens": None if special_tokens is None else tuple(check_special_tokens(special_tokens)),
         }  # fmt: skip
         changes = {name: value for name, value in given.items() if value is not None}
         trainer = FastBPETrainer(BPETrainerConfig(**{**self.config.model_dump(), **changes}))
@@ -143,7 +143,7 @@ class FastBPETrainer:
 
         Raises: as `train_on_dataset`.
         """
-        texts = iter(checked_texts(iterator))
+        texts = iter(checked_texts(texts_of(iterator)))
         first = next((text for text in texts if text and not text.isspace()), None)
         if first is None:
             count_texts([])

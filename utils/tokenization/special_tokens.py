@@ -19,8 +19,9 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
 
 def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     """`special_tokens` as a list. Raises ConfigError unless it has the roles of SPECIAL_TOKENS and no name twice."""
-    names = list(special_tokens)
-    if len(names) < len(SPECIAL_TOKENS) or len(set(names)) < len(names) or not all(names):
+    names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
+    are_names = all(isinstance(name, str) and name for name in names)
+    if not are_names or len(names) < len(SPECIAL_TOKENS) or len(set(names)) < len(names):
         raise ConfigError(
             f"got special_tokens={names!r}; give different names for padding, unknown, beginning and end of text, "
             f"in this order (further ones may follow), for example {list(SPECIAL_TOKENS)}."

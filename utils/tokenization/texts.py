@@ -24,27 +24,61 @@ def texts_of(dataset: Any, text_column: str | None = None) -> Iterable[str]:
 
     Args:
         dataset: texts in a list or any other sequence or iterator; a data set of the `datasets` library, or another with
-            `column_names`; data sets by split, of which "train" is taken; rows that are dicts.
+            `column_names`; data sets by split, of which "train" is taken; a DataFrame or a column of one; rows that are dicts.
         text_column: which column; None: "text", or else the only column of texts.
     Raises:
         DataTypeError: something else; DataError: no such column, or several.
     """
     if isinstance(dataset, Mapping) and "train" in dataset:
         dataset = dataset["train"]
+    if isinstance(dataset, Mapping):
+        parts = ", ".join(map(str, list(dataset)[:10])) or "nothing"
+        raise DataTypeError(
+            f"Expected texts; got a {type(dataset).__name__} of {parts}. Give what holds the texts of these."
+        )
     if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
         raise DataTypeError(
             f"Expected a list of texts, a data set or an iterator; got a {type(dataset).__name__}. "
             "One text is given as [text]; a file's is read by utils.data.read_text_file."
         )
+    if hasattr(
+        dataset, "iloc"
+    ):  # pandas: its own iteration gives a table's column names, its index looks up row labels
+        return _texts_of_frame(dataset, text_column)
     names = getattr(dataset, "column_names", None)
     if isinstance(names, list) and names:
-        return _Column(dataset, _column(dataset, text_column))
+        features = getattr(dataset, "features", None) or {}
+        texts = [name for name in names if getattr(features.get(name), "dtype", None) in ("string", "large_string")]
+        return _Column(dataset, _column(names, texts, text_column))
     if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Mapping):
-        name = text_column or "text"
-        if name not in dataset[0]:
-            raise DataError(f"the rows have no column {name!r}; they have {', '.join(map(str, dataset[0]))}.")
-        return [row[name] for row in dataset]
+        return _texts_of_rows(dataset, text_column)
     return dataset
+
+
+def _texts_of_frame(frame: Any, text_column: str | None) -> list[str]:
+    """The texts of a DataFrame or a Series; "" where a row has no text."""
+    if hasattr(frame, "columns"):
+        names = list(map(str, frame.columns))
+        texts = [
+            name for name, kind in zip(names, frame.dtypes, strict=True) if str(kind) in ("object", "str", "string")
+        ]
+        frame = frame.iloc[:, names.index(_column(names, texts, text_column))]
+    missing = frame.isna().tolist()
+    return ["" if empty else value for value, empty in zip(frame.tolist(), missing, strict=True)]
+
+
+def _texts_of_rows(rows: Sequence[Mapping[str, Any]], text_column: str | None) -> list[str]:
+    """A value of each row; "" where a row has none."""
+    first = rows[0]
+    name = _column(list(first), [name for name, value in first.items() if isinstance(value, str)], text_column)
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataTypeError(
+                f"row {number} is of type {type(row).__name__}, and row 0 is a dict; give one kind of rows."
+            )
+    values = [row.get(name) for row in rows]
+    # NaN is how tables write that there is nothing.
+    return ["" if value is None or (isinstance(value, float) and value != value) else value for value in values]
 
 
 def as_sequence(texts: Iterable[str]) -> Sequence[str]:
@@ -109,10 +143,8 @@ class _Column(Sequence[str]):
             yield from (value or "" for value in rows[self._name])
 
 
-def _column(dataset: Any, wanted: str | None) -> str:
-    names: list[str] = dataset.column_names
-    features = getattr(dataset, "features", None) or {}
-    texts = [name for name in names if getattr(features.get(name), "dtype", None) in ("string", "large_string")]
+def _column(names: Sequence[str], texts: Sequence[str], wanted: str | None) -> str:
+    """The column that is `wanted`, else "text", else the only one of `texts`, those that hold text."""
     if wanted is not None and wanted in names:
         return wanted
     if wanted is None and "text" in names:

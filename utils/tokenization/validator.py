@@ -10,6 +10,7 @@ from typing import Any, Literal
 from utils.errors import ConfigError, DataTypeError, Problem
 from utils.tokenization.adaptive import check_fits, check_ids
 from utils.tokenization.fast import special_tokens_of
+from utils.tokenization.texts import checked_texts
 
 #: Language -> a sentence that is sent through the tokenizer and back: letters with marks, scripts without spaces, text from
 #: right to left, code, symbols beyond 16 bits.
@@ -102,15 +103,21 @@ class TokenizerValidator:
         """Every finding, notes too. Arguments as `validate`.
 
         Raises:
-            DataTypeError: not a transformers tokenizer.
+            DataTypeError: not a transformers tokenizer, or something else than texts; ConfigError: no number of tokens.
         """
         if not callable(tokenizer) or not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "get_vocab"):
             raise DataTypeError(
                 f"got a {type(tokenizer).__name__}; give a transformers tokenizer. "
                 "AdaptiveTokenizer.load_or_create(tokenizer=...) makes one of a file or a tokenizers.Tokenizer."
             )
+        if isinstance(expected_vocab_size, bool) or not isinstance(expected_vocab_size, int) or expected_vocab_size < 1:
+            raise ConfigError(
+                f"got expected_vocab_size={expected_vocab_size!r}; give the number of tokens of the model, such as 10000."
+            )
+        if isinstance(texts, str):
+            raise DataTypeError("Expected several texts; got one str. One text is given as [text].")
         trips = [_Trip(tokenizer, what, text) for what, text in SENTENCES.items()]
-        own = [_Trip(tokenizer, f"text {number}", text) for number, text in enumerate(texts)]
+        own = [_Trip(tokenizer, f"text {number}", text) for number, text in enumerate(checked_texts(texts))]
         return ValidationReport(
             (
                 *_vocabulary(tokenizer, expected_vocab_size),
