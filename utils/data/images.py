@@ -231,7 +231,8 @@ class ImageFolderDataset(BaseDataset):
     """Your own images: a folder for each class, named as the class, with PNG and JPEG files in it.
 
     With <root>/train and one of <root>/val, valid, validation, test these are the two sets. Otherwise the classes lie in
-    <root> itself, and of each class `validation_share` is held back, in an order that is always the same. Images are read when
+    <root> itself, or in a <root>/train that is alone there, and of each class `validation_share` is held back, in an order
+    that is always the same. Images are read when
     they are asked for, made `input_channels` deep, and scaled to `input_size`. For training they are mirrored at random.
 
     Args:
@@ -308,7 +309,13 @@ class ImageFolderDataset(BaseDataset):
             )
         train = self.root / "train"
         others = [self.root / name for name in _VALIDATION_FOLDERS if (self.root / name).is_dir()]
-        return (train, others[0]) if train.is_dir() and others else (self.root, None)
+        if train.is_dir() and others:
+            return train, others[0]
+        # A class may be called "train"; a folder of folders is none.
+        alone = (
+            train.is_dir() and _subfolders(self.root) == ["train"] and any(path.is_dir() for path in train.iterdir())
+        )
+        return (train if alone else self.root), None
 
     def _files(self, folder: Path) -> list[list[Path]]:
         """The image files of each class. Raises `DataError` for a class without one, or one that training does not have."""
