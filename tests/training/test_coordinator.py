@@ -587,3 +587,12 @@ def test_a_damaged_note_of_the_data_is_as_none():
     (stopped.run_dir / "data.json").write_text("[]")
     with pytest.raises(ConfigError, match="does not hold its dataset"):
         TrainingCoordinator().resume_training(stopped.run_dir, model_of())
+
+
+def test_words_in_place_of_objects_are_refused():
+    with pytest.raises(ConfigError, match="must be a TaskSpec") as error:
+        trained(task_spec="classification", tokenizer="gpt2")
+    assert problems_of(error) == {"task_spec", "tokenizer"}
+    for nothing in (None, 5):
+        with pytest.raises(ConfigError, match="must be a checkpoint file, a run's folder, or results"):
+            TrainingCoordinator().resume_training(nothing, model_of())

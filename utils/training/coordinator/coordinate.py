@@ -17,7 +17,7 @@ from torch import nn
 
 from utils.environment import device_chosen
 from utils.errors import CheckpointNotFoundError, ConfigError, ModelError, Problem
-from utils.schema import nearest
+from utils.schema import nearest, shown
 from utils.training.coordinator.arguments import DataArguments
 from utils.training.coordinator.given_data import prepared
 from utils.training.coordinator.record import KeepDataArguments, is_given_again, kept_arguments
@@ -306,7 +306,12 @@ def _resumed_data(run_dir: Path, arguments: Mapping[str, Any], seed: int) -> Dat
 
 def _found_checkpoint(given: Any) -> tuple[Path, dict[str, Any], bool]:
     """The checkpoint file that is meant, its content, and whether its folder holds no newer one."""
-    path = Path(getattr(given, "checkpoint_path", None) or given)
+    named = getattr(given, "checkpoint_path", None) or given
+    if not isinstance(named, (str, os.PathLike)):
+        raise ConfigError(
+            f"checkpoint_path: got {shown(given)}; must be a checkpoint file, a run's folder, or results that have one."
+        )
+    path = Path(named)
     path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if path.is_dir():
         return *newest(path), True
