@@ -304,7 +304,14 @@ def test_folders_that_hold_no_images_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"input_size": 0}, {"input_size": (3, 4, 5)}, {"input_channels": 2}, {"validation_share": 1}]
+    "settings",
+    [
+        {"input_size": 0},
+        {"input_size": (3, 4, 5)},
+        {"input_channels": 2},
+        {"validation_share": 1},
+        {"validation_share": "x"},
+    ],
 )
 def test_sizes_that_cannot_be_are_refused(settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))}: got"):

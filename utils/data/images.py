@@ -260,7 +260,7 @@ class ImageFolderDataset(BaseDataset):
             raise ConfigError(f"input_size: got {input_size!r}; must be one or two whole numbers of at least 1.")
         if input_channels not in (1, 3):
             raise ConfigError(f"input_channels: got {input_channels!r}; must be 3 (colour) or 1 (grey).")
-        if not 0 < validation_share < 1:
+        if not isinstance(validation_share, (int, float)) or not 0 < validation_share < 1:
             raise ConfigError(f"validation_share: got {validation_share!r}; must be above 0 and below 1.")
         self._channels, self.validation_share = input_channels, validation_share
         self._classes: list[str] | None = None
