@@ -91,8 +91,9 @@ def settings_of(options: argparse.Namespace) -> ImageSettings:
     if hasattr(options, "config"):
         values |= values_of_file(options.config)
     settings = ImageSettings.from_dict({**values, **typed_values(options)})
-    if kept and before == getattr(options, "resume", None) and any((folder / "checkpoints").glob("*.pt")):
-        _check_same_schedule(before, ImageSettings.from_dict(kept), settings)
+    resumed = getattr(options, "resume", None)
+    if kept and resumed is not None and any((folder / "checkpoints").glob("*.pt")):
+        _check_same_schedule(resumed, ImageSettings.from_dict(kept), settings)
     return settings
 
 

@@ -169,8 +169,9 @@ class DataArguments:
     def _object_problems(self) -> list[Problem]:
         """Words, where the object that they may stand for is to be made first."""
         found = []
-        if self.task_spec is not None and not isinstance(self.task_spec, TaskSpec):
-            message = f"got {shown(self.task_spec)}; must be a TaskSpec, such as TaskSpec.classification()"
+        given: Any = self.task_spec
+        if given is not None and not isinstance(given, TaskSpec):
+            message = f"got {shown(given)}; must be a TaskSpec, such as TaskSpec.classification()"
             found.append(Problem("task_spec", message))
         if self.tokenizer is not None and not callable(getattr(self.tokenizer, "decode", None)):
             message = (
