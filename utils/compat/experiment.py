@@ -120,13 +120,11 @@ class Trainer:
         if total > (done if live else start_epoch) or self.experiment_manager.resumed:
             engine = self._engine(total, first_epoch=start_epoch, live=live)
             try:
-                notices = engine.train(self.train_loader, self.val_loader, resume_from="auto").notices
+                engine.train(self.train_loader, self.val_loader, resume_from="auto")
             finally:
                 self._state = engine.state
                 self._take_over(engine.state)
             trained_before = engine.epochs_before
-            for sentence in notices:
-                log.warning(sentence)
         return {
             "epochs_trained": len(self._record.epochs) - trained_before, "best_accuracy": self.best_accuracy,
             "training_time": time.monotonic() - began, "history": self.history,
