@@ -88,6 +88,11 @@ def settings_of(options: argparse.Namespace) -> ImageSettings:
         folder = existing_experiment(Path(getattr(options, "runs_dir", "runs")), before)
         values |= {name: value for name, value in kept_settings(folder).items() if name in ImageSettings.model_fields}
     kept = dict(values)
+    if before is not None and not kept and not (hasattr(options, "config") or hasattr(options, "dataset")):
+        raise ConfigError(
+            f"{before} keeps no settings of this command: it was ended before its training began, or a script trained it. "
+            "Say them again: --dataset, --model and what else it was started with, or --config."
+        )
     if hasattr(options, "config"):
         values |= values_of_file(options.config)
     settings = ImageSettings.from_dict({**values, **typed_values(options)})

@@ -271,3 +271,10 @@ def test_an_optimizer_that_starts_afresh_is_said(quadrants, capsys, caplog):
     train("--epochs", 1)
     assert main(["--resume", "exp1", "--epochs", "2", "--optimizer", "sgd"]) == 0
     assert "The optimizer starts afresh: AdamW's averages" in caplog.text
+
+
+def test_an_experiment_that_was_ended_before_it_began_is_not_taken_for_one_of_the_defaults(quadrants, capsys):
+    Path("runs/exp1/checkpoints").mkdir(parents=True)
+    assert main(["--runs-dir", "runs", "--resume", "exp1"]) == 2
+    assert "exp1 keeps no settings of this command" in capsys.readouterr().err
+    assert train("--resume", "exp1", "--epochs", 1) == 0
