@@ -5,6 +5,7 @@
     python -m cli.run_training --resume exp1                                     # continue exactly where it was
     python -m cli.run_training --fork exp1 --freeze features --learning-rate 1e-4
 
+An experiment that is resumed keeps its learning rate and scheduler; a fork takes the ones that are set.
 Settings come from the defaults, then from the experiment that is resumed or forked, then from --config, then from the flags
 that are typed. Exit status as of run_training: 0 trained, 2 an error that the message explains, 130 interrupted and saved.
 """
@@ -26,7 +27,7 @@ from utils.compat.image_config import (
     typed_values,
     values_of_file,
 )
-from utils.errors import ConfigError, TrainbookError, TrainingInterrupted
+from utils.errors import ConfigError, Problem, TrainbookError, TrainingInterrupted
 from utils.training.config_files import read_config_file
 
 if TYPE_CHECKING:
@@ -84,11 +85,37 @@ def settings_of(options: argparse.Namespace) -> ImageSettings:
     values: dict[str, Any] = {}
     before = _experiment_before(options)
     if before is not None:
-        kept = kept_settings(existing_experiment(Path(getattr(options, "runs_dir", "runs")), before))
-        values |= {name: value for name, value in kept.items() if name in ImageSettings.model_fields}
+        folder = existing_experiment(Path(getattr(options, "runs_dir", "runs")), before)
+        values |= {name: value for name, value in kept_settings(folder).items() if name in ImageSettings.model_fields}
+    kept = dict(values)
+    if before is not None and not kept and not (hasattr(options, "config") or hasattr(options, "dataset")):
+        raise ConfigError(
+            f"{before} keeps no settings of this command: it was ended before its training began, or a script trained it. "
+            "Say them again: --dataset, --model and what else it was started with, or --config."
+        )
     if hasattr(options, "config"):
         values |= values_of_file(options.config)
-    return ImageSettings.from_dict({**values, **typed_values(options)})
+    settings = ImageSettings.from_dict({**values, **typed_values(options)})
+    resumed = getattr(options, "resume", None)
+    if kept and resumed is not None and any((folder / "checkpoints").glob("*.pt")):
+        _check_same_schedule(resumed, ImageSettings.from_dict(kept), settings)
+    return settings
+
+
+def _check_same_schedule(name: str, kept: ImageSettings, now: ImageSettings) -> None:
+    """Raise `ConfigError` for a rate or schedule that is not the experiment's: its checkpoint holds both, and would win."""
+    fixed = [field for field in ImageSettings.model_fields if field == "learning_rate" or field.startswith("scheduler")]
+    problems = [
+        Problem(
+            field,
+            f"got {getattr(now, field)!r}; {name} goes on with {getattr(kept, field)!r}. For another one start a new "
+            f"experiment from its weights: --fork {name}",
+        )
+        for field in fixed
+        if getattr(now, field) != getattr(kept, field)
+    ]
+    if problems:
+        raise ConfigError.from_problems(f"--resume {name}", problems)
 
 
 def _experiment_before(options: argparse.Namespace) -> str | None:

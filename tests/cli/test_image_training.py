@@ -254,3 +254,27 @@ def test_help_names_every_flag(capsys):
     assert "--reapply-transforms" in shown
     assert "--scheduler-eta-min" in shown
     assert inspect.cleandoc(image_training.__doc__).splitlines()[-1] in shown
+
+
+def test_another_rate_or_schedule_is_for_a_fork(quadrants, capsys):
+    train("--epochs", 1)
+    assert main(["--resume", "exp1", "--epochs", "2", "--lr", "1e-5", "--scheduler", "cosine"]) == 2
+    err = capsys.readouterr().err
+    assert "learning_rate  got 1e-05; exp1 goes on with 0.02" in err
+    assert "got 'cosine'; exp1 goes on with 'none'" in err
+    assert "--fork exp1" in err
+    assert len(Path("runs/exp1/training_log.txt").read_text().splitlines()) == 2
+    assert main(["--fork", "exp1", "--epochs", "1", "--lr", "1e-5"]) == 0
+
+
+def test_an_optimizer_that_starts_afresh_is_said(quadrants, capsys, caplog):
+    train("--epochs", 1)
+    assert main(["--resume", "exp1", "--epochs", "2", "--optimizer", "sgd"]) == 0
+    assert "The optimizer starts afresh: AdamW's averages" in caplog.text
+
+
+def test_an_experiment_that_was_ended_before_it_began_is_not_taken_for_one_of_the_defaults(quadrants, capsys):
+    Path("runs/exp1/checkpoints").mkdir(parents=True)
+    assert main(["--runs-dir", "runs", "--resume", "exp1"]) == 2
+    assert "exp1 keeps no settings of this command" in capsys.readouterr().err
+    assert train("--resume", "exp1", "--epochs", 1) == 0

@@ -137,3 +137,14 @@ def test_a_script_that_fails_shows_its_own_error(tmp_path):
     assert run("-m", "utils.compat").returncode == 2
     assert run("-m", "utils.compat", tmp_path / "nowhere.py").returncode == 2
     assert run("-m", "utils.compat", "--help").returncode == 0
+
+
+def test_a_script_that_gets_the_users_own_package_is_told(tmp_path):
+    (tmp_path / "src").mkdir()
+    script = tmp_path / "old.py"
+    script.write_text("print('ran')\n")
+    result = run("-m", "utils.compat", script)
+    assert (result.returncode, result.stdout) == (0, "ran\n")
+    assert "'src' is a package or folder of yours" in result.stderr
+    (tmp_path / "src").rmdir()
+    assert run("-m", "utils.compat", script).stderr == ""

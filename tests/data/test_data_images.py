@@ -273,6 +273,15 @@ def test_folders_of_their_own_are_the_two_sets(tmp_path):
     assert dataset.test_set[0]["pixel_values"].shape == (1, 8, 8)
 
 
+def test_a_train_folder_that_is_alone_holds_the_classes(tmp_path):
+    image_tree(tmp_path / "pets" / "train", {"cat": 4, "dog": 6})
+    dataset = DatasetRegistry.create("image_folder", root=tmp_path / "pets", input_size=8)
+    assert dataset.classes == ["cat", "dog"]
+    assert (len(dataset.train_set), len(dataset.test_set)) == (8, 2)
+    image_tree(tmp_path / "rail", {"train": 3, "tram": 3})
+    assert DatasetRegistry.create("image_folder", root=tmp_path / "rail").classes == ["train", "tram"]
+
+
 def test_an_image_that_cannot_be_read_is_an_error_with_its_path(tmp_path):
     root = image_tree(tmp_path / "pets", {"cat": 3, "dog": 3})
     for path in root.glob("cat/*.png"):
@@ -295,7 +304,14 @@ def test_folders_that_hold_no_images_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"input_size": 0}, {"input_size": (3, 4, 5)}, {"input_channels": 2}, {"validation_share": 1}]
+    "settings",
+    [
+        {"input_size": 0},
+        {"input_size": (3, 4, 5)},
+        {"input_channels": 2},
+        {"validation_share": 1},
+        {"validation_share": "x"},
+    ],
 )
 def test_sizes_that_cannot_be_are_refused(settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))}: got"):

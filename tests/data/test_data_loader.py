@@ -22,7 +22,7 @@ from utils.data.local_texts import load_local_texts
 from utils.data.stored_texts import StoredTexts
 from utils.data.text_rules import SeenTexts
 from utils.data.text_statistics import percentiles
-from utils.errors import ConfigError, DataError, DataTypeError
+from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.ui.setup_config import SetupConfig
 
 TEXTS = ["a text of some length", "another one, as long", "the third of these texts"]
@@ -176,7 +176,9 @@ def test_nothing_left_is_an_error_with_counts():
         DatasetLoader().load(["", "a", "b"])
 
 
-@pytest.mark.parametrize("limits", [{"min_length": -1}, {"max_length": 0}, {"min_length": 5, "max_length": 4}, {"min_length": 1.5}])
+@pytest.mark.parametrize(
+    "limits", [{"min_length": -1}, {"max_length": 0}, {"min_length": 5, "max_length": 4}, {"min_length": 1.5}]
+)
 def test_limits_that_cannot_be_are_refused(limits):
     with pytest.raises(ConfigError, match=next(reversed(limits))):
         DatasetLoader(**limits)
@@ -284,7 +286,9 @@ def test_samples_are_shown_and_long_ones_cut(loader, capsys):
 def test_a_table_can_be_trained_on(folder):
     lines = [f"Line {number} of a text about {number * number} things." for number in range(300)]
     (folder / "a.csv").write_text("id,body\n" + "".join(f"{n},{line}\n" for n, line in enumerate(lines)))
-    setup = SetupConfig(dataset_path=str(folder / "a.csv"), vocab_size=300, max_length=16, tokenizer_strategy="character")
+    setup = SetupConfig(
+        dataset_path=str(folder / "a.csv"), vocab_size=300, max_length=16, tokenizer_strategy="character"
+    )
     report = prepare_data(setup).report
     assert report.num_documents == 300
     assert report.num_characters == sum(map(len, lines))
@@ -309,13 +313,17 @@ def test_a_packed_text_is_the_same_document_as_the_plain_one(folder):
     text = "One paragraph.\n\nAnother one.\n" * 50
     (folder / "a.txt").write_text(text)
     (folder / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
-    assert list(load_local_texts(folder / "a.txt.gz").documents) == load_local_texts(folder / "a.txt").documents == [text]
+    assert (
+        list(load_local_texts(folder / "a.txt.gz").documents) == load_local_texts(folder / "a.txt").documents == [text]
+    )
 
 
 def test_a_large_table_is_read_from_disk_and_prepares_to_the_same_blocks(folder, monkeypatch):
     rows = [{"text": f"Row {number} of this table." if number % 7 else " "} for number in range(400)]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    setup = SetupConfig(dataset_path=str(folder / "a.jsonl"), vocab_size=300, max_length=16, tokenizer_strategy="character")
+    setup = SetupConfig(
+        dataset_path=str(folder / "a.jsonl"), vocab_size=300, max_length=16, tokenizer_strategy="character"
+    )
     held = prepare_data(setup)
     monkeypatch.setattr("utils.data.stored_texts.HELD_BYTES", 100)
     assert isinstance(load_local_texts(folder / "a.jsonl").documents, StoredTexts)
@@ -338,7 +346,10 @@ def test_drive_and_upload_are_files_of_this_machine_as_well(folder):
     for source in ("local", "drive", "upload"):
         setup = SetupConfig(dataset_source=source, dataset_path=str(folder / "a.txt"), vocab_size=300, max_length=16)
         assert prepare_data(setup).report.num_documents == 1
-        assert SetupConfig(**{k: v for k, v in setup.to_dict().items() if k.startswith("dataset_")}).dataset_source == source
+        assert (
+            SetupConfig(**{k: v for k, v in setup.to_dict().items() if k.startswith("dataset_")}).dataset_source
+            == source
+        )
 
 
 def test_uploading_needs_a_limit_and_colab():
@@ -406,3 +417,41 @@ def test_f41_a_data_set_that_cannot_be_had_is_one_plain_error_and_no_half_of_it_
         assert len(whole) == 400
     (again,) = calls_of("http://127.0.0.1:9", wanted)
     assert again == whole  # without a line the copy is enough
+
+
+def test_a_path_that_is_missing_in_a_list_is_an_error_and_no_text(loader, folder):
+    there = folder / "there.txt"
+    there.write_text("\n".join(TEXTS))
+    for paths in (
+        [str(there), "missing-notes.txt"],
+        [there, folder / "missing"],
+        ["missing-one.csv", "missing-two.csv.gz"],
+    ):
+        with pytest.raises(DataNotFoundError, match="missing"):
+            loader.load(paths)
+    assert loader.load(["a text about notes.txt", "another text"]).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    "source", [TEXTS, pd.DataFrame({"text": TEXTS}), Dataset.from_dict({"text": TEXTS}), "builtin", "x.txt"]
+)
+def test_an_option_that_a_source_does_not_have_is_refused(loader, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.txt").write_text("\n".join(TEXTS))
+    with pytest.raises(ConfigError, match="text_colum  *is no option for .*did you mean text_column"):
+        loader.load(source, text_colum="text")
+    with pytest.raises(ConfigError, match="delimitr"):
+        loader.load(source, delimitr=",", text_column="text")
+
+
+def test_an_encoding_that_is_no_name_is_refused(loader, folder):
+    (folder / "x.txt").write_text(TEXTS[0])
+    with pytest.raises(ConfigError, match="encoding=5, which is no text encoding"):
+        loader.load(folder / "x.txt", encoding=5)
+
+
+def test_what_is_loaded_by_its_column_is_counted_and_shown_by_it(loader, capsys):
+    loaded = loader.load([{"title": f"title {n}", "body": text} for n, text in enumerate(TEXTS)], text_column="body")
+    loader.print_statistics(loaded, text_column="body")
+    loader.preview_samples(loaded, 1, text_column="body")
+    assert TEXTS[0] in capsys.readouterr().out

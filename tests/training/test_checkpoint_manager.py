@@ -384,6 +384,22 @@ def test_files_of_others_are_not_read_by_a_torch_whose_loader_had_holes(manager,
     shutil.copy(path, "elsewhere.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     assert manager.load_checkpoint(path, model)["fully_restored"], "a file of its own"
-    for load in (lambda: manager.load_checkpoint("elsewhere.pt", model), lambda: manager.load_checkpoint("elsewhere.pt")):
+    for load in (
+        lambda: manager.load_checkpoint("elsewhere.pt", model),
+        lambda: manager.load_checkpoint("elsewhere.pt"),
+    ):
         with pytest.raises(CheckpointError, match=r"needs torch 2\.10"):
             load()
+
+
+@pytest.mark.parametrize("state", [5, {"param_groups": [5], "state": {}}, {"param_groups": [{}], "state": {}}])
+def test_an_optimizers_state_that_is_none_is_said(tmp_path, state):
+    model = torch.nn.Linear(2, 3)
+    torch.save(
+        {"model_state_dict": model.state_dict(), "epoch": None, "optimizer_state_dict": state}, tmp_path / "x.pt"
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    manager = CheckpointManager(tmp_path)
+    with pytest.raises(CheckpointError, match="it is no optimizer's state_dict"):
+        manager.load_checkpoint(tmp_path / "x.pt", model, optimizer)
+    assert manager.load_checkpoint(tmp_path / "x.pt", model)["epoch"] == 0

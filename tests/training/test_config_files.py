@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from utils.errors import ConfigError
 from utils.training.config_files import read_config_file, write_config_file
 
 
@@ -16,3 +19,9 @@ def test_text_that_looks_like_a_number_stays_text(value, name, tmp_path):
     path = write_config_file(tmp_path / name, {"run_name": value})
     assert read_config_file(path) == {"run_name": value}
     assert type(read_config_file(path)["run_name"]) is type(value)
+
+
+def test_a_place_that_cannot_be_is_said():
+    Path("file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"file/job\.yaml cannot be read: Not a directory"):
+        read_config_file("file/job.yaml")

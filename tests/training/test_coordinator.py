@@ -36,6 +36,17 @@ def model_of(seed: int = 0, **sizes):
     return tiny_gpt(**{"vocab_size": VOCAB_SIZE, "length": LENGTH, "dropout": 0.0, "seed": seed, **sizes})
 
 
+def classifier_of():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCAB_SIZE, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=LENGTH, num_labels=2,
+        )
+    )  # fmt: skip
+
+
 def trained(dataset=TEXTS, **arguments):
     """A short training with every default that keeps a test fast."""
     return TrainingCoordinator().train(model_of(), dataset, **{**QUICK, **arguments})
@@ -326,14 +337,7 @@ def test_a_quick_training_is_one_epoch_unless_it_is_told_otherwise():
 
 
 def test_a_table_with_labels_is_learnt_by_its_task():
-    from transformers import BertConfig, BertForSequenceClassification
-
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=VOCAB_SIZE, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=LENGTH, num_labels=2,
-        )
-    )  # fmt: skip
+    model = classifier_of()
     table = pd.DataFrame({"text": TEXTS, "label": ["odd" if number % 2 else "even" for number in range(len(TEXTS))]})
     spec = TaskSpec.classification(num_classes=2)
     results = TrainingCoordinator().train(model, table, **QUICK, task_spec=spec, max_length=LENGTH)
@@ -555,3 +559,40 @@ def test_a_training_starts_from_a_checkpoint_of_another():
     second = trained(max_epochs=2, resume_from_checkpoint=first["checkpoint_path"])
     assert (second.epochs_trained, second.run_name) == (2, "exp2")
     assert second.loss_history[0] == first.loss_history[0]
+
+
+def test_an_object_that_is_given_again_is_used_as_before():
+    plain = {**QUICK, "max_epochs": 2, "val_split": 0.3, "max_length": 16, "vocab_size": 40}
+    whole = TrainingCoordinator("whole").train(model_of(), TEXTS, **plain)
+    coordinator = TrainingCoordinator("parts")
+    stopped = coordinator.train(model_of(), TEXTS, **plain, callbacks=[StopAfter(2)])
+    continued = coordinator.resume_training(stopped.run_dir, model_of(seed=8), dataset=TEXTS)
+    assert continued.run_dir.samefile(stopped.run_dir)
+    assert same_weights(continued.bare_model, whole.bare_model)
+
+
+def test_a_table_that_is_given_again_is_learnt_as_before():
+    frame = pd.DataFrame({"review": TEXTS, "label": [number % 2 for number in range(len(TEXTS))]})
+    arguments = {**QUICK, "text_column": "review", "task_spec": TaskSpec.classification(num_classes=2)}
+    coordinator = TrainingCoordinator()
+    stopped = coordinator.train(classifier_of(), frame, **arguments, callbacks=[StopAfter(2)])
+    continued = coordinator.resume_training(stopped.run_dir, classifier_of(), dataset=frame)
+    assert continued.stop_reason == "finished"
+    assert continued.task_spec.task_type == "text_classification"
+    assert "val/accuracy" in continued["final_metrics"]
+
+
+def test_a_damaged_note_of_the_data_is_as_none():
+    stopped = trained(_file(), callbacks=[StopAfter(1)])
+    (stopped.run_dir / "data.json").write_text("[]")
+    with pytest.raises(ConfigError, match="does not hold its dataset"):
+        TrainingCoordinator().resume_training(stopped.run_dir, model_of())
+
+
+def test_words_in_place_of_objects_are_refused():
+    with pytest.raises(ConfigError, match="must be a TaskSpec") as error:
+        trained(task_spec="classification", tokenizer="gpt2")
+    assert problems_of(error) == {"task_spec", "tokenizer"}
+    for nothing in (None, 5):
+        with pytest.raises(ConfigError, match="must be a checkpoint file, a run's folder, or results"):
+            TrainingCoordinator().resume_training(nothing, model_of())

@@ -135,3 +135,18 @@ def test_a_fork_into_another_head_takes_what_fits():
     info = ExperimentManager("runs", fork_exp="exp1").restore_fork(nn.Sequential(net(7)))
     assert not info["fully_restored"]
     assert info["loaded_layers"] == 0
+
+
+def test_the_folder_above_is_no_experiment():
+    ExperimentManager("deep/runs")
+    for how in ("resume_exp", "fork_exp"):
+        with pytest.raises(CheckpointError, match="there are: exp1"):
+            ExperimentManager("deep/runs", **{how: ".."})
+    assert not Path("deep/checkpoints").exists()
+
+
+def test_an_emptied_section_of_the_config_is_as_none():
+    experiment = ExperimentManager("runs")
+    Path(experiment.config_file).write_text("training:\nexperiment: 5\n")
+    resumed = ExperimentManager("runs", resume_exp="exp1")
+    assert (resumed.kept_seed(), resumed.settings) == (None, {})

@@ -237,3 +237,9 @@ def test_other_frozen_layers_are_another_run():
         train(other, epochs=5)
     with pytest.raises(CheckpointError, match="frozen parameters"):
         train(plain_lm(), epochs=5)
+
+
+@pytest.mark.parametrize("layers", [None, 5])
+def test_what_is_no_name_is_refused(layers):
+    with pytest.raises(ConfigError, match="must be an id"):
+        freeze_layers(torch.nn.Linear(2, 2), layers)

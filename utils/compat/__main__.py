@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.compat.installing import install
+from utils.compat.old_names import OLD_MODULES
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     sys.argv = [str(script), *arguments[1:]]
     # As Python does it when it is given a script; the library itself stays importable behind it.
     sys.path.insert(0, str(script.resolve().parent))
-    install()
+    for package in sorted({name.partition(".")[0] for name in OLD_MODULES} - set(install())):
+        message = f"note: {package!r} is a package or folder of yours, and the script imports from that one"
+        print(message, file=sys.stderr)  # noqa: T201 - a command
     runpy.run_path(str(script), run_name="__main__")
     return 0
 

@@ -230,7 +230,11 @@ class ExperimentTrainer(EngineTrainer):
                 "schedule": parts.schedule.state_dict(),
             }  # fmt: skip
             start.checkpoint = {**start.checkpoint, **own}
+        said = len(self.notices)
         state = super()._restore(start, parts, fingerprint, data)
+        if not self.live:  # who calls train() again has the same parts, and knows of the epochs that he asks for
+            for sentence in self.notices[said:]:
+                log.warning(sentence)
         if start.checkpoint is None:
             self._begin(state)
         else:

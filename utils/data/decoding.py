@@ -166,7 +166,7 @@ def _text_codec(encoding: str) -> str:
         codec = codecs.lookup(encoding).name
         "".encode(codec)  # hex, base64, … are codecs too, but not of text
         codecs.getincrementaldecoder(codec)
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError, TypeError) as error:
         raise ConfigError(
             f'got encoding={encoding!r}, which is no text encoding; use "utf-8", "utf-16" or "latin-1".'
         ) from error

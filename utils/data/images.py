@@ -231,7 +231,8 @@ class ImageFolderDataset(BaseDataset):
     """Your own images: a folder for each class, named as the class, with PNG and JPEG files in it.
 
     With <root>/train and one of <root>/val, valid, validation, test these are the two sets. Otherwise the classes lie in
-    <root> itself, and of each class `validation_share` is held back, in an order that is always the same. Images are read when
+    <root> itself, or in a <root>/train that is alone there, and of each class `validation_share` is held back, in an order
+    that is always the same. Images are read when
     they are asked for, made `input_channels` deep, and scaled to `input_size`. For training they are mirrored at random.
 
     Args:
@@ -259,7 +260,7 @@ class ImageFolderDataset(BaseDataset):
             raise ConfigError(f"input_size: got {input_size!r}; must be one or two whole numbers of at least 1.")
         if input_channels not in (1, 3):
             raise ConfigError(f"input_channels: got {input_channels!r}; must be 3 (colour) or 1 (grey).")
-        if not 0 < validation_share < 1:
+        if not isinstance(validation_share, (int, float)) or not 0 < validation_share < 1:
             raise ConfigError(f"validation_share: got {validation_share!r}; must be above 0 and below 1.")
         self._channels, self.validation_share = input_channels, validation_share
         self._classes: list[str] | None = None
@@ -308,7 +309,13 @@ class ImageFolderDataset(BaseDataset):
             )
         train = self.root / "train"
         others = [self.root / name for name in _VALIDATION_FOLDERS if (self.root / name).is_dir()]
-        return (train, others[0]) if train.is_dir() and others else (self.root, None)
+        if train.is_dir() and others:
+            return train, others[0]
+        # A class may be called "train"; a folder of folders is none.
+        alone = (
+            train.is_dir() and _subfolders(self.root) == ["train"] and any(path.is_dir() for path in train.iterdir())
+        )
+        return (train if alone else self.root), None
 
     def _files(self, folder: Path) -> list[list[Path]]:
         """The image files of each class. Raises `DataError` for a class without one, or one that training does not have."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ from utils.data.tables import tables_of
 from utils.data.text_rules import TextFilter, TextRules
 from utils.data.text_statistics import text_statistics
 from utils.data.uploads import save_upload
-from utils.errors import ConfigError, DataError, DataTypeError
-from utils.schema import shown
+from utils.errors import ConfigError, DataError, DataTypeError, Problem
+from utils.schema import nearest, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,8 @@ _log = logging.getLogger("trainbook.data")
 _ROWS_AT_ONCE = 1000
 # Options that only a data set has that the datasets library reads.
 _OF_THE_HUB = {"config_name", "split", "streaming"}
+# What `load` itself says to the methods that it calls.
+_OWN_ARGUMENTS = {"dataset_name", "file_path", "rows", "source"}
 # Characters of a sample that a preview shows.
 _PREVIEW = 400
 
@@ -75,19 +78,23 @@ class DatasetLoader:
             options: those of `load_local_file` or `load_huggingface`; for objects `text_column`.
         Raises:
             DataTypeError: another kind of object; DataError, HubError: it cannot be loaded; says what would work.
+            ConfigError: an option that this kind of source does not have.
         """
         if isinstance(source, str) and source == "builtin" and not Path(source).exists():
+            _check_options(options, self._objects, source)
             return self._objects([Row(n, {"text": text}) for n, text in enumerate(builtin_corpus(), 1)],
                                  f"built-in: {BUILTIN_NAME}", **options)  # fmt: skip
         if isinstance(source, (str, os.PathLike)):
             name = os.fspath(source)
             if options.keys() & _OF_THE_HUB or not _is_local(name) or is_saved_dataset(os.path.expanduser(name)):
+                _check_options(options, self.load_huggingface, source)
                 return self.load_huggingface(name, **options)
+            _check_options(options, self.load_local_file, source)
             return self.load_local_file(name, **options)
-        if _is_list_of(source, (str, os.PathLike)) and all(
-            _is_local(os.fspath(part), must_exist=True) for part in source
-        ):
+        if _is_list_of(source, (str, os.PathLike)) and _are_paths(source):
+            _check_options(options, self.load_local_file, source)
             return self.load_local_file(source, **options)
+        _check_options(options, self._objects, source)
         if _is_list_of(source, (str, Mapping)):
             rows = [Row(n, {"text": item} if isinstance(item, str) else item) for n, item in enumerate(source, 1)]
             return self._objects(rows, f"list of {len(rows):,}", **options)
@@ -182,18 +189,19 @@ class DatasetLoader:
         """Lengths of the texts of a data set, streamed; see `text_statistics`."""
         return text_statistics(dataset, text_column)
 
-    def print_statistics(self, dataset: Any) -> None:
-        """Show the statistics: a table in a notebook, text elsewhere."""
+    def print_statistics(self, dataset: Any, text_column: str | None = None) -> None:
+        """Show the statistics: a table in a notebook, text elsewhere. `text_column` as for `get_statistics`."""
         from utils.views.display import show_table
 
-        numbers = self.get_statistics(dataset)
+        numbers = self.get_statistics(dataset, text_column)
         others = numbers.pop("other_columns")
         rows = {_label(name): _number(value) for name, value in numbers.items()}
         rows |= {"Other columns": ", ".join(f"{name} ({kind})" for name, kind in others.items())} if others else {}
         show_table("Dataset statistics", rows)
 
-    def preview_samples(self, dataset: Any, num_samples: int = 3) -> None:
-        """Show the first texts, each cut after 400 characters: a table in a notebook, text elsewhere."""
+    def preview_samples(self, dataset: Any, num_samples: int = 3, text_column: str | None = None) -> None:
+        """Show the first texts, each cut after 400 characters: a table in a notebook, text elsewhere. `text_column` as for
+        `get_statistics`."""
         from itertools import islice
 
         from utils.data.text_statistics import texts_of
@@ -201,7 +209,7 @@ class DatasetLoader:
 
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ConfigError(f"num_samples: got {shown(num_samples)}; must be a whole number, at least 1.")
-        texts = list(islice(texts_of(dataset), num_samples))
+        texts = list(islice(texts_of(dataset, text_column), num_samples))
         shown_texts = [
             text if len(text) <= _PREVIEW else f"{text[:_PREVIEW]}… ({len(text):,} characters)" for text in texts
         ]
@@ -308,6 +316,38 @@ def _is_local(name: str, must_exist: bool = False) -> bool:
         return exists
     looks_like_a_file = Path(name.lower().removesuffix(".gz")).suffix in FORMAT_OF_SUFFIX
     return looks_like_a_file or dataset_name_problem(name) is not None
+
+
+def _are_paths(source: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether a list is of paths: one is a Path, or all are there or have the name of a data file. One that is missing is
+    then an error, and no text."""
+    named = [os.fspath(part) for part in source]
+    return any(isinstance(part, os.PathLike) for part in source) or all(
+        _is_local(name, must_exist=True) or _names_a_file(name) for name in named
+    )
+
+
+def _names_a_file(name: str) -> bool:
+    """Whether `name` is one word that ends as the names of data files do."""
+    return len(name.split()) == 1 and Path(name.lower().removesuffix(".gz")).suffix in FORMAT_OF_SUFFIX
+
+
+def _check_options(options: Mapping[str, Any], load: Callable[..., Any], source: Any) -> None:
+    """Raise `ConfigError` with every option that `load` does not take."""
+    known = [name for name, one in inspect.signature(load).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    known = [name for name in known if name not in _OWN_ARGUMENTS]
+    problems = []
+    for name in options:
+        if name not in known:
+            guess = nearest(name, known)
+            hint = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
+            problems.append(Problem(name, f"is no option for {_named(source)}; {hint}", guess))
+    if problems:
+        raise ConfigError.from_problems("DatasetLoader.load", problems)
+
+
+def _named(source: Any) -> str:
+    return shown(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
 
 
 def _is_list_of(source: Any, kinds: tuple[type, ...]) -> bool:

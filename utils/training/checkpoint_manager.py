@@ -364,10 +364,12 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer | None, strict: b
             load_optimizer(optimizer, state)
             found.optimizer = True
     _LOADED[model] = path.resolve()
+    epoch = content.get("epoch")
+    epoch = int(epoch) if isinstance(epoch, (int, float)) else 0
     if found.skipped or found.optimizer_reason:
         log.warning("%s: %s", path, _told(found))
     return {
-        "epoch": int(content.get("epoch", 0)), "loss": content.get("loss"), "accuracy": content.get("accuracy"),
+        "epoch": epoch, "loss": content.get("loss"), "accuracy": content.get("accuracy"),
         "fully_restored": found.complete, "loaded_layers": found.loaded, "total_layers": found.total,
         "skipped": found.skipped, "optimizer_restored": found.optimizer, "optimizer_reason": found.optimizer_reason,
     }  # fmt: skip

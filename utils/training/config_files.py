@@ -87,6 +87,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is a folder; give a .json, .yaml or .yml file in it.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
         if kind == "json":
             values = json.loads(text, object_pairs_hook=_pairs_without_repeats(path))

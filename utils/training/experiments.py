@@ -103,7 +103,8 @@ class ExperimentManager:
 
     def kept_seed(self) -> int | None:
         """The seed with which this experiment was trained before; None when it was not."""
-        seed = _kept(self.experiment_dir).get("training", {}).get("random_seed")
+        training = _kept(self.experiment_dir).get("training")
+        seed = training.get("random_seed") if isinstance(training, Mapping) else None
         return seed if isinstance(seed, int) else None
 
     def restore_fork(
@@ -146,7 +147,7 @@ def _rates(group: Mapping[str, Any]) -> dict[str, Any]:
 def existing_experiment(base: Path, name: str) -> Path:
     """The folder of an experiment. Raises `CheckpointNotFoundError` that lists those there are."""
     path = base / name
-    if path.parent == base and path.is_dir():
+    if name != ".." and path.parent == base and path.is_dir():
         return path
     there = sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else []
     listed = ", ".join(there[:20]) or "none yet"

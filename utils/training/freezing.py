@@ -113,7 +113,7 @@ def unfreeze_layers(model: nn.Module, layers: str | Iterable[str] | None = None)
 
 
 def _switch(model: nn.Module, layers: str | Iterable[str], *, frozen: bool) -> FreezeReport:
-    specs = [layers] if isinstance(layers, str) else list(layers)
+    specs = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
     chosen = _chosen(model, specs)
     named_modules = [(name, module) for _, name, module in _walk(model) if name in chosen]
     named_parameters = [(name, parameter) for name, parameter in model.named_parameters() if name in chosen]

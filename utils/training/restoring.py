@@ -69,8 +69,9 @@ def optimizer_misfit(optimizer: Optimizer, state: Mapping[str, Any], kind: str |
     own = optimizer.param_groups
     if kind is not None and kind != optimizer_kind(optimizer):
         return f"it is of {kind}, and this is {optimizer_kind(optimizer)}"
-    groups = state.get("param_groups")
-    if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    whole = isinstance(groups, list) and all(isinstance(one, Mapping) and "params" in one for one in groups)
+    if not isinstance(groups, list) or not whole or not isinstance(state.get("state"), Mapping):
         return "it is no optimizer's state_dict"
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own]:
         there, here = [len(group["params"]) for group in groups], [len(group["params"]) for group in own]

@@ -14,11 +14,10 @@ from utils.data.hub import dataset_name_problem
 from utils.errors import Problem
 from utils.schema import nearest, shown
 from utils.tokenization.adaptive import STRATEGIES
+from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from utils.training.task_spec import TaskSpec
 
 #: The name of the corpus that needs no network.
 BUILTIN = "builtin"
@@ -106,7 +105,7 @@ class DataArguments:
     @property
     def is_labelled(self) -> bool:
         """Whether a table with labels is to be learnt from."""
-        wanted = None if self.task_spec is None else self.task_spec.task_type
+        wanted = getattr(self.task_spec, "task_type", None)
         return self.kind == "table" and wanted not in (None, "causal_lm")
 
     @property
@@ -126,6 +125,7 @@ class DataArguments:
             *self._place_problems(),
             *self._source_problems(),
             *self._idle_problems(),
+            *self._object_problems(),
             *self._task_problems(),
             *self._tokenizer_problems(),
             *self._vocabulary_problems(model),
@@ -166,8 +166,22 @@ class DataArguments:
             and self.kind not in kinds
         ]
 
+    def _object_problems(self) -> list[Problem]:
+        """Words, where the object that they may stand for is to be made first."""
+        found = []
+        given: Any = self.task_spec
+        if given is not None and not isinstance(given, TaskSpec):
+            message = f"got {shown(given)}; must be a TaskSpec, such as TaskSpec.classification()"
+            found.append(Problem("task_spec", message))
+        if self.tokenizer is not None and not callable(getattr(self.tokenizer, "decode", None)):
+            message = (
+                f"got {shown(self.tokenizer)}; must be a tokenizer, such as AutoTokenizer.from_pretrained(name) gives"
+            )
+            found.append(Problem("tokenizer", message))
+        return found
+
     def _task_problems(self) -> list[Problem]:
-        wanted = None if self.task_spec is None else self.task_spec.task_type
+        wanted = getattr(self.task_spec, "task_type", None)
         if not self.is_text or self.is_labelled or wanted in (None, "causal_lm"):
             return []
         message = (

@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,18 @@ from torch import nn
 
 from utils.environment import device_chosen
 from utils.errors import CheckpointNotFoundError, ConfigError, ModelError, Problem
-from utils.schema import nearest
+from utils.schema import nearest, shown
 from utils.training.coordinator.arguments import DataArguments
 from utils.training.coordinator.given_data import prepared
-from utils.training.coordinator.record import KeepDataArguments, kept_arguments
+from utils.training.coordinator.record import KeepDataArguments, is_given_again, kept_arguments
 from utils.training.coordinator.results import CoordinatorResults
 from utils.training.engine.checkpoint import newest, read_checkpoint
 from utils.training.engine.trainer import Trainer
+from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from utils.training.engine.callbacks import Callback
-    from utils.training.task_spec import TaskSpec
 
 log = logging.getLogger("trainbook.coordinator")
 
@@ -176,6 +176,8 @@ class TrainingCoordinator:
         changes = {name: value for name, value in arguments.items() if name in TrainingConfig.model_fields}
         stored: dict[str, Any] = {**payload["config"], "checkpoint_dir": None}
         given = _resumed_data(source.parent.parent, arguments, changes.get("random_seed", stored["random_seed"]))
+        if given.kind == "table" and given.task_spec is None:
+            given = replace(given, task_spec=TaskSpec.from_dict(payload["task_spec"]))
         if is_newest and source.parent.name == "checkpoints" and set(changes) <= _MAY_DIFFER:
             stored |= {"output_dir": str(source.parent.parent.parent), "run_name": source.parent.parent.name}
         else:
@@ -293,15 +295,23 @@ def _config_or_problems(values: Mapping[str, Any]) -> tuple[TrainingConfig | Non
 
 
 def _resumed_data(run_dir: Path, arguments: Mapping[str, Any], seed: int) -> DataArguments:
-    """The data that are named now, else those that the run remembers."""
+    """The data that are named now, else those that the run remembers. An object that is given again is what the run's was:
+    what else was said of it (sizes, share for validation, column) is remembered too."""
     again = {name: value for name, value in arguments.items() if name in _DATA_NAMES}
     named = DataArguments(**{"seed": seed, **again})
-    return named if named.names_data else DataArguments(**{**kept_arguments(run_dir, again), **again})
+    if named.names_data and not is_given_again(run_dir, named):
+        return named
+    return DataArguments(**{"seed": seed, **kept_arguments(run_dir, again), **again})
 
 
 def _found_checkpoint(given: Any) -> tuple[Path, dict[str, Any], bool]:
     """The checkpoint file that is meant, its content, and whether its folder holds no newer one."""
-    path = Path(getattr(given, "checkpoint_path", None) or given)
+    named = getattr(given, "checkpoint_path", None) or given
+    if not isinstance(named, (str, os.PathLike)):
+        raise ConfigError(
+            f"checkpoint_path: got {shown(given)}; must be a checkpoint file, a run's folder, or results that have one."
+        )
+    path = Path(named)
     path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if path.is_dir():
         return *newest(path), True

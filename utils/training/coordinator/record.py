@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: The file in a run's folder that holds the data's arguments.
 DATA_FILE = "data.json"
 
+_OBJECTS = ("rows", "table", "texts")
 _PLAIN = ("config_name", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "dataset_source", "seed")
 
 
@@ -44,6 +45,14 @@ class KeepDataArguments(Callback):
             write_json(path, self._kept)
 
 
+def is_given_again(run_dir: Path, named: DataArguments) -> bool:
+    """Whether `named` is the object that the run was trained on, as far as its kind tells."""
+    objects = _kept(run_dir)["objects"]
+    if named.datamodule is not None:
+        return "datamodule" in objects
+    return "dataset" in objects and named.kind in (*_OBJECTS, "module")
+
+
 def kept_arguments(run_dir: Path, given: Collection[str]) -> dict[str, Any]:
     """The arguments with which the run in `run_dir` was given its data.
 
@@ -52,11 +61,7 @@ def kept_arguments(run_dir: Path, given: Collection[str]) -> dict[str, Any]:
     Raises:
         ConfigError: they were objects of a program that has ended, or nothing is written down; says what to give again.
     """
-    path = run_dir / DATA_FILE
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        kept = {"objects": ["dataset"]}  # a run that was started otherwise
+    kept = _kept(run_dir)
     missing = [name for name in kept["objects"] if name not in given]
     if missing:
         again = ", ".join(f"{name}=..." for name in missing)
@@ -67,13 +72,22 @@ def kept_arguments(run_dir: Path, given: Collection[str]) -> dict[str, Any]:
     return dict(kept["arguments"])
 
 
+def _kept(run_dir: Path) -> dict[str, Any]:
+    """The file's content; of a run that was started otherwise, or whose file is damaged, that its data were an object."""
+    try:
+        kept = json.loads((run_dir / DATA_FILE).read_text(encoding="utf-8"))
+        return {"arguments": dict(kept["arguments"]), "objects": list(kept["objects"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"arguments": {}, "objects": ["dataset"]}
+
+
 def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
     objects = [name for name in ("tokenizer", "datamodule") if getattr(given, name) is not None]
-    if given.kind in ("rows", "table", "texts", "module") and given.datamodule is None:
+    if given.kind in (*_OBJECTS, "module") and given.datamodule is None:
         objects.append("dataset")
     arguments: dict[str, Any] = {name: getattr(given, name) for name in _PLAIN}
     if given.is_text:
-        arguments["max_length"] = given.block_length(model)
+        arguments["max_length"] = given.max_length if given.is_labelled else given.block_length(model)
     if given.dataset_path is not None:
         path = Path(given.dataset_path).expanduser()
         arguments["dataset_path"] = str(path if given.dataset_source == "drive" else path.absolute())
