@@ -42,9 +42,18 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str
     """
     ids: list[list[np.ndarray]] = [[] for _ in documents]
     for piece in encoded_pieces(tokenizer, documents):
-        for number, part in zip(piece.owners, np.split(piece.ids, piece.ends[:-1]), strict=True):
-            ids[number].append(part)
-    return [np.concatenate(parts) if parts else np.array([], dtype=np.int32) for parts in ids]
+        start = 0
+        for number, end in zip(piece.owners, piece.ends.tolist(), strict=True):
+            ids[number].append(piece.ids[start:end])
+            start = end
+    return [_joined(parts) for parts in ids]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Parts of a document as one array. A single part stays the slice that it is: most documents have one."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.array([], dtype=np.int32)
 
 
 @dataclass(frozen=True)
