@@ -27,7 +27,7 @@ from utils.compat.image_config import (
     typed_values,
     values_of_file,
 )
-from utils.errors import ConfigError, Problem, TrainbookError, TrainingInterrupted
+from utils.errors import CheckpointError, ConfigError, Problem, TrainbookError, TrainingInterrupted
 from utils.training.config_files import read_config_file
 
 if TYPE_CHECKING:
@@ -225,6 +225,11 @@ def _trainer(
     manager = CheckpointManager(settings.checkpoint_dir or experiment.checkpoints_dir, settings.save_frequency)
     if experiment.fork_source_dir is not None:
         info = experiment.restore_fork(model, optimizer)
+        if not info["loaded_layers"]:
+            raise CheckpointError(
+                f"--fork: none of the {info['total_layers']} entries of {info['source']} fits the model {settings.model!r}, so "
+                "there is nothing to start from. Give --model as the source has it, or leave out --fork."
+            )
         print(
             f"forked      {info['source']}: {info['loaded_layers']} of {info['total_layers']} entries loaded",
             flush=True,

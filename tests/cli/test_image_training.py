@@ -101,6 +101,16 @@ def test_fork_has_the_weights_and_the_rate_that_is_typed(quadrants, capsys):
     assert fork["epoch"] == 1
 
 
+def test_a_fork_of_which_nothing_fits_is_an_error(quadrants, capsys, monkeypatch):
+    def flat(num_classes=CLASSES, input_channels=1, **_):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * input_channels, num_classes))
+
+    monkeypatch.setattr(ModelRegistry, "_factories", {**ModelRegistry._factories, "flat": flat})
+    train("--epochs", 1)
+    assert main(["--fork", "exp1", "--model", "flat", "--epochs", "1"]) != 0
+    assert "none of the" in capsys.readouterr().err
+
+
 def test_resume_and_fork_exclude_each_other_and_an_unknown_name_lists_what_there_is(quadrants, capsys):
     train("--epochs", 1)
     assert train("--resume", "exp1", "--fork", "exp1") == 2

@@ -264,6 +264,16 @@ def test_class_folders_are_labels_and_a_share_of_each_is_held_back(tmp_path):
     assert torch.allclose(sample[0], torch.tensor(80 / 255 * 2 - 1))  # the cats' red: the second class that was written
 
 
+def test_files_that_are_no_known_images_are_passed_over_and_it_is_said(tmp_path, caplog):
+    image_tree(tmp_path / "pets", {"dog": 3, "cat": 3})
+    (tmp_path / "pets" / "dog" / "rex.webp").write_bytes(b"x")
+    (tmp_path / "pets" / "dog" / ".hidden").write_bytes(b"x")
+    dataset = DatasetRegistry.create("image_folder", root=tmp_path / "pets", input_size=8)
+    assert len(dataset.train_set) + len(dataset.test_set) == 6
+    assert "1 files are passed over" in caplog.text
+    assert "rex.webp" in caplog.text
+
+
 def test_folders_of_their_own_are_the_two_sets(tmp_path):
     image_tree(tmp_path / "pets" / "train", {"cat": 2, "dog": 3})
     image_tree(tmp_path / "pets" / "val", {"dog": 1})

@@ -455,6 +455,8 @@ def test_the_documented_errors_are_of_the_documented_kinds():
         train_model(model_of(), dataset="invalid_dataset")
     with pytest.raises(DataNotFoundError):
         train_model(model_of(), dataset=Path("absent.txt"))
+    with pytest.raises(DataNotFoundError, match=r"absent\.csv"):
+        train_model(model_of(), dataset="absent.csv")
 
 
 def test_an_object_that_is_no_datamodule_is_refused():

@@ -6,6 +6,7 @@ Reading order: image_files (what is in the files), transforms, image_sets (sampl
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from utils.data.transforms import Transform, image_transform, torchvision_transf
 from utils.errors import ConfigError, DataError, DataNotFoundError, MissingPackageError
 
 __all__ = ["BaseDataset", "CIFARDataset", "DigitsDataset", "FashionMNISTDataset", "ImageFolderDataset", "MNISTDataset"]
+
+log = logging.getLogger("trainbook.data")
 
 
 class _FilesDataset(BaseDataset):
@@ -326,6 +329,12 @@ class ImageFolderDataset(BaseDataset):
         for name in self.classes:
             inside = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
             files = [path for path in inside if path.suffix.lower() in _ENDINGS]
+            others = [path.name for path in inside if path not in files and not path.name.startswith(".")]
+            if files and others:
+                log.warning(
+                    "%s: %d files are passed over, which do not end in %s; the first is %s. Convert them if they are images.",
+                    folder / name, len(others), ", ".join(_ENDINGS), others[0],
+                )  # fmt: skip
             if not files and folder == self._parts()[0]:
                 raise DataError(
                     f"{folder / name}: has no image ({', '.join(_ENDINGS)}). Put some there, or remove the folder."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
-from utils.data.files import is_pattern
+from utils.data.files import FORMAT_OF_SUFFIX, is_pattern
 from utils.data.hub import dataset_name_problem
 from utils.errors import Problem
 from utils.schema import nearest, shown
@@ -263,8 +263,9 @@ def _kind_of_name(name: str | os.PathLike[str]) -> Kind:
         path = Path(name).expanduser()
         if path.is_dir():
             return "named"
-        # A path is a file, there or not; a word is one when it is there, or when it is a pattern of files.
-        return "file" if path.is_file() or not isinstance(name, str) or is_pattern(name) else "named"
+        # A path is a file, there or not; a word is one when it is there, when it ends as files do, or is a pattern of files.
+        ends_as_files_do = path.suffix.lower() in FORMAT_OF_SUFFIX
+        return "file" if path.is_file() or not isinstance(name, str) or ends_as_files_do or is_pattern(name) else "named"
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL: no path
         return "named"
 
