@@ -10,13 +10,64 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.forward import ModelCall
-from utils.data.examples import IGNORED
+from utils.data.examples import IGNORED, Batch
 from utils.errors import ModelError
 from utils.training.engine.metrics import CountSizes, Sums
 from utils.training.engine.objective import Loss
-from utils.training.engine.tasks.base import summed
+from utils.training.engine.tasks.base import Task, summed
+from utils.training.task_spec import TaskSpec
+from utils.training.training_config import TrainingConfig
 
 _BY_CLASS = ("true_positives", "predicted", "actual")
+
+
+class ClassTask(Task):
+    """Base class: one class for whatever is scored, a sample or a token. Cross-entropy over the labels that are not -100.
+
+    Args:
+        num_classes: C; checked against the model. None: whatever the model has, and nothing is counted by class.
+        label_smoothing: share of each target spread over the classes, as in torch's cross_entropy.
+    """
+
+    label_kind = "class"
+
+    def __init__(self, num_classes: int | None = None, label_smoothing: float = 0.0) -> None:
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.count_sizes = class_count_sizes(num_classes)
+
+    @classmethod
+    def from_spec(cls, spec: TaskSpec, config: TrainingConfig) -> Task:
+        return cls(spec.num_classes, config.label_smoothing)
+
+    def labels(self, batch: Batch) -> Tensor:
+        """The labels; their shape and format are checked."""
+        raise NotImplementedError
+
+    def logits(self, model: ModelCall, batch: Batch) -> Tensor:
+        """The scores, of the labels' shape and one dimension more; checked."""
+        raise NotImplementedError
+
+    def count_targets(self, batch: Batch) -> int:
+        return int((self.labels(batch) != IGNORED).sum())
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """`loss` (nats per target), `accuracy` (0-1), and `f1_macro` (0-1; see there), all over samples or tokens.
+
+        Not covered: scores of whole entities (spans of tokens) as CoNLL counts them.
+        """
+        found, f1 = super().metrics(sums), f1_macro(sums)
+        return found if f1 is None else {**found, "f1_macro": f1}
+
+    def __call__(
+        self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
+    ) -> Loss:
+        targets_N = self.labels(batch).flatten()
+        count = int((targets_N != IGNORED).sum()) if num_targets is None else num_targets
+        logits = self.logits(model, batch)
+        by_class = self.num_classes is not None
+        loss = class_loss(logits.flatten(0, -2), targets_N, count, self.label_smoothing, by_class)
+        loss.outputs = logits if keep_outputs else None
+        return loss
 
 
 def class_count_sizes(num_classes: int | None) -> CountSizes:

@@ -22,9 +22,8 @@ from utils.training.engine.tasks.base import (
     whole_labels_of,
 )
 from utils.training.engine.tasks.classes import (
+    ClassTask,
     check_classes,
-    class_count_sizes,
-    class_loss,
     count_by_class,
     f1_macro,
     f1_micro,
@@ -33,19 +32,8 @@ from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
 
-class Classification(Task):
-    """Base class: one class for each sample. Logits (B, C), `labels` (B,) int64 from 0 to C - 1, -100 where nothing is scored.
-
-    Args:
-        num_classes: C; checked against the model. None: whatever the model has, and nothing is counted by class.
-        label_smoothing: share of each target spread over the classes, as in torch's cross_entropy.
-    """
-
-    label_kind = "class"
-
-    def __init__(self, num_classes: int | None = None, label_smoothing: float = 0.0) -> None:
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.count_sizes = class_count_sizes(num_classes)
+class Classification(ClassTask):
+    """Base class: one class for each sample. Logits (B, C), `labels` (B,) int64 from 0 to C - 1, -100 where none is scored."""
 
     @classmethod
     def from_spec(cls, spec: TaskSpec, config: TrainingConfig) -> Task:
@@ -53,28 +41,9 @@ class Classification(Task):
         return kind(spec.num_classes, config.label_smoothing)
 
     def labels(self, batch: Batch) -> Tensor:
-        """The labels (B,); their shape and format are checked."""
         return whole_labels_of(batch, f"{self.name} (one class a sample)", (1,), "(B,), classes from 0 on")
 
-    def count_targets(self, batch: Batch) -> int:
-        return int((self.labels(batch) != IGNORED).sum())
-
-    def metrics(self, sums: Sums) -> dict[str, float]:
-        """`loss` (nats per sample), `accuracy` (0-1), and `f1_macro` (0-1; see `classes.f1_macro`)."""
-        found, f1 = super().metrics(sums), f1_macro(sums)
-        return found if f1 is None else {**found, "f1_macro": f1}
-
-    def __call__(
-        self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
-    ) -> Loss:
-        labels_B = self.labels(batch)
-        count = int((labels_B != IGNORED).sum()) if num_targets is None else num_targets
-        logits_BC = self._logits(model, batch)
-        loss = class_loss(logits_BC, labels_B, count, self.label_smoothing, self.num_classes is not None)
-        loss.outputs = logits_BC if keep_outputs else None
-        return loss
-
-    def _logits(self, model: ModelCall, batch: Batch) -> Tensor:
+    def logits(self, model: ModelCall, batch: Batch) -> Tensor:
         logits_BC = model(batch)
         rows = len(batch["labels"])
         if logits_BC.dim() != 2 or len(logits_BC) != rows:
@@ -87,7 +56,7 @@ class Classification(Task):
 
     def predictions(self, model: ModelCall, batch: Batch, wording: Wording) -> list[Prediction]:
         """The likeliest class of each row, and its probability."""
-        scores_B, guesses_B = torch.softmax(self._logits(model, batch).float(), -1).max(-1)
+        scores_B, guesses_B = torch.softmax(self.logits(model, batch).float(), -1).max(-1)
         return [
             Prediction(
                 wording.inputs(batch, row), "" if int(label) == IGNORED else wording.name(int(label)),
@@ -148,7 +117,7 @@ class MultiLabelClassification(Classification):
     ) -> Loss:
         labels_BC, scored_BC = self._scored(batch)
         count = int(scored_BC.sum()) if num_targets is None else num_targets
-        logits_BC = self._logits(model, batch)
+        logits_BC = self.logits(model, batch)
         if logits_BC.shape != labels_BC.shape:
             raise DataError(
                 f"{type(model.model).__name__} scores {logits_BC.shape[1]} classes, but each sample has {labels_BC.shape[1]} "
@@ -171,7 +140,7 @@ class MultiLabelClassification(Classification):
 
     def predictions(self, model: ModelCall, batch: Batch, wording: Wording) -> list[Prediction]:
         """The classes of each row whose probability is above one half; the score is that of the least sure answer."""
-        chances_BC = torch.sigmoid(self._logits(model, batch).float())
+        chances_BC = torch.sigmoid(self.logits(model, batch).float())
         labels_BC, scored_BC = self._scored(batch)
         found = []
         for row, chances_C in enumerate(chances_BC):
