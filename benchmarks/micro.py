@@ -16,16 +16,15 @@ from benchmarks.contenders import installed
 from benchmarks.machine import MIB
 from benchmarks.options import Options
 from benchmarks.report import Spread, Table, ratios
-from benchmarks.workload import MOST_TOKENS, Sizes, Workload
+from benchmarks.tokenizing import speed_table
+from benchmarks.turns import alternating
+from benchmarks.workload import Sizes, Workload
 
 #: Batches of one measurement.
 BATCHES = 60
 
 #: Steps between two saves of the checkpoint measurement: enough for a save in the background to end.
 STEPS_BETWEEN = 20
-
-#: Texts a call of `tokenizers` alone, as its users batch them.
-TEXTS_A_CALL = 1000
 
 
 def run(options: Options) -> list[Table]:
@@ -38,21 +37,10 @@ def run(options: Options) -> list[Table]:
     lines = options.folder / "lines.txt"
     lines.write_text("\n".join(options.lines * (1 if options.quick else 10)), encoding="utf-8")
     tokens = call(
-        "benchmarks.micro:measure_tokenizing", options.threads, rounds=rounds, lines=str(lines), device=options.device
-    )
-    return [batch_table(sizes, batches), save_table(saves), token_table(tokens)]
-
-
-def _alternating(rounds: int, ways: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each way, in turn, after one call that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(-1, rounds):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+        "benchmarks.tokenizing:measure_speed", options.threads, rounds=rounds, lines=str(lines),
+        megabytes=lines.stat().st_size / 1e6, device=options.device,
+    )  # fmt: skip
+    return [batch_table(sizes, batches), save_table(saves), speed_table(tokens)]
 
 
 def measure_batches(text: str, sizes: dict[str, int], device: str, rounds: int) -> dict[str, list[float]]:
@@ -92,7 +80,7 @@ def measure_batches(text: str, sizes: dict[str, int], device: str, rounds: int) 
 
         collate = DataCollatorForLanguageModeling(train_bpe([""], 260), mlm=False)
         ways["DataLoader, HF's collator for language modelling"] = by_loader(collate)
-    return _alternating(rounds, ways)
+    return alternating(rounds, ways)
 
 
 def batch_table(sizes: Sizes, seconds: dict[str, list[float]]) -> Table:
@@ -184,36 +172,4 @@ def save_table(figures: dict[str, Any]) -> Table:
     table.notes.append(
         f"{len(plain)} saves, one every {STEPS_BETWEEN} steps; torch.save writes model and optimizer beside each."
     )
-    return table
-
-
-def measure_tokenizing(lines: str, device: str, rounds: int) -> dict[str, Any]:
-    """In a child: seconds for the whole text by this library, and by `tokenizers` alone in batches; and its tokens."""
-    from utils.tokenization import encode_documents, train_bpe
-
-    texts = Path(lines).read_text(encoding="utf-8").split("\n")
-    tokenizer = train_bpe(texts[:2000], MOST_TOKENS)
-    backend = tokenizer.backend_tokenizer
-
-    def alone() -> None:
-        for start in range(0, len(texts), TEXTS_A_CALL):
-            for encoding in backend.encode_batch_fast(texts[start : start + TEXTS_A_CALL], add_special_tokens=False):
-                _ = encoding.ids
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    ways = {"tokenizers alone": alone, "this library": lambda: encode_documents(tokenizer, texts)}
-    seconds = _alternating(rounds, ways)
-    tokens = sum(len(ids) for ids in encode_documents(tokenizer, texts))
-    return {"seconds": seconds, "tokens": tokens, "bytes": Path(lines).stat().st_size}
-
-
-def token_table(figures: dict[str, Any]) -> Table:
-    """Rows of tokens/s against `tokenizers` alone."""
-    seconds, tokens = figures["seconds"], figures["tokens"]
-    columns = ["tokenized by", "tokens/s, to tokenizers alone", "million tokens/s"]
-    title = f"Tokenizing {figures['bytes'] / 1e6:.1f} MB into {tokens:,} tokens"
-    table = Table(title, columns, passing=frozenset(columns[2:]))
-    alone = seconds["tokenizers alone"]
-    for name, taken in seconds.items():
-        table.rows.append([name, str(ratios(alone, taken)), f"{tokens / Spread.of(taken).median / 1e6:.2f}"])
     return table

@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks.children import ChildError, call
 from benchmarks.report import RESULTS, Spread, Table, ratios, write_section
+from benchmarks.turns import alternating
 from benchmarks.workload import MOST_TOKENS, read_lines
 
 HEADING = "Tokenizing"
@@ -93,13 +94,7 @@ def measure_speed(lines: str, rounds: int, megabytes: float, device: str) -> dic
             "encode_corpus, to a cache": anew,
             "encode_corpus, from the cache": lambda: encode_corpus(tokenizer, texts, cache_dir=first),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(-1, rounds):
-            for name, way in ways.items():
-                began = time.perf_counter()
-                way()
-                if number >= 0:
-                    seconds[name].append(time.perf_counter() - began)
+        seconds = alternating(rounds, ways)
         tokens = len(encode_corpus(tokenizer, texts))
     return {"seconds": seconds, "tokens": tokens, "bytes": sum(len(text.encode()) for text in texts)}
 

@@ -167,3 +167,15 @@ class Stage:
                 if number >= 0:
                     laps[name].append(lap)
         return laps
+
+
+def alternating(rounds: int, ways: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each way, in turn, after one call that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(-1, rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds

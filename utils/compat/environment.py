@@ -45,7 +45,7 @@ def setup_logger(
     """
     logger = logging.getLogger(name)
     logger.setLevel(level)
-    there = {getattr(handler, "trainbook_target", None) for handler in logger.handlers}
+    there = {handler.get_name() for handler in logger.handlers}
     wanted: dict[str, logging.Handler] = {}
     if "stderr" not in there:
         wanted["stderr"] = logging.StreamHandler(sys.stderr)
@@ -55,6 +55,6 @@ def setup_logger(
         wanted[target] = logging.FileHandler(target, encoding="utf-8")
     for mark, handler in wanted.items():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handler.trainbook_target = mark  # type: ignore[attr-defined]
+        handler.set_name(mark)
         logger.addHandler(handler)
     return logger

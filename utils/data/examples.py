@@ -24,6 +24,7 @@ Collate = Callable[[list[Any]], Any]
 IGNORED = -100  # label of a position that does not count, as in torch and transformers
 
 
+@runtime_checkable
 class PreparingCollate(Protocol):
     """A collate function in two stages: what it draws at random for a sample, it draws before samples are put together."""
 
@@ -78,8 +79,10 @@ class DatasetSource:
     def __init__(self, dataset: Any, collate: Collate, seed: int = 0) -> None:
         self.dataset, self.collate, self.seed, self.epoch = dataset, collate, seed, 0
         self.before_sample: Callable[[int], object] = lambda index: None
-        self._prepare: Callable[[Any], Any] | None = getattr(collate, "prepare", None)
-        self._join: Collate = collate if self._prepare is None else collate.collate  # type: ignore[attr-defined]
+        self._prepare: Callable[[Any], Any] | None = None
+        self._join = collate
+        if isinstance(collate, PreparingCollate):
+            self._prepare, self._join = collate.prepare, collate.collate
         self._draws = _may_draw(dataset) or getattr(collate, "draws", True)
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import signal
 import weakref
@@ -16,7 +15,6 @@ from torch import nn
 
 from utils.adapters.facts import model_facts
 from utils.data.examples import Batch, StreamSource
-from utils.data.ids import Limits
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -31,9 +29,11 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.compiling import check_compiler, compile_now
+from utils.training.engine.continuing import check_same, fingerprint_of, restore_optimizer, settings_changed
 from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
+from utils.training.engine.fit import check_fit, first_samples
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
@@ -43,11 +43,11 @@ from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
-from utils.training.engine.sharding import give_weights, parted_optimizer_state, parted_weights
+from utils.training.engine.sharding import give_weights, parted_weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
-from utils.training.engine.tasks.inference import task_type_of, try_task
+from utils.training.engine.tasks.inference import task_type_of
 from utils.training.engine.world import World, check_launch, join
 from utils.training.run_folder import RunFolder, Start, decide_start
 from utils.training.task_spec import TaskSpec
@@ -58,14 +58,8 @@ log = logging.getLogger("trainbook.engine")
 
 __all__ = ["Trainer", "TrainingHooks"]
 
-# Samples that are looked at to tell amounts from answers, where labels are fractions.
-_LOOKED_AT = 64
-
 # Model -> the run that trained it last in this process.
 _TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
-
-# What a checkpoint's fingerprint calls which parameters were not trained; absent where all were.
-_FROZEN = "frozen parameters"
 
 
 class Trainer:
@@ -179,9 +173,7 @@ class Trainer:
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
             stack.enter_context(fast_paths(parts.model))
-            fingerprint = {
-                "data": data.digest(), "tokenizer": _tokenizer_digest(self.tokenizer), **_frozen_digest(self.model),
-            }  # fmt: skip
+            fingerprint = fingerprint_of(data, self.tokenizer, self.model)
             self.state = self._restore(start, parts, fingerprint, data)
             store = self._store(start.folder, mode, world)
             if start.in_place:
@@ -232,7 +224,7 @@ class Trainer:
         if self.own_parts is not None and self.own_parts.criterion is not None:
             return CriterionObjective(self.own_parts.criterion)
         task = self.task = make_task(task_spec, config)
-        self._check_fit(data, task, task_spec)
+        check_fit(self.model, data, task, task_spec)
         return task
 
     def _checkpoint_extras(self, payload: Payload) -> Payload:
@@ -364,34 +356,10 @@ class Trainer:
         given = self.task_spec
         if self.own_parts is not None and self.own_parts.criterion is not None:
             return given or TaskSpec("training")  # which task it is, only the criterion knows
-        spec, sentence = infer_task_spec(self.model, _first_samples(data), self.tokenizer, given)
+        spec, sentence = infer_task_spec(self.model, first_samples(data), self.tokenizer, given)
         if given is None or given.task_type is None:
             self.notice(sentence)
         return spec
-
-    def _check_fit(self, data: UniversalDataModule, task: Task, spec: TaskSpec) -> None:
-        """Check that ids, labels, vocabulary, classes and lengths are such as the model has, before anything is changed."""
-        facts, sample = model_facts(self.model), _first_samples(data)
-        known = facts.vocab_size
-        if spec.vocab_size is not None and known is not None and spec.vocab_size > known:
-            raise ModelError(
-                f"the vocabulary has {spec.vocab_size} tokens, but {type(self.model).__name__} has {known} embeddings. "
-                f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
-            )
-        vocab_size = known or spec.vocab_size
-        if task.label_kind == "class":
-            data.check_ids(Limits(vocab_size, None if spec.multi_label else spec.num_classes, "class"))
-        elif vocab_size is not None:
-            data.check_ids(Limits(vocab_size, None, task.label_kind))
-        length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
-        if longest is not None and length > longest:
-            raise DataError(
-                f"samples have {length} tokens, but {type(self.model).__name__} takes at most {longest}. Cut them shorter."
-            )
-        if sample and task.tried_first:
-            scores = try_task(self.model, task, sample)
-            if task.label_kind == "token":
-                data.check_ids(Limits(vocab_size, scores, "token"))
 
     def _monitor(self, data: UniversalDataModule) -> tuple[str, str]:
         config = self.training_config
@@ -409,10 +377,13 @@ class Trainer:
         if checkpoint is None:
             start.folder.keep_history(0, ())
             return TrainState()
-        self._check_same(start, checkpoint, parts, fingerprint)
+        for sentence in check_same(start, self.training_config, environment_facts(parts), fingerprint):
+            self.notice(sentence)
         state = self._state_to_continue(start, checkpoint, parts.world)
         load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
-        self._restore_optimizer(checkpoint, parts, fingerprint)
+        afresh = restore_optimizer(checkpoint, parts, self.training_config, fingerprint, brought=self.own_parts is not None)
+        if afresh is not None:
+            self.notice(afresh)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint["scaler"]:
             parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -439,7 +410,7 @@ class Trainer:
         state = TrainState.from_dict(checkpoint["state"])
         config = self.training_config
         more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
-        stopped_for_good = state.stop_reason == "early_stopping" and start.in_place and not self._changes(checkpoint)
+        stopped_for_good = state.stop_reason == "early_stopping" and start.in_place and not settings_changed(checkpoint, config)
         if not state.ended or (more_to_do and not stopped_for_good):
             state.stop_reason = None
         saved_by = 1 + len(checkpoint.get("other_processes", ()))
@@ -451,56 +422,6 @@ class Trainer:
                 "to go on from its weights in a new run, load them into the model first."
             )
         return state
-
-    def _restore_optimizer(self, checkpoint: Payload, parts: Parts, fingerprint: dict[str, str]) -> None:
-        """The optimizer's averages from the checkpoint, its settings from the config: on a change, the config's hold."""
-        if checkpoint["fingerprint"].get(_FROZEN) != fingerprint.get(_FROZEN):
-            self.notice("The optimizer starts afresh: other parameters were trained, and its averages are theirs.")
-            return
-        there = checkpoint.get("optimizer_kind") if self.own_parts else checkpoint["config"]["optimizer"]
-        here = type(parts.optimizer).__name__ if self.own_parts else self.training_config.optimizer
-        if there != here:
-            self.notice(f"The optimizer starts afresh: {there}'s averages do not fit another one.")
-            return
-        groups = parts.optimizer.param_groups
-        # The learning rate stays the checkpoint's: the schedule sets it before each step, and a row may come before one.
-        settings = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
-        parts.optimizer.load_state_dict(parted_optimizer_state(parts.optimizer, checkpoint["optimizer"]))
-        for group, own in zip(parts.optimizer.param_groups, settings, strict=True):
-            group.update(own)
-
-    def _changes(self, checkpoint: Payload) -> dict[str, tuple[Any, Any]]:
-        """Settings that change what is learnt and differ from the checkpoint's: {name: (there, here)}."""
-        here, there = self.training_config.to_dict(), checkpoint["config"]
-        names = [name for name in here if name not in TrainingConfig.NOT_LEARNT]
-        return {name: (there.get(name), here[name]) for name in names if there.get(name) != here[name]}
-
-    def _check_same(self, start: Start, checkpoint: Payload, parts: Parts, fingerprint: dict[str, str]) -> None:
-        """Refuse or name every difference that would make the continued run another one."""
-        changes = [
-            f"{name}: {there!r} there, {here!r} here" for name, (there, here) in self._changes(checkpoint).items()
-        ]
-        changes += [
-            f"{name}: not the same as when it was saved"
-            for name in {**fingerprint, **checkpoint["fingerprint"]}
-            if checkpoint["fingerprint"].get(name) != fingerprint.get(name)
-        ]
-        if changes and start.in_place and self.training_config.on_config_change == "error":
-            listed = "\n  ".join(changes)
-            raise CheckpointError(
-                f"{start.source} was trained with other settings:\n  {listed}\nTo train anew, choose another run_name; to go "
-                'on with the new settings, set on_config_change="continue".'
-            )
-        if changes:
-            self.notice(f"Continued with other settings, so not exactly the run that was saved: {'; '.join(changes)}.")
-        facts = environment_facts(parts)
-        moved = [
-            f"{name} {checkpoint['environment'].get(name)} there, {facts[name]} here"
-            for name in ("torch", "device", "device_name", "threads", "precision", "fast_paths")
-            if checkpoint["environment"].get(name) != facts[name]
-        ]
-        if moved:
-            self.notice(f"Continued elsewhere, so the last bits may differ: {'; '.join(moved)}.")
 
     def _describe(self, start: Start, task_spec: TaskSpec) -> None:
         start.folder.write_description(self.training_config.to_dict(), task_spec.to_dict(), **self.description)
@@ -575,17 +496,6 @@ def _refuse_streams(data: UniversalDataModule) -> None:
             )
 
 
-def _first_samples(data: UniversalDataModule) -> Batch:
-    """The first sample; where labels are fractions a few more, to see what kind of number they are. Empty for a stream."""
-    if isinstance(data.train, StreamSource):
-        return {}
-    sample = data.train.take([0])
-    labels = sample.get("labels")
-    if labels is None or not labels.is_floating_point():
-        return sample
-    return data.train.take(list(range(min(_LOOKED_AT, len(data.train)))))
-
-
 def _first_batch(data: UniversalDataModule) -> Batch:
     """The first samples, as many as a batch has."""
     assert not isinstance(data.train, StreamSource)
@@ -601,19 +511,6 @@ def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulati
         if limit is not None
     ]
     return min(limits, default=None)
-
-
-def _frozen_digest(model: nn.Module) -> dict[str, str]:
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    return {_FROZEN: hashlib.sha256("\n".join(frozen).encode()).hexdigest()} if frozen else {}
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    """Changes when the tokenizer's vocabulary does; empty without a tokenizer."""
-    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
-        return ""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.blake2b(repr(vocabulary).encode(), digest_size=16).hexdigest()
 
 
 def _refuse_what_is_not_there(config: TrainingConfig) -> None:
