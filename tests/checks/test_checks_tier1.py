@@ -189,7 +189,7 @@ WEIGHTS = [
     ("a hundred times too large", lambda w: w.mul_(100), "fail", "too large"),
     ("a thousandth", lambda w: w.mul_(1e-3), "fail", "below 0.001"),
     ("equal rows", lambda w: w.copy_(w[0].expand_as(w)), "fail", "all the same"),
-    ("zeros", lambda w: w.zero_(), "warn", "all zeros"),
+    ("zeros", lambda w: w.zero_().requires_grad_(False), "warn", "all zeros"),
     ("not centred", lambda w: w.add_(1.0), "warn", "mean"),
 ]
 
@@ -314,7 +314,7 @@ def test_speed_reports_what_it_measured():
 
 
 def test_a_model_of_unknown_inputs_is_not_run_and_does_not_pass():
-    report = run_all_tier1_tests(nn.Linear(3, 3))
+    report = run_all_tier1_tests(nn.Bilinear(3, 3, 2))
     assert {result.verdict for result in report.results} == {"not run"}
     assert not report.passed
     assert "give config with vocab_size" in report.results[0].remedy
@@ -380,3 +380,34 @@ def test_the_documented_names_are_the_same_functions():
 
     for name in utils.test_functions.__all__:
         assert getattr(utils.test_functions, name) is getattr(utils.checks, name)
+
+
+def test_what_a_forward_keeps_in_attributes_is_put_back():
+    class Keeps(Faulty):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.count, self.mean = [], 0, torch.zeros(16)
+
+        def forward(self, ids):
+            self.kept.append(ids)
+            self.count += 1
+            self.mean.add_(1.0)
+            self.last = ids
+            return super().forward(ids)
+
+    model = Keeps()
+    kept = model.kept
+    run_all_tier1_tests(model)
+    assert (model.kept is kept, model.kept, model.count) == (True, [], 0)
+    assert not model.mean.any()
+    assert not hasattr(model, "last")
+
+
+def test_a_probe_that_raises_ends_no_check_and_is_named_once():
+    class Brittle(Faulty):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot be copied")
+
+    result = test_gradient_flow(Brittle())
+    assert result.verdict == "pass"
+    assert result.measured["not run"] == {"slope": "cannot be copied"}

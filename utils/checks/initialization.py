@@ -9,6 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from utils.checks.bookkeeping import broken_ties, dropout_rates, repeated_modules, round_trip, unsaved_state
+from utils.checks.depth import activations_through_depth, dead_units, only_linear
+from utils.checks.maturity import is_untrained
 from utils.checks.probe import Probe, check, counted, few
 from utils.checks.result import CheckResult
 
@@ -29,29 +32,35 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.001, 30.0
 LARGEST_MEAN = 0.05
 
 
-@check(NAME)
+@check(
+    NAME,
+    (
+        repeated_modules, unsaved_state, round_trip, broken_ties, dropout_rates, activations_through_depth, dead_units,
+        only_linear,
+    ),
+)  # fmt: skip
 def test_parameter_initialization(found: Probe) -> CheckResult:
     """The numbers in every weight matrix and in the scales of normalisations; biases are only asked to be finite.
 
     Called as (model, config=None, *, task_spec=None). Fails on NaN, on a standard deviation outside 0.001 to 1.5 or, times
     sqrt(inputs), above 30, on one 30 times larger or smaller than the median layer's, on scales with a mean above 30, and on
-    matrices whose rows or columns are all the same. Warns about matrices of zeros (some designs start residual projections
-    or heads there; tables of biases and learnt tokens always may), about ones that are not centred, and about scales below
-    0.001. The limits hold for trained models too. Biases are free: those of trained attention keys reach hundreds.
+    layers whose rows or columns are all the same. Warns about frozen matrices of zeros, about ones that are not centred, and
+    about scales below 0.001. Limits of size are for layers of models that have not been trained (`maturity`). Biases are
+    free: those of trained attention keys reach hundreds.
     """
     problems: dict[str, list[str]] = {"fail": [], "warn": []}
-    scales, gains = {}, {}
+    scales, gains, untrained = {}, {}, is_untrained(found.model)
     for name, parameter in found.model.named_parameters():
         values, owner = parameter.detach().float(), found.model.get_submodule(name.rpartition(".")[0])
         inputs = _inputs_of(owner, values)
-        found_wrong = _problem(name, owner, values, inputs)
+        found_wrong = _problem(name, owner, values, inputs, parameter.requires_grad, untrained)
         if values.dim() > 1:
             scales[name] = float(values.std(unbiased=False))
         if found_wrong is not None:
             problems[found_wrong[0]].append(f"{name} {found_wrong[1]}")
         elif inputs > 1 and _is_layer(owner) and scales[name] > 0:
             gains[name] = scales[name] * math.sqrt(inputs)
-    problems["fail"] += _out_of_line(gains)
+    problems["fail"] += _out_of_line(gains) if untrained else []
     measured = {"matrices": len(scales), "smallest_std": _least(scales), "largest_std": _most(scales), **problems}
     thresholds = {
         "std": (SMALLEST_STD, LARGEST_STD), "gain": LARGEST_GAIN, "gain_to_median": (1 / OUT_OF_LINE, OUT_OF_LINE),
@@ -77,7 +86,9 @@ def test_parameter_initialization(found: Probe) -> CheckResult:
     )
 
 
-def _problem(name: str, owner: nn.Module, values: Tensor, inputs: int) -> tuple[str, str] | None:
+def _problem(
+    name: str, owner: nn.Module, values: Tensor, inputs: int, trainable: bool, untrained: bool
+) -> tuple[str, str] | None:
     """ "fail" or "warn" and what is wrong, or None."""
     if not bool(torch.isfinite(values).all()):
         return "fail", "holds NaN or infinite values"
@@ -88,13 +99,17 @@ def _problem(name: str, owner: nn.Module, values: Tensor, inputs: int) -> tuple[
         return None
     std, mean = float(values.std(unbiased=False)), float(values.mean())
     if not bool(values.any()):
-        # Tables of biases (Swin's relative positions) and learnt tokens and positions are added to what is there.
-        return None if _is_added(name) else ("warn", "is all zeros")
+        # Residual projections, heads and adapters may start at zero: the check of the gradients sees whether they wake up.
+        return None if trainable or _is_added(name) else ("warn", "is all zeros and frozen")
     rows = values.flatten(1)
-    if bool((rows == rows[0]).all()):
-        return "fail", "has rows that are all the same"
-    if bool((rows == rows[:, :1]).all()):
-        return "fail", "has columns that are all the same"
+    # A parameter of a module's own may have equal rows by design, as the A of a state-space model has.
+    if _is_layer(owner) or isinstance(owner, nn.Embedding):
+        if bool((rows == rows[0]).all()):
+            return "fail", "has rows that are all the same"
+        if bool((rows == rows[:, :1]).all()):
+            return "fail", "has columns that are all the same"
+    if not untrained or not (_is_layer(owner) or isinstance(owner, nn.Embedding)):
+        return None
     if std < SMALLEST_STD:
         return "fail", f"has a standard deviation of {std:.2g}, below {SMALLEST_STD}"
     if std > LARGEST_STD or std * math.sqrt(inputs) > LARGEST_GAIN:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, ParamSpec
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.checks.result import CheckResult
+from utils.checks.result import CheckResult, Finding
 from utils.errors import ModelError
 from utils.training.engine import rng
 from utils.training.engine.step import modes_kept
@@ -28,6 +29,9 @@ P = ParamSpec("P")
 _LONGEST = 512
 _DEFAULT_LENGTH = 128
 _DEFAULT_BATCH = 4
+_SERIES_LENGTH = 8
+
+Output = Literal["tokens", "classes", "numbers"]
 
 # Weights up to this size are copied while a check runs, and put back where the model changed them itself. Larger ones are
 # not: a check that asks whether a model fits must not be what fills the memory.
@@ -48,10 +52,11 @@ class Probe:
     Attributes:
         model, call: the model, and from a batch to its logits.
         vocab_size: ids are below it; None for models over images.
-        image_shape: (channels, height, width); None for models over tokens.
+        image_shape: (channels, height, width); None for models over tokens and tables.
+        feature_shape: of one sample of a table of numbers, (F,), or of a series of them, (T, F); None for others.
         max_length: the longest T that is tried; length: the T that training uses.
         batch_size: the B that training uses.
-        output: what the logits should be: "tokens" (B, T, V) or "classes" (B, C).
+        output: what the logits should be: "tokens" (B, T, V), "classes" (B, C) or "numbers" (B,) or (B, K).
         scores_vocabulary: whether the logits at each position are over the vocabulary, as opposed to labels of tokens.
         causal: whether a position may see only earlier ones; causal_because: how that is known.
     """
@@ -63,11 +68,17 @@ class Probe:
     max_length: int
     length: int
     batch_size: int
-    output: Literal["tokens", "classes"]
+    output: Output
     scores_vocabulary: bool
     causal: bool
     causal_because: str
     encoder_decoder: bool
+    feature_shape: tuple[int, ...] | None = None
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether inputs are token ids, and so have a length."""
+        return self.vocab_size is not None
 
     @property
     def device(self) -> torch.device:
@@ -75,18 +86,40 @@ class Probe:
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     def batch(self, batch_size: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-        """Random inputs: ids (B, T), or images (B, channels, height, width). The same seed gives the same ones."""
+        """Random inputs: ids (B, T), images (B, channels, height, width) or numbers (B, *feature_shape).
+
+        The same seed gives the same ones. An encoder-decoder gets different ids on its two sides.
+        """
         generator = torch.Generator().manual_seed(seed)
         if self.image_shape is not None:
             return {"pixel_values": torch.randn(batch_size, *self.image_shape, generator=generator).to(self.device)}
+        if self.feature_shape is not None:
+            return {"inputs": torch.randn(batch_size, *self.feature_shape, generator=generator).to(self.device)}
+        batch = {"input_ids": self._ids(batch_size, length, generator)}
+        if self.encoder_decoder:
+            batch["decoder_input_ids"] = self._ids(batch_size, length, generator)
+        return batch
+
+    def _ids(self, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+        """Random ids without those of padding, whose embedding is a row of zeros that normalisation cannot scale."""
         assert self.vocab_size is not None
-        ids_BT = torch.randint(self.vocab_size, (batch_size, length), generator=generator).to(self.device)
-        return {"input_ids": ids_BT, **({"decoder_input_ids": ids_BT} if self.encoder_decoder else {})}
+        ids_BT = torch.randint(self.vocab_size, (batch_size, length), generator=generator)
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding) and (pad := module.padding_idx) is not None:
+                ids_BT[ids_BT == pad] = (pad + 1) % self.vocab_size
+        return ids_BT.to(self.device)
 
     def loss(self, batch: Mapping[str, Tensor], seed: int = 0) -> Tensor:
-        """Mean cross-entropy in nats per target: of the next token for causal models, else of random targets."""
-        logits = self.call(batch).float()
+        """Mean cross-entropy in nats per target: of the next token for causal models, else of random targets.
+
+        For outputs that are numbers: the mean squared error to targets from a standard normal distribution.
+        """
+        logits = self.call(batch)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         self._check_shape(logits, batch)
+        if self.output == "numbers":
+            targets = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
+            return F.mse_loss(logits, targets.to(logits))
         if self.output == "classes":
             return F.cross_entropy(logits, self._random(logits.shape[:-1], logits.shape[-1], seed))
         if self.causal and logits.shape[1] > 1:
@@ -96,6 +129,8 @@ class Probe:
     def _check_shape(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
         """Refuse logits that no loss can be computed from, before the loss raises something that nobody understands."""
         rows, scores = len(next(iter(batch.values()))), logits.shape[-1] if logits.dim() else 0
+        if self.output == "numbers":
+            return
         wanted = (rows, batch["input_ids"].shape[1]) if self.output == "tokens" else (rows,)
         least = (self.vocab_size or 0) if self.scores_vocabulary and self.output == "tokens" else 1
         if tuple(logits.shape[:-1]) != wanted or logits.dim() == 0 or scores < least:
@@ -132,10 +167,12 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
     image_shape = _image_shape(model, config, task_spec)
     vocab_size = None if image_shape else _vocab_size(facts.vocab_size, config, task_spec, tokenizer)
     if image_shape is None and vocab_size is None:
+        if (table := _table_probe(model, config, task_spec)) is not None:
+            return table
         raise CannotProbeError(
             f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    takes = facts.max_length and facts.max_length - _reserved_positions(model)
+    takes = facts.max_length and facts.max_length - reserved_positions(model)
     known = [n for n in (takes, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len")) if n]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec, image_shape is not None)
@@ -156,6 +193,38 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
     )
 
 
+def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
+    """The probe of a model over a table of numbers, or over series of them; None when it does not take those.
+
+    The number of features is that of the first layer; a trial call tells whether it is the model's input.
+    """
+    first = _first_layer(model)
+    if isinstance(first, (nn.LSTM, nn.GRU, nn.RNN)):
+        shape: tuple[int, ...] = (_SERIES_LENGTH, first.input_size)
+    elif isinstance(first, nn.Linear):
+        shape = (first.in_features,)
+    elif isinstance(first, (nn.BatchNorm1d, nn.LayerNorm)):
+        count = first.num_features if isinstance(first, nn.BatchNorm1d) else first.normalized_shape[-1]
+        shape = (count,)
+    else:
+        return None
+    found = Probe(
+        model=model, call=ModelCall(model), vocab_size=None, image_shape=None, max_length=0, length=0,
+        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
+        scores_vocabulary=False, causal=False, causal_because="its inputs are numbers", encoder_decoder=False,
+        feature_shape=shape,
+    )  # fmt: skip
+    try:
+        with left_as_it_was(model), torch.no_grad():
+            model.eval()
+            outputs = found.call(found.batch(2, 0))
+    except Exception:  # noqa: BLE001 - it takes something else, whose kind is not known
+        return None
+    regression = getattr(task_spec, "task_type", None) == "regression"
+    numbers = regression or outputs.dim() < 2 or (outputs.dim() == 2 and outputs.shape[1] == 1)
+    return replace(found, output="numbers" if numbers else "classes")
+
+
 def _vocab_size(of_model: int | None, config: Any, task_spec: Any, tokenizer: Any) -> int | None:
     given = of_model or _number(config, "vocab_size") or _number(task_spec, "vocab_size")
     return given or (len(tokenizer) if tokenizer is not None else None)
@@ -169,7 +238,7 @@ def _number(config: Any, *names: str) -> int | None:
     return None
 
 
-def _reserved_positions(model: nn.Module) -> int:
+def reserved_positions(model: nn.Module) -> int:
     """Positions that a model states and does not take: RoBERTa's begin after the padding id, so 514 of them take 512."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
@@ -211,7 +280,7 @@ def _sides(source: Any, *names: str) -> tuple[int, int] | None:
     return None
 
 
-def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Literal["tokens", "classes"]:
+def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Output:
     task = getattr(task_spec, "task_type", None)
     if task is not None:
         return "tokens" if task in _TOKEN_TASKS else "classes"
@@ -239,10 +308,10 @@ def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> t
 
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Mode, gradients, buffers, weights and random state are as before after the block. Inside, every gradient is None.
+    """Mode, gradients, buffers, weights, plain attributes and random state are as before after the block.
 
-    Not covered: weights of more than 512 MiB in a model that changes them itself, in forward or in a hook of its
-    gradients; attributes that are no buffers.
+    Inside, every gradient is None. Attributes are numbers, tensors and the entries of lists, dicts and sets. Not covered:
+    weights of more than 512 MiB in a model that changes them itself, in forward or in a hook of its gradients.
     """
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [
@@ -251,7 +320,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    weights = _copied(model)
+    weights, attributes = _copied(model), [_Attributes(module) for module in model.modules()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
@@ -267,6 +336,30 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             for parameter, before in weights:
                 if not torch.equal(parameter, before):
                     parameter.copy_(before)
+            for attribute in attributes:
+                attribute.restore()
+
+
+class _Attributes:
+    """What a module's plain attributes hold, to be put back: objects, values of tensors, entries of containers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._held = {name: value for name, value in vars(module).items() if name not in _MODULE_INTERNALS}
+        self._tensors = [(t, t.detach().clone()) for t in self._held.values() if isinstance(t, Tensor)]
+        self._containers = [(c, c.copy()) for c in self._held.values() if type(c) in (list, dict, set)]
+
+    def restore(self) -> None:
+        own = vars(self._module)
+        for name in [name for name in own if name not in _MODULE_INTERNALS and name not in self._held]:
+            del own[name]
+        own.update(self._held)
+        for tensor, before in self._tensors:
+            if not torch.equal(tensor, before):
+                tensor.copy_(before)
+        for container, entries in self._containers:
+            container.clear()
+            container.extend(entries) if isinstance(container, list) else container.update(entries)
 
 
 def _copied(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
@@ -277,14 +370,24 @@ def _copied(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     return [(parameter, parameter.detach().clone()) for parameter in parameters]
 
 
+#: Attributes that nn.Module itself keeps; mode and buffers are put back by name.
+_MODULE_INTERNALS = frozenset({*vars(nn.Module()), "training"})
+
 Check = Callable[..., CheckResult]
 
+#: Looks for one kind of problem: yields findings, and adds what it measured to the mapping.
+Detector = Callable[[Probe, dict[str, Any]], Iterable[Finding]]
 
-def check(name: str) -> Callable[[Check], Check]:
+
+def check(name: str, detectors: Sequence[Detector] = ()) -> Callable[[Check], Check]:
     """Make a documented check of a function (probe, **options) -> CheckResult.
 
     The check takes (model, config=None, *, task_spec=None, tokenizer=None, **options). It never raises for a model
     that does not work: that is a "fail" with the error in one line; one whose inputs are not known is "not run".
+
+    Args:
+        detectors: each is run after the function, and adds its findings to the result. One that raises ends nothing: the
+            others still run, and `measured["not run"]` has its error, unless the check has already reported the same one.
     """
 
     def decorate(function: Check) -> Check:
@@ -296,25 +399,56 @@ def check(name: str) -> Callable[[Check], Check]:
                 found = probe(model, config, task_spec, tokenizer)
             except CannotProbeError as error:
                 return CheckResult(name, "not run", f"Nothing was checked: {error}.", remedy=str(error))
-            try:
-                with left_as_it_was(model):
-                    return function(found, **options)
-            except ModelError as error:  # not raised by the model, but by whoever reads its outputs
-                return CheckResult(
-                    name, "fail", str(error),
-                    remedy="Change what forward takes or returns; a transformers model needs a head (…ForCausalLM).",
-                )  # fmt: skip
-            except Exception as error:  # noqa: BLE001 - whatever the model raises is what the check has found
-                return CheckResult(
-                    name, "fail", f"The model raised {type(error).__name__}: {one_line(error)}",
-                    remedy=f"Call the model on {_described(found)} yourself to see the whole error.",
-                )  # fmt: skip
+            result = _first_result(name, function, found, options)
+            findings, measured = _detect(found, detectors, result.summary)
+            return result.with_findings(findings, measured)
 
         del run.__wrapped__  # its signature is run's own
         run.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
         return run
 
     return decorate
+
+
+def _first_result(name: str, function: Check, found: Probe, options: dict[str, Any]) -> CheckResult:
+    try:
+        with left_as_it_was(found.model):
+            return function(found, **options)
+    except ModelError as error:  # raised by whoever reads the model's outputs, not by the model
+        return CheckResult(
+            name, "fail", str(error),
+            remedy="Change what forward takes or returns; a transformers model needs a head (…ForCausalLM).",
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - the check reports any error of the model
+        return CheckResult(
+            name, "fail", f"The model raised {type(error).__name__}: {one_line(error)}",
+            remedy=f"Call the model on {_described(found)} yourself to see the whole error.",
+        )  # fmt: skip
+
+
+def _detect(found: Probe, detectors: Sequence[Detector], reported: str) -> tuple[list[Finding], dict[str, Any]]:
+    """Findings and measurements of every detector that could run."""
+    findings: list[Finding] = []
+    measured: dict[str, Any] = {}
+    not_run: dict[str, str] = {}
+    for detector in detectors:
+        try:
+            with left_as_it_was(found.model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a probe calls the model in ways that its author may comment on
+                findings += detector(found, measured)
+        except Exception as error:  # noqa: BLE001 - one probe that cannot run must not end the others
+            if (text := one_line(error)) not in reported and text not in not_run.values():
+                not_run[detector.__name__.lstrip("_")] = text
+    return findings, {**measured, **({"not run": not_run} if not_run else {})}
+
+
+def relative(first: Tensor, second: Tensor) -> float:
+    """Largest difference as a share of the largest value of `first`; infinite when the shapes differ, NaN where one is."""
+    if first.shape != second.shape:
+        return float("inf")
+    if not first.numel():
+        return 0.0
+    return float((first.float() - second.float()).abs().max() / first.float().abs().max().clamp_min(1e-6))
 
 
 def counted(count: int, noun: str) -> str:
@@ -337,6 +471,8 @@ def one_line(error: BaseException) -> str:
 
 
 def _described(found: Probe) -> str:
+    if found.feature_shape is not None:
+        return f"numbers of shape (2, {', '.join(map(str, found.feature_shape))})"
     if found.image_shape is not None:
         return f"pixel_values of shape (2, {', '.join(map(str, found.image_shape))})"
     return f"input_ids of shape (2, {min(16, found.max_length)}) below {found.vocab_size}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.views.display import show_html
@@ -20,17 +20,35 @@ Verdict = Literal["pass", "warn", "fail", "not run"]
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One problem that a check reports.
+
+    Attributes:
+        cause: short, stable key of the kind of problem, such as "causality" or "padding".
+        verdict: "fail" for what makes training or inference wrong, "warn" for what is probably unintended.
+        summary: one sentence with the measured numbers.
+        remedy: what to do.
+    """
+
+    cause: str
+    verdict: Literal["warn", "fail"]
+    summary: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """One check's outcome.
 
     Attributes:
         name: of the check.
-        verdict: "not run" is no pass: nothing was learnt about the model.
-        summary: what was found, one sentence with its numbers.
+        verdict: the worst of its findings; "not run" is not a pass: nothing is known about the model.
+        summary: one sentence with the numbers that matter; with several findings, one sentence for each.
         measured: the numbers themselves, plain values with units in their names.
         thresholds: what they were compared with.
         remedy: what to do; empty for a pass.
         figure: a picture of what was measured, or None.
+        findings: the problems, failures first; empty for a pass.
     """
 
     name: str
@@ -40,6 +58,25 @@ class CheckResult:
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     remedy: str = ""
     figure: Figure | None = field(default=None, compare=False, repr=False)
+    findings: tuple[Finding, ...] = ()
+
+    def with_findings(self, more: Sequence[Finding], measured: Mapping[str, Any]) -> CheckResult:
+        """This result with further findings and measurements; the verdict and the texts are those of all findings."""
+        findings = list(self.findings)
+        if not findings and self.verdict in ("warn", "fail"):
+            findings = [Finding(self.name, "fail" if self.verdict == "fail" else "warn", self.summary, self.remedy)]
+        findings = sorted([*findings, *more], key=lambda finding: finding.verdict != "fail")
+        merged = {**self.measured, **measured}
+        if not findings or self.verdict == "not run":
+            return replace(self, measured=merged)
+        return replace(
+            self,
+            verdict=findings[0].verdict,
+            summary=" ".join(finding.summary for finding in findings),
+            remedy=" ".join(dict.fromkeys(finding.remedy for finding in findings if finding.remedy)),
+            measured=merged,
+            findings=tuple(findings),
+        )
 
     @property
     def passed(self) -> bool:
@@ -56,6 +93,7 @@ class CheckResult:
                 "measured": self.measured,
                 "thresholds": self.thresholds,
                 "remedy": self.remedy,
+                "findings": [vars(finding) for finding in self.findings],
             }
         )
         return found

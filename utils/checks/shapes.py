@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from utils.checks.probe import Probe, check, counted, few, one_line
+from utils.checks.generation import key_value_cache
+from utils.checks.independence import carried_state, encoder_is_used, later_positions, other_rows_in_training
+from utils.checks.lengths import lengths
+from utils.checks.padding import padding
+from utils.checks.probe import Probe, check, counted, few, one_line, relative
 from utils.checks.result import CheckResult
 from utils.errors import ModelError
 
@@ -26,7 +29,10 @@ class _Case:
     error: str = ""
 
 
-@check(NAME)
+@check(
+    NAME,
+    (later_positions, other_rows_in_training, carried_state, encoder_is_used, padding, key_value_cache, lengths),
+)
 def test_shape_robustness(found: Probe) -> CheckResult:
     """Forward passes of several shapes; then one batch against its rows; then, for causal models, a changed future.
 
@@ -74,8 +80,8 @@ def test_shape_robustness(found: Probe) -> CheckResult:
 
 
 def _sizes(found: Probe) -> list[tuple[int, int]]:
-    """(B, T) of each case, none longer than the model takes; T has no meaning for images."""
-    if found.image_shape is not None:
+    """(B, T) of each case, none longer than the model takes; T has no meaning for images and tables."""
+    if not found.over_tokens:
         return list(dict.fromkeys([(1, 0), (found.batch_size, 0)]))
     wanted = [(1, 1), (1, found.max_length), (found.batch_size, 32), (4, 64), (2, 128)]
     return list(dict.fromkeys((rows, min(length, found.max_length)) for rows, length in wanted))
@@ -94,6 +100,8 @@ def _case(found: Probe, rows: int, length: int) -> _Case:
         return _Case(inputs, (), (), f"{type(error).__name__}: {one_line(error)}")
     # More scores than the model takes ids are allowed: vocabularies are padded to round sizes.
     scores = logits[-1] if logits else 0
+    if found.output == "numbers":
+        return _Case(inputs, logits, (rows, scores) if len(logits) == 2 else (rows,))
     if found.output == "classes":
         return _Case(inputs, logits, (rows, scores))
     least = (found.vocab_size or 0) if found.scores_vocabulary else 0
@@ -124,7 +132,7 @@ def _row_difference(found: Probe) -> float:
     batch = found.batch(3, min(16, found.max_length))
     together = found.call(batch)
     alone = torch.cat([found.call({name: value[i : i + 1] for name, value in batch.items()}) for i in range(3)])
-    return _relative(together, alone)
+    return relative(together, alone)
 
 
 def _future_difference(found: Probe) -> float | None:
@@ -136,11 +144,4 @@ def _future_difference(found: Probe) -> float | None:
     cut = length // 2
     changed = batch["input_ids"].clone()
     changed[:, cut:] = (changed[:, cut:] + 1) % found.vocab_size
-    return _relative(found.call(batch)[:, :cut], found.call({**batch, "input_ids": changed})[:, :cut])
-
-
-def _relative(first: Tensor, second: Tensor) -> float:
-    """Largest difference as a share of the largest logit; infinite when the shapes differ."""
-    if first.shape != second.shape:
-        return float("inf")
-    return float((first.float() - second.float()).abs().max() / first.float().abs().max().clamp_min(1e-6))
+    return relative(found.call(batch)[:, :cut], found.call({**batch, "input_ids": changed})[:, :cut])

@@ -1,0 +1,82 @@
+"""What the checks of tier 1 catch, and on what they raise false alarms: the tables of docs/CHECKS.md.
+
+    python -m benchmarks.checks --write
+
+Runs every check on the models with a planted fault (`tests/kit/planted.py`) and on the healthy ones
+(`tests/kit/healthy_models.py`). A fault counts as named when the check that is there for it reports one of its causes.
+Exit code 1 when a fault is missed or a healthy model raises an alarm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.report import Table, write_section
+from tests.kit.healthy_models import HEALTHY
+from tests.kit.planted import PLANTED
+from utils.checks import CheckReport, run_all_tier1_tests
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "CHECKS.md"
+
+
+def planted() -> tuple[Table, int]:
+    """The faults, the check and cause that name each, and how many were missed."""
+    table = Table("Models with one planted fault", ["fault", "check", "named as", "also reported by"])
+    missed = 0
+    for name, plant in PLANTED.items():
+        report = _report(plant.make)
+        causes = [finding.cause for finding in report[plant.check].findings]
+        named = next((cause for cause in causes if cause in plant.causes), None)
+        missed += named is None
+        others = [r.name for r in report.results if r.name != plant.check and r.verdict in ("warn", "fail")]
+        table.rows.append([name, plant.check, _cause(named, plant.check), ", ".join(others)])
+    table.notes.append(f"{len(PLANTED) - missed} of {len(PLANTED)} named by the check that is there for them.")
+    return table, missed
+
+
+def healthy() -> tuple[Table, int]:
+    """The healthy models, what was reported on each, and how many raised an alarm."""
+    table = Table("Healthy models", ["model", "alarms"])
+    alarms = 0
+    for name, make in HEALTHY.items():
+        raised = [f"{r.name}: {r.summary}" for r in _report(make).results if r.verdict != "pass"]
+        alarms += bool(raised)
+        table.rows.append([name, "; ".join(raised) or "none"])
+    table.notes.append(f"{alarms} of {len(HEALTHY)} healthy models raised an alarm.")
+    return table, alarms
+
+
+def _report(make: Callable[[], nn.Module]) -> CheckReport:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_all_tier1_tests(make())
+
+
+def _cause(named: str | None, check: str) -> str:
+    """The cause that was reported; a check's own name as cause stands for its main test."""
+    return "missed" if named is None else "main test" if named == check else named
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run both tables; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/CHECKS.md")
+    parsed = parser.parse_args(arguments)
+    (faults, missed), (models, alarms) = planted(), healthy()
+    for section, table in (("Faults that are caught", faults), ("Models that are healthy", models)):
+        print(table.markdown(everything=True))
+        if parsed.write:
+            write_section(DOCUMENT, section, table.markdown(everything=True))
+    return 1 if missed or alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Whether an output depends on what it must not see: later positions, other rows, earlier calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.checks.probe import Probe, relative
+from utils.checks.result import Finding
+from utils.training.engine import rng
+
+
+def later_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Causality at the full length, with the change at three places, in evaluation and in training mode.
+
+    For an encoder-decoder: of the decoder over its own ids, which differ from the encoder's.
+    """
+    length = found.max_length
+    if not (found.causal or found.encoder_decoder) or not found.over_tokens or length < 3:
+        return
+    side = "decoder_input_ids" if found.encoder_decoder else "input_ids"
+    cuts = sorted({1, length // 2, length - 1})
+    for training in (False, True):
+        found.model.train(training)
+        leaks = {cut: _leak(found, side, length, cut) for cut in cuts}
+        measured[f"future_difference_{'training' if training else 'evaluation'}"] = max(leaks.values())
+        leaking = [cut for cut, leak in leaks.items() if not leak <= found.tolerance]
+        if leaking and _repeats(found, length):
+            where = "in training mode" if training else f"in evaluation mode at length {length}"
+            norms = _batch_norms(found.model)
+            yield Finding(
+                "causality", "fail",
+                f"A later token changes earlier logits by {max(leaks.values()):.2g} of their size {where} "
+                f"(changed from position {leaking[0]} on).",
+                f"{norms[0]} normalises over positions: use LayerNorm or RMSNorm." if training and norms
+                else "Apply the causal mask at every length and in every layer.",
+            )  # fmt: skip
+            return
+
+
+def other_rows_in_training(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Row independence in training mode. Batch normalisation mixes rows by design, and is expected outside language models."""
+    if found.output != "tokens" and _batch_norms(found.model):
+        return
+    found.model.train()
+    batch = found.batch(3, min(16, found.max_length))
+    changed = {name: torch.cat([value[:1], other[1:]]) for (name, value), other in
+               zip(batch.items(), found.batch(3, min(16, found.max_length), seed=1).values(), strict=True)}  # fmt: skip
+    difference = relative(_seeded(found, batch)[:1], _seeded(found, changed)[:1])
+    measured["row_difference_training"] = difference
+    if not difference <= found.tolerance and relative(_seeded(found, batch), _seeded(found, batch)) <= found.tolerance:
+        norms = _batch_norms(found.model)
+        yield Finding(
+            "rows in training", "fail",
+            f"In training mode a row's outputs change by {difference:.2g} of their size with the other rows of its batch.",
+            f"{norms[0]} computes its statistics over the batch: use LayerNorm or RMSNorm." if norms
+            else "Keep the batch dimension apart: no mean, softmax or normalisation over it.",
+        )  # fmt: skip
+
+
+def carried_state(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Outputs that differ between two equal calls from the same random state: something is kept from the call before."""
+    found.model.eval()
+    batch, other = (found.batch(2, min(16, found.max_length), seed) for seed in (0, 1))
+    first = _seeded(found, batch)
+    _seeded(found, other)
+    difference = relative(first, _seeded(found, batch))
+    measured["difference_after_another_call"] = difference
+    if not difference <= found.tolerance:
+        yield Finding(
+            "carried state", "fail",
+            f"The same input from the same random state gives outputs that differ by {difference:.2g} of their size after "
+            "another call: the model carries state from one call to the next.",
+            "Start from a fresh state in each forward, or return the state and let the caller pass it.",
+        )  # fmt: skip
+
+
+def encoder_is_used(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the logits of an encoder-decoder depend on the encoder's input."""
+    if not found.encoder_decoder:
+        return
+    found.model.eval()
+    length = min(16, found.max_length)
+    batch = found.batch(2, length)
+    other = {**batch, "input_ids": found.batch(2, length, seed=1)["input_ids"]}
+    difference = relative(_seeded(found, batch), _seeded(found, other))
+    measured["encoder_dependence"] = difference
+    if not difference > 0:
+        yield Finding(
+            "encoder ignored", "fail", "The logits do not depend on the encoder's input.",
+            "Pass the encoder's hidden states to the cross-attention of the decoder's layers.",
+        )  # fmt: skip
+
+
+def _leak(found: Probe, side: str, length: int, cut: int) -> float:
+    assert found.vocab_size is not None
+    batch = found.batch(2, length)
+    ids = batch[side].clone()
+    ids[:, cut:] = (ids[:, cut:] + 1) % found.vocab_size
+    return relative(_seeded(found, batch)[:, :cut], _seeded(found, {**batch, side: ids})[:, :cut])
+
+
+def _repeats(found: Probe, length: int) -> bool:
+    """Whether equal calls give equal outputs: without that, a difference says nothing about positions or rows."""
+    batch = found.batch(2, length)
+    return relative(_seeded(found, batch), _seeded(found, batch)) <= found.tolerance
+
+
+def _seeded(found: Probe, batch: dict[str, Tensor]) -> Tensor:
+    """Outputs from a fixed random state, so that dropout draws the same masks in each call."""
+    rng.seed_all(0)
+    with torch.no_grad():
+        return found.call(batch).float()
+
+
+def _batch_norms(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -1,0 +1,63 @@
+"""Whether outputs are finite at every length that the model states, and what happens one position beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.checks.probe import Probe, reserved_positions
+from utils.checks.result import Finding
+
+# Longest input that is given here: the stated maximum of small models, and enough of the others' to see overflow.
+_LONGEST = 2048
+# Positions times width that are given at most: about a second for 10 M parameters on two cores.
+_LARGEST_WORK = 2**34
+
+
+def lengths(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """One row of each of some lengths up to the stated maximum, and of one more where positions come from a table."""
+    if not found.over_tokens:
+        return
+    found.model.eval()
+    parameters = sum(parameter.numel() for parameter in found.model.parameters())
+    longest = min(found.length, _LONGEST, max(_LARGEST_WORK // max(parameters, 1), 1))
+    tried = sorted({length for length in (1, 2, 3, 7, longest // 2, longest - 1, longest) if 1 <= length <= longest})
+    bad = [length for length in tried if not _is_finite(found, length)]
+    measured["lengths_tried"] = tried
+    if bad:
+        yield Finding(
+            "length", "fail", f"Outputs are NaN or infinite at length {', '.join(map(str, bad))}.",
+            "Look at masks of rows without any allowed position, at positions beyond a table, and at overflow.",
+        )  # fmt: skip
+    rows = _position_rows(found)
+    if rows is None or longest < found.length:
+        return
+    try:
+        _is_finite(found, rows + 1)
+    except Exception as error:  # noqa: BLE001 - refusing is right, whatever the error
+        measured["one_beyond"] = f"refused with {type(error).__name__}"
+        return
+    yield Finding(
+        "length", "warn",
+        f"{rows + 1} positions are accepted although the table of positions has {rows}: the last ones share a position.",
+        "Refuse longer inputs with an error rather than clamping or wrapping positions.",
+    )  # fmt: skip
+
+
+def _is_finite(found: Probe, length: int) -> bool:
+    with torch.no_grad():
+        return bool(found.call(found.batch(1, length)).isfinite().all())
+
+
+def _position_rows(found: Probe) -> int | None:
+    """Positions that a learned table has room for, where its size is that of the stated maximum."""
+    if reserved_positions(found.model):  # positions are counted from the ids there, so T says little about them
+        return None
+    for name, module in found.model.named_modules():
+        of_positions = isinstance(module, nn.Embedding) and "pos" in name.lower() and "rel" not in name.lower()
+        if of_positions and module.num_embeddings == found.length:
+            return found.length
+    return None

@@ -1,0 +1,43 @@
+"""Whether a model has been trained: limits for initial weights do not hold for trained ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def is_untrained(model: nn.Module) -> bool:
+    """Whether the weights look as an initialisation leaves them.
+
+    Normalisation scales start at one constant and move with the first updates, so they decide where there are any; else
+    biases, which start at zero or uniformly within 1/sqrt(inputs) (torch's default) and leave that range in training. A model
+    with neither counts as untrained: nothing speaks against it. Batch normalisation counts the batches that it has seen.
+    """
+    if any(int(getattr(module, "num_batches_tracked", None) or 0) > 0 for module in model.modules()):
+        return False
+    scales = [
+        parameter.detach()
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "weight" and parameter.dim() == 1 and _is_norm(module)
+    ]
+    if scales:
+        return all(bool((scale == scale.flatten()[0]).all()) for scale in scales)
+    return not any(_is_moved_bias(module) for module in model.modules())
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+
+
+def _is_moved_bias(module: nn.Module) -> bool:
+    bias, weight = getattr(module, "bias", None), getattr(module, "weight", None)
+    if not isinstance(bias, torch.Tensor) or not isinstance(weight, torch.Tensor) or weight.dim() < 2:
+        return False
+    if bool((bias == bias.flatten()[0]).all()):  # any constant is an initialisation, a fault of one included
+        return False
+    return float(bias.detach().abs().max()) > 1.001 / math.sqrt(weight[0].numel())

@@ -1,0 +1,145 @@
+"""Whether gradients are what they should be: the loss's slope, and the same with recomputed activations."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.adapters.forward import ModelCall
+from utils.checks.probe import Probe, few
+from utils.checks.result import Finding
+from utils.training.engine import rng
+
+# Largest model that is copied in fp64: 160 MB.
+_LARGEST = 20_000_000
+# Steps along a direction, as shares of each parameter's root mean square; the error of a central difference is the square.
+_STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
+# A step that changes nothing but the rounding.
+_ROUNDING_STEP = 1e-9
+_DIRECTIONS = 3
+# Relative disagreement of slope and gradient, beyond rounding.
+_DISAGREEMENT = 0.05
+
+
+def slope(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Directional derivatives of the loss by central differences, against the gradient, in an fp64 copy in evaluation mode.
+
+    A gradient that is cut off, scaled or reversed on the way trains towards something else than the loss's minimum. Not
+    covered: models with an operation that has no fp64 kernel; fp32 rounds too coarsely for small steps.
+    """
+    trained = sum(p.numel() for p in found.model.parameters() if p.requires_grad)
+    if not trained or sum(p.numel() for p in found.model.parameters()) > _LARGEST:
+        return
+    disagreements = _disagreements(found)
+    worst = max(disagreements.pop(""), 0.0)
+    measured["slope_disagreement"] = worst
+    if worst > _DISAGREEMENT:
+        where = f" (parameters {few(list(disagreements))})" if disagreements else ""
+        yield Finding(
+            "gradient", "fail",
+            f"The gradient is not the slope of the loss: they differ by {worst:.0%} along random directions{where}.",
+            "Look for detach() or no_grad() on a part of the path, gradient hooks, and backward() of custom functions.",
+        )  # fmt: skip
+
+
+def _disagreements(found: Probe) -> dict[str, float]:
+    """Disagreement over all parameters, under "", and of each parameter where that is too large."""
+    model = copy.deepcopy(found.model).double().eval()
+    exact = replace(found, model=model, call=ModelCall(model))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+    batch = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in found.batch(2, min(16, found.max_length), seed=2).items()
+    }
+
+    def loss() -> Tensor:
+        rng.seed_all(0)
+        return exact.loss(batch)
+
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
+    by_name = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
+    found_apart = {
+        "": max(_disagreement(loss, parameters, by_name, list(parameters), seed) for seed in range(_DIRECTIONS))
+    }
+    if found_apart[""] > _DISAGREEMENT:
+        each = {name: _disagreement(loss, parameters, by_name, [name], 0) for name in list(parameters)[:60]}
+        found_apart |= {name: value for name, value in each.items() if value > _DISAGREEMENT}
+    return found_apart
+
+
+def _disagreement(
+    loss: Any, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor], names: Sequence[str], seed: int
+) -> float:
+    """Relative difference of slope and gradient along one direction; the smallest over the steps, as a kink may lie in one."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = {}
+    for name in names:
+        noise = torch.randn(parameters[name].shape, generator=generator, dtype=torch.float64).to(parameters[name])
+        scale = float(parameters[name].detach().square().mean().sqrt()) or 0.02
+        direction[name] = noise * scale
+    products = [(gradients[name] * direction[name]).flatten() for name in names if name in gradients]
+    by_gradient: float = sum(float(product.sum()) for product in products)
+    parts = math.sqrt(sum(float(product.square().sum()) for product in products))
+    differences: list[float] = []
+    with torch.no_grad():  # casts to fp32 inside the model round: measured, so that rounding is not taken for a difference
+        around = [_loss_at(loss, parameters, direction, sign * _ROUNDING_STEP) for sign in (-2, -1, 0, 1, 2)]
+    rounding = max(around) - min(around) + 1e-12
+    for step in _STEPS:
+        with torch.no_grad():
+            up = _loss_at(loss, parameters, direction, step)
+            down = _loss_at(loss, parameters, direction, -step)
+        by_difference = (up - down) / (2 * step)
+        apart = max(0.0, abs(by_difference - by_gradient) - 4 * rounding / step)
+        size = max(abs(by_difference), abs(by_gradient), 0.1 * parts)
+        differences.append(apart / size if size > 0 else 0.0)
+    return min(differences)
+
+
+def _loss_at(loss: Any, parameters: dict[str, nn.Parameter], direction: dict[str, Tensor], step: float) -> float:
+    for name, change in direction.items():
+        parameters[name].add_(change, alpha=step)
+    value = float(loss())
+    for name, change in direction.items():
+        parameters[name].sub_(change, alpha=step)
+    return value
+
+
+def recomputed_activations(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Gradients with and without gradient checkpointing, from the same random state, where the model supports it."""
+    supported = getattr(found.model, "supports_gradient_checkpointing", False)
+    if not supported or sum(p.numel() for p in found.model.parameters()) > _LARGEST:
+        return
+    model: Any = copy.deepcopy(found.model).train()  # switching registers hooks, which stay
+    twin = replace(found, model=model, call=ModelCall(model))
+    model.gradient_checkpointing_disable()
+    plain = _gradients(twin)
+    model.gradient_checkpointing_enable()
+    recomputed = _gradients(twin)
+    scale = max(max((float(g.abs().max()) for g in plain.values()), default=0.0), 1e-12)
+    differing = [
+        name for name in plain
+        if name not in recomputed or not float((plain[name] - recomputed[name]).abs().max()) <= 10 * found.tolerance * scale
+    ]  # fmt: skip
+    measured["gradients_that_checkpointing_changes"] = len(differing)
+    if differing:
+        yield Finding(
+            "gradient checkpointing", "fail",
+            f"Gradient checkpointing changes the gradients of {few(differing)}.",
+            "Recompute with the same random state and inputs: torch.utils.checkpoint with use_reentrant=False.",
+        )  # fmt: skip
+
+
+def _gradients(found: Probe) -> dict[str, Tensor]:
+    for parameter in found.model.parameters():
+        parameter.grad = None
+    rng.seed_all(0)
+    with torch.enable_grad():
+        found.loss(found.batch(2, min(16, found.max_length))).backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.detach().float().clone() for name, p in found.model.named_parameters() if p.grad is not None}
