@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING
 from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from utils.checks.attention import test_attention_patterns
+    from utils.checks.attribution import test_attribution_analysis
     from utils.checks.data_quality import QualityThresholds, check_data_quality
     from utils.checks.drift import check_drift
     from utils.checks.gradients import test_gradient_flow
     from utils.checks.initialization import test_parameter_initialization
+    from utils.checks.learning import test_overfit_one_batch
     from utils.checks.memory import test_memory_footprint
     from utils.checks.outputs import test_output_stability
-    from utils.checks.result import CheckReport, CheckResult
+    from utils.checks.result import CheckReport, CheckResult, Finding
+    from utils.checks.robustness import test_robustness
     from utils.checks.shapes import test_shape_robustness
     from utils.checks.speed import test_inference_speed
     from utils.checks.tier1 import run_all_tier1_tests
+    from utils.checks.tier2 import run_all_tier2_tests
+    from utils.checks.tier3 import run_all_tests, run_all_tier3_tests
 
 _EXPORTS = {
     "QualityThresholds": "utils.checks.data_quality",
@@ -24,18 +30,28 @@ _EXPORTS = {
     "check_drift": "utils.checks.drift",
     "CheckReport": "utils.checks.result",
     "CheckResult": "utils.checks.result",
+    "Finding": "utils.checks.result",
+    "run_all_tests": "utils.checks.tier3",
     "run_all_tier1_tests": "utils.checks.tier1",
+    "run_all_tier2_tests": "utils.checks.tier2",
+    "run_all_tier3_tests": "utils.checks.tier3",
+    "test_attention_patterns": "utils.checks.attention",
+    "test_attribution_analysis": "utils.checks.attribution",
     "test_gradient_flow": "utils.checks.gradients",
     "test_inference_speed": "utils.checks.speed",
     "test_memory_footprint": "utils.checks.memory",
     "test_output_stability": "utils.checks.outputs",
     "test_parameter_initialization": "utils.checks.initialization",
+    "test_overfit_one_batch": "utils.checks.learning",
+    "test_robustness": "utils.checks.robustness",
     "test_shape_robustness": "utils.checks.shapes",
 }
 __all__ = [
-    "CheckReport", "CheckResult", "QualityThresholds", "check_data_quality", "check_drift", "run_all_tier1_tests",
-    "test_gradient_flow", "test_inference_speed", "test_memory_footprint", "test_output_stability",
-    "test_parameter_initialization", "test_shape_robustness",
+    "CheckReport", "CheckResult", "Finding", "QualityThresholds", "check_data_quality", "check_drift", "run_all_tests",
+    "run_all_tier1_tests", "run_all_tier2_tests", "run_all_tier3_tests", "test_attention_patterns",
+    "test_attribution_analysis", "test_gradient_flow", "test_inference_speed", "test_memory_footprint",
+    "test_output_stability", "test_overfit_one_batch", "test_parameter_initialization", "test_robustness",
+    "test_shape_robustness",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

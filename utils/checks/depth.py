@@ -30,12 +30,12 @@ def gradients_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[
     Taken at the outputs rather than at the weights: a branch that starts at zero leaves its weights without a gradient for a
     step, and the path beside it intact.
     """
-    stacks = _stacks(found.model)
+    stacks = stacks_of(found.model)
     if not stacks or not is_untrained(found.model):
         return
     found.model.train()
     outputs: dict[nn.Module, Tensor] = {}
-    with torch.enable_grad(), _outputs_of(stacks, lambda block, output: outputs.__setitem__(block, output)):
+    with torch.enable_grad(), outputs_of(stacks, lambda block, output: outputs.__setitem__(block, output)):
         loss = found.loss(found.batch(4, min(32, found.max_length)))
     watched = {block: output for block, output in outputs.items() if output.requires_grad}
     gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True) if watched else ()
@@ -65,12 +65,12 @@ def gradients_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[
 
 def activations_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     """How much the outputs of each block of a stack vary with the input, from first to last, in a model not yet trained."""
-    stacks = _stacks(found.model)
+    stacks = stacks_of(found.model)
     if not stacks or not is_untrained(found.model):
         return
     found.model.eval()
     sizes: dict[nn.Module, float] = {}
-    with torch.no_grad(), _outputs_of(stacks, lambda block, output: sizes.__setitem__(block, _signal(output))):
+    with torch.no_grad(), outputs_of(stacks, lambda block, output: sizes.__setitem__(block, signal(output))):
         found.call(found.batch(4, min(32, found.max_length)))
     for name, blocks in stacks.items():
         known = [sizes[block] for block in blocks if sizes.get(block)]
@@ -151,7 +151,7 @@ def _unit_dim(found: Probe, output: Tensor) -> int:
     return 1 if output.dim() == 4 and not found.over_tokens else output.dim() - 1
 
 
-def _stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
+def stacks_of(model: nn.Module) -> dict[str, list[nn.Module]]:
     """Lists of equal blocks, and else the linear layers of equal width of a plain stack, by name."""
     stacks = {}
     for name, module in model.named_modules():
@@ -171,7 +171,7 @@ def _experts(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _outputs_of(stacks: Mapping[str, list[nn.Module]], take: Callable[[nn.Module, Tensor], Any]) -> Iterator[None]:
+def outputs_of(stacks: Mapping[str, list[nn.Module]], take: Callable[[nn.Module, Tensor], Any]) -> Iterator[None]:
     """Inside the block, `take` gets every block of `stacks` and the first tensor of what it returns."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -188,7 +188,7 @@ def _outputs_of(stacks: Mapping[str, list[nn.Module]], take: Callable[[nn.Module
             handle.remove()
 
 
-def _signal(output: Tensor) -> float:
+def signal(output: Tensor) -> float:
     """Root mean square of what varies over rows (and positions): a constant that biases add says nothing about the input."""
     values = output.detach().float()
     values = values.flatten(0, -2) if values.dim() > 1 else values

@@ -74,6 +74,7 @@ class Probe:
     causal_because: str
     encoder_decoder: bool
     feature_shape: tuple[int, ...] | None = None
+    tokenizer: Any = None
 
     @property
     def over_tokens(self) -> bool:
@@ -190,6 +191,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         causal=causal,
         causal_because=because,
         encoder_decoder=bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)),
+        tokenizer=tokenizer,
     )
 
 

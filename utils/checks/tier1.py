@@ -7,7 +7,7 @@ registered, saved and shared; `growth` for memory. `docs/CHECKS.md` has what eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from utils.checks import gradients, initialization, memory, outputs, shapes, speed
@@ -42,8 +42,15 @@ def run_all_tier1_tests(
     Returns:
         The results in order; `.passed` is False when a check failed or could not run.
     """
-    unknown = [name for name in only or () if name not in TIER1]
+    runs = chosen(TIER1, only).values()
+    return CheckReport("Tier 1", [run(model, config, task_spec=task_spec, tokenizer=tokenizer) for run in runs])
+
+
+def chosen(
+    checks: Mapping[str, Callable[..., CheckResult]], only: Sequence[str] | None
+) -> dict[str, Callable[..., CheckResult]]:
+    """Those of `checks` that are named; None: all. Raises `ConfigError` for a name that is not there."""
+    unknown = [name for name in only or () if name not in checks]
     if unknown:
-        raise ConfigError(f"only: {unknown} are not checks of tier 1; it has {list(TIER1)}.")
-    chosen = [run for name, run in TIER1.items() if only is None or name in only]
-    return CheckReport("Tier 1", [run(model, config, task_spec=task_spec, tokenizer=tokenizer) for run in chosen])
+        raise ConfigError(f"only: {unknown} are no checks of this tier; it has {list(checks)}.")
+    return {name: run for name, run in checks.items() if only is None or name in only}

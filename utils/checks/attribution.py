@@ -1,0 +1,135 @@
+"""Which inputs a prediction rests on: integrated gradients, with the error of their sum."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from utils.checks.probe import Probe, check
+from utils.checks.result import CheckResult, Finding
+from utils.checks.robustness import token_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "feature attribution"
+
+# Attributions add up to the change of the output from the baseline (Sundararajan et al. 2017, completeness); the rest is the
+# error of the numerical integral, which more steps make smaller.
+LARGEST_ERROR = 0.1
+_MISSING = "captum is not installed"
+
+
+@check(NAME)
+def test_attribution_analysis(found: Probe, input_text: str | None = None, n_steps: int = 50) -> CheckResult:
+    """Integrated gradients of the most likely prediction, over token embeddings or over the inputs, from a baseline of zeros.
+
+    Called as (model, config=None, *, task_spec=None, tokenizer=None, input_text=None, n_steps=50). Warns when attributions
+    miss the change of the output by more than 10 %, and when all inputs but the last one have none. Needs captum (the
+    extra `checks`); without it the check is "not run".
+    """
+    if importlib.util.find_spec("captum") is None:
+        return CheckResult(
+            NAME, "not run", f"Attributions need captum: {_MISSING}.", remedy="pip install captum, or the extra 'checks'."
+        )
+    if found.encoder_decoder:
+        return CheckResult(NAME, "not run", "Not made for encoder-decoders.", remedy="Look at the encoder's attributions.")
+    found.model.eval()
+    if found.over_tokens:
+        scores, error, tokens = _of_tokens(found, input_text, n_steps)
+    else:
+        scores, error, tokens = _of_numbers(found, n_steps)
+    if scores is None:
+        return CheckResult(NAME, "not run", "No embedding of token ids was found.", remedy="Nothing to do.")
+    strongest = sorted(range(len(tokens)), key=lambda i: -abs(scores[i]))[:5]
+    measured = {
+        "completeness_error": error, "steps": n_steps, "tokens": tokens, "scores": scores,
+        "strongest": [[tokens[i], scores[i]] for i in strongest],
+    }  # fmt: skip
+    summary = f"Strongest inputs: {', '.join(f'{tokens[i]} ({scores[i]:+.2g})' for i in strongest)}; error {error:.1%}."
+    findings = []
+    if not error <= LARGEST_ERROR:
+        findings.append(Finding(
+            "attribution error", "warn", f"Attributions miss the change of the output by {error:.0%}.",
+            "Give more steps (n_steps), or do not rely on them: the output jumps along the path from the baseline.",
+        ))  # fmt: skip
+    result = CheckResult(
+        NAME, "pass", summary, measured, {"completeness_error": LARGEST_ERROR}, figure=_figure(tokens, scores)
+    )
+    return result.with_findings(findings, {})
+
+
+def _of_tokens(found: Probe, input_text: str | None, n_steps: int) -> tuple[list[float] | None, float, list[str]]:
+    from captum.attr import LayerIntegratedGradients
+
+    table = token_table(found.model)
+    if table is None:
+        return None, 0.0, []
+    ids_BT, tokens = _tokens(found, input_text)
+    target = int(_prediction(found, {"input_ids": ids_BT}).argmax())
+
+    def of_target(ids: Tensor) -> Tensor:
+        return _prediction(found, {"input_ids": ids})[:, target]
+
+    baseline = torch.zeros_like(ids_BT)
+    method: Any = LayerIntegratedGradients(of_target, table)
+    attributions, delta = method.attribute(
+        ids_BT, baselines=baseline, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True
+    )
+    change = float((of_target(ids_BT) - of_target(baseline)).abs())
+    size = max(change, float(attributions.abs().sum()) * 0.1, 1e-9)
+    return attributions.sum(-1)[0].tolist(), float(delta.abs().max()) / size, tokens
+
+
+def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float], float, list[str]]:
+    from captum.attr import IntegratedGradients
+
+    ((name, inputs),) = found.batch(1, 0, seed=10).items()
+    outputs = _prediction(found, {name: inputs})
+    target = int(outputs.flatten(1).argmax())
+
+    def of_target(values: Tensor) -> Tensor:
+        return _prediction(found, {name: values}).flatten(1)[:, target]
+
+    method: Any = IntegratedGradients(of_target)
+    attributions, delta = method.attribute(inputs, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True)
+    change = float((of_target(inputs) - of_target(torch.zeros_like(inputs))).abs())
+    size = max(change, float(attributions.abs().sum()) * 0.1, 1e-9)
+    values = attributions[0].flatten().tolist()
+    return values, float(delta.abs().max()) / size, [f"input {index + 1}" for index in range(len(values))]
+
+
+def _tokens(found: Probe, input_text: str | None) -> tuple[Tensor, list[str]]:
+    tokenizer = found.tokenizer
+    if input_text is not None and tokenizer is not None:
+        ids = tokenizer.encode(input_text)
+        ids = [int(one) for one in (ids.ids if hasattr(ids, "ids") else ids)][: found.max_length]
+        names = [tokenizer.decode([one]) for one in ids]
+        return torch.tensor([ids], device=found.device), names
+    ids_BT = found.batch(1, min(12, found.max_length), seed=10)["input_ids"]
+    return ids_BT, [f"#{int(one)}" for one in ids_BT[0]]
+
+
+def _prediction(found: Probe, batch: dict[str, Tensor]) -> Tensor:
+    """Scores of the last position, or of the row."""
+    outputs = found.call(batch)
+    return outputs[:, -1] if found.output == "tokens" else outputs
+
+
+def _figure(tokens: Sequence[str], scores: Sequence[float]) -> Figure:
+    """Bars of the inputs' attributions: for the prediction to the right, against it to the left."""
+    from matplotlib.figure import Figure
+
+    shown = min(len(tokens), 30)
+    figure = Figure(figsize=(6, 0.22 * shown + 1), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    colours = ["#1f4e9c" if score >= 0 else "#c05a00" for score in scores[:shown]]
+    axes.barh(range(shown), list(scores[:shown]), color=colours)
+    axes.set_yticks(range(shown), [repr(token)[1:-1] for token in tokens[:shown]], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("attribution to the predicted score")
+    return figure

@@ -1,0 +1,105 @@
+"""Whether a model uses what it is given: the context, the order of tokens, and positions as its kind should."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.checks.probe import Probe, relative
+from utils.checks.result import Finding
+
+# Changes below this share of the outputs' size are rounding, not use; a weak but real path leaves 1e-3 and more.
+_LEAST_CHANGE = 1e-6
+# Change by another token that is enough to look at order there, and the share of it by which order must matter.
+_LEAST_SEEN, _LEAST_ORDER = 1e-4, 1e-3
+# Rotary and relative positions leave rounding of about 1e-4 when all positions shift.
+_SHIFT_TOLERANCE = 1e-2
+_SHIFT = 7
+
+
+def context_is_used(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the last output depends on the first tokens at all."""
+    if not found.over_tokens or found.encoder_decoder or found.max_length < 4:
+        return
+    length = min(24, found.max_length)
+    ids_BT = _ids(found, length)
+    other = ids_BT.clone()
+    assert found.vocab_size is not None
+    other[:, : length // 2] = (other[:, : length // 2] + 1) % found.vocab_size
+    change = relative(_last(found, ids_BT), _last(found, other))
+    measured["change_by_earlier_tokens"] = change
+    if change <= _LEAST_CHANGE:
+        yield Finding(
+            "context ignored", "warn", "The output for the last token does not depend on the tokens in the first half.",
+            "Look for positions that are never mixed: a mask that hides everything, or a layer that is left out.",
+        )  # fmt: skip
+
+
+def order_matters(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Whether exchanging two neighbours changes the last output, near the start and near the end of the longest input."""
+    if not found.over_tokens or found.encoder_decoder or found.max_length < 8:
+        return
+    length = found.max_length
+    ids_BT = _ids(found, length)
+    reference = _last(found, ids_BT)
+    changes, seen = {}, {}
+    for name, first in (("start", 1), ("end", length - 4)):
+        swapped = ids_BT.clone()
+        swapped[:, [first, first + 1]] = ids_BT[:, [first + 1, first]]
+        changes[name] = relative(reference, _last(found, swapped))
+        far = ids_BT.clone()
+        assert found.vocab_size is not None
+        far[:, first] = (far[:, first] + 1) % found.vocab_size
+        seen[name] = relative(reference, _last(found, far))
+    measured |= {"change_by_exchange": changes, "change_by_replacement": seen}
+    # Where another token hardly changes anything (a window, or fading with distance), order says nothing.
+    blind = [name for name in changes if seen[name] > _LEAST_SEEN and changes[name] <= _LEAST_ORDER * seen[name]]
+    if blind:
+        where = "at both ends of the input" if len(blind) == 2 else f"near the {blind[0]} of an input of {length} tokens"
+        yield Finding(
+            "order ignored", "warn", f"Exchanging two neighbouring tokens {where} does not change the output.",
+            "Add position embeddings or rotary positions, with as many distinct positions as max_seq_len.",
+        )  # fmt: skip
+
+
+def shifted_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Whether a model with rotary positions is the same when all position ids shift, as relative positions are."""
+    takes = "position_ids" in inspect.signature(found.model.forward).parameters
+    rotary = any("rotary" in name.lower() for name, _ in found.model.named_modules())
+    if not takes or not rotary or not found.over_tokens or found.max_length < _SHIFT + 9:
+        return
+    found.model.eval()
+    ids_BT = _ids(found, 8)
+    positions = torch.arange(8, device=found.device)[None].expand(len(ids_BT), -1)
+    with torch.no_grad():
+        here, there = (found.call({"input_ids": ids_BT, "position_ids": positions + shift}) for shift in (0, _SHIFT))
+    change = relative(here, there)
+    measured["change_by_shifted_positions"] = change
+    if not change <= max(_SHIFT_TOLERANCE, found.tolerance):
+        yield Finding(
+            "positions not relative", "warn",
+            f"Shifting all positions by {_SHIFT} changes the outputs by {change:.2g} of their size in a model with rotary "
+            "positions, which should depend on distances only.",
+            "Rotate queries and keys by the same angles, in every head and also in fp32.",
+        )  # fmt: skip
+
+
+def _ids(found: Probe, length: int) -> Tensor:
+    """ids (2, length) in which neighbours differ."""
+    ids_BT = found.batch(2, length, seed=8)["input_ids"]
+    assert found.vocab_size is not None
+    same = ids_BT[:, 1:] == ids_BT[:, :-1]
+    ids_BT[:, 1:] = torch.where(same, (ids_BT[:, 1:] + 1) % found.vocab_size, ids_BT[:, 1:])
+    return ids_BT
+
+
+def _last(found: Probe, ids_BT: Tensor) -> Tensor:
+    """Outputs at the last position, or of the row for classifiers."""
+    found.model.eval()
+    with torch.no_grad():
+        outputs = found.call({"input_ids": ids_BT}).float()
+    return outputs[:, -1] if found.output == "tokens" else outputs
