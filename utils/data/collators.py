@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.examples import IGNORED, Batch, Collate, TextCollator, labels_of
+from utils.data.examples import IGNORED, Batch, Collate, TextCollator
 from utils.data.labels import is_list
 from utils.data.masking import SHARE_CHOSEN, masked_lm_collator
+from utils.data.padding import labels_of, padding_of
 from utils.data.parts import input_problem
 from utils.data.task_columns import Columns, find_columns
 from utils.data.text_encoding import encode_pairs_of_sequences, encode_texts, encode_words
@@ -174,10 +175,10 @@ class InputCollator:
         return batch
 
     def _masked(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with an `attention_mask`: without one, a trailing run of padding ids is padding."""
+        """The row with an `attention_mask`: without one, runs of padding ids at either end are padding."""
         if "attention_mask" not in row:
             ids = torch.as_tensor(row["input_ids"])
-            row["attention_mask"] = (labels_of(ids, None, self.pad_id, self.eos_id) != IGNORED).long()
+            row["attention_mask"] = (~padding_of(ids, self.pad_id, self.eos_id)).long()
         return row
 
 

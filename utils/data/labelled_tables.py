@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from utils.errors import DataError, DataTypeError
 
@@ -26,6 +29,22 @@ class Table:
     num_rows: int
     read: Callable[[str, Sequence[int]], list[Any]]
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def with_texts(self, columns: Collection[str], exact: Collection[str]) -> Table:
+        """The same table, whose whole numbers in `columns` are read as their digits.
+
+        Args:
+            exact: of these columns, also fractions: their names keep them from having lost digits on the way (`TEXT_NAMES`).
+        """
+
+        def read(name: str, rows: Sequence[int]) -> list[Any]:
+            values = self.read(name, rows)
+            if name not in columns:
+                return values
+            kinds = (Integral, float, np.floating) if name in exact else (Integral,)
+            return [_digits(value) if _is_number(value, kinds) else value for value in values]
+
+        return replace(self, read=read)
 
     def example(self, most: int = 100) -> dict[str, Any]:
         """One value of each column, the first within `most` rows that is none of the missing ones."""
@@ -71,6 +90,15 @@ def is_missing(value: Any) -> bool:
     return (
         value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
     )
+
+
+def _is_number(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_)) and not is_missing(value)
+
+
+def _digits(number: Any) -> str:
+    """A number as Python writes it."""
+    return str(number.item() if isinstance(number, np.generic) else number)
 
 
 def _of_dataset(dataset: Any, argument: str) -> Table:

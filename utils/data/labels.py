@@ -149,7 +149,7 @@ def label_problem(label: Any, task_type: str) -> str | None:
     if task_type == "token_classification" and not is_list(label):
         return "no list of tags"
     if task_type == "seq2seq" and not isinstance(label, str):
-        return "no target text"
+        return f"a {type(label).__name__} for a target text"
     return None
 
 

@@ -19,6 +19,8 @@ _TARGETS = (
     ("article", "summary"), ("text", "summary"), ("dialogue", "summary"), ("prompt", "completion"), ("src", "tgt"),
     ("text", "target"),
 )  # fmt: skip
+#: Names, in lower case, that columns of texts and of target texts commonly have.
+TEXT_NAMES = frozenset({*_TEXTS, *(name for pair in (*_PAIRS, *_TARGETS) for name in pair)})
 _LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent")
 _NUMBERS = (*_LABELS, "score", "rating", "value", "y")
 _WORDS = ("tokens", "words")
