@@ -1,7 +1,7 @@
 """Special token ids of a model's config, set from the tokenizer: padding, beginning and end of text, start of the decoder.
 
-A classifier that pools at the last token finds it by its config's padding id, and generation stops at its config's end id: where
-these are not the ids that the tokenizer writes, results are wrong without an error.
+A classifier that pools at the last token finds it by its config's padding id, and generation stops at its config's end id:
+where these are not the ids that the tokenizer writes, results are wrong without an error.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _Change:
 def set_special_ids(model: nn.Module, tokenizer: Any, pad_token_id: int | None = None) -> str | None:
     """Set the special ids of `model`'s config, and of its generation config, to those of the tokenizer.
 
-    An id that the tokenizer does not have is left alone. `decoder_start_token_id` moves with the id that it was equal to (padding
-    in T5, end of text in BART); where an encoder-decoder model has none, the beginning of text is taken, else padding. Layers of a
-    transformers model that were built for the old padding id (`padding_idx`) are set to the new one.
+    An id that the tokenizer does not have is left alone. `decoder_start_token_id` moves with the id that it was equal to
+    (padding in T5, end of text in BART); where an encoder-decoder model has none, the beginning of text is taken, else padding.
+    Layers of a transformers model that were built for the old padding id (`padding_idx`) are set to the new one.
 
     Args:
         model: any module; of a wrapper, the first module inside that has a config with a padding id.
@@ -90,9 +90,10 @@ def _described(model: Any) -> Any:
     """The outermost module whose config has special ids."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         config = getattr(module, "config", None)
-        if config is not None and not isinstance(config, Mapping):
-            if hasattr(config, _PAD) or getattr(config, "is_encoder_decoder", False):
-                return module
+        if config is None or isinstance(config, Mapping):
+            continue
+        if hasattr(config, _PAD) or getattr(config, "is_encoder_decoder", False):
+            return module
     return None
 
 

@@ -65,8 +65,8 @@ def has_plain_order(loader: DataLoader[Any]) -> bool:
 def without_duplicates(loader: DataLoader[Any], argument: str) -> tuple[DataLoader[Any], str | None]:
     """The loader with one worker, where each of its workers would read the whole stream; and a notice about it.
 
-    A dataset that shards itself asks `torch.utils.data.get_worker_info`; a Hugging Face one does so too. Only where neither it nor
-    the loader's `worker_init_fn` does, the number of workers is changed: with one worker, all of them read the stream once.
+    A dataset that shards itself asks `torch.utils.data.get_worker_info`, as those of Hugging Face do. Only where neither it nor
+    the loader's `worker_init_fn` does, the number of workers is changed: one worker reads every stream exactly once.
     """
     if loader.num_workers < 2 or not isinstance(loader.dataset, IterableDataset):
         return loader, None

@@ -18,6 +18,7 @@ from utils.data.learnt_tokenizer import VOCAB_SIZE, learn_tokenizer
 from utils.data.parts import Part, usable_rows
 from utils.data.prepare import PreparedData, prepare_text
 from utils.data.report import ExamplesReport
+from utils.data.rows import excerpt, listed
 from utils.data.splitting import check_val_split, split_documents, split_examples
 from utils.data.targets import Targets, balance, baseline, read_targets
 from utils.data.task_columns import TEXT_NAMES, Columns, find_columns
@@ -241,7 +242,7 @@ def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str |
         missing = [name for name in (columns.text, columns.pair, columns.label) if name and name not in other.names]
         if missing:
             raise DataError(
-                f"validation has no column {missing[0]!r}, which records have; its columns are {', '.join(other.names)}."
+                f"validation has no column {excerpt(missing[0])}, which records have; its columns are {listed(other.names)}."
             )
         other = _with_texts(other, columns, task_type)
         parts.append(usable_rows(other, columns, task_type, on_bad_row, "validation"))

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.rows import listed
 from utils.errors import DataError, DataTypeError
+from utils.schema import shown
 
 _KINDS = "a Hugging Face Dataset, a DataFrame, a list of dicts, a dict of columns, or (texts, labels)"
 
@@ -120,7 +122,7 @@ def _refuse_parts(records: Mapping[Any, Any], argument: str) -> None:
     """Raises when these are several data sets by name, as a DatasetDict has them."""
     if records and all(hasattr(part, "column_names") for part in records.values()):
         raise DataTypeError(
-            f"{argument} has the parts {', '.join(map(str, records))}. Give one of them, and another as validation: "
+            f"{argument} has the parts {listed(records)}. Give one of them, and another as validation: "
             'prepare_examples(data["train"], ..., validation=data["validation"]).'
         )
 
@@ -128,7 +130,7 @@ def _refuse_parts(records: Mapping[Any, Any], argument: str) -> None:
 def _of_frame(frame: Any) -> Table:
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise DataError(f"two columns of the table have the same name: {', '.join(names)}.")
+        raise DataError(f"two columns of the table have the same name: {listed(names)}.")
     place = {name: number for number, name in enumerate(names)}
     return Table(names, len(frame), lambda name, rows: list(frame.iloc[list(rows), place[name]].tolist()))
 
@@ -171,11 +173,11 @@ def _named_columns(texts: Any, labels: Any, task_type: str) -> dict[str, Any]:
 def _checked_columns(columns: Mapping[Any, Any], argument: str) -> dict[str, Any]:
     wrong = [name for name, values in columns.items() if not _is_column(values)]
     if wrong:
-        raise DataTypeError(f"Expected {argument} to be {_KINDS}; got a dict whose {wrong[0]!r} is no list of values.")
+        raise DataTypeError(f"Expected {argument} to be {_KINDS}; got a dict whose {shown(wrong[0])} is no list of values.")
     lengths = {str(name): len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
             f"the columns of {argument} have different lengths: "
-            f"{', '.join(f'{name} {length:,}' for name, length in lengths.items())}."
+            f"{listed(f'{name} {length:,}' for name, length in lengths.items())}."
         )
     return {str(name): values for name, values in columns.items()}

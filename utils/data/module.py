@@ -29,7 +29,7 @@ from utils.data.ids import SAMPLED, Limits, check_batch, check_source
 from utils.data.packing import TokenBlocks
 from utils.data.padding import evident_padding
 from utils.data.workers import TIMEOUT_S, LoaderProcesses
-from utils.errors import DataTypeError
+from utils.errors import DataError, DataTypeError
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class UniversalDataModule:
         count = self.num_train if argument == "train_data" else self.num_validation
         if count is not None and plan.size(count) == 0:
             raise DataError(
-                f"{argument}: drop_last=True leaves no batch of {plan.multiple_of} out of {count} samples. Set drop_last=False, or "
-                "a smaller batch_size, in the DataLoader."
+                f"{argument}: drop_last=True leaves no batch of {plan.multiple_of} out of {count} samples. Set drop_last=False "
+                "or a smaller batch_size in the DataLoader."
             )
         return plan
 

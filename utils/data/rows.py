@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -101,3 +101,22 @@ def excerpt(text: str) -> str:
     while len(written := repr(kept if len(kept) == len(text) else f"{kept}…")) > _EXCERPT:
         kept = kept[:-1]
     return written
+
+
+def cut(text: str, most: int = _EXCERPT) -> str:
+    """`text`, at most `most` characters of it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def listed(names: Iterable[Any], most: int = 400, joiner: str = ", ") -> str:
+    """Names as a message lists them, at most about `most` characters in all; the rest is counted."""
+    shown_names: list[str] = []
+    room = most
+    remaining = iter(names)
+    for name in remaining:
+        text = cut(str(name))
+        if shown_names and len(text) > room:
+            return f"{joiner.join(shown_names)} and {1 + sum(1 for _ in remaining):,} more"
+        shown_names.append(text)
+        room -= len(text) + len(joiner)
+    return joiner.join(shown_names)

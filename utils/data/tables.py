@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from utils.data.rows import BadLines, Row, excerpt, quoted
+from utils.data.rows import BadLines, Row, excerpt, listed, quoted
 from utils.data.task_columns import TEXT_NAMES
 from utils.errors import DataError
 from utils.schema import nearest
@@ -73,9 +73,9 @@ def _has_required(row: Row, required: Sequence[str], file: object, bad: BadLines
     for name in required:
         if name not in row.values:
             guess = nearest(name, list(row.values))
-            hint = f", of which {guess!r} is the nearest" if guess else ""
+            hint = f", of which {excerpt(guess)} is the nearest" if guess else ""
             there = excerpt(", ".join(row.values))
-            bad.meet(f"{file}:{row.line}: the row has no {name!r}; it has {there}{hint}.")
+            bad.meet(f"{file}:{row.line}: the row has no {excerpt(name)}; it has {there}{hint}.")
             return False
     return True
 
@@ -90,7 +90,7 @@ def _of_one_kind(rows: list[Row], name: str, known: dict[str, pa.DataType], file
             return rows
         place = _first_misfit(values, known.get(name))
         value, line = values[place], rows[place].line
-        bad.meet(f"{file}:{line}: {name!r} is {quoted(value)}, {_why(value, known.get(name), values[:place])}.")
+        bad.meet(f"{file}:{line}: {excerpt(name)} is {quoted(value)}, {_why(value, known.get(name), values[:place])}.")
         rows = rows[:place] + rows[place + 1 :]
 
 
@@ -140,7 +140,7 @@ def _why(value: Any, known: pa.DataType | None, before: Sequence[Any]) -> str:
 
 def _in_words(kind: pa.DataType | None) -> str:
     words = {"string": "a text", "int64": "a number", "double": "a number", "bool": "true or false", "null": "nothing"}
-    return words.get(str(kind), str(kind))
+    return words.get(str(kind)) or listed([kind])
 
 
 def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
@@ -171,7 +171,7 @@ class TableFile:
             merged = field.type if kind is None else wider(kind, field.type)
             if merged is None:
                 raise DataError(
-                    f"{source}: the column {field.name!r} holds {_in_words(field.type)}, and {_in_words(kind)} in the "
+                    f"{source}: the column {excerpt(field.name)} holds {_in_words(field.type)}, and {_in_words(kind)} in the "
                     "files before. Load them one by one, or make the columns alike."
                 )
             self._types[field.name] = merged
@@ -214,8 +214,9 @@ class TableFile:
 class WrittenNumbers:
     """Which columns of tables that are `WRITTEN` hold nothing but numbers that keep every digit as numbers.
 
-    Leading zeros, as in 007, and numbers with more digits than a double holds stay text. In a column whose name is commonly that of
-    a text (`TEXT_NAMES`), numbers must also be written as Python writes them: 0.50 stays text, because 0.5 is another target text.
+    Leading zeros, as in 007, and numbers with more digits than a double holds stay text. In a column whose name is commonly
+    that of a text (`TEXT_NAMES`), numbers must also be written as Python writes them: 0.50 stays text, because 0.5 is another
+    target text.
     """
 
     def __init__(self, texts: Sequence[str] = (), *, keep_digits: bool = True) -> None:
