@@ -41,7 +41,7 @@ def test_an_incomplete_last_batch_is_left_out_of_each_epoch_when_asked(drop_last
 def test_an_epoch_has_as_many_samples_as_the_sampler_says(replacement, num_samples, distinct):
     sampler = RandomSampler(ROWS, replacement=replacement, num_samples=num_samples)
     data = UniversalDataModule(loader(sampler=sampler))
-    first, second = (sum(steps, []) for steps in epochs(data))
+    first, second = ([sample for step in steps for sample in step] for steps in epochs(data))
     assert len(first) == len(second) == num_samples
     assert set(first) <= set(range(11))
     assert distinct is None or len(set(first)) == distinct

@@ -151,9 +151,9 @@ class InputCollator:
         if not isinstance(label, str):
             return label
         if self.class_names is None or label not in self.class_names:
-            known = (
-                "no class names are known" if self.class_names is None else f"the classes are {listed(self.class_names[:12])}"
-            )
+            known = "no class names are known"
+            if self.class_names is not None:
+                known = f"the classes are [{listed(map(repr, self.class_names[:12]))}]"
             raise DataError(
                 f"the label {shown(label)} is a name, and {known}. prepare_examples(records, ...) finds the classes."
             )

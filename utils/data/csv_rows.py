@@ -130,7 +130,8 @@ def _names(header: Sequence[str], file: Path, line: int) -> list[str]:
     """The names of the columns. One that is empty, as pandas writes for an index, is named by its place."""
     names = [name.strip() or f"column {place}" for place, name in enumerate(header, start=1)]
     if not names or (len(names) == 1 and not header[0].strip()):
-        raise DataError(f"{file}:{line}: the header line is blank; it must name the columns, such as: text,label")
+        which = "first" if line == 1 else "header"
+        raise DataError(f"{file}:{line}: the {which} line is blank; it must name the columns, such as: text,label")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(

@@ -236,7 +236,8 @@ def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str |
     """The rows that can be used, and those of validation where they are given."""
     table = as_table(records, task_type)
     columns = find_columns(task_type, table.example(), labelled=task_type in _LABELLED, **names)
-    parts = [usable_rows(_with_texts(table, columns, task_type), columns, task_type, on_bad_row, "records")]
+    table = _with_texts(table, columns, task_type)
+    parts = [usable_rows(table, columns, task_type, on_bad_row, "records")]
     if validation is not None:
         other = as_table(validation, task_type, "validation")
         missing = [name for name in (columns.text, columns.pair, columns.label) if name and name not in other.names]
@@ -250,10 +251,14 @@ def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str |
 
 
 def _with_texts(table: Table, columns: Columns, task_type: str) -> Table:
-    """The table with numbers as texts where the task reads texts: a target may well be 2."""
-    names = [columns.pair, columns.label if task_type == "seq2seq" else None]
-    names += [] if task_type == "token_classification" else [columns.text]
-    texts = [name for name in names if name is not None]
+    """The table with numbers as texts where the task reads texts: a target may well be 2.
+
+    A column of inputs counts only where its first value is a number: a number among texts is rather a bad row.
+    """
+    example = table.example()
+    inputs = [columns.text, columns.pair] if task_type != "token_classification" else []
+    texts = [name for name in inputs if name is not None and not isinstance(example[name], str)]
+    texts += [columns.label] if task_type == "seq2seq" and columns.label is not None else []
     return table.with_texts(texts, [name for name in texts if name.casefold() in TEXT_NAMES])
 
 
