@@ -53,7 +53,8 @@ class UniversalDataModule:
         task_spec: gives the pad id and the block length, where they are not in the tokenizer.
         data_collator: a collate function; None: the task's (`utils.data.collators.collator_for`). Where no task is known,
             token ids are padded and labelled by `TextCollator`, and images stacked.
-        batch_size: samples in a micro-batch; a DataLoader's own batch size wins.
+        batch_size: samples in a micro-batch; a DataLoader's own batch size wins. Its `drop_last`, and the `num_samples` and
+            `replacement` of its RandomSampler, hold for every epoch.
         num_workers: processes that prepare batches.
         seed: the order of epoch e is a function of (seed, e).
         max_train_samples, max_val_samples: use only the first n.

@@ -36,7 +36,8 @@ class ReadOptions:
         text_unit: what one row of a plain text is: "file" (the whole, for packing), "paragraph" (what blank lines separate;
             a line, where the first MiB has none) or "line". A row never has more than 1 Mi characters; longer ones are cut.
         on_bad_line: "error", or "skip" to leave out and count what is no record.
-        delimiter: between the fields of csv and tsv; None: tab for tsv, else "," or what the header line shows.
+        delimiter: between the fields of csv and tsv; None: what a first line such as Excel's `sep=;` names, else tab for tsv,
+            and for csv the sign by which the first rows have as many fields as the header. A `sep=` line is never a row.
         quotes: False: in csv and tsv a quote is a character like any other, as in many .tsv files.
     """
 
