@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from utils.data.decoding import LONGEST_RECORD, lines_of
 from utils.data.rows import BadLines, ReadOptions, Row, excerpt, listed
@@ -22,6 +22,8 @@ _STATED_DELIMITER = re.compile(r'"?sep=(?P<sign>[^"\r\n])"?\s*', re.IGNORECASE)
 # Of a file's beginning, what is looked at to guess the delimiter.
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 50, 1 << 16
 _READ_AT_ONCE = 500
+
+_Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL and QUOTE_NONE
 
 
 def csv_rows(pieces: Iterable[str], file: Path, options: ReadOptions, bad: BadLines, *, tabs: bool) -> Iterator[Row]:
@@ -38,7 +40,7 @@ def csv_rows(pieces: Iterable[str], file: Path, options: ReadOptions, bad: BadLi
     stated = _STATED_DELIMITER.fullmatch(first_line)
     skipped = 0 if stated is None else 1
     sample = _sample(lines if stated else itertools.chain([first_line], lines))
-    quoting = csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE
+    quoting: _Quoting = csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE
     delimiter = options.delimiter or (stated and stated["sign"]) or ("\t" if tabs else _likely_delimiter(sample, quoting))
     reader = csv.reader(itertools.chain(sample, lines), delimiter=delimiter, quoting=quoting, strict=True)
     records = _records(reader, file, skipped)
@@ -99,7 +101,7 @@ def _sample(lines: Iterator[str]) -> list[str]:
     return taken
 
 
-def _likely_delimiter(sample: Sequence[str], quoting: int) -> str:
+def _likely_delimiter(sample: Sequence[str], quoting: _Quoting) -> str:
     """The sign by which the first rows have as many fields as the header, and more than one.
 
     Of several such signs it is the one that gives the most columns; where rows are ragged by every sign, the one that fits most
@@ -118,7 +120,7 @@ def _likely_delimiter(sample: Sequence[str], quoting: int) -> str:
     return max(_DELIMITERS, key=evidence)
 
 
-def _field_counts(sample: Sequence[str], sign: str, quoting: int) -> list[int]:
+def _field_counts(sample: Sequence[str], sign: str, quoting: _Quoting) -> list[int]:
     """Fields of each record of a sample, blank ones left out, and the last one, which may be cut off."""
     with _long_fields():
         counts = [len(fields) for fields in csv.reader(sample, delimiter=sign, quoting=quoting) if fields]

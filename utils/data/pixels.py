@@ -44,4 +44,5 @@ def _scaled(pixels: Any, largest: int) -> np.ndarray:
             f"pixels of type {pixels.dtype} from {lowest:g} to {highest:g}; expected 0 to {largest:,}. Scale the image to this "
             "range, or save it with 8 bits a channel."
         )
-    return np.round(pixels.astype(np.float64) * (255 / largest)).astype(np.uint8)
+    scaled: np.ndarray = np.round(pixels.astype(np.float64) * (255 / largest)).astype(np.uint8)
+    return scaled
