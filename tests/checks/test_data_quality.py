@@ -220,3 +220,17 @@ def test_the_distance_of_histograms():
     assert js_distance(np.array([many, 0]), np.array([many // 2, many // 2])) == pytest.approx(expected, rel=1e-4)
     assert js_distance(np.zeros(3), np.zeros(3)) == 0
     assert js_distance(np.zeros(3), np.ones(3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "counted"),
+    [
+        ({"toxic": 1, "spam": 0, "rude": True}, {"toxic": 1, "rude": 1}),
+        ({"start": 3, "text": "two"}, {"{'start': 3, 'text': 'two'}": 1}),
+        ([{"start": 3}, {"start": 5}], {"{'start': 3}": 1, "{'start': 5}": 1}),
+        ([["a", "b"], ["a", "b"]], {"['a', 'b']": 2}),
+        (frozenset({"a"}), {"a": 1}),
+    ],
+)
+def test_labels_of_every_kind_are_counted(label, counted):
+    assert dict(profile_texts(["one text"], labels=[label]).labels) == counted

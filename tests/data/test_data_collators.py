@@ -306,6 +306,12 @@ def test_images_of_bytes_become_floats_between_0_and_1():
     assert collate([{"pixel_values": torch.full((3, 2, 2), -2.0)}])["pixel_values"].amin() == -2
 
 
+def test_images_of_16_bits_become_floats_between_0_and_1():
+    images = np.array([[[0, 257]], [[65_535, 32_768]]], np.uint16)
+    batch = collator_for(TaskSpec("image_classification", "vision"))([{"image": image, "label": 0} for image in images])
+    assert torch.allclose(batch["pixel_values"][:, 0, 0], torch.tensor([[0, 1 / 255], [1, 0.5]]), atol=1e-4)
+
+
 def test_images_of_two_sizes_are_refused():
     with pytest.raises(DataError, match=r"\(1, 2, 2\), \(1, 3, 3\)"):
         collator_for(TaskSpec("image_classification"))([torch.zeros(1, 2, 2), torch.zeros(1, 3, 3)])

@@ -104,6 +104,38 @@ def test_numbers_of_a_csv_become_numbers_unless_one_is_not(load):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 1000])
+@pytest.mark.parametrize(
+    ("values", "loaded"),
+    [
+        (["12345678901234567", "0.5"], ["12345678901234567", "0.5"]),
+        (["1234567890123456789", "2"], ["1234567890123456789", "2"]),  # more than a double holds
+        (["0.30000000000000004", "2"], [0.1 + 0.2, 2.0]),
+        (["1e400", "2"], ["1e400", "2"]),
+        (["0.50", "2"], [0.5, 2.0]),  # the same numbers
+    ],
+)
+def test_numbers_that_would_lose_digits_stay_texts(load, values, loaded, rows_at_once, monkeypatch):
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", rows_at_once)
+    content = "text,number\n" + "".join(f"a,{value}\n" for value in values)
+    assert [row["number"] for row in load("a.csv", content)] == loaded
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 1000])
+@pytest.mark.parametrize("column", ["target", "Answer", "summary", "sentence2"])
+@pytest.mark.parametrize(
+    ("values", "loaded"),
+    [
+        (["2", "0.50"], ["2", "0.50"]), (["2", "0.5"], ["2", "0.5"]), (["1e3", "2.0"], ["1e3", "2.0"]),
+        (["0.5", "2.25"], [0.5, 2.25]), (["2", "10"], [2, 10]),
+    ],
+)  # fmt: skip
+def test_numbers_in_a_column_of_texts_are_kept_as_they_are_written(load, column, values, loaded, rows_at_once, monkeypatch):
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", rows_at_once)
+    content = f"text,{column}\n" + "".join(f"a,{value}\n" for value in values)
+    assert [row[column] for row in load("a.csv", content)] == loaded
+
+
 def test_texts_of_json_stay_texts(load):
     assert load("a.jsonl", '{"text": "1", "year": "1984"}\n') == [{"text": "1", "year": "1984"}]
 
@@ -261,12 +293,77 @@ def test_what_is_no_text_is_refused_by_every_reader(load, name):
     assert "cannot be read: Compressed file ended" in error_of(load, name, gzip.compress(CSV.encode())[:-20])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "\ufeffsep=;"])
+def test_the_delimiter_that_excel_names_is_used(load, first, name, packed):
+    content = f"{first}\ntext;label, or class\nthe first;0\nthe second;1\n".encode()
+    rows = load(f"{name}.gz" if packed else name, gzip.compress(content) if packed else content)
+    assert rows == [{"text": "the first", "label, or class": 0}, {"text": "the second", "label, or class": 1}]
+    message = error_of(load, "b.csv", content + b"one; two; three\n")
+    assert "b.csv:5: the row has 3 fields, the header 2" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("text;label, or class\nthe first;0\nthe second;1\n", ["text", "label, or class"]),
+        ("text,a;b\nthe first,0\nthe second,1\n", ["text", "a;b"]),
+        ("text|note, long\nno comma|x\none, comma|x\n", ["text", "note, long"]),
+        ("text\tnote, long\nno comma\tx\n", ["text", "note, long"]),
+        ('text;"a,b";c\n"x, y";1;2\n', ["text", "a,b", "c"]),
+        ("text,label\na;b;c,1\nd;e;f,2\n", ["text", "label"]),
+        ("text;price\nbread;1,50\nmilk;2,25\n", ["text", "price"]),
+        ("text,label\n" + 60 * "a;b,1\n", ["text", "label"]),
+        ("text;label,x\n" + 49 * "a;1\n" + 'b;"cut off\nhere"\n', ["text", "label,x"]),
+    ],
+)
+def test_the_delimiter_is_the_sign_by_which_the_rows_agree_with_the_header(load, content, columns):
+    assert list(load("a.csv", content)[0]) == columns
+
+
 def test_other_encodings_are_read_when_named(load):
     assert load("a.csv", CSV.encode("latin-1"), encoding="latin-1") == ROWS
 
 
 def test_a_damaged_parquet_file_is_named(load):
     assert "a.parquet: cannot be read as Parquet" in error_of(load, "a.parquet", b"PAR1 and nonsense")
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.csv.gz", "a.tsv.gz", "a.jsonl.gz", "a.json.gz", "a.txt.gz"])
+@pytest.mark.parametrize("damage", ["middle", "cut off", "checksum"])
+def test_a_damaged_archive_of_any_format_is_named(load, name, damage):
+    packed = bytearray(gzip.compress(bytes(range(1, 128)) * 400))
+    if damage == "middle":
+        packed[20:40] = bytes(20)
+    elif damage == "cut off":
+        del packed[len(packed) // 2 :]
+    else:
+        packed[-8:-4] = b"\x01\x02\x03\x04"
+    assert f"{name}: cannot be read" in error_of(load, name, bytes(packed))
+
+
+LONG = "n" * 600_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f"{LONG},{LONG}\n1,2\n"),
+        ("a.csv", f"{LONG},{LONG}x\nb,c\n"),
+        ("a.csv", ",".join(f"column{n}" for n in range(50_000)) + "\n" + ",".join("x" for _ in range(50_000)) + "\n"),
+        ("a.csv", f"text,{LONG}\na\n"),
+        ("a.jsonl", json.dumps({LONG: "a", f"{LONG}x": "b"}) + "\n"),
+        ("a.jsonl", json.dumps({"text": "a", LONG: 1}) + "\n" + json.dumps({"text": "a", LONG: "x"}) + "\n"),
+        ("a.json", json.dumps({LONG: [{"a": 1}], f"{LONG}x": [{"a": 1}]})),
+    ],
+    ids=["same names", "two texts", "many columns", "ragged", "names of json", "kinds of json", "two lists"],
+)
+def test_a_message_is_short_however_long_the_input(load, name, content):
+    assert len(error_of(load, name, content)) < 4000
+    with pytest.raises(DataError) as caught:
+        load(name, content, text_column=LONG[:-1] + "y")
+    assert len(str(caught.value)) < 4000
 
 
 @pytest.mark.slow

@@ -568,3 +568,53 @@ def test_a_plain_loop_over_the_loaders_learns(tmp_path):
     model.eval()
     right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in validation)
     assert right >= 15  # of 20; chance is 2
+
+
+# Pixels of every format
+
+
+def saved_as(mode: str, path) -> None:
+    """An image whose four columns go from black to white, as a file of `mode`; transparent ones are white where they show."""
+    from PIL import Image
+
+    ramp = np.repeat(np.array([[0, 85, 170, 255]]), 4, axis=0)
+    if mode in ("I;16", "I"):
+        image = Image.fromarray((ramp * 257).astype(np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "F":
+        image = Image.fromarray((ramp / 255).astype(np.float32))
+    elif mode in ("LA", "RGBA", "PA"):
+        # What is stored is black: opacity makes the ramp.
+        image = Image.merge("LA", [Image.new("L", (4, 4), 0), Image.fromarray((255 - ramp).astype(np.uint8))])
+        image = image.convert(mode if mode != "PA" else "RGBA")
+    elif mode == "P with transparency":
+        image = Image.fromarray(ramp.astype(np.uint8)).convert("RGB").quantize(4)
+        image.info["transparency"] = image.getpixel((0, 0))  # black is invisible
+    else:
+        image = Image.fromarray(ramp.astype(np.uint8)).convert(mode)
+    image.save(path, format="TIFF" if mode in ("I", "F", "CMYK") else "PNG")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "I;16", "I", "F", "LA", "RGBA", "P with transparency"])
+def test_images_of_every_mode_keep_their_shades(tmp_path, mode, channels):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            saved_as(mode, tmp_path / name / f"{number}.png")
+    data = DatasetRegistry.create("image_folder", root=tmp_path, input_size=4, input_channels=channels)
+    pixels = data.test_set[0]["pixel_values"]
+    first = 1.0 if mode == "P with transparency" else -1.0
+    expected = torch.tensor([first, -1 / 3, 1 / 3, 1.0]).expand(channels, 4, 4)
+    assert torch.allclose(pixels, expected, atol=0.02)
+
+
+def test_pixels_outside_of_the_range_of_their_format_are_refused_with_both_numbers(tmp_path):
+    from PIL import Image
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.fromarray(np.full((4, 4), 255, np.float32)).save(tmp_path / name / f"{number}.png", format="TIFF")
+    data = DatasetRegistry.create("image_folder", root=tmp_path, input_size=4)
+    with pytest.raises(DataError, match=r"\d\.png: pixels of type float32 from 255 to 255; expected 0 to 1\."):
+        data.train_set[0]

@@ -652,3 +652,108 @@ def test_what_is_no_part_of_the_data_is_refused_with_the_way_to_one():
         UniversalDataModule(data, None, data.task_spec, data.tokenizer)
     with pytest.raises(DataTypeError, match=r"pandas DataFrame.*from_pandas"):
         UniversalDataModule(pandas.DataFrame(RECORDS), None, data.task_spec, data.tokenizer)
+
+
+# ---- numbers where the task reads texts ----
+
+
+def number_column(kind: str, name: str, values: list):
+    if kind == "dicts":
+        return [{"source": text, name: value} for text, value in zip(TEXTS, values, strict=False)]
+    if kind == "frame":
+        import pandas
+
+        return pandas.DataFrame({"source": TEXTS[: len(values)], name: values})
+    from datasets import Dataset
+
+    return Dataset.from_dict({"source": TEXTS[: len(values)], name: values})
+
+
+@pytest.mark.parametrize("kind", ["dicts", "frame", "dataset"])
+@pytest.mark.parametrize(("name", "values"), [("target", [2, 10, -3]), ("target", [0.5, 2.25, 1.0]), ("own", [2, 10, -3])])
+def test_numbers_as_targets_are_taken_by_their_digits(kind, name, values):
+    data = prepared(number_column(kind, name, values), "seq2seq", text_column="source", target_column=name)
+    written = prepared(number_column(kind, name, [str(value) for value in values]), "seq2seq", text_column="source", target_column=name)
+    assert data.train.digest() == written.train.digest()
+
+
+@pytest.mark.parametrize(("name", "value"), [("own", 0.5), ("target", True), ("target", {"a": 1})])
+def test_what_has_no_digits_of_its_own_is_no_target_text(name, value):
+    rows = [{"source": "the cat", name: value}] * 2
+    with pytest.raises(DataError, match=f"2 with a {type(value).__name__} for a target text"):
+        prepared(rows, "seq2seq", text_column="source", target_column=name)
+
+
+# ---- the ends of texts ----
+
+
+def word_tokenizer(*, eos="</s>", template: str | None = None):
+    """Words; `template` such as "$A </s>" is what the tokenizer adds by itself."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<unk>": 1, "</s>": 2, "<s>": 3, "en": 4, "a": 5, "b": 6}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if template is not None:
+        special = [(token, vocabulary[token]) for token in ("</s>", "<s>", "en") if token in template]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token=eos)
+
+
+PAIRS = [{"source": "a b", "target": "b a"}] * 4
+
+
+@pytest.mark.parametrize(
+    ("template", "labels", "added"),
+    [
+        (None, [6, 5, 2], True), ("$A </s>", [6, 5, 2], False), ("<s> $A", [3, 6, 5, 2], True),
+        ("</s> $A", [2, 6, 5, 2], True), ("$A </s> en", [6, 5, 2, 4], False),
+    ],
+)  # fmt: skip
+def test_every_target_ends_with_the_end_of_text(template, labels, added):
+    tokenizer = word_tokenizer(template=template)
+    data = prepared(PAIRS, "seq2seq", tokenizer)
+    assert data.train[0]["labels"].tolist() == labels
+    assert data.train.take([0])["labels"].tolist() == [labels]
+    assert any("end-of-text token '</s>' was added" in note for note in data.report.notes) == added
+    raw = UniversalDataModule(PAIRS, task_spec=data.task_spec, tokenizer=tokenizer)
+    assert raw.train.take([0])["labels"].tolist() == [labels]
+
+
+def test_a_target_that_is_cut_ends_with_the_end_of_text_and_the_loss_is_counted():
+    data = prepared([{"source": "a", "target": "a b a b"}] * 2, "seq2seq", word_tokenizer(), max_target_length=3)
+    assert data.train[0]["labels"].tolist() == [5, 6, 2]
+    assert data.report.lost_tokens == 4
+
+
+def test_a_tokenizer_without_an_end_is_reported():
+    tokenizer = word_tokenizer(eos=None)
+    assert any("cannot learn where a target ends" in note for note in prepared(PAIRS, "seq2seq", tokenizer).report.notes)
+    texts = ["a b a b a b a b"] * 8
+    assert any("follow each other unmarked" in note for note in prepared(texts, "causal_lm", tokenizer, max_length=4).report.notes)
+    spec = TaskSpec("causal_lm", max_seq_len=4)
+    assert any("follow each other unmarked" in note for note in UniversalDataModule(texts, task_spec=spec, tokenizer=tokenizer).notices)
+    whole = prepared(texts, "causal_lm", word_tokenizer(), max_length=4)
+    assert not any("unmarked" in note for note in whole.report.notes)
+
+
+def test_a_classifier_that_pools_at_the_end_of_text_is_given_one():
+    from transformers import BartConfig, BartForSequenceClassification
+
+    sizes = {
+        "vocab_size": 8, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_labels": 2,
+    }  # fmt: skip
+    model = BartForSequenceClassification(BartConfig(**sizes)).eval()
+    records = [{"text": "a b" if n % 2 else "b", "label": n % 2} for n in range(4)]
+    data = prepared(records, tokenizer=word_tokenizer(), model=model)
+    batch = data.train.take(range(4))
+    assert sorted(row[row != 0].tolist() for row in batch["input_ids"]) == [[5, 6, 2], [5, 6, 2], [6, 2], [6, 2]]
+    assert model(**batch).logits.shape == (4, 2)
+
+
+def test_a_column_of_numbers_may_be_the_input():
+    rows = [{"source": n, "target": "the cat"} for n in (7, 12)]
+    written = [{**row, "source": str(row["source"])} for row in rows]
+    assert prepared(rows, "seq2seq").train.digest() == prepared(written, "seq2seq").train.digest()

@@ -19,7 +19,7 @@ class ModelFacts:
         parameters: numbers that it holds; a shared tensor counts once.
         trainable: those of them that training changes.
         vocab_size: token ids that it takes, from 0.
-        max_length: the most tokens that it takes at once.
+        max_length: the longest input in tokens.
     """
 
     name: str
@@ -40,8 +40,24 @@ def model_facts(model: Any) -> ModelFacts:
         trainable=None if parameters is None else sum(p.numel() for p in parameters if p.requires_grad),
         # The table itself comes before what a config says of it: it may have been resized since.
         vocab_size=_input_embedding_rows(model) or _first_count(sources, ("vocab_size",)) or _token_embeddings(model),
-        max_length=_first_count(sources, _POSITIONS),
+        max_length=_longest_input(model, _first_count(sources, _POSITIONS)),
     )
+
+
+def _longest_input(model: Any, stated: int | None) -> int | None:
+    """The stated number of positions, less the rows that a table of positions reserves.
+
+    RoBERTa and its relatives number positions from `padding_idx + 1` on, within `max_position_embeddings` rows. OPT and BART
+    have extra rows for their offset, so nothing is lost there.
+    """
+    if stated is None or not callable(getattr(model, "named_modules", None)):
+        return stated
+    usable = [stated]
+    for name, module in model.named_modules():
+        rows, padding_idx = getattr(module, "num_embeddings", None), getattr(module, "padding_idx", None)
+        if isinstance(rows, int) and isinstance(padding_idx, int) and "pos" in name.rpartition(".")[2].lower():
+            usable.append(rows - padding_idx - 1)
+    return min(usable)
 
 
 def _text_config(config: Any) -> Any:

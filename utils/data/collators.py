@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.examples import IGNORED, Batch, Collate, TextCollator, labels_of
+from utils.data.examples import IGNORED, Batch, Collate, TextCollator
 from utils.data.labels import is_list
 from utils.data.masking import SHARE_CHOSEN, masked_lm_collator
+from utils.data.padding import labels_of, padding_of
 from utils.data.parts import input_problem
+from utils.data.rows import listed
 from utils.data.task_columns import Columns, find_columns
 from utils.data.text_encoding import encode_pairs_of_sequences, encode_texts, encode_words
 from utils.errors import ConfigError, DataError, DataTypeError
@@ -33,6 +35,8 @@ _MAKERS: dict[str, MakeCollate] = {}
 # Names under which samples hold images and labels.
 _IMAGES = ("pixel_values", "image", "images", "img")
 _LABELS = ("labels", "label", "target")
+# The range of pixels that are whole numbers.
+_LARGEST_PIXEL = {torch.uint8: 255, torch.uint16: 65_535}
 
 
 def register_collator(task_type: str, make: MakeCollate) -> None:
@@ -147,11 +151,11 @@ class InputCollator:
         if not isinstance(label, str):
             return label
         if self.class_names is None or label not in self.class_names:
-            known = (
-                "no class names are known" if self.class_names is None else f"the classes are {self.class_names[:12]}"
-            )
+            known = "no class names are known"
+            if self.class_names is not None:
+                known = f"the classes are [{listed(map(repr, self.class_names[:12]))}]"
             raise DataError(
-                f"the label {label!r} is a name, and {known}. prepare_examples(records, ...) finds the classes."
+                f"the label {shown(label)} is a name, and {known}. prepare_examples(records, ...) finds the classes."
             )
         return self.class_names.index(label)
 
@@ -174,10 +178,10 @@ class InputCollator:
         return batch
 
     def _masked(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with an `attention_mask`: without one, a trailing run of padding ids is padding."""
+        """The row with an `attention_mask`: without one, runs of padding ids at either end are padding."""
         if "attention_mask" not in row:
             ids = torch.as_tensor(row["input_ids"])
-            row["attention_mask"] = (labels_of(ids, None, self.pad_id, self.eos_id) != IGNORED).long()
+            row["attention_mask"] = (~padding_of(ids, self.pad_id, self.eos_id)).long()
         return row
 
 
@@ -282,7 +286,8 @@ class ImageCollator:
     """Images and their classes: `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 where there are any.
 
     A sample is an image, a pair (image, label) or a dict with `pixel_values` or `image`. An image is a tensor or array
-    (C, H, W), or (H, W), which gets one channel. Whole numbers 0 to 255 (uint8) become 0 to 1; floats stay as they are.
+    (C, H, W), or (H, W), which gets one channel. uint8 (0 to 255) and uint16 (0 to 65,535) become 0 to 1; other types stay as
+    they are.
     """
 
     draws, packs = False, False
@@ -344,13 +349,13 @@ def _image_of(row: Mapping[str, Any]) -> Any:
 
 
 def _pixels(image: Any, channels: bool = False) -> Tensor:
-    """An image, or a row of features, as float32; uint8 as 0 to 1."""
+    """An image, or a row of features, as float32; uint8 and uint16 as 0 to 1."""
     if not isinstance(image, Tensor):
         image = np.asarray(image)
         if image.dtype.kind not in "buif":
             raise DataTypeError(f"Expected an image of numbers; got an array of {image.dtype}.")
         image = torch.as_tensor(image)
-    pixels: Tensor = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    pixels: Tensor = image.float() / _LARGEST_PIXEL.get(image.dtype, 1)
     if channels and pixels.dim() == 2:
         pixels = pixels[None]
     if channels and pixels.dim() not in (1, 3):  # 1: features that are no image

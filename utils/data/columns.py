@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from utils.data.rows import quoted
+from utils.data.rows import cut, excerpt, listed, quoted
 from utils.errors import ConfigError, DataError
 from utils.schema import nearest, shown
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 #: Names that mean the text wherever several columns hold texts, the first that is there.
 KNOWN_NAMES = ("text", "content", "document", "sentence", "article", "paragraph")
+
+# Columns that a message describes, and characters of a name or type in it.
+_LISTED_COLUMNS, _NAME_WIDTH = 20, 40
 
 
 def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Mapping[str, Any] | None = None) -> str:
@@ -30,7 +33,7 @@ def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Ma
     """
     if wanted is not None and not isinstance(wanted, str):
         raise ConfigError(f"text_column: got {shown(wanted)}; must be the name of a column, or None.")
-    columns = ", ".join(schema.names)
+    columns = listed(schema.names)
     texts = [field.name for field in schema if is_text(field.type)]
     readable = [field.name for field in schema if is_text(field.type) or is_text_list(field.type)]
     listing = _listing(schema, example or {})
@@ -38,16 +41,16 @@ def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Ma
         return wanted
     if wanted is not None:
         guess = nearest(wanted, readable)
-        hint = f" Did you mean {guess!r}?" if guess else ""
+        hint = f" Did you mean {excerpt(guess)}?" if guess else ""
         what = "holds no text" if wanted in schema.names else f"is not there; the columns of {name} are {columns}"
-        raise DataError(f"text_column: {wanted!r} {what}; with text: {', '.join(readable) or 'none'}.{hint}{listing}")
+        raise DataError(f"text_column: {excerpt(wanted)} {what}; with text: {listed(readable) or 'none'}.{hint}{listing}")
     if known := next((column for column in KNOWN_NAMES if column in texts), None):
         return known
     if len(texts) == 1:
         return str(texts[0])
     if readable:
         raise DataError(
-            f"{name} has no single column of text; say which with text_column: {', '.join(readable)}. (All columns: "
+            f"{name} has no single column of text; say which with text_column: {listed(readable)}. (All columns: "
             f"{columns}.){listing}"
         )
     raise DataError(
@@ -76,10 +79,14 @@ def one_text(value: Any) -> str:
 
 
 def _listing(schema: pa.Schema, example: Mapping[str, Any]) -> str:
-    """The columns, a line each: name, type, first value."""
-    width = max((len(name) for name in schema.names), default=0)
-    rows = [
-        f"\n  {field.name:<{width}}  {field.type}" + (f"  {quoted(example[field.name])}" if example else "")
-        for field in schema
+    """The first columns, a line each: name, type, first value."""
+    if not example:
+        return ""
+    columns = [
+        (cut(field.name, _NAME_WIDTH), cut(str(field.type), _NAME_WIDTH), quoted(example[field.name]))
+        for _, field in zip(range(_LISTED_COLUMNS), schema, strict=False)
     ]
-    return "".join(rows) if example else ""
+    width = max((len(name) for name, _, _ in columns), default=0)
+    rows = [f"\n  {name:<{width}}  {kind}  {value}" for name, kind, value in columns]
+    more = len(schema.names) - len(columns)
+    return "".join(rows) + (f"\n  and {more:,} more" if more else "")

@@ -14,14 +14,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from utils.data.dataloaders import has_plain_order, ignored_settings, without_duplicates
+from utils.data.packing import UNMARKED_ENDS, TokenBlocks, pack
+from utils.data.padding import IGNORED as IGNORED
+from utils.data.padding import labels_of as labels_of
 from utils.errors import DataError, DataTypeError, TrainbookError
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Any]], Any]
-
-IGNORED = -100  # label of a position that does not count, as in torch and transformers
 
 
 @runtime_checkable
@@ -215,8 +217,8 @@ class TextCollator:
     """Samples of token ids -> a batch: right-padded to the longest, labels made where none are given.
 
     A sample is a 1-D tensor or list of ids, a 1-tuple of it, a pair (ids, labels) or a dict with input_ids. Padding is never
-    scored: padded positions have label -100, and so has a trailing run of pad ids in a sample without labels or mask. Where
-    the pad id is also the end-of-text id, the first of such a run is the real end and counts.
+    scored: padded positions have label -100, and so have runs of pad ids at either end of a sample without labels or mask
+    (`utils.data.padding.labels_of`).
 
     Args:
         pad_id: fills up short samples; None: 0, which is harmless because the positions are masked and not scored.
@@ -281,24 +283,6 @@ class TextCollator:
         return row
 
 
-def labels_of(ids: Tensor, mask: Tensor | None = None, pad_id: int | None = None, eos_id: int | None = None) -> Tensor:
-    """Labels for predicting `ids` themselves: a copy, with -100 where there is padding.
-
-    Args:
-        ids: (T,) or (B, T) int64.
-        mask: the same shape; 0 marks padding. None: a trailing run of `pad_id` is padding.
-    """
-    if mask is not None:
-        return ids.masked_fill(mask == 0, IGNORED)
-    if pad_id is None:
-        return ids.clone()
-    trailing = (ids == pad_id).flip(-1).cumprod(-1).flip(-1).bool()
-    if eos_id == pad_id:
-        # The first of the run is the text's real end: shift the run right by one.
-        trailing = trailing & torch.nn.functional.pad(trailing, (1, 0))[..., :-1]
-    return ids.masked_fill(trailing, IGNORED)
-
-
 class IdSource:
     """Rows of token ids of equal length in one tensor: batches are slices of it."""
 
@@ -345,13 +329,15 @@ def as_source(
     if isinstance(data, _Samples):
         data = data.source
     if isinstance(data, DataLoader):
-        own_order = isinstance(data.sampler, (RandomSampler, SequentialSampler)) and data.batch_size is not None
-        if isinstance(data.dataset, IterableDataset) or not own_order:
+        if not has_plain_order(data):
             notices.append(f"{argument}: the DataLoader's own order is used as it is; exact resume is not promised.")
+            data, duplicates = without_duplicates(data, argument)
+            notices += [] if duplicates is None else [duplicates]
             return StreamSource(data, data.batch_size, _length(data)), data.batch_size, notices
         notices.append(
             f"{argument}: the DataLoader's dataset, collate_fn and batch_size={data.batch_size} are used, in our own order."
         )
+        notices += ignored_settings(data, argument)
         batch_size = data.batch_size
         default = data.collate_fn is torch.utils.data.default_collate
         inner = data.dataset
@@ -387,6 +373,8 @@ def as_source(
         texts = _texts(data) if getattr(collate, "packs", True) else None
         if texts is not None:
             source = _recollated(_packed_texts(texts, tokenizer, block_size, argument), collate, seed)
+            if tokenizer.eos_token_id is None and len(texts) > 1:
+                notices.append(f"{argument}: {UNMARKED_ENDS}")
         else:
             source = _mapped(data, collate, pad_id, eos_id, seed)
     if len(source) == 0:
@@ -468,8 +456,6 @@ def _packed_texts(texts: list[str], tokenizer: Any, block_size: int | None, argu
         raise DataTypeError(
             f"{argument} holds texts, and no length is known; give TaskSpec.language_modeling(max_seq_len=...)."
         )
-    from utils.data.packing import TokenBlocks, pack
-
     sequences = tokenizer(texts, add_special_tokens=False)["input_ids"]
     blocks: Source = TokenBlocks(pack(sequences, block_size, tokenizer.eos_token_id))
     return blocks

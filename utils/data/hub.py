@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.columns import one_text, text_column_of
+from utils.data.rows import listed
 from utils.data.stored_texts import HELD_BYTES, StoredTexts
 from utils.errors import DataError, HubError, TrainbookError
 from utils.schema import nearest, shown
@@ -313,7 +314,7 @@ def _chosen_split(splits: Mapping[str, Any], split: str, notes: list[str]) -> st
         only = next(iter(splits))
         notes.append(f"There is no split {split!r}; the only one, {only!r}, was taken.")
         return only
-    raise DataError(f"got the split {split!r}; the data set has {', '.join(splits)}")
+    raise DataError(f"got the split {split!r}; the data set has {listed(splits)}")
 
 
 def _part(rows: Any, name: str, split: str) -> Any:
@@ -408,7 +409,7 @@ def _no_configuration(name: str, config_name: str | None, known: Sequence[str]) 
     got = f"has no configuration {config_name!r}" if config_name else "has several configurations"
     guess = nearest(config_name, known) if config_name else None
     hint = f" Did you mean {guess!r}?" if guess else ""
-    names = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    names = listed(known)
     return DataError(f"{name} {got}; set config_name to one of: {names}.{hint}")
 
 

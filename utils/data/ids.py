@@ -13,8 +13,8 @@ from utils.data.examples import IGNORED, Batch, IdSource, Source
 from utils.data.packing import TokenBlocks
 from utils.errors import DataError
 
-# Samples that are looked at beforehand where reading all of them would take too long.
-_SAMPLED = 64
+#: Samples that are read before training where reading all of them would take too long.
+SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def check_source(source: Source, name: str, limits: Limits) -> None:
             _refuse_id(int(rows[sample, position]), name, sample, position, limits.vocab_size, "token id")
         return
     total = len(source)
-    for index in sorted({int(index) for index in np.linspace(0, total - 1, num=min(total, _SAMPLED))}):
+    for index in sorted({int(index) for index in np.linspace(0, total - 1, num=min(total, SAMPLED))}):
         check_batch(source.take([index]), [index], name, limits)
 
 

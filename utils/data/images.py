@@ -18,6 +18,7 @@ from torch import Tensor
 from utils.data.examples import one_line
 from utils.data.image_files import read_cifar_batch, read_idx
 from utils.data.image_sets import BaseDataset, ImageSamples
+from utils.data.pixels import in_8_bits
 from utils.data.registry import DatasetRegistry
 from utils.data.transforms import Transform, image_transform, torchvision_transforms
 from utils.errors import ConfigError, DataError, DataNotFoundError, MissingPackageError
@@ -237,6 +238,7 @@ class ImageFolderDataset(BaseDataset):
     <root> itself, or in a <root>/train that is alone there, and of each class `validation_share` is held back, in an order
     that is always the same. Images are read when
     they are asked for, made `input_channels` deep, and scaled to `input_size`. For training they are mirrored at random.
+    Images of 16 bits are scaled to 8 by their whole range, and transparent ones are laid on white (`utils.data.pixels`).
 
     Args:
         root: the folder. download: there is nothing to fetch; taken so that every data set is made the same way.
@@ -396,11 +398,14 @@ def _decode(path: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
         raise MissingPackageError("pillow", "to read image files") from error
     try:
         with Image.open(path) as image:
-            converted = ImageOps.exif_transpose(image).convert(mode)  # upright, as cameras say it is to be shown
+            upright = ImageOps.exif_transpose(image)  # as cameras say it is to be shown
+            converted = in_8_bits(upright).convert(mode)
             height, width = size
             scaled = converted if converted.size == (width, height) else converted.resize((width, height))
             return np.array(scaled, dtype=np.uint8)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them
         raise DataError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error}). Replace or remove it."
+            f"{path}: cannot be read as an image ({type(error).__name__}: {one_line(error)}). Replace or remove it."
         ) from error

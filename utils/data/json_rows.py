@@ -114,7 +114,8 @@ class _Document:
             self._take(":")
             if self.peek() == "[" and self._list_holds_objects():
                 if found is not None:
-                    self._fail(f"the document holds two lists of rows, {found!r} and {key!r}; keep one in the file")
+                    names = f"{quoted(found)} and {quoted(key)}"
+                    self._fail(f"the document holds two lists of rows, {names}; keep one in the file")
                 found = str(key)
                 yield from self.list_rows(bad)
             else:

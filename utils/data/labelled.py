@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from utils.adapters.special_ids import set_special_ids
 from utils.data.collators import collator_for
 from utils.data.encoded import EncodedExamples, Ragged
-from utils.data.labelled_tables import as_table
+from utils.data.labelled_tables import Table, as_table
 from utils.data.labels import Classes
 from utils.data.learnt_tokenizer import VOCAB_SIZE, learn_tokenizer
 from utils.data.parts import Part, usable_rows
 from utils.data.prepare import PreparedData, prepare_text
 from utils.data.report import ExamplesReport
+from utils.data.rows import excerpt, listed
 from utils.data.splitting import check_val_split, split_documents, split_examples
 from utils.data.targets import Targets, balance, baseline, read_targets
-from utils.data.task_columns import find_columns
-from utils.data.text_encoding import Encoded, encode_pairs_of_sequences, encode_texts, encode_words
+from utils.data.task_columns import TEXT_NAMES, Columns, find_columns
+from utils.data.text_encoding import (
+    Encoded,
+    adds_end,
+    encode_pairs_of_sequences,
+    encode_texts,
+    encode_words,
+    with_end_of_text,
+)
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
@@ -86,7 +95,8 @@ def prepare_examples(
         class_names: the classes in their order, such as those of a trained model; None: those of the task, else of the data,
             sorted. Labels are these names or their numbers from 0 on; of names that are whole numbers, labels are these.
         on_bad_row: what to do with rows without text or label: "error" names them, "skip" passes over and counts them.
-        model: the `nn.Module` to be trained; its sizes are limits, and its config is given the names of the classes.
+        model: the `nn.Module` to be trained; its sizes are limits, and its config is given the names of the classes and the
+            special ids of the tokenizer.
         source: what to call the records in the report.
     Returns:
         examples as ids in flat arrays, all of them in memory (about 4 bytes a token); packed blocks for language models. The
@@ -100,11 +110,20 @@ def prepare_examples(
     check_val_split(val_split)
     _check_arguments(tokenizer, model, random_seed, class_names)
     sizes = _sizes(spec, tokenizer, model, max_length, max_target_length, vocab_size)
+    changed: list[str] = []
+    if tokenizer is not None:
+        if sizes.model_vocab_size:
+            check_fits(tokenizer, sizes.model_vocab_size)
+        changed = _special_ids(model, tokenizer)
+        # RoBERTa's longest input depends on its padding id.
+        sizes = _sizes(spec, tokenizer, model, max_length, max_target_length, vocab_size)
     names = {"text": text_column, "pair": pair_column, "label": target_column or label_column}
     parts = _parts(records, validation if val_split else None, spec.task_type or "", names, on_bad_row)
     source = source or type(records).__name__
     if spec.task_type in _LANGUAGE_MODELS:
-        return _blocks(parts, spec, tokenizer, sizes, val_split, random_seed, source)
+        blocks = _blocks(parts, spec, tokenizer, sizes, val_split, random_seed, source)
+        blocks.report.notes.extend([*changed, *_special_ids(model, blocks.tokenizer)])
+        return blocks
 
     known = spec.preprocessing_config
     class_names = class_names or known.get("class_values") or known.get("class_names")
@@ -112,8 +131,11 @@ def prepare_examples(
     tokenizer, kind, more = _tokenizer(tokenizer, train.part, spec, sizes)
     spec = _filled(spec, sizes, tokenizer, train)
     _name_classes(model, train.targets.classes)
+    changed += _special_ids(model, tokenizer)
+    pools_at_end = spec.task_type in ("text_classification", "regression") and _is_encoder_decoder(model)
+    changed += _ends(tokenizer, spec.task_type or "", pools_at_end)
     (train_data, train_lost), (held_out_data, held_out_lost) = (
-        _encoded(examples, spec, tokenizer, sizes) for examples in (train, held_out)
+        _encoded(examples, spec, tokenizer, sizes, pools_at_end) for examples in (train, held_out)
     )
     lengths = np.concatenate([train_data.lengths(), held_out_data.lengths()])
     lost = np.array([*train_lost, *held_out_lost])
@@ -124,7 +146,7 @@ def prepare_examples(
         max_length=sizes.max_length, median_length=int(np.median(lengths)), longest=int(lengths.max()),
         truncated_examples=int((lost > 0).sum()), lost_tokens=int(lost.sum()), tokenizer=kind, vocab_size=len(tokenizer),
         labels=balance(train.targets, held_out.targets), baseline=baseline(train.targets, held_out.targets),
-        notes=[*(note for part in parts for note in part.notes), *notes, *_leaks(train.part, held_out.part), *more],
+        notes=[*(note for part in parts for note in part.notes), *notes, *_leaks(train.part, held_out.part), *more, *changed],
     )  # fmt: skip
     return PreparedData(train_data, held_out_data if len(held_out_data) else None, tokenizer, spec, report)
 
@@ -214,16 +236,30 @@ def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str |
     """The rows that can be used, and those of validation where they are given."""
     table = as_table(records, task_type)
     columns = find_columns(task_type, table.example(), labelled=task_type in _LABELLED, **names)
+    table = _with_texts(table, columns, task_type)
     parts = [usable_rows(table, columns, task_type, on_bad_row, "records")]
     if validation is not None:
         other = as_table(validation, task_type, "validation")
         missing = [name for name in (columns.text, columns.pair, columns.label) if name and name not in other.names]
         if missing:
             raise DataError(
-                f"validation has no column {missing[0]!r}, which records have; its columns are {', '.join(other.names)}."
+                f"validation has no column {excerpt(missing[0])}, which records have; its columns are {listed(other.names)}."
             )
+        other = _with_texts(other, columns, task_type)
         parts.append(usable_rows(other, columns, task_type, on_bad_row, "validation"))
     return parts
+
+
+def _with_texts(table: Table, columns: Columns, task_type: str) -> Table:
+    """The table with numbers as texts where the task reads texts: a target may well be 2.
+
+    A column of inputs counts only where its first value is a number: a number among texts is rather a bad row.
+    """
+    example = table.example()
+    inputs = [columns.text, columns.pair] if task_type != "token_classification" else []
+    texts = [name for name in inputs if name is not None and not isinstance(example[name], str)]
+    texts += [columns.label] if task_type == "seq2seq" and columns.label is not None else []
+    return table.with_texts(texts, [name for name in texts if name.casefold() in TEXT_NAMES])
 
 
 def _split(
@@ -296,12 +332,39 @@ def _name_classes(model: Any, classes: Classes | None) -> None:
     config.label2id = {name: number for number, name in enumerate(classes.names)}
 
 
-def _encoded(examples: _Examples, spec: TaskSpec, tokenizer: Any, sizes: _Sizes) -> tuple[EncodedExamples, list[int]]:
+def _special_ids(model: Any, tokenizer: Any) -> list[str]:
+    """Set the special ids of the model's config from the tokenizer; the note on what was changed."""
+    note = None if model is None else set_special_ids(model, tokenizer)
+    return [] if note is None else [note]
+
+
+def _is_encoder_decoder(model: Any) -> bool:
+    """Whether a classifier pools at the end-of-text token, as BART's and T5's do."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _ends(tokenizer: Any, task_type: str, pools_at_end: bool) -> list[str]:
+    """The note on end-of-text tokens that the tokenizer does not add by itself, where the task needs them."""
+    if task_type != "seq2seq" and not pools_at_end:
+        return []
+    what = "target" if task_type == "seq2seq" else "text"
+    if adds_end(tokenizer, target=task_type == "seq2seq"):
+        return []
+    if tokenizer.eos_token_id is None:
+        return [f"The tokenizer has no end-of-text token: the model cannot learn where a {what} ends. Set tokenizer.eos_token."]
+    return [f"The end-of-text token {tokenizer.eos_token!r} was added to every {what}: the tokenizer does not add it."]
+
+
+def _encoded(
+    examples: _Examples, spec: TaskSpec, tokenizer: Any, sizes: _Sizes, pools_at_end: bool
+) -> tuple[EncodedExamples, list[int]]:
     """The examples as ids, and the tokens that each of them lost."""
     rows: dict[str, list[Ragged]] = {}
     lost: list[int] = []
     for place, texts, pairs in examples.part.chunks():
         found = _encode(examples, place, texts, pairs, spec, tokenizer, sizes)
+        if pools_at_end:
+            found = with_end_of_text(found, tokenizer.eos_token_id, sizes.max_length)
         lost += found.lost_tokens
         for name, values in found.rows.items():
             rows.setdefault(name, []).append(Ragged.of(values))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
+import numpy as np
+
+from utils.data.rows import listed
 from utils.errors import DataError, DataTypeError
+from utils.schema import shown
 
 _KINDS = "a Hugging Face Dataset, a DataFrame, a list of dicts, a dict of columns, or (texts, labels)"
 
@@ -26,6 +31,22 @@ class Table:
     num_rows: int
     read: Callable[[str, Sequence[int]], list[Any]]
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def with_texts(self, columns: Collection[str], exact: Collection[str]) -> Table:
+        """The same table, whose whole numbers in `columns` are read as their digits.
+
+        Args:
+            exact: of these columns, also fractions: their names keep them from having lost digits on the way (`TEXT_NAMES`).
+        """
+
+        def read(name: str, rows: Sequence[int]) -> list[Any]:
+            values = self.read(name, rows)
+            if name not in columns:
+                return values
+            kinds = (Integral, float, np.floating) if name in exact else (Integral,)
+            return [_digits(value) if _is_number(value, kinds) else value for value in values]
+
+        return replace(self, read=read)
 
     def example(self, most: int = 100) -> dict[str, Any]:
         """One value of each column, the first within `most` rows that is none of the missing ones."""
@@ -73,6 +94,15 @@ def is_missing(value: Any) -> bool:
     )
 
 
+def _is_number(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_)) and not is_missing(value)
+
+
+def _digits(number: Any) -> str:
+    """A number as Python writes it."""
+    return str(number.item() if isinstance(number, np.generic) else number)
+
+
 def _of_dataset(dataset: Any, argument: str) -> Table:
     if not hasattr(dataset, "__len__"):
         raise DataTypeError(
@@ -92,7 +122,7 @@ def _refuse_parts(records: Mapping[Any, Any], argument: str) -> None:
     """Raises when these are several data sets by name, as a DatasetDict has them."""
     if records and all(hasattr(part, "column_names") for part in records.values()):
         raise DataTypeError(
-            f"{argument} has the parts {', '.join(map(str, records))}. Give one of them, and another as validation: "
+            f"{argument} has the parts {listed(records)}. Give one of them, and another as validation: "
             'prepare_examples(data["train"], ..., validation=data["validation"]).'
         )
 
@@ -100,7 +130,7 @@ def _refuse_parts(records: Mapping[Any, Any], argument: str) -> None:
 def _of_frame(frame: Any) -> Table:
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise DataError(f"two columns of the table have the same name: {', '.join(names)}.")
+        raise DataError(f"two columns of the table have the same name: {listed(names)}.")
     place = {name: number for number, name in enumerate(names)}
     return Table(names, len(frame), lambda name, rows: list(frame.iloc[list(rows), place[name]].tolist()))
 
@@ -143,11 +173,11 @@ def _named_columns(texts: Any, labels: Any, task_type: str) -> dict[str, Any]:
 def _checked_columns(columns: Mapping[Any, Any], argument: str) -> dict[str, Any]:
     wrong = [name for name, values in columns.items() if not _is_column(values)]
     if wrong:
-        raise DataTypeError(f"Expected {argument} to be {_KINDS}; got a dict whose {wrong[0]!r} is no list of values.")
+        raise DataTypeError(f"Expected {argument} to be {_KINDS}; got a dict whose {shown(wrong[0])} is no list of values.")
     lengths = {str(name): len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
             f"the columns of {argument} have different lengths: "
-            f"{', '.join(f'{name} {length:,}' for name, length in lengths.items())}."
+            f"{listed(f'{name} {length:,}' for name, length in lengths.items())}."
         )
     return {str(name): values for name, values in columns.items()}

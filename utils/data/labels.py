@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from utils.data.labelled_tables import is_missing
+from utils.data.rows import listed
 from utils.errors import DataError
+from utils.schema import shown
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ def find_classes(labels: Iterable[Any], names: Sequence[Any] | None, num_classes
     found = set(labels)
     if odd := [label for label in found if not isinstance(label, (str, int))]:
         raise DataError(
-            f"{odd[0]!r} is no class: classes are names or whole numbers. To predict numbers use task_type='regression'."
+            f"{shown(odd[0])} is no class: classes are names or whole numbers. To predict numbers use task_type='regression'."
         )
     if names is not None:
         return _given_classes(found, list(names))
     kinds = {str if isinstance(label, str) else int for label in found}
     if len(kinds) > 1:
         examples = [next(label for label in found if isinstance(label, kind)) for kind in (str, int)]
-        raise DataError(f"some labels are names and some are numbers, such as {examples[0]!r} and {examples[1]!r}.")
+        raise DataError(f"some labels are names and some are numbers, such as {shown(examples[0])} and {shown(examples[1])}.")
     values = sorted(found)
     if kinds == {int} and bool not in map(type, found) and values[0] >= 0:
         count = num_classes or values[-1] + 1
@@ -76,7 +78,7 @@ def find_classes(labels: Iterable[Any], names: Sequence[Any] | None, num_classes
     if num_classes is not None and len(values) > num_classes:
         raise DataError(
             f"the labels are {len(values):,} different ones, but num_classes={num_classes:,}: "
-            f"{', '.join(map(str, values[:12]))}. Set num_classes={len(values)}, or leave it out."
+            f"{listed(values[:12])}. Set num_classes={len(values)}, or leave it out."
         )
     return Classes(tuple(values), tuple(map(str, values)))
 
@@ -85,19 +87,19 @@ def _given_classes(found: set[Any], names: list[Any]) -> Classes:
     # The classes are whole numbers: with gaps, or from 1 on.
     if names and not any(isinstance(name, str) for name in names):
         if unknown := sorted(found - set(names), key=str):
-            raise DataError(f"the label {unknown[0]!r} is none of the {len(names):,} classes: {_first_of(names)}.")
+            raise DataError(f"the label {shown(unknown[0])} is none of the {len(names):,} classes: {_first_of(names)}.")
         return Classes(tuple(names), tuple(map(str, names)))
     numbers = {label for label in found if not isinstance(label, str)}
     unknown = sorted(found - numbers - set(names)) or sorted(n for n in numbers if not 0 <= n < len(names))
     if unknown:
-        raise DataError(f"the label {unknown[0]!r} is none of the {len(names):,} classes: {_first_of(names)}.")
+        raise DataError(f"the label {shown(unknown[0])} is none of the {len(names):,} classes: {_first_of(names)}.")
     if numbers and len(numbers) < len(found):
         raise DataError("some labels are names of classes and some are numbers.")
     return Classes(tuple(range(len(names))) if numbers else tuple(names), tuple(names))
 
 
 def _first_of(names: list[Any]) -> str:
-    return ", ".join(map(str, names[:12])) + (", …" if len(names) > 12 else "")
+    return listed(names[:12]) + (", …" if len(names) > 12 else "")
 
 
 def class_numbers(labels: Sequence[Any], classes: Classes) -> np.ndarray:
@@ -149,7 +151,7 @@ def label_problem(label: Any, task_type: str) -> str | None:
     if task_type == "token_classification" and not is_list(label):
         return "no list of tags"
     if task_type == "seq2seq" and not isinstance(label, str):
-        return "no target text"
+        return f"a {type(label).__name__} for a target text"
     return None
 
 

@@ -16,7 +16,7 @@ from utils.data.file_tables import kept_table, table_of_files
 from utils.data.files import FORMAT_OF_SUFFIX, find_files, is_pattern, is_saved_dataset
 from utils.data.hub import dataset_name_problem, load_hub_table
 from utils.data.load_report import LoadReport
-from utils.data.rows import BadLines, ReadOptions, Row
+from utils.data.rows import BadLines, ReadOptions, Row, cut, listed
 from utils.data.table_cache import TableCache, key_of
 from utils.data.tables import tables_of
 from utils.data.text_rules import TextFilter, TextRules
@@ -232,7 +232,7 @@ class DatasetLoader:
         try:
             table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
         except (pa.ArrowException, OverflowError, ValueError) as error:
-            reason = "; ".join(map(str, error.args))
+            reason = cut("; ".join(map(str, error.args)), 300)
             raise DataError(f"{source}: a column holds values of different kinds: {reason}.") from error
         return self._in_memory(table, source, text_column)
 
@@ -252,7 +252,7 @@ class DatasetLoader:
     def _dataset(self, rows: Any, source: str, text_column: str | None = None, notes: Sequence[str] = ()) -> Any:
         """A data set or stream of the `datasets` library, cleaned."""
         if isinstance(rows, Mapping):
-            raise DataTypeError(f"got a DatasetDict; give one of its splits: {', '.join(map(repr, rows))}.")
+            raise DataTypeError(f"got a DatasetDict; give one of its splits: {listed(map(repr, rows))}.")
         schema = _schema_of(rows)
         example: Mapping[str, Any] = next(iter(rows.take(1)), {})
         column = text_column_of(schema, text_column, source, example)

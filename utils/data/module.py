@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.data.collators import AnyCollator, collator_for
+from utils.data.dataloaders import EpochPlan
 from utils.data.examples import (
     IGNORED,
     Batch,
@@ -24,10 +25,11 @@ from utils.data.examples import (
     epoch_seed,
     loader_of,
 )
-from utils.data.ids import Limits, check_batch, check_source
+from utils.data.ids import SAMPLED, Limits, check_batch, check_source
 from utils.data.packing import TokenBlocks
+from utils.data.padding import evident_padding
 from utils.data.workers import TIMEOUT_S, LoaderProcesses
-from utils.errors import DataTypeError
+from utils.errors import DataError, DataTypeError
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class UniversalDataModule:
         task_spec: gives the pad id and the block length, where they are not in the tokenizer.
         data_collator: a collate function; None: the task's (`utils.data.collators.collator_for`). Where no task is known,
             token ids are padded and labelled by `TextCollator`, and images stacked.
-        batch_size: samples in a micro-batch; a DataLoader's own batch size wins.
+        batch_size: samples in a micro-batch; a DataLoader's own batch size wins. Its `drop_last`, and the `num_samples` and
+            `replacement` of its RandomSampler, hold for every epoch.
         num_workers: processes that prepare batches.
         seed: the order of epoch e is a function of (seed, e).
         max_train_samples, max_val_samples: use only the first n.
@@ -96,7 +99,13 @@ class UniversalDataModule:
         self.train, wanted, notices = as_source(train_dataset, argument="train_data", **options)
         self.notices += notices
         self.batch_size = wanted or batch_size
+        if (
+            getattr(task_spec, "task_type", None) == "seq2seq" and tokenizer is not None and not data_collator
+            and getattr(tokenizer, "eos_token_id", None) is None and getattr(tokenizer, "sep_token_id", None) is None
+        ):  # fmt: skip
+            self.notices.append("The tokenizer has no end-of-text token: the model cannot learn where a target ends.")
         self.num_train = _limited(self.train, max_train_samples)
+        self._plan = self._planned(train_dataset, self.train, "train_data")
         self.validation: Source | StreamSource | None = None
         self.num_validation: int | None = 0
         self.validation_batch_size = self.batch_size
@@ -105,6 +114,24 @@ class UniversalDataModule:
             self.notices += notices
             self.validation_batch_size = wanted or self.batch_size
             self.num_validation = _limited(self.validation, max_val_samples)
+            plan = self._planned(val_dataset, self.validation, "val_data")
+            if plan.num_samples is not None:
+                self.notices.append("val_data: the sampler's num_samples is not used: every sample is validated once.")
+            if self.num_validation is not None:
+                self.num_validation -= self.num_validation % plan.multiple_of
+
+    def _planned(self, given: Any, source: Source | StreamSource, argument: str) -> EpochPlan:
+        """Which samples an epoch has, as a given DataLoader says. Raises DataError when none is left."""
+        if not isinstance(given, DataLoader) or isinstance(source, StreamSource):
+            return EpochPlan()
+        plan = EpochPlan.of(given)
+        count = self.num_train if argument == "train_data" else self.num_validation
+        if count is not None and plan.size(count) == 0:
+            raise DataError(
+                f"{argument}: drop_last=True leaves no batch of {plan.multiple_of} out of {count} samples. Set drop_last=False "
+                "or a smaller batch_size in the DataLoader."
+            )
+        return plan
 
     def _task_collator(self, task_spec: Any, tokenizer: Any) -> Collate:
         eos_id = getattr(tokenizer, "eos_token_id", None)
@@ -125,6 +152,28 @@ class UniversalDataModule:
             if source is not None and not isinstance(source, StreamSource):
                 check_source(source, name, limits)
 
+    def padding_notice(self, *, explicit: bool) -> str | None:
+        """What a user should know about padding in training samples that have neither an attention mask nor ignored labels.
+
+        Args:
+            explicit: the padding id was given with tokenizer, task or config, not taken from the model.
+        """
+        if explicit or isinstance(self.train, StreamSource | TokenBlocks):
+            return None
+        rows = _unmarked_rows(self.train, self._num_samples, self.pad_token_id)
+        if self.pad_token_id is None:
+            found = evident_padding(rows)
+            return None if found is None else (
+                f"train_data seems to be padded with the id {found}, and no padding id is known: padding is scored like text. "
+                f"Set TaskSpec(..., pad_token_id={found}), or give a tokenizer, attention masks or labels with {IGNORED}."
+            )
+        if not any(bool((row[[0, -1]] == self.pad_token_id).any()) for row in rows):
+            return None
+        return (
+            f"The id {self.pad_token_id} at either end of a sample is padding (the model's pad_token_id) and is not scored. "
+            f"If it is text, give labels or set the model's config.pad_token_id to None."
+        )
+
     @property
     def resumable(self) -> bool:
         """Whether any position of the training data can be returned to exactly."""
@@ -138,19 +187,28 @@ class UniversalDataModule:
         """
         if isinstance(self.train, StreamSource):
             return None if self.train.num_batches is None else math.ceil(self.train.num_batches / accumulation)
-        return math.ceil(self._num_samples / (self.batch_size * accumulation * self.share[1]))
+        return math.ceil(self._epoch_size / (self.batch_size * accumulation * self.share[1]))
+
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """Samples that an epoch trains on, `num_train` unless a given DataLoader says otherwise; None for streams."""
+        return None if isinstance(self.train, StreamSource) else self._epoch_size
 
     @property
     def _num_samples(self) -> int:
         assert self.num_train is not None
         return self.num_train
 
+    @property
+    def _epoch_size(self) -> int:
+        return self._plan.size(self._num_samples)
+
     def order(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in the order in which they are trained on: int64, shape (num_train,)."""
+        """The samples of an epoch in the order in which they are trained on: int64, shape (samples_per_epoch,)."""
         if not self.shuffle:
-            return np.arange(self._num_samples)
+            return np.arange(self._epoch_size) % self._num_samples
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch) & 0x7FFFFFFFFFFFFFFF)
-        return torch.randperm(self._num_samples, generator=generator).numpy()
+        return self._plan.order(self._num_samples, self._epoch_size, generator)
 
     def steps(self, epoch: int, skip: int, accumulation: int) -> Iterator[StepBatches]:
         """The optimizer steps of an epoch from sample `skip` on (a multiple of a step's samples, or the epoch's end)."""
@@ -235,7 +293,9 @@ class UniversalDataModule:
         """Changes when the training data or how much of it is used does; empty for streams."""
         if isinstance(self.train, StreamSource):
             return ""
-        return f"{self.num_train}:{self.train.digest()}"
+        # An order that draws other samples is other data; the plan of every sample once adds nothing.
+        plan = "" if self._plan == EpochPlan() else f"{self._plan}:"
+        return f"{plan}{self.num_train}:{self.train.digest()}"
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training data as a plain, shuffled DataLoader."""
@@ -254,6 +314,20 @@ class UniversalDataModule:
             assert isinstance(source.batches, DataLoader)
             return source.batches
         return loader_of(source, batch_size, shuffle, self.seed, self.num_workers)
+
+
+def _unmarked_rows(source: Source, count: int, pad_id: int | None) -> list[torch.Tensor]:
+    """Token ids of up to 64 samples spread over a source, of those in which neither a mask nor given labels mark padding."""
+    rows: list[torch.Tensor] = []
+    for index in sorted({int(index) for index in np.linspace(0, count - 1, num=min(count, SAMPLED))}):
+        batch = source.take([index])
+        ids, mask, labels = (batch.get(name) for name in ("input_ids", "attention_mask", "labels"))
+        if ids is None or ids.dim() != 2:
+            return []
+        made = labels is None or labels.shape != ids.shape or bool(((labels == ids) | (ids == pad_id)).all())
+        if made and ids.numel() and (mask is None or bool(mask.all())):
+            rows.append(ids[0])
+    return rows
 
 
 def _without_targets(source: Source) -> Batch:

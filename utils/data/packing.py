@@ -15,6 +15,12 @@ from utils.errors import ConfigError, DataError, DataTypeError
 
 TokenIds = Sequence[int] | np.ndarray
 
+#: Notice for texts that were packed with a tokenizer without an end-of-text token.
+UNMARKED_ENDS = (
+    "The tokenizer has no end-of-text token: documents follow each other unmarked, and the model cannot learn where one ends. "
+    "Set tokenizer.eos_token to mark them."
+)
+
 
 def pack(sequences: Iterable[TokenIds], block_size: int, eos_id: int | None) -> np.ndarray:
     """Concatenate sequences, each ended by `eos_id`, and cut into full blocks.

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from utils import colab
+from utils.adapters.special_ids import set_special_ids
 from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.local_texts import load_local_texts
-from utils.data.packing import TokenBlocks, blocks_of
+from utils.data.packing import UNMARKED_ENDS, TokenBlocks, blocks_of
 from utils.data.report import DataReport, unigram_loss
 from utils.data.splitting import Split, select, split_documents
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
@@ -114,7 +115,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
 
     Args:
         setup: data source, sizes and split (`DataSetup`).
-        model: the `nn.Module` to be trained; its vocabulary and its longest input are limits. None: only the setup's.
+        model: the `nn.Module` to be trained; its vocabulary and its longest input are limits, and its config is given the
+            special ids of the tokenizer. None: only the setup's.
     Raises:
         ConfigError: setup and model contradict each other; lists every problem, before anything is read.
         DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
@@ -122,7 +124,7 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     """
     vocab_size = _checked_vocab_size(setup, model)
     loaded = _load(setup)
-    return prepare_text(
+    data = prepare_text(
         loaded.documents,
         vocab_size=vocab_size,
         block_size=setup.max_length,
@@ -134,6 +136,10 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         source=loaded.source,
         notes=loaded.notes,
     )
+    changed = None if model is None else set_special_ids(model, data.tokenizer)
+    if changed is not None:
+        data.report.notes.append(changed)
+    return data
 
 
 def prepare_text(
@@ -214,6 +220,7 @@ def prepare_text(
             *notes,
             *([f"{passed_over:,} documents without text were passed over."] if passed_over else []),
             *([smaller] if smaller else []),
+            *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
         ],
     )
     task_spec = _task_spec(tokenizer, model_vocab_size, block_size)

@@ -11,7 +11,7 @@ import unicodedata
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from utils.data.labelled_tables import is_missing
 from utils.errors import DataError
+from utils.schema import shown
 from utils.tokenization.encoding import encode_documents
 
 #: Words of a shingle, and the similarity from which on two texts are near duplicates: Lee et al. 2022, arXiv 2107.06499.
@@ -210,13 +211,23 @@ def _counted(labels: Iterable[Any] | None, num_rows: int) -> tuple[Counter[Any] 
         if is_missing(label):
             missing += 1
             continue
-        many = label.tolist() if isinstance(label, np.ndarray) else label
-        counts.update(many if isinstance(many, (list, tuple, set)) else [many])
+        counts.update(_classes_of(label))
     if rows != num_rows:
         raise DataError(
             f"got {rows:,} labels for {num_rows:,} texts; give one label a text (None where there is none)."
         )
     return counts, missing
+
+
+def _classes_of(label: Any) -> list[Any]:
+    """The classes in one row's label, as values that can be counted. A dict of class -> 0 or 1 has those that are set; what
+    cannot be hashed, such as a span, counts by how it is written."""
+    if isinstance(label, np.ndarray):
+        label = label.tolist()
+    if isinstance(label, Mapping) and all(isinstance(value, (bool, int)) and value in (0, 1) for value in label.values()):
+        return [name for name, value in label.items() if value]
+    entries = label if isinstance(label, (list, tuple, set, frozenset)) else [label]
+    return [entry if isinstance(entry, Hashable) and not isinstance(entry, tuple) else shown(entry) for entry in entries]
 
 
 def _damage(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from utils.data.csv_rows import csv_rows
 from utils.data.decoding import TextPieces, opened
 from utils.data.files import format_of
 from utils.data.json_rows import json_rows, jsonl_rows
-from utils.data.rows import BadLines, ReadOptions, Row
+from utils.data.rows import BadLines, ReadOptions, Row, excerpt, listed
 from utils.data.tables import WRITTEN, tables_of
 from utils.data.text_rows import text_rows
 from utils.errors import DataError
@@ -87,14 +88,14 @@ def _seekable(file: Path) -> Iterator[IO[bytes]]:
                 shutil.copyfileobj(stream, unpacked)
                 unpacked.seek(0)
                 yield unpacked
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _check_columns(schema: pa.Schema, required: Sequence[str], file: Path) -> None:
     missing = [name for name in required if name not in schema.names]
     if missing:
-        raise DataError(f"{file}: has no column {missing[0]!r}; its columns are {', '.join(schema.names)}.")
+        raise DataError(f"{file}: has no column {excerpt(missing[0])}; its columns are {listed(schema.names)}.")
 
 
 def _plain(table: pa.Table) -> pa.Table:

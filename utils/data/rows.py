@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -36,7 +36,8 @@ class ReadOptions:
         text_unit: what one row of a plain text is: "file" (the whole, for packing), "paragraph" (what blank lines separate;
             a line, where the first MiB has none) or "line". A row never has more than 1 Mi characters; longer ones are cut.
         on_bad_line: "error", or "skip" to leave out and count what is no record.
-        delimiter: between the fields of csv and tsv; None: tab for tsv, else "," or what the header line shows.
+        delimiter: between the fields of csv and tsv; None: what a first line such as Excel's `sep=;` names, else tab for tsv,
+            and for csv the sign by which the first rows have as many fields as the header. A `sep=` line is never a row.
         quotes: False: in csv and tsv a quote is a character like any other, as in many .tsv files.
     """
 
@@ -101,3 +102,22 @@ def excerpt(text: str) -> str:
     while len(written := repr(kept if len(kept) == len(text) else f"{kept}…")) > _EXCERPT:
         kept = kept[:-1]
     return written
+
+
+def cut(text: str, most: int = _EXCERPT) -> str:
+    """`text`, at most `most` characters of it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def listed(names: Iterable[Any], most: int = 400, joiner: str = ", ") -> str:
+    """Names as a message lists them, at most about `most` characters in all; the rest is counted."""
+    shown_names: list[str] = []
+    room = most
+    remaining = iter(names)
+    for name in remaining:
+        text = cut(str(name))
+        if shown_names and len(text) > room:
+            return f"{joiner.join(shown_names)} and {1 + sum(1 for _ in remaining):,} more"
+        shown_names.append(text)
+        room -= len(text) + len(joiner)
+    return joiner.join(shown_names)

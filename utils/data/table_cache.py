@@ -14,7 +14,7 @@ from utils.errors import DataError
 from utils.storage import atomic_write, free_bytes, remove_stale_temporaries, write_json
 
 # Part of every key: a change of what the readers give makes older tables unknown.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def default_cache_dir() -> Path:

@@ -6,12 +6,15 @@ its first value is, an object gains entries. Values of another kind are bad line
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from utils.data.rows import BadLines, Row, excerpt, quoted
+from utils.data.rows import BadLines, Row, excerpt, listed, quoted
+from utils.data.task_columns import TEXT_NAMES
 from utils.errors import DataError
 from utils.schema import nearest
 
@@ -26,6 +29,8 @@ _CHARACTERS_AT_ONCE = 1 << 23
 WRITTEN: Mapping[bytes, bytes] = {b"trainbook": b"numbers written as texts"}
 _WHOLE = r"^(0|-?[1-9][0-9]{0,17})?$"
 _FRACTION = r"^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)?$"
+# Numbers of up to this many characters keep their value in a double, which holds any 15 digits.
+_CHARACTERS_KEPT = 15
 
 
 def tables_of(rows: Iterable[Row], file: object, bad: BadLines, required: Sequence[str] = ()) -> Iterator[pa.Table]:
@@ -68,9 +73,9 @@ def _has_required(row: Row, required: Sequence[str], file: object, bad: BadLines
     for name in required:
         if name not in row.values:
             guess = nearest(name, list(row.values))
-            hint = f", of which {guess!r} is the nearest" if guess else ""
+            hint = f", of which {excerpt(guess)} is the nearest" if guess else ""
             there = excerpt(", ".join(row.values))
-            bad.meet(f"{file}:{row.line}: the row has no {name!r}; it has {there}{hint}.")
+            bad.meet(f"{file}:{row.line}: the row has no {excerpt(name)}; it has {there}{hint}.")
             return False
     return True
 
@@ -85,7 +90,7 @@ def _of_one_kind(rows: list[Row], name: str, known: dict[str, pa.DataType], file
             return rows
         place = _first_misfit(values, known.get(name))
         value, line = values[place], rows[place].line
-        bad.meet(f"{file}:{line}: {name!r} is {quoted(value)}, {_why(value, known.get(name), values[:place])}.")
+        bad.meet(f"{file}:{line}: {excerpt(name)} is {quoted(value)}, {_why(value, known.get(name), values[:place])}.")
         rows = rows[:place] + rows[place + 1 :]
 
 
@@ -135,7 +140,7 @@ def _why(value: Any, known: pa.DataType | None, before: Sequence[Any]) -> str:
 
 def _in_words(kind: pa.DataType | None) -> str:
     words = {"string": "a text", "int64": "a number", "double": "a number", "bool": "true or false", "null": "nothing"}
-    return words.get(str(kind), str(kind))
+    return words.get(str(kind)) or listed([kind])
 
 
 def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
@@ -166,7 +171,7 @@ class TableFile:
             merged = field.type if kind is None else wider(kind, field.type)
             if merged is None:
                 raise DataError(
-                    f"{source}: the column {field.name!r} holds {_in_words(field.type)}, and {_in_words(kind)} in the "
+                    f"{source}: the column {excerpt(field.name)} holds {_in_words(field.type)}, and {_in_words(kind)} in the "
                     "files before. Load them one by one, or make the columns alike."
                 )
             self._types[field.name] = merged
@@ -207,11 +212,17 @@ class TableFile:
 
 
 class WrittenNumbers:
-    """Which columns of tables that are `WRITTEN` hold nothing but numbers. Zeros in front, as in 007, are no number's."""
+    """Which columns of tables that are `WRITTEN` hold nothing but numbers that keep every digit as numbers.
 
-    def __init__(self, texts: Sequence[str] = ()) -> None:
-        self._texts = texts
+    Leading zeros, as in 007, and numbers with more digits than a double holds stay text. In a column whose name is commonly
+    that of a text (`TEXT_NAMES`), numbers must also be written as Python writes them: 0.50 stays text, because 0.5 is another
+    target text.
+    """
+
+    def __init__(self, texts: Sequence[str] = (), *, keep_digits: bool = True) -> None:
+        self._texts, self._keep_digits = texts, keep_digits
         self._patterns: dict[str, str | None] = {}  # column -> the narrowest that all its values match; None: a text
+        self._longest_whole: dict[str, int] = {}  # column -> characters of its longest whole number
 
     def look(self, table: pa.Table) -> None:
         """Learn from a table. Columns without any value say nothing."""
@@ -224,7 +235,21 @@ class WrittenNumbers:
             if not written or name in self._texts or column.type != pa.string():
                 self._patterns[name] = None
             elif pc.any(pc.not_equal(column, "")).as_py():
-                self._patterns[name] = _narrowest(column, self._patterns.get(name, _WHOLE))
+                self._patterns[name] = self._pattern(name, column)
+
+    def _pattern(self, name: str, column: pa.ChunkedArray) -> str | None:
+        import pyarrow.compute as pc
+
+        before = self._patterns.get(name)
+        pattern = _narrowest(column, self._patterns.get(name, _WHOLE))
+        if pattern == _WHOLE:
+            self._longest_whole[name] = max(self._longest_whole.get(name, 0), pc.max(pc.utf8_length(column)).as_py())
+        if pattern != _FRACTION or not self._keep_digits:
+            return pattern
+        as_written = name.casefold() in TEXT_NAMES
+        # Whole numbers of the tables before become doubles, too.
+        widened = before == _WHOLE and (as_written or self._longest_whole[name] > _CHARACTERS_KEPT)
+        return None if widened or _loses_digits(column, as_written) else pattern
 
     def type_of(self, name: str) -> pa.DataType | None:
         """The type of a column of numbers; None for others."""
@@ -235,10 +260,10 @@ class WrittenNumbers:
 
 
 def settled_schema(table: pa.Table) -> pa.Schema:
-    """The columns of the file if `table` were all that goes into it."""
+    """The columns of the file if `table` were all that goes into it; a column of numbers is no text, however they are kept."""
     import pyarrow as pa
 
-    numbers = WrittenNumbers()
+    numbers = WrittenNumbers(keep_digits=False)
     numbers.look(table)
     return pa.schema({field.name: numbers.type_of(field.name) or _stored(field.type) for field in table.schema})
 
@@ -249,6 +274,22 @@ def _narrowest(column: pa.ChunkedArray, pattern: str | None) -> str | None:
 
     candidates = {_WHOLE: (_WHOLE, _FRACTION), _FRACTION: (_FRACTION,), None: ()}[pattern]
     return next((one for one in candidates if pc.all(pc.match_substring_regex(column, one)).as_py()), None)
+
+
+def _loses_digits(column: pa.ChunkedArray, as_written: bool) -> bool:
+    """Whether some of a column's numbers are other numbers as doubles, or with `as_written` are written in another way."""
+    import pyarrow.compute as pc
+
+    if as_written:
+        return any(text and repr(float(text)) != text for text in column.to_pylist())
+    doubtful = pc.or_(pc.greater(pc.utf8_length(column), _CHARACTERS_KEPT), pc.match_substring_regex(column, "[eE]"))
+    return not all(_keeps_value(text) for text in column.filter(doubtful).to_pylist())
+
+
+def _keeps_value(text: str) -> bool:
+    """Whether a number written as text is the same number as a double, which is written with at most 17 digits."""
+    number = float(text)
+    return math.isfinite(number) and Decimal(repr(number)) == Decimal(text)
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:

@@ -18,7 +18,9 @@ from utils.data.labels import (
     measures,
     plain,
 )
+from utils.data.rows import listed
 from utils.errors import DataError
+from utils.schema import shown
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def baseline(train: Targets, validation: Targets) -> str | None:
         return f"{right:.1%} exactly right for always the classes that more than half of the examples have"
     most = int(train.counts().argmax())
     share = validation.counts()[most] / max(1, validation.counts().sum())
-    return f"{share:.1%} right for always {train.classes.names[most]!r}, the most frequent class"
+    return f"{share:.1%} right for always {shown(train.classes.names[most])}, the most frequent class"
 
 
 def _several_classes(
@@ -131,7 +133,7 @@ def _several_classes(
     single = [label for part in parts for label in part if not is_list(label)]
     if single:
         raise DataError(
-            f"some labels are lists and some are not, such as {single[0]!r}; give a list for every example."
+            f"some labels are lists and some are not, such as {shown(single[0])}; give a list for every example."
         )
     labels = [[[plain(entry) for entry in label] for label in part] for part in parts]
     everything = [label for part in labels for label in part]
@@ -153,13 +155,13 @@ def _refuse_mixed(labels: Iterable[Any]) -> None:
     odd = next((label for label in labels if is_list(label)), None)
     if odd is not None:
         raise DataError(
-            f"some labels are lists and some are not, such as {odd!r}; give a list for every example, or for none."
+            f"some labels are lists and some are not, such as {shown(odd)}; give a list for every example, or for none."
         )
 
 
 def _refuse_one_class(classes: Classes, least: int = 2) -> None:
     if len(classes) < least:
         raise DataError(
-            f"every label is {', '.join(classes.names) or 'an empty list'}: there is nothing to tell apart. "
+            f"every label is {listed(classes.names) or 'an empty list'}: there is nothing to tell apart. "
             "Give examples of at least two classes."
         )

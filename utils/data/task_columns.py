@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from utils.data.rows import excerpt, listed
 from utils.errors import ConfigError, DataError
 from utils.schema import nearest
 
@@ -19,6 +20,8 @@ _TARGETS = (
     ("article", "summary"), ("text", "summary"), ("dialogue", "summary"), ("prompt", "completion"), ("src", "tgt"),
     ("text", "target"),
 )  # fmt: skip
+#: Names, in lower case, that columns of texts and of target texts commonly have.
+TEXT_NAMES = frozenset({*_TEXTS, *(name for pair in (*_PAIRS, *_TARGETS) for name in pair)})
 _LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent")
 _NUMBERS = (*_LABELS, "score", "rating", "value", "y")
 _WORDS = ("tokens", "words")
@@ -51,7 +54,7 @@ class Columns:
     def __str__(self) -> str:
         texts = f'text from "{self.text}"' + (f' and "{self.pair}"' if self.pair else "")
         label = f', label from "{self.label}"' if self.label else ""
-        return f"{texts}{label}" + (f"; not used: {', '.join(self.unused)}" if self.unused else "")
+        return f"{texts}{label}" + (f"; not used: {listed(self.unused)}" if self.unused else "")
 
 
 def find_columns(
@@ -71,8 +74,8 @@ def find_columns(
     for name in (text, pair, label):
         if name is not None and name not in example:
             guess = nearest(name, example)
-            hint = f"; did you mean {guess!r}?" if guess else "."
-            raise ConfigError(f"there is no column {name!r}; the columns are {_listed(example)}{hint}")
+            hint = f"; did you mean {excerpt(guess)}?" if guess else "."
+            raise ConfigError(f"there is no column {excerpt(name)}; the columns are {_listed(example)}{hint}")
     if task_type == "seq2seq" and text is None and label is None:
         text, label = _both(_TARGETS, example, task_type) or (None, None)
     elif task_type in ("text_classification", "regression") and text is None and pair is None:
@@ -103,7 +106,7 @@ def _text(task_type: str, example: Mapping[str, Any], taken: list[str]) -> str:
     others = [name for name in example if name not in (*taken, *labels) and isinstance(example[name], kind)]
     found = known or others
     if len(found) != 1:
-        _unclear(task_type, example, 0, " or ".join(found) or "none of them")
+        _unclear(task_type, example, 0, listed(found, joiner=" or ") or "none of them")
     return found[0]
 
 
@@ -113,7 +116,7 @@ def _label(task_type: str, example: Mapping[str, Any], taken: list[str], labelle
     others = [name for name in example if name not in taken and name.casefold() not in _NUMBERING]
     found = known or (others if labelled else [])
     if len(found) > 1 or (labelled and not found):
-        _unclear(task_type, example, 1, " or ".join(found) or "none of them")
+        _unclear(task_type, example, 1, listed(found, joiner=" or ") or "none of them")
     return found[0] if found else None
 
 
@@ -134,4 +137,4 @@ def _unclear(task_type: str, example: Mapping[str, Any], which: int, candidates:
 
 
 def _listed(example: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, example))
+    return listed(example)

@@ -54,7 +54,11 @@ def encode_texts(
 def encode_pairs_of_sequences(
     tokenizer: Any, texts: Sequence[str], targets: Sequence[str], max_length: int | None, max_target_length: int | None
 ) -> Encoded:
-    """Inputs and, as `labels`, targets of a sequence-to-sequence model; each is cut to its own length."""
+    """Inputs and, as `labels`, targets of a sequence-to-sequence model; each is cut to its own length.
+
+    Every target ends with the tokenizer's end-of-text token, which is added where the tokenizer does not: without it a model
+    never learns where a text ends.
+    """
     inputs = encode_texts(tokenizer, texts, None, max_length)
     _check_room(tokenizer, max_target_length, pair=False)
 
@@ -62,8 +66,52 @@ def encode_pairs_of_sequences(
         return tokenizer(text_target=[targets[i] for i in chosen], **options)
 
     rows, lost = _cut(encode, len(targets), max_target_length)
-    both = [first + second for first, second in zip(inputs.lost_tokens, lost, strict=True)]
-    return Encoded({**inputs.rows, "labels": rows["input_ids"]}, both)
+    labels, cut = with_ends(rows["input_ids"], tokenizer.eos_token_id, max_target_length)
+    both = [sum(counts) for counts in zip(inputs.lost_tokens, lost, cut, strict=True)]
+    return Encoded({**inputs.rows, "labels": labels}, both)
+
+
+def with_ends(
+    rows: Sequence[list[int]], eos_id: int | None, max_length: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Rows that end with `eos_id`, and how many tokens each lost to make room for it.
+
+    A row that has it already stays as it is; after it there may be one more special token, such as mBART's language code.
+
+    Args:
+        eos_id: None: the tokenizer has no such token, and nothing is added.
+        max_length: most tokens of a row, its end included.
+    """
+    closed: list[list[int]] = []
+    lost: list[int] = []
+    for row in rows:
+        # Not the first token: GPT-2 has one id for the beginning and the end.
+        has_end = eos_id is None or eos_id in row[max(1, len(row) - 2) :]
+        too_long = 0 if has_end or max_length is None else max(0, len(row) + 1 - max_length)
+        closed.append(row if has_end or eos_id is None else [*row[: len(row) - too_long], eos_id])
+        lost.append(too_long)
+    return closed, lost
+
+
+def with_end_of_text(encoded: Encoded, eos_id: int | None, max_length: int | None) -> Encoded:
+    """The same inputs, each ended by `eos_id`; other columns of a row are lengthened by their last value."""
+    rows, lost = with_ends(encoded.rows["input_ids"], eos_id, max_length)
+    others = {
+        name: [[*value, *value[-1:]][: len(row)] for value, row in zip(values, rows, strict=True)]
+        for name, values in encoded.rows.items()
+        if name != "input_ids"
+    }
+    both = [first + second for first, second in zip(encoded.lost_tokens, lost, strict=True)]
+    return Encoded({"input_ids": rows, **others}, both)
+
+
+def adds_end(tokenizer: Any, *, target: bool = False) -> bool:
+    """Whether a tokenizer ends texts with its end-of-text token, or with its separator where it has no such token."""
+    given = {"text_target": "a"} if target else {"text": "a"}
+    row = list(tokenizer(**given)["input_ids"])
+    end = tokenizer.eos_token_id
+    end = getattr(tokenizer, "sep_token_id", None) if end is None else end
+    return end is not None and end in row[max(1, len(row) - 2) :]
 
 
 def encode_words(

@@ -6,6 +6,7 @@ All of it is in `TextBatches`, which needs no Lightning. The class with Lightnin
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from utils.data.report import DataReport, ExamplesReport
+
+log = logging.getLogger("trainbook.tokenization")
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ class TokenRows(Dataset[dict[str, Tensor]]):
             DataError: no document has two tokens. A row of one token, which has nothing to predict, is left out.
         """
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        if not end:
+            log.warning("The tokenizer has no end-of-text token: the model cannot learn where a document ends.")
         rows: list[np.ndarray] = []
         for ids in encode_documents(tokenizer, documents):
             whole = np.concatenate([ids, np.array(end, dtype=np.int32)])

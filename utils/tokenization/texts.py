@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.data.rows import listed
 from utils.errors import DataError, DataTypeError
 from utils.schema import nearest
 
@@ -154,4 +155,4 @@ def _column(names: Sequence[str], texts: Sequence[str], wanted: str | None) -> s
     guess = nearest(wanted, names) if wanted else None
     hint = f" Did you mean {guess!r}?" if guess else ""
     problem = f"there is no column {wanted!r}" if wanted else "no column is the only one with text"
-    raise DataError(f"{problem}; say which with text_column: {', '.join(names)}.{hint}")
+    raise DataError(f"{problem}; say which with text_column: {listed(names)}.{hint}")

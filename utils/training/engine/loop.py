@@ -245,7 +245,7 @@ class TrainingLoop:
                 self._evaluate()
             row |= {name: value for name, value in state.history[-1].items() if name.startswith("val/")}
         row |= {"time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
-        complete = not cut_short or state.samples_done >= (self.data.num_train or 0)
+        complete = not cut_short or state.samples_done >= (self.data.samples_per_epoch or 0)
         if not complete:
             row["complete"] = False
         state.history.append(row)

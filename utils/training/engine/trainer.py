@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from utils.adapters.facts import model_facts
+from utils.adapters.special_ids import model_pad_token_id, pad_token_id_of, set_special_ids
 from utils.data.examples import Batch, StreamSource
 from utils.environment import detect_device
 from utils.errors import (
@@ -72,7 +73,8 @@ class Trainer:
             where neither tokenizer nor task_spec has them.
         training_config: how to train; None: the defaults.
         task_spec: what to learn; None: inferred from model and data, and said in the results' notices.
-        tokenizer: turns texts into ids when the data are texts; kept with the results.
+        tokenizer: turns texts into ids when the data are texts; kept with the results. `train` sets the special ids of the
+            model's config to those of the tokenizer, and reports each change in a notice.
         data_collator: makes a batch from samples; None: as the task needs it (`utils.data.collators`); padding is not scored.
         hooks: a `TrainingHooks`; callbacks: `Callback`s, in order.
         own_parts: an optimizer, scheduler and criterion of the caller's, instead of the config's and the task's.
@@ -145,7 +147,10 @@ class Trainer:
         for sentence in check_launch(config):
             self.notice(sentence)
         world = join(config, detect_device().kind)
+        self._set_special_ids()
         data = self._data(train_data, val_data, world)
+        if (sentence := data.padding_notice(explicit=self._given_pad_id() is not None)) is not None:
+            self.notice(sentence)
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
@@ -331,7 +336,7 @@ class Trainer:
         data = self.data = UniversalDataModule(
             train_data, val_data, spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
             config.random_seed, max_train_samples=config.max_train_samples, max_val_samples=config.max_val_samples,
-            pad_token_id=getattr(self.config, "pad_token_id", None),
+            pad_token_id=pad_token_id_of(self.config) if self._given_pad_id() is not None else model_pad_token_id(self.model),
             block_size=model_facts(self.model).max_length or getattr(self.config, "max_seq_len", None),
         )  # fmt: skip
         for sentence in data.notices:
@@ -345,6 +350,17 @@ class Trainer:
         elif config.auto_batch_size:
             self.notice("auto_batch_size does nothing here: the data come in batches of their own.")
         return data
+
+    def _given_pad_id(self) -> int | None:
+        """The padding id of the tokenizer, else of the task, else of the config beside the model."""
+        given = (getattr(self.tokenizer, "pad_token_id", None), getattr(self.task_spec, "pad_token_id", None))
+        return next((pad for pad in (*given, pad_token_id_of(self.config)) if pad is not None), None)
+
+    def _set_special_ids(self) -> None:
+        """Give the model's config the ids that tokenizer and batches have."""
+        sentence = set_special_ids(self.model, self.tokenizer, self._given_pad_id())
+        if sentence is not None:
+            self.notice(sentence)
 
     def _accumulation(self, data: UniversalDataModule) -> int:
         """Batches of `data` in a step."""
