@@ -308,6 +308,10 @@ class CheckpointStore:
                     self.entries.append(Entry.of(path, payload))
                     self._last_size = path.stat().st_size
         self.entries.sort(key=lambda entry: entry.position)
+        try:
+            self._point_best()  # the process may have died between a commit and this
+        except OSError as error:
+            log.warning("%s could not be updated: %s", self.folder / BEST, error)
 
     def would_be_best(self, value: float | None) -> bool:
         """Whether a checkpoint with this value, which is not the run's best, would be among the `keep_best_k` that are kept."""
