@@ -24,8 +24,8 @@ _TO_DO = {
 # What a finished run needs to train further, by its stop reason.
 _TO_TRAIN_FURTHER = {
     "finished": "a larger `epochs`",
-    "max_steps": "a larger `max_steps`, or none",
-    "early_stopping": "a larger `early_stopping_patience`, or none",
+    "max_steps": "a larger `max_steps` (or none)",
+    "early_stopping": "a larger `early_stopping_patience` (or none)",
 }
 
 
