@@ -137,6 +137,14 @@ class Schema(BaseModel):
             raise ConfigError(f"{cls.__name__} is made from a mapping of field names to values; got {shown(values)}")
         return cls(**{str(name): value for name, value in values.items()})
 
+    def differences(self) -> dict[str, Any]:
+        """The fields that have to be given to make an equal object, as plain values: those that differ from their defaults,
+        and those whose default depends on these."""
+        mine, defaults = self.to_dict(), type(self)().to_dict()
+        given = {name: value for name, value in mine.items() if value != defaults[name]}
+        made = type(self).from_dict(given).to_dict()
+        return {name: value for name, value in mine.items() if name in given or value != made[name]}
+
     def replace(self, /, **changes: Any) -> Self:
         """A copy with `changes`, validated as a whole."""
         renamed, problems = self._rename(changes)

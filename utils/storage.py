@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -154,14 +155,32 @@ def append_line(path: Path, line: str) -> None:
                 file.truncate(before)
 
 
+# Where a row says which of its nulls are numbers that JSON cannot hold, and which ones.
+_NOT_FINITE = "not_finite"
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """`row` as one line of JSON. NaN and infinity, which JSON does not have, become null; `read_json_lines` restores them
+    from the entry "not_finite", such as {"train/loss": "nan"}."""
+    odd = {name: str(value) for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    plain = {**row, **dict.fromkeys(odd), _NOT_FINITE: odd} if odd else row
+    return json.dumps(plain, allow_nan=False)
+
+
+def _restored(row: dict[str, Any]) -> dict[str, Any]:
+    odd = row.pop(_NOT_FINITE, {})
+    return row | {name: float(value) for name, value in odd.items()}
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; [] when there is none. A last line that a crash cut off is left out."""
+    """The rows of a .jsonl file, as `json_line` writes them; [] when there is none. A last line that a crash cut off is left
+    out."""
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(_restored(json.loads(line)))
         except json.JSONDecodeError:
             break
     return rows

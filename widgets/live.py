@@ -112,6 +112,8 @@ class _Session:
                 self.trainer.request_stop("cancelled" if isinstance(error, asyncio.CancelledError) else "view_failed")
                 self.thread.join()
                 raise
+        if not self.thread.is_alive():
+            self.trainer.control.clear()  # a request that came too late is not meant for the next training
         self._take_events()
         stored = self._take_stored_run()
         self.view.finish(self.live, self._stop_reason(), (*stored, *self.trainer.notices))

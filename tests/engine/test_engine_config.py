@@ -253,3 +253,16 @@ def test_a_task_spec_needs_little_and_round_trips():
     assert TaskSpec("x").task_type is None
     with pytest.raises(ConfigError, match="did you mean"):
         TaskSpec("x", task_type="masked_ml")
+
+
+@pytest.mark.parametrize(("given", "kept"), [
+    ({}, 2), ({"checkpoint_frequency": 2}, None), ({"save_every_n_epochs": 1}, None), ({"keep_last_n": 5}, 5),
+    ({"save_every_n_epochs": 2, "keep_last_n": 2}, 2), ({"save_every_n_epochs": 3, "keep_last_n": 4}, 4),
+], ids=str)  # fmt: skip
+def test_a_given_checkpoint_frequency_prunes_only_what_is_asked_for(given, kept):
+    config = TrainingConfig(**given)
+    assert config.keep_last_n == kept
+    assert TrainingConfig().replace(**given) == config
+    assert config.replace(epochs=3).keep_last_n == kept
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+    assert TrainingConfig(**config.differences()) == config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
 from utils.errors import DataError, NonFiniteError
+from utils.storage import json_line, read_json_lines
 from utils.training import Callback, Trainer
 from utils.training.engine.checkpoint import read_checkpoint
 
@@ -134,3 +136,28 @@ def test_f14_a_step_without_targets_changes_nothing():
 def test_a_validation_without_targets_is_an_error():
     with pytest.raises((DataError, NonFiniteError), match="-100"):
         Trainer(tiny_gpt(), None, golden_config()).train(train_set(), unlabelled(token_rows(4)))
+
+
+def test_the_history_is_json_names_the_fault_and_reads_back_as_nan():
+    results = run(Spoilt({2}), on_nonfinite="skip", epochs=2)
+
+    def refuse(constant):
+        pytest.fail(f"{constant} is not JSON")
+
+    lines = (results.run_dir / "history.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    (skipped,) = [row for row in rows if row.get("skipped")]
+    assert skipped["train/loss"] is None
+    assert skipped["fault"].startswith("loss is nan, gradient norm is ")
+    (read_back,) = [row for row in results.step_rows() if row.get("skipped")]
+    assert math.isnan(read_back["train/loss"])
+    assert "not_finite" not in read_back
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_with_numbers_that_are_not_finite_survive_the_file(value, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"event": "evaluate", "val/loss": 1.5, "val/perplexity": value}
+    file.write_text(json_line(row) + "\n" + json.dumps(row) + "\n")  # the second as earlier versions wrote it
+    for found in read_json_lines(file):
+        assert repr(found) == repr(row)

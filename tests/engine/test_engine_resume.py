@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
+from tests.kit.toys import (
+    assert_same_run,
+    golden_config,
+    plain_lm,
+    tiny_gpt,
+    token_rows,
+    train_set,
+    validation_set,
+    without_times,
+)
 from utils.errors import CheckpointError, CheckpointNotFoundError
+from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
+from utils.training.engine import EarlyStopping
+from utils.training.engine.checkpoint import read_checkpoint
 
 STEPS = 12
 
@@ -74,6 +89,155 @@ def test_early_stopping_counts_over_a_resume():
     stop = unbroken.steps - 2  # within the epoch before the last validation, when one wait is already counted
     run(tiny_gpt(), stop_at=stop, **changes)
     assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", **changes))
+
+
+# No validation improves by so much on the first, so early stopping ends each of these runs: at an epoch's end, within an
+# epoch, after a validation of every step, and by epochs.
+NO_IMPROVEMENT = {"min_delta": 100.0, "epochs": 6}
+EARLY = {
+    "at an epoch's end": ({"eval_every": 2, "early_stopping_patience": 2}, 6),
+    "within an epoch": ({"eval_every": 2, "early_stopping_patience": 1}, 4),
+    "every step": ({"eval_every": 1, "early_stopping_patience": 2}, 3),
+    "by epochs": ({"early_stopping_patience": 1}, 6),
+    "by the training loss": ({"monitor": "train/loss", "eval_every": 2, "early_stopping_patience": 1}, 6),
+}
+SAVES = {"at epochs' ends": {}, "by the clock": {"save_every_minutes": 1e-9}, "three best": {"keep_best_k": 3}}
+
+
+class KeepEachSave(Callback):
+    """Copies the run's folder after each commit: what a process that is killed right then leaves behind."""
+
+    def __init__(self) -> None:
+        self.copies = []
+
+    def on_checkpoint_saved(self, path, trainer, logs=None):
+        copy = trainer.run_dir.with_name(f"killed-{len(self.copies)}")
+        shutil.copytree(trainer.run_dir, copy)
+        self.copies.append(copy.name)
+
+
+def assert_same_files(first, second):
+    rows = [without_times(read_json_lines(results.run_dir / "history.jsonl")) for results in (first, second)]
+    assert rows[0] == rows[1]
+    best = [read_checkpoint(results.best_model_path)["state"]["step"] for results in (first, second)]
+    assert best == [first.state.best.step] * 2
+
+
+@pytest.mark.parametrize("saves", SAVES)
+@pytest.mark.parametrize("ending", EARLY)
+def test_an_early_stop_is_exact_after_a_kill_behind_any_save(ending, saves):
+    settings, steps = EARLY[ending]
+    changes = {**NO_IMPROVEMENT, **settings, **SAVES[saves]}
+    keep = KeepEachSave()
+    trainer = Trainer(plain_lm(), None, golden_config(**changes), callbacks=[keep])
+    unbroken = trainer.train(train_set(), validation_set())
+    assert (unbroken.stop_reason, unbroken.steps) == ("early_stopping", steps)
+    assert keep.copies
+    for name in keep.copies:
+        continued = run(plain_lm(seed=9), resume_from="auto", run_name=name, **changes)
+        assert_same_run(unbroken, continued)
+        assert_same_files(unbroken, continued)
+
+
+class StopIn(Callback):
+    """Asks for a stop in the n-th call of an event."""
+
+    def __init__(self, event: str, n: int) -> None:
+        self._left = n
+        setattr(self, event, self._stop)
+
+    def _stop(self, *arguments, logs=None):
+        self._left -= 1
+        if self._left == 0:
+            arguments[-1].request_stop("test")
+
+
+BOUNDARIES = ("on_step_end", "on_evaluate_begin", "on_evaluate_end", "on_epoch_begin", "on_epoch_end", "on_checkpoint_saved")
+
+
+@pytest.mark.parametrize("event", BOUNDARIES)
+@pytest.mark.parametrize("ending", ["at an epoch's end", "within an epoch", "by epochs", "by the training loss"])
+def test_an_early_stop_is_exact_after_a_stop_at_any_boundary(ending, event):
+    settings, steps = EARLY[ending]
+    changes = {**NO_IMPROVEMENT, **settings}
+    unbroken = run(plain_lm(), run_name="unbroken", **changes)
+    assert unbroken.steps == steps
+    for n in range(1, steps + 1):
+        name = f"stopped-{n}"
+        trainer = Trainer(plain_lm(), None, golden_config(run_name=name, **changes), callbacks=[StopIn(event, n)])
+        trainer.train(train_set(), validation_set())
+        continued = run(plain_lm(seed=9), resume_from="auto", run_name=name, **changes)
+        assert_same_run(unbroken, continued)
+        assert_same_files(unbroken, continued)
+        if trainer.state.stop_reason == "early_stopping":
+            break  # later calls of the event do not come
+
+
+def test_an_early_stopping_callback_is_exact_as_the_setting_is():
+    changes = {**NO_IMPROVEMENT, "eval_every": 2, "early_stopping_patience": None}
+
+    def train(*callbacks, seed=0, **more):
+        config = golden_config(**changes, **more)
+        trainer = Trainer(plain_lm(seed=seed), None, config, callbacks=[EarlyStopping(2), *callbacks])
+        return trainer.train(train_set(), validation_set(), resume_from="auto")
+
+    unbroken = train(run_name="unbroken")
+    assert (unbroken.stop_reason, unbroken.steps) == ("early_stopping", 6)
+    train(StopIn("on_evaluate_begin", 3))
+    assert_same_run(unbroken, train(seed=9))
+
+
+def test_an_early_stopped_run_that_is_forked_gets_all_its_patience_again():
+    changes = {**NO_IMPROVEMENT, "early_stopping_patience": 2}
+    stopped = run(plain_lm(), **changes)
+    assert (stopped.stop_reason, stopped.steps) == ("early_stopping", 9)
+    forked = run(plain_lm(), resume_from=stopped.checkpoint_path, run_name="fork", **changes)
+    assert (forked.stop_reason, forked.steps) == ("early_stopping", 15)
+    assert forked.best_epoch == 3  # of its own checkpoints, the one that it started from
+    assert read_checkpoint(forked.best_model_path)["state"]["step"] == 9
+
+
+def test_an_early_stopped_run_goes_further_with_other_settings():
+    changes = {**NO_IMPROVEMENT, "early_stopping_patience": 1}
+    assert run(plain_lm(), **changes).steps == 6
+    further = run(plain_lm(), resume_from="auto", **{**changes, "min_delta": 0.0, "on_config_change": "continue"})
+    assert further.steps > 9
+
+
+@pytest.mark.parametrize(("limits", "ended"), [
+    ({"epochs": 1}, "finished"), ({"max_steps": 2}, "max_steps"), ({"max_steps": 6}, "max_steps"),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("stop_at", [6, 5])
+def test_a_run_that_has_done_more_than_it_is_to_do_ends_with_a_reason(limits, ended, stop_at):
+    run(tiny_gpt(), stop_at=stop_at)
+    # Between epochs nothing is left to do; within one, an epoch limit of 1 lies behind, and a step limit of 6 ahead.
+    ended_at = 6 if limits == {"max_steps": 6} else stop_at
+    results = run(tiny_gpt(), resume_from="auto", on_config_change="continue", **limits)
+    assert (results.stop_reason, results.steps) == (ended, ended_at)
+    again = run(tiny_gpt(), resume_from="auto", on_config_change="continue", **limits)
+    assert (again.stop_reason, again.steps) == (ended, ended_at)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ({"input_ids": row} for row in token_rows())
+
+
+@pytest.mark.parametrize("limits", [(3, 7), (3, None), (8, 9)], ids=str)
+def test_a_stream_with_a_step_limit_goes_further(limits):
+    """34 rows in batches of 4: nine steps."""
+
+    def train(max_steps):
+        config = golden_config(
+            max_steps=max_steps, gradient_accumulation_steps=1, on_config_change="continue", use_lr_schedule=False, epochs=1
+        )  # fmt: skip
+        return Trainer(plain_lm(), None, config).train(DataLoader(Stream(), batch_size=4), resume_from="auto")
+
+    first, further = limits
+    assert (train(first).stop_reason, train(first).steps) == ("max_steps", first)
+    results = train(further)
+    assert results.steps == (further or 9)
+    assert results.epochs_trained == (further is None)
 
 
 def test_a_finished_run_is_not_trained_again():

@@ -24,7 +24,6 @@ class PacedTrainer:
         self.control.request_stop(reason)
 
     def train(self, train_data: Any, val_data: Any = None, *, resume_from: Any = None) -> SimpleNamespace:
-        self.control.clear()
         events = CallbackList(self.callbacks, self, isolate=False)
         events.fire("on_train_begin", logs={"total_steps": self._steps, "run_dir": str(self.run_dir)})
         while self.state.step < self._steps and not self.control.stop.wait(self._step_s):
@@ -38,4 +37,5 @@ class PacedTrainer:
                     pass
         events.fire("on_train_end")
         reason = self.control.reason or "finished"
+        self.control.clear()
         return SimpleNamespace(steps=self.state.step, stop_reason=reason, checkpoint_path=f"step_{self.state.step}.pt")

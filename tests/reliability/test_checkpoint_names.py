@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from tests.kit.slow_disk import save_in_background
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, token_rows, train_set, validation_set
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
@@ -162,3 +163,55 @@ def test_files_of_another_run_are_neither_counted_nor_removed(tmp_path):
             content | {"run": {"id": "mine", "name": "mine"}, "state": state, "value": 5.0}, f"epoch_{epoch}.pt"
         )
     assert (tmp_path / "epoch_99.pt").exists()
+
+
+@pytest.mark.parametrize(("changes", "kept"), [
+    ({"checkpoint_frequency": 2}, [2, 4, 6]),
+    ({"save_every_n_epochs": 1}, [1, 2, 3, 4, 5, 6]),
+    ({"save_every_n_epochs": 2, "keep_last_n": 2}, [4, 6]),
+    ({"save_every_n_epochs": 4}, [4, 6]),
+    ({"keep_last_n": 3}, [4, 5, 6]),
+    ({}, [5, 6]),
+], ids=str)  # fmt: skip
+def test_checkpoints_of_a_given_frequency_stay_and_others_are_pruned(changes, kept):
+    """Every epoch is better than the one before, so the best one is among the last."""
+    results = train(tiny_gpt(dropout=0.0), epochs=6, early_stopping_patience=None, **changes)
+    assert [saved_epoch(path) for path in results.checkpoint_paths] == kept
+
+
+def test_of_what_the_clock_saves_the_last_ones_stay_beside_those_of_a_given_frequency():
+    results = train(
+        tiny_gpt(dropout=0.0), epochs=6, early_stopping_patience=None, save_every_n_epochs=2, save_every_minutes=1e-9
+    )  # fmt: skip
+    kept = [Path(path).name for path in results.checkpoint_paths]
+    assert {"epoch_2.pt", "epoch_4.pt", "epoch_6.pt"} <= set(kept)
+    assert len(kept) == 4
+
+
+# The second value is better than the first by less than min_delta.
+@pytest.mark.parametrize("changes", [
+    {"min_delta": 100.0}, {"min_delta": 0.05}, {"min_delta": 0.05, "keep_best_k": 3}, {"min_delta": 0.05, "eval_every": 1},
+    {"min_delta": 0.05, "monitor": "train/loss"}, {"min_delta": 0.02, "monitor": "val/accuracy", "mode": "max"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("saves", ["waiting", "overlapping"])
+def test_best_pt_is_the_best_epoch_with_a_least_improvement(changes, saves, monkeypatch):
+    save_in_background(monkeypatch, saves == "overlapping")
+    results = train(epochs=5, early_stopping_patience=None, **changes)
+    assert read_checkpoint(results.best_model_path)["state"]["step"] == results.state.best.step
+    assert len(list(folder_of(results).glob("*_*.pt"))) <= 2 + changes.get("keep_best_k", 1)
+    again = train(epochs=5, early_stopping_patience=None, resume_from="auto", **changes)
+    assert read_checkpoint(again.best_model_path)["state"]["step"] == results.state.best.step
+
+
+def test_a_best_pt_that_a_kill_left_behind_is_mended():
+    results = train_the_wrong_thing()
+    best, other = Path(results.best_model_path), folder_of(results) / "epoch_6.pt"
+    step = read_checkpoint(best)["state"]["step"]
+    best.unlink()
+    os.link(other, best)
+    assert read_checkpoint(train_the_wrong_thing(run_name="golden", notes="again").best_model_path)  # another run
+    backwards = TensorDataset(token_rows(9, seed=2).flip(1))
+    config = golden_config(epochs=6, learning_rate=0.01, early_stopping_patience=None)
+    again = Trainer(tiny_gpt(), None, config).train(train_set(), backwards, resume_from="auto")
+    assert again.run_dir == results.run_dir
+    assert read_checkpoint(again.best_model_path)["state"]["step"] == step

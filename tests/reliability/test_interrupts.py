@@ -7,16 +7,19 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.kit.crash import Child, Fuse, in_child, watch_files
-from tests.kit.faults import SignalAt, SignalInUpdate, signal_in_forward, signal_in_save
+from tests.kit.faults import SignalAt, SignalInUpdate, send_to_self, signal_in_forward, signal_in_save
 from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
-from utils.errors import TrainingInterrupted
+from utils.errors import ConfigError, TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
+from utils.training.engine import Control
 from utils.training.engine.checkpoint import checkpoint_files, newest, read_checkpoint
+from utils.training.engine.interrupts import Interrupts
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 FOLDER = Path("runs/golden/checkpoints")
@@ -299,3 +302,98 @@ def test_custom_handlers_come_back_after_every_kind_of_end():
         assert signal.getsignal(INT) is mine
     finally:
         signal.signal(INT, before)
+
+
+class InterruptWhileWriting(Callback):
+    """Two signals while torch writes the n-th checkpoint, in a call that C++ makes."""
+
+    def __init__(self, monkeypatch, n: int) -> None:
+        from utils.training.engine import checkpoint
+
+        write, left = checkpoint._Pieces.write, n
+
+        def interrupted(self, data):
+            nonlocal left
+            if len(data) > 1024:  # once a file: the first tensor of some size
+                left -= 1
+                if left == 0:
+                    send_to_self(INT, INT)
+            return write(self, data)
+
+        monkeypatch.setattr(checkpoint._Pieces, "write", interrupted)
+
+
+@pytest.mark.parametrize("on_save_error", ["stop", "warn"])
+@pytest.mark.parametrize("n", [1, 4, 30])
+def test_a_second_interrupt_while_the_main_thread_writes_is_a_keyboard_interrupt(n, on_save_error, monkeypatch):
+    model, failed = tiny_gpt(), []
+    callback = InterruptWhileWriting(monkeypatch, n)
+    callback.on_error = lambda *_, **__: failed.append(1)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(model, callback, on_save_error=on_save_error)
+    monkeypatch.undo()
+    assert not isinstance(caught.value, TrainingInterrupted)
+    assert not failed
+    assert '"failed"' not in Path("runs/golden/state.json").read_text()
+    assert not list(FOLDER.glob(".*.tmp"))
+    assert all(read_checkpoint(path) for path in checkpoint_files(FOLDER))
+
+
+def test_a_request_does_not_wait_for_a_lock_that_the_interrupted_code_may_hold():
+    """A signal arrives while this thread waits for, sets and reads requests, as a paused loop does."""
+
+    def storm_of_signals() -> int:
+        control, rounds = Control(), 0
+        interrupts = Interrupts(control, on_second=lambda: None)
+        with interrupts.deferred():
+            signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+            signal.signal(signal.SIGALRM, interrupts._handle)
+            while rounds < 20_000:
+                control.pause.set()
+                control.stop.is_set()
+                control.request_stop("again")
+                control.stop.wait(0)
+                control.clear()
+                rounds += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return rounds
+
+    child = Child(storm_of_signals)
+    watch = threading.Timer(30, lambda: child.kill(signal.SIGKILL))
+    watch.start()
+    ended = child.join()
+    watch.cancel()
+    assert ended.value == 20_000, "a handler waited for a lock that its own thread held"
+
+
+def test_a_stop_before_the_start_is_kept_and_meant_for_one_training():
+    trainer = Trainer(plain_lm(), None, golden_config())
+    trainer.request_stop("early")
+    trainer.request_stop("late")
+    first = trainer.train(train_set(), validation_set())
+    assert (first.stop_reason, first.steps) == ("early", 1)
+    second = trainer.train(train_set(), validation_set(), resume_from="auto")
+    assert (second.stop_reason, second.steps) == ("finished", 12)
+
+
+def test_a_stop_before_a_training_that_is_refused_does_not_stop_the_next_one():
+    trainer = Trainer(plain_lm(), None, golden_config(monitor="val/losss"))
+    trainer.request_stop("early")
+    with pytest.raises(ConfigError):
+        trainer.train(train_set(), validation_set())
+    trainer.training_config = golden_config()
+    assert trainer.train(train_set(), validation_set()).stop_reason == "finished"
+
+
+@pytest.mark.parametrize("means", ["request", "file"])
+def test_a_stop_while_the_training_is_set_up_is_kept(means, monkeypatch):
+    """Compiling, or finding the batch size, takes minutes: the run is locked and its folder is there."""
+
+    def asked(self, parts, data):
+        self.request_stop("stop_button") if means == "request" else (self.run_dir / "STOP").touch()
+
+    monkeypatch.setattr(Trainer, "_compile", asked)
+    monkeypatch.setattr("time.monotonic", lambda started=time.monotonic, calls=iter(range(10**9)): started() + next(calls))
+    results = train(plain_lm())
+    assert results.stop_reason == {"request": "stop_button", "file": "stop_file"}[means]
+    assert results.steps < 12

@@ -110,3 +110,31 @@ def test_every_factory_names_a_task_that_can_be_trained(spec):
     task = find_task(spec.task_type).from_spec(spec, golden_config())
     assert task.name == spec.task_type
     assert TaskSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_metrics_of_a_task_of_ones_own_can_be_monitored():
+    class Halved(Distance):
+        name = "test_halved"
+
+        def metrics(self, sums):
+            return {"loss": sums.loss / sums.targets, "half": sums.loss / sums.targets / 2}
+
+    class Named(Halved):
+        name = "test_named"
+        metric_names = ("loss", "half")
+
+    def train(task, monitor):
+        register_task(task)
+        spec = TaskSpec("mine", task_type=task.name)
+        config = golden_config(epochs=2, monitor=monitor, run_name=None)
+        trainer = Trainer(seeded(lambda: PlainHead(1)), None, config, spec, data_collator=collate)
+        return trainer.train(SAMPLES, SAMPLES)
+
+    results = train(Halved, "val/half")  # its names are not known beforehand
+    assert results.best_value == min(row["val/half"] for row in results.evaluate_rows)
+    (notice,) = [sentence for sentence in train(Halved, "val/third").notices if "val/third" in sentence]
+    assert "could not be computed" in notice
+    assert "val/loss, val/half" in notice
+    assert train(Named, "val/half").best_value is not None
+    with pytest.raises(ConfigError, match="did you mean val/half"):
+        train(Named, "val/halff")

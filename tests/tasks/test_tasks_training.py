@@ -26,10 +26,11 @@ from tests.kit.task_toys import (
     tiny_t5,
 )
 from tests.kit.toys import assert_same_run, golden_config
-from utils.errors import DataError, ModelError
+from utils.errors import ConfigError, DataError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
 from utils.training.engine import loop as loop_module
 from utils.training.engine import trainer as trainer_module
+from utils.training.engine.checkpoint import read_checkpoint
 from utils.training.samples import SamplePredictions, SampleTexts, as_prompt_and_text, read_samples
 from utils.ui import show_samples
 
@@ -380,3 +381,23 @@ def test_a_sample_shows_the_text_without_padding_and_the_names_of_classes():
     assert [sample["true"] for sample in samples] == ["NESW"[class_of(row)] for row in VALIDATION]
     right = sum(sample["true"] == sample["predicted"] for sample in samples)
     assert right / 10 == pytest.approx(results.final_metrics["val/accuracy"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_metrics_of_a_task_can_be_monitored_and_no_others(case, results_of):
+    produced = results_of(case).final_metrics
+    for prefix in ("train", "val"):
+        with pytest.raises(ConfigError) as caught:
+            trained(case, monitor=f"{prefix}/losss")
+        message = str(caught.value)
+        assert f"did you mean {prefix}/loss?" in message
+        listed = message.partition("this run has ")[2].partition(";")[0].split(", ")
+        assert {name for name in produced if name.startswith(prefix)} <= set(listed)
+    metric = sorted(CASES[case][3])[0]
+    results = trained(case, epochs=2, run_name="monitored", monitor=f"val/{metric}", mode=GROWS.get(metric, "min"))
+    pick = max if metric in GROWS else min
+    assert results.best_value == pick(row[f"val/{metric}"] for row in results.evaluate_rows)
+    assert read_checkpoint(results.best_model_path)["state"]["epoch"] == results.best_epoch
+
+
+GROWS = dict.fromkeys(("accuracy", "f1_micro", "f1_macro", "r2"), "max")

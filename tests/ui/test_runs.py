@@ -67,3 +67,25 @@ def test_a_torn_state_file_hides_no_run():
     Path("runs/a-done/state.json").write_text("{")
     (run,) = list_runs()
     assert (run.status, run.step) == ("broken off", None)
+
+
+@pytest.mark.parametrize(("changes", "ended", "advice"), [
+    ({"epochs": 1}, "finished", "a larger `epochs`"), ({"max_steps": 2}, "max_steps", "a larger `max_steps`"),
+    ({"epochs": 5, "early_stopping_patience": 1, "min_delta": 100.0}, "early_stopping", "a larger `early_stopping_patience`"),
+], ids=str)  # fmt: skip
+def test_a_finished_run_is_told_to_change_what_ended_it(changes, ended, advice):
+    config = golden_config(run_name="run", **changes)
+    assert Trainer(tiny_gpt(), training_config=config).train(train_set(), validation_set()).stop_reason == ended
+    (run,) = list_runs()
+    assert run.status == "finished"
+    assert f"set {advice}" in run.to_do
+    assert ("epochs" in run.to_do) == (ended == "finished")
+
+
+def test_a_run_that_was_killed_behind_its_last_checkpoint_is_finished_when_it_is_read_again():
+    train("a")
+    state = Path("runs/a/state.json")
+    state.write_text(state.read_text().replace('"ended"', '"running"'))
+    config = golden_config(run_name="a", epochs=1)
+    Trainer(tiny_gpt(), training_config=config).train(train_set(), validation_set(), resume_from="auto")
+    assert list_runs()[0].status == "finished"

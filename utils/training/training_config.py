@@ -172,7 +172,12 @@ class TrainingConfig(Schema):
         gt=0,
     )
     keep_best_k: int = _field(1, "Best checkpoints kept", "How many of the best are kept.", ge=1)
-    keep_last_n: int = _field(2, "Last checkpoints kept", "How many of the newest are kept.", ge=2)
+    keep_last_n: int | None = _field(
+        2,
+        "Last checkpoints kept",
+        "How many of the newest are kept; None: all that save_every_n_epochs asks for, which is the default where that is given.",
+        ge=2,
+    )
     on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and train on.")
     on_nonfinite: Literal["stop", "skip"] = _field(
         "stop", "If the loss is NaN", "Stop, or skip the step (at most 3 in a row and 1 % of all)."
@@ -240,6 +245,8 @@ class TrainingConfig(Schema):
             values["warmup_ratio"] = None
         elif values.get("warmup_ratio") is None and values.get("warmup_steps") is None and "warmup_ratio" in values:
             values["warmup_ratio"] = 0.0
+        if "save_every_n_epochs" in values:
+            values.setdefault("keep_last_n", None)  # checkpoints that were asked for are not removed unasked
         run_name = values.get("run_name")
         if isinstance(run_name, str) and (reason := run_name_problem(run_name)):
             problems.append(Problem("run_name", f"got {shown(run_name)}; {reason}"))
@@ -270,6 +277,14 @@ class TrainingConfig(Schema):
         return frozenset(
             other for name, other in pairs.items() if changes.get(name) is not None and other not in changes
         )
+
+    def _inputs(self) -> dict[str, Any]:
+        # Defaults were not given: a copy with another save_every_n_epochs takes the keep_last_n that goes with it.
+        inputs = super()._inputs()
+        pair = ("save_every_n_epochs", "keep_last_n")
+        defaults = self.defaults()
+        as_by_default = all(inputs[name] == defaults[name] for name in pair)
+        return {name: value for name, value in inputs.items() if not (as_by_default and name in pair)}
 
     @property
     def wandb_enabled(self) -> bool:

@@ -15,10 +15,17 @@ RunStatus = Literal["running", "finished", "stopped", "broken off", "failed"]
 
 _TO_DO = {
     "running": "wait, or stop it: its buttons, or a file STOP in its folder",
-    "finished": "nothing: it is done; more epochs with a larger `epochs` and on_config_change='continue'",
+    "finished": "nothing: it is done",
     "stopped": "continue: run the Training cell again with this run_name",
     "broken off": "continue: run the Training cell again with this run_name",
     "failed": "look at its error, change what is wrong, run the Training cell again",
+}
+
+# What a finished run needs to train further, by its stop reason.
+_TO_TRAIN_FURTHER = {
+    "finished": "a larger `epochs`",
+    "max_steps": "a larger `max_steps` (or none)",
+    "early_stopping": "a larger `early_stopping_patience` (or none)",
 }
 
 
@@ -31,6 +38,7 @@ class RunSummary:
         status: "running": a process holds its lock; "broken off": its process ended without a word (its newest checkpoint
             is intact); the others as the run said itself.
         reason: why it ended, in words; of a failed one its error.
+        stop_reason: the same as `TrainingResults.stop_reason`; None when state.json does not have it.
         step, epoch: optimizer steps and completed epochs of the newest checkpoint, None when it says nothing.
         validation_loss: of its last validation, in nats per target; None when it had none.
     """
@@ -42,11 +50,14 @@ class RunSummary:
     step: int | None
     epoch: int | None
     validation_loss: float | None
+    stop_reason: str | None = None
 
     @property
     def to_do(self) -> str:
-        """How to go on with it."""
-        return _TO_DO[self.status]
+        """What can be done with it next."""
+        change = _TO_TRAIN_FURTHER.get(self.stop_reason or "") if self.status == "finished" else None
+        further = "" if change is None else f"; to train further, set {change} and on_config_change='continue'"
+        return _TO_DO[self.status] + further
 
 
 def list_runs(output_dir: str | Path = "runs") -> list[RunSummary]:
@@ -98,6 +109,7 @@ def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
         step=state.get("step"),
         epoch=state.get("epoch"),
         validation_loss=losses[-1] if losses else None,
+        stop_reason=state.get("stop_reason"),
     )
 
 

@@ -271,21 +271,17 @@ class SetupConfig:
             arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
         if self._data.tokenizer_strategy != "auto":
             arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
-        defaults = TrainingConfig().to_dict()
+        needed = self._training.differences()
         for name, value in self._training.to_dict().items():
-            if name in _ALWAYS or value != defaults[name]:
+            if name in _ALWAYS or name in needed:
                 arguments[_TRAIN_ARGUMENTS.get(name, name)] = value
         return arguments
 
     def differences(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as plain values; `SetupConfig(**them)` is equal."""
-        defaults = type(self)().sections()
-        return {
-            name: value
-            for section, values in self.sections().items()
-            for name, value in values.items()
-            if value != defaults[section][name]
-        }
+        defaults = DataSettings().to_dict()
+        data = {name: value for name, value in self._data.to_dict().items() if value != defaults[name]}
+        return {**data, **self._training.differences()}
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Every field as plain values, as `save` writes them: {"setup": data settings, "training": TrainingConfig}."""

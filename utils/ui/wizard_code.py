@@ -40,14 +40,14 @@ def yaml_code(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
 
     A comment says how the command line's model gets the sizes of this one, where they differ.
     """
-    default = SetupConfig().sections()
+    default, dependent = SetupConfig().sections(), _dependent(setup)
     lines = []
     for section, values in setup.sections().items():
         starts = (default[section], _cli_setup().sections()[section])
         rows = [
             f"  {name}: {scalar(value)}"
             for name, value in values.items()
-            if any(value != start[name] for start in starts)
+            if name in dependent or any(value != start[name] for start in starts)
         ]
         lines += [f"{section}:", *rows] if rows else []
     if sizes := _model_sizes(setup, facts):
@@ -60,8 +60,9 @@ def command_line(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
     """The command that trains a model of the registry with this setup and, where they are known, this model's sizes."""
     start = {name: value for values in _cli_setup().sections().values() for name, value in values.items()}
     settings = {f"model.{name}": value for name, value in _model_sizes(setup, facts).items()}
+    dependent = _dependent(setup)
     for values in setup.sections().values():
-        settings |= {name: value for name, value in values.items() if value != start[name]}
+        settings |= {name: value for name, value in values.items() if name in dependent or value != start[name]}
     if any(name.startswith("model.") for name in settings):
         # Else they would be that model's.
         settings |= {"vocab_size": setup.vocab_size, "max_length": setup.max_length}
@@ -81,6 +82,12 @@ def scalar(value: Any) -> str:
     # YAML's own choice of quotes follows YAML 1.1, where 1e-3 is text; what is not plain to our reader is quoted.
     plain = text.isascii() and text.replace("-", "").replace("_", "").isalnum() and parse_value(text) == text
     return text if plain else yaml.safe_dump(text, default_style='"', width=math.inf).strip()
+
+
+def _dependent(setup: SetupConfig) -> set[str]:
+    """Fields that have their usual default, and would get another one through the fields that differ."""
+    default = {name: value for values in SetupConfig().sections().values() for name, value in values.items()}
+    return {name for name, value in setup.differences().items() if value == default[name]}
 
 
 def _cli_setup() -> SetupConfig:

@@ -14,11 +14,12 @@ Order of events in one epoch:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import CallbackError
+from utils.errors import CallbackError, ConfigError
 
 if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
@@ -45,7 +46,8 @@ class Callback:
     With several processes every one of them has its callbacks, so that all see the same; those with `main_only = True` (they
     print, draw or send) are left out but on the main process, and so is `on_checkpoint_saved`.
 
-    A callback that keeps something over a restart has `state_dict()` and `load_state_dict(state)` of plain values.
+    A callback that keeps something over a restart has `state_dict()` and `load_state_dict(state)` of plain values. Several
+    callbacks of one class get their states back in the order in which they were given to the Trainer.
     """
 
     main_only = False
@@ -131,14 +133,21 @@ class CallbackList:
                         listeners.remove(callback)
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the callbacks that have one, by class name."""
-        return {type(c).__name__: c.state_dict() for c in self.callbacks if hasattr(c, "state_dict")}
+        """States of the callbacks that have one, by class name; "Name-2" and so on for further ones of a class."""
+        return {key: c.state_dict() for key, c in self._by_key() if hasattr(c, "state_dict")}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Hand the states back."""
+        """Load the states into the callbacks that have the same keys."""
+        for key, callback in self._by_key():
+            if key in states and hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(states[key])
+
+    def _by_key(self) -> Iterator[tuple[str, Callback]]:
+        counted: Counter[str] = Counter()
         for callback in self.callbacks:
-            if type(callback).__name__ in states and hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(states[type(callback).__name__])
+            name = type(callback).__name__
+            counted[name] += 1
+            yield (name if counted[name] == 1 else f"{name}-{counted[name]}"), callback
 
 
 def _overrides(callback: Callback, event: str) -> bool:
@@ -147,20 +156,13 @@ def _overrides(callback: Callback, event: str) -> bool:
 
 
 class EarlyStopping(Callback):
-    """Stop after `patience` validations in a row without improvement of the monitored metric.
+    """Stop after `patience` values in a row of the monitored metric without improvement.
 
-    It counts what `TrainState.best` counts: an improvement is strict and larger than the config's `min_delta`.
+    The same as `early_stopping_patience` in the config; the smaller patience holds. It listens to no event: the training loop
+    reads `patience` and decides, because the decision is part of the state that checkpoints hold (`TrainState.judge`).
     """
 
     def __init__(self, patience: int) -> None:
+        if patience < 1:
+            raise ConfigError(f"EarlyStopping needs a patience of at least 1 validation; got {patience}.")
         self.patience = patience
-
-    def on_evaluate_end(self, trainer: Trainer, logs: Logs | None = None) -> None:
-        self._check(trainer)
-
-    def on_epoch_end(self, epoch: int, trainer: Trainer, logs: Logs | None = None) -> None:
-        self._check(trainer)
-
-    def _check(self, trainer: Trainer) -> None:
-        if trainer.state.best.waits >= self.patience:
-            trainer.request_stop("early_stopping")

@@ -16,7 +16,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -190,6 +190,7 @@ class Entry:
         epoch: completed epochs; tells a stop after an epoch's last step from the epoch's end.
         run_id: the run that wrote it.
         regular: False when it was saved only because it was among the best; such a one does not count as one of the last.
+        best_step: where the run had been best until then (`TrainState.best`); None when nothing was measured.
     """
 
     path: Path
@@ -198,12 +199,16 @@ class Entry:
     run_id: str
     regular: bool = True
     epoch: int = 0
+    best_step: int | None = None
 
     @classmethod
     def of(cls, path: Path, payload: Payload) -> Entry:
         """The entry of a file with this content."""
         state = payload["state"]
-        return cls(path, state["step"], payload["value"], payload["run"]["id"], payload["regular"], state["epoch"])
+        best_step = state.get("best", {}).get("step")
+        return cls(
+            path, state["step"], payload["value"], payload["run"]["id"], payload["regular"], state["epoch"], best_step
+        )  # fmt: skip
 
     @property
     def position(self) -> tuple[int, int]:
@@ -249,6 +254,11 @@ def newest(folder: Path) -> tuple[Path, Payload]:
     if reasons:
         raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
     raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
+
+
+def _best_step(entries: Sequence[Entry]) -> int | None:
+    """The best step so far, as the newest checkpoint has it."""
+    return max(entries, key=lambda entry: entry.position).best_step if entries else None
 
 
 class CheckpointStore:
@@ -298,15 +308,22 @@ class CheckpointStore:
                     self.entries.append(Entry.of(path, payload))
                     self._last_size = path.stat().st_size
         self.entries.sort(key=lambda entry: entry.position)
+        try:
+            self._point_best()  # the process may have died between a commit and this
+        except OSError as error:
+            log.warning("%s could not be updated: %s", self.folder / BEST, error)
 
     def would_be_best(self, value: float | None) -> bool:
-        """Whether a checkpoint with this value would be among the best that are kept."""
+        """Whether a checkpoint with this value, which is not the run's best, would be among the `keep_best_k` that are kept."""
         if value is None or value != value:
             return False
-        ranked = self._ranked(self._known())
-        return len(ranked) < self.keep_best_k or self._sign * value < self._sign * (
-            ranked[self.keep_best_k - 1].value or 0.0
-        )
+        known = self._known()
+        ranked = self._ranked(known)
+        if len(ranked) < self.keep_best_k:
+            return True
+        last = ranked[self.keep_best_k - 1]
+        # A better value alone does not replace the run's best: it may be better by less than min_delta.
+        return last.step != _best_step(known) and self._sign * value < self._sign * (last.value or 0.0)
 
     def value_at(self, step: int) -> float | None:
         """The metric with which the state after `step` was saved, None when it was not."""
@@ -343,17 +360,26 @@ class CheckpointStore:
 
     @property
     def best(self) -> Entry | None:
-        """The best checkpoint, the earlier one of equals; None when none has a value."""
+        """The checkpoint of the step that the run's state calls the best; None when it was not saved.
+
+        By value, the earlier one of equals, where no state says which one it is.
+        """
         ranked = self._ranked(self.entries)
-        return ranked[0] if ranked else None
+        if not ranked or _best_step(self.entries) not in (None, ranked[0].step):
+            return None
+        return ranked[0]
 
     @property
     def _sign(self) -> float:
         return 1.0 if self.mode == "min" else -1.0
 
     def _ranked(self, entries: list[Entry]) -> list[Entry]:
+        """Those with a value: the run's best, then by value."""
         valued = [entry for entry in entries if entry.value is not None and entry.value == entry.value]
-        return sorted(valued, key=lambda entry: (self._sign * (entry.value or 0.0), entry.step))
+        best_step = _best_step(entries)
+        return sorted(
+            valued, key=lambda entry: (entry.step != best_step, self._sign * (entry.value or 0.0), entry.step)
+        )
 
     def _point_best(self) -> None:
         """Make best.pt the best checkpoint's second name; never a symlink, which a copy of the folder would not hold."""

@@ -12,6 +12,7 @@ from utils.errors import CheckpointError
 from utils.training.engine.checkpoint import Payload
 from utils.training.engine.parts import Parts
 from utils.training.engine.sharding import parted_optimizer_state
+from utils.training.engine.state import Best, TrainState
 from utils.training.run_folder import Start
 from utils.training.training_config import TrainingConfig
 
@@ -73,6 +74,20 @@ def check_same(
     if moved:
         said.append(f"Continued elsewhere, so the last bits may differ: {'; '.join(moved)}.")
     return said
+
+
+def best_to_continue(state: TrainState, checkpoint: Payload, config: TrainingConfig, in_place: bool) -> Best:
+    """The best so far, of a run that is continued in its place or of a new run that starts from the checkpoint.
+
+    A new run's best is one of its own checkpoints, and the first of these is the one that it starts from.
+    """
+    there = checkpoint["config"]
+    if (there.get("monitor", config.monitor), there.get("mode", config.mode)) != (config.monitor, config.mode):
+        return Best()  # the value is of another metric
+    if in_place or state.is_best:
+        return state.best
+    value = checkpoint["value"]
+    return Best() if value is None else Best(value, max(1, state.epoch + bool(state.samples_done)), state.step)
 
 
 def restore_optimizer(

@@ -6,40 +6,87 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 log = logging.getLogger("trainbook.engine")
 
 
+class Request:
+    """A flag that one thread sets and another polls. `threading.Event` without its lock.
+
+    A signal handler runs in the main thread between two of its instructions. If it set an Event while the main thread holds
+    that Event's lock, the process would wait for itself forever. Reading and writing an attribute needs no lock.
+    """
+
+    _POLL_S = 0.01
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """Make the request."""
+        self._set = True
+
+    def clear(self) -> None:
+        """Withdraw it."""
+        self._set = False
+
+    def is_set(self) -> bool:
+        """Whether it is made."""
+        return self._set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Poll until it is made, for at most `timeout` seconds; returns whether it is."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self._set:
+            left = self._POLL_S if until is None else until - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(self._POLL_S, left))
+        return self._set
+
+
 class Control:
-    """Requests to a running loop, which looks at them once a step. Safe to use from any thread.
+    """Requests to a training loop, which polls them once a step. Safe to use from any thread and from signal handlers.
+
+    Requests made before training starts are honoured by that training. They are cleared when it ends.
 
     Attributes:
-        stop, pause, save_now: events; setting one is the request, clearing `pause` lets the run go on.
-        reason: why it should stop: the first reason given wins.
+        stop, pause, save_now: `Request`s; clearing `pause` resumes a paused run.
+        reason: why training should stop: the first reason given wins.
     """
 
     def __init__(self) -> None:
-        self.stop, self.pause, self.save_now = threading.Event(), threading.Event(), threading.Event()
-        self.reason: str | None = None
-        self._lock = threading.Lock()
+        self.stop, self.pause, self.save_now = Request(), Request(), Request()
+        self._reasons: list[str] = []
+
+    @property
+    def reason(self) -> str | None:
+        """The first reason to stop that was given."""
+        return next(iter(self._reasons), None)
 
     def request_stop(self, reason: str) -> None:
         """Finish the step, save, and return the results with `stop_reason=reason`."""
-        with self._lock:
-            self.reason = self.reason or reason
+        self._reasons.append(reason)  # appending is atomic, "assign unless set" is not
+        self.stop.set()
+
+    def agree(self, reason: str) -> None:
+        """Stop for `reason`, on which all processes agreed, whatever was given here."""
+        self._reasons = [reason]
         self.stop.set()
 
     def clear(self) -> None:
-        """Forget all requests: a new training begins."""
-        for event in (self.stop, self.pause, self.save_now):
-            event.clear()
-        self.reason = None
+        """Withdraw all requests."""
+        for request in (self.stop, self.pause, self.save_now):
+            request.clear()
+        self._reasons = []
 
 
-def stop_at_once() -> None:
-    """What a second signal does when nothing else is said. Raises KeyboardInterrupt."""
+def stop_at_once() -> NoReturn:
+    """Raise KeyboardInterrupt: the default action of a second signal."""
     raise KeyboardInterrupt("second interrupt: stopped at once")
 
 
@@ -47,20 +94,22 @@ class Interrupts:
     """SIGINT and SIGTERM as requests, for as long as a training runs.
 
     The first signal asks for a graceful stop; a second one calls `on_second`, by default `stop_at_once`. Handlers are put
-    back at the end. Off the main thread no handler can be installed: the front end must use `Control`.
+    back at the end. Off the main thread no handler can be installed: the front end must use `Control`. The handler only
+    assigns attributes, and `on_second` must do no more: the interrupted code may hold any lock.
 
     Attributes:
-        received: the first signal's number; None: none came.
+        received: the first signal's number, None before; again: whether a second one followed.
     """
 
     def __init__(self, control: Control, on_second: Callable[[], None] = stop_at_once) -> None:
         self._control, self._on_second = control, on_second
         self.received: int | None = None
+        self.again = False
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Signals become requests for the length of the block."""
-        self.received = None
+        self.received, self.again = None, False
         if threading.current_thread() is not threading.main_thread():
             log.info("Training runs off the main thread: signals keep their handlers; stop it through its control.")
             yield
@@ -76,6 +125,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            self.again = True
             self._on_second()
             return
         self.received = number

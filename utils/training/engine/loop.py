@@ -78,16 +78,18 @@ class TrainingLoop:
         watch_stop_file: looks whether a STOP file was made; called at most once a second.
         record: takes each history row.
         accumulation: batches of `data` in a step; None: as the config says.
+        patience: values of `monitor` in a row without improvement that end the run; None: never.
     """
 
     def __init__(
         self, parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList,
         control: Control, saver: Saver, record: Callable[[Row], None], total_steps: int | None, monitor: str, mode: str,
-        watch_stop_file: Callable[[], bool] = lambda: False, accumulation: int | None = None,
+        watch_stop_file: Callable[[], bool] = lambda: False, accumulation: int | None = None, patience: int | None = None,
     ) -> None:  # fmt: skip
         self.parts, self.data, self.state, self.config = parts, data, state, config
         self.events, self.control, self.saver, self._record = events, control, saver, record
         self.monitor, self.mode, self.total_steps = monitor, mode, total_steps
+        self._patience = patience
         self._watch_stop_file = watch_stop_file
         self._accumulation = accumulation or config.gradient_accumulation_steps
         self._rows_every = max(1, math.ceil((total_steps or 0) / _MOST_STEP_ROWS))
@@ -107,11 +109,14 @@ class TrainingLoop:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
         state = self.state
         while state.epoch < self.config.epochs and state.stop_reason is None:
+            if self._at_step_limit and state.samples_done == 0:
+                break
             epoch = state.epoch
             self.events.fire("on_epoch_begin", epoch)
             epoch_began, targets_before = time.monotonic(), state.targets_done
             try:
-                self._finish_pending_evaluation()
+                if self._finish_pending_evaluation() and self._stop_asked():
+                    return self._stop()
                 for batches in self._steps_left(epoch):
                     self._step(batches)
                     if self._stop_asked():
@@ -121,15 +126,23 @@ class TrainingLoop:
                 return self._stop()
             if state.stop_reason is None and self._stop_asked():
                 return self._stop()
+        if state.stop_reason is None:  # continued with fewer epochs or a lower step limit than what it had done
+            state.stop_reason = "finished" if state.epoch >= self.config.epochs else "max_steps"
+            self.saver.save(wait=True)
         return state
+
+    @property
+    def _at_step_limit(self) -> bool:
+        """Also beyond it, when a run is continued with a lower limit than the steps that it had done."""
+        return self.config.max_steps is not None and self.state.step >= self.config.max_steps
 
     def _steps_left(self, epoch: int) -> Iterator[StepBatches]:
         """The steps of this epoch that are still to be done, up to the step limit."""
-        if self.state.step == self.config.max_steps:
+        if self._at_step_limit:
             return
         for batches in self.data.steps(epoch, self.state.samples_done, self._accumulation):
             yield batches
-            if self.state.step == self.config.max_steps:
+            if self._at_step_limit:
                 return
 
     def _step(self, batches: StepBatches) -> None:
@@ -188,7 +201,7 @@ class TrainingLoop:
             state.window_sums.add(loss_sum, num_targets, {}, norm)
             state.targets_done += num_targets
         step = done.before_step + 1
-        self._step_row(step, done.rate, mean if outcome == FAULT else None)
+        self._step_row(step, done.rate, (mean, norm) if outcome == FAULT else None)
         if self.events.heard("on_step_end"):
             logs = {
                 "train/loss": mean, "train/learning_rate": done.rate, "train/grad_norm": norm, "epoch": state.epoch,
@@ -203,15 +216,20 @@ class TrainingLoop:
             "many samples as before."
         )
 
-    def _step_row(self, step: int, rate: float, nonfinite_loss: float | None) -> None:
-        """A history row for the steps since the last one; at once when a number was not finite."""
+    def _step_row(self, step: int, rate: float, fault: tuple[float, float] | None) -> None:
+        """A history row for the steps since the last one; at once for a step that was skipped.
+
+        Args:
+            fault: loss and gradient norm of a skipped step, of which at least one is not finite.
+        """
         state = self.state
-        if nonfinite_loss is None and step % self._rows_every:
+        if fault is None and step % self._rows_every:
             return
         now = time.monotonic()
         row: Row = {"event": "step", "step": step, "epoch": state.epoch}
-        if nonfinite_loss is not None:
-            row |= {"train/loss": nonfinite_loss, "skipped": True}
+        if fault is not None:
+            loss, norm = fault
+            row |= {"train/loss": loss, "skipped": True, "fault": f"loss is {loss:.4g}, gradient norm is {norm:.4g}"}
         else:
             means = {"train/loss": state.window_sums.mean_loss, "train/grad_norm": state.window_sums.mean_grad_norm}
             row |= {name: value for name, value in means.items() if value is not None}
@@ -232,33 +250,36 @@ class TrainingLoop:
         seconds, targets = time.monotonic() - began, state.targets_done - targets_before
         if not state.epoch_sums.targets and not state.skipped_steps:
             raise DataError(nothing_to_learn(state.samples_done))
-        cut_short = state.step == config.max_steps
+        cut_short = self._at_step_limit
         ends = cut_short or epoch + 1 == config.epochs
         metrics = metrics_of(state.epoch_sums, self.parts.objective, "train")
         row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **metrics}
         row["train/learning_rate"] = self.parts.optimizer.param_groups[0]["lr"]
-        if self.data.validation is None:
-            if state.evaluated_step != state.step:
-                self._judge(row)
-        elif config.eval_every == "epoch" or ends:
+        if self.data.validation is not None and (config.eval_every == "epoch" or ends):
             if state.evaluated_step != state.step:
                 self._evaluate()
             row |= {name: value for name, value in state.history[-1].items() if name.startswith("val/")}
+        # After the validation, which a stop may leave undone: the epoch is then finished, and judged, by who continues.
+        if self.monitor.startswith("train/"):
+            self._judge(row)
         row |= {"time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
-        complete = not cut_short or state.samples_done >= (self.data.samples_per_epoch or 0)
+        # A stream's length is not known: only reading on would tell whether the limit came at its end.
+        length = self.data.samples_per_epoch
+        complete = not cut_short or (length is not None and state.samples_done >= length)
         if not complete:
             row["complete"] = False
         state.history.append(row)
-        self._write(row)
         if complete:
             state.epoch += 1
             state.samples_done, state.epoch_sums = 0, Sums()
             self.parts.schedule.after_epoch(row)
         if ends:
             state.stop_reason = "max_steps" if cut_short else "finished"
+        self._write(row)
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._take_stop_request()
-        self.saver.after_epoch(row.get(self.monitor) if state.evaluated_step == state.step else None)
+        measured = self.monitor.startswith("train/") or state.evaluated_step == state.step
+        self.saver.after_epoch(row.get(self.monitor) if measured else None)
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
@@ -273,23 +294,35 @@ class TrainingLoop:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
+        state.evaluated_step = state.step
+        if self.monitor.startswith("val/"):
+            self._judge(metrics)
         self._write(row)
-        self._judge(metrics)
         self.events.fire("on_evaluate_end", logs=metrics)
 
     def _judge(self, metrics: dict[str, float]) -> None:
-        """Tell state and schedule how the monitored metric came out."""
-        improved = self.state.record_evaluation(metrics, self.monitor, self.mode, self.config.min_delta)
+        """Record the monitored metric's new value: best so far, early stopping, and a schedule that follows it."""
+        value = metrics.get(self.monitor)
+        if value is None:
+            self.events.notice(
+                f"The monitored metric {self.monitor} could not be computed at least once; best checkpoint and early stopping "
+                f"skipped it there. Computed were: {', '.join(_monitorable(metrics))}."
+            )
+            return
+        improved = self.state.judge(value, self.mode, self.config.min_delta, self._patience)
         self.parts.schedule.after_evaluation(improved)
 
-    def _finish_pending_evaluation(self) -> None:
-        """The validation that is due after so many steps, unless it was done before the run was continued."""
+    def _finish_pending_evaluation(self) -> bool:
+        """Do the validation that is due after so many steps; returns False when none is, or when it was done before the run
+        was continued."""
         state, every = self.state, self.config.eval_every
         if every == "epoch" or self.data.validation is None or state.step == 0:
-            return
-        if state.step % every == 0 and state.evaluated_step != state.step:
-            self._evaluate()
-            self.saver.after_evaluation(state.history[-1].get(self.monitor))
+            return False
+        if state.step % every or state.evaluated_step == state.step:
+            return False
+        self._evaluate()
+        self.saver.after_evaluation(state.history[-1].get(self.monitor))
+        return True
 
     def _skips_borne(self, step: int) -> tuple[int, float]:
         """Steps that may be left out for numbers that are not finite: in a row, and in all after `step` steps."""
@@ -334,6 +367,8 @@ class TrainingLoop:
 
     def _stop_asked(self) -> bool:
         """Budgets, STOP file, pause and save requests; True when the run should end here. All processes do the same."""
+        if self.state.stop_reason is not None:
+            return True
         now = time.monotonic()
         limit = self.config.max_time_hours
         if limit is not None and now - self._started >= limit * 3600:
@@ -354,8 +389,7 @@ class TrainingLoop:
         stop, save, pause = world.totals(control.stop.is_set(), control.save_now.is_set(), control.pause.is_set())
         if stop and world.size > 1:
             reasons = world.gather(control.reason if control.stop.is_set() else None)
-            control.reason = next(reason for reason in reasons if reason is not None)
-            control.stop.set()
+            control.agree(next(reason for reason in reasons if reason is not None))
         return stop > 0, save > 0, pause > 0
 
     def _pause(self) -> bool:
@@ -399,6 +433,11 @@ def _numbers(steps: list[_Done]) -> list[Sequence[float]]:
     on_their_way = [done.result.numbers for done in steps if isinstance(done.result.numbers, torch.Tensor)]
     read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())
     return [next(read) if isinstance(numbers := done.result.numbers, torch.Tensor) else numbers for done in steps]
+
+
+def _monitorable(metrics: dict[str, float]) -> list[str]:
+    """Names of the metrics among a row's entries."""
+    return [name for name in metrics if name.startswith(("train/", "val/"))]
 
 
 def _few(sample_ids: list[int], limit: int = 8) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
 from utils.data.examples import Batch
+from utils.errors import ConfigError, Problem
+from utils.schema import nearest
 from utils.training.engine.metrics import CountSizes, Sums
 
 
@@ -64,6 +66,39 @@ class Objective:
         """
         found = {"loss": sums.loss / sums.targets}
         return {**found, "accuracy": sums.count("correct") / sums.targets} if "correct" in sums.counts else found
+
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names that `metrics` can return, for checks before training. Override it together with `metrics`."""
+        return ("loss", "accuracy") if "correct" in self.count_sizes else ("loss",)
+
+
+# What a training row holds besides the objective's metrics.
+_OF_EVERY_TASK = ("grad_norm", "learning_rate")
+
+
+def check_monitor(monitor: str, objective: Objective) -> None:
+    """Raise `ConfigError` with the nearest name when `monitor` is no metric of the objective.
+
+    An objective that overrides `metrics` without `metric_names` is not checked: its metrics are known only once it ran.
+    """
+    for base in type(objective).__mro__:
+        if "metric_names" in vars(base):
+            break
+        if "metrics" in vars(base):
+            return
+    prefix, _, name = monitor.partition("/")
+    known = [*objective.metric_names, *(_OF_EVERY_TASK if prefix == "train" else ())]
+    if name in known:
+        return
+    guess = nearest(name, known)
+    hint = f"; did you mean {prefix}/{guess}?" if guess else ""
+    listed = ", ".join(f"{prefix}/{name}" for name in known)
+    raise ConfigError.from_problems(
+        "TrainingConfig",
+        [Problem("monitor", f"got {monitor!r}; this run has {listed}{hint}", f"{prefix}/{guess}" if guess else None)],
+    )
 
 
 class TrainedModule(nn.Module):

@@ -84,15 +84,19 @@ class RunSaver:
 
     def after_evaluation(self, value: float | None) -> None:
         """Save a validation within an epoch that is among the best."""
-        if self._world.any(self.store.would_be_best(value)):
+        if self._world.any(self._is_among_best(value)):
             self.save(value, regular=False)
 
     def after_epoch(self, value: float | None) -> None:
         """Save at an epoch's end: when it is due, among the best, or the last."""
         last = self.state.stop_reason is not None
         due = self.state.epoch % self.config.save_every_n_epochs == 0 or last
-        if self._world.any(due or self.store.would_be_best(value)):
+        if self._world.any(due or self._is_among_best(value)):
             self.save(value, regular=due, wait=last)
+
+    def _is_among_best(self, value: float | None) -> bool:
+        """Whether the state as it is, with this value, is the best or one of the next best."""
+        return value is not None and (self.state.is_best or self.store.would_be_best(value))
 
     def save(self, value: float | None = None, regular: bool = True, wait: bool = False) -> Path | None:
         """Save the state as it is. None when it failed and `on_save_error="warn"`, and on all processes but the main one.

@@ -14,13 +14,13 @@ Row = dict[str, Any]
 
 @dataclass
 class Best:
-    """The best validation so far.
+    """The best value of the monitored metric so far.
 
     Attributes:
-        value: the monitored metric; None before the first validation.
+        value: None before the first.
         epoch: completed epochs when it was measured (1-based); a validation within epoch 0 counts as 1.
         step: optimizer steps done then.
-        waits: validations since then without improvement.
+        waits: values since then without improvement.
     """
 
     value: float | None = None
@@ -44,7 +44,8 @@ class TrainState:
         rows_written: lines of history.jsonl that belong to this state.
         pieces, validation_pieces: how many samples go through the model at once, after memory ran out.
         stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
-            "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs.
+            "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs. Early stopping sets
+            it together with the count that it follows from, so no checkpoint holds one without the other.
     """
 
     step: int = 0
@@ -72,12 +73,15 @@ class TrainState:
         """Whether the run is over for good, as opposed to interrupted."""
         return self.stop_reason in self.ENDINGS
 
-    def record_evaluation(self, metrics: dict[str, float], monitor: str, mode: str, min_delta: float) -> bool:
-        """Take up a validation's metrics; returns whether the monitored one improved. NaN is never an improvement."""
-        self.evaluated_step = self.step
-        value = metrics.get(monitor)
-        if value is None:
-            return False
+    def judge(self, value: float, mode: str, min_delta: float, patience: int | None = None) -> bool:
+        """Record a value of the monitored metric; returns whether it improved. NaN is never an improvement.
+
+        This is the one definition of best: strictly better than the best so far, by more than `min_delta`. Early stopping and
+        best.pt follow it.
+
+        Args:
+            patience: values in a row without improvement that end the run (`stop_reason="early_stopping"`); None: never.
+        """
         sign = 1.0 if mode == "min" else -1.0
         known = self.best.value
         improved = not math.isnan(value) and (
@@ -88,7 +92,14 @@ class TrainState:
             self.best = Best(value, max(1, self.epoch + in_epoch), self.step)
         else:
             self.best.waits += 1
+            if patience is not None and self.best.waits >= patience:
+                self.stop_reason = "early_stopping"
         return improved
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the latest value of the monitored metric, measured after this very step, is the best so far."""
+        return self.best.step == self.step
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""

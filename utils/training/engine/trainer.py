@@ -30,22 +30,28 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.compiling import check_compiler, compile_now
-from utils.training.engine.continuing import check_same, fingerprint_of, restore_optimizer, settings_changed
+from utils.training.engine.continuing import (
+    best_to_continue,
+    check_same,
+    fingerprint_of,
+    restore_optimizer,
+    settings_changed,
+)
 from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.fit import check_fit, first_samples
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
-from utils.training.engine.interrupts import Control, Interrupts
+from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
-from utils.training.engine.objective import Objective
+from utils.training.engine.objective import Objective, check_monitor
 from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_weights
-from utils.training.engine.state import TrainState
+from utils.training.engine.state import Best, TrainState
 from utils.training.engine.step import modes_kept
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
@@ -141,7 +147,13 @@ class Trainer:
             NonFiniteError, CallbackError: training stopped; a checkpoint of the last good step is kept.
             TrainingInterrupted: Ctrl-C; saved; carries the results.
         """
-        self.control.clear()
+        try:
+            return self._train(train_data, val_data, resume_from)
+        finally:
+            # Not at the start, where a request may have been made already.
+            self.control.clear()
+
+    def _train(self, train_data: Any, val_data: Any, resume_from: Any) -> TrainingResults:
         self.notices = []
         config = self.training_config
         for sentence in check_launch(config):
@@ -158,7 +170,7 @@ class Trainer:
         check_compiler(config.compile_mode, detect_device())
         accumulation = self._accumulation(data)
         total_steps = _planned_steps(config, data, accumulation)
-        monitor, mode = self._monitor(data)
+        monitor = self._monitor(data, objective)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._failures_told(world))
             world.check_same(
@@ -169,6 +181,7 @@ class Trainer:
             stack.enter_context(_training_mode(self.model, config))
             start = decide_start(config, resume_from, stack, world)
             self.run_dir = start.folder.path
+            start.folder.clear_stop()  # it meant an earlier training; one that is made from here on counts
             for sentence in start.notices:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
@@ -180,15 +193,17 @@ class Trainer:
             stack.enter_context(fast_paths(parts.model))
             fingerprint = fingerprint_of(data, self.tokenizer, self.model)
             self.state = self._restore(start, parts, fingerprint, data)
-            store = self._store(start.folder, mode, world)
+            store = self._store(start.folder, config.mode, world)
             if start.in_place:
                 store.adopt()
             if self.state.ended:
+                if not start.in_place:
+                    self.notice(_nothing_left(start, self.state))
+                self._note_state(start.folder, "ended")  # unless it was killed between its last checkpoint and this note
                 return self._results(start.folder, store, task_spec)
             self._find_batch_size(parts, data)
             self._compile(parts, data)
             self._note_weights(start)
-            start.folder.clear_stop()
             self._describe(start, task_spec)
             events = CallbackList(
                 self._all_callbacks(train_data, val_data, start.folder), self, config.isolate_callbacks
@@ -199,8 +214,8 @@ class Trainer:
             )  # fmt: skip
             interrupts = Interrupts(self.control)
             loop = TrainingLoop(
-                parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor, mode,
-                start.folder.stop_requested, accumulation,
+                parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor,
+                config.mode, start.folder.stop_requested, accumulation, self._patience(),
             )  # fmt: skip
 
             def settle() -> None:
@@ -209,7 +224,7 @@ class Trainer:
 
             saver.before_save = settle
             with interrupts.deferred():
-                self._run(loop, saver, events, start)
+                self._run(loop, saver, events, start, interrupts)
             settle()
             self._note_state(start.folder, "ended" if self.state.ended else "stopped")
             start.folder.clear_stop()
@@ -258,13 +273,15 @@ class Trainer:
         seconds = compile_now(parts, split([_first_batch(data)], self.state.pieces.most)[0])
         self.notice(f"Compiled in {seconds:.1f} s, which the training time does not hold.")
 
-    def _run(self, loop: TrainingLoop, saver: RunSaver, events: CallbackList, start: Start) -> None:
+    def _run(
+        self, loop: TrainingLoop, saver: RunSaver, events: CallbackList, start: Start, interrupts: Interrupts
+    ) -> None:
         """The loop, with a checkpoint of the last good step kept when anything raises."""
         if start.checkpoint is not None:
             events.load_state_dict(start.checkpoint.get("callbacks", {}))
         try:
             if start.checkpoint is not None and not start.in_place:
-                saver.save(start.checkpoint["value"])
+                saver.save(self.state.best.value if self.state.is_best else None)
             events.fire("on_train_begin", logs={"total_steps": loop.total_steps, "run_dir": str(start.folder.path)})
             loop.run()
             saver.finish()
@@ -272,6 +289,9 @@ class Trainer:
                 self.notice(loop.parts.objective.notice)
             events.fire("on_train_end", logs={"stop_reason": self.state.stop_reason, "step": self.state.step})
         except Exception as error:
+            if interrupts.again:
+                # Where the handler raised within a call from C++, as torch.save makes them, C++ made another error of it.
+                stop_at_once()
             # Saving takes all processes: it is possible when each of them came here by itself.
             together = loop.parts.world.report_failure(error, self.state.step)
             kept = self._rescue(loop, saver, together)
@@ -299,7 +319,7 @@ class Trainer:
             log.warning("The checkpoint that was under way at the failure: %s", error)
         with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
             loop.read_numbers()
-        if not together or loop.parts.updating or self.state.step == 0 or self.state.ended:
+        if not together or loop.parts.updating or self.state.step == 0:
             return None
         if loop.before_step is not None:
             rng.rewind(loop.before_step)
@@ -325,7 +345,10 @@ class Trainer:
         if not world.is_main:
             return FollowersStore(folder.checkpoints, folder.run_id)
         config = self.training_config
-        return CheckpointStore(folder.checkpoints, folder.run_id, config.keep_last_n, config.keep_best_k, mode)
+        all_due = config.save_every_n_epochs if config.keep_last_n is None else None
+        return CheckpointStore(
+            folder.checkpoints, folder.run_id, config.keep_last_n or 2, config.keep_best_k, mode, all_due
+        )  # fmt: skip
 
     def _data(self, train_data: Any, val_data: Any, world: World | None = None) -> UniversalDataModule:
         config = self.training_config
@@ -377,13 +400,21 @@ class Trainer:
             self.notice(sentence)
         return spec
 
-    def _monitor(self, data: UniversalDataModule) -> tuple[str, str]:
-        config = self.training_config
-        if data.validation is None and config.monitor.startswith("val/"):
-            monitor = config.monitor.replace("val/", "train/")
-            self.notice(f"No validation data: {monitor} is monitored instead of {config.monitor}.")
-            return monitor, config.mode
-        return config.monitor, config.mode
+    def _monitor(self, data: UniversalDataModule, objective: Objective) -> str:
+        """The metric that decides what is best. Raises `ConfigError` when the run cannot produce it."""
+        monitor = self.training_config.monitor
+        check_monitor(monitor, objective)
+        if data.validation is None and monitor.startswith("val/"):
+            there = monitor.replace("val/", "train/")
+            self.notice(f"No validation data: {there} is monitored instead of {monitor}.")
+            return there
+        return monitor
+
+    def _patience(self) -> int | None:
+        """The smallest patience of config and `EarlyStopping` callbacks; None: no early stopping."""
+        given = [callback.patience for callback in self.callbacks if isinstance(callback, EarlyStopping)]
+        configured = self.training_config.early_stopping_patience
+        return min([*given, *([] if configured is None else [configured])], default=None)
 
     def _restore(
         self, start: Start, parts: Parts, fingerprint: dict[str, str], data: UniversalDataModule
@@ -426,9 +457,14 @@ class Trainer:
         state = TrainState.from_dict(checkpoint["state"])
         config = self.training_config
         more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
-        stopped_for_good = state.stop_reason == "early_stopping" and start.in_place and not settings_changed(checkpoint, config)
+        stopped_early = state.stop_reason == "early_stopping"
+        stopped_for_good = stopped_early and start.in_place and not settings_changed(checkpoint, config)
         if not state.ended or (more_to_do and not stopped_for_good):
             state.stop_reason = None
+            if stopped_early:
+                state.best.waits = 0  # or it would stop again at its first validation
+        if not (state.ended and start.in_place):
+            state.best = best_to_continue(state, checkpoint, config, start.in_place)
         saved_by = 1 + len(checkpoint.get("other_processes", ()))
         if saved_by != world.size and not (state.ended and start.in_place):
             start_with = f"torchrun --nproc_per_node={saved_by}" if saved_by > 1 else "no torchrun"
@@ -462,8 +498,6 @@ class Trainer:
         found = list(self.callbacks)
         if self.hooks is not None:
             found.append(HooksCallback(self.hooks, train_data, val_data))
-        if config.early_stopping_patience is not None:
-            found.append(EarlyStopping(config.early_stopping_patience))
         if self.parts is not None and not self.parts.world.is_main:
             return [callback for callback in found if not callback.main_only]
         tracker = make_tracker(config, folder.name, self.notices)
@@ -482,6 +516,13 @@ class Trainer:
             training_config=self.training_config, run_dir=folder.path, precision=self.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
         )  # fmt: skip
+
+
+def _nothing_left(start: Start, state: TrainState) -> str:
+    return (
+        f"Nothing was trained: {start.source} is at the end of this plan already ({state.stop_reason}; {state.epoch} epochs, "
+        f"{state.step} steps). To train further, set a larger {'max_steps' if state.stop_reason == 'max_steps' else 'epochs'}."
+    )
 
 
 def _note_commit(folder: RunFolder, payload: Payload) -> None:

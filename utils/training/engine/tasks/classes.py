@@ -50,6 +50,10 @@ class ClassTask(Task):
     def count_targets(self, batch: Batch) -> int:
         return int((self.labels(batch) != IGNORED).sum())
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", *(("f1_macro",) if self.num_classes is not None else ()))
+
     def metrics(self, sums: Sums) -> dict[str, float]:
         """`loss` (nats per target), `accuracy` (0-1), and `f1_macro` (0-1; see there), all over samples or tokens.
 

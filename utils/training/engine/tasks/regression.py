@@ -83,6 +83,10 @@ class Regression(Task):
         sums = {name: values.sum(dims).reshape(-1) for name, values in by_output.items()}
         return {"absolute_error": errors_BK.abs().sum(), **sums}
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", "mse", "rmse", "mae", "r2")
+
     def metrics(self, sums: Sums) -> dict[str, float]:
         """`loss` and `mse` (mean squared error), `rmse` (its root), `mae` (mean absolute error), over all numbers; `r2`.
 

@@ -106,6 +106,10 @@ class MultiLabelClassification(Classification):
         labels_BC = summed(self.labels(batch))
         return labels_BC, ~(labels_BC.isnan() | (labels_BC == IGNORED))
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", *(("f1_micro", "f1_macro") if self.num_classes is not None else ()))
+
     def metrics(self, sums: Sums) -> dict[str, float]:
         """`loss` (nats per answer), `accuracy` (0-1): samples of which every class is right; `f1_micro` and `f1_macro`."""
         found = {"loss": sums.loss / sums.targets, "accuracy": sums.count("correct") / max(1.0, sums.count("rows"))}

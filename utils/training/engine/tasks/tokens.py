@@ -70,6 +70,10 @@ class TokenTask(Task):
     def count_targets(self, batch: Batch) -> int:
         return int((self.labels(batch)[:, self.shift :] != IGNORED).sum())
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "accuracy")
+
     def metrics(self, sums: Sums) -> dict[str, float]:
         """`loss` (nats per token), its exponential `perplexity`, and `accuracy` (0-1), the share of tokens predicted right."""
         loss = sums.loss / sums.targets
