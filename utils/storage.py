@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,34 @@ def process_is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class NotRegularFileError(OSError):
+    """A path leads to a device, a pipe or a socket: reading it may never end."""
+
+
+def require_regular_file(path: Path) -> int:
+    """The size in bytes of a regular file (or of the one that a symbolic link leads to).
+
+    Raises:
+        IsADirectoryError, NotRegularFileError, or what `stat` raises.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularFileError(f"{path} is a device, a pipe or a socket")
+    return status.st_size
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """`path` without `~` and independent of the working folder from now on; symbolic links stay as they are."""
+    return Path(path).expanduser().absolute()
+
+
+def path_from(home: Path, path: str) -> str:
+    """`path` as it has to be written now, where it was given when the working folder was `home`."""
+    return path if home == Path.cwd() else str(home / Path(path).expanduser())
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field, Strict
 
 from utils.errors import Problem
 from utils.schema import Schema, path_text, shown
+from utils.storage import absolute_path
 
 Precision = Literal["auto", "16", "bf16", "fp16", "32"]
 AtLeastOne = Annotated[int, Strict(), Field(ge=1)]
@@ -269,6 +270,38 @@ class TrainingConfig(Schema):
         pairs = {"warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_steps", "use_amp": "precision"}
         return frozenset(
             other for name, other in pairs.items() if changes.get(name) is not None and other not in changes
+        )
+
+    @property
+    def home(self) -> Path | None:
+        """Folder at which relative paths start, where `at` has set one; None: the working folder when they are used."""
+        home: Path | None = self.__dict__.get("home_folder")
+        return home
+
+    def at(self, folder: Path) -> Self:
+        """An equal config whose relative paths start at `folder`, wherever the process is by then.
+
+        The folder is no setting: it is neither saved nor compared, so that a config file fits every machine. One that was set
+        before stays.
+        """
+        if self.home is not None:
+            return self
+        made = super().replace()
+        made.__dict__["home_folder"] = folder.absolute()
+        return made
+
+    def replace(self, /, **changes: Any) -> Self:
+        made = super().replace(**changes)
+        if self.home is not None:
+            made.__dict__["home_folder"] = self.home
+        return made
+
+    def with_absolute_paths(self) -> Self:
+        """A copy with absolute paths: where this run writes, on this machine."""
+        home = self.home or Path.cwd()
+        paths = {name: getattr(self, name) for name in ("output_dir", "checkpoint_dir", "export_dir")}
+        return self.replace(
+            **{name: str(absolute_path(home / Path(path).expanduser())) for name, path in paths.items() if path is not None}
         )
 
     @property

@@ -196,17 +196,24 @@ class SetupConfig:
     _data: DataSettings
     _training: TrainingConfig
     _observers: list[Observer]
+    _home: Path
 
     def __init__(self, **values: Any) -> None:
         object.__setattr__(self, "_data", DataSettings())
         object.__setattr__(self, "_training", TrainingConfig())
         object.__setattr__(self, "_observers", [])
+        object.__setattr__(self, "_home", Path.cwd())
         self.update(**values)
 
     @property
     def training_config(self) -> TrainingConfig:
         """The training settings as they are now; later changes do not reach the returned object."""
-        return self._training
+        return self._training.at(self._home)
+
+    @property
+    def home(self) -> Path:
+        """The working folder when this setup was made, at which its relative paths start."""
+        return self._home
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
