@@ -115,10 +115,12 @@ def _require(right: bool, place: str, value: Any, wanted: str) -> None:
 
 
 def _check_size(value: Any, depth: int, sizes: dict[int, int]) -> int:
-    """Values in `value`, those in shared containers once for each place: what a walk without a memory would visit.
+    """Number of values in `value`, those in shared containers once for each place: what a walk without a memory would visit.
 
     A few kilobytes of lists that hold one another can take for ever to print, to compare or to save again.
     """
+    if isinstance(value, str) and not value.isascii():
+        _check_text(value)
     if not isinstance(value, (dict, list, tuple, set)):
         return 1
     if id(value) in sizes:
@@ -131,6 +133,13 @@ def _check_size(value: Any, depth: int, sizes: dict[int, int]) -> int:
         raise _WrongContentError(f"it expands to more than {_MAX_VALUES:,} values")
     sizes[id(value)] = total
     return total
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _WrongContentError(f"{shown(text)}: not Unicode text") from None
 
 
 def _check_entries(payload: Payload) -> None:
