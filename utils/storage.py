@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import RunLockedError
+from utils.errors import FileWriteError, RunLockedError
 
 try:
     import fcntl
@@ -110,7 +110,9 @@ def atomic_write(
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that fails does not say where
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -207,7 +209,12 @@ class FolderLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
-        """Take the lock or raise `RunLockedError` that names the holder."""
+        """Take the lock.
+
+        Raises:
+            RunLockedError: another process has it, whom the message names; or it cannot be opened or locked.
+            FileWriteError: the disk is full.
+        """
         try:
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
         except OSError as error:
@@ -229,10 +236,17 @@ class FolderLock:
             raise RunLockedError(
                 f"{self.path} cannot be locked ({error.strerror}); choose an output_dir on a local disk."
             ) from None
-        file.seek(0)
-        file.truncate()
-        json.dump({"pid": os.getpid(), "host": host_name()}, file)
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps({"pid": os.getpid(), "host": host_name()}))
+            file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing tries to write it once more
+                file.close()
+            raise FileWriteError(
+                f"{self.path} cannot be written: {error.strerror or error}. Free some space, or choose another output_dir."
+            ) from error
         self._file = file
         _held.add(self)
 

@@ -324,10 +324,14 @@ class TrainingConfig(Schema):
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
     def save(self, path: str | Path) -> str:
-        """Write to a `.json`, `.yaml` or `.yml` file, atomically. Returns the absolute path."""
-        from utils.training.config_files import write_config_file
+        """Write to a `.json`, `.yaml` or `.yml` file, atomically. Returns the absolute path.
 
-        return str(write_config_file(path, self.to_dict()))
+        Raises:
+            FileWriteError: the disk is full, or the path cannot be written to. ConfigError: another extension.
+        """
+        from utils.training.config_files import save_config_file
+
+        return save_config_file(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

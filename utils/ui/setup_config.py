@@ -14,7 +14,7 @@ from pydantic import Field
 
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, nearest, path_text, shown
-from utils.training.config_files import read_config_file, write_config_file
+from utils.training.config_files import read_config_file, save_config_file
 from utils.training.training_config import TrainingConfig
 
 Observer = Callable[[tuple[str, ...]], None]
@@ -308,7 +308,7 @@ class SetupConfig:
 
         `cli/run_training.py --config` takes the file as a job.
         """
-        return str(write_config_file(path, self.sections()))
+        return save_config_file(path, self.sections())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
