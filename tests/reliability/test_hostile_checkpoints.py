@@ -142,7 +142,7 @@ def test_on_an_old_torch_a_process_continues_its_own_run(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", ".", "", "con", "a\0b", "-2"])
-def test_f33_a_run_name_from_a_file_is_checked_as_any_other(name, tmp_path):
+def test_a_run_name_from_a_file_is_checked_as_any_other(name, tmp_path):
     shared = {"checkpoint_dir": "shared", "epochs": 1}
     Trainer(tiny_gpt(), None, golden_config(**shared)).train(train_set())
     path = Path("shared/epoch_1.pt").absolute()
