@@ -11,6 +11,7 @@
     ├── CheckpointError (RuntimeError)        a checkpoint is damaged, foreign or does not fit the model
     │   ├── CheckpointNotFoundError (FileNotFoundError)
     │   └── CheckpointWriteError (OSError)    a checkpoint could not be written; older ones are intact
+    ├── FileWriteError (OSError)              a file could not be written; says which one and why
     ├── RunLockedError (RuntimeError)         another process is training in the same run folder
     ├── NonFiniteError (RuntimeError)         a loss or gradient is NaN or infinite
     ├── OutOfMemoryError (MemoryError)        not even one sample fits in memory
@@ -110,6 +111,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 class CheckpointWriteError(CheckpointError, OSError):
     """A checkpoint could not be committed. Checkpoints that were there before are intact."""
+
+
+class FileWriteError(TrainbookError, OSError):
+    """A file could not be written. What was there before is intact."""
 
 
 class RunLockedError(TrainbookError, RuntimeError):

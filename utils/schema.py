@@ -58,6 +58,9 @@ class Schema(BaseModel):
     #: Other names under which a field is accepted: alias -> field.
     aliases: ClassVar[Mapping[str, str]] = {}
 
+    #: Fields that earlier versions had: name -> the value with which they did what this version always does.
+    removed: ClassVar[Mapping[str, Any]] = {}
+
     def __init__(self, /, **values: Any) -> None:
         known, problems = self._rename(values)
         known, translation_problems = self.translate(known)
@@ -66,7 +69,7 @@ class Schema(BaseModel):
         try:
             super().__init__(**known)
         except ValidationError as error:
-            found = _problems(type(self), error)
+            found = _problems(type(self), error.errors())
             problems += [problem for problem in found if problem.field not in failed]
         bad = {problem.field for problem in problems}
         valid = {name: value for name, value in known.items() if name not in bad}
@@ -145,6 +148,41 @@ class Schema(BaseModel):
         made = type(self).from_dict(given).to_dict()
         return {name: value for name, value in mine.items() if name in given or value != made[name]}
 
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What another version of this class wrote with `to_dict`, as this version's fields. Values are not validated.
+
+        Returns:
+            the fields, renamed ones under their present names, missing ones with their defaults; and the entries that mean
+            nothing here: unknown ones, and removed ones with a value that this version cannot reproduce.
+        """
+        known: dict[str, Any] = {}
+        unknown: dict[str, Any] = {}
+        for name, value in values.items():
+            field = cls.aliases.get(name, name)
+            if field in cls.model_fields or field in cls.extra_inputs():
+                known[field] = value
+            elif name not in cls.removed or not _equal(cls.removed[name], value):
+                unknown[name] = value
+        known, _ = cls.translate(known)
+        defaults = {name: value for name, value in cls._plain_defaults().items() if name not in known}
+        return {**defaults, **known}, unknown
+
+    @classmethod
+    def _plain_defaults(cls) -> dict[str, Any]:
+        return cls.model_construct(**cls.defaults()).model_dump(mode="json")
+
+    @classmethod
+    def wrong_types(cls, values: Mapping[str, Any]) -> list[Problem]:
+        """Problems of `values` whatever the ranges of this version are: values that no version could have written."""
+        try:
+            BaseModel.__init__(cls.__new__(cls), **values)
+        except ValidationError as error:
+            ranges = ("greater_than", "less_than", "too_", "string_too", "string_pattern", "value_error")
+            found = [detail for detail in error.errors() if not detail["type"].startswith(ranges)]
+            return _problems(cls, found)
+        return []
+
     def replace(self, /, **changes: Any) -> Self:
         """A copy with `changes`, validated as a whole."""
         renamed, problems = self._rename(changes)
@@ -191,11 +229,11 @@ _SENTENCES = {
 }
 
 
-def _problems(schema: type[Schema], error: ValidationError) -> list[Problem]:
+def _problems(schema: type[Schema], details: list[ErrorDetails]) -> list[Problem]:
     """pydantic's errors as problems: one a field, with what was got and what is allowed."""
     rules: dict[str, list[str]] = {}
     got: dict[str, Any] = {}
-    for detail in error.errors():
+    for detail in details:
         field = str(detail["loc"][0]) if detail["loc"] else schema.__name__
         rule = _rule(detail)
         if rule not in rules.setdefault(field, []):

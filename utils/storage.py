@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import socket
+import stat
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import RunLockedError
+from utils.errors import FileWriteError, RunLockedError
 
 try:
     import fcntl
@@ -43,6 +44,34 @@ def process_is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class NotRegularFileError(OSError):
+    """A path leads to a device, a pipe or a socket: reading it may never end."""
+
+
+def require_regular_file(path: Path) -> int:
+    """The size in bytes of a regular file (or of the one that a symbolic link leads to).
+
+    Raises:
+        IsADirectoryError, NotRegularFileError, or what `stat` raises.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularFileError(f"{path} is a device, a pipe or a socket")
+    return status.st_size
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """`path` without `~` and independent of the working folder from now on; symbolic links stay as they are."""
+    return Path(path).expanduser().absolute()
+
+
+def path_from(home: Path, path: str) -> str:
+    """`path` as it has to be written now, where it was given when the working folder was `home`."""
+    return path if home == Path.cwd() else str(home / Path(path).expanduser())
 
 
 def sync_folder(folder: Path) -> None:
@@ -82,7 +111,9 @@ def atomic_write(
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that fails does not say where
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -197,7 +228,12 @@ class FolderLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
-        """Take the lock or raise `RunLockedError` that names the holder."""
+        """Take the lock.
+
+        Raises:
+            RunLockedError: another process has it, whom the message names; or it cannot be opened or locked.
+            FileWriteError: the disk is full.
+        """
         try:
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
         except OSError as error:
@@ -219,10 +255,17 @@ class FolderLock:
             raise RunLockedError(
                 f"{self.path} cannot be locked ({error.strerror}); choose an output_dir on a local disk."
             ) from None
-        file.seek(0)
-        file.truncate()
-        json.dump({"pid": os.getpid(), "host": host_name()}, file)
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps({"pid": os.getpid(), "host": host_name()}))
+            file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing tries to write it once more
+                file.close()
+            raise FileWriteError(
+                f"{self.path} cannot be written: {error.strerror or error}. Free some space, or choose another output_dir."
+            ) from error
         self._file = file
         _held.add(self)
 

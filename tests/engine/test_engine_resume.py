@@ -12,6 +12,7 @@ from tests.kit.toys import (
     assert_same_run,
     golden_config,
     plain_lm,
+    same_weights,
     tiny_gpt,
     token_rows,
     train_set,
@@ -21,6 +22,7 @@ from tests.kit.toys import (
 from utils.errors import CheckpointError, CheckpointNotFoundError
 from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
+from utils.training.checkpoint_manager import CheckpointManager
 from utils.training.engine import EarlyStopping
 from utils.training.engine.checkpoint import read_checkpoint
 
@@ -337,3 +339,53 @@ def test_the_callers_random_state_and_the_models_mode_are_left_alone():
     run(model)
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
+
+
+def compiled(model, way: str):
+    """The model as torch.compile wraps it: as a whole, or a layer of it, which has another place in the names."""
+    if way == "whole":
+        return torch.compile(model, backend="eager")
+    model.norm = torch.compile(model.norm, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("way", ["whole", "layer"])
+@pytest.mark.parametrize("first", ["compiled", "plain"])
+def test_a_compiled_model_and_the_plain_one_continue_each_other(first, way):
+    def model(seed: int, compile_it: bool):
+        made = plain_lm(seed=seed)
+        for parameter in made.embedding.parameters():
+            parameter.requires_grad_(False)  # frozen parameters are compared by their names
+        return compiled(made, way) if compile_it else made
+
+    with torch.compiler.set_stance("force_eager"):  # only the names are compiled
+        run(model(0, first == "compiled"), stop_at=7)
+        continued = run(model(9, first == "plain"), resume_from="auto")
+    unbroken = run(model(0, False), run_name="unbroken")
+    assert continued.steps == unbroken.steps == STEPS
+    assert continued.loss_history == pytest.approx(unbroken.loss_history, rel=1e-5)
+    for name, tensor in continued.model.state_dict().items():
+        assert torch.allclose(tensor, unbroken.model.state_dict()[name.replace("_orig_mod.", "")], atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["compiled", "plain"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_checkpoint_by_hand_fits_the_model_compiled_or_not(kept, strict, tmp_path):
+    manager = CheckpointManager(tmp_path)
+    saved, loaded = plain_lm(seed=1), plain_lm(seed=2)
+    manager.save_latest_checkpoint(compiled(saved, "whole") if kept == "compiled" else saved, None, 3, 0.5, 50.0)
+    target = loaded if kept == "compiled" else compiled(loaded, "whole")
+    info = manager.load_checkpoint(model=target, strict=strict, filepath=tmp_path / "latest_checkpoint.pt")
+    assert (info["epoch"], info["fully_restored"]) == (3, True)
+    assert same_weights(loaded, saved)
+
+
+@pytest.mark.parametrize("content", [
+    {"epoch": 3, "model_state_dict": {}, "optimizer_state_dict": {}, "metrics_history": []},
+    {"epoch": 3, "model_state_dict": {}, "optimizer_state_dict": {}, "loss": 0.5, "accuracy": 50.0, "model_config": {}},
+], ids=["loop", "experiment"])  # fmt: skip
+def test_a_checkpoint_of_another_loop_names_the_function_that_loads_it(content, tmp_path):
+    torch.save(content, tmp_path / "epoch_3.pt")
+    for source in (tmp_path, tmp_path / "epoch_3.pt"):
+        with pytest.raises(CheckpointError, match=r"CheckpointManager\(folder\)\.load_checkpoint\(path, model, optimizer\)"):
+            run(plain_lm(), resume_from=source)

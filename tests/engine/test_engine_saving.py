@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 import threading
@@ -14,11 +15,11 @@ import torch
 from tests.kit.crash import in_child
 from tests.kit.faults import send_to_self
 from tests.kit.slow_disk import PATIENCE_S, SlowDisk, save_in_background
-from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
+from tests.kit.toys import VOCAB_SIZE, assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 from utils.errors import CallbackError, CheckpointWriteError, TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.background import BackgroundCommit
-from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Entry, newest, read_checkpoint
+from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Entry, entries_of, newest, read_checkpoint
 from utils.training.engine.snapshot import SnapshotMemory, storage_bytes
 
 FOLDER = Path("runs/golden/checkpoints")
@@ -347,3 +348,118 @@ def test_a_tensor_that_is_more_than_its_memory_is_copied_by_value():
     copy = SnapshotMemory().take({"conjugate": conjugate, "negative": conjugate.imag})
     assert torch.equal(copy["conjugate"], torch.tensor([-1j, 2.0]))
     assert torch.equal(copy["negative"], torch.tensor([-1.0, 0.0]))
+
+
+# ---- what a resume reads, and what it holds in memory ----
+
+WEIGHT_BYTES = 16 << 20
+
+
+class LargeLM(torch.nn.Module):
+    """A model of `WEIGHT_BYTES`, nearly all in one embedding of which a batch uses a few rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(WEIGHT_BYTES // 4 // 64, 64)
+        self.head = torch.nn.Linear(64, VOCAB_SIZE)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(input_ids))
+
+
+def train_large(*callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
+    config = golden_config(epochs=6, gradient_accumulation_steps=9, **{"keep_last_n": 5, **changes})
+    return Trainer(LargeLM(), None, config, callbacks=list(callbacks)).train(train_set(), resume_from=resume_from)
+
+
+def bytes_read() -> int:
+    """What this process has read from files so far, from the page cache too; pages of mapped files do not count."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had so far, in bytes; pages of mapped files count."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+class EnoughError(BaseException):
+    """Ends a training at once."""
+
+
+def before_the_first_step(**settings) -> tuple[int, int]:
+    """What a training reads until its first step, and its peak of memory by then. In children only."""
+    before = bytes_read()
+    seen: list[int] = []
+
+    class Look(Callback):
+        def on_train_begin(self, trainer, logs=None):
+            seen.extend((bytes_read() - before, peak_memory()))
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        train_large(Look(), **settings)
+    return seen[0], seen[1]
+
+
+class StopAfterEpoch(Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, trainer, logs=None):
+        if epoch + 1 == self.epoch:
+            trainer.request_stop("test")
+
+
+@pytest.fixture
+def large_run() -> int:
+    """A run with five checkpoints in the working folder. Returns the peak of memory of its training."""
+
+    def stopped() -> int:
+        assert len(train_large(StopAfterEpoch(5)).checkpoint_paths) == 5
+        return peak_memory()
+
+    train(run_name="warm", epochs=1)  # imports once, and not in every child
+    peak: int = in_child(stopped).value
+    return peak
+
+
+def test_a_resume_reads_the_newest_checkpoint_about_once_and_needs_no_more_memory_than_training(large_run):
+    newest_file = FOLDER / "epoch_5.pt"
+    size = newest_file.stat().st_size
+    assert size > 2.9 * WEIGHT_BYTES
+    # What is imported by the first training of a process is read too.
+    imported, fresh = in_child(lambda: before_the_first_step(run_name="fresh")).value
+    for source in ("auto", "latest", "runs/golden", newest_file):
+        read, peak = in_child(lambda source=source: before_the_first_step(resume_from=source)).value
+        assert 0.9 * size < read - imported < 1.5 * size, source
+        assert peak < large_run, source
+        assert peak - fresh < 2 * size, source  # the optimizer's averages, and the file's pages
+
+
+def test_listing_a_folder_reads_headers_only(large_run):
+    before = bytes_read()
+    assert len(entries_of(FOLDER)[0]) == 5
+    assert bytes_read() - before < WEIGHT_BYTES / 8
+
+
+def test_a_resumed_run_does_not_depend_on_the_file_it_came_from():
+    """Tensors that were read from the file are no views of it: it may be removed, or written over."""
+
+    class Destroy(Callback):
+        def on_train_begin(self, trainer, logs=None):
+            for path in FOLDER.glob("*.pt"):
+                size = path.stat().st_size
+                with open(path, "r+b") as file:
+                    file.write(b"\xff" * size)
+                os.truncate(path, 0)
+
+    class Stop(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 5:
+                trainer.request_stop("test")
+
+    whole = train(run_name="whole")
+    train(Stop())
+    assert_same_run(whole, train(Destroy(), resume_from="auto", seed=9))

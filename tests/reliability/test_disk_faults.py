@@ -7,16 +7,28 @@ import logging
 import os
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
+import torch
 
 from tests.kit.crash import in_child, limit_file_size
 from tests.kit.toys import assert_same_run, golden_config, same_weights, tiny_gpt, train_set, validation_set
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError, RunLockedError, TrainbookError
-from utils.storage import read_json_lines
+from utils.storage import FolderLock, atomic_write, read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import BEST, checkpoint_files, newest, read_checkpoint
+from utils.training.engine.checkpoint import (
+    BEST,
+    FORMAT,
+    CheckpointStore,
+    checkpoint_files,
+    newest,
+    read_checkpoint,
+    write_file,
+)
+from utils.ui.setup_config import SetupConfig
 
 FOLDER = Path("runs/golden/checkpoints")
 HISTORY = Path("runs/golden/history.jsonl")
@@ -97,7 +109,7 @@ def test_disk_too_full_for_a_history_row(unbroken):
             train(tiny_gpt(), FillDisk(4))
         return str(caught.value)
 
-    assert in_child(stopped).value.startswith(f"{HISTORY} could not be written: ")
+    assert in_child(stopped).value.startswith(f"{HISTORY.absolute()} could not be written: ")
     assert HISTORY.read_bytes().endswith(b"}\n"), "a part of a row was left, and the next one would be glued to it"
     assert len(read_json_lines(HISTORY)) > 3
     assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
@@ -126,7 +138,7 @@ def test_too_little_space_is_seen_before_anything_is_written(monkeypatch):
 
     with pytest.raises(CheckpointWriteError) as caught:
         train(tiny_gpt(), Shrink())
-    assert str(caught.value).startswith(f"{FOLDER / 'epoch_2.pt'}: not enough disk space; ")
+    assert str(caught.value).startswith(f"{FOLDER.absolute() / 'epoch_2.pt'}: not enough disk space; ")
     assert "5,000 are free" in str(caught.value)
     assert not [names for names in written if "epoch_2.pt" in str(names)]
 
@@ -204,3 +216,95 @@ def test_no_hard_links_no_symlinks(monkeypatch, unbroken):
     assert best.read_bytes() == FOLDER.joinpath(f"epoch_{results.best_epoch}.pt").read_bytes()
     assert_same_run(unbroken, results)
     assert not list(FOLDER.glob(".*.tmp"))
+
+
+# ---- how much space is needed ----
+
+
+@pytest.mark.parametrize(
+    ("links", "share", "fits"), [(True, 1.2, True), (True, 0.9, False), (False, 1.2, False), (False, 2.5, True)]
+)
+def test_a_checkpoint_needs_its_own_size_and_twice_that_only_without_hard_links(links, share, fits, monkeypatch):
+    """best.pt is another name of the same file: it takes no space where there are hard links."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError(errno.EPERM, "no hard links")))
+    usage = namedtuple("usage", "total used free")
+    model = torch.nn.Embedding(4000, 32)  # half a megabyte, beside which a few rows of history are nothing
+    content = {
+        "format": FORMAT, "run": {"id": "mine", "name": "mine"}, "state": {"step": 1, "epoch": 1}, "value": 1.0, "regular": True,
+        "model": model.state_dict(), "optimizer": {}, "schedule": {}, "rng": {}, "config": {}, "fingerprint": {},
+        "environment": {},
+    }  # fmt: skip
+    store = CheckpointStore(FOLDER, "mine")
+    size = store.commit(content, "epoch_1.pt").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, int(share * size)))
+    better = {**content, "value": 0.5, "state": {"step": 2, "epoch": 2}}
+    if fits:
+        store.commit(better, "epoch_2.pt")
+        assert store.best.path.name == "epoch_2.pt"
+    else:
+        with pytest.raises(CheckpointWriteError, match="not enough disk space"):
+            store.commit(better, "epoch_2.pt")
+
+
+def test_tied_weights_count_once(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    first = torch.nn.Linear(400, 400, bias=False)
+    second = torch.nn.Linear(400, 400, bias=False)
+    second.weight = first.weight
+    payload = {"model": torch.nn.Sequential(first, second).state_dict()}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, int(1.1 * 400 * 400 * 4)))
+    write_file(Path("tied.pt"), payload)
+    assert Path("tied.pt").stat().st_size < 1.1 * 400 * 400 * 4
+
+
+# ---- a disk without a free byte ----
+
+
+def full_disk(attempt: Callable[[], object]) -> str:
+    """The error of `attempt` where not a single byte can be written to any file."""
+
+    def tried() -> str:
+        limit_file_size(0)
+        with pytest.raises(TrainbookError) as caught:
+            attempt()
+        assert isinstance(caught.value, OSError)
+        return str(caught.value)
+
+    message: str = in_child(tried).value
+    return message
+
+
+@pytest.mark.parametrize(("name", "attempt"), [
+    ("runs/golden/lock", lambda: train()),
+    ("kept/lock", lambda: FolderLock(Path("kept/lock")).acquire()),
+    ("kept/config.yaml", lambda: golden_config().save("kept/config.yaml")),
+    ("kept/config.json", lambda: golden_config().save("kept/config.json")),
+    ("kept/setup.yaml", lambda: SetupConfig().save("kept/setup.yaml")),
+    ("kept/epoch_1.pt", lambda: write_file(Path("kept/epoch_1.pt"), {"model": torch.ones(3)})),
+], ids=["run", "lock", "yaml", "json", "setup", "checkpoint"])  # fmt: skip
+def test_a_disk_without_a_free_byte_is_one_error_with_the_path(name, attempt):
+    Path("kept").mkdir()
+    Path("kept/config.yaml").write_text("epochs: 1\n")
+    message = full_disk(attempt)
+    assert name in message
+    assert "ree some space" in message
+    assert Path("kept/config.yaml").read_text() == "epochs: 1\n"
+    assert not list(Path("kept").glob(".*.tmp"))
+
+
+def test_a_lock_that_could_not_be_written_is_given_back():
+    Path("kept").mkdir()
+    full_disk(lambda: FolderLock(Path("kept/lock")).acquire())
+    with FolderLock(Path("kept/lock")).held():
+        pass
+
+
+def test_every_write_that_fails_says_where(tmp_path):
+    """The operating system's own error, of a write, has no path."""
+
+    def full(file: IO[bytes]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a.txt'"):
+        atomic_write(tmp_path / "a.txt", full)

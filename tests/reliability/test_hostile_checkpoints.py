@@ -13,8 +13,10 @@ from tests.kit.crash import in_child
 from tests.kit.faults import hostile_pickles, swap_pickle
 from tests.kit.toys import golden_config, tiny_gpt, train_set
 from utils.errors import CheckpointError, CheckpointWriteError
-from utils.training import Callback, Trainer
-from utils.training.engine.checkpoint import newest, read_checkpoint
+from utils.training import Callback, Trainer, TrainingResults
+from utils.training.checkpoint_manager import CheckpointManager
+from utils.training.engine.checkpoint import newest, read_checkpoint, read_header
+from utils.training.experiments import newest_file
 
 TRICKS = sorted(hostile_pickles(Path("canary")))
 
@@ -83,3 +85,71 @@ def test_a_state_that_could_not_be_loaded_again_is_not_saved():
     assert "callbacks.Watch.best is a numpy.float64" in str(caught.value)
     assert "callbacks.Watch.history.0.1 is a numpy.float64" in str(caught.value)
     assert newest(Path("runs/golden/checkpoints"))[1]["state"]["epoch"] == 1
+
+
+# ---- a torch whose safe loading had holes ----
+
+
+@pytest.fixture
+def run_of_another_process(monkeypatch) -> Path:
+    """A run's newest checkpoint that this process did not write, seen by a torch older than 2.10."""
+    ended = in_child(lambda: str(finished_run().absolute()))
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    return Path(ended.value)
+
+
+WAYS = {
+    "auto": lambda path: resumed("auto"),
+    "latest": lambda path: resumed("latest"),
+    "best": lambda path: resumed("best"),
+    "file": lambda path: resumed(path),
+    "run's folder": lambda path: resumed(path.parents[1], run_name="other"),
+    "checkpoints' folder": lambda path: resumed(path.parent, run_name="other"),
+    "newest": lambda path: newest(path.parent),
+    "read_checkpoint": read_checkpoint,
+    "read_header": read_header,
+    "CheckpointManager": lambda path: CheckpointManager(path.parent).load_checkpoint(path, tiny_gpt()),
+    "experiment": lambda path: newest_file(path.parent),
+}
+
+
+def resumed(resume_from: object, **changes: object) -> TrainingResults:
+    trainer = Trainer(tiny_gpt(), None, golden_config(epochs=1, **changes))
+    return trainer.train(train_set(), resume_from=resume_from)
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_on_an_old_torch_no_file_of_others_is_loaded_in_any_way(way, run_of_another_process, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("it was opened"))
+    with pytest.raises(CheckpointError, match="needs torch 2.10 or newer.*TRAINBOOK_TRUST_CHECKPOINTS=1"):
+        WAYS[way](run_of_another_process)
+
+
+def test_on_an_old_torch_the_users_word_lets_them_in(run_of_another_process, monkeypatch):
+    monkeypatch.setenv("TRAINBOOK_TRUST_CHECKPOINTS", "1")
+    assert resumed("auto").steps == 3
+
+
+def test_on_an_old_torch_a_process_continues_its_own_run(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    path = finished_run()
+    results = resumed("auto")
+    assert results.checkpoint_path == str(path)
+    assert results.final_model_state.keys() == tiny_gpt().state_dict().keys()
+
+
+# ---- names that a file gives ----
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", ".", "", "con", "a\0b", "-2"])
+def test_a_run_name_from_a_file_is_checked_as_any_other(name, tmp_path):
+    shared = {"checkpoint_dir": "shared", "epochs": 1}
+    Trainer(tiny_gpt(), None, golden_config(**shared)).train(train_set())
+    path = Path("shared/epoch_1.pt").absolute()
+    payload = torch.load(path, weights_only=True)
+    payload["run"]["name"] = name
+    torch.save(payload, path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="a run called"):
+        Trainer(tiny_gpt(), None, golden_config(run_name=None, **shared)).train(train_set(), resume_from="auto")
+    assert sorted(tmp_path.rglob("*")) == before

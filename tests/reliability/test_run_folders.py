@@ -178,7 +178,7 @@ def test_two_trainers_in_one_process_do_not_share_a_run():
 def test_checkpoints_of_another_run_are_never_overwritten():
     shared = {"checkpoint_dir": "shared", "epochs": 2}
     first = train(run_name="first", **shared)
-    assert first.checkpoint_paths == ["shared/epoch_1.pt", "shared/epoch_2.pt"]
+    assert first.checkpoint_paths == [str(Path("shared").absolute() / f"epoch_{number}.pt") for number in (1, 2)]
     before = {path: path.read_bytes() for path in Path("shared").glob("*.pt")}
     for resume_from, run_name, way_out in (
         (None, "second", "resume_from='auto'"),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.storage import append_line, write_text
+from utils.storage import absolute_path, append_line, write_text
 
 log = logging.getLogger("trainbook.compat")
 
@@ -32,7 +32,7 @@ class ExperimentLog:
     """The file `path`: a header and a row an epoch, numbered from 1. A disk that is full or gone is said once."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = absolute_path(path)
         self._warned = False
 
     def begin(self) -> None:

@@ -361,7 +361,7 @@ def refuse_foreign(experiment: ExperimentManager) -> None:
     if not checkpoint_files(folder):
         return
     try:
-        newest(folder)
+        newest(folder, mapped=True)
     except CheckpointError as error:
         raise CheckpointError(
             f"{experiment.name} cannot be continued exactly: {error}\nStart a new experiment from its weights instead: "

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.examples import epoch_seed
 from utils.data.transforms import Transform
 from utils.errors import ConfigError, DataError
+from utils.storage import absolute_path
 
 #: Batch of (images, labels) -> what a loop over loaders gets: fp32 (B, C, H, W) and int64 (B,).
 Pair = tuple[Tensor, Tensor]
@@ -107,7 +108,7 @@ class BaseDataset(ABC):
         *,
         keep_transformed: bool = False,
     ) -> None:
-        self.root, self.download, self.reapply_transforms = Path(root), download, reapply_transforms
+        self.root, self.download, self.reapply_transforms = absolute_path(root), download, reapply_transforms
         self.keep_transformed = keep_transformed
         self.train_transform: Transform = self.get_train_transform()
         self.test_transform: Transform = self.get_test_transform()

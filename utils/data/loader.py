@@ -24,6 +24,7 @@ from utils.data.text_statistics import text_statistics
 from utils.data.uploads import save_upload
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.schema import nearest, shown
+from utils.storage import absolute_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +65,7 @@ class DatasetLoader:
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.rules = TextRules(bool(preprocessing), min_length, max_length, bool(remove_duplicates))
-        self.cache_dir = cache_dir
+        self.cache_dir = None if cache_dir is None else absolute_path(cache_dir)
         self.report: LoadReport | None = None
 
     def load(self, source: Any, **options: Any) -> Any:

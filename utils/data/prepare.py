@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from utils.data.splitting import Split, select, split_documents
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import nearest, shown
+from utils.storage import path_from
 from utils.tokenization.adaptive import check_fits, choose_tokenizer
 from utils.tokenization.corpus_file import encode_corpus, encode_flat
 from utils.tokenization.texts import checked_texts
@@ -297,7 +299,9 @@ def _load(setup: DataSetup) -> LoadedTexts:
             setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
         )
     assert setup.dataset_path is not None
-    path = colab.drive_path(setup.dataset_path) if setup.dataset_source == "drive" else setup.dataset_path
+    path: str | os.PathLike[str] = path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
+    if setup.dataset_source == "drive":
+        path = colab.drive_path(setup.dataset_path)
     return load_local_texts(path, setup.text_column, with_validation=setup.val_split > 0)
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from utils.data.load_report import LoadReport
 from utils.errors import DataError
-from utils.storage import atomic_write, free_bytes, remove_stale_temporaries, write_json
+from utils.storage import absolute_path, atomic_write, free_bytes, remove_stale_temporaries, write_json
 
 # Part of every key: a change of what the readers give makes older tables unknown.
 _FORMAT = 2
@@ -30,7 +30,7 @@ class TableCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = default_cache_dir() if folder is None else Path(folder).expanduser()
+        self.folder = absolute_path(default_cache_dir() if folder is None else folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_temporaries(self.folder)

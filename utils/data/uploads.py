@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import DataError
-from utils.storage import atomic_write, free_bytes
+from utils.storage import absolute_path, atomic_write, free_bytes
 
 #: Where uploads are kept, in the current folder.
 UPLOADS = "uploads"
@@ -51,7 +51,7 @@ def save_upload(name: str, content: bytes, folder: str | Path = UPLOADS) -> Uplo
     """
     if not content:
         raise DataError(f"{name!r} is empty (0 bytes). Upload a file with text in it.")
-    folder = Path(folder)
+    folder = absolute_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if len(content) > free_bytes(folder):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError
-from utils.storage import write_text
+from utils.storage import absolute_path, write_text
 
 if TYPE_CHECKING:
     from utils.tokenization.fast import TrainbookTokenizer
@@ -121,7 +121,7 @@ def _checksum(body: Any) -> str:
 
 def cache_folder(cache_dir: str | os.PathLike[str]) -> Path:
     """The folder, made where it is missing. Raises ConfigError when it cannot be."""
-    folder = Path(cache_dir).expanduser()
+    folder = absolute_path(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

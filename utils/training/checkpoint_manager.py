@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError
-from utils.storage import link_or_copy
+from utils.storage import absolute_path, link_or_copy
 from utils.training.lightning_backup import drive_backup_callback
 from utils.training.lightning_checkpoints import LightningCheckpoints
 from utils.training.mirror import Mirror, mirror_folder
@@ -81,7 +81,7 @@ class CheckpointManager:
             )
         _check_positive("save_frequency", save_frequency)
         folder = checkpoints_dir if checkpoints_dir is not None else checkpoint_dir
-        self.folder = Path(str(folder))
+        self.folder = absolute_path(str(folder))
         self.save_frequency = save_frequency
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class CheckpointManager:
             raise ConfigError(
                 f"additional_info has {', '.join(taken)}, which the checkpoint itself holds; choose other names."
             )
-        path = Path(filepath)
+        path = absolute_path(filepath)
         _make_folder(path.parent)
         write_file(path, {**self.core(model, optimizer, epoch, loss, accuracy), **extra})
         self._mirror(path)
@@ -236,7 +236,7 @@ class CheckpointManager:
             return self._lightning.read(None if path is None else Path(path))
         from utils.training.engine.checkpoint import refuse_foreign_file_on_old_torch
 
-        path = Path(self.folder / LATEST if path is None else path)
+        path = absolute_path(self.folder / LATEST if path is None else path)
         is_own = path.resolve().parent == self.folder.resolve()
         if not is_own:
             refuse_foreign_file_on_old_torch(path)

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from utils.errors import ConfigError, DataNotFoundError
-from utils.storage import write_text
+from utils.errors import ConfigError, DataNotFoundError, FileWriteError
+from utils.storage import NotRegularFileError, absolute_path, require_regular_file, write_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -80,7 +80,10 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     kind = _kind(path)
     try:
+        require_regular_file(path)
         text = path.read_text(encoding="utf-8-sig")
+    except NotRegularFileError as error:
+        raise ConfigError(f"{error}; a config file is a regular file.") from None
     except FileNotFoundError:
         raise DataNotFoundError(f"{path} does not exist; a config file is read from there.") from None
     except IsADirectoryError:
@@ -114,13 +117,28 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
 
 def write_config_file(path: str | Path, values: Mapping[str, Any]) -> Path:
     """Write `values` as JSON or YAML, by the path's extension, atomically. Returns the absolute path."""
-    path = Path(path)
+    path = absolute_path(path)
     if _kind(path) == "json":
         text = json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n"
     else:
         text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, text).resolve()
+
+
+def save_config_file(path: str | Path, values: Mapping[str, Any]) -> str:
+    """`write_config_file` where a user has named the file.
+
+    Raises:
+        FileWriteError: it cannot be written; what was there before is intact.
+        ConfigError: another extension.
+    """
+    try:
+        return str(write_config_file(path, values))
+    except OSError as error:
+        raise FileWriteError(
+            f"{absolute_path(path)} could not be written: {error.strerror or error}. Free some space, or choose another path."
+        ) from error
 
 
 def _kind(path: Path) -> str:

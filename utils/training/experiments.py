@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from utils.storage import absolute_path
 from utils.training.checkpoint_manager import BEST_MODEL, LATEST, loaded_from, restore
 from utils.training.config_files import read_config_file
 from utils.training.run_folder import RunFolder
@@ -49,7 +50,7 @@ class ExperimentManager:
             raise ConfigError(
                 f"an experiment is resumed or forked; got resume_exp={resume_exp!r} and fork_exp={fork_exp!r}."
             )
-        base = Path(base_dir)
+        base = absolute_path(base_dir)
         self.base_dir = str(base)
         self.resumed = resume_exp is not None
         self.fork_source_dir: str | None = None
@@ -180,7 +181,7 @@ def newest_file(folder: Path) -> Path:
     from utils.training.engine.checkpoint import newest, read_plain
 
     try:
-        return newest(folder)[0]
+        return newest(folder, mapped=True)[0]
     except CheckpointError as error:
         reasons = [] if isinstance(error, CheckpointNotFoundError) else [str(error)]
     epochs = [(int(match[1]), path) for path in folder.glob("epoch_*.pt") if (match := _EPOCH_FILE.match(path.name))]

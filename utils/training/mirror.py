@@ -26,7 +26,7 @@ def mirror_folder(path: str | Path) -> Path:
     """The folder that `path` means: one that begins with MyDrive is on the mounted drive, where there is one."""
     given = Path(path).expanduser()
     on_drive = not given.is_absolute() and given.parts[:1] == ("MyDrive",) and _DRIVE.is_dir()
-    return _DRIVE / given if on_drive else given
+    return _DRIVE / given if on_drive else given.absolute()
 
 
 class Mirror:

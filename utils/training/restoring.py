@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,14 @@ class Restored:
 
 
 def load_fitting_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Restored:
-    """Copy those entries of `weights` into `model` whose name and shape fit; the others stay as they are in the model."""
+    """Copy those entries of `weights` into `model` whose name and shape fit; the others stay as they are in the model.
+
+    Names are compared without what torch.compile adds to them.
+    """
+    from utils.training.engine.checkpoint import under_names_of
+
     own = model.state_dict()
+    weights = under_names_of(own, weights)
     fitting: dict[str, Tensor] = {}
     found = Restored(total=len(weights))
     for name, tensor in weights.items():
@@ -73,12 +79,41 @@ def optimizer_misfit(optimizer: Optimizer, state: Mapping[str, Any], kind: str |
     whole = isinstance(groups, list) and all(isinstance(one, Mapping) and "params" in one for one in groups)
     if not isinstance(groups, list) or not whole or not isinstance(state.get("state"), Mapping):
         return "it is no optimizer's state_dict"
-    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own]:
-        there, here = [len(group["params"]) for group in groups], [len(group["params"]) for group in own]
-        return f"its groups have {there} parameters, and these have {here}"
+    if reason := _groups_misfit(optimizer, groups):
+        return reason
     if missing := sorted(_settings(own) - _settings(groups)):
         return f"it has no {', '.join(missing)}: it is of another kind than {optimizer_kind(optimizer)}"
+    return averages_misfit(optimizer, state)
+
+
+def averages_misfit(optimizer: Optimizer, state: Mapping[str, Any], needed: Iterable[str] = ()) -> str | None:
+    """Why the averages in `state`, an optimizer's state_dict, are not of `optimizer`'s parameters; None when they are.
+
+    Args:
+        needed: names of the averages that each parameter must have.
+    """
+    groups = state["param_groups"]
+    if reason := _groups_misfit(optimizer, groups):
+        return reason
+    numbers = [number for group in groups for number in group["params"]]
+    for number in numbers:
+        entries = state["state"].get(number)
+        if entries and (missing := sorted(set(needed) - set(entries))):
+            return f"its entry of parameter {number} has no {', '.join(missing)}"
+        if entries and not _is_number(entries.get("step", 0)):
+            return f"its step of parameter {number} is not a number"
     return _shapes_misfit(optimizer, groups, state["state"])
+
+
+def _groups_misfit(optimizer: Optimizer, groups: list[dict[str, Any]]) -> str | None:
+    there, here = ([len(group["params"]) for group in found] for found in (groups, optimizer.param_groups))
+    return f"its groups have {there} parameters, and these have {here}" if there != here else None
+
+
+def _is_number(value: Any) -> bool:
+    if getattr(value, "ndim", None) == 0:
+        return not value.is_complex()
+    return isinstance(value, (int, float))
 
 
 def _settings(groups: list[dict[str, Any]]) -> set[str]:
@@ -91,9 +126,14 @@ def _shapes_misfit(optimizer: Optimizer, groups: list[dict[str, Any]], state: Ma
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
         for name in _FULL_SIZE & set(state.get(number, {})):
-            shape = tuple(getattr(state[number][name], "shape", ()))
+            average = state[number][name]
+            if average is None:  # SGD's momentum before the first step
+                continue
+            shape = tuple(getattr(average, "shape", ()))
             if shape != tuple(parameter.shape):
                 return f"its {name} of parameter {number} is {shape}, and the parameter {tuple(parameter.shape)}"
+            if parameter.is_floating_point() != average.is_floating_point():
+                return f"its {name} of parameter {number} is {average.dtype}, and the parameter {parameter.dtype}"
     return None
 
 

@@ -14,15 +14,18 @@ runs/<run_name>/
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from utils import environment
 from utils.errors import (
@@ -32,8 +35,10 @@ from utils.errors import (
     ConfigError,
     DataTypeError,
 )
+from utils.schema import shown
 from utils.storage import (
     FolderLock,
+    absolute_path,
     append_line,
     atomic_write,
     json_line,
@@ -44,19 +49,25 @@ from utils.storage import (
 from utils.training.config_files import write_config_file
 from utils.training.engine.checkpoint import (
     BEST,
+    Entry,
     Payload,
+    check_kinds,
     checkpoint_files,
+    entries_of,
     newest,
     read_checkpoint,
-    refuse_foreign_file_on_old_torch,
+    read_header,
 )
 from utils.training.engine.world import World
-from utils.training.training_config import TrainingConfig
+from utils.training.training_config import TrainingConfig, run_name_problem
 
 # Rows of steps are written together: opening the file costs more than a small model's step may.
 _FLUSH_EVERY_S = 0.5
 
 log = logging.getLogger("trainbook.run")
+
+# Raises `CheckpointError` for a content, named as its file, that a run cannot continue from.
+Check = Callable[[Payload, str], None]
 
 _EXPERIMENT = re.compile(r"^exp(\d+)$")
 
@@ -69,7 +80,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, checkpoints: Path | None = None) -> None:
-        self.path = path
+        self.path = path = absolute_path(path)
+        checkpoints = None if checkpoints is None else absolute_path(checkpoints)
         self.may_lose_rows = False
         self._warned: set[Path] = set()
         self._unwritten: list[str] = []  # rows of the history, as text
@@ -87,6 +99,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be made; says which path.
         """
+        output_dir = absolute_path(output_dir)
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             taken = [int(m[1]) for p in output_dir.iterdir() if p.is_dir() and (m := _EXPERIMENT.match(p.name))]
@@ -268,10 +281,29 @@ class Start:
     in_place: bool = False
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def entry(self) -> Entry | None:
+        """The checkpoint as its folder lists it; None for a new run."""
+        return None if self.checkpoint is None or self.source is None else Entry.of(self.source, self.checkpoint)
+
+    def release(self) -> None:
+        """Let go of the file and of its weights and averages, once the model and the optimizer have them.
+
+        The tensors of `checkpoint` are views of the file until then; what is left of it is copied.
+        """
+        if self.checkpoint is not None:
+            kept = {name: value for name, value in self.checkpoint.items() if name not in _LARGE}
+            self.checkpoint = copy.deepcopy(kept)
+
+
+# Entries of a checkpoint that have tensors of the model's size.
+_LARGE = ("model", "optimizer", "model_state_dict", "optimizer_state_dict")
+
 
 def decide_start(
-    config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack, world: World | None = None
-) -> Start:
+    config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack, world: World | None = None,
+    model: nn.Module | None = None,
+) -> Start:  # fmt: skip
     """Continue or start new. The folder is locked until `stack` closes.
 
     Of several processes the main one decides; the others are told, and read the same checkpoint from the same path.
@@ -280,46 +312,54 @@ def decide_start(
         resume_from: None (a new run), "auto" (continue this run_name or checkpoint_dir if it has a checkpoint), "latest" or
             "best" (continue, and fail when there is none), a checkpoint file, a run's or checkpoints' folder, or a results
             object.
+        model: what is to be trained; a checkpoint of the run whose weights are other kinds of numbers is skipped as damaged.
     Raises:
         CheckpointNotFoundError, CheckpointError: nothing there, nothing intact, or the folder belongs to another run.
         RunLockedError: another process is training there.
     """
     world = world or World()
+
+    def check(payload: Payload, source: str) -> None:
+        if model is not None:
+            check_kinds(model, payload["model"], source)
+
     starts: list[Start] = []
 
     def decide() -> tuple[Any, ...]:
-        start = _start(config, resume_from, stack)
+        start = _start(config, resume_from, stack, check)
         starts.append(start)
         folder = start.folder
         return folder.path, folder.checkpoints, folder.run_id, start.source, start.in_place, start.notices
 
     path, checkpoints, run_id, source, in_place, notices = world.from_main(decide)
     if not world.is_main:
-        checkpoint = None if source is None else read_checkpoint(source)
+        checkpoint = None if source is None else read_checkpoint(source, mapped=True)
         return Start(FollowersFolder(path, checkpoints, run_id), checkpoint, source, in_place, notices)
     starts[0].folder.may_lose_rows = config.on_save_error == "warn"
     return starts[0]
 
 
-def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack) -> Start:
-    output_dir = Path(config.output_dir)
-    checkpoint_dir = Path(config.checkpoint_dir) if config.checkpoint_dir else None
+def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack, check: Check) -> Start:
+    output_dir = absolute_path(config.output_dir)
+    checkpoint_dir = absolute_path(config.checkpoint_dir) if config.checkpoint_dir else None
     if resume_from is None:
         return _new_run(config, output_dir, checkpoint_dir, stack)
-    if isinstance(resume_from, str) and resume_from in ("auto", "latest", "best"):
-        return _named_run(config, resume_from, output_dir, checkpoint_dir, stack)
+    if isinstance(resume_from, str) and resume_from in _BY_NAME:
+        return _named_run(config, resume_from, output_dir, checkpoint_dir, stack, check)
     path = _checkpoint_path(resume_from)
-    refuse_foreign_file_on_old_torch(path)
-    source, payload = newest(path) if path.is_dir() else (path, read_checkpoint(path))
     own = checkpoint_dir or (output_dir / config.run_name / "checkpoints" if config.run_name else None)
-    if own is not None and own.resolve() == source.parent.resolve():
-        start = _continue(config, output_dir, checkpoint_dir, stack)
-        if start.source is not None and start.source.resolve() == source.resolve():
+    if own is not None and own.resolve() == (path if path.is_dir() else path.parent).resolve():
+        if not path.is_dir():
+            read_header(path)  # a file that was named and cannot be read is an error, whatever else is there
+        start = _continue(config, output_dir, checkpoint_dir, stack, check)
+        if path.is_dir() or (start.source is not None and start.source.resolve() == path.resolve()):
             return start
+        check(read_checkpoint(path, mapped=True), str(path))
         raise CheckpointError(
-            f"{source} is not the newest checkpoint of its run ({start.source} is): continuing would overwrite what came "
+            f"{path} is not the newest checkpoint of its run ({start.source} is): continuing would overwrite what came "
             "after. Choose another run_name (and checkpoint_dir) to start a new run from it, or resume_from='auto'."
         )
+    source, payload = newest(path, mapped=True) if path.is_dir() else (path, read_checkpoint(path, mapped=True))
     start = _new_run(config, output_dir, checkpoint_dir, stack)
     start.checkpoint, start.source = payload, source
     start.notices.append(f"New run {start.folder.name}, started from {source} (step {payload['state']['step']}).")
@@ -346,8 +386,9 @@ def _new_run(
 
 
 def _named_run(
-    config: TrainingConfig, which: str, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
-) -> Start:
+    config: TrainingConfig, which: str, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack,
+    check: Check,
+) -> Start:  # fmt: skip
     if config.run_name is None and checkpoint_dir is None:
         if which != "auto":
             raise CheckpointNotFoundError(
@@ -362,7 +403,7 @@ def _named_run(
     checkpoints = checkpoint_dir or (folder / "checkpoints" if folder else output_dir)
     if which == "best":
         source = checkpoints / BEST
-        payload = read_checkpoint(source)
+        payload = read_checkpoint(source, mapped=True)
         start = _new_run(config, output_dir, None if checkpoint_dir is None else checkpoint_dir, stack)
         start.checkpoint, start.source = payload, source
         start.notices.append(
@@ -370,7 +411,7 @@ def _named_run(
         )
         return start
     if checkpoint_files(checkpoints) or (folder is not None and folder.is_dir()):
-        start = _continue(config, output_dir, checkpoint_dir, stack)
+        start = _continue(config, output_dir, checkpoint_dir, stack, check)
         if start.checkpoint is None and which == "latest":
             raise CheckpointNotFoundError(
                 f"{checkpoints} holds no checkpoint yet; resume_from='auto' starts when there is none."
@@ -384,7 +425,7 @@ def _named_run(
 
 
 def _continue(
-    config: TrainingConfig, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
+    config: TrainingConfig, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack, check: Check
 ) -> Start:
     """Lock the existing run, then read its newest checkpoint; a run that has none yet begins again in its folder."""
     if checkpoint_dir is not None and checkpoint_files(checkpoint_dir):
@@ -394,7 +435,7 @@ def _continue(
         folder = RunFolder(output_dir / config.run_name, checkpoint_dir)
     folder.lock(stack)
     try:
-        source, payload = newest(folder.checkpoints)
+        source, payload = newest(folder.checkpoints, mapped=True, check=check)
     except CheckpointNotFoundError:
         folder.new_identity()
         return Start(folder, in_place=True)
@@ -408,8 +449,12 @@ def _owner(run_name: str | None, output_dir: Path, checkpoint_dir: Path) -> RunF
     Raises:
         CheckpointError: they are of another run than `run_name`.
     """
-    _, payload = newest(checkpoint_dir)
-    name, run_id = payload["run"]["name"], payload["run"]["id"]
+    entries, _ = entries_of(checkpoint_dir)
+    header = read_header(entries[0].path) if entries else newest(checkpoint_dir, mapped=True)[1]
+    name, run_id = header["run"]["name"], header["run"]["id"]
+    # A folder's name may have a number behind the run's: `RunFolder.reserve`.
+    if reason := run_name_problem(re.sub(r"-\d+$", "", name)):
+        raise CheckpointError(f"{checkpoint_dir} holds checkpoints of a run called {shown(name)}: a run's name {reason}.")
     if run_name is not None and not re.fullmatch(re.escape(run_name) + r"(-\d+)?", name):
         raise CheckpointError(
             f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of run {name!r}, not of {run_name!r}; they are never "
@@ -421,6 +466,16 @@ def _owner(run_name: str | None, output_dir: Path, checkpoint_dir: Path) -> RunF
     return RunFolder.reserve(output_dir, run_name, checkpoint_dir)
 
 
+def absolute_source(resume_from: Any) -> Any:
+    """`resume_from` of `decide_start`, with a path made absolute: the working folder may change before it is read."""
+    if isinstance(resume_from, Path) or (isinstance(resume_from, str) and resume_from not in _BY_NAME):
+        return absolute_path(resume_from)
+    return resume_from
+
+
+_BY_NAME = ("auto", "latest", "best")
+
+
 def _checkpoint_path(resume_from: Any) -> Path:
     """The file or checkpoints' folder that `resume_from` means."""
     known = getattr(resume_from, "checkpoint_path", None)
@@ -428,7 +483,7 @@ def _checkpoint_path(resume_from: Any) -> Path:
         raise DataTypeError(
             f"resume_from is a path, a results object, 'auto', 'latest', 'best' or None; got a {type(resume_from).__name__}."
         )
-    path = Path(known or resume_from)
+    path = absolute_path(known or resume_from)
     if (path / "checkpoints").is_dir():
         return path / "checkpoints"
     if not path.exists():

@@ -15,6 +15,7 @@ from pydantic import Field, Strict
 
 from utils.errors import Problem
 from utils.schema import Schema, path_text, shown
+from utils.storage import absolute_path
 
 Precision = Literal["auto", "16", "bf16", "fp16", "32"]
 AtLeastOne = Annotated[int, Strict(), Field(ge=1)]
@@ -175,7 +176,7 @@ class TrainingConfig(Schema):
     keep_last_n: int | None = _field(
         2,
         "Last checkpoints kept",
-        "How many of the newest are kept; None: all that save_every_n_epochs asks for, which is the default where that is given.",
+        "How many of the newest are kept; empty: all that save_every_n_epochs asks for, the default where that is given.",
         ge=2,
     )
     on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and train on.")
@@ -287,6 +288,38 @@ class TrainingConfig(Schema):
         return {name: value for name, value in inputs.items() if not (as_by_default and name in pair)}
 
     @property
+    def home(self) -> Path | None:
+        """Folder at which relative paths start, where `at` has set one; None: the working folder when they are used."""
+        home: Path | None = self.__dict__.get("home_folder")
+        return home
+
+    def at(self, folder: Path) -> Self:
+        """An equal config whose relative paths start at `folder`, wherever the process is by then.
+
+        The folder is no setting: it is neither saved nor compared, so that a config file fits every machine. One that was set
+        before stays.
+        """
+        if self.home is not None:
+            return self
+        made = super().replace()
+        made.__dict__["home_folder"] = folder.absolute()
+        return made
+
+    def replace(self, /, **changes: Any) -> Self:
+        made = super().replace(**changes)
+        if self.home is not None:
+            made.__dict__["home_folder"] = self.home
+        return made
+
+    def with_absolute_paths(self) -> Self:
+        """A copy with absolute paths: where this run writes, on this machine."""
+        home = self.home or Path.cwd()
+        paths = {name: getattr(self, name) for name in ("output_dir", "checkpoint_dir", "export_dir")}
+        return self.replace(
+            **{name: str(absolute_path(home / Path(path).expanduser())) for name, path in paths.items() if path is not None}
+        )
+
+    @property
     def wandb_enabled(self) -> bool:
         """Whether tracking with Weights & Biases was asked for."""
         return self.use_wandb if self.use_wandb is not None else self.wandb_project is not None
@@ -306,10 +339,14 @@ class TrainingConfig(Schema):
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
     def save(self, path: str | Path) -> str:
-        """Write to a `.json`, `.yaml` or `.yml` file, atomically. Returns the absolute path."""
-        from utils.training.config_files import write_config_file
+        """Write to a `.json`, `.yaml` or `.yml` file, atomically. Returns the absolute path.
 
-        return str(write_config_file(path, self.to_dict()))
+        Raises:
+            FileWriteError: the disk is full, or the path cannot be written to. ConfigError: another extension.
+        """
+        from utils.training.config_files import save_config_file
+
+        return save_config_file(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.storage import FolderLock, read_json_lines
+from utils.storage import FolderLock, absolute_path, read_json_lines
 from utils.ui.live_picture import ENDINGS
 from utils.views.display import show_columns, show_text
 
@@ -62,7 +62,7 @@ class RunSummary:
 
 def list_runs(output_dir: str | Path = "runs") -> list[RunSummary]:
     """Every run in `output_dir`, by name; [] when there is none. Folders that hold no run are passed over."""
-    folder = Path(output_dir)
+    folder = absolute_path(output_dir)
     if not folder.is_dir():
         return []
     found = [(path, _state(path)) for path in sorted(folder.iterdir()) if path.is_dir()]
@@ -73,7 +73,7 @@ def show_runs(output_dir: str | Path = "runs") -> None:
     """Show every run in `output_dir` as a table: what became of it and how to go on."""
     runs = list_runs(output_dir)
     if not runs:
-        show_text(f"There is no run in {Path(output_dir).absolute()} yet.")
+        show_text(f"There is no run in {absolute_path(output_dir)} yet.")
         return
     rows = [
         (

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, nearest, path_text, shown
-from utils.training.config_files import read_config_file, write_config_file
+from utils.training.config_files import read_config_file, save_config_file
 from utils.training.training_config import TrainingConfig
 
 Observer = Callable[[tuple[str, ...]], None]
@@ -196,17 +196,24 @@ class SetupConfig:
     _data: DataSettings
     _training: TrainingConfig
     _observers: list[Observer]
+    _home: Path
 
     def __init__(self, **values: Any) -> None:
         object.__setattr__(self, "_data", DataSettings())
         object.__setattr__(self, "_training", TrainingConfig())
         object.__setattr__(self, "_observers", [])
+        object.__setattr__(self, "_home", Path.cwd())
         self.update(**values)
 
     @property
     def training_config(self) -> TrainingConfig:
         """The training settings as they are now; later changes do not reach the returned object."""
-        return self._training
+        return self._training.at(self._home)
+
+    @property
+    def home(self) -> Path:
+        """The working folder when this setup was made, at which its relative paths start."""
+        return self._home
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
@@ -297,7 +304,7 @@ class SetupConfig:
 
         `cli/run_training.py --config` takes the file as a job.
         """
-        return str(write_config_file(path, self.sections()))
+        return save_config_file(path, self.sections())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -230,11 +230,11 @@ class WizardState:
 
     def upload(self, name: str, content: bytes) -> None:
         """Keep an uploaded file and train on it. Raises `DataError` when it cannot be kept."""
-        from utils.data.uploads import save_upload
+        from utils.data.uploads import UPLOADS, save_upload
 
-        saved = save_upload(name, content)
+        saved = save_upload(name, content, self.setup.home / UPLOADS)
         with self._change():
-            self.set("dataset_path", str(saved.path))
+            self.set("dataset_path", str(saved.path.relative_to(self.setup.home)))
             self._say(saved.sentence)
 
     def _enter(self, name: str, value: Any, text: str | None) -> None:

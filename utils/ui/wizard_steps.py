@@ -16,6 +16,7 @@ from utils.data.hub import dataset_name_problem
 from utils.errors import DataError, Problem
 from utils.models.inspect import vocab_size_of
 from utils.schema import Schema
+from utils.storage import path_from
 from utils.training.training_config import TrainingConfig
 from utils.ui.setup_config import DataSettings, SetupConfig
 
@@ -139,6 +140,8 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
             path = str(drive_path(path))
         except DataError as error:
             return [Problem("dataset_path", str(error))]
+    else:
+        path = path_from(setup.home, path)
     problem = path_problem(path)
     return [Problem("dataset_path", problem)] if problem else []
 
@@ -192,7 +195,7 @@ def _check_training(setup: SetupConfig, facts: ModelFacts | None) -> list[Proble
     problems = []
     for name in ("output_dir", "checkpoint_dir", "export_dir"):
         folder = getattr(setup, name)
-        if folder is not None and (reason := _not_writable(Path(folder))):
+        if folder is not None and (reason := _not_writable(Path(path_from(setup.home, folder)))):
             problems.append(Problem(name, f"got {folder!r}; {reason}"))
     return problems
 

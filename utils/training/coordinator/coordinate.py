@@ -18,11 +18,12 @@ from torch import nn
 from utils.environment import device_chosen
 from utils.errors import CheckpointNotFoundError, ConfigError, ModelError, Problem
 from utils.schema import nearest, shown
+from utils.storage import absolute_path
 from utils.training.coordinator.arguments import DataArguments
 from utils.training.coordinator.given_data import prepared
 from utils.training.coordinator.record import KeepDataArguments, is_given_again, kept_arguments
 from utils.training.coordinator.results import CoordinatorResults
-from utils.training.engine.checkpoint import newest, read_checkpoint
+from utils.training.engine.checkpoint import entries_of, newest, read_header
 from utils.training.engine.trainer import Trainer
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
@@ -62,7 +63,7 @@ class TrainingCoordinator:
         devices: int | str | None = None,
         num_nodes: int = 1,
     ) -> None:
-        self.use_gpu = use_gpu
+        self.use_gpu, self._home = use_gpu, Path.cwd()
         self._settings: dict[str, Any] = {
             "output_dir": output_dir, "precision": precision, "max_grad_norm": gradient_clip_val, "strategy": strategy,
             "devices": "auto" if devices is None else devices, "num_nodes": num_nodes,
@@ -174,7 +175,7 @@ class TrainingCoordinator:
         if unknown := _unknown(arguments):
             raise ConfigError.from_problems("TrainingCoordinator.resume_training", unknown)
         changes = {name: value for name, value in arguments.items() if name in TrainingConfig.model_fields}
-        stored: dict[str, Any] = {**payload["config"], "checkpoint_dir": None}
+        stored: dict[str, Any] = {**TrainingConfig.from_saved(payload["config"])[0], "checkpoint_dir": None}
         given = _resumed_data(source.parent.parent, arguments, changes.get("random_seed", stored["random_seed"]))
         if given.kind == "table" and given.task_spec is None:
             given = replace(given, task_spec=TaskSpec.from_dict(payload["task_spec"]))
@@ -215,7 +216,7 @@ class TrainingCoordinator:
             for sentence in data.notices:
                 log.info(sentence)
             trainer = Trainer(
-                model, None, config, data.task_spec, tokenizer=data.tokenizer,
+                model, None, config.at(self._home), data.task_spec, tokenizer=data.tokenizer,
                 callbacks=[*callbacks, KeepDataArguments(given, model)],
             )  # fmt: skip
             results = trainer.train(data.train, data.validation, resume_from=resume_from)
@@ -311,13 +312,14 @@ def _found_checkpoint(given: Any) -> tuple[Path, dict[str, Any], bool]:
         raise ConfigError(
             f"checkpoint_path: got {shown(given)}; must be a checkpoint file, a run's folder, or results that have one."
         )
-    path = Path(named)
+    path = absolute_path(named)
     path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if path.is_dir():
-        return *newest(path), True
+        return *newest(path, mapped=True), True
     if not path.exists():
         raise CheckpointNotFoundError(f"there is no checkpoint {path}; give a checkpoint file or a run's folder.")
-    payload = read_checkpoint(path)
-    last, _ = newest(path.parent)
+    payload = read_header(path)
+    entries, _ = entries_of(path.parent)
+    last = entries[0].path if entries else path
     # best.pt may be another name of the newest file.
     return (last, payload, True) if last.samefile(path) else (path, payload, False)

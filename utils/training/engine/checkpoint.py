@@ -1,184 +1,154 @@
-"""Checkpoints: one self-verifying file each. Commit, verify, find the newest, rotate.
+"""Checkpoints: one self-verifying file each. Commit, find the newest, rotate.
 
 A file is `epoch_N.pt` (N completed epochs) or `step_N.pt` (N steps, within an epoch); `best.pt` is a second name of the best
 one. Content: tensors and plain values only, so it loads with `weights_only=True` and can run no code. torch.save keeps a CRC
 of every record; `verify` reads them all, so a torn or rotten file is found before it is used.
+
+A folder is listed by its files' headers: what stands beside the tensors, whose data stay on disk. Only the file that is used
+is verified and read as a whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import copy
 import logging
-import pickle
+import os
 import re
-import warnings
-import zipfile
-import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
-from utils.storage import atomic_write, free_bytes, link_or_copy, remove_stale_temporaries
+from utils.storage import atomic_write, link_or_copy, remove_stale_temporaries
+from utils.training.engine.checkpoint_content import FORMAT, SCHEMA, checked_content
+from utils.training.engine.checkpoint_reading import (
+    Payload,
+    load_verified,
+    read_plain,
+    refuse_foreign_file_on_old_torch,
+    verify,
+    verify_header,
+)
+from utils.training.engine.checkpoint_writing import write_file
+from utils.training.engine.snapshot import storage_bytes
 
 log = logging.getLogger("trainbook.engine")
 
-FORMAT = 1
+__all__ = [
+    "BEST", "FORMAT", "SCHEMA", "CheckpointStore", "Entry", "FollowersStore", "Payload", "check_kinds", "checkpoint_files",
+    "entries_of", "fitting_weights", "load_model_weights", "newest", "read_checkpoint", "read_header", "read_plain",
+    "refuse_foreign_file_on_old_torch", "verify", "write_file",
+]  # fmt: skip
+
 BEST = "best.pt"
 _NAME = re.compile(r"^(epoch|step)_(\d+)\.pt$")
-_FOLDER_ATTRIBUTE = 0x10  # in a zip's external attributes, as MS-DOS had it
-_REQUIRED = (
-    "format",
-    "run",
-    "state",
-    "value",
-    "regular",
-    "model",
-    "optimizer",
-    "schedule",
-    "rng",
-    "config",
-    "fingerprint",
-    "environment",
-)
+_COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's parameters
 
-Payload = dict[str, Any]
+# Between two checkpoints the history grows, and nothing else does.
+_GROWTH_BYTES = 16 << 10
+
+# What a header has: everything that says which run this is and how far it was, and no tensor.
+_HEADER = (
+    "format", "schema", "run", "state", "value", "regular", "optimizer_kind", "batch_plan", "config", "task_spec",
+    "fingerprint", "environment",
+)  # fmt: skip
 
 
-def verify(path: Path) -> None:
-    """Check every record of a checkpoint file against its CRC. Raises `CheckpointError` that says what is wrong."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-            # A record marked as a folder would pass, and torch would then leave its tensor as it finds the memory.
-            folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER_ATTRIBUTE]
-    except FileNotFoundError:
-        raise CheckpointNotFoundError(f"{path} does not exist.") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder, not a checkpoint file.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        size = path.stat().st_size if path.exists() else 0
-        if size and not _begins_as_archive(path):
-            raise CheckpointError(
-                _refusal(f"{path} is not the zip archive that torch.save writes, and anything else")
-            ) from None
-        raise CheckpointError(f"{path} is damaged ({error}; {size} bytes); use an older checkpoint.") from None
-    if bad is not None:
-        raise CheckpointError(
-            f"{path} is damaged: record {bad!r} does not match its checksum; use an older checkpoint."
-        )
-    if folders:
-        raise CheckpointError(
-            f"{path} is damaged: record {folders[0]!r} is marked as a folder; use an older checkpoint."
-        )
-
-
-def read_checkpoint(path: str | Path) -> Payload:
+def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Payload:
     """Load a checkpoint of the engine onto the CPU, after verifying it.
 
+    Args:
+        mapped: tensors are views of the file, read when they are used; the file must not change until then.
     Raises:
         CheckpointNotFoundError: no such file.
         CheckpointError: damaged, not made by Trainbook, made by a newer version, or holding objects that could run code.
     """
     path = Path(path)
-    verify(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch comments on foreign files before it refuses them
-        return _loaded(path)
+    return checked_content(read_plain(path, mapped=mapped), str(path))
 
 
-def read_plain(path: str | Path, *, mapped: bool = False) -> Any:
-    """The content of any file of torch.save, of ours or of other systems, on the CPU: tensors and plain values only.
+def read_header(path: str | Path) -> Payload:
+    """A checkpoint's entries without its tensors, verified as far as they are read: a few kilobytes of a file of any size.
 
-    Args:
-        mapped: tensors stay on disk until they are used: for a look at the values beside them.
     Raises:
-        CheckpointNotFoundError, CheckpointError: as `read_checkpoint`, whatever the content is.
+        CheckpointNotFoundError, CheckpointError: as `read_checkpoint`; damage to the tensors' data is not seen.
     """
     path = Path(path)
-    verify(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return _content(path, mapped)
-
-
-def refuse_foreign_file_on_old_torch(path: Path) -> None:
-    """A file that is named explicitly may be somebody else's, and `weights_only=True` had holes before torch 2.10."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
-        raise CheckpointError(
-            f"{path}: loading a checkpoint by its path needs torch 2.10 or newer (this is {torch.__version__}), whose loader "
-            "refuses code. Update torch, or continue a run of your own with resume_from='auto'."
-        )
-
-
-def _content(path: Path, mapped: bool = False) -> Any:
-    """What is in a verified file. Touches no setting of the process, so that any thread may call it."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"names {found[1]}" if found else "has a pickle that is not one of plain values"
-        raise CheckpointError(_refusal(f"{path} {reason}, and anything but tensors and plain values")) from None
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-
-
-def _loaded(path: Path) -> Payload:
-    """The content of a verified file, which must be a checkpoint of the engine."""
-    payload = _content(path)
-    if not isinstance(payload, dict) or "format" not in payload:
-        held = (
-            f"a dict with {sorted(map(str, payload))[:6]}"
-            if isinstance(payload, dict)
-            else f"a {type(payload).__name__}"
-        )
-        raise CheckpointError(f"{path} is no Trainbook checkpoint: it holds {held}.")
-    if payload["format"] != FORMAT:
-        made_by = payload.get("environment", {}).get("trainbook", "another version")
-        raise CheckpointError(
-            f"{path} has checkpoint format {payload['format']} (Trainbook {made_by}); this version reads format {FORMAT}. "
-            "Update Trainbook, or continue with the version that wrote it."
-        )
-    missing = [key for key in _REQUIRED if key not in payload]
-    if missing:
-        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
-    return payload
-
-
-def _begins_as_archive(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _refusal(reason: str) -> str:
-    return (
-        f"{reason} could run code: refused. If you trust its author, load it in a process of your own and save its state_dict "
-        "with safetensors."
-    )
+    refuse_foreign_file_on_old_torch(path)
+    verify_header(path)
+    payload = checked_content(load_verified(path, mapped=True), str(path), random_state=False)
+    return {name: payload[name] for name in _HEADER if name in payload}
 
 
 def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `model`; every name and shape must fit. Raises `CheckpointError` that names the first differences."""
+    """Copy `weights` into `model`; every name, shape and kind of number must fit.
+
+    Raises:
+        CheckpointError: names the first differences; the model is unchanged.
+    """
+    weights = fitting_weights(model, weights, source)
+    # What is no tensor is kept by the module as it is, and may be a view of a mapped file.
+    model.load_state_dict({
+        name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in weights.items()
+    })  # fmt: skip
+
+
+def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`weights` under the names that `model` has for them: they may differ in what torch.compile adds.
+
+    So weights of a compiled model fit the plain one, and the reverse.
+    Raises:
+        CheckpointError: names the first differences.
+    """
     own = model.state_dict()
+    weights = under_names_of(own, weights)
     differences = [f"{name}: only in the checkpoint" for name in weights if name not in own]
     differences += [f"{name}: only in the model" for name in own if name not in weights]
     differences += [
-        f"{name}: {tuple(weights[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
+        f"{name}: {reason}" for name in own if name in weights and (reason := misfit(weights[name], own[name]))
     ]
     if differences:
         more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
         listed = "\n  ".join(differences[:5])
         raise CheckpointError(f"{source} is of another model; {len(differences)} entries differ:\n  {listed}{more}")
-    model.load_state_dict(dict(weights))
+    return weights
+
+
+def under_names_of(own: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` under the names of `own`, where they differ only in what torch.compile adds."""
+    names = {plain_name(name): name for name in own}
+    return {names.get(plain_name(name), name): tensor for name, tensor in weights.items()}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile adds."""
+    return name.replace(_COMPILED, "")
+
+
+def check_kinds(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise `CheckpointError` where a weight has the model's name and shape and another kind of number: it is damaged."""
+    own = model.state_dict()
+    for name, tensor in under_names_of(own, weights).items():
+        if name in own and getattr(own[name], "shape", None) == tensor.shape and (reason := misfit(tensor, own[name])):
+            raise CheckpointError(f"{source} is damaged in its content: model.{name}: {reason}. Use an older checkpoint.")
+
+
+def misfit(saved: Any, own: Any) -> str | None:
+    """Why a saved tensor does not fit the model's own, None when it does or is none."""
+    if not isinstance(own, Tensor):
+        return None
+    if not isinstance(saved, Tensor):
+        return f"a {type(saved).__name__} in the checkpoint, a tensor in the model"
+    if saved.shape != own.shape:
+        return f"{tuple(saved.shape)} in the checkpoint, {tuple(own.shape)} in the model"
+    if (saved.is_complex(), saved.is_floating_point()) != (own.is_complex(), own.is_floating_point()):
+        return f"{saved.dtype} in the checkpoint, {own.dtype} in the model"
+    return None
 
 
 @dataclass(frozen=True)
@@ -217,40 +187,58 @@ class Entry:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Files of `folder` that have a checkpoint's name; folders and strangers are passed over."""
+    """Files of `folder` that have a checkpoint's name; folders and strangers are left out."""
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if (_NAME.match(path.name) or path.name == BEST) and path.is_file()]
 
 
-def newest(folder: Path) -> tuple[Path, Payload]:
-    """The intact checkpoint of `folder` with the most steps, and its content. Bad files are passed over with a warning.
+def entries_of(folder: Path) -> tuple[list[Entry], list[str]]:
+    """The checkpoints of `folder`, newest first, by their headers; best.pt is not among them.
+
+    Returns:
+        the entries, whose tensors may still be damaged; and why files with a checkpoint's name are not among them.
+    """
+    entries, reasons = [], []
+    # A file's name does not say how many steps an epoch had, so the newest is known only from what is in it.
+    for path in sorted(checkpoint_files(folder), key=lambda path: path.stat().st_mtime, reverse=True):
+        if path.name == BEST:
+            continue
+        try:
+            entries.append(Entry.of(path, read_header(path)))
+        except CheckpointError as error:
+            reasons.append(str(error))
+    return sorted(entries, key=lambda entry: entry.position, reverse=True), reasons
+
+
+def newest(
+    folder: Path, *, mapped: bool = False, check: Callable[[Payload, str], None] = lambda payload, source: None
+) -> tuple[Path, Payload]:
+    """The intact checkpoint of `folder` with the most steps, and its content. Bad files are skipped with a warning.
 
     best.pt is taken only when it is the last one left.
 
+    Args:
+        mapped: see `read_checkpoint`.
+        check: called with a content and its file's name; raises `CheckpointError` to have the file skipped.
     Raises:
         CheckpointNotFoundError: the folder has no checkpoint at all.
         CheckpointError: it has some, and none is intact; lists what was tried.
     """
-    paths = [path for path in checkpoint_files(folder) if path.name != BEST]
-    found: tuple[Path, Payload] | None = None
-    reasons = []
-    # A file's name does not say how many steps an epoch had, so the newest is known only from what is in it.
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+    entries, reasons = entries_of(folder)
+    for reason in reasons:
+        log.warning("Skipped: %s", reason)
+    candidates = [entry.path for entry in entries]
+    if (folder / BEST).is_file():
+        candidates.append(folder / BEST)  # better than beginning again, when all others are gone or damaged
+    for path in candidates:
         try:
-            payload = read_checkpoint(path)
+            payload = read_checkpoint(path, mapped=mapped)
+            check(payload, str(path))
+            return path, payload
         except CheckpointError as error:
             reasons.append(str(error))
-            log.warning("Passed over: %s", error)
-            continue
-        if found is None or Entry.of(path, payload).position > Entry.of(*found).position:
-            found = path, payload
-    if found is None and (folder / BEST).is_file():
-        with contextlib.suppress(CheckpointError):
-            # Better than beginning again: all others are gone or damaged.
-            found = folder / BEST, read_checkpoint(folder / BEST)
-    if found is not None:
-        return found
+            log.warning("Skipped: %s", error)
     if reasons:
         raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
     raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
@@ -290,24 +278,28 @@ class CheckpointStore:
         self._last_size = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / ".writable", lambda file: None).unlink()
+            self._has_links = _tried(folder)
         except OSError as error:
             raise CheckpointWriteError(
                 f"checkpoints cannot be written to {folder}: {error.strerror or error}. Choose another checkpoint_dir."
             ) from None
         remove_stale_temporaries(folder)
 
-    def adopt(self) -> None:
-        """Take up the files that this run has already committed, after a restart."""
-        for path in checkpoint_files(self.folder):
-            if path.name == BEST:
-                continue
-            with contextlib.suppress(CheckpointError):  # a damaged file is neither counted nor removed
-                payload = read_checkpoint(path)
-                if payload["run"]["id"] == self.run_id:
-                    self.entries.append(Entry.of(path, payload))
-                    self._last_size = path.stat().st_size
-        self.entries.sort(key=lambda entry: entry.position)
+    def adopt(self, up_to: Entry | None = None) -> None:
+        """List the files that this run has already committed, after a restart.
+
+        Args:
+            up_to: the checkpoint that the run continues from. Newer files were found to be damaged: they are neither counted
+                nor removed, as those without a readable header.
+        """
+        entries, _ = entries_of(self.folder)
+        self.entries = [
+            entry
+            for entry in reversed(entries)
+            if entry.run_id == self.run_id and (up_to is None or entry.position <= up_to.position)
+        ]
+        if self.entries:
+            self._last_size = self.entries[-1].path.stat().st_size
         try:
             self._point_best()  # the process may have died between a commit and this
         except OSError as error:
@@ -346,9 +338,13 @@ class CheckpointStore:
         path = self.folder / name
         # The first one is read back whole: it shows that what is saved can be loaded. Later ones differ only in numbers.
         check = verify if self._last_size else _check_readable
-        write_file(path, payload, max(2 * self._last_size, _tensor_bytes(payload)), check, go_on)
+        entry = Entry.of(path, payload)
+        needed = max(self._last_size, storage_bytes(payload)) + _GROWTH_BYTES
+        # best.pt is another name of the same file, and takes space only where there are no hard links.
+        copies = 2 if self.would_be_best(entry.value) and not self._has_links else 1
+        write_file(path, payload, copies * needed, check, go_on)
         self._last_size = path.stat().st_size
-        self.entries = [kept for kept in self.entries if kept.path != path] + [Entry.of(path, payload)]
+        self.entries = [kept for kept in self.entries if kept.path != path] + [entry]
         try:
             self._point_best()
             self._rotate()
@@ -413,7 +409,7 @@ class FollowersStore(CheckpointStore):
         self.folder, self.run_id = folder, run_id
         self.entries = []
 
-    def adopt(self) -> None:
+    def adopt(self, up_to: Entry | None = None) -> None:
         """Nothing: the files are the main process's."""
 
     def would_be_best(self, value: float | None) -> bool:
@@ -425,125 +421,20 @@ class FollowersStore(CheckpointStore):
         return None
 
 
-def _write(payload: Payload, file: IO[bytes], go_on: Callable[[], None]) -> None:
-    torch.save(payload, cast(IO[bytes], _Pieces(file, go_on)))  # it has the two methods that torch calls
-
-
-def _then(check: Callable[[Path], None], go_on: Callable[[], None]) -> Callable[[Path], None]:
-    def both(path: Path) -> None:
-        go_on()
-        check(path)
-        go_on()
-
-    return both
-
-
 def _check_readable(path: Path) -> None:
     verify(path)
-    _loaded(path)
+    checked_content(load_verified(path, mapped=True), str(path))
 
 
-def write_file(
-    path: Path, payload: Payload, needed_bytes: int | None = None, check: Callable[[Path], None] = verify,
-    go_on: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
-    """Commit `payload` as the file `path`, completely or not at all.
-
-    Args:
-        needed_bytes: free space that must be there; None: as much as its tensors take.
-        check: called with the written file before it gets its name; raises to refuse it.
-        go_on: called again and again meanwhile; what it raises ends the commit, without a trace.
-    Raises:
-        CheckpointWriteError: says path, needed and free bytes; what was there before is intact, no part is left behind.
-    """
-    needed = _tensor_bytes(payload) if needed_bytes is None else needed_bytes
-    if strange := _not_plain(payload):
-        raise CheckpointWriteError(
-            f"{path} was not written, because it could not be loaded again: {'; '.join(strange[:5])}. A checkpoint holds "
-            "tensors and plain values only; let state_dict() return those, such as float(x)."
-        )
+def _tried(folder: Path) -> bool:
+    """Write a file of nothing to `folder`. Returns whether files there can have a second name."""
+    probe = atomic_write(folder / ".writable", lambda file: None)
+    second = folder / ".writable-too"
     try:
-        free = free_bytes(path.parent)
-        if free < needed:
-            raise CheckpointWriteError(_no_space(path, needed, free))
-        atomic_write(path, lambda file: _write(payload, file, go_on), _then(check, go_on))
-    except CheckpointWriteError:
-        raise
-    except (OSError, RuntimeError) as error:
-        cause = _os_error(error)
-        if cause is None and not isinstance(error, CheckpointError):
-            raise
-        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CheckpointWriteError(_no_space(path, needed, free_bytes(path.parent))) from error
-        raise CheckpointWriteError(
-            f"{path} could not be written: {cause or error}. Older checkpoints are intact."
-        ) from error
-
-
-class _Pieces:
-    """A file that is written in pieces, with a look between two of them whether it is still wanted."""
-
-    SIZE = 16 << 20  # bytes: some 10 ms of a disk's time
-
-    def __init__(self, file: IO[bytes], go_on: Callable[[], None]) -> None:
-        self._file, self._go_on = file, go_on
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, any buffer of bytes."""
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), self.SIZE):
-            self._go_on()
-            self._file.write(view[start : start + self.SIZE])
-        return len(view)
-
-    def flush(self) -> None:
-        """As files have it; torch calls it."""
-        self._file.flush()
-
-
-# What torch loads with weights_only=True. Subclasses are not meant: numpy's float64 is a float, and pickles as a call.
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, set, torch.Size, torch.dtype, torch.device)
-
-
-def _not_plain(value: Any, place: str = "") -> list[str]:
-    """Where `value` holds something else than tensors and plain values."""
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
-        return []
-    if type(value) in (dict, OrderedDict):
-        entries = [(f"{place}.{name}", entry) for name, entry in value.items()]
-        entries += [(f"a key of {place}", name) for name in value if type(name) not in (str, int)]
-    elif type(value) in (list, tuple):
-        entries = [(f"{place}.{number}", entry) for number, entry in enumerate(value)]
-    else:
-        return [f"{place.removeprefix('.')} is a {type(value).__module__}.{type(value).__qualname__}"]
-    return [found for name, entry in entries for found in _not_plain(entry, name)]
-
-
-def _tensor_bytes(value: Any, seen: set[int] | None = None) -> int:
-    """Bytes of the tensors in `value`; the same tensor under two names counts once, as it does in the file."""
-    seen = set() if seen is None else seen
-    if isinstance(value, Tensor):
-        known = id(value) in seen
-        seen.add(id(value))
-        return 0 if known else value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(_tensor_bytes(entry, seen) for entry in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(_tensor_bytes(entry, seen) for entry in value)
-    return 0
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind `error`: torch.save reports a full disk as a RuntimeError of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _no_space(path: Path, needed: int, free: int) -> str:
-    return (
-        f"{path}: not enough disk space; {needed:,} bytes are needed and {free:,} are free. Older checkpoints are intact. "
-        "Free some space, lower keep_last_n, or choose another checkpoint_dir."
-    )
+        os.link(probe, second)
+    except OSError:
+        return False
+    finally:
+        probe.unlink()
+        second.unlink(missing_ok=True)
+    return True

@@ -43,7 +43,9 @@ class Sums:
     def from_dict(cls, values: Mapping[str, Any]) -> Sums:
         """The inverse of `to_dict`."""
         # Before there were other tasks, "correct" stood alone.
-        counted = values["counts"] if "counts" in values else {"correct": [values["correct"]]}
+        alone = {"correct": [values["correct"]]} if "correct" in values else {}
+        counted = values.get("counts", alone)
+        values = {**vars(cls()), **values}
         counts = {str(name): [float(value) for value in found] for name, found in counted.items()}
         loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
         return cls(loss, int(values["targets"]), grad_norm, int(values["steps"]), counts)

@@ -125,4 +125,5 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a memory from `state_dict`."""
+        state = {**self.state_dict(), **state}
         self.plateau_factor, self.plateau_waits = float(state["plateau_factor"]), int(state["plateau_waits"])

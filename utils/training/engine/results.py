@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -193,8 +194,8 @@ class TrainingResults(Mapping[str, Any]):
         if self.checkpoint_path and Path(self.checkpoint_path).is_file():
             from utils.training.engine.checkpoint import read_checkpoint
 
-            weights: dict[str, Tensor] = read_checkpoint(self.checkpoint_path)["model"]
-            return weights
+            weights: dict[str, Tensor] = read_checkpoint(self.checkpoint_path, mapped=True)["model"]
+            return copy.deepcopy(weights)  # of the mapped file, which may change or go
         return {name: tensor.detach().cpu().clone() for name, tensor in self.bare_model.state_dict().items()}
 
     def __getitem__(self, key: str) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,20 +77,45 @@ def capture() -> dict[str, Any]:
 
 def restore(state: dict[str, Any]) -> None:
     """Set every global generator to what `capture` returned."""
-    python, numpy_state = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    np.random.set_state(  # noqa: NPY002
-        (
-            "MT19937",
-            numpy_state["words"].numpy().astype(np.uint32),
-            numpy_state["position"],
-            numpy_state["has_gauss"],
-            numpy_state["gauss"],
-        )
-    )
+    random.setstate(_python_state(state["python"]))
+    np.random.set_state(_numpy_state(state["numpy"]))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def problem(state: dict[str, Any]) -> str | None:
+    """Why `state` is not one of `capture`, None when it is. Parts that are missing are no problem here.
+
+    Each part is tried on a generator of its own; the global ones are not touched.
+    """
+    tries: dict[str, Callable[[], object]] = {
+        "python": lambda: random.Random().setstate(_python_state(state["python"])),
+        "numpy": lambda: np.random.RandomState().set_state(_numpy_state(state["numpy"])),
+        "torch": lambda: torch.Generator().set_state(state["torch"]),
+        "cuda": lambda: [_require_bytes(one) for one in state["cuda"]],
+    }
+    for name, attempt in tries.items():
+        if name in state:
+            try:
+                attempt()
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+                return f"{name}: not a generator's state ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+    return None
+
+
+def _require_bytes(state: torch.Tensor) -> None:
+    if state.dtype is not torch.uint8:
+        raise TypeError(f"got {state.dtype}; must be torch.uint8")
+
+
+def _python_state(python: dict[str, Any]) -> tuple[Any, ...]:
+    return python["version"], tuple(python["words"]), python["gauss"]
+
+
+def _numpy_state(state: dict[str, Any]) -> tuple[Any, ...]:
+    words = state["words"].numpy().astype(np.uint32)
+    return "MT19937", words, state["position"], state["has_gauss"], state["gauss"]
 
 
 @contextlib.contextmanager

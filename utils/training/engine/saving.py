@@ -16,7 +16,7 @@ from utils.errors import CheckpointWriteError
 from utils.training.engine import fast_paths, rng
 from utils.training.engine.background import BackgroundCommit
 from utils.training.engine.callbacks import CallbackList
-from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Payload
+from utils.training.engine.checkpoint import FORMAT, SCHEMA, CheckpointStore, Payload
 from utils.training.engine.parts import Parts
 from utils.training.engine.sharding import whole
 from utils.training.engine.snapshot import NoRoomError, SnapshotMemory, storage_bytes
@@ -178,6 +178,7 @@ class RunSaver:
         parts = self.parts
         payload = {
             "format": FORMAT,
+            "schema": SCHEMA,
             "run": {"id": self.store.run_id, "name": self._run_name},
             "state": self.state.to_dict(),
             "value": value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -66,6 +67,9 @@ class TrainState:
     validation_pieces: Pieces = field(default_factory=Pieces)
     stop_reason: str | None = None
 
+    #: Fields of earlier versions: name -> present name, None where nothing took its place.
+    EARLIER: ClassVar[Mapping[str, str | None]] = {}
+
     ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping")
 
     @property
@@ -115,12 +119,18 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainState:
-        """The inverse of `to_dict`."""
-        values = dict(values)
+        """The inverse of `to_dict`, also of an earlier version's: fields that are missing take their defaults."""
+        values = {**cls().to_dict(), **cls.renamed(values)}
         for name in ("epoch_sums", "window_sums"):
             values[name] = Sums.from_dict(values[name])
         for name in ("pieces", "validation_pieces"):
             values[name] = Pieces(values.get(name))
-        values["best"] = Best(**values["best"])
+        values["best"] = Best(**{**vars(Best()), **values["best"]})
         values["history"] = [dict(row) for row in values["history"]]
         return cls(**values)
+
+    @classmethod
+    def renamed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What an earlier version's `to_dict` wrote, under this version's names."""
+        names = {name: cls.EARLIER.get(name, name) for name in values}
+        return {present: values[name] for name, present in names.items() if present is not None}

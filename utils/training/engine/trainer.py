@@ -32,8 +32,10 @@ from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersSto
 from utils.training.engine.compiling import check_compiler, compile_now
 from utils.training.engine.continuing import (
     best_to_continue,
+    check_restorable,
     check_same,
     fingerprint_of,
+    optimizer_starts_afresh,
     restore_optimizer,
     settings_changed,
 )
@@ -51,12 +53,12 @@ from utils.training.engine.parts import Parts, assemble, switch_activation_check
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_weights
-from utils.training.engine.state import Best, TrainState
+from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
 from utils.training.engine.world import World, check_launch, join
-from utils.training.run_folder import RunFolder, Start, decide_start
+from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec
 from utils.training.tracking import make_tracker
 from utils.training.training_config import TrainingConfig
@@ -104,7 +106,7 @@ class Trainer:
         if isinstance(training_config, Mapping):
             training_config = TrainingConfig.from_dict(training_config)
         self.model, self.config = model, config
-        self.training_config = training_config or TrainingConfig()
+        self.training_config = (training_config or TrainingConfig()).at(Path.cwd())
         self.task_spec, self.tokenizer, self.data_collator = task_spec, tokenizer, data_collator
         self.hooks, self.callbacks, self.own_parts = hooks, list(callbacks), own_parts
         self.state, self.control = TrainState(), Control()
@@ -156,6 +158,7 @@ class Trainer:
     def _train(self, train_data: Any, val_data: Any, resume_from: Any) -> TrainingResults:
         self.notices = []
         config = self.training_config
+        resume_from = absolute_source(resume_from)
         for sentence in check_launch(config):
             self.notice(sentence)
         world = join(config, detect_device().kind)
@@ -179,7 +182,7 @@ class Trainer:
             stack.enter_context(rng.preserved())
             stack.enter_context(rng.deterministic_algorithms(config.deterministic))
             stack.enter_context(_training_mode(self.model, config))
-            start = decide_start(config, resume_from, stack, world)
+            start = decide_start(config.with_absolute_paths(), resume_from, stack, world, self.model)
             self.run_dir = start.folder.path
             start.folder.clear_stop()  # it meant an earlier training; one that is made from here on counts
             for sentence in start.notices:
@@ -195,7 +198,7 @@ class Trainer:
             self.state = self._restore(start, parts, fingerprint, data)
             store = self._store(start.folder, config.mode, world)
             if start.in_place:
-                store.adopt()
+                store.adopt(start.entry)
             if self.state.ended:
                 if not start.in_place:
                     self.notice(_nothing_left(start, self.state))
@@ -427,21 +430,26 @@ class Trainer:
         for sentence in check_same(start, self.training_config, environment_facts(parts), fingerprint):
             self.notice(sentence)
         state = self._state_to_continue(start, checkpoint, parts.world)
+        own = self.own_parts is not None
+        afresh = optimizer_starts_afresh(checkpoint, parts, self.training_config, fingerprint, own=own)
+        check_restorable(checkpoint, parts, self.training_config, str(start.source), afresh=afresh is not None, own=own)
         load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
-        afresh = restore_optimizer(checkpoint, parts, self.training_config, fingerprint, brought=self.own_parts is not None)
-        if afresh is not None:
+        if afresh is None:
+            restore_optimizer(checkpoint, parts)
+        else:
             self.notice(afresh)
         parts.schedule.load_state_dict(checkpoint["schedule"])
-        if parts.scaler is not None and checkpoint["scaler"]:
+        if parts.scaler is not None and checkpoint.get("scaler"):
             parts.scaler.load_state_dict(checkpoint["scaler"])
+        start.release()
         if state.ended and start.in_place:
             return state
         if parts.world.is_main:
             rng.restore(checkpoint["rng"])
         else:
-            own = checkpoint["other_processes"][parts.world.rank - 1]
-            rng.restore(own["rng"])
-            state.pieces, state.validation_pieces = Pieces(own["pieces"]), Pieces(own["validation_pieces"])
+            process = checkpoint["other_processes"][parts.world.rank - 1]
+            rng.restore(process["rng"])
+            state.pieces, state.validation_pieces = Pieces(process["pieces"]), Pieces(process["validation_pieces"])
         count = state.rows_written if start.in_place else 0
         state.rows_written = start.folder.keep_history(count, state.history)
         if not data.resumable and state.samples_done:

@@ -56,7 +56,7 @@ def export_model(
         FORMATS[name][0](trained)
     path, notes = _checkpoint_of(results, which)
     model = _cpu_copy(trained)
-    load_model_weights(model, read_checkpoint(path)["model"], str(path))
+    load_model_weights(model, read_checkpoint(path, mapped=True)["model"], str(path))
     parent = Path(output_dir).expanduser() if output_dir is not None else Path(results.run_dir) / "exports"
     parent = parent.absolute()
     done: dict[str, ExportResult] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.errors import CheckpointWriteError, ConfigError
 from utils.schema import shown
-from utils.storage import FolderLock, write_json
+from utils.storage import FolderLock, absolute_path, write_json
 from utils.training.search.trial import Trial
 
 _FILE = "search.json"
@@ -41,6 +41,7 @@ class SearchRecord:
         Raises:
             ConfigError: the folder cannot be made.
         """
+        output_dir = absolute_path(output_dir)
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             if name is not None:

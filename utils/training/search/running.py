@@ -107,7 +107,7 @@ def search_hyperparameters(
         space.grid()
     elif kind == "random":
         make_strategy(kind, space, job.config.mode, "", seed, storage=storage, prune=prune, sampler=sampler)
-    record = SearchRecord.reserve(Path(job.config.output_dir), name)
+    record = SearchRecord.reserve(Path(job.config.with_absolute_paths().output_dir), name)
     with contextlib.ExitStack() as stack:
         record.open(_plan(kind, seed, space, job), stack)
         chosen = make_strategy(
@@ -154,7 +154,7 @@ class _Job:
             train_data = train_data.train
         return cls(
             model,
-            own or TrainingConfig(),
+            (own or TrainingConfig()).at(Path.cwd()),
             model_config,
             train_data,
             val_data,
