@@ -26,6 +26,7 @@ from utils.errors import (
     TrainingInterrupted,
 )
 from utils.training.engine import rng
+from utils.training.engine.arguments import check_arguments, whole_number
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.compiling import check_compiler, compile_now
@@ -33,12 +34,19 @@ from utils.training.engine.continuing import check_same, fingerprint_of, restore
 from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
-from utils.training.engine.fit import check_fit, first_samples
+from utils.training.engine.fit import (
+    check_fit,
+    check_gradients_are_dense,
+    check_last_batch,
+    first_samples,
+    initialise_lazy_layers,
+)
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
 from utils.training.engine.objective import Objective
+from utils.training.engine.own_loss import own_loss_notice
 from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
@@ -68,10 +76,10 @@ class Trainer:
     Args:
         model: any nn.Module that maps what a batch holds to what its task needs, such as token ids (B, T) to logits (B, T, V):
             a tensor, or transformers' outputs.
-        config: the model's own configuration, if it has one beside it; its pad_token_id, vocab_size and max_seq_len are read
-            where neither tokenizer nor task_spec has them.
-        training_config: how to train; None: the defaults.
-        task_spec: what to learn; None: inferred from model and data, and said in the results' notices.
+        config: the model's own configuration, if it has one beside it, an object or a mapping; its pad_token_id and max_seq_len
+            are read where neither tokenizer nor task_spec has them.
+        training_config: how to train, as an object or a mapping; None: the defaults.
+        task_spec: what to learn, as an object or a mapping; None: inferred from model and data, with a notice in the results.
         tokenizer: turns texts into ids when the data are texts; kept with the results.
         data_collator: makes a batch from samples; None: as the task needs it (`utils.data.collators`); padding is not scored.
         hooks: a `TrainingHooks`; callbacks: `Callback`s, in order.
@@ -86,8 +94,8 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, config: Any = None, training_config: TrainingConfig | Mapping[str, Any] | None = None,
-        task_spec: TaskSpec | None = None, *, tokenizer: Any = None, data_collator: Any = None, hooks: Any = None,
-        callbacks: Sequence[Callback] = (), own_parts: OwnParts | None = None,
+        task_spec: TaskSpec | Mapping[str, Any] | None = None, *, tokenizer: Any = None, data_collator: Any = None,
+        hooks: Any = None, callbacks: Sequence[Callback] = (), own_parts: OwnParts | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise ModelError(f"Trainer takes an nn.Module as model; got a {type(model).__name__}.")
@@ -95,8 +103,11 @@ class Trainer:
             config, training_config = None, config
         if isinstance(training_config, Mapping):
             training_config = TrainingConfig.from_dict(training_config)
+        if isinstance(task_spec, Mapping):
+            task_spec = TaskSpec.from_dict(task_spec)
         self.model, self.config = model, config
-        self.training_config = training_config or TrainingConfig()
+        self.training_config = TrainingConfig() if training_config is None else training_config
+        check_arguments(config, self.training_config, task_spec, callbacks, hooks)
         self.task_spec, self.tokenizer, self.data_collator = task_spec, tokenizer, data_collator
         self.hooks, self.callbacks, self.own_parts = hooks, list(callbacks), own_parts
         self.state, self.control = TrainState(), Control()
@@ -146,6 +157,9 @@ class Trainer:
             self.notice(sentence)
         world = join(config, detect_device().kind)
         data = self._data(train_data, val_data, world)
+        check_gradients_are_dense(self.model)
+        if (initialised := initialise_lazy_layers(self.model, data)) is not None:
+            self.notice(initialised)
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
@@ -168,7 +182,7 @@ class Trainer:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
             parts = self.parts = assemble(
-                self.model, objective, config, total_steps, world=world, own_parts=self.own_parts
+                self.model, objective, config, total_steps, world=world, own_parts=self.own_parts, notice=self.notice
             )
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
@@ -180,6 +194,9 @@ class Trainer:
                 store.adopt()
             if self.state.ended:
                 return self._results(start.folder, store, task_spec)
+            check_last_batch(parts, data)
+            if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:
+                self.notice(difference)
             self._find_batch_size(parts, data)
             self._compile(parts, data)
             self._note_weights(start)
@@ -331,8 +348,8 @@ class Trainer:
         data = self.data = UniversalDataModule(
             train_data, val_data, spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
             config.random_seed, max_train_samples=config.max_train_samples, max_val_samples=config.max_val_samples,
-            pad_token_id=getattr(self.config, "pad_token_id", None),
-            block_size=model_facts(self.model).max_length or getattr(self.config, "max_seq_len", None),
+            pad_token_id=whole_number(self.config, "pad_token_id"),
+            block_size=model_facts(self.model).max_length or whole_number(self.config, "max_seq_len"),
         )  # fmt: skip
         for sentence in data.notices:
             self.notice(sentence)
