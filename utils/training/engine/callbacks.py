@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,11 +106,12 @@ def check_handlers(handler: Any, base: type, argument: str) -> None:
         raise ConfigError(f"{argument}: got the class {handler.__name__}; expected an instance: {handler.__name__}().")
     events = {name: method for name, method in vars(base).items() if name.startswith("on_")}
     own = [name for name in dir(type(handler)) if name.startswith("on_") and callable(getattr(handler, name))]
-    problems = [
-        Problem(name, f"no such event{_did_you_mean(name, events)}; events are {', '.join(events)}", nearest(name, events))
-        for name in own
-        if name not in events
-    ]
+    problems = []
+    for name in own:
+        if name not in events:
+            guess = _probable(name, events)
+            hint = f"; did you mean {guess}?" if guess else ""
+            problems.append(Problem(name, f"no such event{hint}; events are {', '.join(events)}", guess))
     for name in own:
         if name in events and (reason := _misfit(getattr(handler, name), events[name])) is not None:
             problems.append(Problem(name, reason))
@@ -118,9 +119,16 @@ def check_handlers(handler: Any, base: type, argument: str) -> None:
         raise ConfigError.from_problems(f"{argument}: {type(handler).__name__}", problems)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    guess = nearest(name, known)
-    return f"; did you mean {guess}?" if guess else ""
+# Words that other frameworks use in the names of their events.
+_OTHER_WORDS = (("start", "begin"), ("validation", "evaluate"), ("evaluate", "validation"), ("train_epoch", "epoch"))
+
+
+def _probable(name: str, events: Collection[str]) -> str | None:
+    """The event that was probably meant."""
+    for theirs, ours in _OTHER_WORDS:
+        if (renamed := name.replace(theirs, ours)) in events:
+            return renamed
+    return nearest(name, events)
 
 
 def _misfit(method: Any, event: Any) -> str | None:

@@ -104,6 +104,11 @@ def check_gradients_are_dense(model: nn.Module) -> None:
         )
 
 
+def normalises_over_batch(model: nn.Module) -> bool:
+    """Whether the model has a BatchNorm that takes its statistics from the batch."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
 def check_last_batch(parts: Parts, data: UniversalDataModule) -> None:
     """Try a batch of one sample where an epoch ends with one and the model has a BatchNorm, which may not take it.
 
@@ -113,8 +118,7 @@ def check_last_batch(parts: Parts, data: UniversalDataModule) -> None:
     total, size, num_batches = data.num_train, data.batch_size, data.num_steps(1)
     if total is None or num_batches is None or isinstance(data.train, StreamSource) or parts.world.size > 1:
         return
-    norms = any(isinstance(module, _BatchNorm) and module.training for module in parts.model.modules())
-    if not norms or total - (num_batches - 1) * size != 1:
+    if not normalises_over_batch(parts.model) or total - (num_batches - 1) * size != 1:
         return
     try:
         with buffers_kept(parts.model):

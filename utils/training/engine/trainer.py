@@ -40,6 +40,7 @@ from utils.training.engine.fit import (
     check_last_batch,
     first_samples,
     initialise_lazy_layers,
+    normalises_over_batch,
 )
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
@@ -255,7 +256,10 @@ class Trainer:
         batch = _first_batch(data)
         # Gradients, and Adam's two averages (Kingma & Ba 2014).
         fixed = sum(3 * p.numel() * p.element_size() for p in parts.parameters)
-        found = largest_that_fits(batch, parts.rehearse, on_cpu=parts.device.kind == "cpu", fixed_bytes=fixed)
+        found = largest_that_fits(
+            batch, parts.rehearse, on_cpu=parts.device.kind == "cpu", fixed_bytes=fixed,
+            fewest=2 if normalises_over_batch(parts.model) else 1,
+        )  # fmt: skip
         rows = rows_of(batch)
         self.state.pieces.most = found if found < rows else None
         self.notice(f"auto_batch_size: {found} samples go through the model at once, of {rows} a step.")
