@@ -47,7 +47,7 @@ def model_facts(model: Any) -> ModelFacts:
 def _total(parameters: list[Any] | None, trained: bool = False) -> int | None:
     if parameters is None or any(hasattr(parameter, "materialize") for parameter in parameters):  # torch's lazy parameters
         return None
-    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
+    return sum(int(parameter.numel()) for parameter in parameters if parameter.requires_grad or not trained)
 
 
 def _text_config(config: Any) -> Any:

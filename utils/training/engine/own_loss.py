@@ -96,7 +96,8 @@ def _loss_in(outputs: Any) -> float | None:
 @contextlib.contextmanager
 def _configs_kept(model: nn.Module) -> Iterator[None]:
     """transformers' classifiers write `problem_type` into their config when they are given labels."""
-    configs = [config for module in unwrapped(model) if hasattr(config := getattr(module, "config", None), "problem_type")]
+    found: list[Any] = [getattr(module, "config", None) for module in unwrapped(model)]
+    configs = [config for config in found if hasattr(config, "problem_type")]
     before = [config.problem_type for config in configs]
     try:
         yield
