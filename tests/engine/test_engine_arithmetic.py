@@ -83,7 +83,7 @@ def test_loss_and_gradients_of_accumulated_ragged_micro_batches(kind, smoothing,
     ]
     result = train_step(parts, batches, max_grad_norm=0.0)
     assert result.num_targets == sum(int((label[1:] != -100).sum()) for _, label in rows)
-    loss_sum, _, measured_norm, outcome = result.numbers
+    loss_sum, *_, measured_norm, outcome = result.numbers
     assert outcome == UPDATED
     assert loss_sum / result.num_targets == pytest.approx(loss.item(), rel=1e-6)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters()))

@@ -147,6 +147,79 @@ def test_hooks_on_the_output_layer_are_not_bypassed():
     assert "hooks" in reason
 
 
+def hook_on_layer(model, seen):
+    return model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+
+def hook_on_model(model, seen):
+    return model.register_forward_hook(lambda module, inputs, output: seen.append(output.logits))
+
+
+def hook_that_changes(model, seen):
+    return model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output) or 2 * output)
+
+
+def backward_hook(model, seen):
+    return model.get_output_embeddings().register_full_backward_hook(lambda module, inner, outer: seen.append(outer[0]))
+
+
+def parametrization(model, seen):
+    class Halved(nn.Module):
+        def forward(self, weight):
+            seen.append(torch.zeros(1, 1, model.config.vocab_size))
+            return weight / 2
+
+    nn.utils.parametrize.register_parametrization(model.get_output_embeddings(), "weight", Halved())
+
+
+ADDED = [hook_on_layer, hook_on_model, hook_that_changes, backward_hook, parametrization]
+
+
+@pytest.mark.parametrize("add", ADDED)
+@pytest.mark.parametrize("make", [lambda: tiny_gpt(dropout=0.0), tiny_llama])
+def test_a_hook_that_is_added_after_the_first_step_is_not_bypassed(make, add, monkeypatch):
+    """The output layer is known by then."""
+    monkeypatch.setattr(fused_loss, "WORTH_IT", 1)
+    ids, losses = token_rows(4), {}
+    for fused in ("auto", "off"):
+        model, seen = make().train(), []
+        task, call = CausalLM(fused=fused), ModelCall(model)
+        task(call, {"input_ids": ids}).loss_sum.backward()
+        add(model, seen)
+        loss = task(call, {"input_ids": ids}).loss_sum
+        loss.backward()
+        losses[fused] = loss.item()
+        assert seen
+        assert seen[-1].shape[-1] == model.config.vocab_size
+        assert fused == "off" or "hooks" in task.notice
+    assert losses["auto"] == pytest.approx(losses["off"], rel=1e-6)
+
+
+def test_a_hook_that_is_removed_again_gives_the_fused_path_back(monkeypatch):
+    monkeypatch.setattr(fused_loss, "WORTH_IT", 1)
+    calls = []
+    original = fused_loss.linear_cross_entropy
+    monkeypatch.setattr(fused_loss, "linear_cross_entropy", lambda *given: calls.append(1) or original(*given))
+    model = tiny_gpt(dropout=0.0)
+    task, call, batch = CausalLM(), ModelCall(model), {"input_ids": token_rows(4)}
+    task(call, batch)
+    handle = hook_on_layer(model, [])
+    task(call, batch)
+    assert len(calls) == 1
+    handle.remove()
+    task(call, batch)
+    assert len(calls) == 2
+
+
+def test_a_hook_that_comes_later_is_refused_where_fusing_was_demanded():
+    model = tiny_gpt(dropout=0.0)
+    task, call, batch = CausalLM(fused="on"), ModelCall(model), {"input_ids": token_rows(4)}
+    task(call, batch)
+    hook_on_layer(model, [])
+    with pytest.raises(ModelError, match="fused_loss='on', but its output layer.*has hooks"):
+        task(call, batch)
+
+
 def test_looking_for_the_output_layer_leaves_no_trace():
     model = nn.Sequential(nn.Embedding(32, 8), nn.Dropout(0.5), nn.Linear(8, 32))
     model.register_buffer("calls", torch.zeros(()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_squared_error, r2_score
@@ -25,7 +27,7 @@ from tests.kit.task_toys import (
     tiny_bert,
     tiny_t5,
 )
-from tests.kit.toys import assert_same_run, golden_config
+from tests.kit.toys import assert_same_run, golden_config, tiny_gpt
 from utils.errors import ConfigError, DataError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
 from utils.training.engine import loop as loop_module
@@ -401,3 +403,32 @@ def test_the_metrics_of_a_task_can_be_monitored_and_no_others(case, results_of):
 
 
 GROWS = dict.fromkeys(("accuracy", "f1_micro", "f1_macro", "r2"), "max")
+
+
+SMOOTHED = {
+    "causal_lm": (lambda: tiny_gpt(), TaskSpec.language_modeling(), [{"input_ids": row} for row in VALIDATION]),
+    "masked_lm": (lambda: tiny_bert("ForMaskedLM"), TaskSpec.masked_lm(pad_token_id=PAD), MASKED[1]),
+    "seq2seq": (tiny_t5, TaskSpec.seq2seq(pad_token_id=PAD), samples_of(VALIDATION, reversed_ids)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+@pytest.mark.parametrize("kind", SMOOTHED)
+def test_perplexity_and_accuracy_do_not_depend_on_label_smoothing(kind, fused):
+    make, spec, samples = SMOOTHED[kind]
+    found = {}
+    for smoothing in (0.0, 0.2):
+        # A learning rate that moves nothing, so that both runs score the same weights.
+        config = golden_config(
+            epochs=1, label_smoothing=smoothing, fused_loss="off" if kind == "seq2seq" else fused, learning_rate=1e-12,
+            precision="32", run_name=f"smoothing-{smoothing}",
+        )  # fmt: skip
+        results = Trainer(make(), None, config, spec, tokenizer=None).train(samples, samples)
+        found[smoothing] = results
+    plain, smoothed = (found[smoothing].history[0] for smoothing in (0.0, 0.2))
+    for name in ("val/perplexity", "val/accuracy"):
+        assert smoothed[name] == pytest.approx(plain[name], rel=1e-4)
+    assert smoothed["val/loss"] != pytest.approx(plain["val/loss"], rel=1e-4)
+    assert smoothed["train/perplexity"] != pytest.approx(math.exp(smoothed["train/loss"]), rel=1e-4)
+    assert found[0.2].final_perplexity == pytest.approx(plain["val/perplexity"], rel=1e-4)
+    assert f"perplexity {plain['val/perplexity']:.1f}" in found[0.2].summary()["validation loss"]

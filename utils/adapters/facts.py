@@ -12,7 +12,7 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seq_
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts about a model; None where it does not say.
+    """Facts about a model; None where it does not say. Lazy layers have no size before their first forward pass.
 
     Attributes:
         name: its class.
@@ -36,8 +36,8 @@ def model_facts(model: Any) -> ModelFacts:
     parameters = list(model.parameters()) if callable(getattr(model, "parameters", None)) else None
     return ModelFacts(
         name=type(model).__name__,
-        parameters=None if parameters is None else sum(p.numel() for p in parameters),
-        trainable=None if parameters is None else sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=_total(parameters),
+        trainable=_total(parameters, trained=True),
         # The table itself comes before what a config says of it: it may have been resized since.
         vocab_size=_input_embedding_rows(model) or _first_count(sources, ("vocab_size",)) or _token_embeddings(model),
         max_length=_longest_input(model, _first_count(sources, _POSITIONS)),
@@ -58,6 +58,12 @@ def _longest_input(model: Any, stated: int | None) -> int | None:
         if isinstance(rows, int) and isinstance(padding_idx, int) and "pos" in name.rpartition(".")[2].lower():
             usable.append(rows - padding_idx - 1)
     return min(usable)
+
+
+def _total(parameters: list[Any] | None, trained: bool = False) -> int | None:
+    if parameters is None or any(hasattr(parameter, "materialize") for parameter in parameters):  # torch's lazy parameters
+        return None
+    return sum(int(parameter.numel()) for parameter in parameters if parameter.requires_grad or not trained)
 
 
 def _text_config(config: Any) -> Any:

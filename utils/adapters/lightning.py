@@ -19,7 +19,7 @@ from utils.errors import ConfigError, ModelError, Problem
 from utils.schema import shown
 from utils.training.engine import rng
 from utils.training.engine.metrics import perplexity
-from utils.training.engine.objective import Loss
+from utils.training.engine.objective import Loss, with_auxiliary_loss
 from utils.training.engine.optim import Schedule, parameter_groups
 from utils.training.engine.tasks import make_task
 from utils.training.task_spec import TaskSpec
@@ -108,7 +108,7 @@ class UniversalModelAdapter(pl.LightningModule):
                 Labels of -100, and those of padding, are not scored.
         Returns:
             {"logits": (B, T, V), or as the task has them}, and with labels {"loss": scalar}, the mean over targets, 0 when
-            there is none.
+            there is none; in training with what the model returns as auxiliary loss.
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         batch = {name: value for name, value in given.items() if value is not None}
@@ -119,13 +119,17 @@ class UniversalModelAdapter(pl.LightningModule):
         return {"logits": found.outputs, "loss": _mean(found)}
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """The batch's mean loss, with graph. Logs `train_loss`, and `train_perplexity` where there is one."""
+        """The batch's mean loss and auxiliary loss, with graph. Logs `train_loss`, and where there are such `train_aux_loss`
+        and `train_perplexity`."""
         found = self._scored(as_batch(batch))
-        loss = _mean(found)
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=found.num_targets)
+        loss = found.loss_sum.detach() / max(found.num_targets, 1)
+        self.log("train_loss", loss, prog_bar=True, batch_size=found.num_targets)
+        if found.auxiliary is not None:
+            auxiliary = found.auxiliary.detach() / max(found.num_targets, 1)
+            self.log("train_aux_loss", auxiliary, batch_size=found.num_targets)
         if self._task.over_tokens:
-            self.log("train_perplexity", loss.detach().exp(), batch_size=found.num_targets)
-        return loss
+            self.log("train_perplexity", loss.exp(), batch_size=found.num_targets)
+        return _mean(found)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the sums of a validation."""
@@ -206,11 +210,11 @@ class UniversalModelAdapter(pl.LightningModule):
             labels = batch["input_ids"] if labels is None else labels
             pad_id, eos_id = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
             batch = {**batch, "labels": labels_of(labels, mask, pad_id, eos_id)}
-        return self._task(self._call, batch, keep_outputs)
+        return with_auxiliary_loss(self._task, self._call, batch, keep_outputs)
 
 
 def _mean(found: Loss) -> Tensor:
-    return found.loss_sum / max(found.num_targets, 1)
+    return found.minimised / max(found.num_targets, 1)
 
 
 def _check_model(model: Any, vocab_size: int | None) -> None:

@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from utils.errors import ModelError
+
+#: Why a layer is not used though it is the output layer.
+WATCHED = "its output layer, or a module around it, has hooks or a parametrization"
 
 
 @contextlib.contextmanager
@@ -34,7 +38,7 @@ def state_kept(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Running statistics and the like are as before afterwards, and so is the random state."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from the global generators
     try:
@@ -74,8 +78,8 @@ def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.
         return None, "what the model returns is not the untouched output of a linear layer"
     if sum(other is layer for other, _ in outputs) > 1:
         return None, "its output layer is used more than once in a forward pass"
-    if _is_watched(layer):
-        return None, "its output layer has hooks or a parametrization of its own"
+    if is_watched(layer, modules_around(model, layer)):
+        return None, WATCHED
     with buffers_kept(model), hidden_states_of(layer) as taken:
         passed_on = call()
     if taken.hidden is not passed_on:
@@ -83,8 +87,17 @@ def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.
     return layer, ""
 
 
-def _is_watched(layer: nn.Linear) -> bool:
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+def modules_around(model: nn.Module, layer: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that contain `layer`, the model among them: what the layer returns passes through them."""
+    return tuple(module for module in model.modules() if module is not layer and layer in set(module.modules()))
+
+
+def is_watched(layer: nn.Module, around: tuple[nn.Module, ...]) -> bool:
+    """Whether somebody sees or changes what the layer returns: by a hook on it or on a module around it, or by a
+    parametrization. Hooks can be added at any time, so this is asked before each use."""
+    hooks: list[Any] = [layer._forward_pre_hooks]
+    for module in (layer, *around):
+        hooks += [module._forward_hooks, module._backward_hooks, module._backward_pre_hooks]
     return any(hooks) or hasattr(layer, "parametrizations")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from utils.adapters.forward import ModelCall
 from utils.data.examples import Batch, as_batch, labels_of
 from utils.errors import ConfigError, ModelError
+from utils.training.engine.objective import with_auxiliary_loss
 from utils.training.engine.step import modes_kept
 from utils.training.engine.tasks import Seq2Seq, make_task
 from utils.training.task_spec import TaskSpec
@@ -64,9 +65,10 @@ class TaskAdapter:
         return {name: tensor.to(device) for name, tensor in as_batch(batch).items()}
 
     def forward_for_loss(self, batch: Any) -> Tensor:
-        """The mean loss over the batch's targets: a scalar with graph, 0 when there is none. The batch has labels."""
-        found = self._task(self._call, self.prepare_inputs(batch))
-        return found.loss_sum / max(found.num_targets, 1)
+        """The mean loss over the batch's targets: a scalar with graph, 0 when there is none. The batch has labels. In training
+        mode with what the model returns as auxiliary loss."""
+        found = with_auxiliary_loss(self._task, self._call, self.prepare_inputs(batch))
+        return found.minimised / max(found.num_targets, 1)
 
     def get_logits(self, batch: Any) -> Tensor:
         """The model's logits, in the mode that it is in, with graph where gradients are on."""

@@ -195,7 +195,7 @@ def one_line(error: BaseException) -> str:
 def as_batch(value: Any) -> Batch:
     """What a collate function or loader made, as a dict of tensors named as transformers names them."""
     if isinstance(value, Mapping):
-        return {str(name): torch.as_tensor(entry) for name, entry in value.items()}
+        return {str(name): _as_tensor(str(name), entry) for name, entry in value.items()}
     if isinstance(value, Tensor):
         return {_input_name(value): value}
     if isinstance(value, (tuple, list)) and value and all(isinstance(entry, Tensor) for entry in value):
@@ -207,6 +207,16 @@ def as_batch(value: Any) -> Batch:
         f"Expected a batch to be a dict of tensors, a tensor, or a pair (inputs, labels); got {_described(value)}. "
         "Give a data_collator that returns a dict with input_ids (or pixel_values) and labels."
     )
+
+
+def _as_tensor(name: str, entry: Any) -> Tensor:
+    try:
+        return torch.as_tensor(entry)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataTypeError(
+            f"{name!r} of a batch is {_described(entry)}, which cannot become a tensor ({one_line(error)}). Remove {name!r} "
+            "from the samples, or give a data_collator that leaves it out or turns it into numbers."
+        ) from error
 
 
 def _input_name(tensor: Tensor) -> str:

@@ -13,13 +13,15 @@ Order of events in one epoch:
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import CallbackError, ConfigError
+from utils.errors import CallbackError, ConfigError, Problem
+from utils.schema import nearest
 
 if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
@@ -93,11 +95,68 @@ class Callback:
         """When the run fails; `error` is raised afterwards."""
 
 
+def check_handlers(handler: Any, base: type, argument: str) -> None:
+    """Check that every `on_...` method of a callback or of hooks is known and can be called as it will be.
+
+    Args:
+        base: the class that defines the events and how they are called.
+        argument: what the handler was given as, for the message.
+    Raises:
+        ConfigError: lists every problem; an unknown name with the nearest known one.
+    """
+    if isinstance(handler, type):
+        raise ConfigError(f"{argument}: got the class {handler.__name__}; expected an instance: {handler.__name__}().")
+    events = {name: method for name, method in vars(base).items() if name.startswith("on_")}
+    own = [name for name in dir(type(handler)) if name.startswith("on_") and callable(getattr(handler, name))]
+    problems = []
+    for name in own:
+        if name not in events:
+            guess = _probable(name, events)
+            hint = f"; did you mean {guess}?" if guess else ""
+            problems.append(Problem(name, f"no such event{hint}; events are {', '.join(events)}", guess))
+    for name in own:
+        if name in events and (reason := _misfit(getattr(handler, name), events[name])) is not None:
+            problems.append(Problem(name, reason))
+    if problems:
+        raise ConfigError.from_problems(f"{argument}: {type(handler).__name__}", problems)
+
+
+# Words that other frameworks use in the names of their events.
+_OTHER_WORDS = (("start", "begin"), ("validation", "evaluate"), ("evaluate", "validation"), ("train_epoch", "epoch"))
+
+
+def _probable(name: str, events: Collection[str]) -> str | None:
+    """The event that was probably meant."""
+    for theirs, ours in _OTHER_WORDS:
+        if (renamed := name.replace(theirs, ours)) in events:
+            return renamed
+    return nearest(name, events)
+
+
+def _misfit(method: Any, event: Any) -> str | None:
+    """Why `method` cannot be called like `event`, a function of the base class; None where it can, or cannot be known."""
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # callables written in C
+        return None
+    _, *parameters = inspect.signature(event).parameters.values()
+    positions = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    keywords = [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
+    try:
+        signature.bind(*positions, **dict.fromkeys(keywords))
+    except TypeError as error:
+        called = ", ".join([*positions, *(f"{name}=..." for name in keywords)])
+        return f"has the signature {signature}, but is called with ({called}): {error}"
+    return None
+
+
 class CallbackList:
     """Callbacks in order; each event reaches only those that override it, so what nobody watches costs nothing."""
 
     def __init__(self, callbacks: Sequence[Callback], trainer: Trainer, isolate: bool) -> None:
         self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            check_handlers(callback, Callback, "callbacks")
         self._trainer, self._isolate = trainer, isolate
         self._listeners = {event: [c for c in self.callbacks if _overrides(c, event)] for event in EVENTS}
 

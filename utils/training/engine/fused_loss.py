@@ -34,11 +34,13 @@ class FusedLoss:
     """What came of it.
 
     Attributes:
-        loss_sum: scalar fp32, with graph; the sum over rows of the cross-entropy in nats.
+        loss_sum: scalar fp32, with graph; the sum over rows of the cross-entropy in nats, label smoothing included.
+        plain_sum: the same without label smoothing, and without graph.
         correct: scalar int64: rows whose target has the largest logit.
     """
 
     loss_sum: Tensor
+    plain_sum: Tensor
     correct: Tensor
 
 
@@ -53,8 +55,8 @@ def linear_cross_entropy(
     kind = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
     apply: Any = _LinearCrossEntropy.apply  # untyped in torch
-    loss_sum, correct = apply(hidden_ND, weight_VD, bias_V, targets_N, label_smoothing, dtype)
-    return FusedLoss(loss_sum, correct)
+    loss_sum, plain_sum, correct = apply(hidden_ND, weight_VD, bias_V, targets_N, label_smoothing, dtype)
+    return FusedLoss(loss_sum, plain_sum, correct)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -69,18 +71,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = tuple(ctx.needs_input_grad[:3])
         work = _Work(
             hidden.detach(), weight.detach(), None if bias is None else bias.detach(), targets, smoothing, dtype
         )
-        loss_sum, correct, gradients = work.run(wanted)
+        loss_sum, plain_sum, correct, gradients = work.run(wanted)
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(correct)
-        return loss_sum, correct
+        ctx.mark_non_differentiable(plain_sum, correct)
+        return loss_sum, plain_sum, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _grad_plain: Tensor, _grad_correct: Tensor) -> tuple[Any, ...]:
         # In place: the tensors were made for this and nobody else has them.
         scaled = [
             None if gradient is None else gradient.mul_(grad_loss.to(gradient.dtype)) for gradient in ctx.saved_tensors
@@ -105,11 +107,13 @@ class _Work:
         block = max(1, _BLOCK_BYTES.get(kind, _ANY_DEVICE) // row_bytes)
         self.block = max(self.chunk, block - block % self.chunk)
 
-    def run(self, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Loss sum, rows that are right, and the gradients of hidden, weight and bias where wanted."""
+    def run(self, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """Loss sum, the same without smoothing, rows that are right, and the gradients of hidden, weight and bias where
+        wanted."""
         hidden, weight, bias = self.given
         rows, vocabulary = hidden.shape[0], weight.shape[0]
         loss_sum = torch.zeros((), dtype=self.exact, device=hidden.device)
+        plain_sum = torch.zeros_like(loss_sum)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight_DV: Tensor | None = None
@@ -122,8 +126,9 @@ class _Work:
                 end = min(start + self.chunk, last)
                 logits = self._logits(start, end)
                 into = None if kept is None else kept[start - first : end - first]
-                loss, right = self._score(logits, self.targets[start:end], into)
+                loss, plain, right = self._score(logits, self.targets[start:end], into)
                 loss_sum += loss
+                plain_sum += plain
                 correct += right
                 if into is not None and grad_hidden is not None:
                     grad_hidden[start:end] = matmul(into, self.weight)
@@ -139,14 +144,14 @@ class _Work:
             else grad_weight_DV.t().to(weight.dtype, memory_format=torch.contiguous_format),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         ]
-        return loss_sum.to(torch.float32) if self.exact == torch.float32 else loss_sum, correct, gradients
+        return loss_sum, plain_sum, correct, gradients
 
     def _logits(self, start: int, end: int) -> Tensor:
         logits = matmul(self.hidden[start:end], self.weight.t())
         return logits if self.bias is None else logits.add_(self.bias)
 
-    def _score(self, logits: Tensor, targets: Tensor, into: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The chunk's loss and right rows; the gradient of its logits goes into `into`."""
+    def _score(self, logits: Tensor, targets: Tensor, into: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The chunk's loss, the same without smoothing, and right rows; the gradient of its logits goes into `into`."""
         logits = logits.to(self.exact)
         of_target = logits.gather(1, targets[:, None])[:, 0]
         largest = logits.amax(1)
@@ -165,7 +170,8 @@ class _Work:
             probabilities.scatter_add_(1, targets[:, None], ones)
             if into is not probabilities:
                 into.copy_(probabilities)
-        return losses.sum(), right
+        loss = losses.sum()
+        return loss, (log_sum - of_target).sum() if self.smoothing else loss, right
 
 
 def _right_rows(logits: Tensor, targets: Tensor, of_target: Tensor, largest: Tensor) -> Tensor:

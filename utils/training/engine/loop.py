@@ -17,7 +17,7 @@ from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
-from utils.training.engine.metrics import Sums, metrics_of, unpack_counts
+from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
 from utils.training.engine.parts import Parts
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
@@ -196,7 +196,10 @@ class TrainingLoop:
         else:
             state.skipped_in_a_row = 0
             state.empty_steps += num_targets == 0
+            *counts, auxiliary = counts
             counted = unpack_counts(counts, self.parts.objective.count_sizes)
+            if auxiliary:  # else there is none
+                counted[AUXILIARY] = [auxiliary]
             state.epoch_sums.add(loss_sum, num_targets, counted, norm)
             state.window_sums.add(loss_sum, num_targets, {}, norm)
             state.targets_done += num_targets

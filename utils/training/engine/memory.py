@@ -179,15 +179,18 @@ class Pieces:
         self.most = (size + 1) // 2
 
 
-def largest_that_fits(batch: Batch, rehearse: Callable[[Batch], None], *, on_cpu: bool, fixed_bytes: int) -> int:
+def largest_that_fits(
+    batch: Batch, rehearse: Callable[[Batch], None], *, on_cpu: bool, fixed_bytes: int, fewest: int = 1
+) -> int:
     """The most samples of `batch` that go through forward and backward pass at once.
 
     An accelerator is tried: halves, until it fits. A CPU's system ends a process that takes too much: there, what the backward
-    pass keeps is measured on one and two samples, and extended to 80 % of the free memory.
+    pass keeps is measured on `fewest` samples and one more, and extended to 80 % of the free memory.
 
     Args:
         rehearse: one forward and backward pass, with nothing left of it.
         fixed_bytes: what training takes besides: gradients, the optimizer's averages.
+        fewest: samples that the model needs at once: 2 with a BatchNorm.
     Raises:
         OutOfMemoryError: not even one sample fits.
     """
@@ -197,16 +200,20 @@ def largest_that_fits(batch: Batch, rehearse: Callable[[Batch], None], *, on_cpu
         pieces.run([batch], lambda some: rehearse(some[0]), "a training step")
         return rows if pieces.most is None else pieces.most
     free = free_memory_bytes("cpu")
-    if free is None or rows == 1:
+    if free is None or rows <= fewest:
         return rows
-    kept = [_kept_for_backward(_pieces(batch, size)[0], rehearse) for size in (1, 2)]
+    kept = [_kept_for_backward(_pieces(batch, size)[0], rehearse) for size in (fewest, fewest + 1)]
     room = _USABLE * free - fixed_bytes - kept[0]
     if room < 0:
         raise OutOfMemoryError(
-            f"training this model takes about {(fixed_bytes + kept[0]) / 2**20:,.0f} MiB with a single sample, and "
+            f"training this model takes about {(fixed_bytes + kept[0]) / 2**20:,.0f} MiB with {_samples(fewest)}, and "
             f"{free / 2**20:,.0f} MiB are free. Take a smaller model or shorter sequences."
         )
-    return min(rows, 1 + int(room // max(1, kept[1] - kept[0])))
+    return min(rows, fewest + int(room // max(1, kept[1] - kept[0])))
+
+
+def _samples(count: int) -> str:
+    return "a single sample" if count == 1 else f"{count} samples"
 
 
 class KeptForBackward:

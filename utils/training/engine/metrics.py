@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # What an objective counts: name -> how many numbers that are (1 for a scalar, C for one a class).
 CountSizes = Mapping[str, int]
 
+#: The count of the model's auxiliary loss times the targets, and the name of its metric.
+AUXILIARY = "aux_loss"
+
 
 @dataclass
 class Sums:
@@ -81,10 +84,13 @@ class Sums:
 
 
 def metrics_of(sums: Sums, objective: Objective, prefix: str) -> dict[str, float]:
-    """What the objective makes of its sums, under `prefix`, and the mean gradient norm; empty when nothing was counted."""
+    """The objective's metrics of its sums, under `prefix`; in training also the model's auxiliary loss (mean over targets)
+    and the mean gradient norm. Empty when nothing was counted."""
     if sums.targets == 0:
         return {}
     found = {f"{prefix}/{name}": value for name, value in objective.metrics(sums).items()}
+    if AUXILIARY in sums.counts:
+        found[f"{prefix}/{AUXILIARY}"] = sums.count(AUXILIARY) / sums.targets
     return found if sums.mean_grad_norm is None else {**found, f"{prefix}/grad_norm": sums.mean_grad_norm}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ class Loss:
         loss_sum: scalar fp32, with graph: the sum over targets, not their mean.
         num_targets: targets that count.
         outputs: the logits, where somebody asked for them; else None.
+        auxiliary: what the model returned as auxiliary loss (`utils.adapters.auxiliary`), times `num_targets`, with graph; only
+            in training. None where there is none.
         counts: what adds up over batches, such as "correct": scalars, or rows with a number for each class. On the model's
             device, without graph; the objective's `count_sizes` names them.
     """
@@ -30,6 +34,12 @@ class Loss:
     num_targets: int
     outputs: Tensor | None = None
     counts: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: Tensor | None = None
+
+    @property
+    def minimised(self) -> Tensor:
+        """What the backward pass starts from: the sum over targets, and the auxiliary loss."""
+        return self.loss_sum if self.auxiliary is None else self.loss_sum + self.auxiliary
 
 
 class Objective:
@@ -37,11 +47,13 @@ class Objective:
 
     Attributes:
         notice: a sentence that the user should know about how the loss is computed, once it is known; else None.
+        left_to_right: whether a position's output depends on no later position, so that padding on the right changes nothing.
         count_sizes: what `Loss.counts` holds: name -> how many numbers (1 for a scalar). Fixed, so that processes that have no
             batch of a step know it too. Here: nothing.
     """
 
     notice: str | None = None
+    left_to_right: ClassVar[bool] = False
     count_sizes: CountSizes = MappingProxyType({})
 
     def count_targets(self, batch: Batch) -> int:
@@ -74,8 +86,8 @@ class Objective:
         return ("loss", "accuracy") if "correct" in self.count_sizes else ("loss",)
 
 
-# What a training row holds besides the objective's metrics.
-_OF_EVERY_TASK = ("grad_norm", "learning_rate")
+# What a training row holds besides the objective's metrics; the auxiliary loss only where a model returns one.
+_OF_TRAINING = ("grad_norm", "learning_rate", "aux_loss")
 
 
 def check_monitor(monitor: str, objective: Objective) -> None:
@@ -89,7 +101,7 @@ def check_monitor(monitor: str, objective: Objective) -> None:
         if "metrics" in vars(base):
             return
     prefix, _, name = monitor.partition("/")
-    known = [*objective.metric_names, *(_OF_EVERY_TASK if prefix == "train" else ())]
+    known = [*objective.metric_names, *(_OF_TRAINING if prefix == "train" else ())]
     if name in known:
         return
     guess = nearest(name, known)
@@ -101,13 +113,52 @@ def check_monitor(monitor: str, objective: Objective) -> None:
     )
 
 
-class TrainedModule(nn.Module):
-    """Model and objective as one module, so that whatever wraps a module (mixed precision, several devices) wraps both."""
+def with_auxiliary_loss(objective: Objective, model: ModelCall, batch: Batch, keep_outputs: bool = False,
+                        num_targets: int | None = None) -> Loss:  # fmt: skip
+    """The objective's loss of `batch`, with the auxiliary losses that the model returned, if it is in training.
 
-    def __init__(self, model: nn.Module, objective: Objective, compile_mode: str | None = None) -> None:
+    An auxiliary loss is a mean over a forward pass, whereas the objective's is a sum over targets that the step divides once.
+    So it is multiplied by the micro-batch's targets: each micro-batch weighs by its share of the step's targets, and
+    accumulation changes the result only as far as the mean of means differs from the mean.
+    """
+    model.take_auxiliary_loss()  # a failed pass may have left one behind
+    loss = objective(model, batch, keep_outputs, num_targets)
+    auxiliary = model.take_auxiliary_loss()
+    if auxiliary is not None:
+        loss.auxiliary = auxiliary * loss.num_targets
+    return loss
+
+
+class TrainedModule(nn.Module):
+    """Model and objective as one module, so that whatever wraps a module (mixed precision, several devices) wraps both.
+
+    Args:
+        notice: called with a sentence that the user should know.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, compile_mode: str | None = None,
+        notice: Callable[[str], None] = lambda sentence: None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
-        self._objective, self._call = objective, ModelCall(model, compile_mode)
+        self._objective, self._call, self._notice = objective, ModelCall(model, compile_mode), notice
+        self._looks_for_padding = True
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
-        return self._objective(self._call, batch, keep_outputs, num_targets)
+        return with_auxiliary_loss(self._objective, self._call, batch, keep_outputs, num_targets)
+
+    def look_for_padding(self, batch: Batch) -> None:
+        """Report padding that the model cannot tell from text because no mask reaches it. For batches that the model was called
+        with; `batch` may still be where it was loaded, so that reading its mask does not wait for a device."""
+        mask = batch.get("attention_mask")
+        if not self._looks_for_padding or mask is None or mask.dim() != 2:
+            return
+        reason = self._call.lost_mask(batch)
+        # Of masks that are on a device already only the first one is read.
+        self._looks_for_padding = reason is not None and mask.device.type == "cpu"
+        # Padding on the right is after everything that a model which reads from left to right can see.
+        seen = mask[:, 0] if self._objective.left_to_right else mask
+        if reason is not None and bool((seen == 0).any()):
+            self._notice(f"Batches hold padding that the model processes like text: {reason}")
+            self._looks_for_padding = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from utils.errors import ConfigError, OutOfMemoryError, Problem
 from utils.training.engine import rng
 from utils.training.engine.fabric import make_fabric
 from utils.training.engine.memory import is_out_of_memory
+from utils.training.engine.metrics import exact, pack_counts
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
 from utils.training.engine.own_parts import OwnParts, OwnSchedule, parameters_of
@@ -65,6 +66,7 @@ class Parts:
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
+        given = batch
         if self.device.kind != "cpu":
             # Copies overlap with what the device still has to do; only pinned memory can.
             batch = {name: value.to(self.fabric.device, non_blocking=True) for name, value in batch.items()}
@@ -72,6 +74,7 @@ class Parts:
         with self._talking(), self.precision.autocast(self.device.kind):
             loss = self.own(batch, keep_outputs, num_targets)
         assert isinstance(loss, Loss)
+        self.own.look_for_padding(given)
         return loss
 
     def backward(self, loss: Tensor) -> None:
@@ -90,6 +93,13 @@ class Parts:
         """How many numbers the objective counts besides the loss."""
         return sum(self.objective.count_sizes.values())
 
+    def pack_counts(self, loss: Loss) -> Tensor:
+        """The counts of a micro-batch of training in one fp64 row: the objective's (see `metrics.pack_counts`), then the
+        auxiliary loss times the targets, 0 where there is none."""
+        counts = pack_counts(loss.counts, self.objective.count_sizes, loss.loss_sum)
+        auxiliary = counts.new_zeros(1) if loss.auxiliary is None else exact(loss.auxiliary.detach()).reshape(1)
+        return torch.cat([counts, auxiliary])
+
     def sum_over_processes(self, losses: list[Tensor], counts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Make the gradients those of all processes together, and so the losses (scalars) and the counts (rows)."""
         if self.world.size == 1:
@@ -97,7 +107,7 @@ class Parts:
         if not self.sharded:  # those that are sharded were summed when each was made
             self.world.sum_gradients(self.parameters)
             self.world.share(self.running_statistics)
-        sums = torch.zeros(1 + self.num_counts, dtype=torch.float64, device=self.fabric.device)
+        sums = torch.zeros(2 + self.num_counts, dtype=torch.float64, device=self.fabric.device)
         if losses:  # a process may have no micro-batch of this step
             sums[0] = torch.stack(losses).double().sum()
             sums[1:] = torch.stack(counts).sum(0)
@@ -111,7 +121,7 @@ class Parts:
         try:
             with rng.preserved():
                 count = self.objective.count_targets(batch)
-                self.backward(self.forward(batch, num_targets=count).loss_sum)
+                self.backward(self.forward(batch, num_targets=count).minimised)
                 if self.device.kind == "cuda":
                     torch.cuda.synchronize()
         finally:
@@ -173,11 +183,13 @@ def assemble(
     device: Device | None = None,
     world: World | None = None,
     own_parts: OwnParts | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> Parts:
     """Put the parts together; moves `model` to the device in place. Several processes all begin with the main one's weights.
 
     Args:
         own_parts: the caller's optimizer and scheduler, instead of the config's.
+        notice: called with a sentence that the user should know, when it is known.
     Raises:
         ConfigError: a setting that this model or device cannot do.
     """
@@ -200,7 +212,7 @@ def assemble(
     fabric = make_fabric(device, world, sharded)
     model.to(fabric.device)
     world.share(_tensors(model))
-    own = TrainedModule(model, objective, config.compile_mode)
+    own = TrainedModule(model, objective, config.compile_mode, notice)
     trained = fabric.setup_module(own)  # which may change the parameters, so the optimizer comes after it
     schedule: Schedule | OwnSchedule
     if own_parts is None:

@@ -89,7 +89,7 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def loss_history(self) -> list[float]:
-        """Mean training loss of each epoch, in nats per target."""
+        """Training loss of each epoch: the mean over all targets of the loss that is minimised, in the task's unit."""
         return [row["train/loss"] for row in self.epoch_rows if "train/loss" in row]
 
     @property
@@ -111,10 +111,16 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def final_perplexity(self) -> float | None:
-        """exp of the last validation loss; of the training loss when nothing was validated. None where the loss is not over
-        tokens."""
-        loss = self.val_loss_history[-1] if self.val_loss_history else self.final_loss
-        return None if loss is None or not self._task.over_tokens else perplexity(loss)
+        """Perplexity of the last validation; of the last training epoch when nothing was validated. From the cross-entropy
+        without label smoothing. None where the loss is not over tokens."""
+        if not self._task.over_tokens:
+            return None
+        for rows, name in ((self.evaluate_rows, "val/perplexity"), (self.epoch_rows, "train/perplexity")):
+            if rows:
+                return rows[-1].get(name)
+        sums = self.state.epoch_sums
+        loss = sums.count("plain_loss") if "plain_loss" in sums.counts else sums.loss
+        return perplexity(loss / sums.targets) if sums.targets else None
 
     @property
     def _task(self) -> type[Task]:
@@ -223,7 +229,8 @@ class TrainingResults(Mapping[str, Any]):
             rows["training loss"] = f"{self.final_loss:.4f} {self._task.loss_unit}"
         if self.val_loss_history:
             last = self.val_loss_history[-1]
-            more = f" (perplexity {perplexity(last):.1f})" if self._task.over_tokens else ""
+            measured = self.final_perplexity
+            more = f" (perplexity {measured:.1f})" if measured is not None else ""
             rows["validation loss"] = f"{last:.4f} {self._task.loss_unit}{more}"
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"

@@ -29,9 +29,9 @@ class StepResult:
     """What one optimizer step did.
 
     Attributes:
-        numbers: sum of losses over targets, what else the objective counted (see `pack_counts`), L2 norm of the mean
-            gradient before clipping, and the outcome: `FAULT`, `UPDATED` or `OVERFLOWED`; of all processes. Floats, or one fp64
-            tensor of as many numbers that is still on its way.
+        numbers: sum of losses over targets, what else the objective counted and the auxiliary loss times the targets (see
+            `Parts.pack_counts`), L2 norm of the mean gradient before clipping, and the outcome: `FAULT`, `UPDATED` or
+            `OVERFLOWED`; of all processes. Floats, or one fp64 tensor of as many numbers that is still on its way.
         num_targets: targets of the whole step, of all processes.
     """
 
@@ -64,14 +64,14 @@ def train_step(
     for batch, count in zip(micro_batches, targets, strict=True):
         watch.batch_begin(batch)
         loss = parts.forward(batch, watch.wants_outputs, count)
-        parts.backward(loss.loss_sum / max(num_targets, 1))
+        parts.backward(loss.minimised / max(num_targets, 1))
         watch.backward_end()
         losses.append(loss.loss_sum.detach())
-        counts.append(pack_counts(loss.counts, parts.objective.count_sizes, loss.loss_sum))
+        counts.append(parts.pack_counts(loss))
         watch.batch_end(batch, loss, num_targets)
     if num_targets == 0:
         # Nothing to learn from: no update either, or weight decay would still pull on the weights.
-        return StepResult((0.0, *[0.0] * parts.num_counts, 0.0, UPDATED), 0)
+        return StepResult((0.0, *[0.0] * (parts.num_counts + 1), 0.0, UPDATED), 0)
     losses, counts = parts.sum_over_processes(losses, counts)
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)

@@ -27,6 +27,7 @@ from utils.errors import (
     TrainingInterrupted,
 )
 from utils.training.engine import rng
+from utils.training.engine.arguments import check_arguments, whole_number
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.compiling import check_compiler, compile_now
@@ -42,12 +43,20 @@ from utils.training.engine.continuing import (
 from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
-from utils.training.engine.fit import check_fit, first_samples
+from utils.training.engine.fit import (
+    check_fit,
+    check_gradients_are_dense,
+    check_last_batch,
+    first_samples,
+    initialise_lazy_layers,
+    normalises_over_batch,
+)
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
 from utils.training.engine.objective import Objective, check_monitor
+from utils.training.engine.own_loss import own_loss_notice
 from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.results import TrainingResults
@@ -77,10 +86,10 @@ class Trainer:
     Args:
         model: any nn.Module that maps what a batch holds to what its task needs, such as token ids (B, T) to logits (B, T, V):
             a tensor, or transformers' outputs.
-        config: the model's own configuration, if it has one beside it; its pad_token_id, vocab_size and max_seq_len are read
-            where neither tokenizer nor task_spec has them.
-        training_config: how to train; None: the defaults.
-        task_spec: what to learn; None: inferred from model and data, and said in the results' notices.
+        config: the model's own configuration, if it has one beside it, an object or a mapping; its pad_token_id, vocab_size and
+            max_seq_len are read where neither tokenizer nor task_spec has them.
+        training_config: how to train, as an object or a mapping; None: the defaults.
+        task_spec: what to learn, as an object or a mapping; None: inferred from model and data, with a notice in the results.
         tokenizer: turns texts into ids when the data are texts; kept with the results. `train` sets the special ids of the
             model's config to those of the tokenizer, and reports each change in a notice.
         data_collator: makes a batch from samples; None: as the task needs it (`utils.data.collators`); padding is not scored.
@@ -96,8 +105,8 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, config: Any = None, training_config: TrainingConfig | Mapping[str, Any] | None = None,
-        task_spec: TaskSpec | None = None, *, tokenizer: Any = None, data_collator: Any = None, hooks: Any = None,
-        callbacks: Sequence[Callback] = (), own_parts: OwnParts | None = None,
+        task_spec: TaskSpec | Mapping[str, Any] | None = None, *, tokenizer: Any = None, data_collator: Any = None,
+        hooks: Any = None, callbacks: Sequence[Callback] = (), own_parts: OwnParts | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise ModelError(f"Trainer takes an nn.Module as model; got a {type(model).__name__}.")
@@ -105,8 +114,12 @@ class Trainer:
             config, training_config = None, config
         if isinstance(training_config, Mapping):
             training_config = TrainingConfig.from_dict(training_config)
+        if isinstance(task_spec, Mapping):
+            task_spec = TaskSpec.from_dict(task_spec)
         self.model, self.config = model, config
-        self.training_config = (training_config or TrainingConfig()).at(Path.cwd())
+        training_config = TrainingConfig() if training_config is None else training_config
+        check_arguments(config, training_config, task_spec, callbacks, hooks)
+        self.training_config = training_config.at(Path.cwd())
         self.task_spec, self.tokenizer, self.data_collator = task_spec, tokenizer, data_collator
         self.hooks, self.callbacks, self.own_parts = hooks, list(callbacks), own_parts
         self.state, self.control = TrainState(), Control()
@@ -166,6 +179,9 @@ class Trainer:
         data = self._data(train_data, val_data, world)
         if (sentence := data.padding_notice(explicit=self._given_pad_id() is not None)) is not None:
             self.notice(sentence)
+        check_gradients_are_dense(self.model)
+        if (initialised := initialise_lazy_layers(self.model, data)) is not None:
+            self.notice(initialised)
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
@@ -189,7 +205,7 @@ class Trainer:
                 self.notice(sentence)
             rng.seed_all(world.seed(config.random_seed))
             parts = self.parts = assemble(
-                self.model, objective, config, total_steps, world=world, own_parts=self.own_parts
+                self.model, objective, config, total_steps, world=world, own_parts=self.own_parts, notice=self.notice
             )
             for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
                 self.notice(sentence)
@@ -204,6 +220,9 @@ class Trainer:
                     self.notice(_nothing_left(start, self.state))
                 self._note_state(start.folder, "ended")  # unless it was killed between its last checkpoint and this note
                 return self._results(start.folder, store, task_spec)
+            check_last_batch(parts, data)
+            if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:
+                self.notice(difference)
             self._find_batch_size(parts, data)
             self._compile(parts, data)
             self._note_weights(start)
@@ -261,7 +280,10 @@ class Trainer:
         batch = _first_batch(data)
         # Gradients, and Adam's two averages (Kingma & Ba 2014).
         fixed = sum(3 * p.numel() * p.element_size() for p in parts.parameters)
-        found = largest_that_fits(batch, parts.rehearse, on_cpu=parts.device.kind == "cpu", fixed_bytes=fixed)
+        found = largest_that_fits(
+            batch, parts.rehearse, on_cpu=parts.device.kind == "cpu", fixed_bytes=fixed,
+            fewest=2 if normalises_over_batch(parts.model) else 1,
+        )  # fmt: skip
         rows = rows_of(batch)
         self.state.pieces.most = found if found < rows else None
         self.notice(f"auto_batch_size: {found} samples go through the model at once, of {rows} a step.")
@@ -362,8 +384,9 @@ class Trainer:
         data = self.data = UniversalDataModule(
             train_data, val_data, spec, self.tokenizer, self.data_collator, config.batch_size, config.num_workers,
             config.random_seed, max_train_samples=config.max_train_samples, max_val_samples=config.max_val_samples,
-            pad_token_id=pad_token_id_of(self.config) if self._given_pad_id() is not None else model_pad_token_id(self.model),
-            block_size=model_facts(self.model).max_length or getattr(self.config, "max_seq_len", None),
+            pad_token_id=whole_number(self.config, "pad_token_id")
+            if self._given_pad_id() is not None else model_pad_token_id(self.model),
+            block_size=model_facts(self.model).max_length or whole_number(self.config, "max_seq_len"),
         )  # fmt: skip
         for sentence in data.notices:
             self.notice(sentence)

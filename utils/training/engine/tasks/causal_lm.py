@@ -20,6 +20,7 @@ class CausalLM(TokenTask):
 
     name = "causal_lm"
     shift = 1
+    left_to_right = True
     label_kind = "id"
     deed = "predicting the next token"
     # Ids, vocabulary and lengths are compared with what the model says of itself; it may be too large to try on the host.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +132,7 @@ def _from_batch(model: nn.Module, batch: Batch) -> _Found:
     if labels is not None and labels.dim() == 1:
         task_type = "image_classification" if over_images else "text_classification"
         return _Found(task_type, "there is one whole number a sample as label")
-    if ids is not None and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+    if ids is not None and ModelCall(model).has_parameter("decoder_input_ids", batch):
         return _Found("seq2seq", "the model takes decoder_input_ids")
     if ids is not None and (labels is None or labels.shape == ids.shape):
         return _over_positions(model, batch, ids, ids if labels is None else labels)

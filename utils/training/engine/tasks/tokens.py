@@ -6,7 +6,6 @@ Shapes: B batch, T positions, D width of the hidden states, V vocabulary, N posi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -14,11 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.adapters.forward import ModelCall
-from utils.adapters.output_layer import find_output_layer, hidden_states_of, passing_on
+from utils.adapters.output_layer import (
+    WATCHED,
+    find_output_layer,
+    hidden_states_of,
+    is_watched,
+    modules_around,
+    passing_on,
+)
 from utils.data.examples import IGNORED, Batch
 from utils.errors import ModelError
 from utils.training.engine import fused_loss
-from utils.training.engine.metrics import CountSizes, Sums, perplexity
+from utils.training.engine.metrics import Sums, perplexity
 from utils.training.engine.objective import Loss
 from utils.training.engine.tasks.base import LabelKind, Task, summed
 from utils.training.task_spec import TaskSpec
@@ -42,7 +48,6 @@ class TokenTask(Task):
     """
 
     over_tokens = True
-    count_sizes: CountSizes = MappingProxyType({"correct": 1})
     label_kind: ClassVar[LabelKind] = "token"
     shift: ClassVar[int] = 0
     deed: ClassVar[str]
@@ -51,8 +56,10 @@ class TokenTask(Task):
         self, vocab_size: int | None = None, label_smoothing: float = 0.0, fused: Literal["auto", "on", "off"] = "auto"
     ) -> None:
         self.vocab_size, self.label_smoothing, self.fused = vocab_size, label_smoothing, fused
+        self.count_sizes = {"correct": 1, "plain_loss": 1} if label_smoothing else {"correct": 1}
         # Model's mode (training or not) -> its output layer; a model may do different things in the two.
         self._layers: dict[bool, nn.Linear | None] = {}
+        self._around: dict[bool, tuple[nn.Module, ...]] = {}  # the modules that contain it
         self._widest: int | None = None  # outputs of the model's widest linear layer
 
     @classmethod
@@ -75,9 +82,11 @@ class TokenTask(Task):
         return ("loss", "perplexity", "accuracy")
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """`loss` (nats per token), its exponential `perplexity`, and `accuracy` (0-1), the share of tokens predicted right."""
+        """`loss` (nats per token), what is minimised, label smoothing included; `perplexity`, the exponential of the mean
+        cross-entropy without label smoothing; `accuracy` (0-1), the share of tokens predicted right."""
         loss = sums.loss / sums.targets
-        return {"loss": loss, "perplexity": perplexity(loss), "accuracy": sums.count("correct") / sums.targets}
+        plain = sums.count("plain_loss") / sums.targets if "plain_loss" in sums.counts else loss
+        return {"loss": loss, "perplexity": perplexity(plain), "accuracy": sums.count("correct") / sums.targets}
 
     def __call__(
         self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
@@ -96,7 +105,11 @@ class TokenTask(Task):
         hidden_BTD = _hidden_states(model, layer, batch)
         rows_ND, targets_N = _scored(self._predicting(hidden_BTD), targets_N, count)
         found = fused_loss.linear_cross_entropy(rows_ND, layer.weight, layer.bias, targets_N, self.label_smoothing)
-        return Loss(found.loss_sum, count, None, {"correct": found.correct})
+        return Loss(found.loss_sum, count, None, self._counts(found.correct, found.plain_sum))
+
+    def _counts(self, correct: Tensor, plain_sum: Tensor) -> dict[str, Tensor]:
+        """What adds up besides the loss; the cross-entropy without label smoothing only where that is not the loss itself."""
+        return {"correct": correct, "plain_loss": plain_sum} if self.label_smoothing else {"correct": correct}
 
     def _predicting(self, outputs_BTX: Tensor) -> Tensor:
         """The rows of positions that predict one."""
@@ -111,7 +124,7 @@ class TokenTask(Task):
         return count * self._widest >= fused_loss.WORTH_IT
 
     def _output_layer(self, model: ModelCall, batch: Batch, labels_BT: Tensor) -> nn.Linear | None:
-        """The layer to fuse with, looked for on the first batch of each mode."""
+        """The layer to fuse with, looked for on the first batch of each mode; None while a hook watches what it returns."""
         training = model.model.training
         if training not in self._layers:
             rows = labels_BT.shape[0]
@@ -124,13 +137,21 @@ class TokenTask(Task):
 
             layer, reason = find_output_layer(model.model, call)
             self._layers[training] = layer
-            if layer is None and self.fused == "on":
-                raise ModelError(
-                    f"fused_loss='on', but {reason} ({type(model.model).__name__}). Set fused_loss='auto'."
-                )
-            if layer is None and labels_BT.numel() * (self.vocab_size or 0) >= fused_loss.WORTH_IT:
-                self.notice = f"The loss is not fused with the output layer: {reason}. It takes more memory and time."
-        return self._layers[training]
+            self._around[training] = () if layer is None else modules_around(model.model, layer)
+            large = labels_BT.numel() * (self.vocab_size or 0) >= fused_loss.WORTH_IT
+            if layer is None and (large or self.fused == "on"):
+                self._explain_not_fused(reason, model)
+        layer = self._layers[training]
+        if layer is not None and is_watched(layer, self._around[training]):
+            self._explain_not_fused(WATCHED, model)
+            return None
+        return layer
+
+    def _explain_not_fused(self, reason: str, model: ModelCall) -> None:
+        """Raise `ModelError` where fusing was demanded; else keep a notice."""
+        if self.fused == "on":
+            raise ModelError(f"fused_loss='on', but {reason} ({type(model.model).__name__}). Set fused_loss='auto'.")
+        self.notice = f"The loss is not fused with the output layer: {reason}. It takes more memory and time."
 
     def _check_vocabulary(self, scored: int, model: ModelCall) -> None:
         if self.vocab_size is not None and scored < self.vocab_size:
@@ -165,7 +186,10 @@ class TokenTask(Task):
             logits_NV, targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
         )
         with torch.no_grad():
-            counts = {"correct": (logits_NV.argmax(-1) == targets_N).sum()}
+            plain_sum = loss_sum
+            if self.label_smoothing:
+                plain_sum = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+            counts = self._counts((logits_NV.argmax(-1) == targets_N).sum(), plain_sum)
         return Loss(loss_sum, count, logits_BTV if keep_outputs else None, counts)
 
 
