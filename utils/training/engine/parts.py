@@ -15,9 +15,10 @@ from utils.environment import Device, detect_device
 from utils.errors import ConfigError, OutOfMemoryError, Problem
 from utils.training.engine import rng
 from utils.training.engine.fabric import make_fabric
+from utils.training.engine.master_weights import HALF
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.objective import Loss, Objective, TrainedModule
-from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
+from utils.training.engine.optim import Schedule, allocate_momentum, leaves_steps_out, make_optimizer
 from utils.training.engine.own_parts import OwnParts, OwnSchedule, parameters_of
 from utils.training.engine.precision import ResolvedPrecision, check_attention, resolve_precision
 from utils.training.engine.sharding import shardable_copy
@@ -68,6 +69,8 @@ class Parts:
         if self.device.kind != "cpu":
             # Copies overlap with what the device still has to do; only pinned memory can.
             batch = {name: value.to(self.fabric.device, non_blocking=True) for name, value in batch.items()}
+        # Inputs in half precision fit weights in half precision; these are fp32 here.
+        batch = {name: value.float() if value.dtype in HALF else value for name, value in batch.items()}
         # Fabric's wrapper looks through all inputs and outputs for tensors to convert; nothing is to be converted here.
         with self._talking(), self.precision.autocast(self.device.kind):
             loss = self.own(batch, keep_outputs, num_targets)
@@ -207,6 +210,7 @@ def assemble(
         optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
     else:
         own_parts.check(model)
+        allocate_momentum(own_parts.optimizer)
         optimizer, schedule = own_parts.optimizer, OwnSchedule(own_parts.optimizer, own_parts.scheduler)
     parameters = parameters_of(optimizer)
     parts = Parts(

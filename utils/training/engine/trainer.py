@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from utils.training.engine.fit import check_fit, first_samples
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.master_weights import fp32_weights
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
 from utils.training.engine.objective import Objective
 from utils.training.engine.own_parts import OwnParts
@@ -45,7 +46,7 @@ from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_weights
 from utils.training.engine.state import TrainState
-from utils.training.engine.step import modes_kept
+from utils.training.engine.step import modes_kept, switch_to_training
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
 from utils.training.engine.world import World, check_launch, join
@@ -161,7 +162,9 @@ class Trainer:
             )
             stack.enter_context(rng.preserved())
             stack.enter_context(rng.deterministic_algorithms(config.deterministic))
-            stack.enter_context(_training_mode(self.model, config))
+            own_optimizer = None if self.own_parts is None else self.own_parts.optimizer
+            stack.enter_context(fp32_weights(self.model, own_optimizer, self.notice))
+            stack.enter_context(_training_mode(self.model, config, self.notice))
             start = decide_start(config, resume_from, stack, world)
             self.run_dir = start.folder.path
             for sentence in start.notices:
@@ -475,10 +478,11 @@ def _note_commit(folder: RunFolder, payload: Payload) -> None:
 
 
 @contextlib.contextmanager
-def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
-    """The model in training mode; afterwards every submodule is in the mode it was in, and nothing is left switched on."""
+def _training_mode(model: nn.Module, config: TrainingConfig, notice: Callable[[str], None]) -> Iterator[None]:
+    """The model in training mode, see `switch_to_training`; afterwards every submodule is in its former mode, and activation
+    checkpointing is off."""
     with modes_kept(model):
-        model.train()
+        switch_to_training(model, notice)
         try:
             yield
         finally:
