@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
+from tests.kit.toys import (
+    assert_same_run,
+    golden_config,
+    normed_lm,
+    plain_lm,
+    tiny_gpt,
+    token_rows,
+    train_set,
+    validation_set,
+)
 from utils.errors import DataError, NonFiniteError
 from utils.training import Callback, Trainer
 from utils.training.engine import loop as loop_module
@@ -156,6 +165,53 @@ def test_a_first_step_that_is_left_out_leaves_no_trace(optimizer, fault, monkeyp
         return results
 
     assert_same_run(train(by_kernels=False), train(by_kernels=True))
+
+
+class SpoiltStatistics(nn.Module):
+    """Makes its activations NaN, before a batch norm, in the passes from `first` to `last` (counted from 1)."""
+
+    def __init__(self, first, last):
+        super().__init__()
+        self.inner, self.count = normed_lm(), 0
+        self.inner.embedding.register_forward_hook(self.spoil)
+        self.first, self.last = first, last
+
+    def spoil(self, module, inputs, output):
+        self.count += self.training
+        return output * math.nan if self.training and self.first <= self.count <= self.last else output
+
+    def forward(self, tokens):
+        return self.inner(tokens)
+
+
+@pytest.mark.parametrize("by_kernels", [False, True])
+@pytest.mark.parametrize("on_nonfinite", ["skip", "stop"])
+def test_running_statistics_are_those_of_the_finite_steps(on_nonfinite, by_kernels, monkeypatch):
+    original = trainer_module.assemble
+
+    def assembled(*arguments, **named):
+        parts = original(*arguments, **named)
+        if by_kernels:
+            parts.guard = torch.zeros(3)
+        return parts
+
+    monkeypatch.setattr(trainer_module, "assemble", assembled)
+    monkeypatch.setattr(loop_module, "_READ_EVERY", 4)
+    changes = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0, "on_nonfinite": on_nonfinite, "max_steps": 6}
+    if on_nonfinite == "skip":
+        model = SpoiltStatistics(3, 4)
+        run(model, **changes)
+    else:
+        model = SpoiltStatistics(3, 3)
+        with pytest.raises(NonFiniteError) as caught:
+            run(model, **changes)
+        assert "step_2.pt" in "".join(caught.value.__notes__)
+        kept = read_checkpoint("runs/golden/checkpoints/step_2.pt")["model"]
+        assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items() if "norm" in name)
+    norm = model.inner.norm
+    assert int(norm.num_batches_tracked) == (4 if on_nonfinite == "skip" else 2)
+    assert norm.running_mean.isfinite().all()
+    assert norm.running_var.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])

@@ -14,6 +14,7 @@ from utils.data.examples import Batch
 from utils.environment import Device, detect_device
 from utils.errors import ConfigError, OutOfMemoryError, Problem
 from utils.training.engine import rng
+from utils.training.engine.buffers import KeptBuffers
 from utils.training.engine.fabric import make_fabric
 from utils.training.engine.master_weights import HALF
 from utils.training.engine.memory import is_out_of_memory
@@ -44,6 +45,7 @@ class Parts:
             steps and must not be saved.
         sharded: whether each process holds a part of every parameter.
         world: the processes that train together.
+        buffers: the model's buffers as they were before the step that is under way.
         running_statistics: buffers of normalisations that training changes; all processes have the main one's.
     """
 
@@ -63,6 +65,10 @@ class Parts:
     sharded: bool = False
     world: World = field(default_factory=World)
     running_statistics: list[Tensor] = field(default_factory=list)
+    buffers: KeptBuffers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffers = KeptBuffers(self.model)
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
@@ -110,7 +116,7 @@ class Parts:
     def rehearse(self, batch: Batch) -> None:
         """One forward and backward pass of which nothing is left: weights, buffers and random state are as before, gradients
         None."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.buffers.keep()
         try:
             with rng.preserved():
                 count = self.objective.count_targets(batch)
@@ -119,9 +125,7 @@ class Parts:
                     torch.cuda.synchronize()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            self.buffers.restore()
 
     def update(self, finite: bool) -> None:
         """Change the parameters by their gradients, if those are finite. Raises `OutOfMemoryError`."""

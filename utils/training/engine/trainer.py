@@ -301,6 +301,7 @@ class Trainer:
             return None
         if loop.before_step is not None:
             rng.rewind(loop.before_step)
+            loop.parts.buffers.restore()
         try:
             return saver.save(wait=True)
         except Exception as error:  # noqa: BLE001 - the failure that brought us here is the one to report
