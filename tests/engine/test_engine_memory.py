@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, token_rows, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, normed_lm, plain_lm, token_rows, train_set, validation_set
 from utils.errors import CallbackError, OutOfMemoryError
 from utils.training import Callback, Trainer
 from utils.training.engine.memory import Pieces, is_out_of_memory, largest_that_fits, split
@@ -65,6 +65,78 @@ def test_a_failed_try_leaves_no_trace_in_random_state():
     results = run(Hungry(most=6, where="backward"))
     from_the_start = run(Hungry(most=99), batch_size=6, gradient_accumulation_steps=2, run_name="small")
     assert results.loss_history == pytest.approx(from_the_start.loss_history, rel=1e-6)
+
+
+class Counting(nn.Module):
+    """A model with every kind of buffer that a forward pass may change: it runs out of memory after all have changed."""
+
+    def __init__(self, most, where="forward"):
+        super().__init__()
+        self.inner, self.most, self.where = normed_lm(), most, where
+        self.register_buffer("in_place", torch.zeros(2))
+        self.register_buffer("replaced", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("growing", torch.zeros(0))
+        self.register_buffer("late", None)
+
+    def forward(self, tokens):
+        logits = self.inner(tokens)
+        if not self.training:
+            return logits
+        self.in_place += 1.0
+        self.replaced = self.replaced + len(tokens)
+        self.growing = torch.cat([self.growing, self.growing.new_ones(1)])
+        self.late = torch.ones(1) if self.late is None else self.late + 1
+        if len(tokens) > self.most and self.where == "forward":
+            raise torch.OutOfMemoryError(CUDA_WORDS)
+        if len(tokens) > self.most:
+            logits.register_hook(_fail)
+        return logits
+
+
+def _fail(gradient):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+
+def buffers_of(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def same_buffers(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_buffers_change_once_however_often_a_step_is_tried(where):
+    hungry, small = Counting(most=3, where=where), Counting(most=99)
+    changes = {"max_steps": 2, "epochs": 1}
+    results = run(hungry, **changes)  # 12, 6, then 3 at once
+    assert results.state.pieces.most == 3
+    run(small, batch_size=3, gradient_accumulation_steps=4, run_name="small", **changes)
+    assert int(small.inner.norm.num_batches_tracked) == 8
+    assert same_buffers(buffers_of(hungry), buffers_of(small))
+
+
+def test_measuring_the_batch_size_leaves_no_trace_in_buffers():
+    plain, measured = Counting(most=99), Counting(most=99)
+    changes = {"max_steps": 2, "epochs": 1}
+    run(plain, run_name="plain", **changes)
+    run(measured, auto_batch_size=True, **changes)
+    assert same_buffers(buffers_of(measured), buffers_of(plain))
+
+
+def test_the_checkpoint_of_a_failed_step_holds_the_buffers_of_the_step_before():
+    class Fails(Callback):
+        def on_batch_end(self, batch_idx, trainer, logs=None):
+            if trainer.state.step == 2:
+                raise ValueError("mine")
+
+    unbroken, continued = normed_lm(), normed_lm()
+    run(unbroken, run_name="unbroken", epochs=2)
+    with pytest.raises(CallbackError) as caught:
+        run(normed_lm(), callbacks=[Fails()], epochs=2)
+    assert "step_2.pt" in "".join(caught.value.__notes__)
+    run(continued, resume_from="auto", epochs=2)
+    assert same_buffers(buffers_of(unbroken), buffers_of(continued))
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])

@@ -9,11 +9,24 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set
+from tests.kit.toys import (
+    assert_same_run,
+    golden_config,
+    normed_lm,
+    plain_lm,
+    tiny_gpt,
+    token_rows,
+    train_set,
+    validation_set,
+)
 from utils.errors import DataError, NonFiniteError
 from utils.storage import json_line, read_json_lines
 from utils.training import Callback, Trainer
+from utils.training.engine import loop as loop_module
+from utils.training.engine import trainer as trainer_module
 from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.optim import leaves_steps_out, make_optimizer
+from utils.training.engine.own_parts import OwnParts
 
 
 class Spoilt(nn.Module):
@@ -109,6 +122,122 @@ def test_three_skips_in_a_row_are_survived_and_recorded_as_nan():
     assert rows[8]["skipped"]
     assert math.isfinite(rows[11]["train/loss"])
     assert all(math.isfinite(loss) for loss in results.loss_history)
+
+
+OWN = {
+    "own nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, fused=True),
+    "own rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("fault", ["skip", "overflow"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", *OWN])
+def test_a_first_step_that_is_left_out_leaves_no_trace(optimizer, fault, monkeypatch):
+    """Decided by the host, and by the optimizer's kernels as on a GPU: the same run, bit for bit."""
+    original = trainer_module.assemble
+
+    def train(by_kernels):
+        def assembled(*arguments, **named):
+            parts = original(*arguments, **named)
+            if fault == "overflow":  # fp16's scaling, which is exact: a power of two
+                parts.scaler = torch.amp.GradScaler("cpu")
+            if by_kernels and leaves_steps_out(parts.optimizer):
+                parts.guard = torch.zeros(3)
+            return parts
+
+        monkeypatch.setattr(trainer_module, "assemble", assembled)
+        monkeypatch.setattr(loop_module, "_READ_EVERY", 5 if by_kernels else 1)
+        model = Spoilt({1}, in_gradient=fault == "overflow")
+        own = OwnParts(OWN[optimizer](model.parameters())) if optimizer in OWN else None
+        weights = {}
+
+        class Watch(Callback):
+            may_be_late = True
+
+            def on_step_end(self, step, trainer, logs=None):
+                weights.setdefault(trainer.state.step, finite(trainer.model.state_dict()))
+
+        config = golden_config(
+            gradient_accumulation_steps=1, precision="32", max_grad_norm=0.0, on_nonfinite="skip", epochs=1,
+            optimizer="adamw" if own else optimizer, run_name="kernels" if by_kernels else "host",
+        )  # fmt: skip
+        results = Trainer(model, None, config, callbacks=[Watch()], own_parts=own).train(train_set(), validation_set())
+        assert all(weights.values())
+        assert results.state.skipped_steps == (fault == "skip")
+        return results
+
+    assert_same_run(train(by_kernels=False), train(by_kernels=True))
+
+
+class SpoiltStatistics(nn.Module):
+    """Makes its activations NaN, before a batch norm, in the passes from `first` to `last` (counted from 1)."""
+
+    def __init__(self, first, last):
+        super().__init__()
+        self.inner, self.count = normed_lm(), 0
+        self.inner.embedding.register_forward_hook(self.spoil)
+        self.first, self.last = first, last
+
+    def spoil(self, module, inputs, output):
+        self.count += self.training
+        return output * math.nan if self.training and self.first <= self.count <= self.last else output
+
+    def forward(self, tokens):
+        return self.inner(tokens)
+
+
+@pytest.mark.parametrize("by_kernels", [False, True])
+@pytest.mark.parametrize("on_nonfinite", ["skip", "stop"])
+def test_running_statistics_are_those_of_the_finite_steps(on_nonfinite, by_kernels, monkeypatch):
+    original = trainer_module.assemble
+
+    def assembled(*arguments, **named):
+        parts = original(*arguments, **named)
+        if by_kernels:
+            parts.guard = torch.zeros(3)
+        return parts
+
+    monkeypatch.setattr(trainer_module, "assemble", assembled)
+    monkeypatch.setattr(loop_module, "_READ_EVERY", 4)
+    changes = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0, "on_nonfinite": on_nonfinite, "max_steps": 6}
+    if on_nonfinite == "skip":
+        model = SpoiltStatistics(3, 4)
+        run(model, **changes)
+    else:
+        model = SpoiltStatistics(3, 3)
+        with pytest.raises(NonFiniteError) as caught:
+            run(model, **changes)
+        assert "step_2.pt" in "".join(caught.value.__notes__)
+        kept = read_checkpoint("runs/golden/checkpoints/step_2.pt")["model"]
+        assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items() if "norm" in name)
+    norm = model.inner.norm
+    assert int(norm.num_batches_tracked) == (4 if on_nonfinite == "skip" else 2)
+    assert norm.running_mean.isfinite().all()
+    assert norm.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_skipped_first_step_changes_no_weight(name):
+    model = plain_lm()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    optimizer = make_optimizer(model, golden_config(optimizer=name, learning_rate=0.1))
+    for skipped in (1.0, 0.0):
+        assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+        optimizer.zero_grad()
+        model(token_rows(2)).sum().backward()
+        optimizer.found_inf = torch.tensor(skipped)
+        optimizer.step()
+    assert all(float(tensor.abs().max()) < 1e3 for tensor in model.state_dict().values())
+
+
+def test_steps_are_decided_by_the_host_where_torch_would_fill_the_momentum_late():
+    """With dampening, buffers of zeros would change the first step."""
+    parameters = list(plain_lm().parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, dampening=0.5, fused=True)
+    assert not leaves_steps_out(optimizer)
+    sum(parameter.sum() for parameter in parameters).backward()
+    optimizer.step()
+    assert leaves_steps_out(optimizer)
 
 
 def unlabelled(rows):

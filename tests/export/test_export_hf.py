@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.kit.toys import LENGTH, VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, token_rows, train_set
@@ -145,6 +147,36 @@ def test_a_run_without_a_tokenizer_says_so(results):
     assert "no tokenizer" in export_model(results)["hf"].notes[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_models_are_exported_in_their_format(dtype, tmp_path):
+    """Their checkpoints hold fp32 weights."""
+    results = trained(tmp_path / "runs", tiny_gpt().to(dtype), precision="32")
+    exported = export_model(results, formats=["hf", "safetensors"])
+    config = json.loads((exported["hf"].path / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
+    kept = weights_of(results.best_model_path)
+    for result in exported.values():
+        saved = load_file(result.path / "model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {dtype}
+        assert all(torch.equal(tensor, kept[name].to(dtype)) for name, tensor in saved.items())
+
+
+def test_exports_hold_no_paths_of_this_machine(results, tmp_path):
+    """Neither of the run nor of the folder that model and tokenizer were loaded from."""
+    source = tmp_path / "source"
+    results.model.save_pretrained(source)
+    results.tokenizer.save_pretrained(source)
+    results.model = AutoModelForCausalLM.from_pretrained(source)
+    results.tokenizer = AutoTokenizer.from_pretrained(source)
+    exported = export_model(results, formats=["hf", "onnx", "safetensors"])
+    for result in exported.values():
+        for name, content in tree(result.path).items():
+            assert str(tmp_path).encode() not in content, (result.format, name)
+            assert str(ROOT).encode() not in content, (result.format, name)
+        record = json.loads((result.path / MARKER).read_text())
+        assert record["source"] == f"run/checkpoints/{Path(results.best_model_path).name}"
+
+
 # What is refused
 
 
@@ -193,14 +225,14 @@ def test_weights_that_are_not_finite_are_not_exported(results, tmp_path):
 
 def test_a_plain_module_is_refused_with_the_way_to_its_weights(tmp_path):
     results = trained(tmp_path / "runs", plain_lm())
-    with pytest.raises(ExportError, match=r"PlainLM is no transformers model.*read_checkpoint"):
+    with pytest.raises(ExportError, match=r"PlainLM is not a transformers model.*formats=\['safetensors'\]"):
         export_model(results)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ["hff"]}, "this version exports: hf, onnx. Did you mean 'hf'"),
+        ({"formats": ["hff"]}, "this version exports: hf, onnx, safetensors. Did you mean 'hf'"),
         ({"formats": ["hf", "gguf"]}, "got the format 'gguf'"),
         ({"formats": []}, "formats is empty"),
         ({"which": "newest"}, "must be 'best' or 'last'"),
@@ -295,7 +327,7 @@ def test_staging_folders_of_dead_processes_are_removed(results, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of file sizes are POSIX")
-@pytest.mark.parametrize("format_name", ["hf", "onnx"])
+@pytest.mark.parametrize("format_name", ["hf", "onnx", "safetensors"])
 def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(format_name, results, tmp_path):
     target = export_model(results, formats=[format_name], output_dir=tmp_path)[format_name].path
     target = target if target.is_dir() else target.parent

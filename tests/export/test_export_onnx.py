@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,11 +247,18 @@ def test_a_model_that_no_file_can_hold_is_one_sentence_and_no_folder(tmp_path, k
 def test_an_encoder_decoder_is_refused_before_anything_is_written(tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(vocab_size=VOCAB_SIZE, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    config = T5Config(
+        vocab_size=VOCAB_SIZE, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )  # fmt: skip
     results = results_of(T5ForConditionalGeneration(config), tmp_path)
-    with pytest.raises(ExportError, match=r"T5ForConditionalGeneration is an encoder-decoder.*formats=\['hf'\]"):
-        export_model(results, formats=["hf", "onnx"])
+    message = r"T5ForConditionalGeneration is an encoder-decoder.*formats=\['hf'\]"
+    with pytest.raises(ExportError, match=message):
+        export_model(results, formats=["onnx"])
     assert not (tmp_path / "exports").exists()
+    # Beside a format that holds it, it does not stop that one.
+    exported = export_model(results, formats=["hf", "onnx"])
+    assert list(exported) == ["hf"]
+    assert re.search(message, exported.not_written["onnx"])
 
 
 def test_a_model_over_pixels_is_refused(tmp_path):
@@ -269,14 +278,54 @@ def test_weights_that_are_not_finite_are_not_exported(bigram, tmp_path):
     assert not (tmp_path / "exports").exists()
 
 
-def test_a_failing_format_leaves_the_earlier_ones_and_names_them(results):
+@pytest.mark.parametrize("formats", [["hf", "onnx", "safetensors"], ["onnx", "safetensors", "hf"]])
+def test_a_failing_format_leaves_the_others_and_is_named(results, formats, caplog):
     target = Path(results.run_dir) / "exports" / "onnx"
     target.mkdir(parents=True)
     (target / "thesis.txt").write_text("mine")
-    with pytest.raises(ExportError, match=r"onnx: .*another output_dir.* Already exported and kept: .*hf"):
-        export_model(results, formats=["hf", "onnx"])
+    exported = export_model(results, formats=formats)
+    assert list(exported) == [name for name in formats if name != "onnx"]
+    assert list(exported.not_written) == ["onnx"]
+    assert "another output_dir" in exported.not_written["onnx"]
     assert (target.parent / "hf" / "model.safetensors").is_file()
     assert [entry.name for entry in target.iterdir()] == ["thesis.txt"]
+    assert "onnx was not exported" in caplog.text
+    with pytest.raises(KeyError, match="onnx: not written: .*another output_dir"):
+        exported["onnx"]
+
+
+class Cyclic(nn.Module):
+    """An error of the model's own that no exporter expects."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(VOCAB_SIZE, VOCAB_SIZE)
+
+    def forward(self, input_ids):
+        raise ZeroDivisionError("mine")
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_what_others_raise_and_missing_packages_concern_one_format(tmp_path, missing, monkeypatch):
+    if missing:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exported = export_model(results_of(Cyclic(), tmp_path), formats=["hf", "onnx", "safetensors"])
+    assert list(exported) == ["safetensors"]
+    assert ("pip install" if missing else "mine") in exported.not_written["onnx"]
+
+
+def test_where_no_format_fits_each_is_named_with_its_reason_and_the_one_that_would(tmp_path):
+    with pytest.raises(ExportError) as error:
+        export_model(results_of(Cyclic(), tmp_path), formats=["hf", "onnx"])
+    for part in (
+        "nothing was exported",
+        "hf: Cyclic is not a transformers model",
+        "onnx: Cyclic",
+        "mine",
+        "['safetensors']",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "exports").exists()
 
 
 def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(bigram):

@@ -66,6 +66,26 @@ def plain_lm(vocab_size: int = VOCAB_SIZE, dropout: float = 0.1, seed: int = 0) 
         return PlainLM(vocab_size, dropout=dropout)
 
 
+class NormedLM(nn.Module):
+    """A language model with batch normalisation, whose running statistics are buffers that a forward pass changes."""
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE, width: int = 16) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.embedding(tokens).transpose(1, 2)).transpose(1, 2))
+
+
+def normed_lm(seed: int = 0) -> NormedLM:
+    """A `NormedLM` with fixed initial weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NormedLM()
+
+
 def token_rows(count: int = 34, length: int = LENGTH, vocab_size: int = VOCAB_SIZE, seed: int = 1) -> Tensor:
     """int64 (count, length): each row counts up from a random start by a random stride, so there is something to learn."""
     generator = torch.Generator().manual_seed(seed)

@@ -545,6 +545,17 @@ def test_a_run_remembers_names_that_hold_from_another_folder(monkeypatch):
     assert TrainingCoordinator().resume_training(run_dir, model_of()).stop_reason == "finished"
 
 
+def test_a_run_does_not_name_the_home_folder_of_its_data(monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
+    stopped = TrainingCoordinator().train(model_of(), _file(), **QUICK, callbacks=[StopAfter(1)])
+    assert json.loads((stopped.run_dir / "data.json").read_text(encoding="utf-8"))["arguments"]["dataset"] == "~/my.txt"
+    run_dir = stopped.run_dir.absolute()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert TrainingCoordinator().resume_training(run_dir, model_of()).stop_reason == "finished"
+
+
 def test_a_checkpoint_that_is_not_there():
     with pytest.raises(CheckpointNotFoundError, match=r"no checkpoint epoch_9\.pt"):
         TrainingCoordinator().resume_training("epoch_9.pt", model_of())

@@ -10,6 +10,7 @@ from utils.checks.growth import largest_tensor
 from utils.checks.probe import Probe, check
 from utils.checks.result import CheckResult
 from utils.environment import free_memory_bytes
+from utils.training.engine.master_weights import bytes_in_training
 from utils.training.engine.memory import KeptForBackward
 
 NAME = "memory footprint"
@@ -33,16 +34,17 @@ def test_memory_footprint(found: Probe, free_bytes: int | None = None) -> CheckR
     pass, measured at batches of 1, 2 and 4 and at most 256 positions, and extended in proportion to the training's batch
     size and length; a storage counts once and parameters not at all. Fails when that is more than 90 % of the free memory
     and says which batch size would fit; warns when a row adds more memory the more rows there are. Not covered: workspaces
-    of kernels, memory of the data, half precision (the model is measured in its own number format), attention that keeps
-    its T x T scores beyond 256 positions.
+    of kernels, memory of the data, activations in another format than the model's weights, attention that keeps its T x T
+    scores beyond 256 positions. Half-precision weights count as the fp32 master weights that training makes of them.
 
     Args:
         free_bytes: memory that may be used; None: what the device, or for a CPU the system, has free now.
     """
     parameters = list(found.model.parameters())
     trainable = [p for p in parameters if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    gradients = sum(p.numel() * p.element_size() for p in trainable)
+    sizes = bytes_in_training(found.model)
+    weights = sum(sizes.values())
+    gradients = sum(sizes[p] for p in trainable)
     optimizer = sum(p.numel() * _ADAMW_BYTES for p in trainable)
     length = min(found.length, _MEASURED_LENGTH)
     found.model.train()

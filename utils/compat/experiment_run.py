@@ -21,10 +21,11 @@ from utils.training.engine.checkpoint import CheckpointStore, Payload
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.interrupts import Control
 from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.master_weights import fp32_weights
 from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble
 from utils.training.engine.state import Best, Row, TrainState
-from utils.training.engine.step import evaluate, modes_kept
+from utils.training.engine.step import evaluate, modes_kept, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
 from utils.training.engine.world import World
 from utils.training.experiments import ExperimentManager
@@ -290,9 +291,10 @@ class ExperimentTrainer(EngineTrainer):
         """Train one epoch outside of any run: nothing is saved, logged or validated. Returns the engine's row."""
         data = self._data(train_data, None)
         rows: list[Row] = []
-        parts = self.parts = self._parts(data)
-        with modes_kept(self.model):
-            self.model.train()
+        assert self.own_parts is not None
+        with modes_kept(self.model), fp32_weights(self.model, self.own_parts.optimizer):
+            switch_to_training(self.model)
+            parts = self.parts = self._parts(data)
             self.state = TrainState(epoch=epoch)
             loop = TrainingLoop(
                 parts, data, self.state, self.training_config, CallbackList([], self, False), Control(), _NoSaver(),

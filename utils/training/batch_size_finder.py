@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, DataTypeError, OutOfMemoryError
 from utils.training.engine.callbacks import Callback, Logs
+from utils.training.engine.master_weights import bytes_in_training
 from utils.training.engine.memory import KeptForBackward, free_memory
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
@@ -193,8 +194,8 @@ def _rows_within(job: TrialTraining, most: int, limit_bytes: int | None) -> int:
         )
     trainable = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
     # The copy's weights, gradients and averages; the model itself is in memory already.
-    fixed = sum(p.numel() * p.element_size() for p in job.model.parameters())
-    fixed += sum(p.numel() * (p.element_size() + _ADAM_BYTES) for p in trainable)
+    sizes = bytes_in_training(job.model)
+    fixed = sum(sizes.values()) + sum(sizes[p] + p.numel() * _ADAM_BYTES for p in trainable)
     room = _USABLE * free - fixed
     sizes = [size for size in (1, 2, 4) if size <= most]
     kept: list[int] = []

@@ -12,13 +12,24 @@ if TYPE_CHECKING:
 
 
 def show_take_home(results: TrainingResults, exported: Mapping[str, Any]) -> None:
-    """Show the paths of exports, curves and checkpoints.
+    """Show the paths of exports, curves and checkpoints of one run.
 
     Args:
         results: of the training.
-        exported: what `export_model` returned: format -> ExportResult.
+        exported: what `export_model` returned: format -> ExportResult. Exports of another run are reported, not listed.
     """
-    rows = {f"{name} export": _export_text(result) for name, result in exported.items()}
+    run_dir = results.run_dir.absolute()
+    rows = {}
+    for name, result in exported.items():
+        other = getattr(result, "run_dir", None)
+        if other is not None and other != run_dir:
+            rows[f"{name} export"] = (
+                f"Not exported yet: the last export is of run {other.name}. Run the Export cell again."
+            )
+        else:
+            rows[f"{name} export"] = _export_text(result)
+    for name, reason in getattr(exported, "not_written", {}).items():
+        rows[f"{name} export"] = f"Not written: {reason}"
     rows["curves"] = str(results.curves_path.resolve())
     if results.best_model_path is not None:
         rows["best checkpoint"] = results.best_model_path
@@ -27,5 +38,4 @@ def show_take_home(results: TrainingResults, exported: Mapping[str, Any]) -> Non
 
 
 def _export_text(result: Any) -> str:
-    agreement = f"largest difference of logits from the model: {result.parity['max_abs_diff']:.2g}"
-    return "\n".join([str(result.path), f"{result.size_bytes / 1e6:.1f} MB; {agreement}", *result.notes])
+    return "\n".join([str(result.path), f"{result.size_bytes / 1e6:.1f} MB; {result.agreement}", *result.notes])

@@ -69,7 +69,12 @@ def kept_arguments(run_dir: Path, given: Collection[str]) -> dict[str, Any]:
             f"run {run_dir.name} does not hold its {' and '.join(missing)}: an object of the program that started it, and no "
             f"name. Give the same again: resume_training(path, model, {again})."
         )
-    return dict(kept["arguments"])
+    return {
+        name: str(Path(value).expanduser())
+        if name in ("dataset", "dataset_path") and str(value).startswith("~/")
+        else value
+        for name, value in kept["arguments"].items()
+    }
 
 
 def _kept(run_dir: Path) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
         arguments["max_length"] = given.max_length if given.is_labelled else given.block_length(model)
     if given.dataset_path is not None:
         path = Path(given.dataset_path).expanduser()
-        arguments["dataset_path"] = str(path if given.dataset_source == "drive" else path.absolute())
+        arguments["dataset_path"] = str(path) if given.dataset_source == "drive" else _without_home(path)
     elif not {"dataset", "datamodule"} & set(objects):
         arguments["dataset"] = _lasting(given.dataset)
     return {"arguments": arguments, "objects": objects}
@@ -101,4 +106,11 @@ def _lasting(name: Any) -> str:
     if name is None or name == BUILTIN:
         return BUILTIN
     path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else str(name)
+    return _without_home(path) if path.exists() else str(name)
+
+
+def _without_home(path: Path) -> str:
+    """The absolute path, with "~" for the home folder: run folders are passed on, and its name is often a person's."""
+    path = path.absolute()
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)

@@ -149,6 +149,7 @@ class TrainingLoop:
         """One optimizer step; what it came to is taken in at once, or (on a GPU) with the next few."""
         state = self.state
         before = self.before_step = rng.snapshot()
+        self.parts.buffers.keep()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
         skips = self._skips_borne(state.step)
         num_targets = self._targets_of_all(batches.micro_batches)
@@ -158,10 +159,13 @@ class TrainingLoop:
                 self._watch.index = state.samples_done // (self.data.batch_size * self.parts.world.size)
             return train_step(self.parts, micro_batches, self.config.max_grad_norm, self._watch, skips, num_targets)
 
+        def undo() -> None:
+            rng.rewind(before)
+            self.parts.buffers.restore()
+
         size = state.pieces.most
-        result = state.pieces.run(
-            batches.micro_batches, work, f"step {state.step + 1}", lambda: rng.rewind(before), not self.parts.sharded
-        )
+        result = state.pieces.run(batches.micro_batches, work, f"step {state.step + 1}", undo, not self.parts.sharded)
+        self._undo_buffers_of_nonfinite(result)
         if state.pieces.most != size:
             self._report_smaller(state.step + 1)
         self._unread.append(_Done(result, batches.sample_ids, rate, before, state.step, state.samples_done))
@@ -172,6 +176,15 @@ class TrainingLoop:
             self.read_numbers()
         self._finish_pending_evaluation()
         self.saver.after_step()
+
+    def _undo_buffers_of_nonfinite(self, result: StepResult) -> None:
+        """A step that left the parameters as they were leaves the buffers too, or NaN would stay in running statistics."""
+        numbers, guard = result.numbers, self.parts.guard
+        if isinstance(numbers, torch.Tensor):
+            assert guard is not None
+            self.parts.buffers.restore(where=(numbers[-1] == FAULT) | (guard[0] > 0))
+        elif numbers[-1] == FAULT:
+            self.parts.buffers.restore()
 
     def _targets_of_all(self, micro_batches: list[Batch]) -> int | None:
         """Targets of the step over all processes; None for one process, which has them all. Said once for a step, however

@@ -40,14 +40,42 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
     if config.optimizer == "sgd":
         fused = fused and not is_sharded(groups[0]["params"][0])  # torch has no such kernel for shards
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.betas[0], fused=fused)
+        sgd = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.betas[0], fused=fused)
+        allocate_momentum(sgd)
+        return sgd
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
+def allocate_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD its momentum buffers, zeros, before its first step.
+
+    torch allocates them in the first step without initialising them and leaves it to the kernel to fill them, which a kernel
+    that skips the step (`found_inf`) does not do. Zeros make no difference to a first step that is done, unless there is
+    dampening, which torch applies from the second step on.
+    """
+    for parameter in _without_momentum(optimizer):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _without_momentum(optimizer: torch.optim.Optimizer, with_dampening: bool = False) -> list[torch.Tensor]:
+    """Parameters of fused SGD that need a momentum buffer and have none. `with_dampening`: those of such groups too."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return []
+    groups = [
+        group for group in optimizer.param_groups
+        if group["fused"] and group["momentum"] and (with_dampening or not group["dampening"])
+    ]  # fmt: skip
+    return [
+        parameter for group in groups for parameter in group["params"]
+        if optimizer.state[parameter].get("momentum_buffer") is None
+    ]  # fmt: skip
+
+
 def leaves_steps_out(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its kernels can leave an update out, and scale gradients, by what they find on the device."""
-    return all(group.get("fused") for group in optimizer.param_groups)
+    """Whether its kernels can skip an update (`found_inf`) and scale gradients by themselves, from the first step on."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and not _without_momentum(optimizer, with_dampening=True)
 
 
 class Schedule:

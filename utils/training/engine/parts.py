@@ -14,11 +14,13 @@ from utils.data.examples import Batch
 from utils.environment import Device, detect_device
 from utils.errors import ConfigError, OutOfMemoryError, Problem
 from utils.training.engine import rng
+from utils.training.engine.buffers import KeptBuffers
 from utils.training.engine.fabric import make_fabric
+from utils.training.engine.master_weights import HALF
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import exact, pack_counts
 from utils.training.engine.objective import Loss, Objective, TrainedModule
-from utils.training.engine.optim import Schedule, leaves_steps_out, make_optimizer
+from utils.training.engine.optim import Schedule, allocate_momentum, leaves_steps_out, make_optimizer
 from utils.training.engine.own_parts import OwnParts, OwnSchedule, parameters_of
 from utils.training.engine.precision import ResolvedPrecision, check_attention, resolve_precision
 from utils.training.engine.sharding import shardable_copy
@@ -44,6 +46,7 @@ class Parts:
             steps and must not be saved.
         sharded: whether each process holds a part of every parameter.
         world: the processes that train together.
+        buffers: the model's buffers as they were before the step that is under way.
         running_statistics: buffers of normalisations that training changes; all processes have the main one's.
     """
 
@@ -63,6 +66,10 @@ class Parts:
     sharded: bool = False
     world: World = field(default_factory=World)
     running_statistics: list[Tensor] = field(default_factory=list)
+    buffers: KeptBuffers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffers = KeptBuffers(self.model)
 
     def forward(self, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
         """The loss of a batch, in the configured precision."""
@@ -70,6 +77,8 @@ class Parts:
         if self.device.kind != "cpu":
             # Copies overlap with what the device still has to do; only pinned memory can.
             batch = {name: value.to(self.fabric.device, non_blocking=True) for name, value in batch.items()}
+        # Inputs in half precision fit weights in half precision; these are fp32 here.
+        batch = {name: value.float() if value.dtype in HALF else value for name, value in batch.items()}
         # Fabric's wrapper looks through all inputs and outputs for tensors to convert; nothing is to be converted here.
         with self._talking(), self.precision.autocast(self.device.kind):
             loss = self.own(batch, keep_outputs, num_targets)
@@ -117,7 +126,7 @@ class Parts:
     def rehearse(self, batch: Batch) -> None:
         """One forward and backward pass of which nothing is left: weights, buffers and random state are as before, gradients
         None."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.buffers.keep()
         try:
             with rng.preserved():
                 count = self.objective.count_targets(batch)
@@ -126,9 +135,7 @@ class Parts:
                     torch.cuda.synchronize()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            self.buffers.restore()
 
     def update(self, finite: bool) -> None:
         """Change the parameters by their gradients, if those are finite. Raises `OutOfMemoryError`."""
@@ -219,6 +226,7 @@ def assemble(
         optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
     else:
         own_parts.check(model)
+        allocate_momentum(own_parts.optimizer)
         optimizer, schedule = own_parts.optimizer, OwnSchedule(own_parts.optimizer, own_parts.scheduler)
     parameters = parameters_of(optimizer)
     parts = Parts(

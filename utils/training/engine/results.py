@@ -196,12 +196,13 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def final_model_state(self) -> dict[str, Tensor]:
-        """The final weights on the CPU, read from the newest checkpoint when asked for."""
+        """The final weights on the CPU in the model's number formats, read from the newest checkpoint on each access."""
         if self.checkpoint_path and Path(self.checkpoint_path).is_file():
             from utils.training.engine.checkpoint import read_checkpoint
+            from utils.training.engine.master_weights import in_formats_of
 
-            weights: dict[str, Tensor] = read_checkpoint(self.checkpoint_path, mapped=True)["model"]
-            return copy.deepcopy(weights)  # of the mapped file, which may change or go
+            weights = read_checkpoint(self.checkpoint_path, mapped=True)["model"]
+            return copy.deepcopy(in_formats_of(self.bare_model, weights))  # of the mapped file, which may change or go
         return {name: tensor.detach().cpu().clone() for name, tensor in self.bare_model.state_dict().items()}
 
     def __getitem__(self, key: str) -> Any:

@@ -161,3 +161,44 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def switch_to_training(model: nn.Module, notice: Callable[[str], None] = lambda sentence: None) -> None:
+    """`model.train()`, except that frozen modules in evaluation mode stay there.
+
+    A module stays in evaluation mode when it is in it and all of its parameters are frozen. One without parameters (dropout,
+    a normalisation without scale and shift) follows the module around it, unless it alone is in evaluation mode.
+
+    Args:
+        notice: called with a sentence for the user when a module stays that behaves differently in evaluation mode.
+    """
+    kept = _frozen_in_evaluation(model, inside=False)
+    model.train()
+    names = []
+    for name, module in model.named_modules():
+        if module in kept:
+            module.training = False
+            if _mode_matters(module):
+                names.append(name)
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        notice(
+            f"{', '.join(names[:4])}{more}: stays in evaluation mode during training (running statistics fixed, dropout off), "
+            "because it was in evaluation mode with all parameters frozen. If that is not intended, call model.train() first."
+        )
+
+
+def _frozen_in_evaluation(module: nn.Module, inside: bool, parent_in_training: bool = False) -> set[nn.Module]:
+    """The modules that stay in evaluation mode. `inside`: whether the module around this one is among them."""
+    frozen = [not parameter.requires_grad for parameter in module.parameters()]
+    stays = not module.training and (all(frozen) if frozen else inside or parent_in_training)
+    kept = {module} if stays else set()
+    return kept.union(*(_frozen_in_evaluation(child, stays, module.training) for child in module.children()))
+
+
+def _mode_matters(module: nn.Module) -> bool:
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0
+    return bool(getattr(module, "track_running_stats", False)) or (
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    )

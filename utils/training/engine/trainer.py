@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from utils.training.engine.fit import (
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
 from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.master_weights import fp32_weights
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
 from utils.training.engine.objective import Objective, check_monitor
 from utils.training.engine.own_loss import own_loss_notice
@@ -63,7 +64,7 @@ from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_weights
 from utils.training.engine.state import TrainState
-from utils.training.engine.step import modes_kept
+from utils.training.engine.step import modes_kept, switch_to_training
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
 from utils.training.engine.world import World, check_launch, join
@@ -197,7 +198,9 @@ class Trainer:
             )
             stack.enter_context(rng.preserved())
             stack.enter_context(rng.deterministic_algorithms(config.deterministic))
-            stack.enter_context(_training_mode(self.model, config))
+            own_optimizer = None if self.own_parts is None else self.own_parts.optimizer
+            stack.enter_context(fp32_weights(self.model, own_optimizer, self.notice))
+            stack.enter_context(_training_mode(self.model, config, self.notice))
             start = decide_start(config.with_absolute_paths(), resume_from, stack, world, self.model)
             self.run_dir = start.folder.path
             start.folder.clear_stop()  # it meant an earlier training; one that is made from here on counts
@@ -348,6 +351,7 @@ class Trainer:
             return None
         if loop.before_step is not None:
             rng.rewind(loop.before_step)
+            loop.parts.buffers.restore()
         try:
             return saver.save(wait=True)
         except Exception as error:  # noqa: BLE001 - the failure that brought us here is the one to report
@@ -563,10 +567,11 @@ def _note_commit(folder: RunFolder, payload: Payload) -> None:
 
 
 @contextlib.contextmanager
-def _training_mode(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
-    """The model in training mode; afterwards every submodule is in the mode it was in, and nothing is left switched on."""
+def _training_mode(model: nn.Module, config: TrainingConfig, notice: Callable[[str], None]) -> Iterator[None]:
+    """The model in training mode, see `switch_to_training`; afterwards every submodule is in its former mode, and activation
+    checkpointing is off."""
     with modes_kept(model):
-        model.train()
+        switch_to_training(model, notice)
         try:
             yield
         finally:

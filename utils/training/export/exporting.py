@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from torch import nn
 
-from utils.errors import ExportError
+from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
-from utils.training.export import hf, onnx
-from utils.training.export.result import ExportResult
+from utils.training.export import hf, onnx, safetensors
+from utils.training.export.result import ExportResult, Exports
+
+log = logging.getLogger("trainbook.export")
 
 Exporter = Callable[[nn.Module, Any, Path, str, tuple[str, ...]], ExportResult]
 
@@ -21,6 +25,7 @@ Exporter = Callable[[nn.Module, Any, Path, str, tuple[str, ...]], ExportResult]
 FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "hf": (hf.refuse_unsupported, hf.export_hf),
     "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
+    "safetensors": (safetensors.refuse_unsupported, safetensors.export_safetensors),
 }
 
 
@@ -29,46 +34,86 @@ def export_model(
     formats: Sequence[str] = ("hf",),
     which: Literal["best", "last"] = "best",
     output_dir: str | Path | None = None,
-) -> dict[str, ExportResult]:
+) -> Exports:
     """Export the trained model of `results`, verified by loading it again.
 
-    The weights come from a checkpoint; the live model, its mode and its gradients are not touched. A second call
-    replaces the export that the first one made.
+    The weights come from a checkpoint and are written in the model's own number format; the live model, its mode and its
+    gradients are not touched. A second call replaces the export that the first one made.
 
     Args:
         results: a TrainingResults.
-        formats: names in FORMATS, "hf" and "onnx". All are checked before anything is written.
+        formats: names in FORMATS: "hf", "onnx", and "safetensors", which holds the weights of any module.
         which: the checkpoint with the best monitored metric, or the last one.
         output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder.
     Returns:
-        {format: ExportResult}, in the order of `formats`.
+        {format: ExportResult}, in the order of `formats`. A format that does not fit the model, or whose package is missing,
+        does not affect the others: it is logged, and its reason is in the attribute `not_written`.
     Raises:
-        ExportError: an unknown format, a model that a format cannot hold, no checkpoint, or an exported model that does
-            not compute the same. No half folder is left behind; formats before the one that failed stay, and are named.
-        MissingPackageError: a format needs a package that is not installed.
+        ExportError: an unknown format, no checkpoint, or no format could be written; with the reason of each.
+        MissingPackageError: the only format needs a package that is not installed.
         CheckpointError: the checkpoint is damaged or of another model.
     """
     names = _checked_formats(formats)
     # Some results have an adapter around the model.
     trained = getattr(results, "bare_model", None)
     trained = results.model if trained is None else trained
-    for name in names:
-        FORMATS[name][0](trained)
-    path, notes = _checkpoint_of(results, which)
-    model = _cpu_copy(trained)
-    load_model_weights(model, read_checkpoint(path, mapped=True)["model"], str(path))
-    parent = Path(output_dir).expanduser() if output_dir is not None else Path(results.run_dir) / "exports"
-    parent = parent.absolute()
-    done: dict[str, ExportResult] = {}
+    failures: dict[str, Exception] = {}
     for name in names:
         try:
-            done[name] = FORMATS[name][1](model.eval(), results.tokenizer, parent / name, str(path), notes)
-        except ExportError as error:
-            if not done:
-                raise
-            kept = ", ".join(str(result.path) for result in done.values())
-            raise ExportError(f"{name}: {error} Already exported and kept: {kept}.") from error
-    return done
+            FORMATS[name][0](trained)
+        except TrainbookError as error:
+            failures[name] = error
+    done: dict[str, ExportResult] = {}
+    path, notes = _checkpoint_of(results, which)
+    if len(failures) < len(names):
+        checkpoint = read_checkpoint(path, mapped=True)
+        model = _cpu_copy(trained)
+        load_model_weights(model, checkpoint["model"], str(path))
+        run_dir = Path(results.run_dir).absolute()
+        parent = Path(output_dir).expanduser().absolute() if output_dir is not None else run_dir / "exports"
+        step = (checkpoint["state"] or {}).get("step")
+        for name in names:
+            if name in failures:
+                continue
+            try:
+                result = FORMATS[name][1](
+                    model.eval(), results.tokenizer, parent / name, _portable(path, run_dir), notes
+                )
+            # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
+            except Exception as error:  # noqa: BLE001 - see above
+                failures[name] = error
+            else:
+                done[name] = replace(result, run_dir=run_dir, step=step)
+    reasons = {name: _reason(error, trained) for name, error in failures.items()}
+    if not done:
+        _raise_failures(failures, reasons)
+    for name, reason in reasons.items():
+        log.warning("%s was not exported: %s", name, reason)
+    return Exports(done, reasons)
+
+
+def _raise_failures(failures: Mapping[str, Exception], reasons: Mapping[str, str]) -> NoReturn:
+    name, first = next(iter(failures.items()))
+    if len(failures) == 1:
+        if isinstance(first, TrainbookError):
+            raise first
+        raise ExportError(reasons[name]) from first
+    listed = "\n  ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    hint = "" if "safetensors" in failures else "\nformats=['safetensors'] holds the weights of any module."
+    raise ExportError(f"nothing was exported:\n  {listed}{hint}") from first
+
+
+def _reason(error: Exception, model: Any) -> str:
+    if isinstance(error, TrainbookError):
+        return str(error)
+    return f"{type(model).__name__} cannot be exported: {type(error).__name__}: {str(error)[:300]}"
+
+
+def _portable(checkpoint: str, run_dir: Path) -> str:
+    """The checkpoint's name in the run, without the folders of this machine."""
+    path = Path(checkpoint).absolute()
+    inside = path.relative_to(run_dir) if path.is_relative_to(run_dir) else Path(path.name)
+    return (Path(run_dir.name) / inside).as_posix()
 
 
 def _checked_formats(formats: Sequence[str]) -> list[str]:

@@ -30,12 +30,13 @@ def refuse_unsupported(model: Any) -> None:
 
     if not isinstance(model, PreTrainedModel):
         raise ExportError(
-            f"{type(model).__name__} is no transformers model, so there is no Hugging Face folder of it. Its weights "
-            "are in the checkpoint: read_checkpoint(results.best_model_path)['model'] is its state_dict."
+            f"{type(model).__name__} is not a transformers model, so it cannot be written as a Hugging Face folder. Use "
+            "formats=['safetensors'], which holds the weights of any module."
         )
     if model.main_input_name != "input_ids":
         raise ExportError(
-            f"{type(model).__name__} takes {model.main_input_name}; only models over token ids can be exported"
+            f"{type(model).__name__} takes {model.main_input_name}; only models over token ids can be exported as a Hugging "
+            "Face folder. Use formats=['safetensors']."
         )
 
 

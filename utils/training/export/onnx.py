@@ -57,10 +57,13 @@ def refuse_unsupported(model: Any) -> None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ExportError(
             f"{name} is an encoder-decoder: its decoder runs many times for one run of the encoder, so it would take two "
-            "ONNX files, which this version does not write. Use formats=['hf']."
+            "ONNX files, which this version does not write. Use formats=['hf'] or ['safetensors']."
         )
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise ExportError(f"{name} takes {model.main_input_name}; only models over token ids can be exported")
+        raise ExportError(
+            f"{name} takes {model.main_input_name}; only models over token ids can be exported as ONNX. Use "
+            "formats=['safetensors']."
+        )
     for package, purpose in _PACKAGES.items():
         if importlib.util.find_spec(package) is None:
             raise MissingPackageError(package, purpose)

@@ -13,15 +13,17 @@ class ExportResult(Mapping[str, Any]):
     """One exported model. Also a mapping, with `output_path` and `file_size_mb` beside the attributes' names.
 
     Attributes:
-        format: "hf" or "onnx".
+        format: "hf", "onnx" or "safetensors".
         path: the file or folder.
         size_bytes: everything in it.
         parity: {"max_abs_diff": largest difference of logits between the model and the exported one, "max_abs_logit",
-            "shapes": the (B, T) that were compared}.
+            "shapes": the (B, T) that were compared}; of safetensors {"max_abs_diff": largest difference of weights, 0,
+            "tensors": how many were compared}.
         benchmark: {"pytorch_ms", "onnxruntime_ms": median milliseconds of one forward pass, "speedup": the first over
             the second, "shape": the (B, T), "threads", "runs"}; None when nothing was measured.
         notes: what the user should know, one sentence each.
         opset: the version of the ONNX operators in the file; None for other formats.
+        run_dir: the folder of the run that was exported (absolute); step: optimizer steps behind the weights.
     """
 
     format: str
@@ -31,6 +33,15 @@ class ExportResult(Mapping[str, Any]):
     benchmark: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     opset: int | None = None
+    run_dir: Path | None = None
+    step: int | None = None
+
+    @property
+    def agreement(self) -> str:
+        """How well the exported model agrees with the model, in words."""
+        if "tensors" in self.parity:
+            return f"all {self.parity['tensors']} tensors equal the model's, bit for bit"
+        return f"largest difference of logits from the model: {self.parity['max_abs_diff']:.2g}"
 
     def _items(self) -> dict[str, Any]:
         return {
@@ -43,6 +54,8 @@ class ExportResult(Mapping[str, Any]):
             "benchmark": self.benchmark,
             "notes": self.notes,
             "opset_version": self.opset,
+            "run_dir": self.run_dir,
+            "step": self.step,
         }
 
     def __getitem__(self, key: str) -> Any:
@@ -55,5 +68,20 @@ class ExportResult(Mapping[str, Any]):
         return len(self._items())
 
     def __str__(self) -> str:
-        agreement = f"largest difference of logits {self.parity['max_abs_diff']:.3g}"
-        return f"{self.format}: {self.path} ({self.size_bytes / 1e6:.1f} MB, {agreement})"
+        return f"{self.format}: {self.path} ({self.size_bytes / 1e6:.1f} MB, {self.agreement})"
+
+
+class Exports(dict[str, ExportResult]):
+    """What `export_model` wrote: {format: ExportResult}.
+
+    Attributes:
+        not_written: {format: reason} of the requested formats that could not be written. Looking one of them up raises a
+            KeyError with its reason.
+    """
+
+    def __init__(self, written: Mapping[str, ExportResult], not_written: Mapping[str, str]) -> None:
+        super().__init__(written)
+        self.not_written = dict(not_written)
+
+    def __missing__(self, name: str) -> ExportResult:
+        raise KeyError(f"{name}: not written: {self.not_written[name]}" if name in self.not_written else name)
