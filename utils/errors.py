@@ -31,6 +31,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# A message is read by people: what a file full of wrong names has is listed up to here.
+_MOST_LISTED = 40
+_LONGEST_NAME = 60
+
 
 class TrainbookError(Exception):
     """Base class: `except TrainbookError` catches everything the library raises on purpose, except an interrupt.
@@ -67,10 +71,19 @@ class ConfigError(TrainbookError, ValueError):
     @classmethod
     def from_problems(cls, subject: str, problems: Sequence[Problem]) -> ConfigError:
         """One error that lists all `problems` of `subject` (a class or file name), one line each."""
-        width = min(max(len(problem.field) for problem in problems), 28)
+        names = [_quotable(problem.field) for problem in problems[:_MOST_LISTED]]
+        width = min(max(map(len, names)), 28)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {subject}"
-        lines = [f"  {problem.field:<{width}}  {problem.message}" for problem in problems]
+        lines = [f"  {name:<{width}}  {problem.message}" for name, problem in zip(names, problems, strict=False)]
+        if len(problems) > _MOST_LISTED:
+            lines.append(f"  … and {len(problems) - _MOST_LISTED} more")
         return cls("\n".join([count, *lines]), problems)
+
+
+def _quotable(name: str) -> str:
+    """A field's name as a message can show it: on one line, of a length that leaves room for the message."""
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 class PresetNotFoundError(ConfigError, KeyError):
