@@ -31,6 +31,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.scrubbing import scrub
+
 # A message is read by people: what a file full of wrong names has is listed up to here.
 _MOST_LISTED = 40
 _LONGEST_NAME = 60
@@ -44,6 +46,10 @@ class TrainbookError(Exception):
     """
 
     told_by_main = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Messages quote paths, URLs and other libraries' errors, any of which may hold a password.
+        super().__init__(*(scrub(part) if isinstance(part, str) else part for part in arguments), **options)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class Problem:
     field: str
     message: str
     fix: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", scrub(self.message))
 
 
 class ConfigError(TrainbookError, ValueError):
@@ -169,5 +178,5 @@ class TrainingInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, results: Any = None) -> None:
-        super().__init__(message)
+        super().__init__(scrub(message))
         self.results = results

@@ -16,13 +16,14 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from utils.errors import ConfigError, Problem
+from utils.scrubbing import scrub, scrubbed
 
 # Limits of one setting.
 _MOST_CHARACTERS = 10_000
@@ -41,9 +42,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """`value` as it is quoted in a message: its repr, cut to `limit` characters."""
+    """`value` as it is quoted in a message: its repr, without secrets, cut to `limit` characters."""
     try:
-        text = repr(value)
+        text = scrub(repr(value))
     except Exception:  # noqa: BLE001 - an object of the caller's, which may raise anything; a message is due all the same
         text = f"<a {type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -219,6 +220,10 @@ class Schema(BaseModel):
                 f"{type(self).__name__} does not change: use .replace({name}={shown(value)}), which returns a new one"
             )
         super().__setattr__(name, value)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, scrubbed(value)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain values (numbers, strings, lists, None): what a YAML or JSON file holds."""

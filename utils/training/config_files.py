@@ -16,6 +16,7 @@ import yaml
 
 from utils.errors import ConfigError, DataNotFoundError
 from utils.schema import shown, size_problem
+from utils.scrubbing import scrubbed
 from utils.storage import write_text
 
 # A setup with every field set takes 3 kB. PyYAML reads about 150 kB, or 30,000 values, in a second.
@@ -255,8 +256,8 @@ def _where(error: yaml.YAMLError) -> str:
 
 
 def write_config_file(path: str | Path, values: Mapping[str, Any]) -> Path:
-    """Write `values` as JSON or YAML, by the path's extension, atomically. Returns the absolute path."""
-    path = Path(path)
+    """Write `values` as JSON or YAML, by the path's extension, atomically and without secrets. Returns the absolute path."""
+    path, values = Path(path), scrubbed(values)
     if _kind(path) == "json":
         text = json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n"
     else:

@@ -32,6 +32,7 @@ from utils.errors import (
     ConfigError,
     DataTypeError,
 )
+from utils.scrubbing import scrubbed
 from utils.storage import (
     FolderLock,
     append_line,
@@ -159,7 +160,7 @@ class RunFolder:
 
         Raises `CheckpointWriteError` unless `may_lose_rows`.
         """
-        self._unwritten.append(json.dumps(row))
+        self._unwritten.append(json.dumps(scrubbed(row)))
         if row["event"] != "step" or time.monotonic() - self._flushed_at >= _FLUSH_EVERY_S:
             self.flush()
 
@@ -198,7 +199,7 @@ class RunFolder:
         kept = read_json_lines(self.history_file)[:count]
         if len(kept) < count:
             kept = list(rows)
-        text = "".join(json.dumps(row) + "\n" for row in kept)
+        text = "".join(json.dumps(scrubbed(row)) + "\n" for row in kept)
         with self._written(self.history_file):
             atomic_write(self.history_file, lambda file: file.write(text.encode()))
         return len(kept)

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from utils.data.examples import one_line
+from utils.scrubbing import scrub, scrubbed
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.training_config import DEFAULT_WANDB_PROJECT, TrainingConfig
 
@@ -92,7 +93,7 @@ class WandbTracker(Callback):
             if own:
                 run.finish()
         except BaseException as error:  # noqa: BLE001 - any failure of the service ends tracking, and nothing else; wandb exits too
-            self._failure = f"{type(error).__name__}: {one_line(error)}"
+            self._failure = scrub(f"{type(error).__name__}: {one_line(error)}")
 
     def _open(self, wandb: Any) -> Any:
         mode = os.environ.get("WANDB_MODE")
@@ -109,7 +110,7 @@ class WandbTracker(Callback):
         )
         return wandb.init(
             project=self._config.wandb_project or DEFAULT_WANDB_PROJECT, entity=self._config.wandb_entity, name=self._run_name,
-            config=self._config.to_dict(), notes=self._config.notes or None, mode=mode, settings=settings,
+            config=scrubbed(self._config.to_dict()), notes=scrub(self._config.notes) or None, mode=mode, settings=settings,
         )  # fmt: skip
 
     def _close(self) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, equal, nearest, path_text, shown
+from utils.scrubbing import scrubbed
 from utils.training.config_files import read_config_file, write_config_file
 from utils.training.training_config import TrainingConfig
 
@@ -356,7 +357,8 @@ class SetupConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.differences().items())})"
+        values = scrubbed(self.differences())
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def _sorted(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
         """`values` by owner: data settings, training settings, and a problem for each name that nobody knows."""

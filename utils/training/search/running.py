@@ -25,6 +25,7 @@ from utils.errors import (
     TrainingInterrupted,
 )
 from utils.schema import shown
+from utils.scrubbing import scrub
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.engine.memory import free_memory, is_out_of_memory
@@ -304,7 +305,7 @@ class _Search:
                 raise error
         trial.status = "failed"
         what = "out of memory" if is_out_of_memory(error) else type(error).__name__
-        trial.reason = f"{what}: {str(error) or 'no message'}"
+        trial.reason = scrub(f"{what}: {str(error) or 'no message'}")
         log.warning("Trial %d failed: %s", trial.number, trial.reason)
 
     @property
