@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import queue
+import sys
 import threading
 from typing import Any
 
@@ -23,7 +24,7 @@ def make_tracker(config: TrainingConfig, run_name: str, notices: list[str]) -> C
     """The tracker that the config asks for, or None; a missing package is a notice, not an error."""
     if not config.wandb_enabled:
         return None
-    if importlib.util.find_spec("wandb") is None:
+    if not _is_there("wandb"):
         notices.append(
             'Not tracked: wandb is not installed (pip install -e ".[tracking]"). history.jsonl holds everything.'
         )
@@ -128,6 +129,16 @@ class WandbTracker(Callback):
         elif self._without_key:
             self._notices.append("W&B: no API key, so the run is tracked offline; `wandb sync` uploads it later.")
         self._thread = None
+
+
+def _is_there(package: str) -> bool:
+    """Whether the package is installed or, as tests and notebooks do with a stub of their own, was put into `sys.modules`."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder of another package's failed
+        return False
 
 
 def _has_key(wandb: Any) -> bool:
