@@ -14,6 +14,7 @@ from typing import Any
 
 from utils.environment import front_end
 from utils.errors import DataError, DataNotFoundError
+from utils.scrubbing import remember_secret
 
 #: Where Colab shows a Drive, and the folder in it that is the user's own.
 MOUNT_POINT = Path("/content/drive")
@@ -107,8 +108,13 @@ def upload_files() -> Mapping[str, bytes]:
 
 def secret(name: str) -> str | None:
     """A secret: an environment variable, else Colab's secret of that name. None when there is none, or it is not granted."""
-    if value := os.environ.get(name):
-        return value
+    value = os.environ.get(name) or _userdata(name)
+    if value is not None:
+        remember_secret(value)
+    return value
+
+
+def _userdata(name: str) -> str | None:
     if not is_colab():
         return None
     userdata = importlib.import_module("google.colab.userdata")

@@ -32,6 +32,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.scrubbing import scrub
+
+# A message is read by people: what a file full of wrong names has is listed up to here.
+_MOST_LISTED = 40
+_LONGEST_NAME = 60
+
 
 class TrainbookError(Exception):
     """Base class: `except TrainbookError` catches everything the library raises on purpose, except an interrupt.
@@ -41,6 +47,10 @@ class TrainbookError(Exception):
     """
 
     told_by_main = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Messages quote paths, URLs and other libraries' errors, any of which may hold a password.
+        super().__init__(*(scrub(part) if isinstance(part, str) else part for part in arguments), **options)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,9 @@ class Problem:
     message: str
     fix: Any = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", scrub(self.message))
+
 
 class ConfigError(TrainbookError, ValueError):
     """A configuration is not valid. `problems` lists every problem, not only the first."""
@@ -68,10 +81,19 @@ class ConfigError(TrainbookError, ValueError):
     @classmethod
     def from_problems(cls, subject: str, problems: Sequence[Problem]) -> ConfigError:
         """One error that lists all `problems` of `subject` (a class or file name), one line each."""
-        width = min(max(len(problem.field) for problem in problems), 28)
+        names = [_quotable(problem.field) for problem in problems[:_MOST_LISTED]]
+        width = min(max(map(len, names)), 28)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {subject}"
-        lines = [f"  {problem.field:<{width}}  {problem.message}" for problem in problems]
+        lines = [f"  {name:<{width}}  {problem.message}" for name, problem in zip(names, problems, strict=False)]
+        if len(problems) > _MOST_LISTED:
+            lines.append(f"  … and {len(problems) - _MOST_LISTED} more")
         return cls("\n".join([count, *lines]), problems)
+
+
+def _quotable(name: str) -> str:
+    """A field's name as a message can show it: on one line, of a length that leaves room for the message."""
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 class PresetNotFoundError(ConfigError, KeyError):
@@ -161,5 +183,5 @@ class TrainingInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, results: Any = None) -> None:
-        super().__init__(message)
+        super().__init__(scrub(message))
         self.results = results

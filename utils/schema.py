@@ -5,37 +5,126 @@ A `Schema` is a frozen pydantic model with three promises on top:
 - closed: an unknown key is an error that names the nearest known one;
 - strict: "5e-5" is not a number, True is not 1, NaN and infinity are no settings;
 - total: all problems are reported together, as one `ConfigError`, before anything is done.
+
+What is accepted can be written to a JSON or YAML file and read back equal, so text that is not Unicode, whole numbers of more
+than 64 bits and values without end are refused as well.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from utils.errors import ConfigError, Problem
+from utils.scrubbing import scrub, scrubbed
+
+# Limits of one setting.
+_MOST_CHARACTERS = 10_000
+_MOST_VALUES = 10_000
+_MOST_NESTED = 10
+_LONGEST_NAME = 100
+_WHOLE_NUMBERS = range(-(2**63), 2**63)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `word` was probably meant to be, or None."""
+    if len(word) > _LONGEST_NAME:
+        return None
     matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """`value` as it is quoted in a message: its repr, cut to `limit` characters."""
+    """`value` as it is quoted in a message: its repr, without secrets, cut to `limit` characters."""
     try:
-        text = repr(value)
+        text = scrub(repr(value))
     except Exception:  # noqa: BLE001 - an object of the caller's, which may raise anything; a message is due all the same
         text = f"<a {type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _equal(first: Any, second: Any) -> bool:
+def plain(value: Any) -> Any:
+    """`value` as a JSON or YAML file gives it back: tuples as lists, subclasses of text and numbers as these.
+
+    Raises:
+        ValueError: no such file can hold it; the message completes "got …; ".
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {str.__str__(name): plain(entry) for name, entry in value.items()}
+    names = "; names must be text" if isinstance(value, Mapping) else ""
+    raise ValueError(
+        f"must hold only text, finite numbers, True, False, None, lists and mappings of them, not {shown(value)}{names}"
+    )
+
+
+def size_problem(value: Any, most_nested: int, most_values: int, most_characters: int) -> str | None:
+    """What makes nested lists and mappings too large for settings ("holds more than …"); None when nothing does."""
+    values = characters = 0
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    while waiting:
+        item, level = waiting.pop()
+        values += 1
+        if isinstance(item, str):
+            characters += len(item)
+        elif isinstance(item, (list, tuple, set, frozenset, Mapping)):
+            if level > most_nested:
+                return f"is nested more than {most_nested} levels deep"
+            # Before they are listed: a range or a mapping of the caller's can be of any length.
+            if values + len(item) > most_values:
+                return f"holds more than {most_values:,} values"
+            children = [*item, *item.values()] if isinstance(item, Mapping) else item
+            waiting += [(child, level + 1) for child in children]
+        if values > most_values:
+            return f"holds more than {most_values:,} values"
+        if characters > most_characters:
+            return f"holds more than {most_characters:,} characters"
+    return None
+
+
+def _unwritable(value: Any) -> str | None:
+    """Why no config file can hold `value`, by its text, whole numbers and size; None for what can, and for other objects."""
+    if (problem := size_problem(value, _MOST_NESTED, _MOST_VALUES, _MOST_CHARACTERS)) is not None:
+        return f"it {problem}"
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str) and not _is_unicode(item):
+            return "must be valid Unicode text (it holds half of a surrogate pair)"
+        if isinstance(item, int) and not isinstance(item, bool) and int(item) not in _WHOLE_NUMBERS:
+            return "must be a whole number of at most 64 bits"
+        if isinstance(item, Mapping):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            waiting += item
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def equal(first: Any, second: Any) -> bool:
     """Whether two values are the same; those that cannot be compared are not."""
     try:
         return bool(first == second)
@@ -63,7 +152,13 @@ class Schema(BaseModel):
 
     def __init__(self, /, **values: Any) -> None:
         known, problems = self._rename(values)
-        known, translation_problems = self.translate(known)
+        problems += [
+            Problem(name, f"got {shown(value)}; {reason}")
+            for name, value in known.items()
+            if (reason := _unwritable(value)) is not None
+        ]
+        unwritable = {problem.field for problem in problems}
+        known, translation_problems = self.translate({n: v for n, v in known.items() if n not in unwritable})
         problems += translation_problems
         failed = {problem.field for problem in problems}
         try:
@@ -89,7 +184,7 @@ class Schema(BaseModel):
                 guess = nearest(name, [*cls.model_fields, *cls.aliases, *cls.extra_inputs()])
                 hint = f"; did you mean {guess}?" if guess else ""
                 problems.append(Problem(name, f"unknown field{hint}", guess))
-            elif field in known and not _equal(known[field], value):
+            elif field in known and not equal(known[field], value):
                 problems.append(
                     Problem(
                         field,
@@ -129,6 +224,10 @@ class Schema(BaseModel):
             )
         super().__setattr__(name, value)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, scrubbed(value)
+
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain values (numbers, strings, lists, None): what a YAML or JSON file holds."""
         return self.model_dump(mode="json")
@@ -138,7 +237,11 @@ class Schema(BaseModel):
         """The inverse of `to_dict`. Raises `ConfigError` that lists every problem."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"{cls.__name__} is made from a mapping of field names to values; got {shown(values)}")
-        return cls(**{str(name): value for name, value in values.items()})
+        strange = [name for name in values if not isinstance(name, str)]
+        if strange:
+            problems = [Problem(shown(name), "is not text, as a field's name is") for name in strange]
+            raise ConfigError.from_problems(cls.__name__, problems)
+        return cls(**values)
 
     def differences(self) -> dict[str, Any]:
         """The fields that have to be given to make an equal object, as plain values: those that differ from their defaults,
@@ -162,7 +265,7 @@ class Schema(BaseModel):
             field = cls.aliases.get(name, name)
             if field in cls.model_fields or field in cls.extra_inputs():
                 known[field] = value
-            elif name not in cls.removed or not _equal(cls.removed[name], value):
+            elif name not in cls.removed or not equal(cls.removed[name], value):
                 unknown[name] = value
         known, _ = cls.translate(known)
         defaults = {name: value for name, value in cls._plain_defaults().items() if name not in known}
@@ -274,7 +377,7 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return not re.match(r"\s*[-+]?0\d", text)  # 012 without quotes is refused as well
 
 
 def choices_of(schema: type[Schema], field: str) -> tuple[Any, ...]:

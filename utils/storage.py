@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import FileWriteError, RunLockedError
+from utils.scrubbing import scrubbed
 
 try:
     import fcntl
@@ -146,8 +147,8 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Commit `value` as JSON, indented, NaN and infinity as Python writes them."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Commit `value` as JSON, indented, without secrets; NaN and infinity as Python writes them."""
+    return write_text(path, json.dumps(scrubbed(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def remove_stale_temporaries(folder: Path) -> None:

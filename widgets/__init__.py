@@ -1,10 +1,37 @@
-"""What is drawn with ipywidgets: the wizard's forms and the live view of a run. Imports no torch and touches no files."""
+"""What is drawn with ipywidgets: the wizard's forms and the live view of a run. Imports no torch and touches no files.
+
+Importing this package also checks that `utils` is the library's package: where a file or package of the user's hides it, no
+module of the library could report that.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.lazy import lazy_exports
+_LIBRARY = Path(__file__).resolve().parent.parent / "utils"
+
+
+def _refuse_another_utils() -> None:
+    """Raise `ImportError` when `import utils` gives something other than the library; name it, and the way out."""
+    loaded = sys.modules.get("utils")
+    spec = getattr(loaded, "__spec__", None) if loaded is not None else importlib.util.find_spec("utils")
+    file = getattr(loaded, "__file__", None) or getattr(spec, "origin", None)
+    if file is not None and Path(file).resolve() == _LIBRARY / "__init__.py":
+        return
+    place = file or list(getattr(spec, "submodule_search_locations", None) or ()) or "nothing"
+    raise ImportError(
+        f"`import utils` gives {place}, which hides the package of the same name in {_LIBRARY.parent}. "
+        "Rename that file or folder, or work in another folder; then restart the kernel.",
+        name="utils",
+    )
+
+
+_refuse_another_utils()
+
+from utils.lazy import lazy_exports  # noqa: E402 - after the check
 
 if TYPE_CHECKING:
     from widgets.live import train_live

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from utils.errors import TrainbookError
+from utils.scrubbing import describe_error, scrub
 
 logger = logging.getLogger("trainbook.widgets")
 
@@ -58,9 +59,9 @@ def error_sentence(error: BaseException) -> str:
     """One sentence about an error for somebody who clicked: the library's own message, or else with its class."""
     if isinstance(error, TrainbookError):
         return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return describe_error(error)
 
 
 def error_details(error: BaseException) -> str:
     """The traceback, for whoever wants to report it."""
-    return "".join(traceback.format_exception(error))
+    return scrub("".join(traceback.format_exception(error)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.kit.toys import plain_lm, tiny_gpt, token_rows
-from utils import tier3_training_utilities
+from utils import HOME, tier3_training_utilities
 from utils.errors import ConfigError
 from utils.training import Trainer, TrainingConfig, legacy_api
 
@@ -87,3 +90,46 @@ def test_pytest_leaves_the_documented_names_alone():
     for face in (tier3_training_utilities, legacy_api):
         assert face.test_fine_tuning.__test__ is False
         assert face.test_hyperparameter_search.__test__ is False
+
+
+CALLER = """
+from utils.tier3_training_utilities import {name}
+
+def call():
+    try:
+        {name}({arguments})
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def shown_to_a_caller(name, *options, before=""):
+    """Standard error of a script whose imported module calls the function."""
+    arguments = {"test_fine_tuning": "None, train_data=[]", "test_hyperparameter_search": ""}[name]
+    Path("helper.py").write_text(CALLER.format(name=name, arguments=arguments))
+    Path("script.py").write_text(f"{before}\nimport helper\nhelper.call()\n")
+    done = subprocess.run([sys.executable, *options, "script.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", ["test_fine_tuning", "test_hyperparameter_search"])
+def test_the_notice_is_seen_from_an_imported_module_with_version_date_and_guide(name):
+    notice = shown_to_a_caller(name)
+    assert "=" * 80 in notice
+    assert f"DEPRECATION WARNING: {name}() is deprecated" in notice
+    assert "will be removed in v4.0.0 (Q3 2025)" in notice
+    assert "helper.py:6: DeprecationWarning" in notice
+    assert "See docs/MIGRATION_GUIDE.md" in notice
+    guide = (HOME / "docs/MIGRATION_GUIDE.md").read_text(encoding="utf-8")
+    assert name in guide
+
+
+@pytest.mark.parametrize(("options", "before"), [
+    (("-W", "ignore::DeprecationWarning"), ""),
+    ((), "import warnings\nwarnings.filterwarnings('ignore')"),
+    ((), "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)"),
+    ((), "import warnings\nwarnings.filterwarnings('ignore', message='(?s).*DEPRECATION')"),
+], ids=["command line", "all", "category", "message"])  # fmt: skip
+def test_who_silences_the_notice_does_not_see_it(options, before):
+    assert "DEPRECATION" not in shown_to_a_caller("test_hyperparameter_search", *options, before=before)

@@ -19,6 +19,7 @@ DOCUMENTS = sorted(
 )
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*DEPRECATION WARNING:DeprecationWarning")  # the migration guide's old calls
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(HOME)))
 def test_the_examples_of_a_document_run(document: Path, capsys):
     text = document.read_text(encoding="utf-8")

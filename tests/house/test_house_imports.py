@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,25 @@ def test_import_utils_is_this_library():
     file, product = done.stdout.splitlines()
     assert file == str(ROOT / "utils" / "__init__.py")
     assert product == "Trainbook"
+
+
+@pytest.mark.parametrize("place", ["utils.py", "utils/__init__.py"])
+@pytest.mark.parametrize("imported", ["", "import utils; "], ids=["not imported", "imported already"])
+def test_a_utils_of_the_users_own_is_named_with_the_way_out(place, imported, tmp_path):
+    own = tmp_path / place
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("def helper(): pass\n")
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {imported}import widgets")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: `import utils` gives {own}, which hides the package")
+    assert "Rename that file or folder" in done.stderr
+    assert "restart the kernel" in done.stderr
+
+
+def test_the_notebook_checks_for_a_utils_of_the_users_own_before_it_imports_the_library():
+    cells = json.loads((ROOT / "training.ipynb").read_text(encoding="utf-8"))["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    assert first["source"][0].startswith("import widgets")
 
 
 @pytest.mark.parametrize("package", ["utils", "utils.training", "utils.training.engine", "utils.errors"])

@@ -39,7 +39,8 @@ def names_made_by(source):
     """Names that a cell assigns or imports."""
     tree = ast.parse(source)
     stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    return stored | {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    imports = (node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)))
+    return stored | {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def names_read_by(source):

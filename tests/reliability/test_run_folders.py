@@ -25,6 +25,7 @@ from tests.kit.toys import (
 from utils.errors import CheckpointError, RunLockedError
 from utils.storage import FolderLock, host_name, read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
+from utils.training.config_builder import TrainingConfigBuilder
 
 RUN = Path("runs/golden")
 
@@ -180,18 +181,39 @@ def test_checkpoints_of_another_run_are_never_overwritten():
     first = train(run_name="first", **shared)
     assert first.checkpoint_paths == [str(Path("shared").absolute() / f"epoch_{number}.pt") for number in (1, 2)]
     before = {path: path.read_bytes() for path in Path("shared").glob("*.pt")}
-    for resume_from, run_name, way_out in (
-        (None, "second", "resume_from='auto'"),
-        (None, None, "another checkpoint_dir"),
-        (None, "first", "another checkpoint_dir"),
-        ("auto", "second", "run_name='first'"),
-        ("latest", "second", "another checkpoint_dir"),
-    ):
-        with pytest.raises(CheckpointError, match="never overwritten") as caught:
-            train(run_name=run_name, resume_from=resume_from, **shared)
-        assert way_out in str(caught.value)
-        assert "shared" in str(caught.value)
+    for resume_from, run_name in ((None, "second"), (None, None), (None, "first"), ("auto", "third")):
+        results = train(run_name=run_name, resume_from=resume_from, **shared)
+        folder = f"shared/{results.run_name}"
+        assert results.checkpoint_paths == [f"{folder}/epoch_1.pt", f"{folder}/epoch_2.pt"]
+        assert len([notice for notice in results.notices if folder in notice]) == (resume_from is None)
+    with pytest.raises(CheckpointError, match="never overwritten") as caught:
+        train(run_name="fourth", resume_from="latest", **shared)
+    assert "another checkpoint_dir" in str(caught.value)
     assert {path: path.read_bytes() for path in Path("shared").glob("*.pt")} == before
+
+
+def test_a_sweep_with_one_checkpoint_dir_keeps_the_checkpoints_of_every_run():
+    """The loop that people write: one base configuration, a new Trainer for each combination."""
+    base = golden_config(epochs=1, checkpoint_dir="checkpoints", run_name=None)
+    best = []
+    for learning_rate in (1e-3, 1e-2, 3e-2):
+        config = TrainingConfigBuilder.from_config(base).with_training(learning_rate=learning_rate).build()
+        results = Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())
+        best.append(results.best_model_path)
+    assert len(set(best)) == 3
+    assert all(Path(path).is_file() for path in best)
+
+
+@pytest.mark.parametrize("resume_from", ["auto", "latest"])
+def test_a_run_below_a_shared_checkpoint_dir_is_continued_by_its_name(resume_from):
+    shared = {"checkpoint_dir": "shared", "epochs": 2}
+    unbroken = train(run_name="unbroken", epochs=2)
+    train(run_name="first", **shared)
+    assert in_child(lambda: train(tiny_gpt(), DieAt(5), run_name="second", **shared) and None).killed
+    continued = train(tiny_gpt(seed=9), run_name="second", resume_from=resume_from, **shared)
+    assert_same_run(unbroken, continued)
+    assert continued.run_name == "second"
+    assert continued.checkpoint_path.startswith("shared/second/")
 
 
 @pytest.mark.parametrize("run_name", ["first", None])

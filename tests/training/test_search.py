@@ -325,6 +325,34 @@ def test_hopeless_trials_are_pruned():
     assert results.best_params["learning_rate"] == 1e-2
 
 
+SMALL_SPACES = {
+    "choices": ({"lr": [1e-4, 1e-2], "batch_size": [4, 8]}, 4), "whole numbers": ({"model.width": (15, 17)}, 3), "one": ({"lr": [1e-3]}, 1),
+    "lists": ({"betas": [(0.9, 0.95), (0.9, 0.999)]}, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["optuna", "random"])
+@pytest.mark.parametrize("space", SMALL_SPACES)
+def test_a_space_with_fewer_combinations_than_trials_is_tried_once_and_reported(space, strategy):
+    values, size = SMALL_SPACES[space]
+    watch = Recorder()
+    results = found(values, lambda width=16: plain_lm(), strategy=strategy, n_trials=8, callbacks=[watch])
+    assert [trial.status for trial in results.trials] == ["finished"] * size
+    assert len({json.dumps(trial.params) for trial in results.trials}) == len(watch.runs) == size
+    assert [notice for notice in results.notices if f"has {size} combination" in notice]
+
+
+def test_optuna_repeats_nothing_when_it_is_continued(tmp_path):
+    pytest.importorskip("optuna")
+    options = {"strategy": "optuna", "name": "mine", "storage": f"sqlite:///{tmp_path}/study.db"}
+    space = {"lr": [1e-4, 1e-3, 1e-2], "batch_size": [4, 8]}
+    first = found(space, n_trials=3, **options)
+    assert not [notice for notice in first.notices if "combination" in notice]
+    results = found(space, n_trials=6, **options)
+    assert len({json.dumps(trial.params) for trial in results.trials}) == 6
+    assert not [trial for trial in results.trials if "same values" in trial.reason]
+
+
 def test_settings_of_optuna_are_refused_elsewhere():
     with pytest.raises(ConfigError, match="only for strategy='optuna'"):
         found(strategy="random", storage="sqlite:///study.db")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -121,6 +123,49 @@ def test_f40_a_service_that_fails_is_one_notice_and_nothing_else(fault, fake_wan
     assert "history.jsonl" in said[0]
     assert_same_run(untracked, results)
     assert len(fake_wandb.inits) <= 1, "a service that fails is not tried again, offline either"
+
+
+class BrokenOnImport:
+    """A finder for a wandb that is installed and cannot be imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "wandb":
+            return importlib.util.spec_from_loader(name, self)
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        raise AttributeError("module 'numpy' has no attribute 'float_'")
+
+
+def _a_finder_that_raises(monkeypatch):
+    def refuse(name, *_):
+        raise ValueError("wandb.__spec__ is not set")
+
+    monkeypatch.setattr("importlib.util.find_spec", refuse)
+
+
+STUBS = {
+    "an empty module": lambda patch: patch.setitem(sys.modules, "wandb", ModuleType("wandb")),
+    "without __spec__": lambda patch: patch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: None)),
+    "a mock": lambda patch: patch.setitem(sys.modules, "wandb", MagicMock()),
+    "a mock that logs nothing": lambda patch: patch.setitem(sys.modules, "wandb", MagicMock(run=None, log=None)),
+    "hidden": lambda patch: patch.setitem(sys.modules, "wandb", None),
+    "broken on import": lambda patch: patch.setattr(sys, "meta_path", [BrokenOnImport(), *sys.meta_path]),
+    "a finder that raises": _a_finder_that_raises,
+}
+
+
+@pytest.mark.parametrize("stub", STUBS)
+def test_a_stubbed_or_broken_wandb_never_stops_a_run(stub, untracked, monkeypatch):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    STUBS[stub](monkeypatch)
+    results = train()
+    assert_same_run(untracked, results)
+    said = [notice for notice in results.notices if "W&B" in notice or "wandb" in notice]
+    assert len(said) == (0 if stub.startswith("a mock") else 1)
 
 
 def test_a_training_waits_for_the_service_once_and_only_at_its_end(fake_wandb, release, monkeypatch):

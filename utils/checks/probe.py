@@ -173,7 +173,8 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         raise CannotProbeError(
             f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    known = [n for n in (facts.max_length, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len")) if n]
+    stated = (facts.max_length, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len"))
+    known = [length for length in stated if length]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec, image_shape is not None)
     causal, because = _causality(model, task_spec, output, image_shape is not None)

@@ -1,13 +1,16 @@
 """The old functions `test_fine_tuning` and `test_hyperparameter_search`: a `Trainer` and a search, by their old names.
 
-Both warn with `DeprecationWarning` and what to write instead. pytest does not collect them.
+Both warn with a `DeprecationWarning` that says what to write instead and that is shown wherever the call stands.
+docs/MIGRATION_GUIDE.md has the new form of each call. pytest does not collect them.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError
@@ -52,8 +55,14 @@ def test_fine_tuning(
         ConfigError, DataError, ModelError: as `Trainer.train`.
     """
     _warn(
-        "test_fine_tuning", "Trainer(model, config, TrainingConfig(epochs=...)).train(train_data, val_data) from "
-        "utils.training.engine and utils.training.training_config",
+        "test_fine_tuning", "Trainer",
+        old="results = test_fine_tuning(model, config, train_data, val_data, n_epochs=10)",
+        new="""\
+from utils.training.engine import Trainer
+from utils.training.training_config import TrainingConfig
+
+trainer = Trainer(model, config, TrainingConfig(epochs=10))
+results = trainer.train(train_data, val_data)""",
     )  # fmt: skip
     training_config = _training_config(
         settings, epochs=n_epochs, learning_rate=learning_rate, batch_size=batch_size, weight_decay=weight_decay,
@@ -94,8 +103,12 @@ def test_hyperparameter_search(
         ConfigError: neither or both of model_factory and model, or a space that cannot be searched.
     """
     _warn(
-        "test_hyperparameter_search", "search_hyperparameters(model_factory, space, train_data, val_data, "
-        "strategy='optuna') from utils.training.search",
+        "test_hyperparameter_search", "search_hyperparameters",
+        old="results = test_hyperparameter_search(model_factory, config, train_data, val_data, search_space=space)",
+        new="""\
+from utils.training.search import search_hyperparameters
+
+results = search_hyperparameters(model_factory, space, train_data, val_data, strategy="optuna")""",
     )  # fmt: skip
     given = [maker for maker in (model_factory, model) if maker is not None]
     if len(given) != 1:
@@ -125,8 +138,45 @@ test_fine_tuning.__test__ = False  # type: ignore[attr-defined]
 test_hyperparameter_search.__test__ = False  # type: ignore[attr-defined]
 
 
-def _warn(name: str, instead: str) -> None:
-    warnings.warn(f"{name}() is deprecated; use {instead}.", DeprecationWarning, stacklevel=3)
+_NOTICE = """
+{line}
+DEPRECATION WARNING: {name}() is deprecated; use {instead}
+
+This function is part of the legacy tier3_training_utilities API and will be removed in v4.0.0 (Q3 2025). Please migrate to the
+new engine API.
+
+Migration Example:
+    OLD:
+{old}
+
+    NEW:
+{new}
+
+See docs/MIGRATION_GUIDE.md for complete migration guide.
+{line}"""
+# With these two of its own filters Python shows a DeprecationWarning only where the main module causes it.
+_PYTHONS_FILTERS = [("default", None, DeprecationWarning, "__main__", 0), ("ignore", None, DeprecationWarning, None, 0)]
+
+
+def _warn(name: str, instead: str, old: str, new: str) -> None:
+    notice = _NOTICE.format(
+        line="=" * 80, name=name, instead=instead, old=indent(old, " " * 8), new=indent(new, " " * 8)
+    )
+    with warnings.catch_warnings():
+        if _only_python_hides(notice):
+            warnings.simplefilter("always", DeprecationWarning)
+        warnings.warn(notice, DeprecationWarning, stacklevel=3)
+
+
+def _only_python_hides(notice: str) -> bool:
+    """Whether no filter of the user's speaks about this warning, on the command line or in code."""
+    if sys.warnoptions or _PYTHONS_FILTERS[0] not in warnings.filters:
+        return False
+    others = warnings.filters[: warnings.filters.index(_PYTHONS_FILTERS[0])]
+    return _PYTHONS_FILTERS[1] in warnings.filters and not any(
+        issubclass(DeprecationWarning, category) and module is None and (message is None or message.match(notice))
+        for _, message, category, module, _ in others
+    )
 
 
 def _training_config(settings: Mapping[str, Any], **named: Any) -> TrainingConfig:

@@ -65,7 +65,7 @@ class TrainingConfigBuilder:
     field that can be None.
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         self._config = TrainingConfig(**values)
         self._setup: dict[str, Any] = {}
 
@@ -84,7 +84,7 @@ class TrainingConfigBuilder:
     def from_config(cls, config: TrainingConfig | Mapping[str, Any]) -> Self:
         """Start from a TrainingConfig, or from a mapping of its fields."""
         if isinstance(config, Mapping):
-            return cls(**config)
+            config = TrainingConfig.from_dict(config)
         if not isinstance(config, TrainingConfig):
             raise ConfigError(f"from_config takes a TrainingConfig or a mapping of its fields; got {shown(config)}")
         return cls()._with(config)
@@ -148,7 +148,7 @@ class TrainingConfigBuilder:
 
     # What to change
 
-    def with_training(self, **values: Any) -> Self:
+    def with_training(self, /, **values: Any) -> Self:
         """How long and with what batches: epochs, batch_size, learning_rate, early_stopping_patience, …
 
         `validation_split` is accepted too and becomes `setup["val_split"]`.
@@ -158,45 +158,45 @@ class TrainingConfigBuilder:
         split = values.pop("validation_split")
         return self._changed("with_training", values).with_dataset(val_split=split)
 
-    def with_optimizer(self, **values: Any) -> Self:
+    def with_optimizer(self, /, **values: Any) -> Self:
         """How gradients become updates: optimizer, weight_decay, betas, eps, max_grad_norm, warmup_ratio, …"""
         return self._changed("with_optimizer", values)
 
-    def with_optimization(self, **values: Any) -> Self:
+    def with_optimization(self, /, **values: Any) -> Self:
         """Speed and memory: compile_mode, gradient_accumulation_steps, gradient_checkpointing, precision, …"""
         return self._changed("with_optimization", values)
 
-    def with_scheduler(self, **values: Any) -> Self:
+    def with_scheduler(self, /, **values: Any) -> Self:
         """The learning rate over time: use_lr_schedule, lr_schedule, warmup_ratio or warmup_steps, min_lr_ratio."""
         return self._changed("with_scheduler", values)
 
-    def with_hardware(self, **values: Any) -> Self:
+    def with_hardware(self, /, **values: Any) -> Self:
         """Where it runs: precision or use_amp, compile_mode, strategy, devices, num_nodes, num_workers."""
         return self._changed("with_hardware", values)
 
-    def with_logging(self, **values: Any) -> Self:
+    def with_logging(self, /, **values: Any) -> Self:
         """Where it is recorded: run_name, output_dir, notes, use_wandb, wandb_project, wandb_entity."""
         return self._changed("with_logging", values)
 
-    def with_checkpointing(self, **values: Any) -> Self:
+    def with_checkpointing(self, /, **values: Any) -> Self:
         """What is kept: checkpoint_dir, save_every_n_epochs (or `frequency`), keep_best_k, keep_last_n, …"""
         if "frequency" in values:
             values["checkpoint_frequency"] = values.pop("frequency")
         return self._changed("with_checkpointing", values)
 
-    def with_export(self, **values: Any) -> Self:
+    def with_export(self, /, **values: Any) -> Self:
         """What is written at the end: export_bundle, export_formats, export_dir."""
         return self._changed("with_export", values)
 
-    def with_reproducibility(self, **values: Any) -> Self:
+    def with_reproducibility(self, /, **values: Any) -> Self:
         """Whether it repeats: random_seed, deterministic."""
         return self._changed("with_reproducibility", values)
 
-    def with_model(self, **values: Any) -> Self:
+    def with_model(self, /, **values: Any) -> Self:
         """What is trained, for `setup`: model_name, vocab_size, max_seq_len, d_model, num_layers, num_heads, …"""
         return self._with_setup("with_model", values)
 
-    def with_dataset(self, **values: Any) -> Self:
+    def with_dataset(self, /, **values: Any) -> Self:
         """What it is trained on, for `setup`: dataset_name or dataset_path, tokenizer_strategy, val_split, …"""
         return self._with_setup("with_dataset", values)
 

@@ -36,6 +36,7 @@ from utils.errors import (
     DataTypeError,
 )
 from utils.schema import shown
+from utils.scrubbing import scrubbed
 from utils.storage import (
     FolderLock,
     absolute_path,
@@ -173,7 +174,7 @@ class RunFolder:
 
         Raises `CheckpointWriteError` unless `may_lose_rows`.
         """
-        self._unwritten.append(json_line(row))
+        self._unwritten.append(json_line(scrubbed(row)))
         if row["event"] != "step" or time.monotonic() - self._flushed_at >= _FLUSH_EVERY_S:
             self.flush()
 
@@ -212,7 +213,7 @@ class RunFolder:
         kept = read_json_lines(self.history_file)[:count]
         if len(kept) < count:
             kept = list(rows)
-        text = "".join(json_line(row) + "\n" for row in kept)
+        text = "".join(json_line(scrubbed(row)) + "\n" for row in kept)
         with self._written(self.history_file):
             atomic_write(self.history_file, lambda file: file.write(text.encode()))
         return len(kept)
@@ -344,6 +345,7 @@ def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack
     checkpoint_dir = absolute_path(config.checkpoint_dir) if config.checkpoint_dir else None
     if resume_from is None:
         return _new_run(config, output_dir, checkpoint_dir, stack)
+    checkpoint_dir = _folder_of_run(config.run_name, checkpoint_dir, may_start=resume_from == "auto")
     if isinstance(resume_from, str) and resume_from in _BY_NAME:
         return _named_run(config, resume_from, output_dir, checkpoint_dir, stack, check)
     path = _checkpoint_path(resume_from)
@@ -369,20 +371,56 @@ def _start(config: TrainingConfig, resume_from: Any, stack: contextlib.ExitStack
 def _new_run(
     config: TrainingConfig, output_dir: Path, checkpoint_dir: Path | None, stack: contextlib.ExitStack
 ) -> Start:
-    if checkpoint_dir is not None and (present := checkpoint_files(checkpoint_dir)):
-        listed = ", ".join(sorted(path.name for path in present)[:4])
-        raise CheckpointError(
-            f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of another run ({listed}); they are never overwritten. "
-            "Continue that run with resume_from='auto', or choose another checkpoint_dir."
-        )
     folder = RunFolder.reserve(output_dir, config.run_name, checkpoint_dir)
-    folder.lock(stack)
     notices = []
+    if checkpoint_dir is not None and checkpoint_files(checkpoint_dir):
+        folder = RunFolder(folder.path, _free_folder(checkpoint_dir, folder.name))
+        notices.append(
+            f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of another run, so those of this run are in "
+            f"{folder.checkpoints}. To continue it, use run_name={folder.checkpoints.name!r} and resume_from='auto'."
+        )
+    folder.lock(stack)
     if config.run_name is not None and folder.name != config.run_name:
         notices.append(
             f"A run {config.run_name!r} is there already; this one is {folder.name!r}. 'auto' would continue the first."
         )
     return Start(folder, notices=notices)
+
+
+def _folder_of_run(run_name: str | None, checkpoint_dir: Path | None, *, may_start: bool) -> Path | None:
+    """Where the checkpoints of run `run_name` are: in `checkpoint_dir`, or below it when another run has that folder.
+
+    Args:
+        may_start: whether a run that has no checkpoints yet gets a folder of its own.
+    """
+    if checkpoint_dir is None or run_name is None:
+        return checkpoint_dir
+    below = checkpoint_dir / run_name
+    if checkpoint_files(below):
+        return below
+    if may_start and checkpoint_files(checkpoint_dir) and not _is_name_of(run_name, _newest_header(checkpoint_dir)):
+        return below
+    return checkpoint_dir
+
+
+def _newest_header(checkpoint_dir: Path) -> Payload:
+    """What the newest checkpoint of a folder says besides its tensors."""
+    entries, _ = entries_of(checkpoint_dir)
+    return read_header(entries[0].path) if entries else newest(checkpoint_dir, mapped=True)[1]
+
+
+def _free_folder(checkpoint_dir: Path, name: str) -> Path:
+    """A folder below `checkpoint_dir` without checkpoints: `name`, else `name-2` and so on."""
+    folder, number = checkpoint_dir / name, 1
+    while checkpoint_files(folder):
+        number += 1
+        folder = checkpoint_dir / f"{name}-{number}"
+    return folder
+
+
+def _is_name_of(run_name: str, payload: Payload) -> bool:
+    """Whether a run that was asked to be called `run_name` wrote this checkpoint; a name that was taken got a number."""
+    return re.fullmatch(re.escape(run_name) + r"(-\d+)?", payload["run"]["name"]) is not None
 
 
 def _named_run(
@@ -449,13 +487,12 @@ def _owner(run_name: str | None, output_dir: Path, checkpoint_dir: Path) -> RunF
     Raises:
         CheckpointError: they are of another run than `run_name`.
     """
-    entries, _ = entries_of(checkpoint_dir)
-    header = read_header(entries[0].path) if entries else newest(checkpoint_dir, mapped=True)[1]
+    header = _newest_header(checkpoint_dir)
     name, run_id = header["run"]["name"], header["run"]["id"]
     # A folder's name may have a number behind the run's: `RunFolder.reserve`.
     if reason := run_name_problem(re.sub(r"-\d+$", "", name)):
         raise CheckpointError(f"{checkpoint_dir} holds checkpoints of a run called {shown(name)}: a run's name {reason}.")
-    if run_name is not None and not re.fullmatch(re.escape(run_name) + r"(-\d+)?", name):
+    if run_name is not None and not _is_name_of(run_name, header):
         raise CheckpointError(
             f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of run {name!r}, not of {run_name!r}; they are never "
             f"overwritten. Set run_name={name!r} to continue that run, or choose another checkpoint_dir."

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from utils.errors import Problem
-from utils.schema import Schema, nearest
+from utils.errors import ConfigError, Problem
+from utils.schema import Schema, equal, nearest, plain, shown
 
 Modality = Literal["text", "vision", "audio", "tabular"]
 
@@ -52,7 +52,9 @@ class TaskSpec(Schema):
     )
     num_classes: int | None = Field(None, ge=1, title="Classes", description="Number of classes or regression outputs.")
     multi_label: bool | None = Field(
-        None, title="Several classes a sample", description="Each class is a yes or no of its own; None: as the labels are."
+        None,
+        title="Several classes a sample",
+        description="Each class is a yes or no of its own; None: as the labels are.",
     )
     pad_token_id: int | None = Field(
         None, ge=0, title="Padding id", description="Positions with this id are not scored."
@@ -64,73 +66,92 @@ class TaskSpec(Schema):
         default_factory=dict, title="Preprocessing", description="Free settings; pad_token_id is read from here too."
     )
 
-    def __init__(self, name: str = "task", modality: str = "text", **values: Any) -> None:
+    def __init__(self, /, name: str = "task", modality: str = "text", **values: Any) -> None:
         super().__init__(name=name, modality=modality, **values)
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         values = dict(values)
+        problems: list[Problem] = []
         given = values.get("task_type")
         if isinstance(given, str) and given in _TASK_WORDS:
             values["task_type"] = _TASK_WORDS[given]
-        elif given is None and values.get("name") in _TASK_WORDS:
-            values["task_type"] = _TASK_WORDS[values["name"]]
+        elif given is None and isinstance(name := values.get("name"), str) and name in _TASK_WORDS:
+            values["task_type"] = _TASK_WORDS[name]
         elif isinstance(given, str):
             guess = nearest(given, _TASK_WORDS)
             hint = f"; did you mean {guess!r}?" if guess else ""
             del values["task_type"]
-            return values, [
-                Problem("task_type", f"got {given!r}; must be one of {', '.join(sorted(_TASK_WORDS))}{hint}", guess)
-            ]
+            message = f"got {shown(given)}; must be one of {', '.join(sorted(_TASK_WORDS))}{hint}"
+            problems.append(Problem("task_type", message, guess))
         preprocessing = values.get("preprocessing_config")
+        if isinstance(preprocessing, Mapping):
+            try:
+                values["preprocessing_config"] = preprocessing = plain(preprocessing)
+            except ValueError as error:
+                problems.append(Problem("preprocessing_config", f"got {shown(preprocessing)}; {error}"))
         if values.get("pad_token_id") is None and isinstance(preprocessing, Mapping):
             values["pad_token_id"] = preprocessing.get("pad_token_id")
-        return values, []
+        return values, problems
 
     @classmethod
     def language_modeling(
         cls,
+        /,
         name: str = "language_modeling",
         vocab_size: int | None = None,
         max_seq_len: int | None = None,
         **values: Any,
     ) -> Self:
         """Predict each next token (GPT-like models)."""
-        return cls(
-            name, "text", task_type="causal_lm", vocab_size=vocab_size, max_seq_len=max_seq_len,
-            **{"metrics": ("loss", "perplexity", "accuracy"), **values},
-        )  # fmt: skip
+        values = {"metrics": ("loss", "perplexity", "accuracy"), **values}
+        return cls._of("causal_lm", "text", name, values, vocab_size=vocab_size, max_seq_len=max_seq_len)
 
     @classmethod
     def masked_lm(
-        cls, name: str = "masked_lm", vocab_size: int | None = None, max_seq_len: int | None = None, **values: Any
+        cls, /, name: str = "masked_lm", vocab_size: int | None = None, max_seq_len: int | None = None, **values: Any
     ) -> Self:
         """Predict masked tokens (BERT-like models)."""
-        return cls(name, "text", task_type="masked_lm", vocab_size=vocab_size, max_seq_len=max_seq_len, **values)
+        return cls._of("masked_lm", "text", name, values, vocab_size=vocab_size, max_seq_len=max_seq_len)
 
     @classmethod
-    def classification(cls, name: str = "classification", num_classes: int | None = None, **values: Any) -> Self:
+    def classification(cls, /, name: str = "classification", num_classes: int | None = None, **values: Any) -> Self:
         """One label for each text."""
-        return cls(name, "text", task_type="text_classification", num_classes=num_classes, **values)
+        return cls._of("text_classification", "text", name, values, num_classes=num_classes)
 
     @classmethod
-    def token_classification(cls, name: str = "token_classification", num_classes: int | None = None, **values: Any) -> Self:
+    def token_classification(
+        cls, /, name: str = "token_classification", num_classes: int | None = None, **values: Any
+    ) -> Self:
         """One label for each token (tagging, named entities)."""
-        return cls(name, "text", task_type="token_classification", num_classes=num_classes, **values)
+        return cls._of("token_classification", "text", name, values, num_classes=num_classes)
 
     @classmethod
-    def regression(cls, name: str = "regression", num_classes: int | None = None, **values: Any) -> Self:
+    def regression(cls, /, name: str = "regression", num_classes: int | None = None, **values: Any) -> Self:
         """One number for each sample, or `num_classes` of them."""
-        return cls(name, values.pop("modality", "text"), task_type="regression", num_classes=num_classes, **values)
+        return cls._of("regression", values.pop("modality", "text"), name, values, num_classes=num_classes)
 
     @classmethod
-    def seq2seq(cls, name: str = "seq2seq", vocab_size: int | None = None, **values: Any) -> Self:
+    def seq2seq(cls, /, name: str = "seq2seq", vocab_size: int | None = None, **values: Any) -> Self:
         """Text to text (T5-like models)."""
-        return cls(name, "text", task_type="seq2seq", vocab_size=vocab_size, **values)
+        return cls._of("seq2seq", "text", name, values, vocab_size=vocab_size)
 
     @classmethod
     def image_classification(
-        cls, name: str = "image_classification", num_classes: int | None = None, **values: Any
+        cls, /, name: str = "image_classification", num_classes: int | None = None, **values: Any
     ) -> Self:
         """One label for each image."""
-        return cls(name, "vision", task_type="image_classification", num_classes=num_classes, **values)
+        return cls._of("image_classification", "vision", name, values, num_classes=num_classes)
+
+    @classmethod
+    def _of(cls, task_type: str, modality: str, name: str, values: Mapping[str, Any], **sizes: int | None) -> Self:
+        """A spec of this task type. Raises `ConfigError` for a value that names another task type or modality."""
+        fixed = {"task_type": task_type, "modality": modality}
+        problems = [
+            Problem(field, f"got {shown(values[field])}; it is {value!r} here: call TaskSpec(...) for another")
+            for field, value in fixed.items()
+            if field in values and not equal(values[field], value)
+        ]
+        if problems:
+            raise ConfigError.from_problems(cls.__name__, problems)
+        return cls(name, **{**values, **fixed, **sizes})

@@ -7,10 +7,12 @@ import inspect
 import math
 import os
 import queue
+import sys
 import threading
 from typing import Any
 
 from utils.data.examples import one_line
+from utils.scrubbing import scrub, scrubbed
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.training_config import DEFAULT_WANDB_PROJECT, TrainingConfig
 
@@ -22,7 +24,7 @@ def make_tracker(config: TrainingConfig, run_name: str, notices: list[str]) -> C
     """The tracker that the config asks for, or None; a missing package is a notice, not an error."""
     if not config.wandb_enabled:
         return None
-    if importlib.util.find_spec("wandb") is None:
+    if not _is_there("wandb"):
         notices.append(
             'Not tracked: wandb is not installed (pip install -e ".[tracking]"). history.jsonl holds everything.'
         )
@@ -92,7 +94,7 @@ class WandbTracker(Callback):
             if own:
                 run.finish()
         except BaseException as error:  # noqa: BLE001 - any failure of the service ends tracking, and nothing else; wandb exits too
-            self._failure = f"{type(error).__name__}: {one_line(error)}"
+            self._failure = scrub(f"{type(error).__name__}: {one_line(error)}")
 
     def _open(self, wandb: Any) -> Any:
         mode = os.environ.get("WANDB_MODE")
@@ -109,7 +111,7 @@ class WandbTracker(Callback):
         )
         return wandb.init(
             project=self._config.wandb_project or DEFAULT_WANDB_PROJECT, entity=self._config.wandb_entity, name=self._run_name,
-            config=self._config.to_dict(), notes=self._config.notes or None, mode=mode, settings=settings,
+            config=scrubbed(self._config.to_dict()), notes=scrub(self._config.notes) or None, mode=mode, settings=settings,
         )  # fmt: skip
 
     def _close(self) -> None:
@@ -127,6 +129,16 @@ class WandbTracker(Callback):
         elif self._without_key:
             self._notices.append("W&B: no API key, so the run is tracked offline; `wandb sync` uploads it later.")
         self._thread = None
+
+
+def _is_there(package: str) -> bool:
+    """Whether the package is installed or, as tests and notebooks do with a stub of their own, was put into `sys.modules`."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder of another package's failed
+        return False
 
 
 def _has_key(wandb: Any) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from utils.scrubbing import describe_error
 from utils.storage import read_json_lines
 from utils.training.engine.callbacks import Callback
 from utils.training.samples import as_prompt_and_text, read_samples
@@ -178,7 +179,7 @@ class LiveRun:
 
     def failed(self, error: BaseException) -> None:
         """The run ended with an error."""
-        self._phase, self.error = "failed", f"{type(error).__name__}: {error}"
+        self._phase, self.error = "failed", describe_error(error)
 
     def ended(self) -> None:
         """The run is over."""

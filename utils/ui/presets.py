@@ -185,14 +185,14 @@ class ConfigPresets:
         Raises:
             PresetNotFoundError: a ConfigError and a KeyError; lists the names.
         """
-        if str(name) not in PRESETS:
-            guess = nearest(str(name), PRESETS)
+        if not isinstance(name, str) or name not in PRESETS:
+            guess = nearest(name, PRESETS) if isinstance(name, str) else None
             hint = f" Did you mean {guess!r}?" if guess else ""
-            message = f"There is no preset {name!r}; there are: {', '.join(PRESETS)}.{hint}"
+            message = f"There is no preset {shown(name)}; there are: {', '.join(PRESETS)}.{hint}"
             raise PresetNotFoundError(message, [Problem("preset", message, guess)])
-        return replace(PRESETS[str(name)])
+        return replace(PRESETS[name])
 
-    def customize(self, name: str, **overrides: Any) -> Preset:
+    def customize(self, /, name: str, **overrides: Any) -> Preset:
         """A copy of the preset with other setup values. Raises `ConfigError` that lists every problem of them."""
         preset = self.get(name)
         setup = preset.setup()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from utils.errors import ConfigError, Problem
-from utils.schema import Schema, nearest, path_text, shown
+from utils.schema import Schema, equal, nearest, path_text, shown
+from utils.scrubbing import scrubbed
 from utils.training.config_files import read_config_file, save_config_file
 from utils.training.training_config import TrainingConfig
 
@@ -100,14 +102,18 @@ class DataSettings(Schema):
         if dataset is not None and not isinstance(dataset, str):
             problems.append(Problem("dataset", f"got {shown(dataset)}; {_A_NAME}", BUILTIN))
             values.pop("dataset_source", None)  # or the name would be reported as missing too
-        elif dataset is not None and values.get("dataset_name") not in (None, dataset):
+        elif (
+            dataset is not None
+            and values.get("dataset_name") is not None
+            and not equal(values["dataset_name"], dataset)
+        ):
             both = f"dataset={shown(dataset)} and dataset_name={shown(values['dataset_name'])}"
             problems.append(Problem("dataset_name", f"given twice: {both}; keep one"))
         elif dataset is not None:
             values["dataset_name"] = dataset
-        if values.get("dataset_name") == BUILTIN:
+        if equal(values.get("dataset_name"), BUILTIN):
             values["dataset_name"] = None
-            if values.setdefault("dataset_source", BUILTIN) != BUILTIN:
+            if not equal(values.setdefault("dataset_source", BUILTIN), BUILTIN):
                 message = (
                     f"got {shown(values['dataset_source'])} together with the data set 'builtin'; keep one of the two"
                 )
@@ -198,7 +204,7 @@ class SetupConfig:
     _observers: list[Observer]
     _home: Path
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         object.__setattr__(self, "_data", DataSettings())
         object.__setattr__(self, "_training", TrainingConfig())
         object.__setattr__(self, "_observers", [])
@@ -222,9 +228,11 @@ class SetupConfig:
 
     def set(self, name: str, value: Any) -> None:
         """Change one field. Raises `ConfigError`; then nothing is changed."""
+        if not isinstance(name, str):
+            raise ConfigError(f"a field's name is text; got {shown(name)}")
         self.update(**{name: value})
 
-    def update(self, **values: Any) -> None:
+    def update(self, /, **values: Any) -> None:
         """Change several fields at once, or none: raises `ConfigError` that lists every problem.
 
         A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that data set of the Hub; each
@@ -297,6 +305,8 @@ class SetupConfig:
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> Self:
         """The inverse of `sections`. Raises `ConfigError` for unknown sections, unknown names and bad values."""
+        if not isinstance(sections, Mapping):
+            raise ConfigError(f"{cls.__name__} is made from sections, setup and training; got {shown(sections)}")
         return cls(**values_of_sections(sections))
 
     def save(self, path: str | Path) -> str:
@@ -350,7 +360,8 @@ class SetupConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.differences().items())})"
+        values = scrubbed(self.differences())
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def _sorted(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
         """`values` by owner: data settings, training settings, and a problem for each name that nobody knows."""
@@ -386,19 +397,18 @@ def values_of_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
     problems = []
     values: dict[str, Any] = {}
     for section, content in sections.items():
-        if section not in known:
-            problems.append(
-                Problem(str(section), f"unknown section; there are setup and training{_meant(str(section), known)}")
-            )
-        elif not isinstance(content or {}, Mapping):
+        if not isinstance(section, str) or section not in known:
+            label = section if isinstance(section, str) else shown(section)
+            problems.append(Problem(label, f"unknown section; there are setup and training{_meant(label, known)}"))
+        elif content is not None and not isinstance(content, Mapping):
             problems.append(Problem(section, f"got {shown(content)}; must hold `name: value` lines"))
         else:
             for name, value in (content or {}).items():
-                if values.setdefault(str(name), value) != value:
-                    both = f"{shown(values[str(name)])} and {shown(value)}"
-                    problems.append(
-                        Problem(str(name), f"stands in both sections with different values, {both}; keep one")
-                    )
+                if not isinstance(name, str):
+                    problems.append(Problem(shown(name), "is not text, as a field's name is"))
+                elif not equal(values.setdefault(name, value), value) and values[name] is not value:
+                    both = f"{shown(values[name])} and {shown(value)}"
+                    problems.append(Problem(name, f"stands in both sections with different values, {both}; keep one"))
     if problems:
         raise ConfigError.from_problems("the file's sections", problems)
     return values
@@ -422,11 +432,11 @@ def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str,
     """`changes`, with what naming a source, a path or a data set says about the others made explicit."""
     name = changes.get("dataset_name")
     places = {
-        "dataset_path": changes.get("dataset_path"),
-        "dataset_name": changes.get("dataset") if name is None else name,
+        "dataset_path": path_text(changes.get("dataset_path")),
+        "dataset_name": path_text(changes.get("dataset") if name is None else name),
     }
     source = changes["dataset_source"] if "dataset_source" in changes else _implied_source(current, changes, places)
-    if source is None:
+    if source is None or not all(isinstance(place, (str, NoneType)) for place in (source, *places.values())):
         return dict(changes)
     implied: dict[str, Any] = {"dataset_source": source}
     implied |= {place: None for place, its_sources in _PLACE_SOURCES.items() if source not in its_sources}
@@ -446,7 +456,7 @@ def _keeps_data(current: DataSettings, source: Any, places: Mapping[str, Any]) -
 
 def _implied_source(current: DataSettings, changes: Mapping[str, Any], places: Mapping[str, Any]) -> str | None:
     """The source that the named place belongs to; the built-in corpus when its only place is cleared; else None."""
-    if places["dataset_name"] == BUILTIN:
+    if equal(places["dataset_name"], BUILTIN):
         return BUILTIN
     for place, sources in _PLACE_SOURCES.items():
         if places[place] is not None:

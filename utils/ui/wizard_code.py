@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from utils.adapters.facts import ModelFacts
+from utils.scrubbing import scrubbed
 from utils.training.config_files import parse_value
 from utils.ui.presets import PRESETS
 from utils.ui.setup_config import SetupConfig
@@ -30,7 +31,7 @@ def setup_code(form: CodeForm, setup: SetupConfig, facts: ModelFacts | None = No
 
 def python_code(setup: SetupConfig) -> str:
     """Lines that make `setup`: an equal SetupConfig."""
-    arguments = "".join(f"    {name}={value!r},\n" for name, value in setup.differences().items())
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in scrubbed(setup.differences()).items())
     return f"from utils.ui import SetupConfig\n\nsetup = SetupConfig({f'{chr(10)}{arguments}' if arguments else ''})\n"
 
 
@@ -42,7 +43,7 @@ def yaml_code(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
     """
     default, dependent = SetupConfig().sections(), _dependent(setup)
     lines = []
-    for section, values in setup.sections().items():
+    for section, values in scrubbed(setup.sections()).items():
         starts = (default[section], _cli_setup().sections()[section])
         rows = [
             f"  {name}: {scalar(value)}"
@@ -61,7 +62,7 @@ def command_line(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
     start = {name: value for values in _cli_setup().sections().values() for name, value in values.items()}
     settings = {f"model.{name}": value for name, value in _model_sizes(setup, facts).items()}
     dependent = _dependent(setup)
-    for values in setup.sections().values():
+    for values in scrubbed(setup.sections()).values():
         settings |= {name: value for name, value in values.items() if name in dependent or value != start[name]}
     if any(name.startswith("model.") for name in settings):
         # Else they would be that model's.
@@ -80,7 +81,8 @@ def scalar(value: Any) -> str:
         return repr(value)
     text = str(value)
     # YAML's own choice of quotes follows YAML 1.1, where 1e-3 is text; what is not plain to our reader is quoted.
-    plain = text.isascii() and text.replace("-", "").replace("_", "").isalnum() and parse_value(text) == text
+    # In a list, since `parse_value` takes a whole text that YAML refuses, such as 010, for text.
+    plain = text.isascii() and text.replace("-", "").replace("_", "").isalnum() and parse_value(f"[{text}]") == [text]
     return text if plain else yaml.safe_dump(text, default_style='"', width=math.inf).strip()
 
 

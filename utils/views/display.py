@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.environment import front_end
+from utils.scrubbing import scrub
 from utils.views.html import Html, columns, table
 from utils.views.tables import columns_text, summary_text
 
@@ -81,10 +82,10 @@ class LiveOutput:
 
 
 def show_text(text: str) -> None:
-    """Print `text` on standard output. Characters that the terminal's encoding lacks become escapes, not errors."""
+    """Print `text` on standard output, without secrets. Characters that the terminal's encoding lacks become escapes."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     # Flushed, so that a log file or a pipe shows a long training's progress while it happens.
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201 - what it is for
+    print(scrub(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201 - what it is for
 
 
 def _publish(bundle: Mapping[str, str]) -> None:

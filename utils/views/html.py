@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NewType
 
+from utils.scrubbing import scrub
+
 #: Markup that was built here from escaped text. Only this module makes values of this type.
 Html = NewType("Html", str)
 
@@ -18,8 +20,8 @@ _TABLE = "border-collapse:collapse;color:inherit;background:transparent"
 
 
 def text(value: object) -> Html:
-    """`value` as text that a browser shows as it is: no tag, attribute or entity in it has an effect."""
-    return Html(escape(str(value), quote=True))
+    """`value` as text that a browser shows as it is, without secrets: no tag, attribute or entity in it has an effect."""
+    return Html(escape(scrub(str(value)), quote=True))
 
 
 def element(tag: str, *children: Html, **attributes: object) -> Html:

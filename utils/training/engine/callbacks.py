@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import CallbackError, ConfigError, Problem
 from utils.schema import nearest
+from utils.scrubbing import describe_error
 
 if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
@@ -183,7 +184,7 @@ class CallbackList:
                 getattr(callback, event)(*arguments, self._trainer, logs=dict(logs or {}))
             except Exception as error:
                 where = f"{type(callback).__name__}.{event} failed at step {self._trainer.state.step}"
-                message = f"{where}: {type(error).__name__}: {error}"
+                message = f"{where}: {describe_error(error)}"
                 if not self._isolate:
                     raise CallbackError(message) from error
                 self._trainer.notice(f"{message}. It is switched off for the rest of the run.")

@@ -13,6 +13,7 @@ import torch
 
 from utils import __version__
 from utils.errors import CheckpointWriteError
+from utils.scrubbing import scrubbed
 from utils.training.engine import fast_paths, rng
 from utils.training.engine.background import BackgroundCommit
 from utils.training.engine.callbacks import CallbackList
@@ -191,8 +192,8 @@ class RunSaver:
             **self._of_each_process(),
             "callbacks": self._events.state_dict(),
             "batch_plan": {"batch_size": self._batch_size, "accumulation": self.config.gradient_accumulation_steps},
-            "config": self.config.to_dict(),
-            "task_spec": self._task_spec.to_dict(),
+            "config": scrubbed(self.config.to_dict()),
+            "task_spec": scrubbed(self._task_spec.to_dict()),
             "fingerprint": self._fingerprint,
             "environment": environment_facts(parts),
         }

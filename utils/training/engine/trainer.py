@@ -26,6 +26,7 @@ from utils.errors import (
     TrainbookError,
     TrainingInterrupted,
 )
+from utils.scrubbing import describe_error, scrub
 from utils.training.engine import rng
 from utils.training.engine.arguments import check_arguments, whole_number
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
@@ -144,6 +145,7 @@ class Trainer:
 
     def notice(self, sentence: str) -> None:
         """Keep a sentence for the results and log it, once."""
+        sentence = scrub(sentence)
         if sentence not in self.notices:
             self.notices.append(sentence)
             log.info(sentence)
@@ -325,7 +327,7 @@ class Trainer:
             kept = self._rescue(loop, saver, together)
             with contextlib.suppress(CheckpointError):  # the first error is the one to report
                 start.folder.flush()
-            self._note_state(start.folder, "failed", error=f"{type(error).__name__}: {error}")
+            self._note_state(start.folder, "failed", error=describe_error(error))
             with contextlib.suppress(Exception):  # the first error is the one to report
                 events.fire("on_error", error)
             if kept is not None:

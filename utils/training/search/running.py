@@ -25,6 +25,7 @@ from utils.errors import (
     TrainingInterrupted,
 )
 from utils.schema import shown
+from utils.scrubbing import scrub
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.engine.memory import free_memory, is_out_of_memory
@@ -73,7 +74,8 @@ def search_hyperparameters(
             for each trial, so that every trial starts from its present weights and it keeps them.
         space: see `SearchSpace`.
         train_data, val_data: what `Trainer.train` takes, or one PreparedData. Not data that only come in their own order.
-        strategy: "grid" (every combination), "random" (none twice, by `seed`) or "optuna" (by default its TPE sampler).
+        strategy: "grid" (every combination), "random" (none twice, by `seed`) or "optuna" (by default its TPE sampler; none
+            twice where the combinations can be counted).
         n_trials: how many in all, those of earlier sessions included; None: a grid's all, else 20.
         training_config: what the trials share, or a setup that has one. Its run_name is not used.
         config: the model's own configuration, as for `Trainer`.
@@ -226,6 +228,10 @@ class _Search:
             self.notices.append(
                 f"No validation data: trials are judged by {self.job.monitor} instead of {self.job.config.monitor}."
             )
+        size = self.space.size
+        if size is not None and size < limit < math.inf:
+            counted = f"{size} combination{'' if size == 1 else 's'}"
+            self.notices.append(f"The search space has {counted}: there are no more trials, although {limit} were asked for.")
         number = 0
         while number < limit and time.monotonic() < self.deadline:
             trial = self._trial(number)
@@ -304,7 +310,7 @@ class _Search:
                 raise error
         trial.status = "failed"
         what = "out of memory" if is_out_of_memory(error) else type(error).__name__
-        trial.reason = f"{what}: {str(error) or 'no message'}"
+        trial.reason = scrub(f"{what}: {str(error) or 'no message'}")
         log.warning("Trial %d failed: %s", trial.number, trial.reason)
 
     @property

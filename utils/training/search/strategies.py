@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -142,6 +142,8 @@ class OptunaStudy:
         self._distributions = {key: _distribution(dimension) for key, dimension in space.dimensions.items()}
         self._space, self._prune, self._seed, self._own_sampler = space, prune, seed, sampler
         self._asked: dict[int, Any] = {}
+        # Where the combinations can be counted, those that were not tried yet, in a random order that the seed fixes.
+        self._left: list[dict[str, Any]] | None = None
         self._verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its reports of every trial are ours to give
         try:
@@ -157,7 +159,8 @@ class OptunaStudy:
 
     def known(self, trials: list[Trial]) -> list[Trial]:
         merged = list(trials)
-        there = self.study.get_trials(deepcopy=False)
+        waiting = self._optuna.trial.TrialState.WAITING
+        there = [frozen for frozen in self.study.get_trials(deepcopy=False) if frozen.state != waiting]
         for frozen in there:
             if frozen.number >= len(merged):
                 merged.append(Trial(frozen.number, self._values(frozen.params)))
@@ -168,9 +171,21 @@ class OptunaStudy:
         if merged and self._own_sampler is None:
             # From the seed alone, the next draws would be those of the first session once more.
             self.study.sampler = self._optuna.samplers.TPESampler(seed=(self._seed + len(merged)) % 2**32)
+        if self._space.size is not None and self._space.size <= _ORDERED:
+            tried = [self._params(trial.params) for trial in merged]
+            order = _shuffled(self._space, np.random.default_rng(self._seed))
+            self._left = [values for values in map(self._params, order) if values not in tried]
         return merged
 
     def ask(self, number: int) -> dict[str, Any] | None:
+        """The sampler's proposal; where combinations can be counted, one that is new, and None when all were tried."""
+        if self._left is not None:
+            if not self._left:
+                return None
+            # One that waits already is from a session that was killed between these two calls.
+            if not self.study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.WAITING,)):
+                proposal = self._proposal()
+                self.study.enqueue_trial(proposal if proposal in self._left else self._left[0])
         try:
             trial = self.study.ask(self._distributions)
         except ValueError as error:  # the stored study has other choices or kinds of values
@@ -180,7 +195,15 @@ class OptunaStudy:
                 f"another process searches in the study {self.study.study_name!r} too; give this search a name of its own."
             )
         self._asked[number] = trial
+        if self._left is not None:
+            self._left = [values for values in self._left if values != trial.params]
         return self._values(trial.params)
+
+    def _proposal(self) -> dict[str, Any]:
+        """What the sampler would try next. Asked in a study apart, since a trial that was made cannot be taken back."""
+        apart = self._optuna.create_study(direction=self.study.direction, sampler=self.study.sampler)
+        apart.add_trials(self.study.get_trials(deepcopy=False))
+        return dict(apart.ask(self._distributions).params)
 
     def tell(self, trial: Trial) -> None:
         states = self._optuna.trial.TrialState
@@ -212,15 +235,19 @@ class OptunaStudy:
             found[name] = value
         return found
 
+    def _params(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The inverse of `_values`."""
+        return {
+            name: _stored(value) if isinstance(self._space.dimensions[name], Choices) else value
+            for name, value in values.items()
+        }
+
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
         states = self._optuna.trial.TrialState
         state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}.get(
             trial.status, states.RUNNING
         )
-        params = {
-            name: _stored(value) if isinstance(self._space.dimensions[name], Choices) else value
-            for name, value in trial.params.items()
-        }
+        params = self._params(trial.params)
         frozen: optuna.trial.FrozenTrial = self._optuna.trial.create_trial(
             state=state, params=params, distributions=self._distributions,
             value=trial.value if trial.status in ("finished", "pruned") else None,
