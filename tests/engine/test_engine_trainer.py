@@ -21,6 +21,7 @@ from tests.kit.toys import (
 )
 from utils.errors import CallbackError, ConfigError, DataError, DataTypeError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig, TrainingHooks, UniversalDataModule
+from utils.training.engine.checkpoint import read_checkpoint
 from utils.training.engine.trainer import TrainingHooks as HooksFromTrainer
 
 
@@ -377,3 +378,44 @@ def test_random_augmentation_is_a_function_of_seed_epoch_and_sample():
 
     assert torch.equal(batches(0, 0), batches(1, 0))
     assert not torch.equal(batches(0, 0), batches(0, 1))
+
+
+class Tally(Callback):
+    """Adds `by` at each step."""
+
+    def __init__(self, by):
+        self.by, self.count = by, 0
+
+    def on_step_end(self, step, trainer, logs=None):
+        self.count += self.by
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class OtherTally(Tally):
+    """A class of its own."""
+
+
+@pytest.mark.parametrize("made", [
+    lambda: [Tally(1), Tally(100)], lambda: [Tally(1), OtherTally(10), Tally(100), Tally(1000)], lambda: [OtherTally(5)],
+], ids=["two", "two classes", "one"])  # fmt: skip
+def test_each_callback_of_a_class_gets_its_own_state_back(made):
+    def train(epochs):
+        callbacks = made()
+        config = golden_config(epochs=epochs, on_config_change="continue")
+        Trainer(tiny_gpt(), None, config, callbacks=callbacks).train(train_set(), validation_set(), resume_from="auto")
+        return [callback.count // callback.by for callback in callbacks]
+
+    assert set(train(1)) == {3}
+    assert set(train(2)) == {6}
+
+
+def test_the_state_of_the_only_callback_of_a_class_has_the_classs_name():
+    """As checkpoints of earlier versions have it."""
+    results = Trainer(tiny_gpt(), None, golden_config(epochs=1), callbacks=[Tally(2), Tally(3)]).train(train_set())
+    states = read_checkpoint(results.checkpoint_path)["callbacks"]
+    assert states == {"Tally": {"count": 6}, "Tally-2": {"count": 9}}

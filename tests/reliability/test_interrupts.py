@@ -349,6 +349,7 @@ def test_a_request_does_not_wait_for_a_lock_that_the_interrupted_code_may_hold()
             signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
             signal.signal(signal.SIGALRM, interrupts._handle)
             while rounds < 20_000:
+                interrupts.received = None  # so that each signal is a first one
                 control.pause.set()
                 control.stop.is_set()
                 control.request_stop("again")

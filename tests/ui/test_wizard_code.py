@@ -23,6 +23,8 @@ NASTY = [
 
 SETUPS = {
     "defaults": SetupConfig(),
+    "a frequency, all kept": SetupConfig(save_every_n_epochs=2),
+    "a frequency, pruned": SetupConfig(save_every_n_epochs=2, keep_last_n=2),
     **{name: preset.setup() for name, preset in PRESETS.items()},
     "many": SetupConfig(
         vocab_size=77, max_length=9, random_seed=7, betas=(0.8, 0.9), warmup_steps=3, max_time_hours=1e-5,
