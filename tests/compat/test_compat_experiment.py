@@ -95,7 +95,7 @@ def test_results_history_and_files_are_the_documented_ones():
     assert results["epochs_trained"] == 5
     assert results["best_accuracy"] == max(trainer.history["val_accuracy"]) > 50
     assert results["best_epoch"] == 1 + trainer.history["val_accuracy"].index(results["best_accuracy"])
-    assert results["experiment_dir"] == str(Path("runs/exp1"))
+    assert results["experiment_dir"] == str(Path("runs/exp1").absolute())
     assert {"latest_checkpoint.pt", "best_model.pt", "epoch_2.pt", "epoch_4.pt"} <= files(trainer)
     folder = Path("runs/exp1")
     assert (folder / "training_curves.png").stat().st_size > 10_000

@@ -62,7 +62,7 @@ def test_the_documented_files_have_the_documented_content(manager):
     assert content["model_state_dict"].keys() == model.state_dict().keys()
     assert {"optimizer_state_dict", "model_config"} <= content.keys()
     assert manager.save_epoch_checkpoint(model, optimizer, 3, 0.5, 1.0) is None
-    assert manager.save_epoch_checkpoint(model, optimizer, 4, 0.5, 1.0) == Path("checkpoints/epoch_4.pt")
+    assert manager.save_epoch_checkpoint(model, optimizer, 4, 0.5, 1.0) == Path("checkpoints/epoch_4.pt").absolute()
 
 
 def test_numbers_of_numpy_do_not_make_a_file_that_cannot_be_loaded(manager):

@@ -31,8 +31,8 @@ def save(experiment, epoch, *, fill=0.0):
 
 def test_paths_are_the_documented_ones():
     experiment = ExperimentManager(base_dir="runs")
-    assert experiment.experiment_dir == str(Path("runs/exp1"))
-    assert experiment.checkpoints_dir == str(Path("runs/exp1/checkpoints"))
+    assert experiment.experiment_dir == str(Path("runs/exp1").absolute())
+    assert experiment.checkpoints_dir == str(Path("runs/exp1/checkpoints").absolute())
     assert Path(experiment.checkpoints_dir).is_dir()
     assert experiment.log_file.endswith("training_log.txt")
     assert experiment.plot_file.endswith("training_curves.png")
@@ -72,7 +72,7 @@ def test_resume_takes_the_folder_and_fork_a_new_one():
     resumed = ExperimentManager("runs", resume_exp="exp1")
     assert (resumed.name, resumed.resumed) == ("exp1", True)
     fork = ExperimentManager("runs", fork_exp="exp1")
-    assert (fork.name, fork.fork_source_dir, fork.resumed) == ("exp2", str(Path("runs/exp1")), False)
+    assert (fork.name, fork.fork_source_dir, fork.resumed) == ("exp2", str(Path("runs/exp1").absolute()), False)
 
 
 @pytest.mark.parametrize("how", ["resume_exp", "fork_exp"])

@@ -23,7 +23,7 @@ class Upload:
     """A kept file.
 
     Attributes:
-        path: where it is.
+        path: where it is, absolute.
         size_bytes: its size.
         is_new: False when the very same file was there already.
     """
@@ -36,7 +36,9 @@ class Upload:
     def sentence(self) -> str:
         """What happened, for the user."""
         size = f"{self.size_bytes / 1e6:,.1f} MB" if self.size_bytes >= 100_000 else f"{self.size_bytes:,} bytes"
-        return f"{'Saved as' if self.is_new else 'Already there:'} {self.path} ({size})."
+        here = Path.cwd()
+        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        return f"{'Saved as' if self.is_new else 'Already there:'} {path} ({size})."
 
 
 def save_upload(name: str, content: bytes, folder: str | Path = UPLOADS) -> Upload:
@@ -51,7 +53,7 @@ def save_upload(name: str, content: bytes, folder: str | Path = UPLOADS) -> Uplo
     """
     if not content:
         raise DataError(f"{name!r} is empty (0 bytes). Upload a file with text in it.")
-    folder = absolute_path(folder)
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if len(content) > free_bytes(folder):
@@ -62,7 +64,7 @@ def save_upload(name: str, content: bytes, folder: str | Path = UPLOADS) -> Uplo
             atomic_write(path, lambda file: file.write(content))
     except OSError as error:
         raise DataError(f"{name!r} cannot be kept in {folder}: {error.strerror or error}.") from error
-    return Upload(path, len(content), is_new)
+    return Upload(absolute_path(path), len(content), is_new)
 
 
 def safe_name(name: str) -> str:

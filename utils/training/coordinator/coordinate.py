@@ -317,7 +317,7 @@ def _found_checkpoint(given: Any) -> tuple[Path, dict[str, Any], bool]:
     if path.is_dir():
         return *newest(path, mapped=True), True
     if not path.exists():
-        raise CheckpointNotFoundError(f"there is no checkpoint {path}; give a checkpoint file or a run's folder.")
+        raise CheckpointNotFoundError(f"there is no checkpoint {named}; give a checkpoint file or a run's folder.")
     payload = read_header(path)
     entries, _ = entries_of(path.parent)
     last = entries[0].path if entries else path

@@ -264,7 +264,7 @@ def _schema_of(kind: type[Any]) -> type[BaseModel]:
     for name, hint in kinds.items():
         if hint is Pieces:
             kinds[name] = int | None
-        elif dataclasses.is_dataclass(hint):
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             kinds[name] = _schema_of(hint)
     if "counts" in kinds:
         kinds["correct"] = float  # the only count of schema 1's first files

@@ -133,7 +133,7 @@ def check_restorable(
         optimizer = checkpoint["optimizer"]
         reason = averages_misfit(parts.optimizer, optimizer, needed) if optimizer else "it is empty"
         reasons += [f"optimizer: {reason}"] if reason else []
-    memories = [("schedule", parts.schedule, checkpoint["schedule"])]
+    memories: list[tuple[str, Any, dict[str, Any]]] = [("schedule", parts.schedule, checkpoint["schedule"])]
     if parts.scaler is not None and checkpoint.get("scaler"):
         memories.append(("scaler", parts.scaler, checkpoint["scaler"]))
     for name, part, saved in memories:

@@ -93,7 +93,7 @@ def problem(state: dict[str, Any]) -> str | None:
         "python": lambda: random.Random().setstate(_python_state(state["python"])),
         "numpy": lambda: np.random.RandomState().set_state(_numpy_state(state["numpy"])),
         "torch": lambda: torch.Generator().set_state(state["torch"]),
-        "cuda": lambda: [_require_bytes(one) for one in state["cuda"]],
+        "cuda": lambda: _require_bytes(state["cuda"]),
     }
     for name, attempt in tries.items():
         if name in state:
@@ -104,9 +104,10 @@ def problem(state: dict[str, Any]) -> str | None:
     return None
 
 
-def _require_bytes(state: torch.Tensor) -> None:
-    if state.dtype is not torch.uint8:
-        raise TypeError(f"got {state.dtype}; must be torch.uint8")
+def _require_bytes(states: list[torch.Tensor]) -> None:
+    wrong = [state.dtype for state in states if state.dtype is not torch.uint8]
+    if wrong:
+        raise TypeError(f"got {wrong[0]}; must be torch.uint8")
 
 
 def _python_state(python: dict[str, Any]) -> tuple[Any, ...]:
