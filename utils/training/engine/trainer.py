@@ -180,8 +180,8 @@ class Trainer:
         world = join(config, detect_device().kind)
         self._set_special_ids()
         data = self._data(train_data, val_data, world)
-        if (sentence := data.padding_notice(explicit=self._given_pad_id() is not None)) is not None:
-            self.notice(sentence)
+        if (unmasked := data.padding_notice(explicit=self._given_pad_id() is not None)) is not None:
+            self.notice(unmasked)
         check_gradients_are_dense(self.model)
         if (initialised := initialise_lazy_layers(self.model, data)) is not None:
             self.notice(initialised)
