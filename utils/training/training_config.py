@@ -175,7 +175,7 @@ class TrainingConfig(Schema):
     keep_last_n: int | None = _field(
         2,
         "Last checkpoints kept",
-        "How many of the newest are kept; None: all that save_every_n_epochs asks for, which is the default where that is given.",
+        "How many of the newest are kept; None: all due by save_every_n_epochs, the default where that is given.",
         ge=2,
     )
     on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and train on.")

@@ -50,7 +50,7 @@ from utils.training.engine.parts import Parts, assemble, switch_activation_check
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_weights
-from utils.training.engine.state import Best, TrainState
+from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
