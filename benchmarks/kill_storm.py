@@ -2,7 +2,7 @@
 
     python -m benchmarks.kill_storm [--kills 1000] [--seed 0]
 
-Prints a line for each configuration. Exits with 1 when a run differs in any bit of weights, optimizer, state, history or
+Prints a line for each configuration. Exits with 1 when a run differs in any bit of its weights, optimizer, state, history or
 results.
 """
 

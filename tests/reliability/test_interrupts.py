@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -394,8 +395,8 @@ def test_a_stop_while_the_training_is_set_up_is_kept(means, monkeypatch):
         self.request_stop("stop_button") if means == "request" else (self.run_dir / "STOP").touch()
 
     monkeypatch.setattr(Trainer, "_compile", asked)
-    real, calls = time.monotonic, iter(range(10**9))
-    monkeypatch.setattr("time.monotonic", lambda: real() + next(calls))
+    clock, calls = time.monotonic, itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: clock() + next(calls))  # the file is looked for once a second
     results = train(plain_lm())
     assert results.stop_reason == {"request": "stop_button", "file": "stop_file"}[means]
     assert results.steps < 12
