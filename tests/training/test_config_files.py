@@ -106,8 +106,9 @@ def test_text_that_no_file_holds_is_refused_in_a_message_that_can_be_printed(mak
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1: 2}, b"a", float("nan"), 2**63, {"a": {1, 2}}, [[[[[[[[[[[[1]]]]]]]]]]]]], ids=repr
-)
+    "value", [object(), {1: 2}, b"a", float("nan"), 2**63, {"a": {1, 2}}, [[[[[[[[[[[[1]]]]]]]]]]]]],
+    ids=["object", "number as key", "bytes", "nan", "65 bits", "set", "nested"],
+)  # fmt: skip
 def test_preprocessing_that_cannot_be_written_is_refused(value):
     with pytest.raises(ConfigError, match="preprocessing_config"):
         TaskSpec(preprocessing_config={"key": value})
@@ -124,7 +125,7 @@ def test_preprocessing_is_kept_as_a_file_gives_it_back():
     TaskSpec, TrainingConfig, SetupConfig, TrainingConfigBuilder, SetupConfig().update, TaskSpec.language_modeling,
     TaskSpec.regression, TrainingConfigBuilder().with_training, TrainingConfigBuilder().with_model,
     lambda **values: ConfigPresets().customize("tiny", **values),
-], ids=str)  # fmt: skip
+], ids=lambda make: getattr(make, "__qualname__", type(make).__name__))  # fmt: skip
 @pytest.mark.parametrize("name", ["self", "cls"])
 def test_no_name_collides_with_pythons_own_arguments(make, name):
     with pytest.raises(ConfigError, match=name):
