@@ -96,7 +96,7 @@ class Page:
 
     def _toggle_advanced(self, _: Any) -> None:
         self._shows_advanced = not self._shows_advanced
-        self.refresh(self.state.problems())
+        self.refresh(self.state.visible_problems())
 
     def _navigation(self) -> list[ipywidgets.Widget]:
         # Each page has its own: the second click of a double click finds that its page is no longer the current one.

@@ -19,7 +19,7 @@ from tests.kit.toys import tiny_gpt
 from tests.kit.tree import ROOT
 from utils.errors import ConfigError
 from utils.ui import PRESETS, ConfigPresets, WizardState
-from utils.ui.wizard_state import find_preset, prepared
+from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.wizard_steps import STEPS, facts_of
 from widgets.guarded import watching
 from widgets.wizard_pages import uploaded_files
@@ -177,7 +177,9 @@ def test_a_source_shows_its_own_settings(tmp_path):
     view["field:dataset_source"].value = "local"
     assert view["field:dataset_source"].value == "local"
     assert view["upload"] in widgets_in(view)
-    assert "is required" in view["error:dataset_path"].value
+    assert "Enter a file or folder path. Until then" in view["error:dataset_path"].value
+    assert "Problem" not in shown(view)
+    assert view["step:dataset"].description == "1 Data, current"
     view["field:dataset_path"].value = "my.txt"
     assert view.state.setup.dataset_source == "local"
     view["field:dataset_source"].value = "huggingface"
@@ -251,9 +253,29 @@ def test_choosing_a_preset_applies_it_and_says_what_it_replaced():
     view["step:training"].click()
     view["preset"].value = "tiny"
     assert view["field:batch_size"].value == "32"
-    assert "it replaced" in view["status"].value
-    assert "not this machine" in view["preset-help"].value
+    assert "settings changed" in view["status"].value
     assert view["reset"].disabled
+
+
+def test_a_preset_that_replaced_edits_is_undone_with_one_click():
+    view = form()
+    view["step:training"].click()
+    assert view["undo"].layout.display == "none"
+    view["field:epochs"].value = "3"
+    view["preset"].value = "tiny"
+    assert view["undo"] in widgets_in(view)
+    view["undo"].click()
+    assert (view["preset"].value, view["field:epochs"].value) == ("starter", "3")
+    assert "Changed from preset: Epochs" in view["clicks"].value
+    assert view["undo"].layout.display == "none"
+
+
+def test_a_preset_for_another_model_offers_the_line_that_creates_it():
+    view = form(tiny_gpt())
+    view["preset"].value = "tiny"
+    assert "does not change your model" in view["preset-help"].value
+    assert "ModelRegistry.create(&#x27;gpt-small&#x27;, vocab_size=10000" in view["preset-help"].value
+    assert "Reference time" not in view["preset-help"].value
 
 
 def test_back_to_the_preset_undoes_what_was_clicked():

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from utils.environment import front_end, ui_mode
 from utils.errors import ConfigError
 from utils.schema import shown
+from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_memory import cell_key, remember, remembered
-from utils.ui.wizard_state import WizardState, find_preset, prepared
+from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
 from utils.ui.wizard_texts import counted, model_rows, value_text
 from utils.views.display import show_table, show_text
@@ -64,7 +65,7 @@ class SetupWizard:
         state = WizardState(prepared(chosen, facts, overrides), model, chosen, overrides)
         self.state, self.view = state, None
         if (interactive is None and mode == "widget") or (interactive and front_end() != "plain"):
-            self.view = _form(state, cell_key(chosen, overrides, facts))
+            self.view = _form(state, cell_key(chosen, overrides))
             return state.setup
         if interactive:
             show_text("There is no notebook here to show the form in; the setup is made without it.")
@@ -126,11 +127,7 @@ def _form(state: WizardState, key: str) -> WizardView:
 
     clicks = remembered(key)
     if clicks:
-        try:
-            state.replay(clicks)
-        except ConfigError as error:
-            # Such as a folder that is no longer there. The cell's own values hold.
-            state.notice = f"What was clicked before no longer fits and was left out: {error}"
+        state.replay(clicks)
     state.observe(lambda: remember(key, state.clicks))
     view = WizardView(state)
     view.show()
