@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets
 
 from utils.errors import ConfigError, Problem
+from utils.ui.preflight import Check, check_text
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import WizardField
 from utils.ui.wizard_texts import help_text, typed_text
@@ -147,6 +148,17 @@ def problem_line(sentence: str, indent: str = "0") -> Html:
         return text("")
     style = f"border-left:3px solid currentColor;padding-left:8px;margin:0 0 4px {indent};line-height:1.4"
     return element("div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", style=style)
+
+
+# A check's verdict as a sign and in words, which screen readers need and which colour-blind readers can tell apart.
+_SIGNS = {"passed": "✓", "failed": "✗", "pending": "…", "not run": "–"}
+
+
+def check_line(check: Check) -> Html:
+    """A check before training: its sign and name, then what was measured or what is wrong."""
+    sign = element("span", text(_SIGNS[check.verdict]), aria_hidden="true")
+    name = element("strong", sign, text(f" {check.title}: "), style="white-space:nowrap")
+    return element("div", name, text(check_text(check)), style="line-height:1.4;margin:0 0 4px 0")
 
 
 def data_table(title: str, rows: Mapping[str, str]) -> Html:

@@ -25,6 +25,7 @@ from widgets.forms import (
     small,
 )
 from widgets.guarded import error_details, error_sentence, guarded
+from widgets.jobs import watch_cells
 from widgets.wizard_pages import PAGES, Page
 
 # Keys that every page has; they mean the current page's.
@@ -71,6 +72,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         """Display it as output of the cell that runs."""
         from IPython.display import display
 
+        watch_cells()
         display(self)  # type: ignore[no-untyped-call]
 
     def report(self, error: BaseException) -> None:
@@ -113,6 +115,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         page.refresh(problems)
         if self._place.children != (page.box,):
             self._place.children = (page.box,)
+            page.opened(problems)
         said = (self.state.notice, self.state.notice_details)
         if said != self._said:
             self._said = said

@@ -17,7 +17,9 @@ from torch import nn
 
 from tests.kit.toys import tiny_gpt
 from tests.kit.tree import ROOT
+from utils.data import prepare_data
 from utils.errors import ConfigError
+from utils.training import Trainer
 from utils.ui import PRESETS, ConfigPresets, WizardState
 from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.wizard_steps import STEPS, facts_of
@@ -226,7 +228,40 @@ def test_the_summary_lists_every_problem_with_its_ways_out():
     assert view.state.current.name == "training"
     view["field:epochs"].value = "1"
     view["step:summary"].click()
-    assert "Ready to train" in view["verdict"].value
+    assert "4 checks pending." in view["verdict"].value
+
+
+def test_ready_is_said_after_the_checks_and_one_click_takes_a_way_out(tmp_path):
+    (tmp_path / "my.txt").write_text("to be or not to be, that is the question\n" * 60)
+    view = form(tiny_gpt(vocab_size=64), preset=None, dataset_path="my.txt", epochs=1, max_length=16, run_name="mine")
+    train_as_it_is(view.state)
+    view["step:training"].click()
+    view["field:learning_rate"].value = "1e-3"
+    view["step:summary"].click()
+    assert "Ready" not in view["verdict"].value
+    assert "…</span> Data" in view["check:data"].value
+    view["check-now"].click()
+    assert "✓</span> Data" in view["check:data"].value
+    assert "✗</span> Run name: </strong>failed. Run mine exists with other settings" in view["check:run"].value
+    assert "Not ready to train: 1 check failed." in view["verdict"].value
+    assert view["way-out:run:1"].description == "Continue with the new settings"
+    assert view["way-out:run:0"].description == "Use run name mine-2"
+    view["way-out:run:0"].click()
+    assert view.state.setup.run_name == "mine-2"
+    assert "Ready to train." in view["verdict"].value
+    assert "✓</span> Run name: </strong>Run name mine-2 is free." in view["check:run"].value
+    view["step:training"].click()
+    view["field:batch_size"].value = "2"
+    view["step:summary"].click()
+    assert "3 checks pending." in view["verdict"].value
+
+
+def train_as_it_is(state):
+    data = prepare_data(state.setup, state.model)
+    config = state.setup.training_config
+    Trainer(tiny_gpt(vocab_size=64), training_config=config, task_spec=data.task_spec, tokenizer=data.tokenizer).train(
+        data.train, data.validation
+    )
 
 
 def test_the_code_to_copy_follows_the_settings_and_cannot_be_changed():

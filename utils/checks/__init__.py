@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from utils.checks.memory import test_memory_footprint
     from utils.checks.outputs import test_output_stability
     from utils.checks.result import CheckReport, CheckResult
-    from utils.checks.shapes import test_shape_robustness
+    from utils.checks.shapes import test_causality, test_shape_robustness
     from utils.checks.speed import test_inference_speed
     from utils.checks.tier1 import run_all_tier1_tests
 
@@ -25,6 +25,7 @@ _EXPORTS = {
     "CheckReport": "utils.checks.result",
     "CheckResult": "utils.checks.result",
     "run_all_tier1_tests": "utils.checks.tier1",
+    "test_causality": "utils.checks.shapes",
     "test_gradient_flow": "utils.checks.gradients",
     "test_inference_speed": "utils.checks.speed",
     "test_memory_footprint": "utils.checks.memory",
@@ -34,7 +35,7 @@ _EXPORTS = {
 }
 __all__ = [
     "CheckReport", "CheckResult", "QualityThresholds", "check_data_quality", "check_drift", "run_all_tier1_tests",
-    "test_gradient_flow", "test_inference_speed", "test_memory_footprint", "test_output_stability",
+    "test_causality", "test_gradient_flow", "test_inference_speed", "test_memory_footprint", "test_output_stability",
     "test_parameter_initialization", "test_shape_robustness",
 ]  # fmt: skip
 

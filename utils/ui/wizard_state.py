@@ -14,6 +14,7 @@ from typing import Any, Literal
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
+from utils.ui.preflight import Preflight, WayOut
 from utils.ui.preset_fitting import differences, find_preset, prepared
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setup_config import SetupConfig, field_of
@@ -42,6 +43,7 @@ class WizardState:
     Attributes:
         setup: the settings that the steps edit.
         model: the model that they are compared with, or None.
+        preflight: the checks before training, and their results.
         notice, notice_details: what the last action did, a sentence and what there is to add.
         restored: names of settings that `replay` took from earlier clicks.
     """
@@ -55,6 +57,7 @@ class WizardState:
     ) -> None:
         self.setup = setup
         self.model = model
+        self.preflight = Preflight(setup, model)
         self.notice = self.notice_details = ""
         self.restored: tuple[str, ...] = ()
         self._overrides = dict(overrides or {})
@@ -109,6 +112,8 @@ class WizardState:
         with self._change():
             self._left |= {step.name for step in STEPS} if index == len(STEPS) - 1 else {self.current.name}
             self._index = index
+            if self.is_last:
+                self.preflight.forget_run()  # a training may have ended since
             self._furthest = max(self._furthest, index)
             self._say(f"Step {index + 1} of {len(STEPS)}: {self.current.title}.")
         return self.current
@@ -122,8 +127,19 @@ class WizardState:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing stands in the way of training, whatever step is shown."""
+        """Whether the settings fit each other and the model, whatever step is shown. `ready` says more."""
         return not self.blockers("summary")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the settings are complete, and every check of `preflight` passed with them."""
+        return self.complete and self.preflight.ready
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what is still to do before training, or that everything is ready."""
+        problems = self.blockers("summary")
+        return f"{counted(len(problems), 'problem')} to solve before training." if problems else self.preflight.verdict
 
     def blockers(self, step: str | None = None) -> list[Problem]:
         """What stands in the way in `step` (default: the current one)."""
@@ -230,6 +246,12 @@ class WizardState:
         if problem.fix is None:
             raise ConfigError(f"{problem.field}: there is no value to propose; {problem.message}", [problem])
         self.set(problem.field, problem.fix)
+
+    def take(self, way_out: WayOut) -> None:
+        """Change what a way out of a failed check changes, as clicks. Raises `ConfigError` when it does not fit."""
+        with self._change(clicking=True):
+            self.setup.update(**way_out.changes)
+            self._say(f"{way_out.label}: done.")
 
     def upload(self, name: str, content: bytes) -> None:
         """Keep an uploaded file and train on it. Raises `DataError` when it cannot be kept."""
