@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 Logs = Mapping[str, Any]
 
-# Epochs of a rehearsal: the first one also fills caches and compiles kernels, the last one ends with a save that training
-# waits for. The one between is measured whole, the last one's steps too.
-_EPOCHS = 3
+# Epochs of a rehearsal. The first one also fills caches and compiles kernels; the second is measured, and ends with a
+# checkpoint that is written while the third trains, as it is within a run; that of the third is waited for.
+_EPOCHS, _SAVED_EVERY = 3, 2
+# Steps at the beginning that are not timed.
+_WARM_UP = 2
 # Steps of each epoch. A GPU works ahead of the program, so there an epoch is timed as a whole, which takes more steps.
-_STEPS, _STEPS_ON_GPU = 4, 16
+_STEPS, _STEPS_ON_GPU = 5, 16
 # Batches of each validation.
 _VALIDATION_BATCHES = 8
 # Seconds after which a rehearsal ends, once it has timed a step.
@@ -107,7 +109,7 @@ class Rehearsal:
         steps = -(-min(samples, len(self._data.train)) // config.samples_per_step)
         watch = _Watch(self._clock, progress, steps)
         self._trial.train(
-            watch, val_data=validation, epochs=_EPOCHS, max_steps=None, save_every_n_epochs=1,
+            watch, val_data=validation, epochs=_EPOCHS, max_steps=None, save_every_n_epochs=_SAVED_EVERY,
             max_train_samples=samples, max_val_samples=rows or None,
         )  # fmt: skip
         progress.raise_if_cancelled()
@@ -175,7 +177,7 @@ class _Watch(Callback):
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
         self._epochs[-1].steps.append(self._clock())
         self._report(trainer, f"Training step {step} of {_EPOCHS * self._steps}")
-        timed = len(self._epochs[0].steps) > 1
+        timed = len(self._epochs[0].steps) > _WARM_UP
         if timed and time.monotonic() - self._began > _LONGEST_S:
             trainer.request_stop("rehearsed")
 
@@ -203,14 +205,16 @@ class _Watch(Callback):
 
     def rehearsed(self, validation_rows: int, rows_per_step: int) -> Rehearsed:
         """What was seen, of the first epoch only where nothing else is known."""
-        later = [epoch for epoch in self._epochs[1:] if epoch.steps] or self._epochs
-        step_s = self._step_s(later)
-        starts = [epoch.steps[0] - epoch.began - step_s for epoch in later if not self._in_groups]
-        validations = [end - begin for begin, end in (e.validation for e in later if e.validation is not None) if end]
+        # Not those of the third: a checkpoint is written beside them.
+        timed = self._epochs[:_SAVED_EVERY]
+        second = timed[1:] or timed
+        step_s = self._step_s(timed)
+        starts = [e.steps[0] - e.began - step_s for e in second if e.steps and not self._in_groups]
+        validations = [end - begin for begin, end in (e.validation for e in second if e.validation is not None) if end]
         # Without one: the forward passes of as many rows.
         forward_s = _FORWARD_SHARE * step_s / rows_per_step
         row_s = min(validations) / validation_rows if validations and validation_rows else forward_s
-        pairs = zip(self._epochs, self._epochs[1:], strict=False)
+        pairs = zip(self._epochs[_SAVED_EVERY - 1 :], self._epochs[_SAVED_EVERY:], strict=False)
         savings = [after.began - before.ended for before, after in pairs if before.ended is not None]
         last = self._epochs[-1].ended
         last_saving_s = max(0.0, self._done - last) if last is not None else max(savings, default=0.0)
@@ -228,6 +232,6 @@ class _Watch(Callback):
     def _step_s(self, epochs: list[_Epoch]) -> float:
         if self._in_groups:
             whole = [(e.validation[0] if e.validation else e.ended or e.steps[-1]) - e.began for e in epochs]
-            return statistics.median(seconds / len(e.steps) for seconds, e in zip(whole, epochs, strict=True))
+            return min(seconds / len(e.steps) for seconds, e in zip(whole, epochs, strict=True) if e.steps)
         gaps = [after - before for e in epochs for before, after in zip(e.steps, e.steps[1:], strict=False)]
-        return statistics.median(gaps or [e.steps[0] - e.began for e in epochs])
+        return statistics.median(gaps[_WARM_UP - 1 :] or gaps or [e.steps[0] - e.began for e in epochs if e.steps])
