@@ -75,7 +75,7 @@ def test_limits_of_samples_and_steps_are_part_of_the_plan(changes, steps, valida
 def test_a_limit_of_validation_samples_shortens_each_validation(short_text, monkeypatch):
     model, setup, _, validation = short_text
     assert validation > 2
-    seen = Rehearsed(1.0, 0.0, 0.5, 0.0, 0.0, 0, None)
+    seen = Rehearsed(0.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0, None)
     monkeypatch.setattr(Rehearsal, "some_epochs", lambda self, progress: seen)
     whole = estimate_training(setup, model)
     setup.max_val_samples = 2

@@ -30,10 +30,10 @@ class Estimate:
     Attributes:
         step_s: of a step; steps: how many there will be.
         validation_s: of one validation; validations: how many.
-        saving_s: that training waits for one checkpoint; savings: how many at most, as when every validation improves.
+        saving_s: that one checkpoint takes from training; savings: how many at most, as when every validation improves.
         memory: one sentence about the memory it needs; fits: whether that is free, None where it is not known.
         memory_bytes: weights, gradients, optimizer, activations and whatever the step takes besides.
-        other_s: what starting the epochs and finishing the last checkpoint add to that.
+        other_s: what starting and finishing the last checkpoint add to that.
         limit_s: the time limit at which it ends in any case; None: none.
     """
 
@@ -121,7 +121,7 @@ def _planned(config: TrainingConfig, data: PreparedData, seen: Rehearsed) -> Est
         memory=memory,
         fits=fits,
         memory_bytes=seen.peak_bytes,
-        other_s=epochs * seen.epoch_start_s + max(0.0, seen.last_saving_s - seen.saving_s),
+        other_s=seen.start_s + epochs * seen.epoch_start_s + max(0.0, seen.last_saving_s - seen.saving_s),
         limit_s=None if config.max_time_hours is None else config.max_time_hours * 3600,
     )
 

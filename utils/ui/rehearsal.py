@@ -55,13 +55,15 @@ class Rehearsed:
     """What some epochs of a few steps showed. Times in seconds.
 
     Attributes:
+        start_s: from the call to the first step, and by how much the first steps are slower.
         step_s: of a step; epoch_start_s: what an epoch takes besides its steps, such as starting loader processes.
         validation_row_s: of a validation, for each row.
-        saving_s: that training waits for a checkpoint within the run; last_saving_s: for the one at its end.
+        saving_s: that a checkpoint within the run takes from training; last_saving_s: the one at its end.
         model_bytes: of the model's parameters and buffers; peak_bytes: with them, the most that training took; None where
             that cannot be measured.
     """
 
+    start_s: float
     step_s: float
     epoch_start_s: float
     validation_row_s: float
@@ -156,7 +158,7 @@ class _Watch(Callback):
     def __init__(self, clock: Clock, progress: Progress, steps: int) -> None:
         self._clock, self._progress, self._steps = clock, progress, steps
         self._epochs: list[_Epoch] = []
-        self._began = self._done = 0.0
+        self._called, self._began, self._done = clock(), 0.0, 0.0
         self._in_groups = False
         self._model_bytes = 0
         self._memory: PeakMemory | None = None
@@ -219,11 +221,17 @@ class _Watch(Callback):
         last = self._epochs[-1].ended
         last_saving_s = max(0.0, self._done - last) if last is not None else max(savings, default=0.0)
         grown = None if self._memory is None else self._memory.grown_bytes()
+        # A GPU computes while another thread writes; a CPU that does both does each the slower for it.
+        saving_s = min(savings, default=last_saving_s) if self._in_groups else last_saving_s
+        first = self._epochs[0]
+        warm_up = first.steps[:_WARM_UP]
+        slower = warm_up[-1] - first.began - len(warm_up) * step_s if warm_up else 0.0
         return Rehearsed(
+            start_s=max(0.0, first.began - self._called) + max(0.0, slower),
             step_s=step_s,
             epoch_start_s=max(0.0, min(starts, default=0.0)),
             validation_row_s=row_s,
-            saving_s=min(savings, default=last_saving_s),
+            saving_s=saving_s,
             last_saving_s=last_saving_s,
             model_bytes=self._model_bytes,
             peak_bytes=None if grown is None else self._model_bytes + grown,
