@@ -324,6 +324,13 @@ def test_changes_are_marked_in_words():
     assert "changed" not in state.rows()["Batch size"]
 
 
+def test_one_of_something_is_singular():
+    state = starter(batch_size=1, max_steps=1)
+    assert state.rows()["Batch size"].startswith("1 sample (")
+    assert state.rows()["Gradient accumulation"] == "1 micro-batch"
+    assert state.rows()["Step limit"].startswith("1 step (")
+
+
 # Clicks
 
 

@@ -260,13 +260,10 @@ def _check_data(session: _Session) -> Check:
     if "hub" in session.passed:
         return _check_hub_data(session)
     data = session.data = prepare_data(session.setup, session.model)
-    rows = data.report.rows()
-    validation = (
-        "no validation" if data.validation is None else f"{counted(len(data.validation), 'block')} for validation"
-    )
-    return Check(
-        "data", "passed", f"{counted(len(data.train), 'training block')}, {validation}. {rows.get('Tokenizer', '')}"
-    )
+    blocks = counted(len(data.train), "training block")
+    validation = "" if data.validation is None else f", {counted(len(data.validation), 'block')} for validation"
+    tokenizer = data.report.rows().get("Tokenizer", "").rstrip(".")
+    return Check("data", "passed", f"{blocks}{validation}. Tokenizer: {tokenizer}.")
 
 
 def _check_hub_data(session: _Session) -> Check:

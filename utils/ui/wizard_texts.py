@@ -115,7 +115,10 @@ def value_text(field: WizardField, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     text = f"{value:,}" if isinstance(value, int) and field.name != "random_seed" else f"{value}"
-    return f"{text} {field.unit}" if field.unit else text
+    if not field.unit:
+        return text
+    singular = field.unit.removesuffix("es") if field.unit.endswith("ches") else field.unit.removesuffix("s")
+    return f"{text} {singular if value == 1 else field.unit}"
 
 
 def help_text(field: WizardField) -> str:
