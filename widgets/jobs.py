@@ -103,10 +103,10 @@ class JobRow:
 
     async def _watch(self, thread: threading.Thread, progress: Progress) -> None:
         while thread.is_alive():
-            guarded(lambda _: self._draw_progress(progress), self._report)()
+            guarded(lambda _: self._draw_progress(progress), self._report)(None)
             await asyncio.sleep(_LOOK_S)
         _Cells.under_way.discard(progress)
-        guarded(lambda _: self._finish(), self._report)()
+        guarded(lambda _: self._finish(), self._report)(None)
 
     def _draw_progress(self, progress: Progress) -> None:
         self._draw("Cancelling" if progress.cancelled else progress.sentence)

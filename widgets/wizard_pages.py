@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -314,15 +315,16 @@ class SummaryPage(Page):
         line = self._parts[f"check:{check.name}"] = markup_box(f"tb-check-{check.name}", check_line(check))
         buttons = []
         for number, way in enumerate(check.ways_out):
-            buttons.append(button(way.label, "tb-way-out", lambda _, way=way: self._take(way), self._report))
-            self._parts[f"way-out:{check.name}:{number}"] = buttons[-1]
+            taken = button(way.label, "tb-way-out", functools.partial(self._take, way), self._report)
+            self._parts[f"way-out:{check.name}:{number}"] = taken
+            buttons.append(taken)
         if check.verdict == "failed":
             step = next(step for step in STEPS if step.name == check.step)
             label = f"Go to {STEPS.index(step) + 1} {step.title}"
             buttons.append(button(label, "tb-goto", lambda _: self.state.goto(step.name), self._report))
         return ipywidgets.VBox([line, row(*buttons)] if buttons else [line])
 
-    def _take(self, way: WayOut) -> None:
+    def _take(self, way: WayOut, _: Any) -> None:
         self.state.take(way)
         self._check.begin()
 

@@ -31,7 +31,7 @@ _STEPS, _STEPS_ON_GPU = 5, 16
 # Batches of each validation.
 _VALIDATION_BATCHES = 8
 # Seconds after which a rehearsal ends, once it has timed a step.
-_LONGEST_S = 60.0
+_LONGEST_S = 120.0
 # A step is a forward and a backward pass, which costs twice the forward pass (Kaplan et al. 2020, section 2.1).
 _FORWARD_SHARE = 1 / 3
 
@@ -96,7 +96,7 @@ class Rehearsal:
         return FirstStep(watch.loss, watch.step_s, watch.fingerprint)
 
     def some_epochs(self, progress: Progress) -> Rehearsed:
-        """Three epochs of a few steps, each with a validation and a checkpoint, or what of them fits into a minute.
+        """Three epochs of a few steps, each with a validation and a checkpoint, or what of them fits into two minutes.
 
         Raises:
             Cancelled: at a step's end; TrainbookError: what the training itself would raise.
