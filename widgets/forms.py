@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets
 
 from utils.errors import ConfigError, Problem
+from utils.ui.preflight import Check, check_text
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import WizardField
 from utils.ui.wizard_texts import help_text, typed_text
@@ -55,7 +56,8 @@ class FieldForm:
             self.control.value = self._shown()
         finally:
             self._drawing = False
-        set_markup(self.message, problem_line(self._state.message(self.field.name, problems), _INDENT))
+        message, hint = self._state.message(self.field.name, problems), self._state.hint(self.field.name)
+        set_markup(self.message, problem_line(message, _INDENT) if message else small(hint, _INDENT))
 
     def _changed(self, change: Mapping[str, Any]) -> None:
         if self._drawing:
@@ -83,13 +85,13 @@ def _control(field: WizardField) -> ipywidgets.Widget:
     options: dict[str, Any] = {"description": field.title, "style": {"description_width": LABEL_WIDTH}}
     options["layout"] = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
     if field.kind == "choice":
-        none = [("none", _NONE)] if field.optional else []
+        none = [("not set", _NONE)] if field.optional else []
         control = ipywidgets.Dropdown(options=[*none, *((choice, choice) for choice in field.choices)], **options)
     elif field.kind == "switch":
         control = ipywidgets.Checkbox(indent=True, **options)
     else:
         # Text for numbers too: a number's control would replace what was typed before anybody could say what is wrong.
-        placeholder = "none" if field.optional else ""
+        placeholder = "not set" if field.optional else ""
         control = ipywidgets.Text(continuous_update=False, placeholder=placeholder, **options)
     set_help(control, field.description)
     return control
@@ -148,9 +150,26 @@ def problem_line(sentence: str, indent: str = "0") -> Html:
     return element("div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", style=style)
 
 
+# A check's verdict as a sign and in words, which screen readers need and which colour-blind readers can tell apart.
+_SIGNS = {"passed": "✓", "failed": "✗", "pending": "…", "not run": "–"}
+
+
+def check_line(check: Check) -> Html:
+    """A check before training: its sign and name, then what was measured or what is wrong."""
+    sign = element("span", text(_SIGNS[check.verdict]), aria_hidden="true")
+    name = element("strong", sign, text(f" {check.title}: "), style="white-space:nowrap")
+    return element("div", name, text(check_text(check)), style="line-height:1.4;margin:0 0 4px 0")
+
+
 def data_table(title: str, rows: Mapping[str, str]) -> Html:
     """A table in the lines of text; a widget's own are as high as its controls."""
     return element("div", table(title, rows), style="line-height:1.4")
+
+
+def code(line: str) -> Html:
+    """A line of code to copy."""
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;margin:0 0 4px 0;color:inherit;background:none"
+    return element("pre", text(line), style=style)
 
 
 def small(sentence: str, indent: str = "0") -> Html:

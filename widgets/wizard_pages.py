@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, MutableMapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import ipywidgets
 
 from utils.errors import ConfigError, Problem, TrainbookError
+from utils.ui.background import Progress
+from utils.ui.preflight import Check, WayOut
 from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_preview import DataPreview, check_model, estimate_rows, preview_data
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardField, WizardStep, step_of
-from utils.ui.wizard_texts import counted, model_rows, shown_value, titled
+from utils.ui.wizard_texts import model_rows, shown_value, titled
 from utils.views.html import Html, element, joined, text
 from widgets.forms import (
     FieldForm,
     Report,
     button,
+    check_line,
     data_table,
     heading,
     markup_box,
@@ -28,7 +32,8 @@ from widgets.forms import (
     set_markup,
     small,
 )
-from widgets.guarded import guarded
+from widgets.guarded import error_sentence, guarded
+from widgets.jobs import JobRow, Outcome
 
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
@@ -63,6 +68,9 @@ class Page:
         """What the page has besides its settings."""
         return []
 
+    def opened(self, problems: Problems) -> None:
+        """Called when the page becomes the one that is shown."""
+
     def refresh(self, problems: Problems) -> None:
         """Show what the state says now."""
         is_open = self._is_open(problems)
@@ -96,7 +104,7 @@ class Page:
 
     def _toggle_advanced(self, _: Any) -> None:
         self._shows_advanced = not self._shows_advanced
-        self.refresh(self.state.problems())
+        self.refresh(self.state.visible_problems())
 
     def _navigation(self) -> list[ipywidgets.Widget]:
         # Each page has its own: the second click of a double click finds that its page is no longer the current one.
@@ -115,6 +123,18 @@ class Page:
     def _back(self, _: Any) -> None:
         if self.state.current is self.step:
             self.state.back()
+
+    def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> JobRow:
+        """A button that starts work, known as `key`, with one that cancels it, `key-cancel`."""
+        job = JobRow(label, f"tb-{key}", work, done, self._report)
+        self._parts[key], self._parts[f"{key}-cancel"], self._parts[f"{key}-progress"] = job.start, job.cancel, job.line
+        return job
+
+    def _failure(self, error: BaseException) -> Html:
+        """What to show of work that failed. An error that nobody foresaw is reported as a handler's is."""
+        if not isinstance(error, TrainbookError):
+            self._report(error)
+        return problem_line(error_sentence(error))
 
     def _button(self, label: str, key: str, handler: Any) -> Any:
         """A button of this page, known as `key:step`."""
@@ -136,12 +156,11 @@ class DataPage(Page):
         large = "For a large file: put it beside the notebook, and give its path above."
         self._upload_row = row(self._upload, markup_box(markup=small(large)))
         self._upload_message = self._parts["error:upload"] = markup_box("tb-error-upload")
-        self._preview_button = button("Preview the data", "tb-preview", self._preview, self._report)
-        self._parts["preview"] = self._preview_button
+        self._preview = self._job("Preview the data", "preview", self._read, self._show_preview)
         self._result = self._parts["preview-result"] = markup_box("tb-preview-result")
         self._stale = markup_box()
         self._previewed: dict[str, Any] | None = None
-        return [self._upload_row, self._upload_message, row(self._preview_button), self._stale, self._result]
+        return [self._upload_row, self._upload_message, self._preview.box, self._stale, self._result]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -158,15 +177,21 @@ class DataPage(Page):
                 problem = str(error)
         set_markup(self._upload_message, problem_line(problem))
 
-    def _preview(self, _: Any) -> None:
-        with _busy(self._preview_button, "Reading the data…"):
-            try:
-                markup = _preview_markup(preview_data(self.state.setup, self.state.model))
-            except TrainbookError as error:
-                markup = problem_line(str(error))
-        set_markup(self._result, markup)
-        self._previewed = self.state.setup.sections()["setup"]
-        set_markup(self._stale, text(""))
+    def _read(self, progress: Progress) -> tuple[DataPreview, dict[str, Any]]:
+        progress.report("Reading the data")
+        setup = self.state.setup.copy()
+        return preview_data(setup, self.state.model), setup.sections()["setup"]
+
+    def _show_preview(self, outcome: Outcome) -> None:
+        if outcome.cancelled:
+            return
+        self._previewed = None
+        if outcome.error is not None:
+            set_markup(self._result, self._failure(outcome.error))
+        else:
+            preview, self._previewed = outcome.result
+            set_markup(self._result, _preview_markup(preview))
+        self.refresh(self.state.visible_problems())
 
 
 class ModelPage(Page):
@@ -174,35 +199,36 @@ class ModelPage(Page):
 
     def extras(self) -> list[ipywidgets.Widget]:
         self._facts = self._parts["facts"] = markup_box("tb-facts")
-        self._check_button = self._parts["check"] = button("Check the model", "tb-check", self._check, self._report)
-        self._check_button.disabled = self.state.model is None
+        self._check = self._job("Check the model", "check", self._check_it, self._show_check)
+        self._check.start.disabled = self.state.model is None
         self._result = self._parts["check-result"] = markup_box("tb-check-result")
-        return [self._facts, row(self._check_button), self._result]
+        return [self._facts, self._check.box, self._result]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
         set_markup(self._facts, data_table("The model", model_rows(self.state.facts)))
 
-    def _check(self, _: Any) -> None:
-        with _busy(self._check_button, "Checking…"):
-            try:
-                markup = element("div", check_model(self.state.model, self.state.setup), style="line-height:1.4")
-            except TrainbookError as error:
-                markup = problem_line(str(error))
-        set_markup(self._result, markup)
+    def _check_it(self, progress: Progress) -> Html:
+        progress.report("Checking")
+        with progress.undisturbed():
+            return check_model(self.state.model, self.state.setup.copy())
+
+    def _show_check(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            set_markup(self._result, self._failure(outcome.error))
+        elif not outcome.cancelled:
+            set_markup(self._result, element("div", outcome.result, style="line-height:1.4"))
 
 
 class TrainingPage(Page):
     """How to train, and how long that will take here."""
 
     def extras(self) -> list[ipywidgets.Widget]:
-        self._measure_button = self._parts["measure"] = button(
-            "Measure time and memory", "tb-measure", self._measure, self._report
-        )
-        self._measure_button.disabled = self.state.model is None
+        self._measure = self._job("Measure time and memory", "measure", self._measure_it, self._show_estimate)
+        self._measure.start.disabled = self.state.model is None
         self._estimate = self._parts["estimate"] = markup_box("tb-estimate")
         self._measured_with: Any = None
-        return [row(self._measure_button), self._estimate]
+        return [self._measure.box, self._estimate]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -210,24 +236,31 @@ class TrainingPage(Page):
             self._measured_with = None
             set_markup(self._estimate, paragraph("The settings have changed since it was measured."))
 
-    def _measure(self, _: Any) -> None:
-        with _busy(self._measure_button, "Measuring: a few steps…"):
-            try:
-                estimate = estimate_rows(self.state.setup, self.state.model)
-                markup = data_table("Measured on this machine, on a copy of the model", estimate)
-                self._measured_with = self.state.setup.sections()
-            except TrainbookError as error:
-                markup = problem_line(str(error))
-        set_markup(self._estimate, markup)
+    def _measure_it(self, progress: Progress) -> tuple[Mapping[str, str], Any]:
+        setup = self.state.setup.copy()
+        return estimate_rows(setup, self.state.model, progress), setup.sections()
+
+    def _show_estimate(self, outcome: Outcome) -> None:
+        if outcome.cancelled:
+            return
+        self._measured_with = None
+        if outcome.error is not None:
+            set_markup(self._estimate, self._failure(outcome.error))
+            return
+        rows, self._measured_with = outcome.result
+        set_markup(self._estimate, data_table("Measured on this machine, on a copy of the model", rows))
+        self.refresh(self.state.visible_problems())
 
 
 class SummaryPage(Page):
-    """All problems with their ways out, all settings, and the setup as code to copy."""
+    """All problems and checks with their ways out, all settings, and the setup as code to copy."""
 
     def extras(self) -> list[ipywidgets.Widget]:
         self._verdict = self._parts["verdict"] = markup_box("tb-verdict")
-        self._problems = ipywidgets.VBox()
+        self._problems, self._checks = ipywidgets.VBox(), ipywidgets.VBox()
         self._drawn: list[Problem] | None = None
+        self._drawn_checks: tuple[Check, ...] = ()
+        self._check = self._job("Check now", "check-now", self.state.preflight.run, self._checked)
         self._table = self._parts["settings"] = markup_box("tb-settings")
         self._form_of_code = self._parts["copy-form"] = ipywidgets.ToggleButtons(
             options=list(CODE_FORMS), description="Copy as", style={"description_width": "initial"}
@@ -244,13 +277,26 @@ class SummaryPage(Page):
         self._form_of_code.observe(guarded(self._write_code, self._report), "value")
         # Read-only, but still to be selected and reached by keyboard, which a disabled control is not.
         self._code.observe(guarded(self._write_code, self._report), "value")
-        return [self._verdict, self._problems, self._table, self._form_of_code, self._code]
+        return [
+            self._verdict, self._problems, self._checks, self._check.box, self._table, self._form_of_code, self._code,
+        ]  # fmt: skip
+
+    def opened(self, problems: Problems) -> None:
+        if not problems[self.step.name] and self.state.preflight.pending and self._check.runs_beside:
+            self._check.begin()
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
         found = problems[self.step.name]
-        ready = f"{counted(len(found), 'problem')} to solve before training." if found else "Ready to train."
-        set_markup(self._verdict, element("div", element("strong", text(ready))))
+        set_markup(self._verdict, element("div", element("strong", text(self.state.verdict)), role="status"))
+        checks = self.state.preflight.checks
+        if checks != self._drawn_checks:
+            self._drawn_checks = checks
+            self._checks.children = tuple(self._check_row(check) for check in checks)
+        if self._check.start.description != (
+            label := "Check again" if not self.state.preflight.pending else "Check now"
+        ):
+            self._check.start.description = label
         if found != self._drawn:
             self._drawn = list(found)
             self._problems.children = tuple(self._problem_row(problem) for problem in found)
@@ -259,6 +305,28 @@ class SummaryPage(Page):
 
     def _write_code(self, _: Any) -> None:
         self._code.value = setup_code(self._form_of_code.value, self.state.setup, self.state.facts)
+
+    def _checked(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self._report(outcome.error)
+        self.refresh(self.state.visible_problems())
+
+    def _check_row(self, check: Check) -> ipywidgets.Widget:
+        line = self._parts[f"check:{check.name}"] = markup_box(f"tb-check-{check.name}", check_line(check))
+        buttons = []
+        for number, way in enumerate(check.ways_out):
+            taken = button(way.label, "tb-way-out", functools.partial(self._take, way), self._report)
+            self._parts[f"way-out:{check.name}:{number}"] = taken
+            buttons.append(taken)
+        if check.verdict == "failed":
+            step = next(step for step in STEPS if step.name == check.step)
+            label = f"Go to {STEPS.index(step) + 1} {step.title}"
+            buttons.append(button(label, "tb-goto", lambda _: self.state.goto(step.name), self._report))
+        return ipywidgets.VBox([line, row(*buttons)] if buttons else [line])
+
+    def _take(self, way: WayOut, _: Any) -> None:
+        self.state.take(way)
+        self._check.begin()
 
     def _problem_row(self, problem: Problem) -> ipywidgets.Widget:
         step = step_of(problem.field)
@@ -296,16 +364,6 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
     if isinstance(value, Mapping):
         return [(str(name), bytes(file["content"])) for name, file in value.items()]
     return [(str(file["name"]), bytes(file["content"])) for file in value]
-
-
-@contextlib.contextmanager
-def _busy(widget: Any, label: str) -> Any:
-    """The button says what it does and takes no clicks meanwhile."""
-    before, widget.description, widget.disabled = widget.description, label, True
-    try:
-        yield
-    finally:
-        widget.description, widget.disabled = before, False
 
 
 def _preview_markup(preview: DataPreview) -> Html:

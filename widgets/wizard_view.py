@@ -7,14 +7,16 @@ from typing import Any
 import ipywidgets
 
 from utils.errors import ConfigError
+from utils.ui.preset_fitting import model_code, model_sentence
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep
 from utils.ui.wizard_texts import counted, preset_help
-from utils.views.html import alert, element, status
+from utils.views.html import alert, element, joined, status
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
     button,
+    code,
     markup_box,
     paragraph,
     problem_line,
@@ -23,6 +25,7 @@ from widgets.forms import (
     small,
 )
 from widgets.guarded import error_details, error_sentence, guarded
+from widgets.jobs import watch_cells
 from widgets.wizard_pages import PAGES, Page
 
 # Keys that every page has; they mean the current page's.
@@ -69,6 +72,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         """Display it as output of the cell that runs."""
         from IPython.display import display
 
+        watch_cells()
         display(self)  # type: ignore[no-untyped-call]
 
     def report(self, error: BaseException) -> None:
@@ -90,8 +94,12 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self._preset_message = self._parts["error:preset"] = markup_box("tb-error-preset")
         self._preset_help = self._parts["preset-help"] = markup_box("tb-preset-help")
         self._clicks = self._parts["clicks"] = markup_box("tb-clicks")
-        self._reset = self._parts["reset"] = button("Back to the preset", "tb-reset", self._back_to_preset, self.report)
-        return [row(*steps), self._preset, self._preset_message, self._preset_help, row(self._clicks, self._reset)]
+        self._reset = self._parts["reset"] = button("Reset to preset", "tb-reset", self._back_to_preset, self.report)
+        self._undo = self._parts["undo"] = button(
+            "Undo preset", "tb-undo", lambda _: self.state.undo(), self.report, "Bring back the settings that it replaced"
+        )
+        changes = row(self._clicks, self._reset, self._undo)
+        return [row(*steps), self._preset, self._preset_message, self._preset_help, changes]
 
     def _step_button(self, step: WizardStep) -> Any:
         made = button(step.title, f"tb-step-{step.name}", lambda _: self.state.goto(step.name), self.report)
@@ -99,7 +107,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         return made
 
     def _refresh(self, _: Any) -> None:
-        problems = self.state.problems()
+        problems = self.state.visible_problems()
         for index, step in enumerate(STEPS):
             self._parts[f"step:{step.name}"].description = self._step_label(index, problems)
         self._show_preset()
@@ -107,6 +115,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         page.refresh(problems)
         if self._place.children != (page.box,):
             self._place.children = (page.box,)
+            page.opened(problems)
         said = (self.state.notice, self.state.notice_details)
         if said != self._said:
             self._said = said
@@ -125,9 +134,14 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
             self._preset.value = self.state.preset
         finally:
             self._drawing = False
-        set_markup(self._preset_help, paragraph(preset_help(self.state.presets[self.state.preset])))
+        preset = self.state.presets[self.state.preset]
+        lines = [paragraph(preset_help(preset))]
+        if preset is not None and (sentence := model_sentence(preset, self.state.facts)):
+            lines += [small(sentence), code(model_code(preset))]
+        set_markup(self._preset_help, joined(lines))
         set_markup(self._clicks, paragraph(self.state.clicks_sentence))
         self._reset.disabled = not self.state.clicks.values
+        self._undo.layout.display = None if self.state.can_undo else "none"
 
     def _page(self) -> Page:
         """The current step's page, made when it is first shown."""

@@ -11,9 +11,9 @@ from tests.kit.toys import tiny_gpt
 from utils.adapters.facts import ModelFacts
 from utils.training.config_files import parse_value
 from utils.ui import PRESETS, SetupConfig
+from utils.ui.preset_fitting import prepared
 from utils.ui.setup_config import values_of_sections
 from utils.ui.wizard_code import command_line, python_code, scalar, setup_code, yaml_code
-from utils.ui.wizard_state import prepared
 from utils.ui.wizard_steps import facts_of
 
 NASTY = [

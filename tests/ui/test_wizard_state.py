@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
 
 from tests.kit.toys import tiny_gpt
 from utils.errors import ConfigError, PresetNotFoundError
+from utils.models import ModelRegistry
 from utils.ui import PRESETS, ConfigPresets, WizardState
+from utils.ui.preset_fitting import model_code, model_sentence, prepared
 from utils.ui.wizard_memory import cell_key, remember, remembered
-from utils.ui.wizard_state import AS_GIVEN, Clicks, prepared
+from utils.ui.wizard_records import Clicks
+from utils.ui.wizard_state import AS_GIVEN
 from utils.ui.wizard_steps import STEPS, facts_of, wizard_field
 from utils.ui.wizard_texts import typed_text, typed_value
 
@@ -37,7 +43,7 @@ def test_a_refused_entry_changes_nothing_is_explained_and_blocks():
     assert state.setup == before
     assert (state.entry("batch_size").value, state.entry("batch_size").text) == (0, "0")
     assert "at least 1" in state.message("batch_size")
-    assert "still 8" in state.message("batch_size")
+    assert "Not applied: Batch size stays 8 samples." in state.message("batch_size")
     assert [problem.field for problem in state.blockers("summary")] == ["batch_size"]
     assert state.status("training") == "blocked"
     state.parse("batch_size", "16")
@@ -66,7 +72,12 @@ def test_an_unknown_setting_is_named_and_blocks_nothing():
         ("epochs", " 3 ", 3), ("epochs", "010", 10), ("learning_rate", "5e-4", 5e-4), ("learning_rate", "1e-2", 0.01),
         ("max_time_hours", "", None), ("max_time_hours", "2", 2), ("run_name", "123", "123"), ("run_name", "", None),
         ("betas", "[0.8, 0.9]", (0.8, 0.9)), ("eval_every", "50", 50), ("eval_every", "epoch", "epoch"),
-        ("notes", "a: b", "a: b"), ("warmup_steps", "7", 7), ("seed", "5", 5),
+        ("notes", "a: b", "a: b"), ("vocab_size", "1,000", 1000), ("vocab_size", "1 000", 1000),
+        ("vocab_size", "1\u202f000", 1000), ("vocab_size", "1_000", 1000), ("max_train_samples", "1,234,567", 1_234_567),
+        ("epochs", "1e3", 1000), ("max_steps", "2.5e3", 2500), ("epochs", "3.0", 3), ("eval_every", "1e3", 1000),
+        ("eval_every", "1,000", 1000), ("val_split", "50%", 0.5), ("val_split", "12.5 %", 0.125), ("val_split", "7%", 0.07),
+        ("warmup_ratio", "10%", 0.1), ("betas", "0.8, 0.9", (0.8, 0.9)), ("max_steps", "none", None),
+        ("max_steps", "None", None), ("max_time_hours", "not set", None), ("run_name", "none", None), ("warmup_steps", "7", 7), ("seed", "5", 5),
     ],
 )  # fmt: skip
 def test_what_is_typed_means_what_it_says(name, text, value):
@@ -79,6 +90,9 @@ def test_what_is_typed_means_what_it_says(name, text, value):
     ("name", "text", "because"),
     [
         ("epochs", "1.5", "whole number"), ("epochs", "", "whole number"), ("epochs", "three", "whole number"),
+        ("epochs", "50%", "whole number"), ("epochs", "1,00", "whole number"), ("epochs", "none", "whole number"),
+        ("epochs", "1e-3", "whole number"), ("epochs", "0,100", "whole number"), ("epochs", "inf", "whole number"),
+        ("val_split", "60%", "0.5"), ("val_split", "%", "number"), ("vocab_size", "1,000 000", "whole number"),
         ("learning_rate", "nan", "finite"), ("learning_rate", "0,1", "number"), ("learning_rate", "1:30", "number"),
         ("run_name", "../x", "letters"), ("output_dir", " ", "empty"), ("betas", "0.9", "list"),
     ],
@@ -108,12 +122,50 @@ def test_a_source_is_taken_once_its_place_is_known(tmp_path):
     state = starter()
     refused(state, "dataset_source", "local")
     assert (state.source, state.setup.dataset_source) == ("local", "builtin")
-    assert "required" in state.message("dataset_path")
+    asked = "Enter a file or folder path. Until then the built-in text is used."
+    assert state.message("dataset_path") == state.hint("dataset_path") == asked
     assert state.next().name == "dataset"
     state.parse("dataset_path", "my.txt")
     assert state.setup.dataset_source == "local"
-    assert state.message("dataset_path") == ""
+    assert state.message("dataset_path") == state.hint("dataset_path") == ""
     assert state.next().name == "tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("source", "field", "leave"),
+    [
+        ("local", "dataset_path", lambda state: state.next()),
+        ("huggingface", "dataset_name", lambda state: state.goto("training")),
+        ("drive", "dataset_path", lambda state: state.goto("summary")),
+    ],
+)
+def test_an_empty_field_is_no_problem_before_its_page_was_left(source, field, leave):
+    state = starter()
+    refused(state, "dataset_source", source)
+    assert state.visible_problems()["dataset"] == state.visible_problems()["summary"] == []
+    assert state.message(field, state.visible_problems()) == ""
+    assert state.hint(field) == state.notice
+    assert not state.complete
+    leave(state)
+    assert [problem.field for problem in state.visible_problems()["summary"]] == [field]
+    state.goto("dataset")
+    refused(state, "dataset_source", "upload" if source == "huggingface" else "huggingface")
+    assert state.visible_problems()["dataset"] == []
+
+
+def test_what_was_entered_and_cleared_again_is_a_problem_at_once():
+    state = starter(dataset_path=__file__)
+    with pytest.raises(ConfigError):
+        state.parse("dataset_path", "")
+    assert [problem.field for problem in state.visible_problems()["dataset"]] == ["dataset_path"]
+
+
+def test_a_vocabulary_that_must_be_set_is_no_problem_before_its_page_was_left():
+    state = starter(preset=None)
+    state.goto("tokenizer")
+    assert state.visible_problems()["tokenizer"] == []
+    assert state.next().name == "tokenizer"
+    assert [problem.field for problem in state.visible_problems()["tokenizer"]] == ["vocab_size"]
 
 
 def test_only_the_settings_of_the_chosen_source_are_shown():
@@ -268,8 +320,15 @@ def test_changes_are_marked_in_words():
     state.setup.epochs = 3
     assert state.changed() == {"epochs": (8, 3), "max_steps": (None, 5)}
     assert state.rows()["Epochs"] == "3 (changed; preset: 8)"
-    assert state.rows()["Step limit"] == "5 steps (changed; preset: none)"
+    assert state.rows()["Step limit"] == "5 steps (changed; preset: not set)"
     assert "changed" not in state.rows()["Batch size"]
+
+
+def test_one_of_something_is_singular():
+    state = starter(batch_size=1, max_steps=1)
+    assert state.rows()["Batch size"].startswith("1 sample (")
+    assert state.rows()["Gradient accumulation"] == "1 micro-batch"
+    assert state.rows()["Step limit"].startswith("1 step (")
 
 
 # Clicks
@@ -301,20 +360,85 @@ def test_clicks_can_be_made_again():
 
 
 def test_clicks_are_kept_by_cell():
-    model = tiny_gpt()
-    facts = facts_of(model)
-    here = cell_key(PRESETS["starter"], {"epochs": 2}, facts)
-    others = [
-        cell_key(PRESETS["tiny"], {"epochs": 2}, facts),
-        cell_key(PRESETS["starter"], {"epochs": 3}, facts),
-        cell_key(PRESETS["starter"], {"epochs": 2}, facts_of(tiny_gpt(vocab_size=64))),
-    ]
+    here = cell_key(PRESETS["starter"], {"epochs": 2})
+    others = [cell_key(PRESETS["tiny"], {"epochs": 2}), cell_key(PRESETS["starter"], {"epochs": 3})]
     clicks = Clicks(None, {"batch_size": 2})
     remember(here, clicks)
     assert remembered(here) == clicks
     assert not any(remembered(other) for other in others)
     remember(here, Clicks())
     assert not remembered(here)
+
+
+@pytest.mark.parametrize(("vocab_size", "length"), [(64, 16), (32, 8), (4096, 128)])
+def test_clicks_survive_a_change_of_the_model(vocab_size, length):
+    first = starter(tiny_gpt(vocab_size=32, length=16))
+    first.apply_preset("tiny")
+    first.set("batch_size", 3)
+    first.set("vocab_size", 30)
+    first.set("max_length", 12)
+    second = starter(tiny_gpt(vocab_size=vocab_size, length=length))
+    second.replay(first.clicks)
+    assert second.clicks == first.clicks
+    # What is too large for the new model is a problem with its fix, not another setting.
+    assert second.setup.max_length == 12
+    assert [problem.field for problem in second.blockers("summary")] == (["max_length"] if length < 12 else [])
+
+
+def test_clicks_that_no_longer_fit_are_named_and_the_others_are_kept():
+    clicks = Clicks("tiny", {"batch_size": 3, "max_steps": 5, "warmup_steps": 9, "learning_rate": 7.0})
+    state = starter(preset=None, max_steps=50)
+    state.replay(clicks)
+    assert (state.preset, state.setup.batch_size) == (AS_GIVEN, 3)
+    assert "Left out, because it no longer fits: preset tiny, " in state.notice
+    assert "Learning rate" in state.notice
+    assert state.clicks.values["batch_size"] == 3
+    assert "learning_rate" not in state.clicks.values
+
+
+def test_a_preset_that_replaces_edits_can_be_undone():
+    state = starter()
+    state.set("epochs", 3)
+    refused(state, "batch_size", 0)
+    before, clicks = state.setup.copy(), state.clicks
+    assert not state.can_undo
+    state.apply_preset("tiny")
+    assert state.can_undo
+    state.undo()
+    assert (state.setup, state.clicks, state.preset) == (before, clicks, "starter")
+    assert state.entry("batch_size").value == 0
+    assert not state.can_undo
+    state.undo()
+    assert state.setup == before
+
+
+def test_a_reset_can_be_undone_and_what_was_clicked_since_stays():
+    state = starter()
+    state.set("epochs", 3)
+    state.reset()
+    state.set("batch_size", 5)
+    state.undo()
+    assert (state.setup.epochs, state.setup.batch_size) == (3, 5)
+    assert set(state.clicks.values) == {"epochs", "batch_size"}
+
+
+def test_a_preset_that_changes_nothing_leaves_nothing_to_undo():
+    state = starter()
+    state.reset()
+    assert not state.can_undo
+
+
+@pytest.mark.parametrize("name", ["starter", "tiny", "large"])
+def test_a_preset_for_another_model_says_that_yours_stays_and_creates_its_own(name):
+    preset, mine = PRESETS[name], facts_of(tiny_gpt())
+    assert re.match(r"This preset does not change your model \([\d,]+ parameters\)", model_sentence(preset, mine))
+    assert model_sentence(preset, None) == ""
+    line = model_code(preset)
+    assert line.startswith("model = ModelRegistry.create('gpt-small', vocab_size=")
+    with torch.device("meta"):
+        names = {}
+        exec(line, {"ModelRegistry": ModelRegistry}, names)  # noqa: S102 - the line that the form shows
+    assert model_sentence(preset, facts_of(names["model"])) == ""
 
 
 # Observers

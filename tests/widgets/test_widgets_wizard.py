@@ -17,9 +17,11 @@ from torch import nn
 
 from tests.kit.toys import tiny_gpt
 from tests.kit.tree import ROOT
+from utils.data import prepare_data
 from utils.errors import ConfigError
+from utils.training import Trainer
 from utils.ui import PRESETS, ConfigPresets, WizardState
-from utils.ui.wizard_state import find_preset, prepared
+from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.wizard_steps import STEPS, facts_of
 from widgets.guarded import watching
 from widgets.wizard_pages import uploaded_files
@@ -177,7 +179,9 @@ def test_a_source_shows_its_own_settings(tmp_path):
     view["field:dataset_source"].value = "local"
     assert view["field:dataset_source"].value == "local"
     assert view["upload"] in widgets_in(view)
-    assert "is required" in view["error:dataset_path"].value
+    assert "Enter a file or folder path. Until then" in view["error:dataset_path"].value
+    assert "Problem" not in shown(view)
+    assert view["step:dataset"].description == "1 Data, current"
     view["field:dataset_path"].value = "my.txt"
     assert view.state.setup.dataset_source == "local"
     view["field:dataset_source"].value = "huggingface"
@@ -224,7 +228,40 @@ def test_the_summary_lists_every_problem_with_its_ways_out():
     assert view.state.current.name == "training"
     view["field:epochs"].value = "1"
     view["step:summary"].click()
-    assert "Ready to train" in view["verdict"].value
+    assert "4 checks pending." in view["verdict"].value
+
+
+def test_ready_is_said_after_the_checks_and_one_click_takes_a_way_out(tmp_path):
+    (tmp_path / "my.txt").write_text("to be or not to be, that is the question\n" * 60)
+    view = form(tiny_gpt(vocab_size=64), preset=None, dataset_path="my.txt", epochs=1, max_length=16, run_name="mine")
+    train_as_it_is(view.state)
+    view["step:training"].click()
+    view["field:learning_rate"].value = "1e-3"
+    view["step:summary"].click()
+    assert "Ready" not in view["verdict"].value
+    assert "…</span> Data" in view["check:data"].value
+    view["check-now"].click()
+    assert "✓</span> Data" in view["check:data"].value
+    assert "✗</span> Run name: </strong>failed. Run mine exists with other settings" in view["check:run"].value
+    assert "Not ready to train: 1 check failed." in view["verdict"].value
+    assert view["way-out:run:1"].description == "Continue with the new settings"
+    assert view["way-out:run:0"].description == "Use run name mine-2"
+    view["way-out:run:0"].click()
+    assert view.state.setup.run_name == "mine-2"
+    assert "Ready to train." in view["verdict"].value
+    assert "✓</span> Run name: </strong>Run name mine-2 is free." in view["check:run"].value
+    view["step:training"].click()
+    view["field:batch_size"].value = "2"
+    view["step:summary"].click()
+    assert "3 checks pending." in view["verdict"].value
+
+
+def train_as_it_is(state):
+    data = prepare_data(state.setup, state.model)
+    config = state.setup.training_config
+    Trainer(tiny_gpt(vocab_size=64), training_config=config, task_spec=data.task_spec, tokenizer=data.tokenizer).train(
+        data.train, data.validation
+    )
 
 
 def test_the_code_to_copy_follows_the_settings_and_cannot_be_changed():
@@ -251,9 +288,29 @@ def test_choosing_a_preset_applies_it_and_says_what_it_replaced():
     view["step:training"].click()
     view["preset"].value = "tiny"
     assert view["field:batch_size"].value == "32"
-    assert "it replaced" in view["status"].value
-    assert "not this machine" in view["preset-help"].value
+    assert "settings changed" in view["status"].value
     assert view["reset"].disabled
+
+
+def test_a_preset_that_replaced_edits_is_undone_with_one_click():
+    view = form()
+    view["step:training"].click()
+    assert view["undo"].layout.display == "none"
+    view["field:epochs"].value = "3"
+    view["preset"].value = "tiny"
+    assert view["undo"] in widgets_in(view)
+    view["undo"].click()
+    assert (view["preset"].value, view["field:epochs"].value) == ("starter", "3")
+    assert "Changed from preset: Epochs" in view["clicks"].value
+    assert view["undo"].layout.display == "none"
+
+
+def test_a_preset_for_another_model_offers_the_line_that_creates_it():
+    view = form(tiny_gpt())
+    view["preset"].value = "tiny"
+    assert "does not change your model" in view["preset-help"].value
+    assert "ModelRegistry.create(&#x27;gpt-small&#x27;, vocab_size=10000" in view["preset-help"].value
+    assert "Reference time" not in view["preset-help"].value
 
 
 def test_back_to_the_preset_undoes_what_was_clicked():

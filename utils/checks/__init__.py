@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from utils.checks.outputs import test_output_stability
     from utils.checks.result import CheckReport, CheckResult, Finding
     from utils.checks.robustness import test_robustness
-    from utils.checks.shapes import test_shape_robustness
+    from utils.checks.shapes import test_causality, test_shape_robustness
     from utils.checks.speed import test_inference_speed
     from utils.checks.tier1 import run_all_tier1_tests
     from utils.checks.tier2 import run_all_tier2_tests
@@ -37,6 +37,7 @@ _EXPORTS = {
     "run_all_tier3_tests": "utils.checks.tier3",
     "test_attention_patterns": "utils.checks.attention",
     "test_attribution_analysis": "utils.checks.attribution",
+    "test_causality": "utils.checks.shapes",
     "test_gradient_flow": "utils.checks.gradients",
     "test_inference_speed": "utils.checks.speed",
     "test_memory_footprint": "utils.checks.memory",
@@ -49,7 +50,7 @@ _EXPORTS = {
 __all__ = [
     "CheckReport", "CheckResult", "Finding", "QualityThresholds", "check_data_quality", "check_drift", "run_all_tests",
     "run_all_tier1_tests", "run_all_tier2_tests", "run_all_tier3_tests", "test_attention_patterns",
-    "test_attribution_analysis", "test_gradient_flow", "test_inference_speed", "test_memory_footprint",
+    "test_attribution_analysis", "test_causality", "test_gradient_flow", "test_inference_speed", "test_memory_footprint",
     "test_output_stability", "test_overfit_one_batch", "test_parameter_initialization", "test_robustness",
     "test_shape_robustness",
 ]  # fmt: skip

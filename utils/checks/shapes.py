@@ -63,12 +63,7 @@ def test_shape_robustness(found: Probe) -> CheckResult:
             measured, thresholds, "Normalise over features, not over the batch, and keep the batch dimension apart.",
         )  # fmt: skip
     if future is not None and not future <= found.tolerance:
-        return CheckResult(
-            NAME, "fail",
-            f"A later token changes earlier logits by {future:.2g} of their size ({found.causal_because}).",
-            measured, thresholds,
-            "Use a causal attention mask; for a model that may see both sides give task_spec=TaskSpec.masked_lm().",
-        )  # fmt: skip
+        return CheckResult(NAME, "fail", _leak(found, future), measured, thresholds, _CAUSAL_MASK)
     seen = "no position sees a later one" if found.causal else f"causality not asked: {found.causal_because}"
     return CheckResult(
         NAME,
@@ -77,6 +72,33 @@ def test_shape_robustness(found: Probe) -> CheckResult:
         measured,
         thresholds,
     )
+
+
+@check("causality")
+def test_causality(found: Probe) -> CheckResult:
+    """Whether a later token changes the logits of earlier positions, for models that predict the next token.
+
+    Called as (model, config=None, *, task_spec=None). A part of `test_shape_robustness`, for two forward passes. Passes for
+    models of other tasks, which may see both sides.
+    """
+    if not found.causal:
+        return CheckResult("causality", "pass", f"Not needed: {found.causal_because}.")
+    found.model.eval()
+    with torch.no_grad():
+        difference = _future_difference(found)
+    measured, thresholds = {"future_difference": difference}, {"difference": found.tolerance}
+    if difference is None:
+        return CheckResult("causality", "pass", "Not needed: the model takes one position at a time.", measured)
+    if not difference <= found.tolerance:
+        return CheckResult("causality", "fail", _leak(found, difference), measured, thresholds, _CAUSAL_MASK)
+    return CheckResult("causality", "pass", "No position sees a later token.", measured, thresholds)
+
+
+_CAUSAL_MASK = "Use a causal attention mask; for a model that may see both sides give task_spec=TaskSpec.masked_lm()."
+
+
+def _leak(found: Probe, difference: float) -> str:
+    return f"A later token changes earlier logits by {difference:.2g} of their size ({found.causal_because})."
 
 
 def _sizes(found: Probe) -> list[tuple[int, int]]:

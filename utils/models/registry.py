@@ -26,3 +26,14 @@ class ModelRegistry(Registry):
         """A new model: see `Registry.create`."""
         model: nn.Module = super().create(name, **arguments)
         return model
+
+    @classmethod
+    def num_parameters(cls, name: str, **arguments: Any) -> int:
+        """Parameters of the model that `create` would return; a shared tensor counts once.
+
+        The model is created on the meta device, where it takes no memory.
+        """
+        import torch
+
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in cls.create(name, **arguments).parameters())

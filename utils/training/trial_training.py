@@ -67,8 +67,13 @@ class TrialTraining:
                 "map-style data set, or a second loader over the same data made for this."
             )
 
-    def train(self, *callbacks: Callback, **changes: Any) -> TrainState:
-        """Train a copy of the model in a temporary folder that is removed afterwards. Returns where it ended."""
+    def train(self, *callbacks: Callback, val_data: Any = None, **changes: Any) -> TrainState:
+        """Train a copy of the model in a temporary folder that is removed afterwards. Returns where it ended.
+
+        Args:
+            val_data: validated on at the end of each epoch; None: no validation.
+            changes: settings that differ from the config's.
+        """
         with tempfile.TemporaryDirectory(prefix="trainbook-finder-") as folder:
             config = self.config.replace(
                 output_dir=folder, run_name=None, checkpoint_dir=None, max_time_hours=None, save_every_minutes=None,
@@ -82,7 +87,7 @@ class TrialTraining:
                 data_collator=self.data_collator, callbacks=callbacks,
             )  # fmt: skip
             try:
-                return trainer.train(self.train_data).state
+                return trainer.train(self.train_data, val_data).state
             except TrainingInterrupted:  # its message names a checkpoint that is gone in a moment
                 raise KeyboardInterrupt("interrupted while trying out; the model is as it was") from None
 

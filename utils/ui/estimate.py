@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.training.engine.callbacks import Callback
+from utils.environment import detect_device, free_memory_bytes
+from utils.errors import OutOfMemoryError
+from utils.ui.background import Progress
 from utils.ui.live_picture import duration
+from utils.ui.rehearsal import Clock, Rehearsal, Rehearsed
 from utils.ui.setup_config import SetupConfig
+from utils.ui.wizard_texts import counted
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from utils.data.prepare import PreparedData
+    from utils.training.training_config import TrainingConfig
 
-    from utils.training.engine.trainer import Trainer
-
-# Steps that are done, and those of them that count: the first ones also fill caches and compile kernels.
-_STEPS, _WARM_UP = 6, 2
+_MIB = 2**20
+# Share of the free memory that may be planned for: the rest is for fragments, kernels and other programs.
+_USABLE = 0.9
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class Estimate:
     """What was measured, and what it means for the whole training. Times in seconds.
 
     Attributes:
-        step_s: median of a step; steps: how many there will be.
+        step_s: of a step; steps: how many there will be.
         validation_s: of one validation; validations: how many.
-        saving_s: of one checkpoint; savings: how many.
+        saving_s: that one checkpoint takes from training; savings: how many at most, as when every validation improves.
         memory: one sentence about the memory it needs; fits: whether that is free, None where it is not known.
+        memory_bytes: weights, gradients, optimizer, activations and whatever the step takes besides.
+        other_s: what starting and finishing the last checkpoint add to that.
+        limit_s: the time limit at which it ends in any case; None: none.
     """
 
     step_s: float
@@ -39,104 +45,111 @@ class Estimate:
     savings: int
     memory: str
     fits: bool | None
+    memory_bytes: int | None = None
+    other_s: float = 0.0
+    limit_s: float | None = None
 
     @property
     def total_s(self) -> float:
-        """Seconds of the whole training."""
-        return self.step_s * self.steps + self.validation_s * self.validations + self.saving_s * self.savings
+        """Seconds of the whole training, up to its time limit."""
+        planned = self.step_s * self.steps + self.validation_s * self.validations + self.saving_s * self.savings
+        return min(planned + self.other_s, self.limit_s if self.limit_s is not None else float("inf"))
 
     def rows(self) -> dict[str, str]:
         """The estimate as a table."""
+        limited = ": the time limit" if self.total_s == self.limit_s else ""
         return {
-            "Time": f"about {duration(self.total_s)} on this machine, as busy as it was while this was measured",
-            "Steps": f"{self.steps:,} of {self.step_s:.3g} s",
-            "Validations": f"{self.validations:,} of {self.validation_s:.2g} s",
-            "Checkpoints": f"{self.savings:,} of {self.saving_s:.2g} s",
+            "Time": f"about {duration(self.total_s)}{limited} on this machine, as busy as it was while this was measured",
+            "Steps": f"{counted(self.steps, 'step')} × {self.step_s:.3g} s",
+            "Validations": f"{counted(self.validations, 'validation')} × {self.validation_s:.2g} s",
+            "Checkpoints": f"at most {counted(self.savings, 'checkpoint')} × {self.saving_s:.2g} s",
             "Memory": self.memory,
         }
 
 
-def estimate_training(setup: SetupConfig, model: Any) -> Estimate:
-    """Prepare the data, train a copy of `model` for six steps, validate and save once, and extend that to the plan.
+def estimate_training(
+    setup: SetupConfig, model: Any, progress: Progress | None = None, clock: Clock = time.perf_counter
+) -> Estimate:
+    """Prepare the data, train a copy of `model` for some steps with validations and checkpoints, and extend that to the plan.
 
     Everything is done by the engine in a temporary folder; model, random state and runs are as before. The copy needs the
-    model's memory once more.
+    model's memory once more. Sample limits, the step limit and the time limit are part of the plan.
 
+    Args:
+        progress: reports what is being done, and can cancel it between two steps.
+        clock: seconds; another one to measure with than the wall's.
     Raises:
+        Cancelled: through `progress`.
+        OutOfMemoryError: on a CPU, what training would need is far more than there is: nothing was tried.
         TrainbookError: what the training itself would raise.
-    Not covered: early stopping ends sooner; a device that slows down when it is hot takes longer; sample texts.
+    Not covered: early stopping ends sooner; a device that slows down when it is hot takes longer; sample texts; several
+    devices.
     """
-    import copy
-    import tempfile
-
-    from utils.checks import test_memory_footprint
     from utils.data import prepare_data
-    from utils.training.engine.trainer import Trainer
 
+    progress = progress or Progress()
+    progress.report("Reading the data")
     data = prepare_data(setup, model)
-    config = setup.training_config
-    validation_rows = min(len(data.validation), 4 * config.batch_size) if data.validation is not None else None
-    watch = _Watch()
-    with tempfile.TemporaryDirectory(prefix="trainbook-estimate-") as folder:
-        probe = config.replace(
-            max_steps=_STEPS, max_val_samples=validation_rows, output_dir=folder, run_name=None, checkpoint_dir=None,
-            max_time_hours=None, save_every_minutes=None, use_wandb=False, wandb_project=None, eval_every="epoch",
-            early_stopping_patience=None, warmup_steps=0,
-        )  # fmt: skip
-        trainer = Trainer(
-            copy.deepcopy(model),
-            training_config=probe,
-            task_spec=data.task_spec,
-            tokenizer=data.tokenizer,
-            callbacks=[watch],
-        )
-        trainer.train(data.train, data.validation)
-    memory = test_memory_footprint(model, setup)
-    per_epoch = -(-len(data.train) // config.samples_per_step)
+    with progress.undisturbed():
+        progress.report("Looking at the free memory")
+        _refuse_what_cannot_fit(setup, model)
+        progress.report("Copying the model")
+        seen = Rehearsal(setup, model, data, clock).some_epochs(progress)
+    return _planned(setup.training_config, data, seen)
+
+
+def _planned(config: TrainingConfig, data: PreparedData, seen: Rehearsed) -> Estimate:
+    """What was seen, extended to the whole plan."""
+    rows = min(len(data.train), config.max_train_samples or len(data.train))
+    per_epoch = -(-rows // config.samples_per_step)
     steps = min(per_epoch * config.epochs, config.max_steps or per_epoch * config.epochs)
     epochs = -(-steps // per_epoch)
-    share = len(data.validation) / validation_rows if data.validation is not None and validation_rows else 0.0
+    validations, validation_rows = 0, 0
+    if data.validation is not None:
+        validation_rows = min(len(data.validation), config.max_val_samples or len(data.validation))
+        # The last step is always validated.
+        validations = epochs if config.eval_every == "epoch" else -(-steps // config.eval_every)
+    memory, fits = _memory(seen)
     return Estimate(
-        step_s=watch.step_s,
+        step_s=seen.step_s,
         steps=steps,
-        validation_s=watch.validation_s * share,
-        validations=0
-        if data.validation is None
-        else epochs
-        if config.eval_every == "epoch"
-        else steps // config.eval_every,
-        saving_s=watch.saving_s,
-        savings=max(1, epochs // config.save_every_n_epochs),
-        memory=memory.summary,
-        fits={"pass": True, "fail": False}.get(memory.verdict),
+        validation_s=seen.validation_row_s * validation_rows,
+        validations=validations,
+        saving_s=seen.saving_s,
+        # Each validation may be the best so far, which is saved; so is every n-th epoch's end, and the end.
+        savings=max(validations, -(-epochs // config.save_every_n_epochs)),
+        memory=memory,
+        fits=fits,
+        memory_bytes=seen.peak_bytes,
+        other_s=seen.start_s + epochs * seen.epoch_start_s + max(0.0, seen.last_saving_s - seen.saving_s),
+        limit_s=None if config.max_time_hours is None else config.max_time_hours * 3600,
     )
 
 
-class _Watch(Callback):
-    """Notes when things happen."""
+def _memory(seen: Rehearsed) -> tuple[str, bool | None]:
+    """One sentence about the memory, and whether it fits."""
+    if seen.peak_bytes is None:
+        return "Cannot be measured on this device or system.", None
+    kind = detect_device().kind
+    # In the host's memory the model is there already; what is reserved on a GPU by now will be used by the training.
+    more = seen.peak_bytes - (seen.model_bytes if kind == "cpu" else 0)
+    free = free_memory_bytes(kind)
+    sentence = f"{seen.peak_bytes / _MIB:,.0f} MiB, {seen.model_bytes / _MIB:,.0f} MiB of them the model"
+    if free is None:
+        return f"{sentence}; how much is free is not known here.", None
+    return f"{sentence}; {free / _MIB:,.0f} MiB are free.", more <= _USABLE * free
 
-    def __init__(self) -> None:
-        self.validation_s = self.saving_s = 0.0
-        self._at: list[float] = []
-        self._began = 0.0
 
-    @property
-    def step_s(self) -> float:
-        """Median seconds of a step after warm-up."""
-        gaps = [after - before for before, after in zip(self._at, self._at[1:], strict=False)]
-        return statistics.median(gaps[_WARM_UP - 1 :] or gaps or [0.0])
+def _refuse_what_cannot_fit(setup: SetupConfig, model: Any) -> None:
+    """Raise `OutOfMemoryError` when training would need more than a CPU has: there the system would end the process.
 
-    def on_step_end(self, step: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        self._at.append(time.perf_counter())
+    A device that refuses memory can be tried instead.
+    """
+    from utils.checks import test_memory_footprint
 
-    def on_evaluate_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        self._began = time.perf_counter()
-
-    def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        self.validation_s = time.perf_counter() - self._began
-
-    def on_epoch_end(self, epoch: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        self._began = time.perf_counter()  # what comes next is the checkpoint
-
-    def on_checkpoint_saved(self, path: Path, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        self.saving_s = time.perf_counter() - self._began
+    if detect_device().kind != "cpu":
+        return
+    counted_bytes = test_memory_footprint(model, setup)
+    needed, free = counted_bytes.measured.get("total_mib"), counted_bytes.measured.get("free_mib")
+    if needed is not None and free is not None and needed > free:
+        raise OutOfMemoryError(f"Not measured. {counted_bytes.summary} {counted_bytes.remedy}")

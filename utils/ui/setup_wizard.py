@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from utils.environment import front_end, ui_mode
 from utils.errors import ConfigError
 from utils.schema import shown
+from utils.ui.preflight import Check, check_text
+from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_memory import cell_key, remember, remembered
-from utils.ui.wizard_state import WizardState, find_preset, prepared
+from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
 from utils.ui.wizard_texts import counted, model_rows, value_text
 from utils.views.display import show_table, show_text
@@ -64,7 +66,7 @@ class SetupWizard:
         state = WizardState(prepared(chosen, facts, overrides), model, chosen, overrides)
         self.state, self.view = state, None
         if (interactive is None and mode == "widget") or (interactive and front_end() != "plain"):
-            self.view = _form(state, cell_key(chosen, overrides, facts))
+            self.view = _form(state, cell_key(chosen, overrides))
             return state.setup
         if interactive:
             show_text("There is no notebook here to show the form in; the setup is made without it.")
@@ -111,12 +113,33 @@ class SetupWizard:
                 return False, [str(error)]
         return not problems, [f"{problem.field}: {problem.message}" for problem in problems]
 
+    def preflight(self) -> tuple[Check, ...]:
+        """Make the checks before training for the last `run`, and show what came of them.
+
+        They open the data, take one batch through a copy of the model, forward and backward, look whether a causal model
+        sees later tokens, ask the Hugging Face Hub where the data are there, and compare the run's name and settings with
+        the runs on disk. `state.ready` says whether all passed. The form's Summary makes the same checks.
+
+        Raises:
+            ConfigError: there was no `run` yet.
+        """
+        if self.state is None:
+            raise ConfigError("there is no setup to check yet; call run(model=model) first.")
+        checks = self.state.preflight.run()
+        show_table(self.state.verdict, {check.title: check_text(check) for check in checks})
+        return checks
+
     def print_config(self, config: SetupConfig | Mapping[str, Any], model: Any = None) -> None:
         """Print the setup by the five steps. `model` defaults to the one of the last `run`, when that made `config`."""
         setup = config if isinstance(config, SetupConfig) else _setup_of(config)
-        if model is None and self.state is not None and self.state.setup is setup:
-            model = self.state.model
+        known = self.state if self.state is not None and self.state.setup is setup else None
+        if known is not None and model in (None, known.model):
+            model = known.model
+        else:
+            known = None
         state = WizardState(setup.copy(), model)
+        if known is not None:
+            state.preflight = known.preflight
         show_text("\n".join(_step_text(number, step, state) for number, step in enumerate(STEPS, start=1)))
 
 
@@ -126,11 +149,7 @@ def _form(state: WizardState, key: str) -> WizardView:
 
     clicks = remembered(key)
     if clicks:
-        try:
-            state.replay(clicks)
-        except ConfigError as error:
-            # Such as a folder that is no longer there. The cell's own values hold.
-            state.notice = f"What was clicked before no longer fits and was left out: {error}"
+        state.replay(clicks)
     state.observe(lambda: remember(key, state.clicks))
     view = WizardView(state)
     view.show()
@@ -151,6 +170,9 @@ def _step_text(number: int, step: WizardStep, state: WizardState) -> str:
         rows = model_rows(state.facts)
     problems = step.check(state.setup, state.facts)
     if step.name == "summary":
-        rows = {"Ready": f"no, {counted(len(problems), 'problem')}" if problems else "yes"}
+        rows = {"Ready": "yes" if state.ready else f"no, {counted(len(problems), 'problem')}" if problems else "not known"}
         rows |= {problem.field: problem.message for problem in problems}
+        rows |= {check.title: check_text(check) for check in state.preflight.checks if check.verdict != "pending"}
+        if state.preflight.pending:
+            rows["Checks"] = f"{state.preflight.verdict} wizard.preflight() makes them, and so does the form's Summary."
     return summary_text(f"{number}. {step.title}", rows)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from utils.ui.background import Progress
 from utils.ui.setup_config import SetupConfig
 from utils.views.html import Html
 
@@ -51,11 +52,11 @@ def _tokens(tokenizer: Any, ids: list[int]) -> str:
     )
 
 
-def estimate_rows(setup: SetupConfig, model: Any) -> Mapping[str, str]:
-    """How long training will take on this machine and what memory it needs, measured; `utils.ui.estimate` says how."""
+def estimate_rows(setup: SetupConfig, model: Any, progress: Progress | None = None) -> Mapping[str, str]:
+    """The time that training takes on this machine and the memory that it needs, measured: `utils.ui.estimate`."""
     from utils.ui.estimate import estimate_training
 
-    return estimate_training(setup, model).rows()
+    return estimate_training(setup, model, progress).rows()
 
 
 def check_model(model: Any, setup: SetupConfig) -> Html:

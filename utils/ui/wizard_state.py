@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
+from utils.ui.preflight import Preflight, WayOut
+from utils.ui.preset_fitting import differences, find_preset, prepared
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setup_config import SetupConfig, field_of
+from utils.ui.wizard_records import Clicks, Entry, Replaced
 from utils.ui.wizard_steps import (
     FIELDS_OF_SOURCE,
     PLACES,
@@ -26,43 +29,12 @@ from utils.ui.wizard_steps import (
     facts_of,
     wizard_field,
 )
-from utils.ui.wizard_texts import counted, shown_value, titled, typed_value, value_text
+from utils.ui.wizard_texts import counted, titled, typed_value, value_text
 
 StepStatus = Literal["current", "done", "blocked", "open"]
 
 #: Key of the preset that a cell gave, where it is none of PRESETS.
 AS_GIVEN = "as given"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Something entered that the setup refused.
-
-    Attributes:
-        value: what it was.
-        problems: why it was refused.
-        text: as it was typed; None when it was chosen.
-    """
-
-    value: Any
-    problems: tuple[Problem, ...]
-    text: str | None = None
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """What was changed through the wizard, over what a cell gave.
-
-    Attributes:
-        preset: key of the preset that was chosen; None: the one that was given.
-        values: settings changed since, by name.
-    """
-
-    preset: str | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return self.preset is not None or bool(self.values)
 
 
 class WizardState:
@@ -71,6 +43,7 @@ class WizardState:
     Attributes:
         setup: the settings that the steps edit.
         model: the model that they are compared with, or None.
+        preflight: the checks before training, and their results.
         notice, notice_details: what the last action did, a sentence and what there is to add.
         restored: names of settings that `replay` took from earlier clicks.
     """
@@ -84,6 +57,7 @@ class WizardState:
     ) -> None:
         self.setup = setup
         self.model = model
+        self.preflight = Preflight(setup, model)
         self.notice = self.notice_details = ""
         self.restored: tuple[str, ...] = ()
         self._overrides = dict(overrides or {})
@@ -91,6 +65,8 @@ class WizardState:
         self._index = self._furthest = 0
         self._entries: dict[str, Entry] = {}
         self._clicked: set[str] = set()
+        self._left: set[str] = set()
+        self._before: Replaced | None = None
         self._clicking = False
         self._open_changes = 0
         self._observers: list[Callable[[], None]] = []
@@ -114,11 +90,12 @@ class WizardState:
         return self._index == len(STEPS) - 1
 
     def next(self) -> WizardStep:
-        """Go on when nothing blocks the current step; at the end stay there. Returns the step that is now shown."""
+        """Show the next step when nothing blocks the current one; the last one stays. Returns the step now shown."""
         problems = self.blockers()
         if not self.is_last and not problems:
             return self._show(self._index + 1)
         with self._change():
+            self._left.add(self.current.name)
             if problems:
                 self._say(f"{counted(len(problems), 'problem')} to solve before the next step.")
         return self.current
@@ -133,7 +110,10 @@ class WizardState:
 
     def _show(self, index: int) -> WizardStep:
         with self._change():
+            self._left |= {step.name for step in STEPS} if index == len(STEPS) - 1 else {self.current.name}
             self._index = index
+            if self.is_last:
+                self.preflight.forget_run()  # a training may have ended since
             self._furthest = max(self._furthest, index)
             self._say(f"Step {index + 1} of {len(STEPS)}: {self.current.title}.")
         return self.current
@@ -147,8 +127,19 @@ class WizardState:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing stands in the way of training, whatever step is shown."""
+        """Whether the settings fit each other and the model, whatever step is shown. `ready` says more."""
         return not self.blockers("summary")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the settings are complete, and every check of `preflight` passed with them."""
+        return self.complete and self.preflight.ready
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what is still to do before training, or that everything is ready."""
+        problems = self.blockers("summary")
+        return f"{counted(len(problems), 'problem')} to solve before training." if problems else self.preflight.verdict
 
     def blockers(self, step: str | None = None) -> list[Problem]:
         """What stands in the way in `step` (default: the current one)."""
@@ -161,6 +152,22 @@ class WizardState:
         found = {s.name: [*self._refused_in(s), *s.check(self.setup, facts)] for s in STEPS[:-1]}
         return {**found, STEPS[-1].name: [problem for problems in found.values() for problem in problems]}
 
+    def visible_problems(self) -> dict[str, list[Problem]]:
+        """`problems` without those of a field that is still empty on a page that nobody has left yet.
+
+        A form shows these: a required field is no mistake before somebody had the time to fill it in.
+        """
+        found = {
+            name: [problem for problem in problems if name in self._left or not self._awaits(problem.field)]
+            for name, problems in self.problems().items()
+            if name != STEPS[-1].name
+        }
+        return {**found, STEPS[-1].name: [problem for problems in found.values() for problem in problems]}
+
+    def _awaits(self, name: str) -> bool:
+        """Whether a setting has no value, and nobody entered one."""
+        return name in SetupConfig.field_names() and name not in self._entries and getattr(self.setup, name) is None
+
     def status(self, step: str | int, problems: Mapping[str, list[Problem]] | None = None) -> StepStatus:
         """How a step stands: "current" is shown, "blocked" has problems, "done" was passed, "open" was not seen yet."""
         index = self._position(step)
@@ -172,14 +179,26 @@ class WizardState:
 
     def _refused_in(self, step: WizardStep) -> list[Problem]:
         return [
-            replace(problem, message=f"{problem.message} (not taken: {self._in_force(name)})")
+            replace(problem, message=self._refusal(name, problem))
             for name, entry in self._entries.items()
             if step.holds(name)
             for problem in entry.problems
         ]
 
+    def _refusal(self, name: str, problem: Problem) -> str:
+        if name == "dataset_source" and self._awaits(problem.field):
+            return self.hint(problem.field)
+        return f"{problem.message}. Not applied: {titled(name)} stays {self._in_force(name)}."
+
     def _in_force(self, name: str) -> str:
-        return f"{titled(name)} is still {value_text(wizard_field(name), getattr(self.setup, name))}"
+        return value_text(wizard_field(name), getattr(self.setup, name))
+
+    def hint(self, name: str) -> str:
+        """What to enter into a field without which the chosen source of data cannot be used; else ""."""
+        entry = self._entries.get("dataset_source")
+        if entry is None or not self._awaits(name) or not any(problem.field == name for problem in entry.problems):
+            return ""
+        return f"{PLACES[name]} Until then {_DATA_IN_WORDS[self.setup.dataset_source]} is used."
 
     # ---- the settings ----
 
@@ -207,7 +226,7 @@ class WizardState:
         # Why a source cannot be taken is said beside what it needs.
         if entry is not None and name != "dataset_source":
             sentences += [f"{titled(p.field)}: {p.message}" for p in entry.problems if p.field != name]
-        return "; ".join(dict.fromkeys(sentences))
+        return " ".join(dict.fromkeys(sentences))
 
     def set(self, name: str, value: Any) -> None:
         """Change one setting, exactly as a click does.
@@ -228,6 +247,12 @@ class WizardState:
             raise ConfigError(f"{problem.field}: there is no value to propose; {problem.message}", [problem])
         self.set(problem.field, problem.fix)
 
+    def take(self, way_out: WayOut) -> None:
+        """Change what a way out of a failed check changes, as clicks. Raises `ConfigError` when it does not fit."""
+        with self._change(clicking=True):
+            self.setup.update(**way_out.changes)
+            self._say(f"{way_out.label}: done.")
+
     def upload(self, name: str, content: bytes) -> None:
         """Keep an uploaded file and train on it. Raises `DataError` when it cannot be kept."""
         from utils.data.uploads import UPLOADS, save_upload
@@ -246,8 +271,12 @@ class WizardState:
             except ConfigError as error:
                 if known:
                     self._entries[name] = Entry(value, error.problems, text)
-                    waits = ": something is still missing for it" if name == "dataset_source" else ""
-                    self._say(f"{titled(name)} was not changed{waits}.")
+                    self._say(f"Not applied: {titled(name)} stays {self._in_force(name)}.")
+                    if name == "dataset_source":
+                        # The page asks for something else now, which nobody had the time to enter.
+                        self._left.discard("dataset")
+                        missing = (self.hint(problem.field) for problem in error.problems)
+                        self._say(next(filter(None, missing), self.notice))
                 raise
             self._entries.pop(name, None)
             self._retry()
@@ -287,26 +316,71 @@ class WizardState:
 
     def apply_preset(self, key: str) -> None:
         """Take all settings from a preset, fitted to the model, with what the cell gave over them; `notice` says what
-        that replaced. Settings that were clicked and refused entries are forgotten.
+        that replaced. Settings that were clicked and refused entries are replaced too: `undo` brings them back.
 
         Raises:
             PresetNotFoundError: no such preset; ConfigError: what the cell gave does not fit to it.
         """
         preset = self._given if key == AS_GIVEN and AS_GIVEN in self.presets else ConfigPresets().get(key)
         fresh = prepared(preset, self.facts, self._overrides)
-        before = self.setup.copy()
+        before = self._snapshot()
         with self._change():
             self._entries.clear()
-            self.setup.update(**{name: getattr(fresh, name) for name in SetupConfig.field_names()})
+            self._take(fresh)
             self._clicked.clear()
             self.restored = ()
             self._preset = preset
-            changes = _differences(before, self.setup)
-            self._say(f"Preset {key} applied; it replaced {counted(len(changes), 'setting')}.", "; ".join(changes))
+            changes = differences(before.setup, self.setup)
+            self._before = before if changes or before.entries or before.preset != preset else None
+            self._say(f"Preset {key} applied: {counted(len(changes), 'setting')} changed.", "; ".join(changes))
 
     def reset(self) -> None:
-        """Back to the preset applied last: clicked settings and refused entries are forgotten."""
+        """Reset to the preset applied last: clicked settings and refused entries are replaced, as by `apply_preset`."""
         self.apply_preset(self.preset)
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether a preset replaced something that `undo` brings back."""
+        return self._before is not None
+
+    def undo(self) -> None:
+        """Bring back what the last preset replaced, with what was clicked since over it. Without one nothing happens."""
+        before = self._before
+        if before is None:
+            return
+        since = {name: getattr(self.setup, name) for name in sorted(self._clicked)}
+        with self._change():
+            self._take(before.setup)
+            self._preset, self._before, self.restored = before.preset, None, before.restored
+            self._clicked = set(before.clicked)
+            self._entries = dict(before.entries)
+            lost = self._click_again(since)
+            self._say(f"Undone: the settings are those from before the preset.{_left_out(lost)}")
+
+    def _snapshot(self) -> Replaced:
+        clicked = frozenset(self._clicked)
+        return Replaced(self.setup.copy(), self._preset, dict(self._entries), clicked, self.restored)
+
+    def _take(self, setup: SetupConfig) -> None:
+        self.setup.update(**{name: getattr(setup, name) for name in SetupConfig.field_names()})
+
+    def _click_again(self, values: Mapping[str, Any]) -> list[str]:
+        """Make changes once more, as clicks. Returns the names of those that no longer fit, which are left out."""
+        kept, lost = dict(values), []
+        with self._change(clicking=True):
+            while kept:
+                try:
+                    self.setup.update(**kept)
+                    break
+                except ConfigError as error:
+                    named = {field_of(problem.field) for problem in error.problems} & kept.keys()
+                    # A contradiction may name only the setting that was there before.
+                    refused = named or kept.keys()
+                    lost += sorted(refused)
+                    kept = {name: value for name, value in kept.items() if name not in refused}
+            # Also those that have the same value by now.
+            self._clicked |= set(kept)
+        return lost
 
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from the preset fitted to the model, as {name: (the preset's value, the value now)}."""
@@ -334,24 +408,28 @@ class WizardState:
 
     @property
     def clicks_sentence(self) -> str:
-        """What the wizard changed since the preset, and whether that was before the cell was run again."""
+        """What was changed from the preset in the form, and whether that was before the cell ran again."""
         if not self._clicked:
-            return "No setting was clicked since the preset."
+            return "Using preset defaults."
         kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
-        return f"Clicked since the preset{kept}: {', '.join(map(titled, sorted(self._clicked)))}."
+        return f"Changed from preset{kept}: {', '.join(map(titled, sorted(self._clicked)))}."
 
     def replay(self, clicks: Clicks) -> None:
-        """Make the changes of `clicks` again; `restored` then names them. Raises `ConfigError` if they no longer fit."""
+        """Make the changes of `clicks` again; `restored` then names them. What no longer fits is left out and named."""
         with self._change():
+            lost = []
             if clicks.preset is not None:
-                self.apply_preset(clicks.preset)
-            with self._change(clicking=True):
-                self.setup.update(**clicks.values)
-                # Also those that the cell gives the same value by now.
-                self._clicked |= set(clicks.values)
-            self.restored = tuple(clicks.values)
-            preset = [f"preset {clicks.preset}"] if clicks.preset is not None else []
-            self._say(f"Kept from before: {', '.join([*preset, *map(titled, clicks.values)])}.")
+                try:
+                    self.apply_preset(clicks.preset)
+                except ConfigError:
+                    lost.append(f"preset {clicks.preset}")
+            self._before = None  # nobody clicked this preset just now
+            refused = self._click_again(clicks.values)
+            self.restored = tuple(name for name in clicks.values if name not in refused)
+            kept = [] if clicks.preset is None or lost else [f"preset {clicks.preset}"]
+            kept += map(titled, self.restored)
+            restored = f"Kept from before: {', '.join(kept)}." if kept else ""
+            self._say(f"{restored}{_left_out([*lost, *refused])}".strip())
 
     # ---- telling others ----
 
@@ -409,30 +487,15 @@ class WizardState:
         )
 
 
-def find_preset(preset: str | Preset | None) -> Preset | None:
-    """A preset by name; a Preset and None are themselves. Raises `PresetNotFoundError`."""
-    return preset if preset is None or isinstance(preset, Preset) else ConfigPresets().get(preset)
+# What is trained on, in the middle of a sentence.
+_DATA_IN_WORDS = {
+    "builtin": "the built-in text",
+    "local": "the file or folder that was given",
+    "huggingface": "the dataset that was given",
+    "drive": "the file on your Drive that was given",
+    "upload": "the file that was uploaded",
+}
 
 
-def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping[str, Any]) -> SetupConfig:
-    """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
-
-    The model gives its vocabulary, and its positions where they are fewer than the preset's. Raises `ConfigError`.
-    """
-    setup = SetupConfig() if preset is None else preset.setup()
-    if facts is not None and facts.vocab_size is not None:
-        setup.vocab_size = facts.vocab_size
-    if facts is not None and facts.max_length is not None:
-        setup.max_length = min(setup.max_length, facts.max_length)
-    setup.update(**overrides)
-    return setup
-
-
-def _differences(before: SetupConfig, after: SetupConfig) -> list[str]:
-    """What differs between two setups, a phrase each."""
-    pairs = {name: (getattr(before, name), getattr(after, name)) for name in SetupConfig.field_names()}
-    return [
-        f"{titled(name)} {shown_value(name, old)} → {shown_value(name, new)}"
-        for name, (old, new) in pairs.items()
-        if old != new
-    ]
+def _left_out(names: list[str]) -> str:
+    return f" Left out, because it no longer fits: {', '.join(map(titled, names))}." if names else ""

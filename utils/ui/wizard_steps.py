@@ -37,6 +37,7 @@ class WizardField:
         minimum, maximum: bounds of a number; a bound that is `..._excluded` is no allowed value itself.
         optional: whether it may be None.
         default: its value when nobody sets it.
+        has_numbers: whether a number is among its values.
     """
 
     name: str
@@ -51,6 +52,7 @@ class WizardField:
     maximum_excluded: bool
     optional: bool
     default: Any
+    has_numbers: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def wizard_field(name: str) -> WizardField:
         maximum_excluded="exclusiveMaximum" in numbers,
         optional=any(option.get("type") == "null" for option in described.get("anyOf", [])),
         default=field.default,
+        has_numbers=bool(numbers),
     )
 
 
@@ -243,7 +246,7 @@ STEPS: tuple[WizardStep, ...] = (
         ),
         _check_training,
     ),
-    WizardStep("summary", "Summary", "Whether training can start: the problems of all steps.", (), (), _check_everything),
+    WizardStep("summary", "Summary", "Review, then run the cells below.", (), (), _check_everything),
 )  # fmt: skip
 
 #: Fields that only one source of data has.
@@ -255,8 +258,11 @@ FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "upload": ("dataset_path", "text_column"),
 }
 
-#: Of those, the ones that say where the data is: without it the source cannot be taken.
-PLACES = tuple(dict.fromkeys(names[0] for names in FIELDS_OF_SOURCE.values() if names))
+#: Of those, the ones that say where the data is, each with what to enter: without it the source cannot be used.
+PLACES: Mapping[str, str] = {
+    "dataset_path": "Enter a file or folder path.",
+    "dataset_name": "Enter the id of a dataset on the Hub, or a folder of data files.",
+}
 
 
 def step_of(name: str) -> WizardStep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
@@ -12,21 +12,54 @@ from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_steps import PLACES, WizardField, wizard_field
 
+# 1,000 as in English, 1 000 as in SI (any space), 1_000 as in Python. A leading zero is no group: 0,100 stays ambiguous.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?P<mark>[,_ \u00a0\u2009\u202f])\d{3}(?:(?P=mark)\d{3})*(?:\.\d+)?")
+# What people type where an empty field means that there is no value.
+_NO_VALUE = ("none", "not set")
+
 
 def typed_value(field: WizardField, text: str) -> Any:
-    """What somebody means who types `text` for a setting. Text that means nothing comes back as it is, to be refused."""
+    """The value that `text`, typed for a setting, stands for. Text that stands for none is returned, to be refused.
+
+    Numbers are read as people write them: `1,000`, `1e3`, `50%`. Where an empty field means None, `none` does too.
+    """
     stripped = text.strip()
-    if not stripped and (field.optional or field.kind not in ("text", "path")):
+    if field.optional and stripped.lower() in ("", *_NO_VALUE):
+        return None
+    if not stripped and field.kind not in ("text", "path"):
         return None
     if field.kind in ("text", "path", "choice"):
         return stripped
+    # Not as a config file reads numbers: YAML takes 010 for eight and 1:30 for ninety.
+    number = typed_number(stripped, whole=field.kind != "number")
     if field.kind in ("whole number", "number"):
-        # Not as a config file reads it: there 010 is eight and 1:30 is ninety.
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return kind(stripped)
-        return stripped
-    return parse_value(stripped)
+        return stripped if number is None else number
+    if number is not None and field.has_numbers:
+        return number
+    is_bare_list = not field.has_numbers and "," in stripped and not stripped.startswith("[")
+    return parse_value(f"[{stripped}]" if is_bare_list else stripped)
+
+
+def typed_number(text: str, whole: bool = False) -> int | float | None:
+    """The number in `text`, with separators between thousands, an exponent or a percent sign; None when it is none.
+
+    Args:
+        whole: a whole number is wanted: 1e3 is 1000, and a percentage is no number.
+    """
+    if text.endswith("%"):
+        share = None if whole else typed_number(text[:-1].rstrip())
+        return None if share is None else share / 100
+    if match := _GROUPED.fullmatch(text):
+        text = text.replace(match["mark"], "")
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if whole and number.is_integer() else number
 
 
 def typed_text(value: Any) -> str:
@@ -44,6 +77,13 @@ def titled(name: str) -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 problem", "2 problems"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def parameters_text(count: int) -> str:
+    """The size of a model, such as "4.2 M parameters"."""
+    if count < 1_000_000:
+        return counted(count, "parameter")
+    return f"{count / 1e9:.1f} B parameters" if count >= 1e9 else f"{count / 1e6:.1f} M parameters"
 
 
 def shown_value(name: str, value: Any) -> str:
@@ -71,11 +111,14 @@ def model_rows(facts: ModelFacts | None) -> dict[str, str]:
 def value_text(field: WizardField, value: Any) -> str:
     """A setting's value as a table shows it, with its unit."""
     if value is None:
-        return "none"
+        return "not set"
     if isinstance(value, bool):
         return "on" if value else "off"
     text = f"{value:,}" if isinstance(value, int) and field.name != "random_seed" else f"{value}"
-    return f"{text} {field.unit}" if field.unit else text
+    if not field.unit:
+        return text
+    singular = field.unit.removesuffix("es") if field.unit.endswith("ches") else field.unit.removesuffix("s")
+    return f"{text} {singular if value == 1 else field.unit}"
 
 
 def help_text(field: WizardField) -> str:
@@ -106,14 +149,5 @@ def _number(value: float) -> str:
 
 
 def preset_help(preset: Preset | None) -> str:
-    """What a preset is for, what model it was made for, and its reference time, marked as such."""
-    if preset is None:
-        return "The defaults of every setting."
-    hours = preset.estimated_time_hours
-    amount = f"{hours * 60:.0f} min" if hours < 1 else f"{hours:g} h"
-    elsewhere = "" if "not this machine" in preset.reference else "; not this machine"
-    sizes = ", ".join(f"{name} {value}" for name, value in preset.model_arguments.items())
-    return (
-        f"{preset.description} Reference time: {amount} ({preset.reference}{elsewhere}). "
-        f"Made for the model {preset.model_name} ({sizes}); your model stays as it is."
-    )
+    """What a preset is for."""
+    return "The defaults of every setting." if preset is None else preset.description

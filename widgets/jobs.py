@@ -1,0 +1,172 @@
+"""Work of some seconds that a button starts: beside the kernel's own, with its progress on the page and a way to cancel it.
+
+The work runs in a thread, and the kernel's event loop draws: only the main thread sends to widgets. Where no event loop
+would draw (outside a kernel, and in Colab, which applies updates only while it handles a message or runs a cell) the work
+is done in the button's handler instead, and the kernel's interrupt cancels it.
+
+A cell that starts cancels the work and waits until the model and the random generators are free: what the cell computes
+must not depend on what was measured beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from utils.environment import front_end
+from utils.ui.background import Cancelled, Progress
+from widgets.forms import Report, button, markup_box, paragraph, row, set_markup
+from widgets.guarded import guarded
+
+# Seconds between two looks at the work's progress.
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How work ended: with its result, with an error, or cancelled."""
+
+    result: Any = None
+    error: BaseException | None = None
+    cancelled: bool = False
+
+
+class JobRow:
+    """A button that starts work, one that cancels it, and a line that says what it does.
+
+    Attributes:
+        box: what is shown; start, cancel: the buttons; line: the widget with the progress.
+
+    Args:
+        label: of the button that starts.
+        css_class: of that button; the others have it with `-cancel` and `-progress` after it.
+        work: what is done; called in another thread where there is an event loop.
+        done: called with the outcome, in the thread of the widgets.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        css_class: str,
+        work: Callable[[Progress], Any],
+        done: Callable[[Outcome], None],
+        report: Report,
+    ) -> None:
+        self.start = button(label, css_class, lambda _: self.begin(), report)
+        self.cancel = button("Cancel", f"{css_class}-cancel", lambda _: self._cancel(), report)
+        self.line = markup_box(f"{css_class}-progress")
+        self.box = row(self.start, self.cancel, self.line)
+        self._work, self._done, self._report = work, done, report
+        self._progress: Progress | None = None
+        self._outcome = Outcome()
+        self._task: asyncio.Task[None] | None = None
+        self._drawn = ""
+        self._show_running(False)
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether work would be done beside the kernel's own, so that it may start without having been asked for."""
+        return _event_loop() is not None and not _Cells.running
+
+    def begin(self) -> None:
+        """Start the work, if it is not under way."""
+        if self._progress is not None:
+            return
+        watch_cells()
+        if _Cells.running and _event_loop() is not None:
+            self._draw("A cell is running: try again when it has ended.")
+            return
+        loop = _event_loop()
+        self._show_running(True)
+        if loop is None:
+            self._progress = Progress(self._draw)
+            self._run(self._progress)
+            self._finish()
+            return
+        progress = self._progress = Progress()
+        _Cells.under_way.add(progress)
+        thread = threading.Thread(target=self._run, args=(progress,), name="trainbook-wizard", daemon=True)
+        thread.start()
+        self._task = loop.create_task(self._watch(thread, progress))
+
+    def _run(self, progress: Progress) -> None:
+        try:
+            self._outcome = Outcome(self._work(progress))
+        except (Cancelled, KeyboardInterrupt):
+            self._outcome = Outcome(cancelled=True)
+        except Exception as error:  # noqa: BLE001 - `_finish` gives it to `done`, which shows it
+            self._outcome = Outcome(error=error)
+
+    async def _watch(self, thread: threading.Thread, progress: Progress) -> None:
+        while thread.is_alive():
+            guarded(lambda _: self._draw_progress(progress), self._report)(None)
+            await asyncio.sleep(_LOOK_S)
+        _Cells.under_way.discard(progress)
+        guarded(lambda _: self._finish(), self._report)(None)
+
+    def _draw_progress(self, progress: Progress) -> None:
+        self._draw("Cancelling" if progress.cancelled else progress.sentence)
+
+    def _finish(self) -> None:
+        outcome, self._outcome, self._progress = self._outcome, Outcome(), None
+        self._show_running(False)
+        self._draw("Cancelled." if outcome.cancelled else "")
+        self._done(outcome)
+
+    def _cancel(self) -> None:
+        if self._progress is not None:
+            self._progress.cancel()
+            self._draw("Cancelling")
+
+    def _show_running(self, running: bool) -> None:
+        self.start.disabled = running
+        self.cancel.layout.display = None if running and _event_loop() is not None else "none"
+
+    def _draw(self, sentence: str) -> None:
+        if sentence != self._drawn:
+            self._drawn = sentence
+            set_markup(self.line, paragraph(sentence if not sentence or sentence.endswith(".") else f"{sentence} …"))
+
+
+def _event_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that draws after a handler has returned; None where there is none."""
+    if front_end() != "notebook":
+        return None
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class _Cells:
+    """Whether a cell runs, and the work that is under way beside the kernel's own."""
+
+    running = False
+    under_way: set[Progress] = set()  # noqa: RUF012 - one for the process, as the kernel is
+
+
+def watch_cells() -> None:
+    """From now on, know whether a cell runs. Outside a kernel nothing happens; a second call changes nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None:
+        return
+    for event, handler in (("pre_run_cell", _cell_begins), ("post_run_cell", _cell_ends)):
+        # By name: after a reload of this module the function registered before is another object.
+        known = [function.__name__ for function in shell.events.callbacks[event] if hasattr(function, "__name__")]
+        if handler.__name__ not in known:
+            shell.events.register(event, handler)
+
+
+def _cell_begins(info: Any) -> None:
+    _Cells.running = True
+    for progress in list(_Cells.under_way):
+        progress.cancel_and_wait()
+
+
+def _cell_ends(result: Any) -> None:
+    _Cells.running = False
