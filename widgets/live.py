@@ -182,7 +182,7 @@ class _Session:
         if self.results is None or self.live.run_dir is not None:
             return ()
         folder = self.results.run_dir
-        best = {"best_value": self.results.best_value, "best_epoch": self.results.best_epoch}
+        best = {"best_value": self.results.best_value, "best_step": self.results.state.best.step}
         values = {"run_dir": str(folder), **past_of(folder), **best}
         self.live.apply(RunEvent("on_train_begin", time.monotonic(), self.results.steps, values))
         return ("This run was finished before; nothing was trained now.",)
@@ -309,7 +309,7 @@ class _WidgetView(_NoView):
 
     def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
         said = (*notices, *(() if self._pump.delivers else (_INTERRUPT,)))
-        if self._redraws.due(now_s, (live.step, live.phase, live.saved_step, live.sampled_step, said)):
+        if self._redraws.due(now_s, (live.step, live.phase, live.saved_file, live.sampled_step, said)):
             self._draw(live, None, said)
 
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
