@@ -1,8 +1,11 @@
 """The room that every test runs in: no network, its own home and folder, nothing left behind.
 
-A test fails when it leaves a thread, a child process or a signal handler. Random generators, environment variables, the
-working folder and torch's switches are put back around each test; `rng_untouched` makes a test fail when the code under
-test draws from, or seeds, a global generator.
+A test fails when it leaves a thread, a child process or a signal handler. Environment variables, the working folder and torch's
+switches are put back around each test. Every test, every fixture set-up and every test module's import starts from the same
+state of the global random generators, whatever ran before; `rng_untouched` makes a test fail when the code under test draws
+from, or seeds, one of them.
+
+`--shuffle SEED` runs test modules in a random order, and the tests within each as well: a test must not depend on others.
 """
 
 from __future__ import annotations
@@ -34,8 +37,11 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KEPT_THREADS = ("tqdm._monitor",)
 _KEPT_HANDLERS = ("torch.utils.data._utils.signal_handling",)
 
-#: Seconds that a thread or child which is ending already may take.
-_PATIENCE_S = 5.0
+#: Seconds that a thread or child which is ending already may take, on a loaded machine too.
+_PATIENCE_S = 60.0
+
+#: A seed that no test and no default setting uses: code that forgets to seed does not pass for code that seeds.
+_SEED = 20_611
 
 
 class NetworkBlockedError(ConnectionError):
@@ -43,6 +49,10 @@ class NetworkBlockedError(ConnectionError):
 
 
 # ---- once a process, before any test module is imported ----
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run modules, and the tests within each, in random order")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -133,22 +143,54 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line(parts)
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    seed = config.getoption("shuffle")
+    return [] if seed is None else [f"random order: --shuffle {seed}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle, where asked for. Modules stay together: a fixture that serves a whole module is set up once."""
+    seed = config.getoption("shuffle")
+    if seed is None:
+        return
+    order = random.Random(seed)
+    by_module: dict[str, list[pytest.Item]] = {}
+    for item in sorted(items, key=lambda item: item.nodeid):  # so that the order is the seed's alone
+        by_module.setdefault(item.nodeid.split("::")[0], []).append(item)
+    modules = list(by_module.values())
+    order.shuffle(modules)
+    for module in modules:
+        order.shuffle(module)
+    items[:] = [item for module in modules for item in module]
+
+
 # ---- around every test ----
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Before a test module is imported: what it draws then does not depend on the modules before it."""
+    _seed_generators()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures of modules and sessions, of which `_room` comes after."""
+    _seed_generators()
 
 
 @pytest.fixture(autouse=True)
 def _room(tmp_path: Path) -> Iterator[None]:
     """A folder of its own, everything put back afterwards, and a failure for what outlives the test."""
     folder, environment = Path.cwd(), dict(os.environ)
-    put_back = [_random_state(), _torch_switches()]
+    put_back = _torch_switches()
     threads, children, handlers = set(threading.enumerate()), _children(), _signal_handlers()
     os.chdir(tmp_path)
+    _seed_generators()  # fixtures of wider scope may have drawn, or not, if another test had set them up
     yield
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for restore in put_back:
-        restore()
+    put_back()
     left = [*_left_handlers(handlers), *_left_threads(threads), *_left_children(children)]
     if left:
         pytest.fail(f"the test left behind: {'; '.join(left)}", pytrace=False)
@@ -176,21 +218,15 @@ def rng_untouched() -> Iterator[None]:
         pytest.fail(f"the global random generator of {', '.join(changed)} was changed", pytrace=False)
 
 
-def _random_state() -> Callable[[], None]:
-    """Remember the global generators of what is loaded already; torch and numpy are not imported for it."""
-    python = random.getstate()
-    np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    numpy_state = np.random.get_state() if np else None
-    torch_state = torch.get_rng_state() if torch else None
+def _seed_generators() -> None:
+    """Put the global generators into their fixed state. torch is not imported for it, which would take seconds: a module whose
+    tests draw from torch's generator imports torch at its head, and draws nothing from it there."""
+    import numpy as np
 
-    def restore() -> None:
-        random.setstate(python)
-        if np:
-            np.random.set_state(numpy_state)
-        if torch:
-            torch.set_rng_state(torch_state)
-
-    return restore
+    random.seed(_SEED)
+    np.random.seed(_SEED)  # noqa: NPY002 - the legacy global state is what code may draw from
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(_SEED)
 
 
 def _torch_switches() -> Callable[[], None]:

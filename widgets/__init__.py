@@ -34,9 +34,10 @@ _refuse_another_utils()
 from utils.lazy import lazy_exports  # noqa: E402 - after the check
 
 if TYPE_CHECKING:
+    from widgets.attach import show_live
     from widgets.live import train_live
 
-_EXPORTS = {"train_live": "widgets.live"}
-__all__ = ["train_live"]
+_EXPORTS = {"show_live": "widgets.attach", "train_live": "widgets.live"}
+__all__ = ["show_live", "train_live"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -14,6 +14,7 @@ from widgets.run_controls import RunControls
 if TYPE_CHECKING:
     from utils.training.engine.interrupts import Control
     from utils.ui.live_run import Phase
+    from widgets.run_controls import Stoppable
 
 # Kept free from the start, so that the page does not jump when the first curve appears.
 _HEIGHT = "470px"
@@ -26,7 +27,7 @@ class Dashboard:
         box: the widget to display; controls: its buttons; errors: what handlers raised.
     """
 
-    def __init__(self, control: Control, note: str = "") -> None:
+    def __init__(self, control: Control | Stoppable, note: str = "") -> None:
         self.errors: list[BaseException] = []
         self._view = ipywidgets.HTML(layout=ipywidgets.Layout(min_height=_HEIGHT))
         self._view.add_class("tb-live")
@@ -34,7 +35,7 @@ class Dashboard:
         self._status.add_class("tb-live-status")
         self._alert = ipywidgets.HTML()
         self._alert.add_class("tb-live-alert")
-        self.controls = RunControls(control, self._report)
+        self.controls = RunControls(control, self.report)
         self._said = note
         self.box = ipywidgets.VBox([self.controls.box, self._status, self._alert, self._view])
         self.box.add_class("tb-dashboard")
@@ -47,6 +48,7 @@ class Dashboard:
             self._said = said
             self._status.value = status(said, spoken_only=True)
 
-    def _report(self, error: BaseException) -> None:
+    def report(self, error: BaseException) -> None:
+        """Show an error where the user looks."""
         self.errors.append(error)
         self._alert.value = alert(error_sentence(error), error_details(error))

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.environment import UiMode, ui_mode
@@ -26,7 +27,8 @@ from utils.ui.live_run import LiveFeed, LiveRun, RunEvent, past_of
 from utils.ui.progress import progress_line
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.live import live_view
-from widgets.pump import Pump
+from widgets.attach import LIVE_TEXT, asks_for_live_view, note_served
+from widgets.pump import Pump, WaitingCell
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
@@ -63,7 +65,8 @@ async def train_live(
 
     The cell ends when the training does, so later cells wait for it. Stop button, STOP file and time limit end it
     gracefully, with results; run the cell again to continue. The kernel's interrupt saves too and then raises; a second
-    one gives the cell back at once, while the step under way still finishes and is saved.
+    one gives the cell back at once, while the step under way still finishes and is saved. A page that was loaded again gets
+    the view from `show_live`.
 
     Args:
         trainer: a Trainer; its `control` is what the buttons set.
@@ -103,7 +106,7 @@ class _Session:
         """Train in the thread until it ends or a second interrupt comes."""
         await _previous_to_end(self.pump)
         with self._watching(), self.interrupts.deferred(), _saved_at_exit(self):
-            _Previous.thread = self.thread
+            _Latest.session = self
             self.thread.start()
             try:
                 await self.pump.wait(self._goes_on)
@@ -168,7 +171,23 @@ class _Session:
         alive = self.thread.is_alive()
         self._take_events()
         self.view.show(self.live, time.monotonic(), tuple(self.trainer.notices))
+        self._show_in_waiting_cells()
         return alive and not self.at_once
+
+    def _show_in_waiting_cells(self) -> None:
+        """A page that was loaded again lost this cell's output: it gets it in a cell that waits to call `show_live()`."""
+        for cell in self.pump.waiting_cells():
+            if asks_for_live_view(cell.code) and note_served(cell.request_id):
+                self.view.show_in(cell)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run's folder; None before the run has one."""
+        return None if self.live.run_dir is None else Path(self.live.run_dir).absolute()
+
+    def show_again(self) -> None:
+        """Show the live view in the output of the running cell too."""
+        self.view.show_again(self.live, tuple(self.trainer.notices))
 
     def _take_events(self) -> None:
         control = self.trainer.control
@@ -184,7 +203,7 @@ class _Session:
         if self.results is None or self.live.run_dir is not None:
             return ()
         folder = self.results.run_dir
-        best = {"best_value": self.results.best_value, "best_epoch": self.results.best_epoch}
+        best = {"best_value": self.results.best_value, "best_step": self.results.state.best.step}
         values = {"run_dir": str(folder), **past_of(folder), **best}
         self.live.apply(RunEvent("on_train_begin", time.monotonic(), self.results.steps, values))
         return ("This run was finished before; nothing was trained now.",)
@@ -201,14 +220,20 @@ class _Session:
         self.at_once = True
 
 
-class _Previous:
-    """The thread of the last call, which a second interrupt may have left behind finishing its step."""
+class _Latest:
+    """The last call, whose thread a second interrupt may have left behind finishing its step."""
 
-    thread: threading.Thread | None = None
+    session: _Session | None = None
+
+
+def current_session() -> _Session | None:
+    """The call of `train_live` that trains in this kernel and draws its view; None when there is none."""
+    session = _Latest.session
+    return session if session is not None and session.thread.is_alive() and not session.at_once else None
 
 
 async def _previous_to_end(pump: Pump) -> None:
-    thread = _Previous.thread
+    thread = _Latest.session.thread if _Latest.session is not None else None
     if thread is not None and thread.is_alive():
         show_text("The interrupted training is still finishing its step; this one starts after it.")
         await pump.wait(thread.is_alive)
@@ -241,6 +266,12 @@ class _View(Protocol):
     def hear(self, live: LiveRun, event: RunEvent) -> None:
         """An event that `live` has taken in."""
 
+    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+        """Show the view in the running cell's output too."""
+
+    def show_in(self, cell: WaitingCell) -> None:
+        """Show the view in the output of a cell that waits for this one to end."""
+
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         """Leave what stays in the saved notebook."""
 
@@ -260,6 +291,12 @@ class _NoView:
     def hear(self, live: LiveRun, event: RunEvent) -> None:
         pass
 
+    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+        pass
+
+    def show_in(self, cell: WaitingCell) -> None:
+        pass
+
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         pass
 
@@ -271,12 +308,18 @@ class _TextView(_NoView):
         if event.name == "on_epoch_end":
             show_text(progress_line(int(event.values["epoch"]), live.epochs, event.values))
 
+    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+        show_text("\n".join([sentence(live), *notices]))
+
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         show_text("\n".join([sentence(live, stop_reason), *notices]))
 
 
 class _HtmlView(_NoView):
     """The final state, as static HTML."""
+
+    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+        show_html(live_view(live_picture(live, notices)), sentence(live))
 
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         show_html(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
@@ -306,13 +349,20 @@ class _WidgetView(_NoView):
 
         self._pump = pump
         self.dashboard = Dashboard(trainer.control)
-        self._output = LiveOutput(self.dashboard.box, "Training: live view")
+        self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
         self._redraws = Redraws()
 
     def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
         said = (*notices, *(() if self._pump.delivers else (_INTERRUPT,)))
-        if self._redraws.due(now_s, (live.step, live.phase, live.saved_step, live.sampled_step, said)):
+        if self._redraws.due(now_s, (live.step, live.phase, live.saved_file, live.sampled_step, said)):
             self._draw(live, None, said)
+
+    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+        self._output.show_again()
+
+    def show_in(self, cell: WaitingCell) -> None:
+        if self._output.display_id is not None:
+            self._pump.show_in(cell, self._output.bundle, self._output.display_id)
 
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         self._draw(live, stop_reason, notices)

@@ -6,18 +6,41 @@ What a kernel does with messages that arrive while a cell awaits depends on ipyk
 - Before 7 (Colab has 6.17) they wait in a queue until the cell ends. `_deliver_waiting` takes the widget messages out of
   that queue; requests to execute cells keep their place. It reads private names of ipykernel, so a version that lacks
   them ends the attempt, and `delivers` says so: then the kernel's interrupt is the way to stop.
+
+No version runs a second cell before the first one has ended, and that is right: cells run in their order. But a page that was
+loaded again no longer shows the outputs of the cell that runs. `waiting_cells` lists the cells that wait for their turn, and
+`show_in` puts an output into one of them, which the page shows at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 log = logging.getLogger("trainbook.widgets")
+
+
+@dataclass(frozen=True)
+class WaitingCell:
+    """A cell that the kernel will execute once the running one has ended.
+
+    Attributes:
+        code: its source; header: the header of the request to execute it.
+    """
+
+    code: str
+    header: Mapping[str, Any]
+
+    @property
+    def request_id(self) -> str:
+        """Identity of the request."""
+        return str(self.header["msg_id"])
 
 
 class Pump:
@@ -29,8 +52,11 @@ class Pump:
 
     def __init__(self) -> None:
         self._kernel = _kernel()
-        self._queued = self._kernel is not None and int(version("ipykernel").split(".")[0]) < 7
+        self._old = self._kernel is not None and int(version("ipykernel").split(".")[0]) < 7
+        self._queued = self._old
+        self._held_back: list[Any] = []  # messages that `_deliver` left in the queue
         self.delivers = True
+        self._sees_cells = self._kernel is not None
 
     async def wait(self, alive: Callable[[], bool], every_s: float = 0.1) -> None:
         """Return when `alive()` is False; it is called every `every_s` seconds, in this thread."""
@@ -41,14 +67,63 @@ class Pump:
 
     async def _deliver(self) -> None:
         try:
-            await _deliver_waiting(self._kernel)
+            self._held_back = await _deliver_waiting(self._kernel)
         except Exception as error:  # noqa: BLE001 - private names of ipykernel; the training must not end for them
             log.warning("Clicks cannot be delivered while a cell runs (%s: %s).", type(error).__name__, error)
             self._queued = self.delivers = False
 
+    def waiting_cells(self) -> list[WaitingCell]:
+        """Cells that wait for the running one to end, called from within it; [] where that cannot be known."""
+        if not self._sees_cells:
+            return []
+        try:
+            messages = self._held_back if self._old else list(_messages_at_the_lock())
+            cells = [cell for frames in messages if (cell := _waiting_cell(self._kernel, frames)) is not None]
+        except Exception as error:  # noqa: BLE001 - private names of ipykernel; the training must not end for them
+            log.warning("Waiting cells cannot be listed (%s: %s).", type(error).__name__, error)
+            self._sees_cells = False
+            return []
+        running = running_request(self._kernel)
+        return [cell for cell in cells if cell.request_id != running]
 
-async def _deliver_waiting(kernel: Any) -> None:
-    """Handle the widget messages in the kernel's queue; everything else is put back in its order."""
+    def show_in(self, cell: WaitingCell, bundle: Mapping[str, Any], display_id: str) -> None:
+        """Publish an output, by MIME type, as one of `cell`, which may still be waiting."""
+        content = {"data": dict(bundle), "metadata": {}, "transient": {"display_id": display_id}}
+        self._kernel.session.send(
+            self._kernel.iopub_socket, "display_data", content, parent={"header": dict(cell.header)}
+        )
+
+
+def running_request(kernel: Any = None) -> str | None:
+    """Identity of the request whose cell runs now; None outside a kernel."""
+    kernel = kernel or _kernel()
+    header = {} if kernel is None else kernel.get_parent("shell").get("header", {})
+    return header.get("msg_id")
+
+
+def _messages_at_the_lock() -> Iterator[Any]:
+    """Raw messages that ipykernel 7 and newer hold back: each is in a task of its own, which waits for a lock."""
+    for task in asyncio.all_tasks():
+        coroutine = task.get_coro()
+        if inspect.iscoroutine(coroutine) and coroutine.cr_code.co_name == "shell_main":
+            yield inspect.getcoroutinelocals(coroutine)["msg"]
+
+
+def _waiting_cell(kernel: Any, frames: Any) -> WaitingCell | None:
+    """The cell that a raw message asks to execute; None for another message. Read as by `_is_comm`."""
+    _, parts = kernel.session.feed_identities(frames, copy=False)
+    header = kernel.session.unpack(parts[1].bytes)
+    if header["msg_type"] != "execute_request":
+        return None
+    return WaitingCell(str(kernel.session.unpack(parts[4].bytes)["code"]), header)
+
+
+async def _deliver_waiting(kernel: Any) -> list[Any]:
+    """Handle the widget messages in the kernel's queue; everything else is put back in its order.
+
+    Returns:
+        The raw messages that were put back.
+    """
     kernel.shell_stream.flush()
     identity = kernel._parent_ident
     identity = identity["shell"] if isinstance(identity, dict) else identity
@@ -69,6 +144,7 @@ async def _deliver_waiting(kernel: Any) -> None:
     finally:
         for entry in later:
             kernel.msg_queue.put_nowait(entry)
+    return [entry[-1][0] for entry in later]
 
 
 def _is_comm(kernel: Any, frames: Any) -> bool:

@@ -24,7 +24,14 @@ def make_trainer(run_name):
     return Trainer(model, training_config=setup.training_config, task_spec=data.task_spec, tokenizer=data.tokenizer), data
 """
 TRAIN = "trainer, data = make_trainer({name!r})\nresults = await train_live(trainer, data)"
+ATTACH = "from widgets import show_live\n\nshow_live()"
 SAY = "print('ended', results.stop_reason, results.steps, results.checkpoint_path)"
+
+
+STEP_IS_LATER = (
+    "before => { const m = /step ([\\d,]+)/.exec(document.querySelector('.tb-live').innerText);"
+    " return m && Number(m[1].replace(/,/g, '')) > before }"
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +84,61 @@ def test_after_the_page_was_loaded_again_the_view_lives_and_stop_works(notebook)
     notebook.open()
     notebook.page.locator(".tb-stop").wait_for()
     before = step_of(notebook.output(1))
-    notebook.page.wait_for_function(
-        "before => { const m = /step ([\\d,]+)/.exec(document.querySelector('.tb-live').innerText);"
-        " return m && Number(m[1].replace(/,/g, '')) > before }",
-        arg=before,
-    )
+    notebook.page.wait_for_function(STEP_IS_LATER, arg=before)
     notebook.click(".tb-stop")
     notebook.wait_for_text(".tb-live", "Stopped by the Stop button and saved")
     notebook.run_cell(2)
     notebook.wait_for_text(".jp-OutputArea", "ended stop_button")
+
+
+@pytest.fixture
+def unsaved(lab, browser, request):
+    """A notebook on disk with the outputs of an earlier run: cell 0 prepares, 1 trains, 2 says how it ended, 3 attaches."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    write_notebook(lab.folder / f"{name}.ipynb", PREPARE, TRAIN.format(name=name), SAY, ATTACH)
+    page = NotebookPage(browser, lab, f"{name}.ipynb")
+    yield page
+    alerts = page.alerts()
+    page.close()
+    assert alerts == []
+
+
+def test_a_page_loaded_again_without_saving_gets_view_and_stop_from_one_cell(unsaved):
+    unsaved.run_cell(0)
+    unsaved.run_cell(1)
+    unsaved.wait_for_text(".tb-live", "training loss")
+    for _ in range(2):  # what the attaching cell showed is lost with the page as well, and comes back in the same way
+        unsaved.open()
+        assert unsaved.page.locator(".tb-stop").count() == 0
+        unsaved.run_cell(3)
+        unsaved.wait_for_text(".tb-live", "training loss")
+        assert unsaved.is_running(3)
+    before = step_of(unsaved.output(3))
+    unsaved.page.wait_for_function(STEP_IS_LATER, arg=before)
+    unsaved.click(".tb-pause")
+    unsaved.wait_for_text(".tb-live-status", "Paused and saved")
+    unsaved.click(".tb-stop")
+    unsaved.wait_until_done(3)
+    assert unsaved.cell(3).locator(".tb-live-view").count() == 1
+    assert unsaved.cell(3).locator(".tb-stop").count() == 0
+    assert "Stopped by the Stop button and saved" in unsaved.output(3)
+    unsaved.run_cell(2)
+    unsaved.wait_for_text(".jp-OutputArea", "ended stop_button")
+
+
+def test_a_notebook_saved_mid_run_and_reopened_with_a_new_kernel_shows_the_run(unsaved):
+    unsaved.run_cell(0)
+    unsaved.run_cell(1)
+    unsaved.wait_for_text(".tb-live", "training loss")
+    unsaved.save()
+    unsaved.click(".tb-stop")
+    unsaved.wait_until_done(1)
+    unsaved.restart_kernel()
+    unsaved.open()
+    unsaved.run_cell(3)
+    unsaved.wait_until_done(3)
+    assert "Stopped by the Stop button and saved" in unsaved.output(3)
+    assert unsaved.cell(3).locator("svg[role=img]").count() == 1
 
 
 def test_the_kernels_interrupt_saves_and_raises(notebook):

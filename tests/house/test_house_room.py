@@ -1,4 +1,4 @@
-"""The room of tests/conftest.py: what a test leaves behind is noticed, and the rest is put back."""
+"""The room of tests/conftest.py: what a test leaves behind is noticed, the rest is put back, and random numbers repeat."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def outcome_of(tests: str, folder: Path) -> tuple[dict[str, int], str]:
+def outcome_of(tests: str, folder: Path, *options: str) -> tuple[dict[str, int], str]:
     """Run `tests` in a pytest of its own under a copy of the project's conftest: counts, and the whole output."""
     shutil.copy(ROOT / "tests" / "conftest.py", folder / "conftest.py")
     (folder / "test_sample.py").write_text(tests, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA", str(folder)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA", *options, str(folder)],
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=120,
+        timeout=300,
     )
     lines = done.stdout.splitlines()
     counts = {word: sum(line.startswith(f"{word} ") for line in lines) for word in ("PASSED", "FAILED", "ERROR")}
@@ -102,7 +102,7 @@ def test_the_network_is_out_of_reach():
 
 def test_a_child_process_is_refused_too():
     program = "import urllib.request as u; u.urlopen('http://192.0.2.1/', timeout=30)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "refused" in done.stderr
 
@@ -122,6 +122,50 @@ def test_nothing_personal_is_visible():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_random_numbers_differ_from_a_fixed_seed():
-    """Nobody seeds the generators for all tests: code that forgets its seed must be able to show it."""
-    assert random.getstate() != random.Random(0).getstate()
+def test_every_test_starts_from_the_same_random_numbers_in_any_order(tmp_path):
+    tests = f"""
+import random
+import numpy as np
+import pytest
+import torch
+
+AT_IMPORT = random.random(), float(np.random.rand())
+
+def draw():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+@pytest.fixture(scope="module")
+def of_the_module():
+    return draw()
+
+@pytest.mark.parametrize("number", range(3))
+def test_any(number, of_the_module):
+    with open({str(tmp_path / "drawn")!r}, "a") as file:
+        print(AT_IMPORT, of_the_module, draw(), file=file)
+"""
+    for options, passed in (["--shuffle", "1"], 3), (["-k", "1"], 1):
+        counts, output = outcome_of(tests, tmp_path, *options)
+        assert counts["PASSED"] == passed, output
+    lines = (tmp_path / "drawn").read_text().splitlines()
+    assert len(lines) == 4
+    assert len(set(lines)) == 1
+
+
+def test_a_random_order_is_the_seeds_and_keeps_modules_together(tmp_path):
+    (tmp_path / "test_other.py").write_text("\n".join(f"def test_{letter}(): pass" for letter in "abcdef"), encoding="utf-8")
+    tests = "\n".join(f"def test_{letter}(): pass" for letter in "ghijkl")
+
+    def order(seed: int) -> list[str]:
+        _, output = outcome_of(tests, tmp_path, "--collect-only", "--shuffle", str(seed))
+        return [line for line in output.splitlines() if "::test_" in line]
+
+    first, second = order(1), order(2)
+    assert sorted(first) == sorted(second)
+    assert len(first) == 12
+    assert second != first == order(1)
+    assert len({name.split("::")[0] for name in first[:6]}) == 1
+
+
+def test_the_fixed_state_is_that_of_no_usual_seed():
+    """Code that forgets to seed must be able to show it."""
+    assert random.getstate() not in [random.Random(seed).getstate() for seed in (0, 1, 42, 123)]

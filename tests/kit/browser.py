@@ -160,6 +160,10 @@ class NotebookPage:
         self.page.evaluate("index => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = index }", index)
         self.command("notebook:run-cell")
 
+    def restart_kernel(self) -> None:
+        """Restart the kernel, and wait until it has restarted."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+
     def cell(self, index: int) -> Any:
         """The cell's element."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)

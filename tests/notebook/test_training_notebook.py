@@ -104,7 +104,7 @@ def one_thread(monkeypatch):
 
 def run(config, output):
     executed = papermill.execute_notebook(
-        str(NOTEBOOK), str(output), {"CONFIG": config}, cwd=str(ROOT), progress_bar=False
+        str(NOTEBOOK), str(output), {"CONFIG": config}, cwd=str(ROOT), progress_bar=False, start_timeout=300
     )
     return {
         heading: "".join(
@@ -164,7 +164,7 @@ def test_every_cell_can_be_run_twice(notebook, tmp_path):
     for cell in doubled.cells:
         if cell.source == "CONFIG = {}":
             cell.source = f"CONFIG = {settings}"
-    NotebookClient(doubled, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(doubled, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["starter"]
 
 

@@ -270,12 +270,12 @@ def test_off_the_main_thread_it_stops_through_its_control(unbroken):
         def on_step_end(self, step, trainer, logs=None):
             if step == 4:
                 reached.set()
-                go_on.wait(30)
+                go_on.wait(120)
 
     trainer.callbacks.append(Meet())
     thread = threading.Thread(target=lambda: outcome.append(trainer.train(train_set(), validation_set())))
     thread.start()
-    assert reached.wait(30)
+    assert reached.wait(120)
     trainer.control.request_stop("stop_button")
     go_on.set()
     thread.join()

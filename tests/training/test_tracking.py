@@ -60,7 +60,7 @@ def release():
     event.set()
     for thread in threading.enumerate():
         if thread.name == "trainbook-wandb":
-            thread.join(5)
+            thread.join(120)
 
 
 def train(**changes):

@@ -9,7 +9,8 @@ import pytest
 
 from utils.ui.live_picture import duration, live_picture, phase_text, sentence
 from utils.ui.live_run import MAX_LIVE_POINTS, Curve, LiveRun, RunEvent
-from utils.views.live import LivePicture, live_curves
+from utils.views.curves import SMOOTHED_LOSS, STEP_LOSS, VALIDATION_LOSS
+from utils.views.live import LivePicture, live_curves, live_view
 
 
 def started(total_steps=100, rows=()):
@@ -43,7 +44,7 @@ def test_phases_follow_the_run_and_what_was_asked_of_it():
     assert live.phase == "training"
     live.apply(RunEvent("on_evaluate_begin", 1.0, 1, {}))
     assert live.phase == "validating"
-    live.apply(RunEvent("on_evaluate_end", 2.0, 1, {"val/loss": 2.0, "best_value": 2.0, "best_epoch": 1}))
+    live.apply(RunEvent("on_evaluate_end", 2.0, 1, {"val/loss": 2.0, "best_value": 2.0, "best_step": 1}))
     assert live.phase == "training"
     live.requested(pause=True, stop=False)
     assert live.phase == "pausing"
@@ -120,6 +121,37 @@ def test_the_sentence_says_what_where_and_how_long():
     assert sentence(live) == "Training · step 5 of 10 · epoch 1 of 2 · about 2 min 30 s left"
 
 
+def test_the_best_value_is_shown_with_the_step_of_its_validation():
+    live = started()
+    live.apply(RunEvent("on_evaluate_end", 1.0, 40, {"val/loss": 2.0, "best_value": 2.0, "best_step": 40}))
+    live.apply(RunEvent("on_evaluate_end", 2.0, 60, {"val/loss": 3.0, "best_value": 2.0, "best_step": 40}))
+    assert live_picture(live).facts["best"] == "2.0000 (step 40)"
+
+
+def test_a_saved_checkpoint_is_shown_by_its_file_and_not_by_the_step_that_training_has_reached():
+    live = started()
+    live.apply(RunEvent("on_checkpoint_saved", 1.0, 140, {"path": "runs/mine/checkpoints/step_100.pt"}))
+    assert live_picture(live).facts["saved"] == "step_100.pt"
+
+
+def test_no_loss_is_shown_without_saying_which_one_it_is():
+    live = started()
+    for number in range(1, 4):
+        step(live, number, float(number), loss=float(number))
+    live.validation.add(3, 2.0)
+    shown = live_picture(live)
+    assert [name for name in shown.facts if "loss" in name] == [SMOOTHED_LOSS, VALIDATION_LOSS]
+    legend = re.findall(r">([^<>]*loss[^<>]*)</text>", live_curves(shown))
+    assert legend == [STEP_LOSS, SMOOTHED_LOSS, VALIDATION_LOSS, "loss per target"]
+
+
+def test_a_run_that_is_over_has_no_moving_progress_bar():
+    live = started(total_steps=None)
+    assert "<progress" in live_view(live_picture(live))
+    live.ended()
+    assert "<progress" not in live_view(live_picture(live))
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(8.2, "8 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
@@ -135,7 +167,7 @@ def picture(**changes):
 def test_the_image_says_its_numbers_in_words():
     markup = live_curves(picture(smoothed=[(1, 5.0), (2, 4.321)], validation=[(2, 4.5)]))
     assert 'role="img"' in markup
-    assert "training loss 4.32, validation loss 4.5" in markup
+    assert "training loss (smoothed) 4.32, validation loss 4.5" in markup
 
 
 def test_curves_are_told_apart_by_more_than_colour():

@@ -69,11 +69,11 @@ def test_an_interpreter_that_ends_mid_run_saves_first(tmp_path):
 def kernel(tmp_path):
     """A kernel in which a training stands at its fifth step."""
     environment = {**os.environ, "TRAINBOOK_UI": "widget"}
-    manager, client = start_new_kernel(cwd=str(tmp_path), env=environment, kernel_name="python3")
+    manager, client = start_new_kernel(startup_timeout=300, cwd=str(tmp_path), env=environment, kernel_name="python3")
     try:
         client.execute(f"{PREPARE}\nresults = await train_live(trainer, data)", store_history=False, stop_on_error=False)
         while True:
-            message = client.get_iopub_msg(timeout=120)
+            message = client.get_iopub_msg(timeout=300)
             if message["msg_type"] == "error":
                 pytest.fail("\n".join(message["content"]["traceback"]))
             if message["msg_type"] == "stream" and "training" in message["content"]["text"]:
@@ -98,9 +98,9 @@ def test_a_kernel_that_is_shut_down_mid_run_saves_first(kernel, tmp_path):
 def test_a_kernel_that_is_interrupted_goes_on_living(kernel, tmp_path):
     manager, client = kernel
     manager.interrupt_kernel()
-    reply = client.get_shell_msg(timeout=120)
+    reply = client.get_shell_msg(timeout=300)
     assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "TrainingInterrupted")
     assert saved(tmp_path) == ("stopped", "interrupt", 5)
     client.execute("1 + 1")
-    assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok"
+    assert client.get_shell_msg(timeout=300)["content"]["status"] == "ok"
     assert Path(tmp_path / "runs").is_dir()

@@ -20,6 +20,7 @@ from utils.training.engine.interrupts import Control
 from utils.training.samples import SampleTexts, prompts_from, read_samples
 from utils.ui.live_picture import live_picture
 from utils.ui.live_run import LiveRun, RunEvent, past_of
+from utils.views.curves import EPOCH_LOSS, STEP_LOSS, VALIDATION_LOSS
 from widgets.dashboard import Dashboard
 from widgets.guarded import watching
 from widgets.live import REDRAW_S, Redraws, train_live
@@ -58,6 +59,16 @@ def test_it_trains_to_the_last_bit_as_without_it():
     assert results.stop_reason == "finished"
     assert torch.equal(weights(plain), weights(watched))
     assert watched.callbacks == []
+
+
+def test_results_and_curves_name_the_epoch_mean_and_the_step_of_the_best():
+    results = live(make_trainer(epochs=2))
+    summary = results.summary()
+    assert summary["training loss (epoch mean)"].startswith(f"{results.history[-1]['train/loss']:.4f} ")
+    assert "training loss" not in summary
+    assert summary["best"] == f"val/loss {results.best_value:.4f} (step {results.state.best.step})"
+    legend = results.plot().axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [STEP_LOSS, EPOCH_LOSS, VALIDATION_LOSS]
 
 
 def test_a_stop_gives_results_and_the_next_call_ends_at_the_same_weights():
@@ -203,10 +214,10 @@ def test_a_run_that_is_continued_shows_its_last_samples_and_best_value():
     results = live(first, prompts=["ABC"])
     past = past_of(results.run_dir)
     run = LiveRun()
-    run.apply(RunEvent("on_train_begin", 0.0, 5, {"run_dir": "runs/golden", **past, "best_value": 3.0, "best_epoch": 1}))
+    run.apply(RunEvent("on_train_begin", 0.0, 5, {"run_dir": "runs/golden", **past, "best_value": 3.0, "best_step": 3}))
     assert run.samples[0][0] == "ABC"
     assert run.sampled_step == 3
-    assert run.best == (3.0, 1)
+    assert run.best == (3.0, 3)
 
 
 def test_without_prompts_the_beginnings_come_from_the_validation_data():
@@ -214,6 +225,59 @@ def test_without_prompts_the_beginnings_come_from_the_validation_data():
     assert prompts_from(blocks, Letters()) == ("ABCDEFGH", "BCDEFGHI")
     assert prompts_from(None, Letters()) == ()
     assert prompts_from(blocks, None) == ()
+
+
+TEXT = "Anna didn't see the well-known lighthouse until the storm was almost over, and then it was too late to turn back."
+
+
+class Bytes(Letters):
+    """A tokenizer with one id for each byte, so that words and characters have several ids."""
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(int(token) for token in ids).decode(errors="replace")
+
+
+class Pairs(Letters):
+    """A tokenizer whose ids stand for two characters, wherever words begin."""
+
+    def decode(self, ids):
+        return "".join(TEXT[2 * int(token) : 2 * int(token) + 2] for token in ids)
+
+
+@pytest.mark.parametrize("size", range(9, 60, 3))
+@pytest.mark.parametrize("tokenizer", [Bytes(), Pairs()], ids=["bytes", "pairs"])
+def test_beginnings_are_whole_words_wherever_the_blocks_are_cut(tokenizer, size):
+    ids = list(TEXT.encode()) if type(tokenizer) is Bytes else list(range(len(TEXT) // 2))
+    blocks = [{"input_ids": torch.tensor(ids[at : at + size])} for at in range(0, len(ids), size)]
+    prompts = prompts_from(blocks, tokenizer, count=len(blocks))
+    assert prompts[0].startswith("Anna")
+    known = [word.strip(",.") for word in TEXT.split()]
+    for prompt in prompts:
+        words = prompt.replace(",", " ").replace(".", " ").split()
+        inner = words[1:-1] if size < 36 else words  # a short block may hold no end of a word
+        assert [word for word in inner if word not in known] == []
+
+
+@pytest.mark.parametrize("text", ["\u6211" * 40, "word" * 20], ids=["no spaces", "one long word"])
+def test_text_without_word_ends_still_gives_beginnings_of_whole_characters(text):
+    blocks = [{"input_ids": torch.tensor(list(text.encode()))}]
+    (prompt,) = prompts_from(blocks, Bytes())
+    assert prompt
+    assert text.startswith(prompt)
+
+
+def test_each_beginning_has_a_seed_of_its_own_and_the_samples_repeat():
+    def written(name):
+        trainer = make_trainer(run_name=name, epochs=1, learning_rate=1e-9)
+        trainer.tokenizer = Letters()
+        return read_samples(live(trainer, prompts=["ABC", "ABC"]).run_dir)[0]["samples"]
+
+    first, second = written("first")
+    assert first["text"] != second["text"]
+    assert written("again") == [first, second]
 
 
 def test_a_model_that_cannot_write_is_said_once_and_trains_on():

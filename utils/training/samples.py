@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 #: The file in a run's folder that holds one line a validation.
 SAMPLES_FILE = "samples.jsonl"
 
-_PROMPT_TOKENS = 8
+# Tokens of a beginning, and the most it may take to reach the end of a word. Small vocabularies have several tokens a word.
+_PROMPT_TOKENS, _MOST_PROMPT_TOKENS = 8, 32
+
+# Characters besides letters and digits that join the parts of a word.
+_IN_WORDS = "'\N{RIGHT SINGLE QUOTATION MARK}-_"
 
 # Called with optimizer steps and the rows of one validation.
 Tell = Callable[[int, list[dict[str, Any]]], None]
 
 
 class SampleTexts(Callback):
-    """Lets the model continue fixed beginnings at every validation, always with the same random numbers.
+    """Lets the model continue fixed beginnings at every validation, each with a random seed of its own.
 
-    The model, its mode and the run's random state are as before afterwards: sampling changes nothing that is learnt.
+    A beginning's seed is its position in `prompts`: its continuations at two validations differ only by what the model learnt
+    in between. Model, mode and the run's random state are as before afterwards.
 
     Args:
         tokenizer: the model's; its `encode` and `decode` are used.
@@ -61,8 +66,8 @@ class SampleTexts(Callback):
             return
         rows: list[dict[str, Any]] = []
         try:
-            for prompt in self.prompts:
-                text = generate_text(trainer.model, self.tokenizer, prompt, self.max_new_tokens, seed=0)
+            for seed, prompt in enumerate(self.prompts):
+                text = generate_text(trainer.model, self.tokenizer, prompt, self.max_new_tokens, seed=seed)
                 rows.append({"prompt": prompt, "text": text})
         except TrainbookError as error:
             self._works = False
@@ -163,7 +168,10 @@ def as_prompt_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]:
-    """The first words of some of the validation blocks: beginnings that fit any text and any tokenizer.
+    """The first whole words of some of the validation blocks: beginnings that fit any text and any tokenizer.
+
+    A block that begins within a word, because the text was cut there, contributes the words after it. Text without spaces is
+    cut after a fixed number of tokens.
 
     Args:
         blocks: an indexable data set of samples with `input_ids` (T,), or None; of others there are no prompts.
@@ -174,11 +182,43 @@ def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]
         return ()
     prompts = []
     for index in range(min(count, len(blocks))):
-        ids = _ids_of(blocks[index * len(blocks) // count])
+        place = index * len(blocks) // count
+        ids = _ids_of(blocks[place])
         if ids is None:
             return ()
-        prompts.append(str(tokenizer.decode([int(token) for token in ids[:_PROMPT_TOKENS]])))
+        before = _ids_of(blocks[place - 1]) if place else None
+        first, last = ids[: _MOST_PROMPT_TOKENS + 1], () if before is None else before[-1:]
+        prompts.append(_first_words([int(token) for token in first], [int(token) for token in last], tokenizer))
     return tuple(prompts)
+
+
+def _first_words(ids: list[int], before: list[int], tokenizer: Any) -> str:
+    """About `_PROMPT_TOKENS` of `ids` as text, up to the end of a word, without a word that began in the ids `before`."""
+    previous = str(tokenizer.decode(before)) if before else ""
+    for count in range(_PROMPT_TOKENS, len(ids)):
+        text, longer = str(tokenizer.decode(ids[:count])), str(tokenizer.decode(ids[: count + 1]))
+        # Where it is not a continuation, the tokens end within a character.
+        ends = longer.startswith(text) and not _within_word(text, longer[len(text) :])
+        if ends and (words := _without_cut_word(previous, text)):
+            return words
+    text = str(tokenizer.decode(ids[:_PROMPT_TOKENS]))
+    text = _without_cut_word(previous, text) or text
+    if len(ids) <= _PROMPT_TOKENS:
+        return text
+    words = text.rsplit(maxsplit=1)
+    return words[0] if len(words) == 2 else text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def _without_cut_word(before: str, text: str) -> str:
+    """`text` without its first word where that word began in the text `before`; empty where nothing is left."""
+    if not _within_word(before, text):
+        return text
+    return "".join(text.split(maxsplit=1)[1:])
+
+
+def _within_word(before: str, after: str) -> bool:
+    """Whether the place between two pieces of text lies within a word."""
+    return all(character.isalnum() or character in _IN_WORDS for character in (before[-1:] or " ", after[:1] or " "))
 
 
 def _ids_of(sample: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from utils.ui.live_run import LiveRun, Phase
+from utils.views.curves import SMOOTHED_LOSS, VALIDATION_LOSS
 from utils.views.live import LivePicture
 
 _DOING: dict[Phase, str] = {
@@ -28,6 +29,7 @@ ENDINGS = {
     "time_limit": "Stopped at the time limit and saved",
     "interrupt": "Interrupted and saved",
     "terminated": "Terminated and saved",
+    "broken off": "Ended without saving: its process is gone, and its newest checkpoint is intact",
 }
 
 
@@ -47,6 +49,7 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
         samples=run.samples,
         samples_title=_samples_title(run),
         notices=[*notices, *([run.error] if run.error else [])],
+        over=run.over,
     )
 
 
@@ -89,15 +92,16 @@ def duration(seconds: float) -> str:
 def _facts(run: LiveRun) -> dict[str, str]:
     facts = {}
     if run.smoothed.last is not None:
-        facts["training loss"] = f"{run.smoothed.last:.4f}"
+        facts[SMOOTHED_LOSS] = f"{run.smoothed.last:.4f}"
     if run.validation.last is not None:
-        facts["validation loss"] = f"{run.validation.last:.4f}"
+        facts[VALIDATION_LOSS] = f"{run.validation.last:.4f}"
     if run.best is not None:
-        facts["best"] = f"{run.best[0]:.4f} (epoch {run.best[1]})"
+        value, step = run.best
+        facts["best"] = f"{value:.4f}" if step is None else f"{value:.4f} (step {step:,})"
     if run.rate.last is not None:
         facts["learning rate"] = f"{run.rate.last:.2e}"
     if run.tokens_per_s is not None and run.phase == "training":
         facts["tokens/s"] = f"{run.tokens_per_s:,.0f}"
-    if run.saved_step is not None:
-        facts["saved"] = f"step {run.saved_step:,}"
+    if run.saved_file is not None:
+        facts["saved"] = run.saved_file
     return facts

@@ -74,7 +74,7 @@ class LiveFeed(Callback):
         values = dict(logs or {})
         if "run_dir" in values:
             values |= past_of(Path(values["run_dir"]))
-        values |= {"best_value": trainer.state.best.value, "best_epoch": trainer.state.best.epoch}
+        values |= {"best_value": trainer.state.best.value, "best_step": trainer.state.best.step}
         values["epochs"] = trainer.training_config.epochs
         self._event("on_train_begin", trainer, values)
 
@@ -89,7 +89,7 @@ class LiveFeed(Callback):
     def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """A validation's metrics, and the best value so far."""
         best = trainer.state.best
-        self._event("on_evaluate_end", trainer, {**(logs or {}), "best_value": best.value, "best_epoch": best.epoch})
+        self._event("on_evaluate_end", trainer, {**(logs or {}), "best_value": best.value, "best_step": best.step})
 
     def on_epoch_end(self, epoch: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """An epoch's row."""
@@ -131,14 +131,15 @@ class Curve:
 
 
 class LiveRun:
-    """What is known about a run that is going on.
+    """State of a run as its live view shows it.
 
     Attributes:
         name: the run's folder's name; step, total_steps: optimizer steps (total None: not known); epoch: the one under
             way, from 0; epochs: planned.
         loss, smoothed, validation, rate: `Curve`s over steps; the smoothed one is an exponential mean over about 20 steps.
         nonfinite_steps: steps whose loss was NaN or infinite.
-        saved_step: step of the newest checkpoint, or None.
+        saved_file: name of the newest checkpoint file, or None. The run may be some steps further than the file.
+        best: best value of the monitored metric and the step of its validation (None: not recorded), or None.
         samples: newest sample texts as (prompt, text); predicts: whether they are predictions for samples, (input, text).
     """
 
@@ -151,8 +152,8 @@ class LiveRun:
         self.loss, self.validation = Curve(), Curve()
         self.smoothed, self.rate = Curve(MAX_LIVE_POINTS // 2), Curve(MAX_LIVE_POINTS // 4)  # they have few corners
         self.nonfinite_steps: list[int] = []
-        self.saved_step: int | None = None
-        self.best: tuple[float, int] | None = None
+        self.saved_file: str | None = None
+        self.best: tuple[float, int | None] | None = None
         self.samples: list[tuple[str, str]] = []
         self.sampled_step: int | None = None
         self.predicts = False
@@ -177,18 +178,24 @@ class LiveRun:
             self._forget_clock()
         self._pause_asked, self._stop_asked = pause, stop
 
-    def failed(self, error: BaseException) -> None:
-        """The run ended with an error."""
-        self._phase, self.error = "failed", describe_error(error)
+    def failed(self, error: BaseException | str) -> None:
+        """The run ended with an error, given as an exception or as its text."""
+        self._phase = "failed"
+        self.error = error if isinstance(error, str) else describe_error(error)
 
     def ended(self) -> None:
         """The run is over."""
         self._phase = "ended"
 
     @property
+    def over(self) -> bool:
+        """Whether the run has ended, with or without an error."""
+        return self._phase in ("ended", "failed")
+
+    @property
     def phase(self) -> Phase:
         """What the run is doing."""
-        if self._phase in ("ended", "failed"):
+        if self.over:
             return self._phase
         if self._stop_asked:
             return "stopping"
@@ -274,10 +281,10 @@ class LiveRun:
 
     def _take_best(self, values: Row) -> None:
         if values.get("best_value") is not None:
-            self.best = float(values["best_value"]), int(values.get("best_epoch") or 0)
+            self.best = float(values["best_value"]), values.get("best_step")
 
     def _on_checkpoint_saved(self, event: RunEvent) -> None:
-        self.saved_step = event.step
+        self.saved_file = Path(event.values["path"]).name
         self._saved_since_pause = True
 
     def _on_samples(self, event: RunEvent) -> None:

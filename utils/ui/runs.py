@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,8 +66,18 @@ def list_runs(output_dir: str | Path = "runs") -> list[RunSummary]:
     folder = absolute_path(output_dir)
     if not folder.is_dir():
         return []
-    found = [(path, _state(path)) for path in sorted(folder.iterdir()) if path.is_dir()]
+    found = [(path, read_state(path)) for path in sorted(folder.iterdir()) if path.is_dir()]
     return [_summary(path, state) for path, state in found if state is not None]
+
+
+def newest_run(output_dir: str | Path = "runs") -> Path | None:
+    """Folder of the run in `output_dir` that was written to last, one that is under way before all others; None: no run."""
+    folder = Path(output_dir)
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    runs = [(path, state) for path in found if (state := read_state(path)) is not None]
+    if not runs:
+        return None
+    return max(runs, key=lambda run: (run_status(*run) == "running", _written_at(run[0])))[0]
 
 
 def show_runs(output_dir: str | Path = "runs") -> None:
@@ -89,8 +100,8 @@ def show_runs(output_dir: str | Path = "runs") -> None:
     show_columns(f"Runs in {output_dir}", ("run", "status", "why", "steps", "validation loss", "to go on"), rows)
 
 
-def _state(path: Path) -> dict[str, Any] | None:
-    """What state.json says; {} for a run's folder without a readable one, None for a folder that is no run's."""
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Content of state.json; {} for a run's folder without a readable one, None for a folder that is no run's."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         return state if isinstance(state, dict) else {}
@@ -99,7 +110,7 @@ def _state(path: Path) -> dict[str, Any] | None:
 
 
 def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
-    status = _status(path, state)
+    status = run_status(path, state)
     losses = [row["val/loss"] for row in read_json_lines(path / "history.jsonl") if row.get("event") == "evaluate"]
     return RunSummary(
         name=path.name,
@@ -113,7 +124,20 @@ def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
     )
 
 
-def _status(path: Path, state: dict[str, Any]) -> RunStatus:
+def _written_at(path: Path) -> float:
+    return max(modified_at(path / name) for name in ("history.jsonl", "state.json"))
+
+
+def modified_at(path: Path) -> float:
+    """When the file was last modified, in seconds since the epoch; 0 where there is none, or none any more."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def run_status(path: Path, state: Mapping[str, Any]) -> RunStatus:
+    """Status of the run in `path`, whose state.json holds `state`."""
     if FolderLock(path / "lock").is_taken():
         return "running"
     known: dict[Any, RunStatus] = {"ended": "finished", "stopped": "stopped", "failed": "failed"}

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Points = list[tuple[float, float]]
 
+# One name for each number, in the live view, the curves and a run's summary.
+STEP_LOSS = "training loss (step)"
+SMOOTHED_LOSS = "training loss (smoothed)"
+EPOCH_LOSS = "training loss (epoch mean)"
+VALIDATION_LOSS = "validation loss"
+
 # Most points of one curve: more than the panel has pixels for cannot be seen, and makes the file large.
 MAX_POINTS = 800
 
@@ -56,14 +62,14 @@ def training_curves(
     figure = Figure(figsize=(8, 5.5), dpi=110, layout="constrained")
     figure.suptitle(title)
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    _draw(loss_axes, per_step, "training, each step", {**_TRAIN, "linewidth": 0.7, "alpha": 0.55})
+    _draw(loss_axes, per_step, STEP_LOSS, {**_TRAIN, "linewidth": 0.7, "alpha": 0.55})
     _draw(
         loss_axes,
         per_epoch,
-        "training, mean of each epoch",
+        EPOCH_LOSS,
         {**_TRAIN, "marker": "o", "markersize": 4.5, "linewidth": 1.6},
     )
-    _draw(loss_axes, validation, "validation", {**_VALIDATION, "linewidth": 1.6})
+    _draw(loss_axes, validation, VALIDATION_LOSS, {**_VALIDATION, "linewidth": 1.6})
     for name, loss in (baselines or {}).items():
         if not math.isfinite(loss):
             continue

@@ -65,15 +65,32 @@ def show_html(markup: Html, plain: str) -> None:
 
 
 class LiveOutput:
-    """A widget as a cell's output, to be replaced by something static that a saved notebook can show."""
+    """A widget as a cell's output, to be replaced by something static that a saved notebook can show.
+
+    Attributes:
+        bundle: the output's content, by MIME type; display_id: its identity, which all its copies on a page share; None
+            outside a kernel.
+    """
 
     def __init__(self, widget: Any, plain: str) -> None:
         from IPython.display import display
 
         # As a bundle: shown as an object, a widget of ipywidgets 7 publishes itself and knows no display_id.
         view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-        bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": plain}
-        self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        self.bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": plain}
+        self._handle = display(self.bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    @property
+    def display_id(self) -> str | None:
+        """Identity of the output; None outside a kernel."""
+        return None if self._handle is None else str(self._handle.display_id)
+
+    def show_again(self) -> None:
+        """Show the widget in the running cell's output too."""
+        from IPython.display import display
+
+        if self._handle is not None:
+            display(self.bundle, raw=True, display_id=self.display_id)  # type: ignore[no-untyped-call]
 
     def replace(self, markup: Html, plain: str) -> None:
         """Put static markup in the widget's place. Outside a kernel there is no place, and nothing happens."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from utils.views.curves import Points
+from utils.views.curves import SMOOTHED_LOSS, STEP_LOSS, VALIDATION_LOSS, Points
 from utils.views.html import Html, element, joined, text
 from utils.views.tables import on_one_line
 
@@ -29,6 +29,7 @@ class LivePicture:
         heading: the run's name.
         sentence: one line that says it all; screen readers get this.
         fraction: share of the steps that is done, 0 to 1; None: not known.
+        over: whether the run is over; its progress bar is left out where the share is not known.
         facts: label -> value, in reading order.
         loss, smoothed, validation, rate: the curves.
         last_step: right end of the horizontal axis; None: the last point's.
@@ -50,6 +51,7 @@ class LivePicture:
     samples: Sequence[tuple[str, str]] = ()
     samples_title: str = "Samples"
     notices: Sequence[str] = field(default_factory=tuple)
+    over: bool = False
 
 
 def live_view(picture: LivePicture) -> Html:
@@ -58,7 +60,7 @@ def live_view(picture: LivePicture) -> Html:
         "div",
         element("div", text(picture.heading), style="font-weight:600;font-size:110%"),
         element("div", text(picture.sentence), style="margin:2px 0 4px 0"),
-        _progress(picture.fraction),
+        text("") if picture.over and picture.fraction is None else _progress(picture.fraction),
         _facts(picture.facts),
         live_curves(picture),
         _samples(picture.samples_title, picture.samples),
@@ -147,9 +149,9 @@ class _Panel:
 
 def _legend(picture: LivePicture) -> list[Html]:
     entries = [
-        ("training, each step", picture.loss, {"stroke": _TRAIN, "stroke_width": 1, "stroke_opacity": 0.6}),
-        ("training, smoothed", picture.smoothed, {"stroke": _TRAIN, "stroke_width": 2.2}),
-        ("validation", picture.validation, {"stroke": _VALIDATION, "stroke_width": 2, "stroke_dasharray": "6 4"}),
+        (STEP_LOSS, picture.loss, {"stroke": _TRAIN, "stroke_width": 1, "stroke_opacity": 0.6}),
+        (SMOOTHED_LOSS, picture.smoothed, {"stroke": _TRAIN, "stroke_width": 2.2}),
+        (VALIDATION_LOSS, picture.validation, {"stroke": _VALIDATION, "stroke_width": 2, "stroke_dasharray": "6 4"}),
     ]
     shown: list[Html] = []
     x = float(_LEFT)
@@ -159,7 +161,7 @@ def _legend(picture: LivePicture) -> list[Html]:
             shown.append(_label(x + 31, 14, name))
             x += 48 + 6.9 * len(name)
     if picture.nonfinite_steps:
-        shown.append(_label(x, 14, f"× NaN or infinite ({len(picture.nonfinite_steps):,})"))
+        shown.append(_label(WIDTH, 14, f"× NaN or infinite ({len(picture.nonfinite_steps):,})", anchor="end"))
     return shown
 
 
@@ -223,7 +225,7 @@ def _number(value: float) -> str:
 def _spoken(picture: LivePicture) -> str:
     parts = [
         f"{name} {points[-1][1]:.3g}"
-        for name, points in (("training loss", picture.smoothed), ("validation loss", picture.validation))
+        for name, points in ((SMOOTHED_LOSS, picture.smoothed), (VALIDATION_LOSS, picture.validation))
         if points
     ]
     return f"Curves of loss and learning rate over optimizer steps. {', '.join(parts) or 'No step is finished yet'}."

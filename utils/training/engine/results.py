@@ -222,23 +222,27 @@ class TrainingResults(Mapping[str, Any]):
 
     def summary(self, baseline: float | None = None) -> dict[str, str]:
         """The run in a few words: label -> text, in reading order."""
+        from utils.views.curves import EPOCH_LOSS, VALIDATION_LOSS
+
         rows = {
             "run": str(self.run_dir),
             "ended": f"{self.stop_reason} after {self.steps} steps, {self.epochs_trained} epochs",
         }
         if self.final_loss is not None:
-            rows["training loss"] = f"{self.final_loss:.4f} {self._task.loss_unit}"
+            rows[EPOCH_LOSS] = f"{self.final_loss:.4f} {self._task.loss_unit}"
         if self.val_loss_history:
             last = self.val_loss_history[-1]
             measured = self.final_perplexity
             more = f" (perplexity {measured:.1f})" if measured is not None else ""
-            rows["validation loss"] = f"{last:.4f} {self._task.loss_unit}{more}"
+            rows[VALIDATION_LOSS] = f"{last:.4f} {self._task.loss_unit}{more}"
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
         if other := self._other_metrics():
             rows["validation"] = other
         if self.best_value is not None:
-            rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f} in epoch {self.best_epoch}"
+            step = self.state.best.step
+            where = "" if step is None else f" (step {step:,})"
+            rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f}{where}"
         rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
         if self.best_model_path:
             rows["best checkpoint"] = self.best_model_path

@@ -518,7 +518,8 @@ class Trainer:
 
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
         state = self.state
-        folder.write_state(status, step=state.step, epoch=state.epoch, stop_reason=state.stop_reason, **facts)
+        best = {"value": state.best.value, "step": state.best.step}
+        folder.write_state(status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason, **facts)
 
     def _note_weights(self, start: Start) -> None:
         """Say when a new run starts from weights that another run of this process left in the model."""
@@ -565,7 +566,8 @@ def _nothing_left(start: Start, state: TrainState) -> str:
 def _note_commit(folder: RunFolder, payload: Payload) -> None:
     """Say in state.json what the newest checkpoint holds; called by the thread that wrote it."""
     state = payload["state"]
-    folder.write_state("running", step=state["step"], epoch=state["epoch"], stop_reason=state["stop_reason"])
+    best = {name: state["best"][name] for name in ("value", "step")}
+    folder.write_state("running", step=state["step"], epoch=state["epoch"], best=best, stop_reason=state["stop_reason"])
 
 
 @contextlib.contextmanager

@@ -1,0 +1,140 @@
+"""show_live: the live view again, after the page was loaded anew, the notebook was reopened or the kernel was restarted.
+
+What a page shows of a running cell is lost when the page is loaded again before the notebook was saved; what a saved notebook
+holds of a widget is lost with its kernel. Nothing of the run is: it is in this kernel, or in the run's folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from pathlib import Path
+
+from utils.environment import ui_mode
+from utils.errors import ConfigError
+from utils.ui.live_picture import live_picture, phase_text, sentence
+from utils.ui.live_run import LiveRun
+from utils.ui.run_on_disk import StopFile, run_on_disk
+from utils.ui.runs import newest_run
+from utils.views.display import LiveOutput, show_html, show_text
+from utils.views.live import live_view
+from widgets.pump import running_request
+
+# Seconds between two looks at the folder of a run in another process.
+FOLLOW_S = 2.0
+
+#: Text form of a live view: what a page shows that has lost its widgets, or cannot show any.
+LIVE_TEXT = "Live view of a training. Execute show_live() to see it again."
+
+# Requests whose cells were given the live view while they waited, and tasks that follow a run: a loop keeps no task alive.
+_served: set[str] = set()
+_following: set[asyncio.Task[None]] = set()
+
+
+def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs", ui: str | None = None) -> None:
+    """Show the run that is under way, with its buttons; where there is none, the latest run. Returns at once.
+
+    After the page was loaded again during `train_live`, execute a cell with `show_live()`: it gets the live view at once, with
+    Stop, Pause and Save, although it waits for the training cell to end. In another kernel the view follows the run's folder,
+    and Stop works through its STOP file. A run that is over is shown as it ended.
+
+    Args:
+        run: a run's name in `output_dir`, or its folder; None: the run under way in this kernel, else one in `output_dir` that
+            is under way, else the one that was written to last.
+        output_dir: where runs are.
+        ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from widgets.live import current_session
+
+    mode = ui_mode(ui)
+    if running_request() in _served:
+        from IPython.display import clear_output
+
+        clear_output(wait=True)  # this cell was given the view while it waited
+    session = current_session()
+    folder = None if run is None else _folder_of(run, Path(output_dir))
+    if session is not None and folder in (None, session.run_dir):
+        session.show_again()
+        return
+    if run is None:
+        folder = newest_run(output_dir)
+    if folder is None:
+        if mode != "none":
+            show_text(f"No run in {Path(output_dir).absolute()} yet: run the training cell first.")
+        return
+    live, stop_reason = run_on_disk(folder)
+    if mode == "widget" and not live.over:
+        _follow(folder)
+    elif mode == "text":
+        show_text("\n".join([f"{live.name}: {sentence(live, stop_reason)}", *([live.error] if live.error else [])]))
+    elif mode != "none":
+        show_html(live_view(live_picture(live, (), stop_reason)), sentence(live, stop_reason))
+
+
+def asks_for_live_view(code: str) -> bool:
+    """Whether a cell calls `show_live()` for the run under way: without naming a run or a folder."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # magics, or no Python at all
+        return False
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and not node.args and not node.keywords)
+    return any("show_live" in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")) for call in calls)
+
+
+def note_served(request_id: str) -> bool:
+    """Note that a waiting cell is given the view; False when it has it already."""
+    if request_id in _served:
+        return False
+    _served.add(request_id)
+    return True
+
+
+def _folder_of(run: str | Path, output_dir: Path) -> Path:
+    for folder in (output_dir / run, Path(run)):
+        if folder.is_dir():
+            return folder.absolute()
+    raise ConfigError(
+        f"There is no run {str(run)!r} in {output_dir.absolute()}; `show_runs({str(output_dir)!r})` lists those that are there."
+    )
+
+
+def _follow(folder: Path) -> None:
+    """Show the run in `folder` and keep the view up to date until the run is over, by a task of the kernel's event loop."""
+    view = FollowView(folder)
+    task = asyncio.get_running_loop().create_task(view.follow())
+    _following.add(task)
+    task.add_done_callback(_following.discard)
+
+
+class FollowView:
+    """The live view of a run in another process, drawn from its folder.
+
+    Attributes:
+        dashboard: its widgets.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from widgets.dashboard import Dashboard
+
+        self._folder = folder
+        self.dashboard = Dashboard(StopFile(folder))
+        self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
+
+    async def follow(self, every_s: float = FOLLOW_S) -> None:
+        """Draw until the run is over; then leave static HTML. An error ends it and is shown in the view."""
+        try:
+            while True:
+                live, stop_reason = run_on_disk(self._folder)
+                self._draw(live, stop_reason)
+                if live.over:
+                    break
+                await asyncio.sleep(every_s)
+            self._output.replace(live_view(live_picture(live, (), stop_reason)), sentence(live, stop_reason))
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task, so the view itself must show what ended it
+            self.dashboard.report(error)
+
+    def _draw(self, live: LiveRun, stop_reason: str | None) -> None:
+        picture = live_picture(live, (), stop_reason)
+        self.dashboard.draw(picture, live.phase, phase_text(live, stop_reason))
