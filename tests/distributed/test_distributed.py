@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_
 from utils.errors import CallbackError, CheckpointError, ConfigError, DataError, NonFiniteError, PeerProcessError
 from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
-from utils.training.engine.checkpoint import newest
+from utils.training.engine.checkpoint import newest, read_checkpoint
 from utils.training.monitors import LoggingCallback
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,25 @@ def test_a_parameter_that_no_process_uses_is_left_alone_and_running_statistics_a
     assert (first["weights"]["unused"] == 1).all()  # a gradient of zeros would let weight decay pull on it
     assert largest_difference(first["weights"], second["weights"]) == 0
     assert first["weights"]["norm.num_batches_tracked"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_half_precision_weights_are_trained_in_fp32_by_two_processes_too(strategy):
+    def work(rank):
+        model = tiny_gpt(dropout=0.0).bfloat16()
+        results = train(model, strategy=strategy, run_name="two", epochs=1)
+        formats = {str(tensor.dtype) for tensor in model.state_dict().values()}
+        ended = outcome(SimpleNamespace(**{**vars(results), "model": model.float()}))
+        return ended | {"formats": formats}
+
+    alone = train(tiny_gpt(dropout=0.0).bfloat16(), gradient_accumulation_steps=4, run_name="one", epochs=1)
+    weights = {name: tensor.numpy() for name, tensor in alone.model.float().state_dict().items()}
+    first, second = (ended.value for ended in together(work))
+    assert first["formats"] == second["formats"] == {"torch.bfloat16"}
+    assert largest_difference(first["weights"], second["weights"]) == 0
+    assert largest_difference(first["weights"], weights) < 0.01  # one unit in the last place of bf16 at 1
+    kept = read_checkpoint("runs/two/checkpoints/epoch_1.pt")["model"]
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
 def test_in_double_precision_two_processes_are_one_to_the_last_digits():

@@ -194,8 +194,8 @@ def _rows_within(job: TrialTraining, most: int, limit_bytes: int | None) -> int:
         )
     trainable = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
     # The copy's weights, gradients and averages; the model itself is in memory already.
-    weights = bytes_in_training(job.model)
-    fixed = sum(weights.values()) + sum(weights[p] + p.numel() * _ADAM_BYTES for p in trainable)
+    num_bytes = bytes_in_training(job.model)
+    fixed = sum(num_bytes.values()) + sum(num_bytes[p] + p.numel() * _ADAM_BYTES for p in trainable)
     room = _USABLE * free - fixed
     sizes = [size for size in (1, 2, 4) if size <= most]
     kept: list[int] = []
