@@ -109,7 +109,7 @@ class TrainingLoop:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
         state = self.state
         while state.epoch < self.config.epochs and state.stop_reason is None:
-            if self._at_step_limit and state.samples_done == 0:
+            if self._at_step_limit() and state.samples_done == 0:
                 break
             epoch = state.epoch
             self.events.fire("on_epoch_begin", epoch)
@@ -131,18 +131,17 @@ class TrainingLoop:
             self.saver.save(wait=True)
         return state
 
-    @property
     def _at_step_limit(self) -> bool:
         """Also beyond it, when a run is continued with a lower limit than the steps that it had done."""
         return self.config.max_steps is not None and self.state.step >= self.config.max_steps
 
     def _steps_left(self, epoch: int) -> Iterator[StepBatches]:
         """The steps of this epoch that are still to be done, up to the step limit."""
-        if self._at_step_limit:
+        if self._at_step_limit():
             return
         for batches in self.data.steps(epoch, self.state.samples_done, self._accumulation):
             yield batches
-            if self._at_step_limit:
+            if self._at_step_limit():
                 return
 
     def _step(self, batches: StepBatches) -> None:
@@ -250,7 +249,7 @@ class TrainingLoop:
         seconds, targets = time.monotonic() - began, state.targets_done - targets_before
         if not state.epoch_sums.targets and not state.skipped_steps:
             raise DataError(nothing_to_learn(state.samples_done))
-        cut_short = self._at_step_limit
+        cut_short = self._at_step_limit()
         ends = cut_short or epoch + 1 == config.epochs
         metrics = metrics_of(state.epoch_sums, self.parts.objective, "train")
         row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **metrics}
