@@ -44,18 +44,15 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
     _count = 0
 
-    def _mark(self) -> yaml.Mark:
-        mark: yaml.Mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        return mark
-
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """As PyYAML's, within limits: its own recursion ends in RecursionError, after a second or two."""
         self._depth += 1
         self._count += 1
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self._depth > _MOST_NESTED:
-            raise _Unsupported(f"nested more than {_MOST_NESTED} levels deep", self._mark())
+            raise _Unsupported(f"nested more than {_MOST_NESTED} levels deep", mark)
         if self._count > _MOST_VALUES:
-            raise _Unsupported(f"more than {_MOST_VALUES:,} values", self._mark())
+            raise _Unsupported(f"more than {_MOST_VALUES:,} values", mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
