@@ -52,7 +52,7 @@ def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs",
     if running_request() in _served:
         from IPython.display import clear_output
 
-        clear_output(wait=True)  # this cell was given the view while it waited
+        clear_output(wait=True)  # type: ignore[no-untyped-call]  # this cell was given the view while it waited
     session = current_session()
     folder = None if run is None else _folder_of(run, Path(output_dir))
     if session is not None and folder in (None, session.run_dir):

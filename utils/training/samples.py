@@ -205,8 +205,8 @@ def _first_words(ids: list[int], before: list[int], tokenizer: Any) -> str:
     text = _without_cut_word(previous, text) or text
     if len(ids) <= _PROMPT_TOKENS:
         return text
-    words = text.rsplit(maxsplit=1)
-    return words[0] if len(words) == 2 else text.rstrip("\N{REPLACEMENT CHARACTER}")
+    parts = text.rsplit(maxsplit=1)
+    return parts[0] if len(parts) == 2 else text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _without_cut_word(before: str, text: str) -> str:
