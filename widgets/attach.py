@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
-from utils.environment import ui_mode
+from utils.environment import UiMode, ui_mode
 from utils.errors import ConfigError
+from utils.storage import FolderLock
 from utils.ui.live_picture import live_picture, phase_text, sentence
 from utils.ui.live_run import LiveRun
 from utils.ui.run_on_disk import StopFile, run_on_disk
@@ -40,37 +42,54 @@ def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs",
 
     Args:
         run: a run's name in `output_dir`, or its folder; None: the run under way in this kernel, else one in `output_dir` that
-            is under way, else the one that was written to last.
+            is under way, else the last one of this kernel, else the one in `output_dir` that was written to last.
         output_dir: where runs are.
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
     Raises:
         ConfigError: there is no such run.
     """
-    from widgets.live import current_session
+    from widgets.live import current_session, last_run
 
     mode = ui_mode(ui)
     if running_request() in _served:
         from IPython.display import clear_output
 
         clear_output(wait=True)  # type: ignore[no-untyped-call]  # this cell was given the view while it waited
-    session = current_session()
-    folder = None if run is None else _folder_of(run, Path(output_dir))
-    if session is not None and folder in (None, session.run_dir):
-        session.show_again()
-        return
-    if run is None:
-        folder = newest_run(output_dir)
-    if folder is None:
-        if mode != "none":
-            show_text(f"No run in {Path(output_dir).absolute()} yet: run the training cell first.")
-        return
+    folder = newest_run(output_dir) if run is None else _folder_of(run, Path(output_dir))
+    session, ended = current_session(), last_run()
+    if session is not None and (run is None or _is_of(session.live, folder)):
+        session.show_again(mode)
+    elif ended is not None and (not _under_way(folder) if run is None else _is_of(ended.live, folder)):
+        show_state(mode, ended.live, ended.stop_reason, ended.notices)
+    elif folder is not None:
+        _show_folder(folder, mode)
+    elif mode != "none":
+        show_text(f"No run in {Path(output_dir).absolute()} yet: run the training cell first.")
+
+
+def _is_of(live: LiveRun, folder: Path | None) -> bool:
+    return folder is not None and live.run_dir is not None and folder.resolve() == Path(live.run_dir).resolve()
+
+
+def _under_way(folder: Path | None) -> bool:
+    return folder is not None and FolderLock(folder / "lock").is_taken()
+
+
+def _show_folder(folder: Path, mode: UiMode) -> None:
     live, stop_reason = run_on_disk(folder)
     if mode == "widget" and not live.over:
         _follow(folder)
-    elif mode == "text":
-        show_text("\n".join([f"{live.name}: {sentence(live, stop_reason)}", *([live.error] if live.error else [])]))
+    else:
+        show_state(mode, live, stop_reason)
+
+
+def show_state(mode: UiMode, live: LiveRun, stop_reason: str | None, notices: Sequence[str] = ()) -> None:
+    """Show a run as it stands now, without widgets."""
+    if mode == "text":
+        errors = [live.error] if live.error else []
+        show_text("\n".join([f"{live.name or 'Training'}: {sentence(live, stop_reason)}", *notices, *errors]))
     elif mode != "none":
-        show_html(live_view(live_picture(live, (), stop_reason)), sentence(live, stop_reason))
+        show_html(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
 
 
 def asks_for_live_view(code: str) -> bool:

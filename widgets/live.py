@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.environment import UiMode, ui_mode
@@ -27,7 +27,7 @@ from utils.ui.live_run import LiveFeed, LiveRun, RunEvent, past_of
 from utils.ui.progress import progress_line
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.live import live_view
-from widgets.attach import LIVE_TEXT, asks_for_live_view, note_served
+from widgets.attach import LIVE_TEXT, asks_for_live_view, note_served, show_state
 from widgets.pump import Pump, WaitingCell
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Session:
         """Train in the thread until it ends or a second interrupt comes."""
         await _previous_to_end(self.pump)
         with self._watching(), self.interrupts.deferred(), _saved_at_exit(self):
-            _Latest.session = self
+            _Latest.session, _Latest.ended, _Latest.thread = self, None, self.thread
             self.thread.start()
             try:
                 await self.pump.wait(self._goes_on)
@@ -115,11 +115,16 @@ class _Session:
                 self.trainer.request_stop("cancelled" if isinstance(error, asyncio.CancelledError) else "view_failed")
                 self.thread.join()
                 raise
+            finally:
+                _Latest.session = None
         if not self.thread.is_alive():
             self.trainer.control.clear()  # a request that came too late is not meant for the next training
         self._take_events()
-        stored = self._take_stored_run()
-        self.view.finish(self.live, self._stop_reason(), (*stored, *self.trainer.notices))
+        notices = (*self._take_stored_run(), *self.trainer.notices)
+        stop_reason = self._stop_reason()
+        if not self.at_once:
+            _Latest.ended = EndedRun(self.live, stop_reason, notices)
+        self.view.finish(self.live, stop_reason, notices)
 
     def outcome(self) -> TrainingResults:
         """The results, or the error that a caller of `Trainer.train` would get."""
@@ -180,14 +185,12 @@ class _Session:
             if asks_for_live_view(cell.code) and note_served(cell.request_id):
                 self.view.show_in(cell)
 
-    @property
-    def run_dir(self) -> Path | None:
-        """The run's folder; None before the run has one."""
-        return None if self.live.run_dir is None else Path(self.live.run_dir).absolute()
-
-    def show_again(self) -> None:
-        """Show the live view in the output of the running cell too."""
-        self.view.show_again(self.live, tuple(self.trainer.notices))
+    def show_again(self, mode: UiMode) -> None:
+        """Show the view in the output of the running cell too."""
+        if mode == "widget":
+            self.view.show_again()
+        else:
+            show_state(mode, self.live, None, self.trainer.notices)
 
     def _take_events(self) -> None:
         control = self.trainer.control
@@ -220,20 +223,35 @@ class _Session:
         self.at_once = True
 
 
+@dataclass(frozen=True)
+class EndedRun:
+    """How a run of this kernel ended. It holds neither model nor data, whose memory may be needed."""
+
+    live: LiveRun
+    stop_reason: str | None
+    notices: tuple[str, ...]
+
+
 class _Latest:
-    """The last call, whose thread a second interrupt may have left behind finishing its step."""
+    """The last call: while its cell awaits it; how it ended; and its thread, which a second interrupt may have left behind."""
 
     session: _Session | None = None
+    ended: EndedRun | None = None
+    thread: threading.Thread | None = None
 
 
 def current_session() -> _Session | None:
-    """The call of `train_live` that trains in this kernel and draws its view; None when there is none."""
-    session = _Latest.session
-    return session if session is not None and session.thread.is_alive() and not session.at_once else None
+    """The call of `train_live` that is under way in this kernel; None when there is none."""
+    return _Latest.session
+
+
+def last_run() -> EndedRun | None:
+    """How the last call of `train_live` in this kernel ended; None before any has, and where it was interrupted twice."""
+    return _Latest.ended
 
 
 async def _previous_to_end(pump: Pump) -> None:
-    thread = _Latest.session.thread if _Latest.session is not None else None
+    thread = _Latest.thread
     if thread is not None and thread.is_alive():
         show_text("The interrupted training is still finishing its step; this one starts after it.")
         await pump.wait(thread.is_alive)
@@ -266,8 +284,8 @@ class _View(Protocol):
     def hear(self, live: LiveRun, event: RunEvent) -> None:
         """An event that `live` has taken in."""
 
-    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
-        """Show the view in the running cell's output too."""
+    def show_again(self) -> None:
+        """Show the live view in the running cell's output too."""
 
     def show_in(self, cell: WaitingCell) -> None:
         """Show the view in the output of a cell that waits for this one to end."""
@@ -291,7 +309,7 @@ class _NoView:
     def hear(self, live: LiveRun, event: RunEvent) -> None:
         pass
 
-    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+    def show_again(self) -> None:
         pass
 
     def show_in(self, cell: WaitingCell) -> None:
@@ -308,18 +326,12 @@ class _TextView(_NoView):
         if event.name == "on_epoch_end":
             show_text(progress_line(int(event.values["epoch"]), live.epochs, event.values))
 
-    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
-        show_text("\n".join([sentence(live), *notices]))
-
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         show_text("\n".join([sentence(live, stop_reason), *notices]))
 
 
 class _HtmlView(_NoView):
     """The final state, as static HTML."""
-
-    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
-        show_html(live_view(live_picture(live, notices)), sentence(live))
 
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
         show_html(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
@@ -357,7 +369,7 @@ class _WidgetView(_NoView):
         if self._redraws.due(now_s, (live.step, live.phase, live.saved_file, live.sampled_step, said)):
             self._draw(live, None, said)
 
-    def show_again(self, live: LiveRun, notices: Sequence[str]) -> None:
+    def show_again(self) -> None:
         self._output.show_again()
 
     def show_in(self, cell: WaitingCell) -> None:

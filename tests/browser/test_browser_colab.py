@@ -1,4 +1,5 @@
-"""Colab's versions of ipykernel, IPython and ipywidgets, without torch: the wizard can be clicked, and Stop works."""
+"""Colab's versions of ipykernel, IPython and ipywidgets, without torch: the wizard can be clicked, Stop works, and a page that
+was loaded again gets the live view back."""
 
 from __future__ import annotations
 
@@ -43,13 +44,17 @@ results = await train_live(trainer, SimpleNamespace(train=None, validation=None)
 """
 
 
+ATTACH = "from widgets import show_live\n\nshow_live()"
+
+
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
-    """Cell 0 shows the wizard, 1 says what was set, 2 trains, 3 says how it ended."""
+    """Cell 0 shows the wizard, 1 says what was set, 2 trains, 3 says how it ended, 4 attaches."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copy(ROOT / "tests" / "kit" / "paced.py", folder)
     say = "print('batch size', setup.batch_size)"
-    write_notebook(folder / "n.ipynb", WIZARD, say, TRAIN, "print('ended', results.stop_reason, results.steps)")
+    end = "print('ended', results.stop_reason, results.steps)"
+    write_notebook(folder / "n.ipynb", WIZARD, say, TRAIN, end, ATTACH)
     with running_lab(folder, str(PYTHON)) as lab, running_browser() as browser:
         page = NotebookPage(browser, lab, "n.ipynb")
         yield page
@@ -93,6 +98,24 @@ def test_pause_and_stop_work_while_the_cell_runs(notebook):
     notebook.click(".tb-stop")
     notebook.wait_until_done(2)
     assert re.search(r"Stopped by the Stop button and saved · step \d+ of 3,000", notebook.output(2))
+    notebook.run_cell(3)
+    notebook.wait_until_done(3)
+    assert "ended stop_button" in notebook.output(3)
+    assert notebook.alerts() == []
+
+
+def test_with_colabs_versions_too_a_page_loaded_again_gets_view_and_stop_from_one_cell(notebook):
+    notebook.run_cell(2)
+    notebook.wait_for_text(".tb-live", "Training · step")
+    notebook.open()
+    assert notebook.page.locator(".tb-stop").count() == 0
+    notebook.run_cell(4)
+    notebook.wait_for_text(".tb-live", "Training · step")
+    assert notebook.is_running(4)
+    notebook.click(".tb-stop")
+    notebook.wait_until_done(4)
+    assert notebook.cell(4).locator(".tb-live-view").count() == 1
+    assert re.search(r"step \d+", notebook.output(4))
     notebook.run_cell(3)
     notebook.wait_until_done(3)
     assert "ended stop_button" in notebook.output(3)

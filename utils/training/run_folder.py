@@ -3,7 +3,7 @@
 runs/<run_name>/
   config.yaml        the TrainingConfig and TaskSpec
   history.jsonl      one row an event: the source of every curve and table
-  state.json         id, status, step, epoch: what a person or a front end looks at
+  state.json         id, status, step, epoch, best value: what a person or a front end looks at
   environment.json   versions and device
   checkpoints/       epoch_N.pt, step_N.pt, best.pt (elsewhere when checkpoint_dir is given)
   plots/  exports/
