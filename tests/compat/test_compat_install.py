@@ -125,7 +125,7 @@ def test_a_script_runs_as_if_python_had_started_it(tmp_path):
     )
     result = run("-m", "utils.compat", script, "--epochs", "3", cwd=tmp_path)
     assert result.returncode == 7, result.stderr
-    assert result.stdout.split("\n")[0] == f"beside ['--epochs', '3'] {Path('runs/exp1')}"
+    assert result.stdout.split("\n")[0] == f"beside ['--epochs', '3'] {tmp_path / 'runs/exp1'}"
 
 
 def test_a_script_that_fails_shows_its_own_error(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_loaders_give_pairs_and_say_the_same_twice(mnist):
     first, second = ([images for images, _ in validation] for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert mnist.get_info() == {
-        "name": "MNISTDataset", "root": "data", "num_classes": 10, "input_channels": 1, "input_size": (28, 28),
+        "name": "MNISTDataset", "root": str(Path("data").absolute()), "num_classes": 10, "input_channels": 1, "input_size": (28, 28),
         "train_samples": 40, "test_samples": 20,
     }  # fmt: skip
 

@@ -40,12 +40,13 @@ def tiny_llama():
     )  # fmt: skip
 
 
+GOLDEN = Path(__file__).parents[1] / "reliability" / "golden" / "schema_1.pt"
 MODELS = {"gpt2": tiny_gpt, "llama": tiny_llama, "plain": plain_lm}
 
 
 def results_of(model, folder):
     """What `export_model` reads of a run, with a checkpoint of `model` as it is."""
-    payload = {**dict.fromkeys(checkpoint._REQUIRED), "format": checkpoint.FORMAT, "model": model.state_dict()}
+    payload = {**checkpoint.read_checkpoint(GOLDEN), "model": model.state_dict()}
     torch.save(payload, folder / "epoch_1.pt")
     tokenizer = build_character_tokenizer(["abcdefgh ijklmnop\n"], vocab_size=VOCAB_SIZE)
     path = str(folder / "epoch_1.pt")

@@ -91,7 +91,7 @@ def test_f16_interrupt_within_any_phase(moment, saves, unbroken):
     assert f"after step {steps}" in str(error)
     assert "resume_from='auto'" in str(error)
     assert results.stop_reason == ("finished" if moment == "on_train_end" else "interrupt")
-    assert newest(FOLDER)[0] == Path(results.checkpoint_path)
+    assert newest(FOLDER)[0].absolute() == Path(results.checkpoint_path)
     if "evaluation" in moment:  # it was left at once, and is done again
         assert Path(results.checkpoint_path).name == f"step_{steps}.pt"
     assert_at_a_step_boundary(FOLDER)
@@ -309,9 +309,9 @@ class InterruptWhileWriting(Callback):
     """Two signals while torch writes the n-th checkpoint, in a call that C++ makes."""
 
     def __init__(self, monkeypatch, n: int) -> None:
-        from utils.training.engine import checkpoint
+        from utils.training.engine import checkpoint_writing
 
-        write, left = checkpoint._Pieces.write, n
+        write, left = checkpoint_writing._Pieces.write, n
 
         def interrupted(self, data):
             nonlocal left
@@ -321,7 +321,7 @@ class InterruptWhileWriting(Callback):
                     send_to_self(INT, INT)
             return write(self, data)
 
-        monkeypatch.setattr(checkpoint._Pieces, "write", interrupted)
+        monkeypatch.setattr(checkpoint_writing._Pieces, "write", interrupted)
 
 
 @pytest.mark.parametrize("on_save_error", ["stop", "warn"])

@@ -37,8 +37,13 @@ def state_kept(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics and the like are as before afterwards, and so is the random state."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    """Restore all buffers, replaced ones included, and the random state after the block."""
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is None or not is_lazy(buffer)
+    ]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from the global generators
     try:
@@ -48,8 +53,10 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # forward may have put another tensor in its place
+                if buffer is not None and before is not None:
+                    buffer.copy_(before)
 
 
 def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.Linear | None, str]:

@@ -79,8 +79,8 @@ class TrialTraining:
                 output_dir=folder, run_name=None, checkpoint_dir=None, max_time_hours=None, save_every_minutes=None,
                 use_wandb=False, wandb_project=None, eval_every="epoch", early_stopping_patience=None, warmup_steps=0,
                 on_save_error="warn", on_nonfinite="stop", isolate_callbacks=False, auto_batch_size=False,
-                # Of no row, so that no checkpoint is written because it is the best so far.
-                monitor="train/none", **changes,
+                # Never lower than at first, so that no checkpoint is written because it is the best so far.
+                monitor="train/learning_rate", mode="min", **changes,
             )  # fmt: skip
             trainer = Trainer(
                 self._copy(), self.model_config, config, self.task_spec, tokenizer=self.tokenizer,

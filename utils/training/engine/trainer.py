@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from utils.adapters.facts import model_facts
-from utils.adapters.special_ids import model_pad_token_id, pad_token_id_of, set_special_ids
+from utils.adapters.special_ids import model_pad_token_id, set_special_ids
 from utils.data.examples import Batch, StreamSource
 from utils.environment import detect_device
 from utils.errors import (
@@ -409,7 +409,7 @@ class Trainer:
     def _given_pad_id(self) -> int | None:
         """The padding id of the tokenizer, else of the task, else of the config beside the model."""
         given = (getattr(self.tokenizer, "pad_token_id", None), getattr(self.task_spec, "pad_token_id", None))
-        return next((pad for pad in (*given, pad_token_id_of(self.config)) if pad is not None), None)
+        return next((pad for pad in (*given, whole_number(self.config, "pad_token_id")) if pad is not None), None)
 
     def _set_special_ids(self) -> None:
         """Give the model's config the ids that tokenizer and batches have."""
