@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -219,21 +218,20 @@ def rng_untouched() -> Iterator[None]:
 
 
 def _seed_generators() -> None:
-    """Put the global generators into their fixed state. torch is not imported for it, which would take seconds: a module whose
-    tests draw from torch's generator imports torch at its head, and draws nothing from it there."""
+    """Put the global generators into their fixed state. numpy and torch are imported for it: each begins with a random state
+    of its own, and a test that is the first to import one would start from that."""
     import numpy as np
+    import torch
 
     random.seed(_SEED)
     np.random.seed(_SEED)  # noqa: NPY002 - the legacy global state is what code may draw from
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(_SEED)
+    torch.manual_seed(_SEED)
 
 
 def _torch_switches() -> Callable[[], None]:
     """Remember torch's global switches, and hold it to one thread: a worker has about one core."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return lambda: None
+    import torch
+
     torch.set_num_threads(1)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

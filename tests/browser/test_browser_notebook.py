@@ -48,8 +48,11 @@ def cells(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def notebook(cells):
+    """The notebook, with the cells up to the model executed; each test executes Setup, so that it depends on no other."""
     with running_lab(cells[0], OMP_NUM_THREADS="1") as lab, running_browser() as browser:
         page = NotebookPage(browser, lab, "training.ipynb", height=1600)
+        for heading in ("Start", "Settings", "Model"):
+            run(page, cells[1][heading])
         yield page
         page.close()
 
@@ -59,17 +62,20 @@ def run(notebook, number):
     notebook.wait_until_done(number)
 
 
+def set_batch_size(notebook, size):
+    field = notebook.page.locator(".tb-field-batch_size input")
+    field.fill(str(size))
+    field.press("Enter")
+
+
 def test_click_through_train_stop_and_go_on_to_the_same_weights(notebook, cells):
     number = cells[1]
-    for heading in ("Start", "Settings", "Model", "Setup"):
-        run(notebook, number[heading])
+    run(notebook, number["Setup"])
     for step in ("dataset", "tokenizer", "model"):
         notebook.page.locator(f".tb-page-{step}").wait_for()
         notebook.click(".tb-next")
     notebook.page.locator(".tb-page-training").wait_for()
-    batch_size = notebook.page.locator(".tb-field-batch_size input")
-    batch_size.fill("4")
-    batch_size.press("Enter")
+    set_batch_size(notebook, 4)
     notebook.click(".tb-next")
     notebook.wait_for_text(".tb-verdict", "Ready to train")
     run(notebook, number["Summary"])
@@ -95,6 +101,10 @@ def test_click_through_train_stop_and_go_on_to_the_same_weights(notebook, cells)
 
 def test_what_was_clicked_stays_when_the_cell_runs_again(notebook, cells):
     setup = cells[1]["Setup"]
+    run(notebook, setup)
+    notebook.click(".tb-step-training")
+    set_batch_size(notebook, 4)
+    notebook.wait_for_text(".tb-clicks", "Batch size")
     run(notebook, setup)
     notebook.wait_for_text(".tb-clicks", "(kept from before this cell ran again): Batch size")
     run(notebook, cells[1]["Summary"])

@@ -129,10 +129,10 @@ import numpy as np
 import pytest
 import torch
 
-AT_IMPORT = random.random(), float(np.random.rand())
-
 def draw():
     return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+AT_IMPORT = draw()
 
 @pytest.fixture(scope="module")
 def of_the_module():
