@@ -81,7 +81,7 @@ def test_the_wizard_can_be_clicked_through(notebook):
     notebook.click(".tb-next")
     # Nothing can be trained without torch, which the checks find by themselves.
     notebook.wait_for_text(".tb-verdict", "Not ready to train")
-    notebook.wait_for_text(".tb-check-data", "No module named 'torch'")
+    notebook.wait_for_text(".tb-check-run", "No module named 'torch'")
     notebook.run_cell(1)
     notebook.wait_until_done(1)
     assert "batch size 16" in notebook.output(1)
