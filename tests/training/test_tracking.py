@@ -189,6 +189,8 @@ def test_the_real_client_offline_changes_nothing(monkeypatch, tmp_path, untracke
         import torch
         torch.set_num_threads(1)
         from tests.training.test_tracking import train
+        from utils.training.tracking import WandbTracker
+        WandbTracker.patience_s = 120  # a loaded machine must not make the client look unreachable
         results = train(output_dir={str(tmp_path / "tracked")!r})
         print(results.state.step, *[notice for notice in results.notices if "W&B" in notice], sep="|")
         torch.save(results.model.state_dict(), {str(tmp_path / "weights.pt")!r})
