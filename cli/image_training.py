@@ -156,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def make_model(settings: ImageSettings, dataset: Any) -> nn.Module:
     """The model, for the data set's images. Raises `ConfigError`: an unknown name, or fewer classes than the data set has."""
-    from utils.models import ModelRegistry
+    from utils.models import ModelRegistry, load_model
 
     classes = settings.num_classes or dataset.num_classes
     if classes < dataset.num_classes:
@@ -164,6 +164,8 @@ def make_model(settings: ImageSettings, dataset: Any) -> nn.Module:
     offered = {
         "num_classes": classes, "input_channels": dataset.input_channels, "input_size": dataset.input_size,
     }  # fmt: skip
+    if settings.model.strip().lower() not in ModelRegistry.list_available():
+        return load_model(settings.model, **offered)  # a model from elsewhere takes all three, as `BaseModel` documents
     parameters = inspect.signature(ModelRegistry.get(settings.model)).parameters
     if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise ConfigError(f"--model {settings.model}: it takes no num_classes, so it is no model for images.")

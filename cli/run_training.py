@@ -12,6 +12,12 @@ A job file has up to four sections; what is left out comes from the preset. Path
     setup: {dataset_path: my.txt, val_split: 0.1}
     training: {epochs: 8, learning_rate: 1e-3, run_name: first}
 
+The model's name is any source that utils.models.load_model takes: a registered name, a file (my_model.py or my_model.py:Net),
+package.module:function, a folder with weights, a Hub id, or a gist, whose code runs only with its sha256 as trust.
+
+    model: {name: my_model.py:Net, width: 64}
+    model: {name: "gist:0123456789abcdef0123456789abcdef", trust: 5e88…}
+
 A sweep file names what to try; W&B's sweep files are read too. The job is in it, or in --config.
 
     python cli/run_training.py --sweep-config sweep.yaml        the same command continues a search that was interrupted
@@ -66,7 +72,9 @@ class JobConfig(Schema):
 
     preset: str = Field("starter", title="Preset", description="Where the values start from.")
     model: dict[str, Any] = Field(
-        default_factory=dict, title="Model", description="Name in ModelRegistry and its arguments."
+        default_factory=dict,
+        title="Model",
+        description="Source as name (a registered name, model.py:Class, a folder, a Hub id, a gist), arguments, trust.",
     )
     setup: dict[str, Any] = Field(default_factory=dict, title="Setup", description="Data and tokenizer.")
     training: dict[str, Any] = Field(default_factory=dict, title="Training", description="TrainingConfig's values.")
@@ -316,10 +324,10 @@ def _prepared(
     SetupConfig().update(**values)  # every mistake is reported before torch is even imported
 
     from utils.data import prepare_data
-    from utils.models import ModelRegistry
+    from utils.models import load_model
 
     name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
-    model = ModelRegistry.create(name, **model_arguments)
+    model = load_model(name, **model_arguments)
     wizard = SetupWizard()
     setup = wizard.run(model=model, interactive=False, preset=preset, **values)
     if check is not None:
@@ -329,7 +337,7 @@ def _prepared(
     data.report.show()
 
     def make_model(**changes: Any) -> nn.Module:
-        return ModelRegistry.create(name, **{**model_arguments, **changes})
+        return load_model(name, **{**model_arguments, **changes})
 
     return model, make_model, setup, data
 

@@ -7,6 +7,8 @@
     │   ├── DataTypeError (RuntimeError)      an object of a kind that cannot be trained on
     │   └── DataNotFoundError (FileNotFoundError)
     ├── ModelError (ValueError)               the model's inputs or outputs do not fit the task
+    │   ├── ModelNotFoundError (FileNotFoundError)
+    │   └── UntrustedCodeError (PermissionError)   somebody else's code that the caller has not trusted by its sha256
     ├── HubError (RuntimeError)               a hub cannot be reached or refused
     ├── CheckpointError (RuntimeError)        a checkpoint is damaged, foreign or does not fit the model
     │   ├── CheckpointNotFoundError (FileNotFoundError)
@@ -28,7 +30,7 @@ A message says what happened, what was got, and what to do. Each class is also t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +119,27 @@ class DataNotFoundError(DataError, FileNotFoundError):
 
 class ModelError(TrainbookError, ValueError):
     """The model's inputs, outputs or sizes do not fit the task."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """A model's file or folder does not exist."""
+
+
+class UntrustedCodeError(ModelError, PermissionError):
+    """A model comes with somebody else's code, which was not run: its sha256 was not trusted, or is not the trusted one.
+
+    Attributes:
+        sha256: of the code that was not run; `trust=` takes it.
+        files: file name -> source text, complete.
+        listing: the source as it is shown: not scrubbed, because `***` in it could hide code.
+    """
+
+    def __init__(self, message: str, sha256: str, files: Mapping[str, str], listing: str) -> None:
+        super().__init__(message)
+        self.sha256, self.files, self.listing = sha256, dict(files), listing
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n\n{self.listing}"
 
 
 class HubError(TrainbookError, RuntimeError):

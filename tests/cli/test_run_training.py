@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,31 @@ def test_a_signal_saves_and_the_same_command_continues(job, tmp_path, number, st
     resumed.send_signal(signal.SIGTERM)
     resumed.communicate(timeout=300)
     assert int(re.match(r"epoch (\d+)/", first)[1]) >= 3
+
+
+def test_a_jobs_model_may_be_a_file_or_somebody_elses_code(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = (
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "def create_model(vocab_size=120, width=16):\n"
+        "    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_positions=16, n_embd=width, n_layer=1, n_head=2))\n"
+    )
+    Path("mine.py").write_text(source)
+    Path("job.yaml").write_text(
+        job.read_text()
+        .replace("gpt-small", "mine.py")
+        .replace(", max_seq_len: 16, n_layer: 1, n_embd: 16, n_head: 2", ", width: 32")
+    )
+    assert main(["--config", "job.yaml", "--set", "epochs=1"]) == 0
+    assert "epoch 1/1" in capsys.readouterr().out
+    with zipfile.ZipFile("theirs.zip", "w") as archive:
+        archive.writestr("model.py", source)
+    theirs = ["--config", "job.yaml", "--set", "model.name=theirs.zip", "--dry-run"]
+    assert main(theirs) == 2
+    error = capsys.readouterr().err
+    assert "UntrustedCodeError" in error
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    assert digest in error
+    assert main([*theirs, "--set", f"model.trust={digest}"]) == 0
+    assert main([*theirs, "--set", "model.wdith=3", "--set", f"model.trust={digest}"]) == 2
+    assert "wdith" in capsys.readouterr().err
