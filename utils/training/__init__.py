@@ -24,6 +24,8 @@ _EXPORTS = {
     "CheckpointManager": "utils.training.checkpoint_manager",
     "ExperimentManager": "utils.training.experiments",
     "MetricsTracker": "utils.training.metrics_tracker",
+    "diagnose": "utils.training.doctor",
+    "DoctorCallback": "utils.training.diagnosis.watch",
     "export_model": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",

@@ -13,7 +13,7 @@ from utils.adapters.forward import ModelCall
 from utils.data.examples import Batch
 from utils.errors import ModelError
 from utils.training.engine.metrics import CountSizes, Sums
-from utils.training.engine.objective import Loss, Objective
+from utils.training.engine.objective import Loss, Objective, output_spread
 
 
 class CriterionObjective(Objective):
@@ -31,7 +31,7 @@ class CriterionObjective(Objective):
     Not covered: parameters of the criterion, which no checkpoint holds.
     """
 
-    count_sizes: CountSizes = MappingProxyType({"correct": 1})
+    count_sizes: CountSizes = MappingProxyType({"correct": 1, "output_spread": 1})
 
     def __init__(self, criterion: Callable[[Any, Tensor], Tensor]) -> None:
         self.criterion = criterion
@@ -48,7 +48,7 @@ class CriterionObjective(Objective):
         # Outputs of half precision are scored in full, as every other objective does.
         outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
         loss_sum = self._loss_sum(outputs, labels)
-        counts = {}
+        counts = {"output_spread": output_spread(outputs)}
         if _is_classification(outputs, labels):
             self.counts_accuracy = True
             with torch.no_grad():

@@ -102,6 +102,7 @@ class TrainingLoop:
         if parts.guard is not None:
             parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
         self._overflows = 0
+        self._loading_s = 0.0  # of the epoch under way, waiting for its batches
         self._started = self._looked = self._resumed_at = time.monotonic()
         self._targets_at_row, self._time_at_row = state.targets_done, self._started
 
@@ -113,6 +114,7 @@ class TrainingLoop:
                 break
             epoch = state.epoch
             self.events.fire("on_epoch_begin", epoch)
+            self._loading_s = 0.0
             epoch_began, targets_before = time.monotonic(), state.targets_done
             try:
                 if self._finish_pending_evaluation() and self._stop_asked():
@@ -139,7 +141,13 @@ class TrainingLoop:
         """The steps of this epoch that are still to be done, up to the step limit."""
         if self._at_step_limit():
             return
-        for batches in self.data.steps(epoch, self.state.samples_done, self._accumulation):
+        steps = self.data.steps(epoch, self.state.samples_done, self._accumulation)
+        while True:
+            began = time.monotonic()
+            batches = next(steps, None)
+            self._loading_s += time.monotonic() - began
+            if batches is None:
+                return
             yield batches
             if self._at_step_limit():
                 return
@@ -262,7 +270,7 @@ class TrainingLoop:
         """Validation, the epoch's row, what is best, and the end of the plan."""
         self.read_numbers()
         state, config = self.state, self.config
-        seconds, targets = time.monotonic() - began, state.targets_done - targets_before
+        loading, seconds, targets = self._loading_s, time.monotonic() - began, state.targets_done - targets_before
         if not state.epoch_sums.targets and not state.skipped_steps:
             raise DataError(nothing_to_learn(state.samples_done))
         cut_short = self._at_step_limit()
@@ -277,7 +285,7 @@ class TrainingLoop:
         # After the validation, which a stop may leave undone: the epoch is then finished, and judged, by who continues.
         if self.monitor.startswith("train/"):
             self._judge(row)
-        row |= {"time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
+        row |= {"time/loading_s": loading, "time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
         # A stream's length is not known: only reading on would tell whether the limit came at its end.
         length = self.data.samples_per_epoch
         complete = not cut_short or (length is not None and state.samples_done >= length)
@@ -286,6 +294,7 @@ class TrainingLoop:
         state.history.append(row)
         if complete:
             state.epoch += 1
+            state.finished_sums = state.epoch_sums
             state.samples_done, state.epoch_sums = 0, Sums()
             self.parts.schedule.after_epoch(row)
         if ends:
@@ -309,7 +318,7 @@ class TrainingLoop:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
-        state.evaluated_step = state.step
+        state.evaluated_step, state.validation_sums = state.step, sums
         if self.monitor.startswith("val/"):
             self._judge(metrics)
         self._write(row)

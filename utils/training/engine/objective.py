@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
@@ -40,6 +41,19 @@ class Loss:
     def minimised(self) -> Tensor:
         """What the backward pass starts from: the sum over targets, and the auxiliary loss."""
         return self.loss_sum if self.auxiliary is None else self.loss_sum + self.auxiliary
+
+
+def output_spread(outputs: Tensor) -> Tensor:
+    """Squared deviation of the outputs from their mean over the batch, summed over rows, the mean over everything else.
+
+    0 in every batch: the model answers the same whatever its input is. Scalar fp32 or fp64, without graph.
+    """
+    values = outputs.detach()
+    values = values if values.dtype == torch.float64 else values.float()
+    if not values.dim() or not values.numel():
+        return values.new_zeros(())
+    rows = values.flatten(1) if values.dim() > 1 else values[:, None]
+    return (rows - rows.mean(0)).square().mean(1).sum()
 
 
 class Objective:

@@ -47,6 +47,8 @@ class TrainState:
         stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
             "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs. Early stopping sets
             it together with the count that it follows from, so no checkpoint holds one without the other.
+        finished_sums, validation_sums: sums of the latest epoch that was finished and of the latest validation, for whoever
+            looks at the run; no checkpoint holds them.
     """
 
     step: int = 0
@@ -66,6 +68,8 @@ class TrainState:
     pieces: Pieces = field(default_factory=Pieces)
     validation_pieces: Pieces = field(default_factory=Pieces)
     stop_reason: str | None = None
+    finished_sums: Sums | None = field(default=None, compare=False)
+    validation_sums: Sums | None = field(default=None, compare=False)
 
     #: Fields of earlier versions: name -> present name, None where nothing took its place.
     EARLIER: ClassVar[Mapping[str, str | None]] = {}

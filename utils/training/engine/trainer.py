@@ -27,6 +27,7 @@ from utils.errors import (
     TrainingInterrupted,
 )
 from utils.scrubbing import describe_error, scrub
+from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
 from utils.training.engine.arguments import check_arguments, whole_number
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
@@ -536,6 +537,8 @@ class Trainer:
         found = list(self.callbacks)
         if self.hooks is not None:
             found.append(HooksCallback(self.hooks, train_data, val_data))
+        if not any(isinstance(callback, DoctorCallback) for callback in found):
+            found.append(DoctorCallback())
         if self.parts is not None and not self.parts.world.is_main:
             return [callback for callback in found if not callback.main_only]
         tracker = make_tracker(config, folder.name, self.notices)

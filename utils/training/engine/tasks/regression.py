@@ -10,7 +10,7 @@ from utils.adapters.forward import ModelCall
 from utils.data.examples import Batch
 from utils.errors import ModelError
 from utils.training.engine.metrics import Sums, exact
-from utils.training.engine.objective import Loss
+from utils.training.engine.objective import Loss, output_spread
 from utils.training.engine.tasks.base import Prediction, Task, Wording, labels_of, register_task, summed
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
@@ -35,7 +35,7 @@ class Regression(Task):
     def __init__(self, num_outputs: int | None = None) -> None:
         self.num_outputs = num_outputs
         by_output = ("targets", "label_sum", "label_squares", "error_squares")
-        self.count_sizes = {"absolute_error": 1, **dict.fromkeys(by_output, num_outputs or 1)}
+        self.count_sizes = {"absolute_error": 1, "output_spread": 1, **dict.fromkeys(by_output, num_outputs or 1)}
 
     @classmethod
     def from_spec(cls, spec: TaskSpec, config: TrainingConfig) -> Task:
@@ -59,6 +59,7 @@ class Regression(Task):
         errors_BK = (summed(outputs_BK) - labels_BK).masked_fill(~known_BK, 0.0)
         loss_sum = errors_BK.square().sum()
         counts = self._counts(errors_BK.detach(), labels_BK.masked_fill(~known_BK, 0.0), known_BK)
+        counts["output_spread"] = output_spread(outputs_BK)
         return Loss(loss_sum, count, outputs_BK if keep_outputs else None, counts)
 
     def _outputs(self, model: ModelCall, batch: Batch, labels_BK: Tensor) -> Tensor:

@@ -1,0 +1,315 @@
+"""A run as the rules of the doctor see it: curves, settings and measurements, read from the run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import ConfigError, DataNotFoundError
+from utils.storage import read_json_lines
+from utils.training.config_files import read_config_file
+from utils.training.training_config import TrainingConfig
+
+#: File in the run's folder that holds what `DoctorCallback` measured.
+MEASUREMENTS = "doctor.jsonl"
+
+Row = dict[str, Any]
+Values = NDArray[np.float64]
+
+#: A finished run, or one that did this share of its plan, is judged on what it has learned.
+JUDGED_SHARE = 0.5
+#: Fewest optimizer steps (and epochs, unless there are many steps) after which a lack of progress means something.
+FEWEST_STEPS, FEWEST_EPOCHS, MANY_STEPS = 30, 2, 200
+
+#: Relative distance to the baseline within which a loss counts as the baseline's.
+AT_BASELINE = 0.03
+
+_ENDED = ("finished", "max_steps", "early_stopping")
+_TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a model scores that ignores its inputs: it knows only how often each label occurs.
+
+    Attributes:
+        loss: its loss in the task's unit: the entropy of the labels, the variance of the targets, the unigram loss.
+        accuracy: share of the most frequent class; None where there are no classes.
+        what: the baseline in words.
+    """
+
+    loss: float
+    accuracy: float | None
+    what: str
+
+
+@dataclass
+class RunRecord:
+    """One run.
+
+    Attributes:
+        rows: everything in history.jsonl; state: state.json; measurements: rows of doctor.jsonl.
+        config: the settings; task: the task's type, None with a criterion of the caller's.
+        unigram: loss of a unigram model on the validation data, where the caller knows it.
+        running: whether the run is still under way.
+    """
+
+    name: str
+    config: TrainingConfig
+    task: str | None = None
+    multi_label: bool = False
+    rows: Sequence[Row] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
+    measurements: Sequence[Row] = ()
+    unigram: float | None = None
+    running: bool = False
+
+    @classmethod
+    def read(cls, folder: Path, *, running: bool = False, unigram: float | None = None) -> RunRecord:
+        """The run in `folder`.
+
+        Raises:
+            DataNotFoundError: there is no run in it. ConfigError: its config.yaml cannot be read.
+        """
+        if not (folder / "history.jsonl").is_file() and not (folder / "config.yaml").is_file():
+            raise DataNotFoundError(f"{folder} holds no run: it has neither history.jsonl nor config.yaml.")
+        sections: Mapping[str, Any] = {}
+        if (folder / "config.yaml").is_file():
+            sections = read_config_file(folder / "config.yaml")
+        settings, task = sections.get("training") or {}, sections.get("task") or {}
+        if not isinstance(settings, Mapping) or not isinstance(task, Mapping):
+            raise ConfigError(f"{folder / 'config.yaml'}: training and task must be sections with settings.")
+        known = {name: value for name, value in settings.items() if name in TrainingConfig.model_fields}
+        return cls(
+            name=folder.name, config=TrainingConfig.from_dict(known), task=task.get("task_type"),
+            multi_label=bool(task.get("multi_label")), rows=read_json_lines(folder / "history.jsonl"),
+            state=_read_state(folder / "state.json"), measurements=read_json_lines(folder / MEASUREMENTS),
+            unigram=unigram, running=running,
+        )  # fmt: skip
+
+    # What happened
+
+    @cached_property
+    def epochs(self) -> list[Row]:
+        """One row for each epoch; a continued epoch counts once."""
+        return list({row["epoch"]: row for row in self._of("epoch") if "train/loss" in row}.values())
+
+    @cached_property
+    def validations(self) -> list[Row]:
+        """One row for each validation."""
+        return self._of("evaluate")
+
+    @cached_property
+    def skipped(self) -> list[Row]:
+        """Steps that were skipped because a number was not finite."""
+        return [row for row in self._of("step") if row.get("skipped")]
+
+    def _of(self, event: str) -> list[Row]:
+        return [row for row in self.rows if row.get("event") == event]
+
+    @cached_property
+    def _steps(self) -> list[Row]:
+        return [
+            row for row in self._of("step") if not row.get("skipped") and math.isfinite(row.get("train/loss", math.nan))
+        ]
+
+    @cached_property
+    def steps(self) -> Values:
+        """The optimizer steps that have a row; `losses`, `norms` and `rates` belong to them (means since the last row)."""
+        return np.array([row["step"] for row in self._steps], dtype=np.float64)
+
+    @cached_property
+    def losses(self) -> Values:
+        """Training losses."""
+        return np.array([row["train/loss"] for row in self._steps], dtype=np.float64)
+
+    @cached_property
+    def norms(self) -> Values:
+        """Gradient norms before clipping."""
+        return np.array([row.get("train/grad_norm", math.nan) for row in self._steps], dtype=np.float64)
+
+    @cached_property
+    def rates(self) -> Values:
+        """Learning rates."""
+        return np.array([row.get("train/learning_rate", math.nan) for row in self._steps], dtype=np.float64)
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps done."""
+        return max([0, *(int(row["step"]) for row in self.rows[-50:] if "step" in row)])
+
+    @property
+    def planned(self) -> int | None:
+        """Optimizer steps of the whole run, where that is known."""
+        total: int | None = self.facts.get("total_steps", self.config.max_steps)
+        return total
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its planned end."""
+        return self.state.get("stop_reason") in _ENDED and not self.running
+
+    @property
+    def judged(self) -> str:
+        """Why it is too early to judge what the run has learned; empty when it is not."""
+        if self.done < FEWEST_STEPS or len(self.losses) < 10:
+            return f"{self.done} optimizer steps are too few to judge; {FEWEST_STEPS} are needed"
+        if self.done < MANY_STEPS and len(self.epochs) < FEWEST_EPOCHS:
+            return f"less than {FEWEST_EPOCHS} epochs and {MANY_STEPS} steps are too few to judge"
+        if not self.ended and self.planned is not None and self.done < JUDGED_SHARE * self.planned:
+            return f"{self.done} of {self.planned} planned steps are too few to judge"
+        return ""
+
+    # Measurements
+
+    @cached_property
+    def facts(self) -> Row:
+        """What was known at the start: sizes, data, optimizer; {} for runs without measurements."""
+        found: Row = {}
+        for row in self.measurements:
+            if row.get("event") == "start":
+                found |= row
+        return found
+
+    def counts(self, part: str) -> list[Row]:
+        """What the targets and outputs of each epoch ("train") or validation ("val") were like, in order."""
+        return [row for row in self.measurements if row.get("event") == "counts" and row.get("part") == part]
+
+    @cached_property
+    def looks(self) -> list[Row]:
+        """Looks at the parameters around single steps, in order."""
+        return [row for row in self.measurements if row.get("event") == "look" and row.get("tensors")]
+
+    @cached_property
+    def intervals(self) -> list[Row]:
+        """Steps, clipped steps and times, an entry for each epoch or validation."""
+        return [row for row in self.measurements if row.get("event") == "interval"]
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether the loss is over tokens of a vocabulary."""
+        return self.task in _TOKEN_TASKS
+
+    # Derived numbers
+
+    @cached_property
+    def start(self) -> float:
+        """Training loss of the first steps."""
+        return float(self.losses[: max(1, min(10, len(self.losses) // 10))].mean())
+
+    @cached_property
+    def end(self) -> float:
+        """Training loss of the last tenth of the run."""
+        return float(self.losses[-self._last :].mean())
+
+    @property
+    def _last(self) -> int:
+        return max(3, len(self.losses) // 10)
+
+    @cached_property
+    def scatter(self) -> float:
+        """Standard deviation of single step losses around their trend, in the second half of the run."""
+        half = self.losses[len(self.losses) // 2 :]
+        if len(half) < 3:
+            return math.inf
+        # A trend has no part in differences of neighbours; those of independent values have twice the variance.
+        return float(np.std(np.diff(half)) / math.sqrt(2))
+
+    @property
+    def error(self) -> float:
+        """Standard error of `end`."""
+        return self.scatter / math.sqrt(self._last)
+
+    @cached_property
+    def guess(self) -> Guess | None:
+        """The baseline on the training data; None where it is not known."""
+        return self._guess_of("train")
+
+    @cached_property
+    def validation_guess(self) -> Guess | None:
+        """The baseline on the validation data."""
+        return self._guess_of("val")
+
+    def _guess_of(self, part: str) -> Guess | None:
+        if self.over_tokens:
+            measured = self.unigram if self.unigram is not None else self.facts.get("unigram_loss")
+            return None if measured is None else Guess(float(measured), None, "a unigram model")
+        counted = [row for row in self.counts(part) if "guess_loss" in row]
+        row = counted[-1] if counted else self.facts.get("labels", {})
+        if "guess_loss" not in row:
+            return None
+        classes = row.get("majority") is not None
+        loss = float(row["guess_loss"])
+        if self.config.label_smoothing and classes:
+            loss = math.inf  # smoothing adds to the loss what depends on the model; only the accuracy can be compared
+        what = "always answering by the frequency of the classes" if classes else "always answering the mean target"
+        return Guess(loss, row.get("majority"), what)
+
+    @cached_property
+    def no_better_than_guess(self) -> bool | None:
+        """Whether the training ends no better than its baseline; None where that is not known."""
+        return self._no_better(self.guess, self.end, self.epochs, "train")
+
+    def _no_better(self, guess: Guess | None, loss: float, rows: Sequence[Row], part: str) -> bool | None:
+        if guess is None:
+            return None
+        measured = [row[f"{part}/loss"] for row in rows[-3:] if f"{part}/loss" in row]
+        worse = min([loss, *measured]) >= (1 - AT_BASELINE) * guess.loss
+        if guess.accuracy is None or not rows or f"{part}/accuracy" not in rows[-1]:
+            return worse if math.isfinite(guess.loss) else None
+        best = max(row.get(f"{part}/accuracy", 0.0) for row in rows[-3:])
+        chance = best <= guess.accuracy + self.accuracy_margin(part, guess.accuracy)
+        return chance and (worse or not math.isfinite(guess.loss) or not self._own_loss_is_entropy)
+
+    @property
+    def _own_loss_is_entropy(self) -> bool:
+        """Whether the loss is in nats, so that the entropy of the labels is a baseline for it."""
+        return self.task is not None
+
+    def accuracy_margin(self, part: str, share: float) -> float:
+        """Two standard errors of an accuracy at chance, and two points."""
+        counted = self.counts(part)
+        number = counted[-1].get("targets", 0) if counted else self.facts.get("num_train", 0)
+        return 0.02 + 2 * math.sqrt(share * (1 - share) / max(number, 1))
+
+    @cached_property
+    def movement(self) -> float | None:
+        """How far the weights moved over the run, relative to their size: an upper bound, the largest relative update of the
+        median matrix times the steps. None where it was not measured."""
+        seen = [ratio for look in self.looks if (ratio := relative_update(look)) is not None]
+        return None if not seen else max(seen) * self.done
+
+    def flat_since(self) -> float:
+        """Share of the run, from its end backwards, in which the training loss stayed level."""
+        number = len(self.losses)
+        blocks = np.array_split(self.losses, min(20, max(1, number // 3)))
+        means = np.array([block.mean() for block in blocks])
+        errors = self.scatter / math.sqrt(max(1, number // len(blocks)))
+        last = means[-1]
+        level = np.abs(means - last) <= max(3 * errors, 0.01 * abs(last))
+        away = np.flatnonzero(~level)
+        return 1.0 if not len(away) else (len(means) - 1 - int(away[-1])) / len(means)
+
+
+def relative_update(look: Row) -> float | None:
+    """The update of one step relative to the weights, of the median matrix; None where there is no matrix to go by."""
+    ratios = [
+        t["update"] / t["weight"] for t in look["tensors"] if t["matrix"] and t["weight"] and t["update"] is not None
+    ]
+    return float(np.median(ratios)) if ratios else None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # absent, or torn by a crash; the history has what matters
+    return found if isinstance(found, dict) else {}
