@@ -47,7 +47,6 @@ class Trial:
         outputs: of the batch in evaluation mode, fp32; without a graph.
         active_relus: for each ReLU module that ran, by name, whether each of its units was active for any row: bool (units,).
         learning_rate, max_grad_norm, total_steps: of the run; total_steps None where it is not known.
-        tolerance: relative difference that is rounding.
     """
 
     model: nn.Module
@@ -59,7 +58,6 @@ class Trial:
     learning_rate: float
     max_grad_norm: float
     total_steps: int | None
-    tolerance: float
 
     @property
     def labels(self) -> Tensor | None:
@@ -146,13 +144,11 @@ def _trial(parts: Parts, data: UniversalDataModule, max_grad_norm: float, total_
     if isinstance(objective, TokenTask):
         objective.fused = "off"  # looking for the output layer is left to training, which reports on it
     active: dict[str, Tensor] = {}
-    exact = parts.precision.compute == "32"
     # In fp32, whatever the run computes in: differences are to be seen, and the samples are few.
     with _relus_watched(parts.model, active), state_kept(parts.model):
         outputs = ModelCall(parts.model).uncounted(batch).float()
     return Trial(
-        parts.model, objective, batch, outputs, active, parts.optimizer, _peak(parts), max_grad_norm, total_steps,
-        1e-3 if exact else 1e-2,
+        parts.model, objective, batch, outputs, active, parts.optimizer, _peak(parts), max_grad_norm, total_steps
     )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ _ROWS = 8
 _TRIED_ALONE = 16
 # Size to which a tensor of zeros is moved to see whether it matters: GPT-2's initial one.
 _NUDGE = 0.02
+# Relative change of the loss that is none: 100 times the rounding of fp32.
+_CHANGED = 1e-5
 # torch's default; nobody set it too large on purpose.
 _USUAL_EPS = 1e-8
 # Share of the learning rate that is left of Adam's steps, g / (g + eps), below which eps decides and not the gradient.
@@ -124,7 +126,7 @@ def _changes_loss(trial: Trial, rows: int, loss: float, parameters: list[nn.Para
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
     again = trial.loss(rows)
-    return abs(changed - loss) > trial.tolerance * abs(loss) and abs(again - loss) <= 0.1 * trial.tolerance * abs(loss)
+    return abs(changed - loss) > _CHANGED * abs(loss) and abs(again - loss) <= 0.1 * _CHANGED * abs(loss)
 
 
 def _settings(trial: Trial, trainable: dict[str, nn.Parameter], gradients: dict[str, Tensor | None]) -> Iterator[str]:
