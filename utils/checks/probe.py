@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
+from utils.adapters.kept_attributes import KeptAttributes
 from utils.checks.result import CheckResult, Finding
 from utils.errors import ModelError
 from utils.training.engine import rng
@@ -322,7 +323,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    weights, attributes = _copied(model), [_Attributes(module) for module in model.modules()]
+    weights, attributes = _copied(model), [KeptAttributes(module) for module in model.modules()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
@@ -342,28 +343,6 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
                 attribute.restore()
 
 
-class _Attributes:
-    """What a module's plain attributes hold, to be put back: objects, values of tensors, entries of containers."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._held = {name: value for name, value in vars(module).items() if name not in _MODULE_INTERNALS}
-        self._tensors = [(t, t.detach().clone()) for t in self._held.values() if isinstance(t, Tensor)]
-        self._containers = [(c, c.copy()) for c in self._held.values() if type(c) in (list, dict, set)]
-
-    def restore(self) -> None:
-        own = vars(self._module)
-        for name in [name for name in own if name not in _MODULE_INTERNALS and name not in self._held]:
-            del own[name]
-        own.update(self._held)
-        for tensor, before in self._tensors:
-            if not torch.equal(tensor, before):
-                tensor.copy_(before)
-        for container, entries in self._containers:
-            container.clear()
-            container.extend(entries) if isinstance(container, list) else container.update(entries)
-
-
 def _copied(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """Every parameter and a copy of its values; nothing when they are large."""
     parameters = list(model.parameters())
@@ -371,9 +350,6 @@ def _copied(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         return []
     return [(parameter, parameter.detach().clone()) for parameter in parameters]
 
-
-#: Attributes that nn.Module itself keeps; mode and buffers are put back by name.
-_MODULE_INTERNALS = frozenset({*vars(nn.Module()), "training"})
 
 Check = Callable[..., CheckResult]
 

@@ -14,6 +14,7 @@ from utils.data.examples import Batch
 from utils.errors import ModelError
 from utils.training.engine.metrics import CountSizes, Sums
 from utils.training.engine.objective import Loss, Objective, output_spread
+from utils.training.engine.tasks.base import flattening_hint
 
 
 class CriterionObjective(Objective):
@@ -47,7 +48,7 @@ class CriterionObjective(Objective):
         outputs = model(batch)
         # Outputs of half precision are scored in full, as every other objective does.
         outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-        loss_sum = self._loss_sum(outputs, labels)
+        loss_sum = self._loss_sum(outputs, labels, flattening_hint(outputs, batch))
         counts = {"output_spread": output_spread(outputs)}
         if _is_classification(outputs, labels):
             self.counts_accuracy = True
@@ -55,14 +56,14 @@ class CriterionObjective(Objective):
                 counts["correct"] = (outputs.argmax(dim=1) == labels).sum()
         return Loss(loss_sum, len(labels), outputs if keep_outputs else None, counts)
 
-    def _loss_sum(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _loss_sum(self, outputs: Tensor, labels: Tensor, hint: str) -> Tensor:
         rows = len(labels)
         try:
             value = self.criterion(outputs, labels)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             error.add_note(
                 f"The criterion was given outputs {tuple(outputs.shape)} {outputs.dtype} and labels {tuple(labels.shape)} "
-                f"{labels.dtype}."
+                f"{labels.dtype}.{hint}"
             )
             raise
         if not isinstance(value, Tensor):

@@ -64,7 +64,9 @@ def initialise_lazy_layers(model: nn.Module, data: UniversalDataModule) -> str |
         return None
     where = f"{type(model).__name__} has layers without a size yet ({', '.join(names[:4])})"
     if isinstance(data.train, StreamSource):
-        raise ModelError(f"{where}, and a stream has no sample to spare. Call the model once with a sample before training.")
+        raise ModelError(
+            f"{where}, and a stream has no sample to spare. Call the model once with a sample before training."
+        )
     sample = first_sample(model, data.train.take([0]))
     try:
         with state_kept(model):
@@ -125,6 +127,17 @@ def check_last_batch(parts: Parts, data: UniversalDataModule) -> None:
             parts.forward(data.train.take([0]))
     except ModelError as error:
         raise ModelError(f"{total} samples in batches of {size} end with a batch of one sample. {error}") from error
+
+
+def accumulation_notice(data: UniversalDataModule, accumulation: int) -> str | None:
+    """A sentence where a step would take more micro-batches than an epoch has; None where it does not, or is not known."""
+    batches = data.num_steps(1)
+    if batches is None or accumulation <= batches or batches < 2:
+        return None
+    return (
+        f"Gradient accumulation is longer than the epoch: a step takes {accumulation:,} micro-batches and an epoch has "
+        f"{batches:,}, so there is one step an epoch. Set gradient_accumulation_steps to at most {max(1, batches // 10):,}."
+    )
 
 
 def first_samples(data: UniversalDataModule) -> Batch:

@@ -46,6 +46,7 @@ from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.fit import (
+    accumulation_notice,
     check_fit,
     check_gradients_are_dense,
     check_last_batch,
@@ -69,6 +70,8 @@ from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept, switch_to_training
 from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
+from utils.training.engine.trial import first_samples_notices
+from utils.training.engine.trial_rules import RULES
 from utils.training.engine.world import World, check_launch, join
 from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec
@@ -192,6 +195,8 @@ class Trainer:
         objective = self._objective(task_spec, config.replace(fused_loss="off") if sharded else config, data)
         check_compiler(config.compile_mode, detect_device())
         accumulation = self._accumulation(data)
+        if (too_long := accumulation_notice(data, accumulation)) is not None:
+            self.notice(too_long)
         total_steps = _planned_steps(config, data, accumulation)
         monitor = self._monitor(data, objective)
         with contextlib.ExitStack() as stack:
@@ -229,6 +234,9 @@ class Trainer:
             check_last_batch(parts, data)
             if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:
                 self.notice(difference)
+            if not self.state.step:
+                for sentence in first_samples_notices(parts, data, RULES, config.max_grad_norm, total_steps):
+                    self.notice(sentence)
             self._find_batch_size(parts, data)
             self._compile(parts, data)
             self._note_weights(start)

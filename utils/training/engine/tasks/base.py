@@ -198,6 +198,17 @@ def shapes_of(batch: Mapping[str, Tensor]) -> str:
     return ", ".join(described) or "nothing"
 
 
+def flattening_hint(outputs: Tensor, batch: Mapping[str, Tensor]) -> str:
+    """What to do where outputs still have the shape of an image, or another input of several dimensions; else nothing."""
+    inputs = next((tensor for name, tensor in batch.items() if name != "labels"), None)
+    if inputs is None or inputs.dim() < 3 or outputs.dim() != inputs.dim() or outputs.shape[:-1] != inputs.shape[:-1]:
+        return ""
+    return (
+        " They still have the shape of the input: the last layer was applied to each of its rows. Flatten before the linear "
+        "layer (nn.Flatten()), or pool."
+    )
+
+
 def summed(logits: Tensor) -> Tensor:
     """Logits in the format in which losses are computed: fp32, so that a sum is never rounded to half precision; fp64 stays."""
     return logits if logits.dtype == torch.float64 else logits.float()

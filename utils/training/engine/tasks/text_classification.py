@@ -15,6 +15,7 @@ from utils.training.engine.tasks.base import (
     Prediction,
     Task,
     Wording,
+    flattening_hint,
     labels_of,
     register_task,
     shapes_of,
@@ -49,7 +50,7 @@ class Classification(ClassTask):
         if logits_BC.dim() != 2 or len(logits_BC) != rows:
             raise ModelError(
                 f"{type(model.model).__name__} returned logits of shape {tuple(logits_BC.shape)}; {self.name} needs "
-                f"(B={rows}, C): one score per class for every sample."
+                f"(B={rows}, C): one score per class for every sample.{flattening_hint(logits_BC, batch)}"
             )
         check_classes(logits_BC.shape[1], self.num_classes, model)
         return logits_BC

@@ -1,0 +1,13 @@
+"""Forty-nine faults of training programs, small, each with its repaired twin: see docs/CHECKS.md."""
+
+from __future__ import annotations
+
+from tests.kit import fault_data, fault_models, fault_settings
+from tests.kit.fault_tools import Program, Setup, named_by, observe
+
+__all__ = ["PROGRAMS", "Program", "Setup", "named_by", "observe"]
+
+PROGRAMS: dict[str, Program] = {
+    program.name: program for program in (*fault_models.PROGRAMS, *fault_data.PROGRAMS, *fault_settings.PROGRAMS)
+}
+assert len(PROGRAMS) == 49, "a name occurs twice, or a program is missing"

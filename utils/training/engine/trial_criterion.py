@@ -1,0 +1,113 @@
+"""Rules on a criterion of the caller's, tried on outputs of the first samples: how it adds up, its sign, where it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.training.engine.trial import Trial, own_criterion
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+# Relative difference within which the loss of a batch is that of its halves together, or their mean.
+_SAME = 1e-3
+
+
+def criterion_is_a_mean(trial: Trial) -> Iterator[str]:
+    """Whether the criterion of a batch is the sum over its halves. One that says so (`reduction="sum"`) is divided anyway."""
+    criterion, labels = own_criterion(trial.objective), trial.labels
+    if criterion is None or labels is None or trial.rows < 4 or getattr(criterion, "reduction", None) == "sum":
+        return
+    rows = 4 * (trial.rows // 4)
+    with torch.no_grad():
+        whole, *quarters = (
+            _scalar(criterion, trial.outputs[where], labels[where])
+            for where in (slice(rows), *(slice(start, start + rows // 4) for start in range(0, rows, rows // 4)))
+        )
+    if whole is None or any(quarter is None for quarter in quarters):
+        return
+    total = sum(quarter for quarter in quarters if quarter is not None)
+    if abs(whole) > 0 and abs(whole - total) <= _SAME * abs(whole):
+        yield (
+            f"The criterion is a sum over the batch: its loss of {rows} samples ({whole:.4g}) is that of its quarters added up,"
+            " so the gradient, and with it each step, grows with batch_size. Return the mean over samples, a loss for each "
+            'sample, or set reduction = "sum" on the criterion, which is then divided by the number of samples.'
+        )
+
+
+def criterion_has_the_right_sign(trial: Trial) -> Iterator[str]:
+    """Whether the loss grows as outputs move away from their labels: the direction of its gradient at neutral outputs.
+
+    The sign of the loss itself says nothing: a negative log-likelihood of a density and a negative cosine are right.
+    """
+    criterion, labels, outputs = own_criterion(trial.objective), trial.labels, trial.outputs
+    if criterion is None or labels is None:
+        return
+    classes = outputs.dim() == 2 and outputs.shape[1] > 1 and labels.dim() == 1 and not labels.is_floating_point()
+    if classes:
+        neutral = torch.full_like(outputs, 1 / outputs.shape[1])
+        away = neutral - F.one_hot(labels.clamp(0, outputs.shape[1] - 1), outputs.shape[1]).to(outputs)
+    elif outputs.shape == labels.shape and labels.is_floating_point():
+        within = bool(((labels == 0) | (labels == 1)).all())
+        neutral = torch.full_like(outputs, 0.5) if within else labels + labels.std().clamp_min(1e-3) * _signs(labels)
+        away = neutral - labels
+    else:
+        return
+    pulls = _gradient(criterion, neutral, labels)
+    if pulls is None:
+        return
+    along = (pulls * away).flatten(1).sum(1)
+    moved = along[along != 0]
+    if len(moved) and bool((moved < 0).float().mean() > 0.9):
+        yield (
+            "The sign of the criterion is wrong: its loss falls as outputs move away from their labels, so training makes the "
+            "right answers ever less likely. Negate it."
+        )
+
+
+def criterion_takes_sure_answers(trial: Trial) -> Iterator[str]:
+    """Whether the criterion stays finite once probabilities reach 0 and 1, for models whose outputs are probabilities."""
+    criterion, labels, outputs = own_criterion(trial.objective), trial.labels, trial.outputs
+    if criterion is None or labels is None or bool((outputs < 0).any() or (outputs > 1).any()):
+        return
+    if outputs.shape == labels.shape and bool(((labels == 0) | (labels == 1)).all()):
+        sure = labels.to(outputs)
+        sides = (sure, 1 - sure)
+    elif outputs.dim() == 2 and labels.dim() == 1 and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
+        sure = F.one_hot(labels.long().clamp(0, outputs.shape[1] - 1), outputs.shape[1]).to(outputs)
+        sides = (sure, sure.roll(1, 1))
+    else:
+        return
+    with torch.no_grad():
+        losses = [_scalar(criterion, side, labels) for side in sides]
+    if any(loss is not None and not abs(loss) < float("inf") for loss in losses):
+        yield (
+            "The loss becomes infinite or NaN once an output is exactly 0 or 1, which sure answers are in fp32: the criterion "
+            "takes the logarithm of zero. Return scores from the model and use cross_entropy or "
+            "binary_cross_entropy_with_logits, or clamp the probabilities."
+        )
+
+
+def _scalar(criterion: Criterion, outputs: Tensor, labels: Tensor) -> float | None:
+    """The loss as a number; None where it is one for each sample."""
+    value = criterion(outputs, labels)
+    return float(value) if value.dim() == 0 else None
+
+
+def _gradient(criterion: Criterion, outputs: Tensor, labels: Tensor) -> Tensor | None:
+    """The gradient of the loss with regard to the outputs; None where it is not finite, or there is none."""
+    given = outputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = criterion(given, labels).sum()
+    if not value.requires_grad:
+        return None
+    (gradient,) = torch.autograd.grad(value, given)
+    return gradient if bool(gradient.isfinite().all()) else None
+
+
+def _signs(labels: Tensor) -> Tensor:
+    """+1 and -1 in turn, of the labels' shape."""
+    return (1 - 2 * (torch.arange(labels.numel(), device=labels.device) % 2)).view(labels.shape).to(labels)
