@@ -139,10 +139,13 @@ class CheckReport(Mapping[str, CheckResult]):
         title: what was checked.
         results: in the order of the report.
         seconds: how long it took; None: not measured.
+        stopped: whether somebody ended the checks early.
     """
 
-    def __init__(self, title: str, results: Sequence[CheckResult], seconds: float | None = None) -> None:
-        self.title, self.results, self.seconds = title, tuple(results), seconds
+    def __init__(
+        self, title: str, results: Sequence[CheckResult], seconds: float | None = None, stopped: bool = False
+    ) -> None:
+        self.title, self.results, self.seconds, self.stopped = title, tuple(results), seconds, stopped
 
     @property
     def passed(self) -> bool:
