@@ -55,8 +55,14 @@ class CheckProgress:
         """Such as "Tier 1: shapes (1 of 6), 3 s of about 20 s", without a full stop."""
         if not self.name:
             return f"{self.title}: {self.total} checks in {duration(self.elapsed_s)}"
-        expected = f" of about {duration(max(self.expected_s, self.elapsed_s))}" if self.expected_s else ""
-        return f"{self.title}: {self.name} ({self.done + 1} of {self.total}), {duration(self.elapsed_s)}{expected}"
+        expected = f" of about {_clock(max(self.expected_s, self.elapsed_s))}" if self.expected_s else ""
+        return f"{self.title}: {self.name} ({self.done + 1} of {self.total}), {_clock(self.elapsed_s)}{expected}"
+
+
+def _clock(seconds: float) -> str:
+    """Whole seconds: a running clock that shows tenths flickers."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 Report = Callable[[CheckProgress], None]
