@@ -1,4 +1,6 @@
-"""What is drawn with ipywidgets: the wizard's forms and the live view of a run. Imports no torch and touches no files.
+"""What is drawn with ipywidgets: the wizard's forms, the live view of a run, and model checks with their progress.
+
+Imports no torch and touches no files.
 
 Importing this package also checks that `utils` is the library's package: where a file or package of the user's hides it, no
 module of the library could report that.
@@ -35,9 +37,15 @@ from utils.lazy import lazy_exports  # noqa: E402 - after the check
 
 if TYPE_CHECKING:
     from widgets.attach import show_live
+    from widgets.checks import offer_checks, run_checks
     from widgets.live import train_live
 
-_EXPORTS = {"show_live": "widgets.attach", "train_live": "widgets.live"}
-__all__ = ["show_live", "train_live"]
+_EXPORTS = {
+    "offer_checks": "widgets.checks",
+    "run_checks": "widgets.checks",
+    "show_live": "widgets.attach",
+    "train_live": "widgets.live",
+}
+__all__ = ["offer_checks", "run_checks", "show_live", "train_live"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

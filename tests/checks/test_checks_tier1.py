@@ -15,6 +15,7 @@ from utils.checks import (
     CheckReport,
     CheckResult,
     run_all_tier1_tests,
+    run_all_tier2_tests,
     test_gradient_flow,
     test_inference_speed,
     test_memory_footprint,
@@ -22,6 +23,7 @@ from utils.checks import (
     test_parameter_initialization,
     test_shape_robustness,
 )
+from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training import TaskSpec
 
@@ -367,6 +369,50 @@ def test_a_report_can_be_read_as_table_json_html_and_text(capsys):
     shown = capsys.readouterr().out
     assert "Not passed: 1 pass, 1 fail" in shown
     assert "fail" in shown
+
+
+def test_a_report_has_stable_keys_in_json_and_as_a_table():
+    report = CheckReport("Tier 1", [test_gradient_flow(tiny_gpt()), CheckResult("d", "not run", "No data.")], 1.5)
+    content = json.loads(report.to_json())
+    assert set(content) == {"title", "passed", "conclusion", "seconds", "results"}
+    for result in content["results"]:
+        assert set(result) == {
+            "name", "verdict", "summary", "measured", "thresholds", "remedy", "findings", "limits",
+        }  # fmt: skip
+        assert all(set(limit) == {"measured", "at_least", "at_most", "source"} for limit in result["limits"])
+    assert list(report.to_frame().columns) == ["check", "verdict", "summary", "remedy", "measured", "thresholds"]
+
+
+def test_json_takes_whatever_a_check_measured():
+    measured = {"shape": torch.Size([2, 3]), "tensor": torch.ones(2), "dtype": torch.float16, "none": None, "yes": True}
+    content = json.loads(CheckReport("T", [CheckResult("c", "pass", "s", measured)]).to_json())
+    assert content["results"][0]["measured"]["shape"] == [2, 3]
+    assert content["results"][0]["measured"]["dtype"] == "torch.float16"
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json"])
+def test_a_report_is_saved_as_one_file(suffix, tmp_path):
+    report = CheckReport("Tier 1", [CheckResult("c", "fail", HOSTILE, remedy="do")])
+    path = report.save(tmp_path / "new" / f"report{suffix}")
+    assert path.read_text() == (report.to_page() if suffix == ".html" else report.to_json())
+    assert path.is_absolute()
+    with pytest.raises(ConfigError, match=r"report\.txt"):
+        report.save(tmp_path / "report.txt")
+
+
+def test_not_run_needs_a_reason():
+    with pytest.raises(ValueError, match="reason"):
+        CheckResult("c", "not run", " ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_check_states_its_limits_with_their_sources():
+    report = CheckReport("T", [*run_all_tier1_tests(tiny_gpt()).results, *run_all_tier2_tests(tiny_gpt()).results])
+    for result in report.results:
+        assert result.limits, result.name
+        assert all(limit.source for limit in result.limits)
+        known = [limit for limit in result.limits if limit.measured.split(" / ")[0] in result.measured]
+        assert known or result.name == "parameter initialisation", "limits name what was measured"
 
 
 def test_the_gradient_check_has_a_figure():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 from html.parser import HTMLParser
 
+import pytest
 from matplotlib.figure import Figure
 
-from utils.views.html import text
-from utils.views.report import page, report_html, report_text
+from tests.kit.browser import needs_chromium, running_browser
+from utils.views.html import style_sheet, text
+from utils.views.report import Details, page, report_html, report_text
+from utils.views.values import Bounds, value_rows, value_text
 
 HOSTILE = '"><script>alert(1)</script>'
 ROWS = [
@@ -61,3 +64,134 @@ def test_the_text_form_says_what_to_do_only_where_there_is_something():
     plain = report_text("Tier 1", ROWS[:1])
     assert plain == "Tier 1\n  shapes  pass: Five shapes."
     assert "What to do: Give vocab_size." in report_text("Tier 1", ROWS)
+
+
+# ---- values, limits and findings ----
+
+
+def details_of(**changes):
+    findings = (("fail", "It leaks.", "Mask it."), ("warn", "It is slow.", ""))
+    values = value_rows({"leak": 0.31, "loss_nats": 4.16}, [Bounds("leak", at_most=0.05, source="rounding")])
+    return {"shapes": Details(**{"findings": findings, "values": values, **changes})}
+
+
+def plot():
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([1, 2])
+    return figure
+
+
+@pytest.mark.parametrize(("verdict", "folded"), [("fail", False), ("warn", False), ("pass", True)])
+def test_where_something_is_wrong_picture_and_values_are_not_behind_a_fold(verdict, folded):
+    tags = Tags(report_html("T", [("shapes", verdict, "s", "")], {"shapes": plot()}, details_of())).found
+    names = [tag for tag, _ in tags]
+    assert (names.index("img") > names.index("details")) is folded
+    assert ("open" not in dict(tags)["details"]) is folded
+
+
+def test_a_value_beyond_its_limit_is_marked_and_its_limit_has_a_source():
+    markup = report_html("T", [("shapes", "fail", "s", "")], details=details_of())
+    assert 'aria-label="beyond the limit"' in markup
+    for words in ("0.31", "at most 0.05", "rounding", "loss (nats)", "It leaks.", "Mask it.", "It is slow."):
+        assert words in markup
+
+
+def test_parts_that_did_not_run_are_named_with_their_reason():
+    markup = report_html("T", [("shapes", "pass", "s", "")], details=details_of(not_run={"the_slope": "no fp64"}))
+    assert "not run: the slope (no fp64)" in markup
+
+
+def test_tokens_show_their_attribution_as_a_number_too():
+    markup = report_html("T", [("shapes", "pass", "s", "")], details=details_of(tokens=(("<b>", 0.5), ("y", -0.25))))
+    assert "&lt;b&gt;" in markup
+    assert "+0.5" in markup
+    assert "-0.25" in markup
+
+
+def test_a_report_needs_no_script_and_nothing_from_outside():
+    markup = page("T", report_html("T", ROWS, {"shapes": plot()}, details_of()))
+    tags = Tags(markup).found
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in tags}
+    assert all(attributes.get("src", "data:").startswith("data:") for _, attributes in tags)
+    assert "http" not in markup
+    assert "url(" not in markup
+
+
+def test_a_style_sheet_cannot_end_its_element():
+    with pytest.raises(ValueError, match="style sheet"):
+        style_sheet("a{}</style>")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1234567, "1,234,567"), (0.123456, "0.123"), (4321.0, "4,321"), (True, "yes"), (None, "not known"), ([], ""),
+     ([[0.5, 1.0], [2.0, 3.0]] * 3, "12 values, 0.5 to 3"), (list("abcdef"), "a, b, c, d and 2 more"), (1e9, "1e+09")],
+)  # fmt: skip
+def test_values_are_short(value, expected):
+    assert value_text(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words", "inside", "outside"),
+    [(Bounds("x", at_most=2), "at most 2", 2, 2.1), (Bounds("x", at_least=0.5), "at least 0.5", 1, 0.4),
+     (Bounds("x", 0.001, 1000.0), "0.001 to 1,000", 5, float("nan"))],
+)  # fmt: skip
+def test_limits_in_words_and_what_they_exclude(bounds, words, inside, outside):
+    assert bounds.in_words == words
+    assert not bounds.excludes(inside)
+    assert bounds.excludes(outside)
+    assert not bounds.excludes("text")
+
+
+def test_a_limit_without_its_value_is_left_out_unless_it_stands_for_several():
+    limits = [Bounds("ratio", at_most=2), Bounds("leak", at_most=1), Bounds("one of many", at_most=3)]
+    rows = value_rows({"ratio of blocks": 4.0, "other_ms": 2}, limits)
+    assert [(row.name, row.value, row.outside) for row in rows] == [
+        ("ratio of blocks", "4", True), ("one of many", "", False), ("other (ms)", "2", False),
+    ]  # fmt: skip
+
+
+# ---- on a page ----
+
+
+def _contrast(first, second):
+    def luminance(colour):
+        parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [600, 1000])
+def test_a_report_fits_its_page_and_its_text_stands_out(scheme, width, tmp_path):
+    rows = [(kind, kind, f"Something about {kind} that takes a line or two. " * 3, "Do this.") for kind in
+            ("pass", "warn", "fail", "not run")]  # fmt: skip
+    file = tmp_path / "report.html"
+    file.write_text(page("T", report_html("T", rows, {"fail": plot()}, {"fail": details_of()["shapes"]}, 12.0)))
+    with running_browser() as browser:
+        opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 700})
+        opened.goto(file.as_uri())
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        shown = opened.evaluate(_COLOURS)
+    ground = (255, 255, 255) if scheme == "light" else (18, 18, 18)  # Chromium's own in a dark page
+    for words, (*ink, alpha) in shown:
+        seen = [alpha * part + (1 - alpha) * below for part, below in zip(ink, ground, strict=True)]
+        assert _contrast(seen, ground) >= 4.5, words
+
+
+#: Of every text, apart from icons: its words, and its colour with the opacity of all that it stands in.
+_COLOURS = """() => {
+  const found = [], walk = document.createTreeWalker(document.querySelector('.tb-checks'), NodeFilter.SHOW_TEXT);
+  for (let node; (node = walk.nextNode()); ) {
+    let at = node.parentElement, alpha = 1;
+    if (!node.data.trim() || at.closest('style, .tb-icon')) continue;
+    const ink = getComputedStyle(at).color.match(/[0-9.]+/g).map(Number);
+    for (; at; at = at.parentElement) alpha *= Number(getComputedStyle(at).opacity);
+    found.push([node.data, [ink[0], ink[1], ink[2], alpha * (ink[3] ?? 1)]]);
+  }
+  return found;
+}"""

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from utils.checks.attribution import test_attribution_analysis
     from utils.checks.data_quality import QualityThresholds, check_data_quality
     from utils.checks.drift import check_drift
+    from utils.checks.expected import expected_seconds
     from utils.checks.gradients import test_gradient_flow
     from utils.checks.initialization import test_parameter_initialization
     from utils.checks.learning import test_overfit_one_batch
     from utils.checks.memory import test_memory_footprint
     from utils.checks.outputs import test_output_stability
-    from utils.checks.result import CheckReport, CheckResult, Finding
+    from utils.checks.result import CheckReport, CheckResult, Finding, Limit
     from utils.checks.robustness import test_robustness
+    from utils.checks.running import CheckProgress
     from utils.checks.shapes import test_causality, test_shape_robustness
     from utils.checks.speed import test_inference_speed
     from utils.checks.tier1 import run_all_tier1_tests
@@ -31,6 +33,9 @@ _EXPORTS = {
     "CheckReport": "utils.checks.result",
     "CheckResult": "utils.checks.result",
     "Finding": "utils.checks.result",
+    "Limit": "utils.checks.result",
+    "CheckProgress": "utils.checks.running",
+    "expected_seconds": "utils.checks.expected",
     "run_all_tests": "utils.checks.tier3",
     "run_all_tier1_tests": "utils.checks.tier1",
     "run_all_tier2_tests": "utils.checks.tier2",
@@ -48,7 +53,8 @@ _EXPORTS = {
     "test_shape_robustness": "utils.checks.shapes",
 }
 __all__ = [
-    "CheckReport", "CheckResult", "Finding", "QualityThresholds", "check_data_quality", "check_drift", "run_all_tests",
+    "CheckProgress", "CheckReport", "CheckResult", "Finding", "Limit", "QualityThresholds", "check_data_quality",
+    "check_drift", "expected_seconds", "run_all_tests",
     "run_all_tier1_tests", "run_all_tier2_tests", "run_all_tier3_tests", "test_attention_patterns",
     "test_attribution_analysis", "test_causality", "test_gradient_flow", "test_inference_speed", "test_memory_footprint",
     "test_output_stability", "test_overfit_one_batch", "test_parameter_initialization", "test_robustness",

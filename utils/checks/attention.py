@@ -65,7 +65,7 @@ def test_attention_patterns(found: Probe, input_text: str | None = None) -> Chec
         input_text: what the model reads, given a tokenizer; None: random ids.
     """
     if not found.over_tokens:
-        return CheckResult(NAME, "not run", "The model does not read token ids.", remedy="Nothing to do.")
+        return CheckResult(NAME, "not run", "The model does not read token ids.")
     found.model.eval()
     batch = _inputs(found, input_text)
     with torch.no_grad(), captured_attention(batch) as captured:
@@ -73,7 +73,7 @@ def test_attention_patterns(found: Probe, input_text: str | None = None) -> Chec
     if not captured.layers:
         return CheckResult(
             NAME, "not run", "No attention weights were seen in a forward pass.",
-            remedy="Nothing to do for models without attention; custom kernels do not show their weights.",
+            remedy="None for models without attention; custom kernels do not show their weights.",
         )  # fmt: skip
     layers = [_statistics(weights) for weights in captured.layers]
     heads = [f"layer {layer + 1} head {head + 1}" for layer, row in enumerate(layers) for head in range(len(row["entropy"]))]

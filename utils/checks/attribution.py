@@ -21,7 +21,6 @@ NAME = "feature attribution"
 # Attributions add up to the change of the output from the baseline (Sundararajan et al. 2017, completeness); the rest is the
 # error of the numerical integral, which more steps make smaller.
 LARGEST_ERROR = 0.1
-_MISSING = "captum is not installed"
 
 
 @check(NAME)
@@ -34,8 +33,9 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
     """
     if importlib.util.find_spec("captum") is None:
         return CheckResult(
-            NAME, "not run", f"Attributions need captum: {_MISSING}.", remedy="pip install captum, or the extra 'checks'."
-        )
+            NAME, "not run", "Attributions need captum, which is not installed.",
+            remedy="pip install captum, or the extra 'checks'.",
+        )  # fmt: skip
     if found.encoder_decoder:
         return CheckResult(NAME, "not run", "Not made for encoder-decoders.", remedy="Look at the encoder's attributions.")
     found.model.eval()
@@ -44,7 +44,7 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
     else:
         scores, error, tokens = _of_numbers(found, n_steps)
     if scores is None:
-        return CheckResult(NAME, "not run", "No embedding of token ids was found.", remedy="Nothing to do.")
+        return CheckResult(NAME, "not run", "No embedding of token ids was found.")
     strongest = sorted(range(len(tokens)), key=lambda i: -abs(scores[i]))[:5]
     measured = {
         "completeness_error": error, "steps": n_steps, "tokens": tokens, "scores": scores,
@@ -80,7 +80,7 @@ def _of_tokens(found: Probe, input_text: str | None, n_steps: int) -> tuple[list
     attributions, delta = method.attribute(
         ids_BT, baselines=baseline, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True
     )
-    change = float((of_target(ids_BT) - of_target(baseline)).abs())
+    change = float((of_target(ids_BT) - of_target(baseline)).detach().abs())
     size = max(change, float(attributions.abs().sum()) * 0.1, 1e-9)
     return attributions.sum(-1)[0].tolist(), float(delta.abs().max()) / size, tokens
 
@@ -97,7 +97,7 @@ def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float], float, list[st
 
     method: Any = IntegratedGradients(of_target)
     attributions, delta = method.attribute(inputs, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True)
-    change = float((of_target(inputs) - of_target(torch.zeros_like(inputs))).abs())
+    change = float((of_target(inputs) - of_target(torch.zeros_like(inputs))).detach().abs())
     size = max(change, float(attributions.abs().sum()) * 0.1, 1e-9)
     values = attributions[0].flatten().tolist()
     return values, float(delta.abs().max()) / size, [f"input {index + 1}" for index in range(len(values))]

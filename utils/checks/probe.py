@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.kept_attributes import KeptAttributes
-from utils.checks.result import CheckResult, Finding
+from utils.checks.result import CheckResult, Finding, Limit
 from utils.errors import ModelError
 from utils.training.engine import rng
 from utils.training.engine.step import modes_kept
@@ -379,13 +379,20 @@ def check(name: str, detectors: Sequence[Detector] = ()) -> Callable[[Check], Ch
                 return CheckResult(name, "not run", f"Nothing was checked: {error}.", remedy=str(error))
             result = _first_result(name, function, found, options)
             findings, measured = _detect(found, detectors, result.summary)
-            return result.with_findings(findings, measured)
+            result = result.with_findings(findings, measured)
+            return replace(result, limits=_limits(name, result.thresholds))
 
         del run.__wrapped__  # its signature is run's own
         run.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
         return run
 
     return decorate
+
+
+def _limits(name: str, thresholds: Mapping[str, Any]) -> tuple[Limit, ...]:
+    from utils.checks.limits import limits_of  # it reads the constants of every check
+
+    return limits_of(name, thresholds)
 
 
 def _first_result(name: str, function: Check, found: Probe, options: dict[str, Any]) -> CheckResult:

@@ -1,4 +1,4 @@
-"""What a check says: CheckResult, and CheckReport for several."""
+"""Outcome of a check, CheckResult, and of several, CheckReport."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from utils.errors import ConfigError
+from utils.storage import atomic_write
 from utils.views.display import show_html
 from utils.views.html import Html
-from utils.views.report import Row, page, report_html, report_text
+from utils.views.report import Details, Row, page, report_html, report_text
+from utils.views.values import Bounds, value_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +41,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a measured value is compared with.
+
+    Attributes:
+        measured: key of the value in `CheckResult.measured`, or a description where no single value is kept.
+        at_least, at_most: the bounds; None: no bound on that side; a text: the threshold of that name.
+        source: where the limit comes from: a publication, arithmetic, or a choice of this project.
+    """
+
+    measured: str
+    at_least: float | str | None = None
+    at_most: float | str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """One check's outcome.
 
@@ -49,6 +69,9 @@ class CheckResult:
         remedy: what to do; empty for a pass.
         figure: a picture of what was measured, or None.
         findings: the problems, failures first; empty for a pass.
+        limits: what the measured values were compared with, and where each limit comes from.
+    Raises:
+        ValueError: "not run" without a reason in `summary`.
     """
 
     name: str
@@ -59,6 +82,11 @@ class CheckResult:
     remedy: str = ""
     figure: Figure | None = field(default=None, compare=False, repr=False)
     findings: tuple[Finding, ...] = ()
+    limits: tuple[Limit, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.verdict == "not run" and not self.summary.strip():
+            raise ValueError(f"{self.name}: a check that was not run states its reason in `summary`")
 
     def with_findings(self, more: Sequence[Finding], measured: Mapping[str, Any]) -> CheckResult:
         """This result with further findings and measurements; the verdict and the texts are those of all findings."""
@@ -94,6 +122,7 @@ class CheckResult:
                 "thresholds": self.thresholds,
                 "remedy": self.remedy,
                 "findings": [vars(finding) for finding in self.findings],
+                "limits": [vars(limit) for limit in self.limits],
             }
         )
         return found
@@ -104,10 +133,19 @@ class CheckResult:
 
 
 class CheckReport(Mapping[str, CheckResult]):
-    """Several checks of one model, in order. `report["shapes"]` and `report[0]` are results; iterating gives the names."""
+    """Several checks of one model, in order. `report["shapes"]` and `report[0]` are results; iterating gives the names.
 
-    def __init__(self, title: str, results: Sequence[CheckResult]) -> None:
-        self.title, self.results = title, tuple(results)
+    Args:
+        title: what was checked.
+        results: in the order of the report.
+        seconds: how long it took; None: not measured.
+        stopped: whether somebody ended the checks early.
+    """
+
+    def __init__(
+        self, title: str, results: Sequence[CheckResult], seconds: float | None = None, stopped: bool = False
+    ) -> None:
+        self.title, self.results, self.seconds, self.stopped = title, tuple(results), seconds, stopped
 
     @property
     def passed(self) -> bool:
@@ -141,7 +179,7 @@ class CheckReport(Mapping[str, CheckResult]):
         return f"CheckReport({self.title}: {self.conclusion})"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a check: check, verdict, summary, remedy, measured."""
+        """One row per check: check, verdict, summary, remedy, measured, thresholds."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -152,6 +190,7 @@ class CheckReport(Mapping[str, CheckResult]):
                     "summary": r.summary,
                     "remedy": r.remedy,
                     "measured": dict(r.measured),
+                    "thresholds": dict(r.thresholds),
                 }
                 for r in self.results
             ]
@@ -163,29 +202,69 @@ class CheckReport(Mapping[str, CheckResult]):
             "title": self.title,
             "passed": self.passed,
             "conclusion": self.conclusion,
+            "seconds": self.seconds,
             "results": [result.to_dict() for result in self.results],
         }
         return json.dumps(content, indent=2, allow_nan=False)
 
     def to_html(self) -> Html:
-        """The report as a table, with the checks' pictures under it to unfold; everything in it is escaped."""
+        """The report as self-contained markup without script, readable on light and dark pages; all text is escaped.
+
+        Every check has its verdict as an icon and a word, its findings with their remedies, and the measured values with
+        their limits and the limits' sources. Where something is wrong, values and picture are visible at once.
+        """
         pictures = {result.name: result.figure for result in self.results if result.figure is not None}
-        return report_html(self._heading, self._rows(), pictures)
+        details = {result.name: _details(result) for result in self.results}
+        return report_html(self.title, self._rows(), pictures, details, self.seconds)
 
     def to_page(self) -> str:
-        """The report as an HTML file's whole text."""
+        """The text of an HTML file with the report."""
         return page(self.title, self.to_html())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report to an .html or .json file. A crash leaves the old file or the new one.
+
+        Raises:
+            ConfigError: another suffix.
+        Returns:
+            The absolute path.
+        """
+        path = Path(path)
+        if path.suffix not in (".html", ".htm", ".json"):
+            raise ConfigError(f"A report is saved as .html or .json; got {path.name!r}.")
+        content = (self.to_json() if path.suffix == ".json" else self.to_page()).encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return atomic_write(path, lambda file: file.write(content)).resolve()
 
     def show(self) -> None:
         """Show the report: a table in a notebook, text elsewhere."""
-        show_html(self.to_html(), report_text(self._heading, self._rows()))
+        show_html(self.to_html(), self.to_text())
 
-    @property
-    def _heading(self) -> str:
-        return f"{self.title}. {self.conclusion}"
+    def to_text(self) -> str:
+        """The report for a terminal."""
+        return report_text(f"{self.title}. {self.conclusion}", self._rows())
 
     def _rows(self) -> list[Row]:
         return [(result.name, result.verdict, result.summary, result.remedy) for result in self.results]
+
+
+def _details(result: CheckResult) -> Details:
+    """What a report shows of a result beside its row."""
+    measured = dict(result.measured)
+    not_run = measured.pop("not run", {})
+    tokens = measured.get("tokens"), measured.get("scores")
+    coloured: tuple[tuple[str, float], ...] = ()
+    if all(isinstance(column, list) for column in tokens) and result.figure is not None:
+        coloured = tuple(zip(measured.pop("tokens"), measured.pop("scores"), strict=True))
+    limits = [Bounds(limit.measured, limit.at_least, limit.at_most, limit.source) for limit in result.limits]
+    if not limits:
+        limits = [Bounds(f"threshold {name}", other=value) for name, value in result.thresholds.items()]
+    return Details(
+        findings=tuple((finding.verdict, finding.summary, finding.remedy) for finding in result.findings),
+        values=value_rows(measured, limits) if result.verdict != "not run" else (),
+        tokens=coloured,
+        not_run=not_run if isinstance(not_run, Mapping) else {},
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -195,4 +274,4 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

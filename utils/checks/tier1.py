@@ -7,12 +7,12 @@ registered, saved and shared; `growth` for memory. `docs/CHECKS.md` has what eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from utils.checks import gradients, initialization, memory, outputs, shapes, speed
 from utils.checks.result import CheckReport, CheckResult
-from utils.errors import ConfigError
+from utils.checks.running import CheckProgress, chosen, run_checks
 
 #: By the name that their results have, in the order in which they run.
 TIER1: dict[str, Callable[..., CheckResult]] = {
@@ -26,8 +26,9 @@ TIER1: dict[str, Callable[..., CheckResult]] = {
 
 
 def run_all_tier1_tests(
-    model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, only: Sequence[str] | None = None
-) -> CheckReport:
+    model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, only: Sequence[str] | None = None,
+    progress: Callable[[CheckProgress], None] | None = None, should_stop: Callable[[], bool] | None = None,
+) -> CheckReport:  # fmt: skip
     """Run the six checks. The model is left exactly as it was: mode, gradients, buffers, random state.
 
     Args:
@@ -37,20 +38,15 @@ def run_all_tier1_tests(
         task_spec: what it is for; None: taken from the model's class, else predicting the next token.
         tokenizer: says the size of the vocabulary where the model and config do not.
         only: names of the checks to run, such as "shapes"; None: all six.
+        progress: called before each check and after the last one.
+        should_stop: True from it ends the checks at the model's next call; so does the kernel's interrupt. In both cases the
+            report so far is returned, and the rest of it is "not run".
     Raises:
         ConfigError: `only` has a name that is not a check's.
     Returns:
         The results in order; `.passed` is False when a check failed or could not run.
     """
-    runs = chosen(TIER1, only).values()
-    return CheckReport("Tier 1", [run(model, config, task_spec=task_spec, tokenizer=tokenizer) for run in runs])
-
-
-def chosen(
-    checks: Mapping[str, Callable[..., CheckResult]], only: Sequence[str] | None
-) -> dict[str, Callable[..., CheckResult]]:
-    """Those of `checks` that are named; None: all. Raises `ConfigError` for a name that is not there."""
-    unknown = [name for name in only or () if name not in checks]
-    if unknown:
-        raise ConfigError(f"only: {unknown} are no checks of this tier; it has {list(checks)}.")
-    return {name: run for name, run in checks.items() if only is None or name in only}
+    return run_checks(
+        "Tier 1", chosen(TIER1, only), model, config, task_spec=task_spec, tokenizer=tokenizer, progress=progress,
+        should_stop=should_stop,
+    )  # fmt: skip

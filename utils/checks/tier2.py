@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.checks import attention, attribution, robustness
 from utils.checks.result import CheckReport, CheckResult
-from utils.checks.tier1 import chosen
+from utils.checks.running import CheckProgress, chosen, run_checks
 
 #: By the name that their results have, in the order in which they run.
 TIER2: dict[str, Callable[..., CheckResult]] = {
@@ -19,23 +19,19 @@ TIER2: dict[str, Callable[..., CheckResult]] = {
 
 def run_all_tier2_tests(
     model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, input_text: str | None = None,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | None = None, progress: Callable[[CheckProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> CheckReport:  # fmt: skip
     """Run the checks of tier 2. The model is left exactly as it was.
 
     Args:
-        model, config, task_spec, tokenizer, only: as for `run_all_tier1_tests`.
+        model, config, task_spec, tokenizer, only, progress, should_stop: as for `run_all_tier1_tests`.
         input_text: what the model reads where a check looks at one input; needs the tokenizer. None: random ids.
     Returns:
         The results in order. A check that does not fit the model, or whose package is missing, is "not run" with its reason.
     """
-    texts = {attention.NAME, attribution.NAME}
-    return CheckReport(
-        "Tier 2",
-        [
-            run(
-                model, config, task_spec=task_spec, tokenizer=tokenizer, **({"input_text": input_text} if name in texts else {})
-            )
-            for name, run in chosen(TIER2, only).items()
-        ],
-    )
+    options = {name: {"input_text": input_text} for name in (attention.NAME, attribution.NAME)}
+    return run_checks(
+        "Tier 2", chosen(TIER2, only), model, config, task_spec=task_spec, tokenizer=tokenizer, options=options,
+        progress=progress, should_stop=should_stop,
+    )  # fmt: skip

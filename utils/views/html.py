@@ -38,6 +38,13 @@ def element(tag: str, *children: Html, **attributes: object) -> Html:
     return Html(f"<{tag}{written}>{''.join(children)}</{tag}>")
 
 
+def style_sheet(css: str) -> Html:
+    """A style element. Browsers read its content as it is, so text that could end it, or that needs escaping, is refused."""
+    if text(css) != css:
+        raise ValueError("a style sheet holds no quotes, ampersands or angle brackets, and no secrets")
+    return element("style", Html(" ".join(css.split())))
+
+
 def joined(parts: Iterable[Html]) -> Html:
     """Markup after markup."""
     return Html("".join(parts))

@@ -1,57 +1,296 @@
 """A report of checks as HTML and as text. Takes plain data.
 
-Verdicts are words: nothing is told by colour.
+Every verdict is an icon and a word as well as a colour. Text has the page's own colour, which is readable on light and dark
+pages alike; colour is in icons, borders and tints, with a contrast of at least 3 on both.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from utils.views.html import Html, columns, element, joined, text
+from utils.views.html import Html, element, joined, style_sheet, text
 from utils.views.tables import summary_text
+from utils.views.values import ValueRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: A check's name, its verdict, what was found, and what to do.
+#: A check's name, its verdict, what was measured, and what to do.
 Row = tuple[str, str, str, str]
 
-_HEADER = ("check", "verdict", "what was found", "what to do")
+#: By verdict: icon, CSS class, and the words of a count, singular and plural.
+_VERDICTS: Mapping[str, tuple[str, str, str, str]] = {
+    "fail": ("✕", "fail", "failed", "failed"),
+    "warn": ("▲", "warn", "warning", "warnings"),
+    "pass": ("✓", "pass", "passed", "passed"),
+    "not run": ("○", "none", "not run", "not run"),
+}
+_UNKNOWN = ("•", "none", "", "")
+
+_CSS = """
+.tb-checks{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:inherit;max-width:1120px;
+overflow-wrap:break-word;container-type:inline-size;
+--tb-pass:#2da44e;--tb-warn:#c27c0e;--tb-fail:#e5484d;--tb-none:#848d97;
+--tb-line:color-mix(in srgb,currentColor 18%,transparent)}
+.tb-checks .tb-top{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:0 0 10px}
+.tb-checks .tb-title{font-size:15px;font-weight:600}
+.tb-checks .tb-time{margin-left:auto}
+.tb-checks .tb-soft{opacity:.78}
+.tb-checks .tb-pill{display:inline-flex;gap:6px;align-items:center;padding:0 10px;border-radius:99px;font-size:12px;
+font-weight:600;line-height:20px;white-space:nowrap;border:1px solid var(--tb-c);
+background:color-mix(in srgb,var(--tb-c) 12%,transparent)}
+.tb-checks .tb-icon{color:var(--tb-c);font-weight:700}
+.tb-checks .tb-pass{--tb-c:var(--tb-pass)}
+.tb-checks .tb-warn{--tb-c:var(--tb-warn)}
+.tb-checks .tb-fail{--tb-c:var(--tb-fail)}
+.tb-checks .tb-none{--tb-c:var(--tb-none)}
+.tb-checks .tb-card{border:1px solid var(--tb-line);border-radius:8px;padding:4px 16px}
+.tb-checks table{border-collapse:collapse;width:100%;margin:0;font:inherit;color:inherit;background:none;border:0}
+.tb-checks th,.tb-checks td{text-align:left;vertical-align:top;padding:7px 14px 7px 0;border:0;
+border-bottom:1px solid var(--tb-line);
+background:none;color:inherit;font-variant-numeric:tabular-nums;white-space:normal;max-width:none}
+.tb-checks tr{background:none}
+.tb-checks thead th{font-weight:500}
+.tb-checks .tb-rows tr:last-child .tb-name,.tb-checks .tb-rows tr:last-child .tb-verdict,
+.tb-checks .tb-rows tr:last-child .tb-measured{border-bottom:0}
+.tb-checks .tb-name{font-weight:600;width:11em}
+.tb-checks .tb-verdict{width:7.5em}
+.tb-checks p{margin:0}
+.tb-checks .tb-finding{margin:0 0 8px;padding-left:10px;border-left:3px solid var(--tb-c)}
+.tb-checks .tb-rows .tb-finding:last-child{margin-bottom:0}
+.tb-checks .tb-do{margin-top:2px}
+.tb-checks .tb-do strong{font-weight:600}
+.tb-checks details{margin-top:6px}
+.tb-checks summary{cursor:pointer;font-size:12px}
+.tb-checks .tb-values{font-size:12px;margin-top:4px}
+.tb-checks .tb-values th,.tb-checks .tb-values td{padding:3px 14px 3px 0}
+.tb-checks .tb-values tbody th{font-weight:400}
+.tb-checks .tb-values tbody tr:last-child th,.tb-checks .tb-values tbody tr:last-child td{border-bottom:0}
+.tb-checks .tb-values .tb-number{text-align:right;white-space:nowrap}
+.tb-checks .tb-values .tb-limit{white-space:nowrap}
+.tb-checks .tb-others{font-size:12px;margin-top:6px}
+.tb-checks .tb-others span{margin-right:2px}
+.tb-checks .tb-others strong{font-weight:500;margin-right:12px}
+.tb-checks img{display:block;max-width:min(100%,720px);height:auto;margin-top:8px;border-radius:6px;
+border:1px solid var(--tb-line)}
+.tb-checks .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
+.tb-checks .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
+white-space:pre}
+.tb-checks .tb-token small{font-size:11px;opacity:.85}
+@container (max-width:720px){
+.tb-checks .tb-rows .tb-name,.tb-checks .tb-rows .tb-verdict,.tb-checks .tb-rows .tb-measured{display:inline-block;
+border-bottom:0;padding:6px 10px 0 0;width:auto}
+.tb-checks .tb-rows .tb-measured{display:block;padding-bottom:8px;border-bottom:1px solid var(--tb-line)}
+.tb-checks .tb-head{display:none}
+.tb-checks .tb-values .tb-limit{white-space:normal}
+}
+"""
 
 
-def report_html(heading: str, rows: Sequence[Row], pictures: Mapping[str, Figure] | None = None) -> Html:
-    """The report as a table; under it each picture, to unfold. Self-contained: pictures are part of the markup.
+@dataclass(frozen=True)
+class Details:
+    """What a report shows of one check beside its row.
+
+    Attributes:
+        findings: (verdict, summary, remedy) of each problem; where there are any they stand in place of the row's texts.
+        values: measured values with their limits and the limits' sources.
+        tokens: (token, attribution) of an input, shown as coloured text.
+        not_run: parts of the check that could not run, with their reasons.
+    """
+
+    findings: Sequence[tuple[str, str, str]] = ()
+    values: Sequence[ValueRow] = ()
+    tokens: Sequence[tuple[str, float]] = ()
+    not_run: Mapping[str, str] = field(default_factory=dict)
+
+
+def report_html(
+    title: str, rows: Sequence[Row], pictures: Mapping[str, Figure] | None = None,
+    details: Mapping[str, Details] | None = None, seconds: float | None = None,
+) -> Html:  # fmt: skip
+    """The report as markup with its own style sheet, self-contained and without script.
 
     Args:
-        heading: the table's caption.
-        rows: one a check.
-        pictures: by the name of their check.
+        title: heading of the report.
+        rows: one per check.
+        pictures: by the name of their check. Visible where something is wrong, else to unfold.
+        details: by the name of their check.
+        seconds: how long the checks took.
     """
-    drawn = joined(_picture(name, figure) for name, figure in (pictures or {}).items())
-    return element("div", columns(heading, _HEADER, rows), drawn, class_="tb-checks")
+    header = element("tr", *(element("th", text(name), scope="col", class_="tb-soft") for name in _HEADER))
+    body = (_row(row, (pictures or {}).get(row[0]), (details or {}).get(row[0], Details())) for row in rows)
+    table = element(
+        "table", element("thead", header, class_="tb-head"), element("tbody", *body, class_="tb-rows"), aria_label=title
+    )
+    names = {name for name, *_ in rows}
+    others = joined(_picture(name, figure) for name, figure in (pictures or {}).items() if name not in names)
+    card = element("div", table, class_="tb-card")
+    return element("div", style_sheet(_CSS), _top(title, rows, seconds), card, others, class_="tb-checks")
+
+
+_HEADER = ("check", "verdict", "what was measured")
 
 
 def report_text(heading: str, rows: Sequence[Row]) -> str:
-    """The report for a terminal: a paragraph a check. A table would be several hundred characters wide."""
-    return summary_text(heading, {name: _told(verdict, found, remedy) for name, verdict, found, remedy in rows})
+    """The report for a terminal: a paragraph per check. A table would be several hundred characters wide."""
+    return summary_text(heading, {name: _in_words(*rest) for name, *rest in rows})
 
 
 def page(title: str, body: Html) -> str:
     """`body` as the whole text of an HTML file, readable in the browser's light and dark colours."""
-    style = "font-family:system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color-scheme:light dark"
-    head = element("head", element("meta", charset="utf-8"), element("title", text(title)))
+    style = "font-family:system-ui,sans-serif;max-width:1120px;margin:2em auto;padding:0 1em;color-scheme:light dark"
+    head = element(
+        "head", element("meta", charset="utf-8"), element("meta", name="viewport", content="width=device-width"),
+        element("meta", name="color-scheme", content="light dark"), element("title", text(title)),
+    )  # fmt: skip
     return "<!DOCTYPE html>\n" + element("html", head, element("body", body, style=style), lang="en")
 
 
-def _told(verdict: str, found: str, remedy: str) -> str:
-    return f"{verdict}: {found}" + (f"\nWhat to do: {remedy}" if remedy else "")
+def _in_words(verdict: str, summary: str, remedy: str) -> str:
+    return f"{verdict}: {summary}" + (f"\nWhat to do: {remedy}" if remedy else "")
+
+
+def _top(title: str, rows: Sequence[Row], seconds: float | None) -> Html:
+    """Title, one pill per kind of verdict with its count, and the time."""
+    pills = []
+    for verdict, (_, _, one, several) in _VERDICTS.items():
+        if count := sum(row[1] == verdict for row in rows):
+            pills.append(_pill(verdict, f"{count} {one if count == 1 else several}"))
+    time = text("") if seconds is None else element("span", text(duration(seconds)), class_="tb-time tb-soft")
+    return element("div", element("span", text(title), class_="tb-title"), *pills, time, class_="tb-top")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: "0.4 s", "38 s", "2 min 5 s"."""
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _pill(verdict: str, words: str) -> Html:
+    icon, css_class, _, _ = _VERDICTS.get(verdict, _UNKNOWN)
+    return element(
+        "span", element("span", text(icon), class_="tb-icon", aria_hidden="true"), element("span", text(words)),
+        class_=f"tb-pill tb-{css_class}",
+    )  # fmt: skip
+
+
+def _row(row: Row, picture: Figure | None, details: Details) -> Html:
+    name, verdict, summary, remedy = row
+    wrong = verdict in ("fail", "warn")
+    drawn = text("") if picture is None else _picture(name, picture)
+    tokens = _tokens(details.tokens) if details.tokens else text("")
+    values = _values(details.values) if details.values else text("")
+    parts = [_findings(verdict, summary, remedy, details.findings), *_parts_not_run(details.not_run), tokens]
+    if wrong:
+        parts.append(drawn)
+        drawn = text("")
+    if drawn or values:
+        opened = "" if wrong else None
+        words = "Measured values and limits" if values else "Picture"
+        parts.append(element("details", element("summary", text(words), class_="tb-soft"), values, drawn, open=opened))
+    return element(
+        "tr",
+        element("th", text(name), scope="row", class_="tb-name"),
+        element("td", _pill(verdict, verdict), class_="tb-verdict"),
+        element("td", *parts, class_="tb-measured"),
+    )
+
+
+def _findings(verdict: str, summary: str, remedy: str, findings: Sequence[tuple[str, str, str]]) -> Html:
+    if not findings:
+        return joined([_paragraph(summary), _remedy(remedy)])
+    several = len(findings) > 1
+    return joined(
+        element(
+            "div",
+            _paragraph(found, kind if several else ""),
+            _remedy(what),
+            class_=f"tb-finding tb-{_VERDICTS.get(kind, _UNKNOWN)[1]}",
+        )
+        for kind, found, what in findings
+    )
+
+
+def _paragraph(sentence: str, verdict: str = "") -> Html:
+    """A sentence; of several findings each begins with its own verdict."""
+    if not verdict:
+        return element("p", text(sentence))
+    icon = element("span", text(_VERDICTS.get(verdict, _UNKNOWN)[0]), class_="tb-icon", aria_hidden="true")
+    return element("p", icon, text(" "), element("strong", text(f"{verdict}:")), text(f" {sentence}"))
+
+
+def _remedy(remedy: str) -> Html:
+    if not remedy:
+        return text("")
+    return element("p", text("→ "), element("strong", text("What to do: ")), text(remedy), class_="tb-do")
+
+
+def _parts_not_run(reasons: Mapping[str, str]) -> list[Html]:
+    icon = element("span", text(_VERDICTS["not run"][0]), class_="tb-icon", aria_hidden="true")
+    return [
+        element("p", icon, text(f" not run: {name.replace('_', ' ')} ({reason})"), class_="tb-soft tb-none")
+        for name, reason in reasons.items()
+    ]
+
+
+def _values(rows: Sequence[ValueRow]) -> Html:
+    """Values with limits as a table, the others in one paragraph below it."""
+    compared = [row for row in rows if row.limit]
+    others = [
+        element("span", element("span", text(row.name), class_="tb-soft"), text(" "), element("strong", text(row.value)))
+        for row in rows if not row.limit
+    ]  # fmt: skip
+    return joined([
+        _compared(compared) if compared else text(""),
+        element("p", *(joined([other, text(" ")]) for other in others), class_="tb-others") if others else text(""),
+    ])  # fmt: skip
+
+
+def _compared(rows: Sequence[ValueRow]) -> Html:
+    names = {"measured": None, "value": "tb-number", "limit": "tb-limit", "source of the limit": None}
+    header = element(
+        "tr",
+        *(element("th", text(name), scope="col", class_=f"tb-soft {own or ''}".strip()) for name, own in names.items()),
+    )
+    body = (
+        element(
+            "tr", element("th", text(row.name), scope="row"), element("td", _value(row), class_="tb-number"),
+            element("td", text(row.limit), class_="tb-limit"), element("td", text(row.source), class_="tb-soft"),
+        )
+        for row in rows
+    )  # fmt: skip
+    return element("table", element("thead", header), element("tbody", *body), class_="tb-values")
+
+
+def _value(row: ValueRow) -> Html:
+    """The value; one beyond its limit is bold and has a mark."""
+    if not row.outside:
+        return text(row.value)
+    mark = element("span", text("✕"), class_="tb-icon tb-fail", role="img", aria_label="beyond the limit")
+    return joined([mark, text(" "), element("strong", text(row.value))])
+
+
+def _tokens(tokens: Sequence[tuple[str, float]]) -> Html:
+    """Tokens with their attribution: tinted by size, and the signed number under each."""
+    largest = max((abs(score) for _, score in tokens), default=0.0) or 1.0
+    shown = (
+        element(
+            "span", element("span", text(token)), element("small", text(f"{score:+.2g}")), class_="tb-token",
+            style=f"background:color-mix(in srgb,{'#3b82d6' if score >= 0 else '#d9730d'} "
+            f"{round(45 * abs(score) / largest)}%,transparent)",
+        )
+        for token, score in tokens
+    )  # fmt: skip
+    return element("div", *shown, class_="tb-tokens", role="group", aria_label="attribution of each token")
 
 
 def _picture(name: str, figure: Figure) -> Html:
     from utils.views.curves import figure_png
 
     source = f"data:image/png;base64,{base64.b64encode(figure_png(figure)).decode()}"
-    image = element("img", src=source, alt=f"{name}, drawn", style="max-width:100%")
-    return element("details", element("summary", text(f"Picture: {name}")), image)
+    return element("img", src=source, alt=f"{name}, drawn")

@@ -1,0 +1,178 @@
+"""run_checks and offer_checks: the same report as without a front end, progress, Stop, interrupts, and what a click starts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+import widgets.checks
+from tests.kit.planted import Causal
+from utils.checks import run_all_tier1_tests
+from utils.errors import ConfigError
+from utils.ui.background import Progress
+from widgets import offer_checks, run_checks
+
+ONLY = ["shapes", "output stability"]
+
+
+class At(Causal):
+    """Does something at its third call."""
+
+    def __init__(self, do):
+        super().__init__()
+        object.__setattr__(self, "counting", itertools.count())
+        self.do = do
+
+    def forward(self, *args, **named):
+        if next(self.counting) == 2:
+            self.do()
+        return super().forward(*args, **named)
+
+
+def run(model, **options):
+    return asyncio.run(run_checks(model, **options))
+
+
+def test_it_is_the_report_of_the_tier(capsys):
+    report = run(Causal(), only=ONLY)
+    plain = run_all_tier1_tests(Causal(), only=ONLY)
+    assert [(r.name, r.verdict, r.summary) for r in report.results] == [
+        (r.name, r.verdict, r.summary) for r in plain.results
+    ]
+    shown = capsys.readouterr().out
+    assert "Tier 1: shapes (1 of 2)" in shown
+    assert report.to_text() in shown
+
+
+def test_nothing_is_shown_on_request(capsys):
+    assert run(Causal(), tier=2, only=["input perturbation"], ui="none").passed
+    assert capsys.readouterr().out == ""
+
+
+def test_the_interrupt_keeps_the_report_so_far():
+    report = run(At(lambda: os.kill(os.getpid(), signal.SIGINT)), only=ONLY)
+    assert report.stopped
+    assert report["output stability"].verdict == "not run"
+
+
+def test_an_error_of_the_arguments_is_raised_in_the_cell():
+    with pytest.raises(ConfigError, match="shapess"):
+        run(Causal(), only=["shapess"])
+    with pytest.raises(ConfigError, match="tier is one of 1, 2, 3, all"):
+        run(Causal(), tier=4)
+
+
+@pytest.fixture
+def view(monkeypatch):
+    """The widgets of the next `run_checks`, in a list."""
+    made = []
+
+    class Kept(widgets.checks._WidgetView):
+        def __init__(self, session):
+            super().__init__(session)
+            self.lines = []
+            made.append(self)
+
+        def show(self, progress):
+            super().show(progress)
+            self.lines.append(self._line.value)
+
+    monkeypatch.setattr(widgets.checks, "_WidgetView", Kept)
+    monkeypatch.setattr(widgets.checks, "ui_mode", lambda ui: "widget")
+    monkeypatch.setattr(widgets.checks, "_REDRAW_S", 0.0)
+    return made
+
+
+def test_the_line_says_which_check_runs_and_how_long_it_takes(view):
+    run(Causal(), only=ONLY)
+    shown = "".join(view[0].lines)
+    assert "shapes (1 of 2)" in shown
+    assert "of about" in shown
+    assert "<progress" in shown
+
+
+def test_stop_ends_the_checks_and_keeps_the_report(view):
+    report = run(At(lambda: view[0].stop.click()), only=ONLY)
+    assert report.stopped
+    assert [result.verdict for result in report.results] == ["not run", "not run"]
+    assert view[0].stop.disabled
+
+
+# ---- offered checks ----
+
+
+def test_without_widgets_the_offer_says_how_long_it_takes_and_how_to_run_it(capsys):
+    assert offer_checks(Causal(), tier=3) is None
+    shown = capsys.readouterr().out
+    assert "Tier 3" in shown
+    assert "about" in shown
+    assert "run_all_tier3_tests(model, config)" in shown
+
+
+def test_a_model_that_cannot_be_called_is_offered_without_a_time(capsys):
+    offer_checks("no model")
+    assert "not known" in capsys.readouterr().out
+
+
+def test_a_click_runs_the_offered_checks_and_shows_the_report(monkeypatch):
+    monkeypatch.setattr(widgets.checks, "ui_mode", lambda ui: "widget")
+    offered = offer_checks(Causal(), tier=1, only=ONLY)
+    assert offered.report is None
+    assert "about" in offered.box.children[0].value
+    offered._job.start.click()
+    assert offered.report.passed
+    assert "Tier 1" in offered._shown.value
+
+
+def test_stopped_offered_checks_show_what_is_known(monkeypatch):
+    monkeypatch.setattr(widgets.checks, "ui_mode", lambda ui: "widget")
+    offered = offer_checks(Causal(), tier=1, only=ONLY)
+    progress = Progress(lambda sentence: progress.cancel() if "stability" in sentence else None)
+    report = offered._work(progress)
+    assert [result.verdict for result in report.results] == ["pass", "not run"]
+
+
+# ---- in a kernel ----
+
+CELL = """
+import threading, time
+from tests.kit.planted import Causal
+from widgets import run_checks
+
+class Slow(Causal):
+    def forward(self, *args, **named):
+        if not started.is_set():
+            print("running", flush=True)
+            started.set()
+        time.sleep(0.05)
+        return super().forward(*args, **named)
+
+started = threading.Event()
+report = await run_checks(Slow(), ui="html")
+print("ended", report.stopped, [result.verdict for result in report.results][-1], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_interrupt_of_a_kernel_ends_the_cell_with_the_report():
+    manager, client = start_new_kernel()
+    try:
+        request, printed = client.execute(CELL), ""
+        while "ended" not in printed:
+            message = client.get_iopub_msg(timeout=120)
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            assert message["msg_type"] != "error", message["content"]
+            new = message["content"].get("text", "") if message["msg_type"] == "stream" else ""
+            if "running" in new:
+                manager.interrupt_kernel()
+            printed += new
+        assert "ended True not run" in printed
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -1,0 +1,337 @@
+"""Model checks in a notebook's cell: a line that says what runs and how long it takes, and a Stop that works meanwhile.
+
+The checks run in a thread of their own and the cell awaits them, so that the kernel delivers clicks (`widgets.pump`). A stop
+takes effect at the model's next forward pass; the report so far is returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import ipywidgets
+
+from utils.environment import ui_mode
+from utils.errors import ConfigError
+from utils.ui.background import Cancelled, Progress
+from utils.views.display import LiveOutput, show_html, show_text
+from utils.views.html import Html, alert, element, status, text
+from widgets.forms import button, markup_box, paragraph, row, set_markup
+from widgets.guarded import error_details, error_sentence
+from widgets.jobs import JobRow, Outcome
+from widgets.pump import Pump
+
+if TYPE_CHECKING:
+    from utils.checks import CheckProgress, CheckReport
+
+Tier = Literal[1, 2, 3, "all"]
+
+# Seconds between two drawings of the progress.
+_REDRAW_S = 0.5
+_RUNNING = "The checks are running. The kernel's interrupt stops them."
+
+
+async def run_checks(
+    model: Any, config: Any = None, *, tier: Tier = 1, ui: str | None = None, **arguments: Any
+) -> CheckReport:
+    """Run a tier of model checks, awaited in a notebook's cell, and show the report.
+
+    Shows which check runs, elapsed time and expected total, and a Stop button. Stop and the kernel's interrupt end the checks
+    at the model's next forward pass; the report so far is shown and returned, with the rest "not run". The model is left as it
+    was. In a script use `run_all_tier1_tests` and its like.
+
+    Args:
+        model, config, arguments: as for `run_all_tier1_tests`, or the function of the tier.
+        tier: 1, 2, 3 or "all".
+        ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
+    Raises:
+        ConfigError: no such tier, or a check in `only` that it does not have.
+    """
+    run, _ = _tier(tier)
+    session = _Session(lambda **told: run(model, config, **arguments, **told))
+    mode = ui_mode(ui)
+    view: _View = {"widget": _WidgetView, "html": _HtmlView, "text": _TextView, "none": _NoView}[mode](session)
+    report = await session.run(view)
+    view.finish(report)
+    return report
+
+
+class _Session:
+    """One run of checks in a thread."""
+
+    def __init__(self, run: Callable[..., CheckReport]) -> None:
+        self.stop = threading.Event()
+        self.delivers = True
+        self._run, self._began = run, time.monotonic()
+        self._newest: CheckProgress | None = None
+        self._report: CheckReport | None = None
+        self._error: BaseException | None = None
+
+    async def run(self, view: _View) -> CheckReport:
+        """Run the checks; an interrupt of the kernel stops them."""
+        thread = threading.Thread(target=self._work, name="trainbook-checks", daemon=True)
+        pump = Pump()
+
+        def alive() -> bool:
+            self.delivers = pump.delivers
+            view.show(self.newest)
+            return thread.is_alive()
+
+        thread.start()
+        try:
+            await pump.wait(alive)
+        except (KeyboardInterrupt, asyncio.CancelledError):  # which one depends on ipykernel
+            self.stop.set()
+        except BaseException:
+            self.stop.set()
+            thread.join()
+            raise
+        thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._report is not None
+        return self._report
+
+    def _work(self) -> None:
+        try:
+            self._report = self._run(progress=self._note, should_stop=self.stop.is_set)
+        except BaseException as error:  # noqa: BLE001 - raised again in the cell
+            self._error = error
+
+    def _note(self, progress: CheckProgress) -> None:
+        self._newest, self._began = progress, time.monotonic() - progress.elapsed_s
+
+    @property
+    def newest(self) -> CheckProgress | None:
+        """The last progress with the time of now."""
+        newest = self._newest
+        return None if newest is None else replace(newest, elapsed_s=time.monotonic() - self._began)
+
+
+class _View(Protocol):
+    """How a run of checks is shown."""
+
+    def show(self, progress: CheckProgress | None) -> None:
+        """Draw, when it is time."""
+
+    def finish(self, report: CheckReport) -> None:
+        """Leave what stays in the saved notebook."""
+
+
+class _NoView:
+    """Shows nothing."""
+
+    def __init__(self, session: _Session) -> None:
+        pass
+
+    def show(self, progress: CheckProgress | None) -> None:
+        pass
+
+    def finish(self, report: CheckReport) -> None:
+        pass
+
+
+class _TextView(_NoView):
+    """A line per check, then the report."""
+
+    def __init__(self, session: _Session) -> None:
+        self._shown = ""
+
+    def show(self, progress: CheckProgress | None) -> None:
+        if progress is not None and progress.name and progress.name != self._shown:
+            self._shown = progress.name
+            show_text(progress.sentence)
+
+    def finish(self, report: CheckReport) -> None:
+        show_text(report.to_text())
+
+
+class _HtmlView(_NoView):
+    """The report, as static HTML."""
+
+    def finish(self, report: CheckReport) -> None:
+        show_html(report.to_html(), report.to_text())
+
+
+class _WidgetView(_NoView):
+    """Progress and Stop; in the end their place is taken by the report, which a saved notebook can show."""
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+        self._line = markup_box("tb-checks-progress", paragraph("Preparing the checks …"))
+        self._status = ipywidgets.HTML(status("", spoken_only=True))
+        self.stop = button(
+            "Stop", "tb-checks-stop", self._stop, self._report, "End the checks and keep the report so far."
+        )
+        box = ipywidgets.VBox([row(self.stop, self._line), self._status])
+        self._output = LiveOutput(box, _RUNNING)
+        self._drawn_s, self._spoken = 0.0, ""
+
+    def show(self, progress: CheckProgress | None) -> None:
+        now = time.monotonic()
+        if progress is None or now - self._drawn_s < _REDRAW_S:
+            return
+        self._drawn_s = now
+        stopping = self._session.stop.is_set()
+        note = (
+            ""
+            if self._session.delivers
+            else " Stop with the kernel's interrupt: this kernel delivers no clicks meanwhile."
+        )
+        set_markup(self._line, progress_line(progress, "Stopping. " if stopping else "", note))
+        if progress.name != self._spoken:  # screen readers hear each check once, not each second
+            self._spoken = progress.name
+            self._status.value = status(progress.sentence, spoken_only=True)
+
+    def finish(self, report: CheckReport) -> None:
+        self._output.replace(report.to_html(), report.to_text())
+
+    def _stop(self, _: Any) -> None:
+        self._session.stop.set()
+        self.stop.disabled, self.stop.description = True, "Stopping…"
+
+    def _report(self, error: BaseException) -> None:
+        set_markup(self._line, alert(error_sentence(error), error_details(error)))
+
+
+def progress_line(progress: CheckProgress, before: str = "", after: str = "") -> Html:
+    """A progress bar and the sentence that says what runs."""
+    bar = element(
+        "progress", value=f"{progress.fraction:.3f}", max=1, aria_label="share of the checks that is done",
+        style="width:200px;vertical-align:middle;margin-right:8px",
+    )  # fmt: skip
+    return element("div", bar, text(f"{before}{progress.sentence}{after}"), style="line-height:1.4")
+
+
+# ---- checks that a click starts ----
+
+
+class _Relay:
+    """Passes progress on to a `Progress`, with a clock that moves while a check runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._began = progress, 0.0
+        self._newest: CheckProgress | None = None
+
+    def note(self, newest: CheckProgress) -> None:
+        """Called before each check."""
+        self._newest, self._began = newest, time.monotonic() - newest.elapsed_s
+        self._tell()
+
+    def is_stopped(self) -> bool:
+        """Called before each call of a module, which is often enough for the clock."""
+        self._tell()
+        return self._progress.cancelled
+
+    def _tell(self) -> None:
+        if self._newest is not None and self._newest.name:
+            now = replace(self._newest, elapsed_s=time.monotonic() - self._began)
+            with contextlib.suppress(Cancelled):  # the report so far is wanted, so the checks end by `is_stopped`
+                self._progress.report(now.sentence)
+
+
+class OfferedChecks:
+    """Checks that a button starts.
+
+    Attributes:
+        report: of the last run; None before any has ended.
+        box: what is shown.
+    """
+
+    def __init__(self, run: Callable[..., CheckReport], label: str, sentence: str) -> None:
+        self.report: CheckReport | None = None
+        self._run = run
+        self._shown = markup_box("tb-offered-report")
+        self._job = JobRow(label, "tb-offer-checks", self._work, self._done, self._failed)
+        self._job.cancel.description = "Stop"
+        self.box = ipywidgets.VBox([markup_box(markup=paragraph(sentence)), self._job.box, self._shown])
+
+    def _work(self, progress: Progress) -> CheckReport:
+        relay = _Relay(progress)
+        with progress.undisturbed():
+            return self._run(progress=relay.note, should_stop=relay.is_stopped)
+
+    def _done(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self._failed(outcome.error)
+        elif outcome.result is not None:
+            self.report = outcome.result
+            set_markup(self._shown, outcome.result.to_html())
+
+    def _failed(self, error: BaseException) -> None:
+        set_markup(self._shown, alert(error_sentence(error), error_details(error)))
+
+
+def offer_checks(
+    model: Any, config: Any = None, *, tier: Tier = 3, ui: str | None = None, **arguments: Any
+) -> OfferedChecks | None:
+    """Show a button that runs a tier of checks, with the time that it will take here; the cell returns at once.
+
+    Without widgets, where nobody can click, a line says how long it takes and how to run it.
+
+    Args:
+        model, config, tier, ui, arguments: as for `run_checks`.
+    Returns:
+        The offer, whose `report` is set when the checks have run; None without widgets.
+    Raises:
+        ConfigError: no such tier.
+    """
+    run, name = _tier(tier)
+    mode = ui_mode(ui)
+    sentence = _offer(model, config, tier, arguments)
+    if mode == "none":
+        return None
+    plain = f"{sentence} To run it: {name}(model, config)."
+    if mode != "widget":
+        show_text(plain)
+        return None
+    offered = OfferedChecks(
+        lambda **told: run(model, config, **arguments, **told), f"Run {_title(tier).lower()} checks", sentence
+    )
+    LiveOutput(offered.box, plain)
+    return offered
+
+
+def _offer(model: Any, config: Any, tier: Tier, arguments: Mapping[str, Any]) -> str:
+    from utils.checks import expected_seconds
+
+    sizes = {name: arguments[name] for name in ("task_spec", "tokenizer") if name in arguments}
+    expected = expected_seconds(_names(tier, arguments.get("only")), model, config, **sizes)
+    time_here = (
+        "Its time is not known for this model." if expected is None else f"It takes about {_rounded(expected)} here."
+    )
+    trains = "trains a copy of the model" if tier in (3, "all") else "looks at the model"
+    return f"{_title(tier)} {trains}. {time_here}"
+
+
+def _rounded(seconds: float) -> str:
+    """An estimate is not known to the second."""
+    return f"{5 * max(1, round(seconds / 5))} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def _title(tier: Tier) -> str:
+    return "All tiers" if tier == "all" else f"Tier {tier}"
+
+
+def _tier(tier: Tier) -> tuple[Callable[..., CheckReport], str]:
+    """The function that runs a tier, and its name."""
+    from utils import checks
+
+    names = {1: "run_all_tier1_tests", 2: "run_all_tier2_tests", 3: "run_all_tier3_tests", "all": "run_all_tests"}
+    if tier not in names:
+        raise ConfigError(f"tier is one of {', '.join(map(str, names))}; got {tier!r}.")
+    return getattr(checks, names[tier]), names[tier]
+
+
+def _names(tier: Tier, only: Sequence[str] | None) -> list[str]:
+    from utils.checks.tier1 import TIER1
+    from utils.checks.tier2 import TIER2
+    from utils.checks.tier3 import TIER3
+
+    tiers: Mapping[Any, Sequence[Any]] = {1: [TIER1], 2: [TIER2], 3: [TIER3], "all": [TIER1, TIER2, TIER3]}
+    return [name for checks in tiers[tier] for name in checks if only is None or name in only]
