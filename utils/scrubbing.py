@@ -144,8 +144,8 @@ class ScrubbingFilter(logging.Filter):
 LOGGERS = tuple(
     f"trainbook.{name}"
     for name in (
-        "checkpoints", "compat", "coordinator", "data", "engine", "experiments", "export", "mirror", "monitors", "run",
-        "search", "tokenization", "widgets",
+        "checkpoints", "compat", "coordinator", "data", "engine", "experiments", "export", "mirror", "monitors", "queue",
+        "run", "search", "tokenization", "widgets",
     )
 )  # fmt: skip
 for _name in LOGGERS:
