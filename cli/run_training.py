@@ -29,6 +29,11 @@ A sweep file names what to try; W&B's sweep files are read too. The job is in it
     parameters: {learning_rate: {min: 1e-5, max: 1e-3, log: true}, batch_size: [4, 8], model.n_embd: [64, 128]}
     training: {epochs: 2}
 
+Jobs can wait in a queue for workers: run_training worker --help, run_training queue --help.
+
+    python cli/run_training.py queue submit --queue sqlite:///training_jobs.db --config job.yaml
+    python cli/run_training.py worker --queue sqlite:///training_jobs.db
+
 Images are trained by flags of their own, as numbered experiments: run_training --dataset mnist --help lists them.
 
 Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved. Of several
@@ -51,7 +56,7 @@ if __package__ in (None, ""):  # started as a file: Python looks for packages be
 
 from pydantic import Field
 
-from cli import image_training
+from cli import image_training, queue_commands
 from utils.errors import ConfigError, Problem, TrainbookError, TrainingInterrupted
 from utils.schema import Schema
 from utils.training.config_files import parse_value, read_config_file
@@ -175,6 +180,8 @@ _FIELDS = frozenset(SetupConfig.field_names())
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if queue_commands.is_meant(arguments):
+        return queue_commands.main(arguments)
     if image_training.is_meant(arguments):
         return image_training.main(arguments)
     rank = os.environ.get("RANK", "0")
@@ -319,27 +326,42 @@ def _prepared(
     Args:
         check: called with the setup before any text is read.
     """
-    preset = ConfigPresets().get(job.preset)
-    values = values_of_sections({"setup": job.setup, "training": job.training})
-    SetupConfig().update(**values)  # every mistake is reported before torch is even imported
+    setup_of(job)  # every mistake is reported before torch is even imported
 
     from utils.data import prepare_data
-    from utils.models import load_model
 
-    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
-    model = load_model(name, **model_arguments)
-    wizard = SetupWizard()
-    setup = wizard.run(model=model, interactive=False, preset=preset, **values)
+    make_model = model_maker(job)
+    model = make_model()
+    setup = setup_of(job, model)
     if check is not None:
         check(setup)
-    wizard.print_config(setup)
+    SetupWizard().print_config(setup)
     data = prepare_data(setup, model)
     data.report.show()
+    return model, make_model, setup, data
+
+
+def setup_of(job: JobConfig, model: nn.Module | None = None) -> SetupConfig:
+    """The setup of a job; with a model, fitted to it. Raises `ConfigError` that lists every mistake."""
+    values = values_of_sections({"setup": job.setup, "training": job.training})
+    preset = ConfigPresets().get(job.preset)
+    if model is not None:
+        return SetupWizard().run(model=model, interactive=False, preset=preset, **values)
+    SetupConfig().update(**values)
+    return SetupWizard().run(interactive=False, preset=preset, **values)
+
+
+def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
+    """A function that makes the job's model; keyword arguments replace the job's."""
+    from utils.models import load_model
+
+    preset = ConfigPresets().get(job.preset)
+    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
 
     def make_model(**changes: Any) -> nn.Module:
         return load_model(name, **{**model_arguments, **changes})
 
-    return model, make_model, setup, data
+    return make_model
 
 
 def _model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

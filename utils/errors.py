@@ -15,6 +15,10 @@
     │   └── CheckpointWriteError (OSError)    a checkpoint could not be written; older ones are intact
     ├── FileWriteError (OSError)              a file could not be written; says which one and why
     ├── RunLockedError (RuntimeError)         another process is training in the same run folder
+    ├── QueueError (RuntimeError)             a job queue cannot be opened, read or written, or a job did not end well
+    │   ├── QueueBusyError (TimeoutError)     another process keeps the queue's database locked
+    │   ├── JobNotFoundError (KeyError)       the queue has no job of that id
+    │   └── LeaseLostError                    a worker is no longer the owner of the job that it writes about
     ├── NonFiniteError (RuntimeError)         a loss or gradient is NaN or infinite
     ├── OutOfMemoryError (MemoryError)        not even one sample fits in memory
     ├── CallbackError (RuntimeError)          a callback raised; says which one and in which event
@@ -164,6 +168,25 @@ class FileWriteError(TrainbookError, OSError):
 
 class RunLockedError(TrainbookError, RuntimeError):
     """Another process is using the run folder."""
+
+
+class QueueError(TrainbookError, RuntimeError):
+    """A job queue cannot be opened, read or written, or a job has no results because it did not complete."""
+
+
+class QueueBusyError(QueueError, TimeoutError):
+    """Another process kept the queue's database locked for longer than the time limit. Nothing was written."""
+
+
+class JobNotFoundError(QueueError, KeyError):
+    """The queue has no job of that id."""
+
+    # KeyError would show the message in quotes.
+    __str__ = Exception.__str__
+
+
+class LeaseLostError(QueueError):
+    """A worker's lease ended and the job was given to another one, or it was cancelled. Nothing was written."""
 
 
 class NonFiniteError(TrainbookError, RuntimeError):

@@ -145,7 +145,7 @@ LOGGERS = tuple(
     f"trainbook.{name}"
     for name in (
         "checkpoints", "compat", "coordinator", "data", "engine", "experiments", "export", "mirror", "models", "monitors",
-        "run", "search", "tokenization", "widgets",
+        "queue", "run", "search", "tokenization", "widgets",
     )
 )  # fmt: skip
 for _name in LOGGERS:

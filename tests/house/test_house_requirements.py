@@ -15,9 +15,9 @@ from tests.kit.tree import ROOT, dotted, python_sources, repository_files, text_
 
 CHOSEN = [
     *("torch", "pytorch-lightning", "transformers", "tokenizers", "datasets", "safetensors", "pydantic", "pyyaml"),
-    *("ipywidgets", "matplotlib", "pandas", "tqdm", "optuna", "onnx", "onnxruntime", "onnxscript"),
+    *("ipywidgets", "matplotlib", "pandas", "tqdm", "optuna", "sqlalchemy", "onnx", "onnxruntime", "onnxscript"),
 ]
-PINNED_EXTRAS = ("tracking", "notebook", "test")
+PINNED_EXTRAS = ("tracking", "notebook", "postgres", "test")
 
 
 def lines_of(name: str) -> list[str]:

@@ -34,6 +34,8 @@ _EXPORTS = {
     "unfreeze_layers": "utils.training.freezing",
     "search_hyperparameters": "utils.training.search",
     "SearchResults": "utils.training.search",
+    "JobQueue": "utils.training.job_queue",
+    "JobConfig": "utils.training.job_queue",
     "GradientHealth": "utils.training.monitors",
     "LearningRateMonitor": "utils.training.monitors",
     "LoggingCallback": "utils.training.monitors",
