@@ -147,8 +147,20 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Commit `value` as JSON, indented, without secrets; NaN and infinity as Python writes them."""
-    return write_text(path, json.dumps(scrubbed(value), indent=2, ensure_ascii=False) + "\n")
+    """Commit `value` as JSON, indented, without secrets; NaN and infinity, which JSON does not have, become null."""
+    plain = _finite(scrubbed(value))
+    return write_text(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """A copy of plain values in which numbers that JSON cannot hold are None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def remove_stale_temporaries(folder: Path) -> None:

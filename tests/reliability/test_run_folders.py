@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -245,3 +246,15 @@ def test_checkpoints_whose_run_folder_is_gone_are_taken_up():
     continued = train(tiny_gpt(seed=9), resume_from="auto", **shared)
     assert same_weights(continued.model, train(run_name="unbroken", epochs=2).model)
     assert [row["epoch"] for row in continued.history] == [0, 1]
+
+
+def test_no_json_file_holds_a_number_that_json_does_not_have(tmp_path):
+    from utils.storage import write_json
+
+    path = write_json(tmp_path / "state.json", {"loss": math.nan, "rows": [1.5, math.inf, (-math.inf, 2)], "name": "NaN"})
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert content == {"loss": None, "rows": [1.5, None, [None, 2]], "name": "NaN"}

@@ -78,10 +78,10 @@ class TrainingConfig(Schema):
     # How long, and with what steps
     epochs: int = _field(10, "Epochs", "Passes over the training data, in total.", ge=1, le=100_000)
     max_steps: int | None = _field(
-        None, "Step limit", "Stop after this many optimizer steps; None: no limit.", unit="steps", ge=1
+        None, "Step limit", "Stop after this many optimizer steps. Empty: no limit.", unit="steps", ge=1
     )
     max_time_hours: float | None = _field(
-        None, "Time limit", "Save and stop after this time; None: no limit.", unit="hours", gt=0
+        None, "Time limit", "Save and stop after this time. Empty: no limit.", unit="hours", gt=0
     )
     batch_size: int = _field(
         4, "Batch size", "Samples in one forward pass (a micro-batch).", unit="samples", ge=1, le=65_536
@@ -127,7 +127,7 @@ class TrainingConfig(Schema):
         "auto: bf16 where the device has it, else fp16 on CUDA, else 32; 16: half as the device has it.",
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = _field(
-        None, "Compile", "torch.compile's mode; None: not compiled."
+        None, "Compile", "torch.compile's mode. Empty: not compiled."
     )
     gradient_checkpointing: bool = _field(
         False, "Gradient checkpointing", "Recompute activations in the backward pass: less memory, more time."
@@ -146,7 +146,7 @@ class TrainingConfig(Schema):
     # Watched how
     eval_every: Literal["epoch"] | AtLeastOne = _field("epoch", "Validate every", "epoch, or a number of steps.")
     early_stopping_patience: int | None = _field(
-        None, "Patience", "Stop after this many validations without improvement; None: never.", unit="validations", ge=1
+        None, "Patience", "Stop after this many validations without improvement. Empty: never.", unit="validations", ge=1
     )
     monitor: str = _field(
         "val/loss", "Monitored metric", "Metric that decides what is best.", pattern=r"^(train|val)/[A-Za-z0-9_.]+$"
@@ -154,21 +154,21 @@ class TrainingConfig(Schema):
     mode: Literal["min", "max"] = _field("min", "Direction", "Whether the monitored metric should fall or grow.")
     min_delta: float = _field(0.0, "Least improvement", "Smaller changes of the monitored metric do not count.", ge=0)
     max_train_samples: int | None = _field(
-        None, "Training samples", "Use only the first n; None: all.", unit="samples", ge=1
+        None, "Training samples", "Use only the first n. Empty: all.", unit="samples", ge=1
     )
     max_val_samples: int | None = _field(
-        None, "Validation samples", "Use only the first n; None: all.", unit="samples", ge=1
+        None, "Validation samples", "Use only the first n. Empty: all.", unit="samples", ge=1
     )
 
     # Kept where
     checkpoint_dir: str | None = _field(
-        None, "Checkpoint folder", "Where checkpoints go; None: inside the run's folder.", min_length=1
+        None, "Checkpoint folder", "Where checkpoints go. Empty: inside the run's folder.", min_length=1
     )
     save_every_n_epochs: int = _field(1, "Save every", "Epochs between checkpoints.", unit="epochs", ge=1)
     save_every_minutes: float | None = _field(
         None,
         "Save every (time)",
-        "Minutes between checkpoints within an epoch; None: only at epochs' ends.",
+        "Minutes between checkpoints within an epoch. Empty: only at the end of each epoch.",
         unit="minutes",
         gt=0,
     )
@@ -193,10 +193,10 @@ class TrainingConfig(Schema):
     deterministic: bool = _field(False, "Deterministic", "Only algorithms that give the same bits each time; slower.")
 
     # Recorded where
-    use_wandb: bool | None = _field(None, "Weights & Biases", "None: on exactly when a project is given.")
+    use_wandb: bool | None = _field(None, "Weights & Biases", "Empty: on exactly when a project is given.")
     wandb_project: str | None = _field(None, "W&B project", "Project to log to.", min_length=1)
     wandb_entity: str | None = _field(None, "W&B entity", "Team or user that owns the project.", min_length=1)
-    run_name: str | None = _field(None, "Run name", "Name of the run's folder; None: the next free expN.")
+    run_name: str | None = _field(None, "Run name", "Name of the run's folder. Empty: the next free expN.")
     output_dir: str = _field("runs", "Output folder", "Folder that holds the runs.", min_length=1)
     notes: str = _field("", "Notes", "Free text, kept with the run.")
 
@@ -206,7 +206,7 @@ class TrainingConfig(Schema):
         ("onnx", "torchscript"), "Export formats", "What the bundle holds.", strict=False, min_length=1
     )
     export_dir: str | None = _field(
-        None, "Export folder", "Where exports go; None: inside the run's folder.", min_length=1
+        None, "Export folder", "Where exports go. Empty: inside the run's folder.", min_length=1
     )
 
     #: Fields that do not change what is learnt: they may differ when a run is continued.

@@ -41,7 +41,7 @@ def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = Non
         fingerprint: of data, tokenizer and frozen parameters (`fingerprint_of`), compared with the checkpoint's;
             None: only the settings are compared.
     """
-    from utils.training.engine.checkpoint import newest
+    from utils.training.engine.checkpoint import newest_header
 
     name, output_dir = config.run_name, Path(config.output_dir)
     if name is None and config.checkpoint_dir is None:
@@ -57,7 +57,7 @@ def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = Non
     if any(FolderLock(lock).is_taken() for lock in locks):
         return RunPlan(False, f"Run {name or checkpoints} is being trained by another process.", free_name)
     try:
-        _, payload = newest(checkpoints)
+        _, payload = newest_header(checkpoints)
     except CheckpointNotFoundError:
         if folder is None or not folder.exists():
             return RunPlan(True, f"Run name {name} is free." if name else f"{checkpoints} holds no run yet.")

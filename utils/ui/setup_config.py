@@ -46,23 +46,20 @@ class DataSettings(Schema):
     dataset_path: str | None = _field(
         None,
         "File",
-        "A text, csv, tsv, json, jsonl or parquet file, a folder of them, or a pattern such as data/*.txt; None: none.",
+        "A text, csv, tsv, json, jsonl or parquet file, a folder of them, or a pattern such as data/*.txt. Empty: none.",
         min_length=1,
     )
     dataset_name: str | None = _field(
         None,
         "Data set",
-        "Its id on the Hub, for instance Salesforce/wikitext, or a folder of data files; None: none.",
+        "Its id on the Hub, for instance Salesforce/wikitext, or a folder of data files. Empty: none.",
         min_length=1,
     )
     config_name: str | None = _field(
-        None, "Configuration", "Which part or version of the data set; None: its default.", min_length=1
+        None, "Configuration", "Which part or version of the data set. Empty: its default.", min_length=1
     )
     text_column: str | None = _field(
-        None,
-        "Text column",
-        "The tables' column with the text; None: one of a usual name, or the only one.",
-        min_length=1,
+        None, "Text column", "The tables' column with the text. Empty: detected automatically.", min_length=1
     )
     val_split: float = _field(
         0.1,
@@ -79,7 +76,7 @@ class DataSettings(Schema):
     vocab_size: int | None = _field(
         None,
         "Vocabulary",
-        "Most token ids the tokenizer may use; None: as many as the model has.",
+        "Most token ids the tokenizer may use. Empty: as many as the model has.",
         unit="tokens",
         ge=2,
         le=2_000_000,

@@ -41,8 +41,8 @@ log = logging.getLogger("trainbook.engine")
 
 __all__ = [
     "BEST", "FORMAT", "SCHEMA", "CheckpointStore", "Entry", "FollowersStore", "Payload", "check_kinds", "checkpoint_files",
-    "entries_of", "fitting_weights", "load_model_weights", "newest", "read_checkpoint", "read_header", "read_plain",
-    "refuse_foreign_file_on_old_torch", "verify", "write_file",
+    "entries_of", "fitting_weights", "load_model_weights", "newest", "newest_header", "read_checkpoint", "read_header",
+    "read_plain", "refuse_foreign_file_on_old_torch", "verify", "write_file",
 ]  # fmt: skip
 
 BEST = "best.pt"
@@ -241,6 +241,24 @@ def newest(
         except CheckpointError as error:
             reasons.append(str(error))
             log.warning("Skipped: %s", error)
+    if reasons:
+        raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
+    raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
+
+
+def newest_header(folder: Path) -> tuple[Path, Payload]:
+    """As `newest`, without the tensors: a few kilobytes are read of a checkpoint of any size.
+
+    Raises:
+        As `newest`; damage to the tensors' data is not noticed.
+    """
+    entries, reasons = entries_of(folder)
+    paths = [entry.path for entry in entries] + ([folder / BEST] if (folder / BEST).is_file() else [])
+    for path in paths:
+        try:
+            return path, read_header(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
     if reasons:
         raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
     raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
