@@ -16,6 +16,7 @@ from torch import nn
 from utils.adapters.facts import model_facts
 from utils.adapters.special_ids import model_pad_token_id, set_special_ids
 from utils.data.examples import Batch, StreamSource
+from utils.data.inspection.training import data_notices, refuse_float_ids
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -185,6 +186,7 @@ class Trainer:
         check_gradients_are_dense(self.model)
         if (initialised := initialise_lazy_layers(self.model, data)) is not None:
             self.notice(initialised)
+        refuse_float_ids(data, self.model, getattr(self.task_spec, "task_type", None) or task_type_of(self.model))
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
@@ -193,6 +195,10 @@ class Trainer:
         accumulation = self._accumulation(data)
         total_steps = _planned_steps(config, data, accumulation)
         monitor = self._monitor(data, objective)
+        if world.is_main:
+            criterion = None if self.own_parts is None else self.own_parts.criterion
+            for sentence in data_notices(data, self.model, task_spec, tokenizer=self.tokenizer, criterion=criterion):
+                self.notice(sentence)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._failures_told(world))
             world.check_same(
@@ -347,7 +353,9 @@ class Trainer:
             saver.finish()
         except Exception as error:  # noqa: BLE001 - as below
             log.warning("The checkpoint that was under way at the failure: %s", error)
-        with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
+        with contextlib.suppress(
+            Exception
+        ):  # an earlier step may have been a fault; the state is the one before it then
             loop.read_numbers()
         if not together or loop.parts.updating or self.state.step == 0:
             return None
@@ -519,7 +527,9 @@ class Trainer:
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
         state = self.state
         best = {"value": state.best.value, "step": state.best.step}
-        folder.write_state(status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason, **facts)
+        folder.write_state(
+            status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason, **facts
+        )
 
     def _note_weights(self, start: Start) -> None:
         """Say when a new run starts from weights that another run of this process left in the model."""
