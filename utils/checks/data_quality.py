@@ -1,4 +1,4 @@
-"""Is this text worth training on? Findings about a data set, each with its numbers, a verdict and what to do."""
+"""Is this data worth training on? Findings about texts, tables, images and token ids, each with its numbers and a remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from utils.checks.result import CheckReport, CheckResult, Verdict
+from utils.checks.result import CheckReport, CheckResult, Finding, Verdict
+from utils.checks.sample_quality import check_samples
+from utils.data.inspection.class_labels import class_findings
+from utils.data.labelled_tables import is_missing
 from utils.data.prepare import PreparedData
 from utils.data.quality import MOST_COMPARED, NEAR, TextProfile, profile_texts, shared_rows
 from utils.errors import ConfigError, DataError, DataTypeError
@@ -50,17 +53,26 @@ def check_data_quality(
     tokenizer: Any = None,
     max_length: int | None = None,
     thresholds: QualityThresholds | None = None,
+    model: Any = None,
+    task_spec: Any = None,
 ) -> CheckReport:
-    """Findings about all rows of a data set; nothing is sampled, and the text is read once.
+    """Findings about a data set, and about its validation split against it.
+
+    All rows of texts are read, once. Of tables, images and token ids at most 4,096 rows are read, evenly spaced, or 256 of a
+    Dataset class of the user's own; no random state is changed.
 
     Args:
-        data: texts: a list or any iterable of str, or a Hugging Face Dataset or DataFrame with `text_column`; or what
-            `prepare_data` returned, whose documents and validation are looked at.
-        validation: the same for the part that is kept from training: then leakage is looked for.
+        data: texts: a list or any iterable of str, records with `text_column`, a Hugging Face Dataset or DataFrame with
+            `text_column`; or what `prepare_data` or `prepare_examples` returned, with its validation. Or anything that
+            `Trainer.train` takes: token ids, a TensorDataset (features, targets), images, a Dataset, a DataLoader; also a
+            tensor, an array, a pair (inputs, labels) of arrays, and a DataFrame of numbers.
+        validation: the same for the validation split: then leakage is looked for.
         label_column: of a Dataset or DataFrame with labels: then their balance is looked at.
         tokenizer: a fast tokenizer: then lengths are in tokens.
         max_length: tokens at which rows will be cut, for tasks on rows: then what is lost is looked at.
         thresholds: None: the defaults.
+        model: then ids and labels are compared with what it scores, and a model that normalises its inputs is recognised.
+        task_spec: what is learnt, as `Trainer` takes it; None: by the kind of labels.
     Returns:
         A report whose verdict is "fail" only where training on the data as it is would be pointless or misleading.
         `report["lengths"].figure` and `report["labels"].figure` are pictures.
@@ -74,18 +86,50 @@ def check_data_quality(
             f"got thresholds={shown(thresholds)}; give QualityThresholds(majority_warn=0.9), for example."
         )
     if isinstance(data, PreparedData):
+        if data.texts is None:
+            tokenizer = data.tokenizer if tokenizer is None else tokenizer
+            task_spec = data.task_spec if task_spec is None else task_spec
         data, validation = _parts_of(data, validation)
+    data, validation = _records(data), _records(validation)
+    if not _holds_texts(data, text_column):
+        return check_samples(
+            data, validation, model=model, task_spec=task_spec, tokenizer=tokenizer, majority=limits.majority_warn
+        )
+    label_column = _usual_label_column(data, validation) if label_column is None else label_column
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
         raise ConfigError(f"got max_length={max_length!r}; must be a whole number of tokens of at least 1, or None.")
     if max_length is not None and tokenizer is None:
         raise ConfigError(f"got max_length={max_length:,} (tokens) and no tokenizer to count them; give tokenizer=….")
-    train = profile_texts(texts_in(data, text_column), labels=labels_in(data, label_column), tokenizer=tokenizer)
+    labels = labels_in(data, label_column)
+    train = profile_texts(texts_in(data, text_column), labels=labels, tokenizer=tokenizer)
     if train.num_rows == 0:
         raise DataError("the data set has no rows; there is nothing to check. Give at least one text.")
     held_out = None
     if validation is not None:
         held_out = profile_texts(texts_in(validation, text_column), labels=labels_in(validation, label_column))
-    return judge(train, held_out, max_length, limits)
+    report = judge(train, held_out, max_length, limits)
+    if labels is None:
+        return report
+    return _with_order_of_labels(report, labels, None if validation is None else labels_in(validation, label_column))
+
+
+def _with_order_of_labels(report: CheckReport, labels: Iterable[Any], held_out: Iterable[Any] | None) -> CheckReport:
+    """The report with findings about blocks of one label, and labels that validation lacks."""
+    names = [
+        np.array([shown(one) for one in part if not is_missing(one)]) for part in (labels, held_out) if part is not None
+    ]
+    if not all(map(len, names)):
+        return report
+    found = class_findings(names[0], num_classes=None, validation_M=names[1] if len(names) > 1 else None)
+    results = []
+    for result in report.results:
+        more = [
+            Finding(one.cause, one.verdict, one.summary, one.remedy)
+            for one in (found if result.name == "labels" else ())
+            if one.cause == "sorted" or (one.cause == "validation classes" and one.verdict == "warn")
+        ]
+        results.append(result.with_findings(more, {}) if more else result)
+    return CheckReport(report.title, results)
 
 
 def judge(
@@ -285,12 +329,49 @@ def _listed(rows: Sequence[Any] | np.ndarray) -> str:
 
 
 def _parts_of(data: PreparedData, validation: Any) -> tuple[Any, Any]:
+    """Both parts as texts, or as examples where the texts are not kept."""
     if data.texts is None:
-        raise DataTypeError(
-            "these data were prepared from records, and hold no texts any more. Give the records themselves, with text_column."
-        )
+        return data.train, data.validation if validation is None else validation
     own = data.texts.validation if data.validation is not None else None
     return data.texts.train, own if validation is None else validation
+
+
+def _records(data: Any) -> Any:
+    """A list of dicts as a DataFrame; anything else as it is."""
+    if not isinstance(data, (list, tuple)) or not data or not all(isinstance(row, Mapping) for row in data):
+        return data
+    if any(name in data[0] for name in ("input_ids", "pixel_values", "image")):
+        return data
+    import pandas as pd
+
+    return pd.DataFrame(list(data))
+
+
+def _holds_texts(data: Any, text_column: str) -> bool:
+    """Whether data are texts rather than numbers: by their column of texts, or by their first rows."""
+    columns = _columns(data)
+    if columns is not None:
+        if text_column in columns or text_column != "text":
+            return True
+        numbers = hasattr(data, "select_dtypes") and data.select_dtypes(("number", "bool")).shape[1] > 0
+        return not numbers and not {"input_ids", "pixel_values", "image", "images", "img"} & set(columns)
+    if isinstance(data, (list, tuple)):
+        return all(row is None or isinstance(row, (str, bytes, float)) for row in data[:8])
+    if isinstance(data, (str, bytes, Mapping)) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return not _is_loader(data)
+    return len(data) > 0 and isinstance(data[0], str)
+
+
+def _is_loader(data: Any) -> bool:
+    from torch.utils.data import DataLoader, IterableDataset
+
+    return isinstance(data, (DataLoader, IterableDataset))
+
+
+def _usual_label_column(*parts: Any) -> str | None:
+    """A column with a usual name for labels that all parts have."""
+    columns = [set(_columns(part) or ()) for part in parts if part is not None]
+    return next((name for name in ("label", "labels") if columns and all(name in one for one in columns)), None)
 
 
 def texts_in(data: Any, name: str) -> Iterable[Any]:

@@ -85,7 +85,7 @@ class DatasetSource:
         self._join = collate
         if isinstance(collate, PreparingCollate):
             self._prepare, self._join = collate.prepare, collate.collate
-        self._draws = _may_draw(dataset) or getattr(collate, "draws", True)
+        self._draws = may_draw(dataset) or getattr(collate, "draws", True)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -151,7 +151,7 @@ class DatasetSource:
         return hasher.hexdigest()
 
 
-def _may_draw(dataset: Any) -> bool:
+def may_draw(dataset: Any) -> bool:
     """Whether a data set may draw at random. Plain containers and our own classes do not; a subclass of them may."""
     kind = type(dataset)
     return kind not in (list, tuple, TensorDataset) and bool(vars(kind).get("draws", True))

@@ -16,6 +16,7 @@ from torch import nn
 from utils.adapters.facts import model_facts
 from utils.adapters.special_ids import model_pad_token_id, set_special_ids
 from utils.data.examples import Batch, StreamSource
+from utils.data.inspection.training import data_notices, refuse_float_ids
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -189,6 +190,7 @@ class Trainer:
         check_gradients_are_dense(self.model)
         if (initialised := initialise_lazy_layers(self.model, data)) is not None:
             self.notice(initialised)
+        refuse_float_ids(data, self.model, getattr(self.task_spec, "task_type", None) or task_type_of(self.model))
         task_spec = self._task(data)
         sharded = config.strategy == "fsdp" and world.size > 1
         # Sharded, the output layer is whole only inside the model's own pass.
@@ -199,6 +201,10 @@ class Trainer:
             self.notice(too_long)
         total_steps = _planned_steps(config, data, accumulation)
         monitor = self._monitor(data, objective)
+        if world.is_main:
+            criterion = None if self.own_parts is None else self.own_parts.criterion
+            for sentence in data_notices(data, self.model, task_spec, tokenizer=self.tokenizer, criterion=criterion):
+                self.notice(sentence)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._failures_told(world))
             world.check_same(
