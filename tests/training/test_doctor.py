@@ -10,6 +10,7 @@ import torch
 
 from cli.doctor import main
 from tests.kit.sick_runs import HEALTHY, SICK, Augmented, train_classes, train_signs
+from utils import HOME
 from utils.errors import DataNotFoundError, DataTypeError
 from utils.storage import json_line, read_json_lines
 from utils.training import Callback, DoctorCallback, diagnose
@@ -290,3 +291,9 @@ def test_the_command_line_writes_a_page(tmp_path):
     page = tmp_path / "report.html"
     assert main(["paged", "--html", str(page)]) == 0
     assert "Diagnosis of paged" in page.read_text(encoding="utf-8")
+
+
+def test_the_document_has_every_rule_as_it_is():
+    text = (HOME / "docs" / "DOCTOR.md").read_text(encoding="utf-8")
+    for rule in all_rules():
+        assert f"| {rule.name} | {rule.sees} | {rule.threshold} | {rule.source} |" in text
