@@ -262,6 +262,22 @@ def test_the_report_shows_findings_first_and_counts_them(capsys):
     assert report.to_frame()["verdict"].tolist().count("fail") == 1
 
 
+def test_measurements_that_are_not_finite_are_no_evidence():
+    counted = {
+        "event": "counts",
+        "step": 1,
+        "targets": 50,
+        "guess_loss": None,
+        "label_means": [None],
+        "label_variances": [None],
+    }
+    measured = [{**counted, "part": part} for part in ("train", "val")] + [
+        look(n, weight=None, update=None) for n in (1, 2, 3)
+    ]
+    rows = [*falling(), *({"event": "evaluate", "epoch": n, "step": 50 * n, "val/loss": 1.0} for n in (1, 2, 3))]
+    assert not [found for found in findings_of(record(rows, measured, task="regression"), live=True) if found.found]
+
+
 # The command line
 
 

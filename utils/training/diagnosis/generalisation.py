@@ -164,7 +164,8 @@ def _labels_shifted(run: RunRecord) -> Outcome | None:
             )  # fmt: skip
     if here.get("label_means") and len(here["label_means"]) == len(there.get("label_means") or ()):
         means = zip(here["label_means"], there["label_means"], here["label_variances"], strict=True)
-        deviations = max([abs(a - b) / math.sqrt(variance) for a, b, variance in means if variance > 0], default=0.0)
+        away = [abs(a - b) / math.sqrt(variance) for a, b, variance in means if variance and None not in (a, b)]
+        deviations = max(away, default=0.0)
         if deviations >= 3 and there["targets"] >= 10:
             return found(
                 f"The mean target in validation is {deviations:.1f} standard deviations away from that in training.",

@@ -247,9 +247,9 @@ class RunRecord:
         if self.over_tokens:
             measured = self.unigram if self.unigram is not None else self.facts.get("unigram_loss")
             return None if measured is None else Guess(float(measured), None, "a unigram model")
-        counted = [row for row in self.counts(part) if "guess_loss" in row]
+        counted = [row for row in self.counts(part) if row.get("guess_loss") is not None]
         row = counted[-1] if counted else self.facts.get("labels", {})
-        if "guess_loss" not in row:
+        if row.get("guess_loss") is None:  # not measured, or not finite
             return None
         classes = row.get("majority") is not None
         loss = float(row["guess_loss"])
@@ -267,7 +267,8 @@ class RunRecord:
         criterion, classes = self.facts.get("criterion"), row.get("majority") is not None
         known = {("MSELoss", False): "guess_loss", ("CrossEntropyLoss", True): "guess_loss"}
         known |= {("BCEWithLogitsLoss", False): "binary_entropy", ("BCELoss", False): "binary_entropy"}
-        return float(row.get(known.get((str(criterion), classes), ""), math.inf))
+        value = row.get(known.get((str(criterion), classes), ""))
+        return math.inf if value is None else float(value)
 
     @cached_property
     def no_better_than_guess(self) -> bool | None:
