@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from utils.adapters.output_layer import state_kept
@@ -51,7 +51,7 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
         "total_steps": total_steps, "steps_per_epoch": data.num_steps(accumulation), "accumulation": accumulation,
         "num_train": data.samples_per_epoch, "batch_size": data.batch_size, "num_validation": data.num_validation,
         "has_validation": data.validation is not None, "device": parts.device.kind, "precision": parts.precision.compute,
-        **_model_facts(parts),
+        "criterion": _criterion_name(parts), "own_schedule": trainer.own_parts is not None, **_model_facts(parts),
     }  # fmt: skip
     batches = _batches(data.train, data.order(0).tolist(), data.batch_size) if data.resumable else []
     if batches:
@@ -60,6 +60,16 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
         if isinstance(parts.objective, CriterionObjective):
             facts |= _criterion_facts(parts, batches[0])
     return facts
+
+
+def _criterion_name(parts: Parts) -> str | None:
+    """The class or function that the caller gave as loss; None where the task has its own."""
+    if not isinstance(parts.objective, CriterionObjective):
+        return None
+    criterion = parts.objective.criterion
+    if getattr(criterion, "weight", None) is not None or getattr(criterion, "label_smoothing", 0.0):
+        return f"weighted {type(criterion).__name__}"
+    return type(criterion).__name__ if isinstance(criterion, nn.Module) else getattr(criterion, "__name__", "criterion")
 
 
 def _batches(source: Source | StreamSource, order: list[int], batch_size: int) -> list[Batch]:
@@ -137,7 +147,11 @@ def label_baseline(labels: Tensor) -> dict[str, Any]:
         known = values[~values.isnan().any(1)]
         if len(known) < 2:
             return {}
-        return {"guess_loss": float(known.var(0, correction=0).mean()), "targets": len(known)}
+        found: dict[str, Any] = {"guess_loss": float(known.var(0, correction=0).mean()), "targets": len(known)}
+        if bool(((known == 0) | (known == 1)).all()):
+            shares = known.mean(0)
+            found["binary_entropy"] = float(-(torch.xlogy(shares, shares) + torch.xlogy(1 - shares, 1 - shares)).mean())
+        return found
     scored = labels[labels != IGNORED]
     if not len(scored):
         return {}

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from utils.training.diagnosis.learning import divergence
 from utils.training.diagnosis.record import RunRecord
 from utils.training.diagnosis.rules import Outcome, found, passed, rule, unknown
 
@@ -61,6 +62,8 @@ def overfitting(run: RunRecord) -> Outcome:
         "train_then": training[0],
         "train_last": training[1],
     }
+    if run.no_better_than_guess or validation_data(run).found:
+        return passed("Nothing was learned that could be overfitted; see 'learning' and 'validation data'.", **measured)
     rose = last - best > max(0.1 * abs(best), 0.05 * _scale(run, best)) and len(values) - at > 2
     fell = training[1] < 0.9 * training[0] if training[0] > 0 else training[1] < training[0]
     if rose and fell:
@@ -161,7 +164,8 @@ def _labels_shifted(run: RunRecord) -> Outcome | None:
             )  # fmt: skip
     if here.get("label_means") and len(here["label_means"]) == len(there.get("label_means") or ()):
         means = zip(here["label_means"], there["label_means"], here["label_variances"], strict=True)
-        deviations = max([abs(a - b) / math.sqrt(variance) for a, b, variance in means if variance > 0], default=0.0)
+        away = [abs(a - b) / math.sqrt(variance) for a, b, variance in means if variance and None not in (a, b)]
+        deviations = max(away, default=0.0)
         if deviations >= 3 and there["targets"] >= 10:
             return found(
                 f"The mean target in validation is {deviations:.1f} standard deviations away from that in training.",
@@ -207,7 +211,8 @@ def labels(run: RunRecord) -> Outcome:
         chance = guess_there.accuracy
         worse = worse and max(accuracies) <= chance + run.accuracy_margin("val", chance)
     gained = run.end < 0.8 * guess.loss if math.isfinite(guess.loss) else run.no_better_than_guess is False
-    if not (gained and worse):
+    constant = any(row.get("top_prediction") == 1 for row in run.counts("val")[-1:])
+    if not (gained and worse) or constant or validation_data(run).found:
         return passed(
             f"The best validation loss is {min(values):.4g}; the baseline is {guess_there.loss:.4g}.", **measured
         )
@@ -237,7 +242,8 @@ def harder(run: RunRecord) -> Outcome:
         return unknown("the loss of a model that ignores its inputs is not known")
     there = float(np.median(values[-max(1, len(values) // 3) :]))
     measured = {"train_last": run.end, "validation_last": there}
-    if not (0 <= there <= 0.5 * run.end and run.end >= 0.3 * guess.loss):
+    end = float(np.median(run.losses[-max(3, len(run.losses) // 10) :]))
+    if not (0 <= there <= 0.5 * end and end >= 0.3 * guess.loss) or divergence(run).found:
         return passed(f"Training ends at {run.end:.4g}, validation at {there:.4g}.", **measured)
     return found(
         f"The training loss ends at {run.end:.4g} and the validation loss at {there:.4g}: what is done to "

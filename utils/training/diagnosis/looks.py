@@ -6,6 +6,7 @@ it but the look itself, of which a run has few.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ class ParameterLooks:
     """Looks at the parameters of `model` that are trained.
 
     Args:
-        model: its parameters must not be sharded.
+        model: its parameters must not be sharded; held: those that the optimizer changes.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, held: Sequence[Tensor]) -> None:
         owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+        changed = {id(parameter) for parameter in held}
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel() and id(p) in changed]
         named.sort(key=lambda pair: -pair[1].numel())
         self._named = named[:_MOST_TENSORS]
         self._has_units = [isinstance(owners[id(p)], _UNITS) and p.dim() > 1 for _, p in self._named]

@@ -11,7 +11,7 @@ from utils.training.diagnosis.record import RunRecord, relative_update
 from utils.training.diagnosis.rules import Outcome, found, passed, rule, unknown
 
 #: Relative movement of the weights over a whole run below which the run changed nothing.
-STOOD_STILL = 0.01
+STOOD_STILL = 0.03
 #: Update of one step relative to the weights from which on a step replaces them.
 REPLACED = 0.3
 _FINDER = "find_learning_rate(model, train_data) measures where the loss falls fastest."
@@ -31,9 +31,10 @@ def learned(run: RunRecord) -> bool | None:
 @rule(
     "rate too high",
     sees="The learning rate is so high that steps overshoot.",
-    threshold="nothing is learned or numbers overflow, and the loss jumped to 1.5 times its beginning, or a step "
-    "replaced 30 % of "
-    "the weights",
+    threshold="nothing is learned or numbers overflow, and the loss jumped to twice its beginning and its "
+    "baseline, or a "
+    "step replaced 30 % of the weights; or it jumped to 10 times; or 3 epochs of the last two thirds each "
+    "lost 30 % of all gain",
     source="relative to the run's first loss and to the size of its weights; about 0.1 % a step is usual",
 )
 def rate_too_high(run: RunRecord) -> Outcome:
@@ -42,21 +43,28 @@ def rate_too_high(run: RunRecord) -> Outcome:
         return unknown(run.judged)
     ratios = [ratio for look in run.looks if (ratio := relative_update(look)) is not None]
     largest = max(ratios, default=0.0)
-    jump = float(run.losses.max() / run.losses[0]) if len(run.losses) and run.losses[0] > 0 else 0.0
+    jump = run.highest
     measured = {"loss_jump": jump, "largest_relative_update": largest, "rate": _peak(run)}
-    signs = jump >= 1.5 or largest >= REPLACED
+    signs = jump >= 2 or largest >= REPLACED
     did = learned(run)
     if did is None and not overflowed:
         return unknown("whether anything was learned is not known")
+    if did and jump >= 10 and run.guess is not None and math.isfinite(run.guess.loss):
+        return found(
+            f"With a learning rate of {_peak(run):.3g} the training loss jumped to {jump:.3g} times that of "
+            "its beginning and of "
+            "the baseline before it fell.",
+            f"Lower learning_rate, with warm-up. {_FINDER}", measured, {"loss_jump": 10},
+        )  # fmt: skip
     if not signs or (did and not overflowed):
         return _restless(run, measured)
-    evidence = [f"the loss jumped to {jump:.3g} times its first value"] if jump >= 1.5 else []
+    evidence = [f"the loss jumped to {jump:.3g} times that of its beginning and of its baseline"] if jump >= 2 else []
     evidence += [f"one step changed the weights by {largest:.0%}"] if largest >= REPLACED else []
     return found(
         f"With a learning rate of {_peak(run):.3g}, {' and '.join(evidence)}"
         + (", and then numbers overflowed." if overflowed else "; nothing was learned after that."),
         f"Lower learning_rate to a tenth or less, with warm-up. {_FINDER}",
-        measured, {"loss_jump": 1.5, "relative_update": REPLACED}, verdict="fail",
+        measured, {"loss_jump": 2, "relative_update": REPLACED}, verdict="fail",
     )  # fmt: skip
 
 
@@ -85,13 +93,16 @@ def _peak(run: RunRecord) -> float:
 @rule(
     "rate too low",
     sees="The learning rate is so low that the weights do not move: often plain SGD with a rate meant for Adam.",
-    threshold="nothing is learned, and over all steps the weights moved by less than 1 % of their size",
+    threshold="nothing is learned, and over all steps the weights moved by less than 3 % of their size",
     source="relative to the size of the weights; an upper bound, as if all steps had one direction",
 )
 def rate_too_low(run: RunRecord) -> Outcome:
     if run.judged:
         return unknown(run.judged)
     movement, did = run.movement, learned(run)
+    guess = run.guess
+    if did and guess is not None and math.isfinite(guess.loss) and run.end > 0.8 * guess.loss:
+        did = run.end < 0.95 * run.start  # better than the baseline from the first step on is not learned either
     if movement is None or did is None:
         return unknown("the movement of the weights, or whether anything was learned, was not measured")
     measured = {"movement": movement, "rate": _peak(run)}
@@ -99,6 +110,8 @@ def rate_too_low(run: RunRecord) -> Outcome:
         return passed(f"Weights moved by up to {movement:.1%} of their size.", **measured)
     if _cut(run) or _swallowed(run) is not None:
         return passed("Steps are small for another reason: see clipping and Adam's eps.", **measured)
+    if not _pulled(run):
+        return passed("Steps are small because there are no gradients: see 'dead layers'.", **measured)
     sgd = str(run.facts.get("optimizer", run.config.optimizer)).lower() == "sgd"
     return found(
         f"Over {run.done} steps at a learning rate of {_peak(run):.3g} the weights moved by at most "
@@ -109,6 +122,14 @@ def rate_too_low(run: RunRecord) -> Outcome:
          if sgd else "Raise learning_rate tenfold or more. ") + _FINDER,
         measured, {"movement": STOOD_STILL}, verdict="fail",
     )  # fmt: skip
+
+
+def _pulled(run: RunRecord) -> bool:
+    """Whether most matrices have gradients in most looks."""
+    grads = [
+        bool(t["grad"]) and t.get("silent", 0.0) < 0.95 for look in run.looks for t in look["tensors"] if t["matrix"]
+    ]
+    return float(np.mean(grads)) > 0.5 if grads else False
 
 
 def _cut(run: RunRecord) -> bool:

@@ -57,14 +57,14 @@ class RunRecord:
 
     Attributes:
         rows: everything in history.jsonl; state: state.json; measurements: rows of doctor.jsonl.
-        config: the settings; task: the task's type, None with a criterion of the caller's.
+        config: the settings; spec: the type of the task that was given or inferred.
         unigram: loss of a unigram model on the validation data, where the caller knows it.
         running: whether the run is still under way.
     """
 
     name: str
     config: TrainingConfig
-    task: str | None = None
+    spec: str | None = None
     multi_label: bool = False
     rows: Sequence[Row] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -89,11 +89,16 @@ class RunRecord:
             raise ConfigError(f"{folder / 'config.yaml'}: training and task must be sections with settings.")
         known = {name: value for name, value in settings.items() if name in TrainingConfig.model_fields}
         return cls(
-            name=folder.name, config=TrainingConfig.from_dict(known), task=task.get("task_type"),
+            name=folder.name, config=TrainingConfig.from_dict(known), spec=task.get("task_type"),
             multi_label=bool(task.get("multi_label")), rows=read_json_lines(folder / "history.jsonl"),
             state=_read_state(folder / "state.json"), measurements=read_json_lines(folder / MEASUREMENTS),
             unigram=unigram, running=running,
         )  # fmt: skip
+
+    @property
+    def task(self) -> str | None:
+        """The task whose loss is minimised; None where the caller brought a criterion."""
+        return None if self.facts.get("criterion") else self.spec
 
     # What happened
 
@@ -242,16 +247,28 @@ class RunRecord:
         if self.over_tokens:
             measured = self.unigram if self.unigram is not None else self.facts.get("unigram_loss")
             return None if measured is None else Guess(float(measured), None, "a unigram model")
-        counted = [row for row in self.counts(part) if "guess_loss" in row]
+        counted = [row for row in self.counts(part) if row.get("guess_loss") is not None]
         row = counted[-1] if counted else self.facts.get("labels", {})
-        if "guess_loss" not in row:
+        if row.get("guess_loss") is None:  # not measured, or not finite
             return None
         classes = row.get("majority") is not None
         loss = float(row["guess_loss"])
-        if self.config.label_smoothing and classes:
+        if self.task is None:
+            loss = self._guess_of_criterion(row)
+        elif self.config.label_smoothing and classes:
             loss = math.inf  # smoothing adds to the loss what depends on the model; only the accuracy can be compared
+        if not classes and not math.isfinite(loss):
+            return None
         what = "always answering by the frequency of the classes" if classes else "always answering the mean target"
         return Guess(loss, row.get("majority"), what)
+
+    def _guess_of_criterion(self, row: Row) -> float:
+        """The baseline's loss under a criterion that is known; infinite, which compares with nothing, under others."""
+        criterion, classes = self.facts.get("criterion"), row.get("majority") is not None
+        known = {("MSELoss", False): "guess_loss", ("CrossEntropyLoss", True): "guess_loss"}
+        known |= {("BCEWithLogitsLoss", False): "binary_entropy", ("BCELoss", False): "binary_entropy"}
+        value = row.get(known.get((str(criterion), classes), ""))
+        return math.inf if value is None else float(value)
 
     @cached_property
     def no_better_than_guess(self) -> bool | None:
@@ -267,12 +284,7 @@ class RunRecord:
             return worse if math.isfinite(guess.loss) else None
         best = max(row.get(f"{part}/accuracy", 0.0) for row in rows[-3:])
         chance = best <= guess.accuracy + self.accuracy_margin(part, guess.accuracy)
-        return chance and (worse or not math.isfinite(guess.loss) or not self._own_loss_is_entropy)
-
-    @property
-    def _own_loss_is_entropy(self) -> bool:
-        """Whether the loss is in nats, so that the entropy of the labels is a baseline for it."""
-        return self.task is not None
+        return chance and (worse or not math.isfinite(guess.loss))
 
     def accuracy_margin(self, part: str, share: float) -> float:
         """Two standard errors of an accuracy at chance, and two points."""
@@ -282,10 +294,21 @@ class RunRecord:
 
     @cached_property
     def movement(self) -> float | None:
-        """How far the weights moved over the run, relative to their size: an upper bound, the largest relative update of the
-        median matrix times the steps. None where it was not measured."""
+        """How far the weights moved over the run, relative to their size: an upper bound, the typical relative update of
+        the median matrix times the steps. None where it was not measured."""
         seen = [ratio for look in self.looks if (ratio := relative_update(look)) is not None]
-        return None if not seen else max(seen) * self.done
+        return None if not seen else float(np.median(seen)) * self.done
+
+    @cached_property
+    def highest(self) -> float:
+        """The highest training loss, averaged over neighbouring steps, relative to the first loss and to the baseline."""
+        window = max(3, len(self.losses) // 50)
+        if len(self.losses) < window:
+            return 0.0
+        smoothed = np.convolve(self.losses, np.full(window, 1 / window), mode="valid")
+        known = self.guess.loss if self.guess is not None and math.isfinite(self.guess.loss) else 0.0
+        floor = max(float(self.losses[0]), known)
+        return float(smoothed.max() / floor) if floor > 0 else 0.0
 
     def flat_since(self) -> float:
         """Share of the run, from its end backwards, in which the training loss stayed level."""

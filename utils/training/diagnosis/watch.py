@@ -70,7 +70,7 @@ class DoctorCallback(Callback):
     def _begin(self, trainer: Trainer) -> None:
         assert trainer.parts is not None
         if not trainer.parts.sharded:
-            self._looks = ParameterLooks(trainer.parts.model)
+            self._looks = ParameterLooks(trainer.parts.model, trainer.parts.parameters)
         self._forget_after(trainer.state.step)
         facts = start_facts(trainer, self._total)
         self._write({"event": "start", "step": trainer.state.step, **facts})
