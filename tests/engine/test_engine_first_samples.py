@@ -224,6 +224,26 @@ def test_criteria_for_classes(name):
     assert expected in found if expected else not found
 
 
+def test_a_criterion_with_reduction_sum_is_divided_and_this_is_reported():
+    config = TrainingConfig(batch_size=32, max_steps=1, run_name="sum")
+    model = mlp(4, 8, 1)
+    own = OwnParts(torch.optim.SGD(model.parameters(), lr=1e-3), nn.MSELoss(reduction="sum"))
+    trainer = Trainer(model, training_config=config, task_spec=REGRESSION, own_parts=own)
+    trainer.train(amounts())
+    assert any("reduction='sum'" in sentence for sentence in trainer.notices)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_sign_of_a_criterion_for_one_score_and_whole_labels(flipped):
+    def criterion(outputs: Tensor, labels: Tensor) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(outputs[:, 0], labels.float())
+        return -loss if flipped else loss
+
+    data = TensorDataset(*kinds(classes=2, rows=64))
+    found = notices(mlp(4, 8, 1), data, TaskSpec.classification(), criterion)
+    assert [("sign of the criterion" in sentence) for sentence in found] == [True] * flipped
+
+
 def test_a_criterion_that_takes_the_logarithm_of_zero():
     inputs, labels = kinds(classes=2, rows=64)
     data = TensorDataset(inputs, labels.float()[:, None])
