@@ -213,6 +213,9 @@ CLASS_CRITERIA: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str | None]]
     "focal": (lambda scores, labels: ((1 - (-F.cross_entropy(scores, labels, reduction="none")).exp()) ** 2 * F.cross_entropy(scores, labels, reduction="none")).mean(), None),
     "log-likelihood": (lambda scores, labels: scores.log_softmax(-1).gather(1, labels[:, None]).mean(), "sign of the criterion"),
     "summed": (lambda scores, labels: F.cross_entropy(scores, labels, reduction="sum"), "sum over the batch"),
+    "contrastive": (
+        lambda scores, labels: torch.where(labels == 0, scores[:, 0] ** 2, (2 - scores[:, 0]).relu() ** 2).mean(), None,
+    ),
     "two terms": (lambda scores, labels: F.cross_entropy(scores, labels) + 0.01 * scores.square().mean(), None),
 }  # fmt: skip
 
@@ -325,7 +328,7 @@ def test_what_is_left_to_train(trained):
     for parameter in wanted[trained]:
         parameter.requires_grad_(True)
     found = " ".join(notices(model, classes(), TaskSpec.classification()))
-    assert ("Nearly all parameters are frozen" in found) == (trained != "head")
+    assert ("Nearly all parameters are frozen" in found) == (trained == "norms")
 
 
 @pytest.mark.parametrize(

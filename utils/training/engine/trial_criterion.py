@@ -70,7 +70,13 @@ def criterion_has_the_right_sign(trial: Trial) -> Iterator[str]:
         return
     along = (pulls * away).reshape(len(outputs), -1).sum(1)
     moved = along[along != 0]
-    if len(moved) and bool((moved < 0).float().mean() > 0.9):
+    if not len(moved) or bool((moved < 0).float().mean() <= 0.9):
+        return
+    # A negated loss is below zero wherever answers are wrong. A contrastive loss, for which a label of 1 asks for a small
+    # distance, falls in the same direction and is not.
+    with torch.no_grad():
+        values = [float(criterion(place, labels).sum()) for place in (neutral, neutral + 3 * away)]
+    if max(values) < 0:
         yield (
             "The sign of the criterion is wrong: its loss falls as outputs move away from their labels, so training makes the "
             "right answers ever less likely. Negate it."
