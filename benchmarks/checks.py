@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.report import Table, write_section
-from tests.kit.fault_programs import PROGRAMS, named_by, observe
+from tests.kit.fault_programs import PROGRAMS, Program, named_by, observe
 from tests.kit.healthy_models import HEALTHY
 from tests.kit.planted import PLANTED
 from utils.checks import CheckReport, run_all_tier1_tests
@@ -70,22 +71,22 @@ def programs() -> tuple[Table, int]:
                 named, twin = named_by(program, observe(program.faulty)), observe(program.repaired)
                 missed += not named
                 alarms += bool(twin)
-                source, _, sentence = (named[0] if named else "missed: ").partition(": ")
-                table.rows.append(
-                    [
-                        program.name,
-                        program.section,
-                        source,
-                        _shortened(sentence),
-                        "; ".join(map(_shortened, twin)) or "quiet",
-                    ]
-                )
+                source, sentence = _naming(program, named[0]) if named else ("missed", "")
+                quiet = "; ".join(map(_shortened, twin)) or "quiet"
+                table.rows.append([program.name, program.section, source, _shortened(sentence), quiet])
         finally:
             os.chdir(home)
     table.notes.append(
         f"{len(PROGRAMS) - missed} of {len(PROGRAMS)} named; {alarms} of {len(PROGRAMS)} repaired twins raised an alarm."
     )
     return table, missed + alarms
+
+
+def _naming(program: Program, line: str) -> tuple[str, str]:
+    """What reported a line, and the sentence of it that names the fault."""
+    source, _, text = line.partition(": ")
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    return source, next((sentence for sentence in sentences if named_by(program, [sentence])), text)
 
 
 def _shortened(sentence: str, length: int = 110) -> str:

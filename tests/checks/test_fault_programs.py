@@ -12,7 +12,7 @@ NEEDS: dict[str, str] = {
     "augmentation_too_strong": "doctor", "no_validation": "doctor", "wrong_optimizer": "doctor", "too_few_rows": "data checks",
     "pixels_255": "data checks", "target_scale": "data checks", "feature_scales": "data checks",
     "sorted_split_texts": "data checks", "other_range": "data checks", "validation_not_scaled": "data checks",
-    "ids_as_floats": "data checks", "mostly_not_scored": "data checks", "end_never_learnt": "data checks",
+    "mostly_not_scored": "data checks", "end_never_learnt": "data checks",
 }  # fmt: skip
 
 
