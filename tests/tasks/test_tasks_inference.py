@@ -158,7 +158,9 @@ def test_samples_that_say_nothing_are_refused_with_their_shapes():
         infer_task_spec(head(CLASSES), odd)
 
 
-@pytest.mark.parametrize("task", [None, TaskSpec.language_modeling(), TaskSpec.classification()], ids=["none", "text", "class"])
+@pytest.mark.parametrize(
+    "task", [None, TaskSpec.language_modeling(), TaskSpec.classification()], ids=["none", "text", "class"]
+)
 def test_token_ids_as_floats_are_named(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = torch.randint(4, 20, (8, 6)).float()
