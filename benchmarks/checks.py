@@ -1,16 +1,21 @@
-"""What the checks of tier 1 catch, and on what they raise false alarms: the tables of docs/CHECKS.md.
+"""What the checks catch, and on what they raise false alarms: the tables of docs/CHECKS.md.
 
     python -m benchmarks.checks --write
 
 Runs every check on the models with a planted fault (`tests/kit/planted.py`) and on the healthy ones
-(`tests/kit/healthy_models.py`). A fault counts as named when the check that is there for it reports one of its causes.
-Exit code 1 when a fault is missed or a healthy model raises an alarm.
+(`tests/kit/healthy_models.py`). A fault counts as named when the check that is there for it reports one of its causes. Then
+trains the programs with reported faults and their repaired twins (`tests/kit/fault_programs.py`), a few minutes, and collects
+everything that is reported before, during and after the training.
+Exit code 1 when a fault is missed, or a healthy model or a repaired program raises an alarm.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.report import Table, write_section
+from tests.kit.fault_programs import PROGRAMS, Program, named_by, observe
 from tests.kit.healthy_models import HEALTHY
 from tests.kit.planted import PLANTED
 from utils.checks import CheckReport, run_all_tier1_tests
@@ -53,6 +59,42 @@ def healthy() -> tuple[Table, int]:
     return table, alarms
 
 
+def programs() -> tuple[Table, int]:
+    """The programs, what named each fault and in which words, what was reported on its repaired twin; and how many failed."""
+    table = Table("Training programs with reported faults", ["program", "section", "named by", "as", "repaired twin"])
+    missed = alarms = 0
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for program in PROGRAMS.values():
+                named, twin = named_by(program, observe(program.faulty)), observe(program.repaired)
+                missed += not named
+                alarms += bool(twin)
+                source, sentence = _naming(program, named[0]) if named else ("missed", "")
+                quiet = "; ".join(map(_shortened, twin)) or "quiet"
+                table.rows.append([program.name, program.section, source, _shortened(sentence), quiet])
+        finally:
+            os.chdir(home)
+    table.notes.append(
+        f"{len(PROGRAMS) - missed} of {len(PROGRAMS)} named; {alarms} of {len(PROGRAMS)} repaired twins raised an alarm."
+    )
+    return table, missed + alarms
+
+
+def _naming(program: Program, line: str) -> tuple[str, str]:
+    """What reported a line, and the sentence of it that names the fault."""
+    source, _, text = line.partition(": ")
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    return source, next((sentence for sentence in sentences if named_by(program, [sentence])), text)
+
+
+def _shortened(sentence: str, length: int = 110) -> str:
+    """The beginning of a sentence on one line, without what would end a table's cell."""
+    text = " ".join(sentence.replace("|", "/").split())
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"
+
+
 def _report(make: Callable[[], nn.Module]) -> CheckReport:
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -66,16 +108,17 @@ def _cause(named: str | None, check: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run both tables; returns the exit code."""
+    """Make all tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/CHECKS.md")
     parsed = parser.parse_args(arguments)
-    (faults, missed), (models, alarms) = planted(), healthy()
-    for section, table in (("Faults that are caught", faults), ("Models that are healthy", models)):
+    (faults, missed), (models, alarms), (trained, failed) = planted(), healthy(), programs()
+    sections = {"Faults that are caught": faults, "Models that are healthy": models, "Programs with faults": trained}
+    for section, table in sections.items():
         print(table.markdown(everything=True))
         if parsed.write:
             write_section(DOCUMENT, section, table.markdown(everything=True))
-    return 1 if missed or alarms else 0
+    return 1 if missed or alarms or failed else 0
 
 
 if __name__ == "__main__":

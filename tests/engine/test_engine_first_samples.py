@@ -213,6 +213,9 @@ CLASS_CRITERIA: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str | None]]
     "focal": (lambda scores, labels: ((1 - (-F.cross_entropy(scores, labels, reduction="none")).exp()) ** 2 * F.cross_entropy(scores, labels, reduction="none")).mean(), None),
     "log-likelihood": (lambda scores, labels: scores.log_softmax(-1).gather(1, labels[:, None]).mean(), "sign of the criterion"),
     "summed": (lambda scores, labels: F.cross_entropy(scores, labels, reduction="sum"), "sum over the batch"),
+    "contrastive": (
+        lambda scores, labels: torch.where(labels == 0, scores[:, 0] ** 2, (2 - scores[:, 0]).relu() ** 2).mean(), None,
+    ),
     "two terms": (lambda scores, labels: F.cross_entropy(scores, labels) + 0.01 * scores.square().mean(), None),
 }  # fmt: skip
 
@@ -222,6 +225,26 @@ def test_criteria_for_classes(name):
     criterion, expected = CLASS_CRITERIA[name]
     found = " ".join(notices(mlp(4, 8, 3), classes(), TaskSpec.classification(), criterion))
     assert expected in found if expected else not found
+
+
+def test_a_criterion_with_reduction_sum_is_divided_and_this_is_reported():
+    config = TrainingConfig(batch_size=32, max_steps=1, run_name="sum")
+    model = mlp(4, 8, 1)
+    own = OwnParts(torch.optim.SGD(model.parameters(), lr=1e-3), nn.MSELoss(reduction="sum"))
+    trainer = Trainer(model, training_config=config, task_spec=REGRESSION, own_parts=own)
+    trainer.train(amounts())
+    assert any("reduction='sum'" in sentence for sentence in trainer.notices)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_sign_of_a_criterion_for_one_score_and_whole_labels(flipped):
+    def criterion(outputs: Tensor, labels: Tensor) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(outputs[:, 0], labels.float())
+        return -loss if flipped else loss
+
+    data = TensorDataset(*kinds(classes=2, rows=64))
+    found = notices(mlp(4, 8, 1), data, TaskSpec.classification(), criterion)
+    assert [("sign of the criterion" in sentence) for sentence in found] == [True] * flipped
 
 
 def test_a_criterion_that_takes_the_logarithm_of_zero():
@@ -305,7 +328,7 @@ def test_what_is_left_to_train(trained):
     for parameter in wanted[trained]:
         parameter.requires_grad_(True)
     found = " ".join(notices(model, classes(), TaskSpec.classification()))
-    assert ("Nearly all parameters are frozen" in found) == (trained != "head")
+    assert ("Nearly all parameters are frozen" in found) == (trained == "norms")
 
 
 @pytest.mark.parametrize(

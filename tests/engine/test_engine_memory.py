@@ -174,7 +174,8 @@ def test_nothing_but_memory_errors_is_tried_again():
 
     with pytest.raises(RuntimeError, match="mat1"):
         run(Broken())
-    assert calls == [12]
+    assert [rows for rows in calls if rows == 12] == [12]  # the first samples are tried before, in smaller numbers
+    assert calls[-1] == 12
     with pytest.raises(CallbackError):
         run(Hungry(most=99), callbacks=[_OutOfMemoryCallback()], run_name="callback")
 

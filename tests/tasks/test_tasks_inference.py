@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from tests.kit.checked_models import HEALTHY_DESIGNS
 from tests.kit.task_toys import (
@@ -28,7 +29,7 @@ from tests.kit.task_toys import (
     tiny_t5,
 )
 from tests.kit.toys import golden_config, plain_lm, same_weights, tiny_gpt, tiny_llama
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ModelError
 from utils.training import TaskSpec, Trainer, infer_task_spec
 
 ROWS = id_rows(6)
@@ -155,6 +156,19 @@ def test_samples_that_say_nothing_are_refused_with_their_shapes():
     odd = {"input_ids": torch.zeros(2, 3).long(), "labels": torch.zeros(2, 5).long()}
     with pytest.raises(ConfigError, match=r"cannot be inferred from samples with .*\(2, 5\)"):
         infer_task_spec(head(CLASSES), odd)
+
+
+@pytest.mark.parametrize(
+    "task", [None, TaskSpec.language_modeling(), TaskSpec.classification()], ids=["none", "text", "class"]
+)
+def test_token_ids_as_floats_are_named(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = torch.randint(4, 20, (8, 6)).float()
+    labels = (torch.arange(8) % 2,) if task is not None and task.task_type == "text_classification" else ()
+    model = head(CLASSES) if labels else plain_lm()
+    with pytest.raises((ConfigError, ModelError, RuntimeError)) as caught:
+        Trainer(model, training_config=golden_config(), task_spec=task).train(TensorDataset(rows, *labels))
+    assert "must be whole numbers" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
 
 
 def test_training_without_a_task_says_which_one_it_took():

@@ -23,6 +23,9 @@ _SWITCHES = {"use_cache": False, "return_dict": True}
 # Python's words for a keyword argument that a function does not take, or gets twice.
 _REFUSED = re.compile(r"(?:unexpected keyword argument|multiple values for (?:keyword )?argument) '(\w+)'")
 
+# torch's words for an embedding that is given fractions.
+_FLOAT_IDS = "Expected tensor for argument #1 'indices' to have one of the following scalar types"
+
 # torch's words for a batch norm that is given a single value per channel.
 _TOO_FEW_FOR_NORM = "Expected more than 1 value per channel when training"
 
@@ -167,6 +170,8 @@ class ModelCall:
                 return self._logits(run, batch)
             if isinstance(error, ValueError) and _TOO_FEW_FOR_NORM in str(error):
                 raise ModelError(self._too_few_for_norm(batch)) from error
+            if _FLOAT_IDS in str(error):
+                error.add_note("Token ids must be whole numbers (int64): convert them with .long().")
             error.add_note(f"{type(self.model).__name__}.forward was called with {_shapes(batch)}.")
             raise
         logits = logits_of(outputs, self.model)

@@ -30,6 +30,7 @@ OUT_OF_LINE = 30.0
 SMALLEST_SCALE, LARGEST_SCALE = 0.001, 30.0
 # |mean| above this and above the standard deviation: no initialisation in use is that far from zero.
 LARGEST_MEAN = 0.05
+LEAST_FOR_MEAN = 25  # at which a mean of one standard deviation is 5 standard errors
 
 
 @check(
@@ -114,7 +115,8 @@ def _problem(
         return "fail", f"has a standard deviation of {std:.2g}, below {SMALLEST_STD}"
     if std > LARGEST_STD or std * math.sqrt(inputs) > LARGEST_GAIN:
         return "fail", f"has a standard deviation of {std:.2g} with {inputs:,} inputs: too large"
-    if abs(mean) > max(LARGEST_MEAN, std):
+    # The mean of n values drawn around zero has a standard error of std / sqrt(n): of a few it says nothing.
+    if values.numel() >= LEAST_FOR_MEAN and abs(mean) > max(LARGEST_MEAN, std):
         return "warn", f"has a mean of {mean:.2g}"
     return None
 

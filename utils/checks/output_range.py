@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.adapters.output_reach import last_layer, output_reach
 from utils.checks.maturity import is_untrained
 from utils.checks.probe import Probe
 from utils.checks.result import Finding
@@ -67,7 +68,16 @@ def _of_numbers(found: Probe, outputs: Tensor, measured: dict[str, Any]) -> Iter
             "Look for softmax over one unit, which is always 1, and for units that are dead.",
         )  # fmt: skip
         return
-    yield from filter(None, [_driven(found, outputs, measured)])
+    reach = output_reach(found.model, lambda: _outputs(found, 4))
+    if reach is None:
+        return
+    measured["output_bounds"] = [reach.bottom, reach.top]
+    if reach.cuts and reach.bottom == 0 and reach.top == float("inf"):
+        yield Finding(
+            "one-sided", "fail", "The outputs are never negative, whatever the weights: an activation such as ReLU follows the "
+            "last layer, and what it cuts off gets no gradient.",
+            "Return the last layer's output itself, or, where targets are positive, use softplus.",
+        )  # fmt: skip
 
 
 def _probabilities(outputs: Tensor) -> Finding | None:
@@ -98,37 +108,23 @@ def _driven(found: Probe, outputs: Tensor, measured: dict[str, Any]) -> Finding 
         return None
     top, bottom = float(torch.maximum(large.max(), negated.max())), float(torch.minimum(large.min(), negated.min()))
     measured["output_bounds"] = [bottom, top]
-    unit = "outputs" if found.output == "numbers" else "logits"
     if bottom >= 0 and top <= 1.001:
         return Finding(
-            "bounded", "fail", f"The {unit} lie between 0 and 1 whatever the weights: a sigmoid or softmax follows the "
+            "bounded", "fail", "The logits lie between 0 and 1 whatever the weights: a sigmoid or softmax follows the "
             "last layer.", "Return the last layer's output itself; the loss applies softmax or sigmoid.",
         )  # fmt: skip
     if max(abs(bottom), top) <= _NARROW_BOUND:
         return Finding(
-            "bounded", "fail", f"The {unit} stay between {bottom:.3g} and {top:.3g} whatever the weights: they are clipped "
+            "bounded", "fail", f"The logits stay between {bottom:.3g} and {top:.3g} whatever the weights: they are clipped "
             "or squashed, so no prediction can become certain.", "Return the last layer's output itself.",
         )  # fmt: skip
     if bottom >= 0 or top <= 0:
         sign = "negative" if bottom >= 0 else "positive"
         return Finding(
-            "one-sided", "fail", f"The {unit} are never {sign}, whatever the weights: an activation such as ReLU follows the "
+            "one-sided", "fail", f"The logits are never {sign}, whatever the weights: an activation such as ReLU follows the "
             "last layer, and what it cuts off gets no gradient.", "Return the last layer's output itself.",
         )  # fmt: skip
     return None
-
-
-def last_layer(model: nn.Module, call: Any) -> nn.Module | None:
-    """The linear layer or convolution that is called last in one forward pass; None without one, or when it is used twice."""
-    calls: list[nn.Module] = []
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
-    hooks = [layer.register_forward_hook(lambda module, inputs, output: calls.append(module)) for layer in layers]
-    try:
-        call()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls[-1] if calls and calls.count(calls[-1]) == 1 else None
 
 
 def _with_scale(found: Probe, layer: nn.Module, factor: float) -> Tensor:

@@ -45,7 +45,9 @@ class CriterionObjective(Objective):
         self, model: ModelCall, batch: Batch, keep_outputs: bool = False, num_targets: int | None = None
     ) -> Loss:
         labels = _labels(batch)
-        outputs = model(batch)
+        outputs = model.uncounted(batch)
+        if outputs.dim() and outputs.shape[-1] > 1:  # one score may be for a yes or no, with labels 0 and 1
+            model.check_labels(outputs.shape[-1], outputs.shape[:-1], batch)
         # Outputs of half precision are scored in full, as every other objective does.
         outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
         loss_sum = self._loss_sum(outputs, labels, flattening_hint(outputs, batch))

@@ -72,7 +72,7 @@ class Trial:
     def call(self, batch: Batch | None = None) -> Tensor:
         """The model's outputs in evaluation mode, as fp32."""
         with state_kept(self.model), attributes_kept(self.model):
-            return ModelCall(self.model).uncounted(self.batch if batch is None else batch).float()
+            return _outputs(self.model, self.objective, self.batch if batch is None else batch)
 
     def first(self, rows: int) -> Batch:
         """The first rows of the batch."""
@@ -146,10 +146,15 @@ def _trial(parts: Parts, data: UniversalDataModule, max_grad_norm: float, total_
     active: dict[str, Tensor] = {}
     # In fp32, whatever the run computes in: differences are to be seen, and the samples are few.
     with _relus_watched(parts.model, active), state_kept(parts.model):
-        outputs = ModelCall(parts.model).uncounted(batch).float()
+        outputs = _outputs(parts.model, objective, batch)
     return Trial(
         parts.model, objective, batch, outputs, active, parts.optimizer, _peak(parts), max_grad_norm, total_steps
     )  # fmt: skip
+
+
+def _outputs(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
+    inputs = objective.inputs(model, batch) if isinstance(objective, TokenTask) else batch
+    return ModelCall(model).uncounted(inputs).float()
 
 
 def _peak(parts: Parts) -> float:

@@ -19,7 +19,15 @@ _SAME = 1e-3
 def criterion_is_a_mean(trial: Trial) -> Iterator[str]:
     """Whether the criterion of a batch is the sum over its halves. One that says so (`reduction="sum"`) is divided anyway."""
     criterion, labels = own_criterion(trial.objective), trial.labels
-    if criterion is None or labels is None or trial.rows < 4 or getattr(criterion, "reduction", None) == "sum":
+    if criterion is None or labels is None:
+        return
+    if getattr(criterion, "reduction", None) == "sum":
+        yield (
+            f"{type(criterion).__name__} has reduction='sum': its sum is divided by the number of samples, so the gradient"
+            " does not grow with batch_size."
+        )
+        return
+    if trial.rows < 4:
         return
     rows = 4 * (trial.rows // 4)
     with torch.no_grad():
@@ -50,18 +58,25 @@ def criterion_has_the_right_sign(trial: Trial) -> Iterator[str]:
     if classes:
         neutral = torch.full_like(outputs, 1 / outputs.shape[1])
         away = neutral - F.one_hot(labels.clamp(0, outputs.shape[1] - 1), outputs.shape[1]).to(outputs)
-    elif outputs.shape == labels.shape and labels.is_floating_point():
-        within = bool(((labels == 0) | (labels == 1)).all())
-        neutral = torch.full_like(outputs, 0.5) if within else labels + labels.std().clamp_min(1e-3) * _signs(labels)
-        away = neutral - labels
+    elif outputs.numel() == labels.numel():
+        targets = labels.to(outputs).view(outputs.shape)
+        within = bool(((targets == 0) | (targets == 1)).all())
+        neutral = torch.full_like(outputs, 0.5) if within else targets + targets.std().clamp_min(1e-3) * _signs(targets)
+        away = neutral - targets
     else:
         return
     pulls = _gradient(criterion, neutral, labels)
     if pulls is None:
         return
-    along = (pulls * away).flatten(1).sum(1)
+    along = (pulls * away).reshape(len(outputs), -1).sum(1)
     moved = along[along != 0]
-    if len(moved) and bool((moved < 0).float().mean() > 0.9):
+    if not len(moved) or bool((moved < 0).float().mean() <= 0.9):
+        return
+    # A negated loss is below zero wherever answers are wrong. A contrastive loss, for which a label of 1 asks for a small
+    # distance, falls in the same direction and is not.
+    with torch.no_grad():
+        values = [float(criterion(place, labels).sum()) for place in (neutral, neutral + 3 * away)]
+    if max(values) < 0:
         yield (
             "The sign of the criterion is wrong: its loss falls as outputs move away from their labels, so training makes the "
             "right answers ever less likely. Negate it."
@@ -73,8 +88,8 @@ def criterion_takes_sure_answers(trial: Trial) -> Iterator[str]:
     criterion, labels, outputs = own_criterion(trial.objective), trial.labels, trial.outputs
     if criterion is None or labels is None or bool((outputs < 0).any() or (outputs > 1).any()):
         return
-    if outputs.shape == labels.shape and bool(((labels == 0) | (labels == 1)).all()):
-        sure = labels.to(outputs)
+    if outputs.numel() == labels.numel() and bool(((labels == 0) | (labels == 1)).all()):
+        sure = labels.to(outputs).view(outputs.shape)
         sides = (sure, 1 - sure)
     elif outputs.dim() == 2 and labels.dim() == 1 and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
         sure = F.one_hot(labels.long().clamp(0, outputs.shape[1] - 1), outputs.shape[1]).to(outputs)

@@ -22,8 +22,8 @@ _TRIED_ALONE = 16
 _NUDGE = 0.02
 # Relative change of the loss that is none: 100 times the rounding of fp32.
 _CHANGED = 1e-5
-# torch's default; nobody set it too large on purpose.
-_USUAL_EPS = 1e-8
+# The largest in use for transformers: torch's default is 1e-8, RoBERTa's 1e-6 (Liu et al. 2019).
+_USUAL_EPS = 1e-5
 # Share of the learning rate that is left of Adam's steps, g / (g + eps), below which eps decides and not the gradient.
 _SHARE_LEFT = 0.1
 # The most that all steps of a run together may move the weights, as a share of their size, to count as not moving them. Below
@@ -47,16 +47,21 @@ def gradients_reach_parameters(trial: Trial) -> Iterator[str]:
 
 
 def enough_is_trained(trial: Trial) -> Iterator[str]:
-    """Whether any matrix is trained. Fine-tuning a head, adapters or LoRA trains some; biases and norms alone are vectors."""
+    """Whether anything but normalisations is trained. Heads, adapters and LoRA have matrices; BitFit trains biases and no
+    scales; a temperature is no part of a normalisation."""
     parameters = list(trial.model.parameters())
-    matrices = [p for p in parameters if p.dim() > 1]
     trained = [p for p in parameters if p.requires_grad]
-    if not matrices or not trained or any(p.dim() > 1 for p in trained):
+    norms = [m for m in trial.model.modules() if "norm" in type(m).__name__.lower()]
+    scales = {id(m.weight) for m in norms if isinstance(getattr(m, "weight", None), nn.Parameter)}
+    biases = {id(p) for name, p in trial.model.named_parameters() if name.endswith("bias")}
+    if len(trained) == len(parameters) or not any(id(p) in scales for p in trained):
+        return
+    if any(id(p) not in scales | biases for p in trained) or all(p.dim() < 2 for p in parameters):
         return
     count, total = sum(p.numel() for p in trained), sum(p.numel() for p in parameters)
     yield (
-        f"Nearly all parameters are frozen: {count:,} of {total:,} ({count / total:.1%}) are trained, and they are only biases "
-        "and normalisations. If that is not intended, set requires_grad=True on the weights (unfreeze_layers)."
+        f"Nearly all parameters are frozen: {count:,} of {total:,} ({count / total:.1%}) are trained, only "
+        "normalisations and biases. If that is not intended, set requires_grad=True on the weights (unfreeze_layers)."
     )
 
 

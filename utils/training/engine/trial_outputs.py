@@ -37,7 +37,7 @@ def outputs_reach_targets(trial: Trial) -> Iterator[str]:
     reach = output_reach(trial.model, lambda: trial.call())
     if reach is None or not reach.bounded or not known.numel():
         return
-    margin = 1e-3 * float(known.abs().max())
+    margin = 1e-2 * float(known.abs().max())
     below, above = (known < reach.bottom - margin), (known > reach.top + margin)
     if bool(below.any()):
         why = "negative" if reach.bottom == 0 else f"below {reach.bottom:.3g}"

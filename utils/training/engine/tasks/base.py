@@ -198,6 +198,16 @@ def shapes_of(batch: Mapping[str, Tensor]) -> str:
     return ", ".join(described) or "nothing"
 
 
+def float_ids_hint(batch: Mapping[str, Tensor]) -> str:
+    """What to do where a batch has no token ids, but rows of fractions that are whole numbers from 0 on; else nothing."""
+    rows = batch.get("pixel_values")
+    if "input_ids" in batch or rows is None or rows.dim() != 2 or not rows.numel():
+        return ""
+    if not bool(((rows >= 0) & (rows == rows.round())).all()):
+        return ""
+    return " The samples hold whole numbers as floats: token ids must be whole numbers (int64), so convert them with .long()."
+
+
 def flattening_hint(outputs: Tensor, batch: Mapping[str, Tensor]) -> str:
     """What to do where outputs still have the shape of an image, or another input of several dimensions; else nothing."""
     inputs = next((tensor for name, tensor in batch.items() if name != "labels"), None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from utils.errors import ModelError
-from utils.training.engine.tasks.base import register_task
+from utils.training.engine.tasks.base import float_ids_hint, register_task
 from utils.training.engine.tasks.tokens import TokenTask
 
 
@@ -32,6 +32,7 @@ class CausalLM(TokenTask):
         if labels is None or labels.dim() != 2:
             shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
             raise ModelError(
-                f"predicting the next token needs input_ids (B, T), and labels of the same shape; the batch has {shapes}"
+                f"predicting the next token needs input_ids (B, T), and labels of the same shape; the batch has {shapes}."
+                f"{float_ids_hint(batch)}"
             )
         return labels

@@ -13,7 +13,7 @@ from utils.adapters.forward import ModelCall
 from utils.adapters.output_layer import state_kept
 from utils.data.examples import IGNORED, Batch
 from utils.errors import ConfigError
-from utils.training.engine.tasks.base import Task
+from utils.training.engine.tasks.base import Task, float_ids_hint
 from utils.training.task_spec import TaskSpec
 
 # How transformers' classes end, and what they are for.
@@ -137,7 +137,9 @@ def _from_batch(model: nn.Module, batch: Batch) -> _Found:
     if ids is not None and (labels is None or labels.shape == ids.shape):
         return _over_positions(model, batch, ids, ids if labels is None else labels)
     shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
-    raise ConfigError(f"the task cannot be inferred from samples with {shapes}; give task_spec=TaskSpec....")
+    raise ConfigError(
+        f"the task cannot be inferred from samples with {shapes}; give task_spec=TaskSpec....{float_ids_hint(batch)}"
+    )
 
 
 def _over_positions(model: nn.Module, batch: Batch, ids_BT: Tensor, labels_BT: Tensor) -> _Found:
