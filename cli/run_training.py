@@ -318,7 +318,7 @@ def _prepared(
     from utils.data import prepare_data
     from utils.models import ModelRegistry
 
-    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
+    name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
     model = ModelRegistry.create(name, **model_arguments)
     wizard = SetupWizard()
     setup = wizard.run(model=model, interactive=False, preset=preset, **values)
@@ -334,7 +334,7 @@ def _prepared(
     return model, make_model, setup, data
 
 
-def _model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The model's name and arguments: the preset's with the job's over them, or only the job's for another model."""
     given = dict(section)
     wanted = given.pop("name", name)
