@@ -356,7 +356,7 @@ def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
     from utils.models import load_model
 
     preset = ConfigPresets().get(job.preset)
-    name, model_arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
+    name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
 
     def make_model(**changes: Any) -> nn.Module:
         return load_model(name, **{**model_arguments, **changes})
@@ -364,7 +364,7 @@ def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
     return make_model
 
 
-def _model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The model's name and arguments: the preset's with the job's over them, or only the job's for another model."""
     given = dict(section)
     wanted = given.pop("name", name)

@@ -138,6 +138,8 @@ def test_run_all_trains_shows_samples_and_saves(small, tmp_path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     assert texts["Samples"].startswith("What the model wrote")
     assert "Tier 1. Passed: 6 pass" in texts["Checks"]
+    assert re.search(r"Tier 2\. Passed: .*attention patterns +pass: ", texts["Tier 2 checks"], re.DOTALL)
+    assert re.search(r"Tier 3 trains .* about .* here\. To run it: run_all_tier3_tests", texts["Tier 3 checks"])
     assert re.search(r"starter\s+finished", texts["Runs"])
     assert "ONNX opset" in texts["Take home"]
     for path in (folder, folder / "plots" / "curves.png", folder / "exports" / "hf", folder / "exports" / "onnx"):

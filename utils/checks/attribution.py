@@ -116,6 +116,8 @@ def _tokens(found: Probe, input_text: str | None) -> tuple[Tensor, list[str]]:
 
 def _prediction(found: Probe, batch: dict[str, Tensor]) -> Tensor:
     """Scores of the last position, or of the row."""
+    if found.over_tokens:  # no position is padding, whatever its id; models that take no mask are not given it
+        batch = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
     outputs = found.call(batch)
     return outputs[:, -1] if found.output == "tokens" else outputs
 

@@ -112,9 +112,9 @@ def run_checks(
             tell(len(results))
     remaining = list(checks)[len(results) :]
     results += [
-        CheckResult(
-            name, "not run", "Stopped before this check had ended." if index == 0 else "Stopped.", remedy=_AGAIN
-        )
+        CheckResult(name, "not run", "Stopped before this check had ended.", remedy=_AGAIN)
+        if index == 0
+        else CheckResult(name, "not run", "Stopped.")
         for index, name in enumerate(remaining)
     ]
     return CheckReport(title, results, tell.elapsed_s, stopped=bool(remaining))

@@ -52,7 +52,8 @@ background:color-mix(in srgb,var(--tb-c) 12%,transparent)}
 .tb-checks th,.tb-checks td{text-align:left;vertical-align:top;padding:7px 14px 7px 0;border:0;
 border-bottom:1px solid var(--tb-line);
 background:none;color:inherit;font-variant-numeric:tabular-nums;white-space:normal;max-width:none}
-.tb-checks tr{background:none}
+.tb-checks tr{text-align:left}
+.tb-checks tbody tr,.tb-checks tbody tr:hover{background:none}
 .tb-checks thead th{font-weight:500}
 .tb-checks .tb-rows tr:last-child .tb-name,.tb-checks .tb-rows tr:last-child .tb-verdict,
 .tb-checks .tb-rows tr:last-child .tb-measured{border-bottom:0}
@@ -88,6 +89,9 @@ border-bottom:0;padding:6px 10px 0 0;width:auto}
 .tb-checks .tb-values .tb-limit{white-space:normal}
 }
 """
+
+# Notebooks style the tables in their outputs; by naming the class three times these rules come before theirs.
+_CSS = _CSS.replace(".tb-checks ", ".tb-checks.tb-checks.tb-checks ")
 
 
 @dataclass(frozen=True)

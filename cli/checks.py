@@ -1,0 +1,123 @@
+"""Check a model without a notebook: what is sound, what is not, and what to do about it.
+
+    python cli/checks.py runs/starter                           a run's best checkpoint, or its export
+    python cli/checks.py runs/starter/checkpoints/epoch_3.pt --config job.yaml
+    python cli/checks.py path/to/transformers-model --tier all --html report.html
+    python cli/checks.py mymodels:make_model --only shapes --json -
+
+A run and a checkpoint hold weights: the model is made as in the job's file (--config, section `model`), without it as the
+starter job's, and every weight must fit. A run that was exported for transformers is loaded from its export.
+
+Exit status: 0 passed (warnings included), 1 a check failed, 2 something could not be checked: the model cannot be loaded, a
+check does not fit it, or the checks were interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cli.run_training import JobConfig, model_of
+from utils.errors import ConfigError, TrainbookError
+from utils.ui.presets import ConfigPresets
+from utils.ui.setup_config import SetupConfig, values_of_sections
+
+if TYPE_CHECKING:
+    from utils.checks import CheckProgress, CheckReport
+
+TIERS = {
+    "1": "run_all_tier1_tests", "2": "run_all_tier2_tests", "3": "run_all_tier3_tests", "all": "run_all_tests",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check one model. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        report = _checked(options)
+        _write(report, options)
+    except TrainbookError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted before the checks began", file=sys.stderr)
+        return 2
+    except Exception:  # noqa: BLE001 - the model's own code may raise anything, and Python's status 1 means a failed check
+        traceback.print_exc()
+        return 2
+    return status_of(report)
+
+
+def status_of(report: CheckReport) -> int:
+    """0 passed, 1 a check failed, 2 nothing failed and something could not be checked."""
+    if any(result.verdict == "fail" for result in report.results):
+        return 1
+    return 0 if report.passed else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="checks", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument(
+        "source", metavar="MODEL_OR_RUN", help="a run's folder, a checkpoint, a transformers folder, or module:factory"
+    )
+    parser.add_argument("--tier", choices=list(TIERS), default="1", help="which checks; 1 when it is left out")
+    parser.add_argument("--only", metavar="NAME", action="append", help="one check of the tier; repeatable")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON; -: print it instead of the text")
+    parser.add_argument("--html", metavar="FILE", help="write the report as an HTML file")
+    parser.add_argument("--config", metavar="FILE", help="the job, whose `model` section says how the model is made")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="change one value of the job; repeatable"
+    )
+    return parser
+
+
+def _checked(options: argparse.Namespace) -> CheckReport:
+    if options.tier == "all" and options.only:
+        raise ConfigError("--only names checks of one tier; give --tier 1, 2 or 3 with it.")
+    for path, suffix in ((options.json, ".json"), (options.html, ".html")):
+        if path not in (None, "-") and Path(path).suffix != suffix:
+            raise ConfigError(f"--{suffix[1:]} takes a file that ends in {suffix}; got {path!r}.")
+    job = JobConfig.from_file(options.config, options.set)
+    preset = ConfigPresets().get(job.preset)
+    values = values_of_sections({"setup": job.setup, "training": job.training})
+    SetupConfig().update(**values)  # every mistake is reported before torch is even imported
+    name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
+
+    from utils import checks
+    from utils.training.stored_models import load_stored_model
+
+    stored = load_stored_model(options.source, name, model_arguments, job.model)
+    print(f"model: {stored.description}", file=sys.stderr, flush=True)
+    run: Any = getattr(checks, TIERS[options.tier])
+    only = {"only": options.only} if options.only else {}
+    config = {**(stored.config or {}), **values}
+    report: CheckReport = run(stored.model, config, task_spec=stored.task_spec, progress=_print_progress, **only)
+    return report
+
+
+def _print_progress(progress: CheckProgress) -> None:
+    print(progress.sentence, file=sys.stderr, flush=True)
+
+
+def _write(report: CheckReport, options: argparse.Namespace) -> None:
+    print(report.to_json() if options.json == "-" else report.to_text(), flush=True)
+    for path in (options.json, options.html):
+        if path not in (None, "-"):
+            print(f"report  {report.save(path)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Model checks in a real JupyterLab with a real browser: Stop works while the cell runs, and a click starts what is offered."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.kit.browser import NotebookPage, needs_chromium, running_browser, running_lab, write_notebook
+from tests.kit.tree import ROOT
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_chromium]
+
+PREPARE = """
+import time
+from tests.kit.planted import Causal
+from widgets import offer_checks, run_checks
+
+class Slow(Causal):
+    def forward(self, *args, **named):
+        time.sleep(0.1)
+        return super().forward(*args, **named)
+"""
+RUN = "report = await run_checks(Slow())"
+SAY = "print('ended', report.stopped, report['inference speed'].verdict)"
+OFFER = "offered = offer_checks(Causal(), tier=1)"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["light", "dark"])
+def lab(request, tmp_path_factory):
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    with running_lab(tmp_path_factory.mktemp("lab"), dark=request.param, OMP_NUM_THREADS="1", PYTHONPATH=path) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def notebook(lab, browser):
+    """Cell 0 prepares, 1 runs checks, 2 says how they ended, 3 offers some."""
+    write_notebook(lab.folder / "checks.ipynb", PREPARE, RUN, SAY, OFFER)
+    page = NotebookPage(browser, lab, "checks.ipynb")
+    yield page
+    alerts = page.alerts()
+    page.close()
+    assert alerts == []
+
+
+def test_stop_ends_the_checks_keeps_the_report_and_offered_checks_start_by_a_click(notebook):
+    notebook.run_all()
+    notebook.wait_for_text(".tb-checks-progress", "shapes (1 of 6)")
+    notebook.wait_for_text(".tb-checks-progress", "of about")
+    notebook.click(".tb-checks-stop")
+    notebook.wait_until_done(2)
+    assert "ended True not run" in notebook.output(2)
+    assert "Stopped" in notebook.output(1)
+    assert notebook.cell(1).locator(".tb-checks-stop").count() == 0
+    notebook.wait_until_done(3)
+    assert "It takes about" in notebook.output(3)
+    notebook.click(".tb-offer-checks")
+    notebook.wait_for_text(".tb-offered-report", "6 passed")
