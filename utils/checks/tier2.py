@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.checks import attention, attribution, robustness
+from utils.checks import attention, attribution, calibration, robustness, token_losses
 from utils.checks.result import CheckReport, CheckResult
 from utils.checks.tier1 import chosen
 
@@ -14,28 +14,34 @@ TIER2: dict[str, Callable[..., CheckResult]] = {
     attention.NAME: attention.test_attention_patterns,
     attribution.NAME: attribution.test_attribution_analysis,
     robustness.NAME: robustness.test_robustness,
+    calibration.NAME: calibration.test_calibration,
+    token_losses.NAME: token_losses.test_token_losses,
 }
+_WITH_TEXT, _WITH_DATA = (attention.NAME, attribution.NAME), (calibration.NAME, token_losses.NAME)
 
 
 def run_all_tier2_tests(
     model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, input_text: str | None = None,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | None = None, data: Any = None,
 ) -> CheckReport:  # fmt: skip
     """Run the checks of tier 2. The model is left exactly as it was.
 
     Args:
         model, config, task_spec, tokenizer, only: as for `run_all_tier1_tests`.
         input_text: what the model reads where a check looks at one input; needs the tokenizer. None: random ids.
+        data: what calibration and loss are measured on, for trained models: PreparedData, a pair (training, validation), or a
+            dataset that is all held out. None: the built-in corpus, for language models with a tokenizer.
     Returns:
         The results in order. A check that does not fit the model, or whose package is missing, is "not run" with its reason.
     """
-    texts = {attention.NAME, attribution.NAME}
+    options: dict[str, dict[str, Any]] = {
+        **{name: {"input_text": input_text} for name in _WITH_TEXT},
+        **{name: {"data": data} for name in _WITH_DATA},
+    }
     return CheckReport(
         "Tier 2",
         [
-            run(
-                model, config, task_spec=task_spec, tokenizer=tokenizer, **({"input_text": input_text} if name in texts else {})
-            )
+            run(model, config, task_spec=task_spec, tokenizer=tokenizer, **options.get(name, {}))
             for name, run in chosen(TIER2, only).items()
         ],
     )
