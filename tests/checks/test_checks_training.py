@@ -225,8 +225,7 @@ def test_the_linear_baseline_is_that_of_scikit_learn(kind):
 
     make, spec, _, _ = KINDS[kind]
     train, held_out = pair(kind)
-    spec = spec or SPECS["image"]
-    data = CheckData(train, held_out, spec, None, "", given=True, packed=False)
+    data = CheckData(train, held_out, spec or SPECS["image"], None, "", given=True, packed=False, given_spec=spec)
     targets = torch.cat([one.targets for one in scored(make(False), data)])
     found = linear(make(False), data, targets, 2)
     if kind == "text":
@@ -429,3 +428,41 @@ def test_glue_in_the_tier_needs_a_tokenizer(tmp_path):
     report = run_all_tier3_tests(tiny_gpt(), glue_dir=tmp_path, only=["GLUE"])
     assert report["GLUE"].verdict == "not run"
     assert "tokenizer" in report["GLUE"].summary
+
+
+# ---- what a short training cannot tell ----
+
+
+def test_a_loss_that_still_falls_is_no_verdict():
+    model = TableModel(1)
+    with torch.no_grad():
+        model.head.bias.fill_(60.0)  # far from the targets, and the steps are too few to get there
+    parts = (table(200, "numbers"), table(60, "numbers", seed=1))
+    result = test_training_beats_baseline(model, task_spec=SPECS["numbers"], data=parts, steps=30, learning_rate=0.02)
+    assert (result.verdict, "still falling" in result.summary) == ("not run", True), result.summary
+
+
+def test_a_model_whose_weights_are_frozen_at_random_is_no_verdict():
+    model = DeafLM()
+    model.embedding.requires_grad_(False)
+    model.head.weight.requires_grad_(False)
+    result = test_training_beats_baseline(model, data=(counting(60), counting(20)), steps=10)
+    assert (result.verdict, "frozen" in result.summary) == ("not run", True)
+
+
+def test_labels_that_can_only_be_memorised_fail():
+    generator = torch.Generator().manual_seed(0)
+    parts = tuple(
+        TensorDataset(torch.randn(rows, 6, generator=generator), (torch.rand(rows, generator=generator) < 0.3).long())
+        for rows in (60, 400)
+    )
+    torch.manual_seed(0)
+    result = test_training_beats_baseline(TableModel(2), data=parts, steps=200, learning_rate=1e-2)
+    assert (result.verdict, "carries over" in result.summary) == ("fail", True), result.summary
+
+
+def test_series_that_are_taken_for_images_are_refused_before_training():
+    model = HEALTHY["LSTM over series"]()
+    data = TensorDataset(torch.randn(40, 8, 6), torch.arange(40) % 2)
+    result = test_training_beats_baseline(model, data=data, steps=2)
+    assert (result.verdict, "collate_fn" in result.remedy) == ("not run", True), result.summary

@@ -19,6 +19,9 @@ from utils.checks.real_data import CheckData, batches
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.training_config import TrainingConfig
 
+# Loss of the last quarter of the steps as a share of that of the quarter before, below which training was not finished.
+STILL_FALLING = 0.95
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -80,6 +83,24 @@ class Trained:
     ended_early: bool
     seconds: float
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the loss was still falling, so that more steps would have given a better model."""
+        quarter = len(self.losses) // 4
+        if self.ended_early or not quarter:
+            return True
+        return sum(self.losses[-quarter:]) < STILL_FALLING * sum(self.losses[-2 * quarter : -quarter])
+
+    def continued(self, more: Trained) -> Trained:
+        """This training and a further one of its copy as one."""
+        return Trained(
+            more.model,
+            [*self.losses, *more.losses],
+            self.steps + more.steps,
+            more.ended_early,
+            self.seconds + more.seconds,
+        )
+
 
 def train_copy(
     found: Probe, data: CheckData, *, steps: int, batch_size: int, learning_rate: float, budget: Budget,
@@ -96,7 +117,7 @@ def train_copy(
             output_dir=folder, random_seed=seed, save_every_n_epochs=100_000, keep_last_n=2,
         )  # fmt: skip
         Trainer(
-            twin, training_config=config, task_spec=data.task_spec, tokenizer=data.tokenizer, callbacks=[watch]
+            twin, training_config=config, task_spec=data.given_spec, tokenizer=data.tokenizer, callbacks=[watch]
         ).train(data.train)
     return Trained(twin, watch.losses, len(watch.losses), watch.ended_early, time.monotonic() - began)
 

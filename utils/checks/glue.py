@@ -140,7 +140,7 @@ def _prepared(
 
 def _predictions(model: nn.Module, data: Any, spec: TaskSpec, tokenizer: Any) -> list[float]:
     """The predicted class, or number, of every example in order."""
-    source = CheckData(None, data, spec, tokenizer, "GLUE", given=True, packed=False)
+    source = CheckData(None, data, spec, tokenizer, "GLUE", given=True, packed=False, given_spec=spec)
     parts = list(scored(model, source, most_targets=len(data) + 1, most_rows=len(data)))
     outputs: Tensor = torch.cat([one.outputs for one in parts])
     predicted: list[float] = (outputs[:, 0] if spec.task_type == "regression" else outputs.argmax(1)).tolist()

@@ -60,6 +60,7 @@ class CheckData:
         tokenizer: None where the data are ids or numbers.
         source: what the data are, for the summary.
         given: whether the caller chose them; the built-in corpus need not resemble what a model was trained on.
+        given_spec: the task as the caller stated it; None: the engine infers it. It decides how samples become batches.
         packed: whether rows are blocks cut out of running text, so that every position has the same distribution of tokens.
     """
 
@@ -70,6 +71,7 @@ class CheckData:
     source: str
     given: bool
     packed: bool
+    given_spec: TaskSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def data_for(found: Probe, data: Any, *, train: bool = False) -> CheckData:
         part, held_out = _halved(part if held_out is None else held_out)
         source += ", 20 % of it held out"
     packed = isinstance(held_out, TokenBlocks)
-    return CheckData(part, held_out, _task(found, held_out, tokenizer, spec), tokenizer, source, given, packed)
+    return CheckData(part, held_out, _task(found, held_out, tokenizer, spec), tokenizer, source, given, packed, spec)
 
 
 def _halved(data: Any) -> tuple[Any, Any]:
@@ -159,6 +161,11 @@ def _task(found: Probe, data: Any, tokenizer: Any, spec: Any) -> TaskSpec:
     source = _module(found.model, data, tokenizer, spec, 2).train
     first = next(iter(source)) if isinstance(source, StreamSource) else source.take([0])
     first = {name: value.to(found.device) for name, value in first.items()}
+    shape = tuple(next(iter(first.values())).shape[1:])
+    if found.feature_shape is not None and len(shape) != len(found.feature_shape):
+        raise NoDataError(
+            f"samples arrive with shape {shape}, and the model takes {found.feature_shape}; give DataLoaders with a collate_fn"
+        )
     with left_as_it_was(found.model):
         filled, _ = infer_task_spec(found.model, first, tokenizer, spec)
     return filled
@@ -179,7 +186,7 @@ def batches(
     model: nn.Module, data: CheckData, part: Any, most_rows: int, batch_size: int = _LARGEST_BATCH
 ) -> Iterator[Batch]:
     """At most `most_rows` rows of `part`, evenly spaced over it, as batches."""
-    source = _module(model, part, data.tokenizer, data.task_spec, batch_size).train
+    source = _module(model, part, data.tokenizer, data.given_spec, batch_size).train
     if isinstance(source, StreamSource):
         rows = 0
         for batch in source:

@@ -123,7 +123,7 @@ def _search(
         )  # fmt: skip
         return search_hyperparameters(
             found.model, space, data.train, data.validation, strategy="grid" if listed and n_trials is None else "random",
-            n_trials=n_trials or (None if listed else 3), training_config=config, task_spec=data.task_spec,
+            n_trials=n_trials or (None if listed else 3), training_config=config, task_spec=data.given_spec,
             tokenizer=data.tokenizer, timeout_s=None if math.isinf(remaining) else max(0.0, remaining),
             callbacks=[Watch(budget)],
         )  # fmt: skip

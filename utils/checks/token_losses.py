@@ -186,7 +186,8 @@ def _judged_positions(found: Probe, losses: _Losses, prepared: CheckData, measur
     gain, error = _difference(losses, late, first)
     measured |= {"gain_by_context_nats": gain, "gain_standard_error": error}
     if gain - _SIGMAS * error < LEAST_GAIN:
-        measured["older_tokens_change_prediction_by_nats"] = change = _change_by_older_tokens(found, prepared, 3 * last // 4 + 1)
+        change = _change_by_older_tokens(found, prepared, 3 * last // 4 + 1)
+        measured["older_tokens_change_prediction_by_nats"] = change
         measured["trigrams_beat_bigrams_by_nats"] = known = _context_in(prepared)
         if change < LEAST_CHANGE and known > LEAST_GAIN:
             findings.append(
