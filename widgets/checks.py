@@ -298,10 +298,14 @@ def offer_checks(
 
 
 def _offer(model: Any, config: Any, tier: Tier, arguments: Mapping[str, Any]) -> str:
-    from utils.checks import expected_seconds
+    from utils.checks import expected_seconds, tier3_minutes
 
     sizes = {name: arguments[name] for name in ("task_spec", "tokenizer") if name in arguments}
-    expected = expected_seconds(_names(tier, arguments.get("only")), model, config, **sizes)
+    only = arguments.get("only")
+    expected = expected_seconds(_names(tier, only, trains=False), model, config, **sizes)
+    if tier in (3, "all"):
+        known = {name: arguments[name] for name in ("data", "only", "time_limit_minutes") if name in arguments}
+        expected = (expected or 0.0) + 60 * tier3_minutes(model, config, **sizes, **known)
     time_here = (
         "Its time is not known for this model." if expected is None else f"It takes about {_rounded(expected)} here."
     )
@@ -328,10 +332,12 @@ def _tier(tier: Tier) -> tuple[Callable[..., CheckReport], str]:
     return getattr(checks, names[tier]), names[tier]
 
 
-def _names(tier: Tier, only: Sequence[str] | None) -> list[str]:
+def _names(tier: Tier, only: Sequence[str] | None, *, trains: bool = True) -> list[str]:
+    """Names of a tier's checks; without those of tier 3 when trains is False."""
     from utils.checks.tier1 import TIER1
     from utils.checks.tier2 import TIER2
     from utils.checks.tier3 import TIER3
 
-    tiers: Mapping[Any, Sequence[Any]] = {1: [TIER1], 2: [TIER2], 3: [TIER3], "all": [TIER1, TIER2, TIER3]}
+    third = [TIER3] if trains else []
+    tiers: Mapping[Any, Sequence[Any]] = {1: [TIER1], 2: [TIER2], 3: third, "all": [TIER1, TIER2, *third]}
     return [name for checks in tiers[tier] for name in checks if only is None or name in only]

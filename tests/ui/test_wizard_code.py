@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from cli.run_training import JobConfig, _model_of
+from cli.run_training import JobConfig, model_of
 from tests.kit.toys import tiny_gpt
 from utils.adapters.facts import ModelFacts
 from utils.training.config_files import parse_value
@@ -37,7 +37,7 @@ SETUPS = {
 def job_setup(job: JobConfig) -> SetupConfig:
     """The setup that cli/run_training.py makes of a job, for the model that it would train."""
     preset = PRESETS[job.preset]
-    _, arguments = _model_of(job.model, preset.model_name, preset.model_arguments)
+    _, arguments = model_of(job.model, preset.model_name, preset.model_arguments)
     facts = ModelFacts("registry model", 1, 1, arguments["vocab_size"], arguments["max_seq_len"])
     return prepared(preset, facts, values_of_sections({"setup": job.setup, "training": job.training}))
 
@@ -73,7 +73,7 @@ def test_the_command_line_makes_the_setup(setup):
     assert job_setup(JobConfig.from_file(None, settings_of(command_line(setup)))) == setup
 
 
-def test_the_command_line_trains_a_model_of_these_sizes():
+def test_the_command_line_trains_amodel_of_these_sizes():
     model = tiny_gpt(vocab_size=64, length=24)
     setup = prepared(PRESETS["starter"], facts_of(model), {"max_length": 20})
     job = JobConfig.from_file(None, settings_of(command_line(setup, facts_of(model))))

@@ -9,10 +9,16 @@ from utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from utils.checks.attention import test_attention_patterns
     from utils.checks.attribution import test_attribution_analysis
+    from utils.checks.calibration import test_calibration
+    from utils.checks.comparison import test_benchmark_comparison
+    from utils.checks.compiled import test_compile
     from utils.checks.data_quality import QualityThresholds, check_data_quality
     from utils.checks.drift import check_drift
     from utils.checks.expected import expected_seconds
+    from utils.checks.fine_tuning import test_training_beats_baseline
+    from utils.checks.glue import evaluate_glue
     from utils.checks.gradients import test_gradient_flow
+    from utils.checks.half_precision import test_amp_speedup_benchmark, test_half_precision
     from utils.checks.initialization import test_parameter_initialization
     from utils.checks.learning import test_overfit_one_batch
     from utils.checks.memory import test_memory_footprint
@@ -20,45 +26,58 @@ if TYPE_CHECKING:
     from utils.checks.result import CheckReport, CheckResult, Finding, Limit
     from utils.checks.robustness import test_robustness
     from utils.checks.running import CheckProgress
+    from utils.checks.search_works import test_search
     from utils.checks.shapes import test_causality, test_shape_robustness
     from utils.checks.speed import test_inference_speed
     from utils.checks.tier1 import run_all_tier1_tests
     from utils.checks.tier2 import run_all_tier2_tests
-    from utils.checks.tier3 import run_all_tests, run_all_tier3_tests
+    from utils.checks.tier3 import run_all_tests, run_all_tier3_tests, tier3_minutes
+    from utils.checks.token_losses import test_token_losses
 
 _EXPORTS = {
-    "QualityThresholds": "utils.checks.data_quality",
-    "check_data_quality": "utils.checks.data_quality",
-    "check_drift": "utils.checks.drift",
     "CheckReport": "utils.checks.result",
     "CheckResult": "utils.checks.result",
     "Finding": "utils.checks.result",
     "Limit": "utils.checks.result",
     "CheckProgress": "utils.checks.running",
     "expected_seconds": "utils.checks.expected",
+    "QualityThresholds": "utils.checks.data_quality",
+    "check_data_quality": "utils.checks.data_quality",
+    "check_drift": "utils.checks.drift",
+    "evaluate_glue": "utils.checks.glue",
     "run_all_tests": "utils.checks.tier3",
     "run_all_tier1_tests": "utils.checks.tier1",
     "run_all_tier2_tests": "utils.checks.tier2",
     "run_all_tier3_tests": "utils.checks.tier3",
+    "test_amp_speedup_benchmark": "utils.checks.half_precision",
     "test_attention_patterns": "utils.checks.attention",
     "test_attribution_analysis": "utils.checks.attribution",
+    "test_benchmark_comparison": "utils.checks.comparison",
+    "test_calibration": "utils.checks.calibration",
     "test_causality": "utils.checks.shapes",
+    "test_compile": "utils.checks.compiled",
     "test_gradient_flow": "utils.checks.gradients",
+    "test_half_precision": "utils.checks.half_precision",
     "test_inference_speed": "utils.checks.speed",
     "test_memory_footprint": "utils.checks.memory",
     "test_output_stability": "utils.checks.outputs",
-    "test_parameter_initialization": "utils.checks.initialization",
     "test_overfit_one_batch": "utils.checks.learning",
+    "test_parameter_initialization": "utils.checks.initialization",
     "test_robustness": "utils.checks.robustness",
+    "test_search": "utils.checks.search_works",
     "test_shape_robustness": "utils.checks.shapes",
+    "test_token_losses": "utils.checks.token_losses",
+    "test_training_beats_baseline": "utils.checks.fine_tuning",
+    "tier3_minutes": "utils.checks.tier3",
 }
 __all__ = [
     "CheckProgress", "CheckReport", "CheckResult", "Finding", "Limit", "QualityThresholds", "check_data_quality",
-    "check_drift", "expected_seconds", "run_all_tests",
-    "run_all_tier1_tests", "run_all_tier2_tests", "run_all_tier3_tests", "test_attention_patterns",
-    "test_attribution_analysis", "test_causality", "test_gradient_flow", "test_inference_speed", "test_memory_footprint",
-    "test_output_stability", "test_overfit_one_batch", "test_parameter_initialization", "test_robustness",
-    "test_shape_robustness",
+    "check_drift", "evaluate_glue", "expected_seconds", "run_all_tests", "run_all_tier1_tests", "run_all_tier2_tests",
+    "run_all_tier3_tests", "test_amp_speedup_benchmark", "test_attention_patterns", "test_attribution_analysis",
+    "test_benchmark_comparison", "test_calibration", "test_causality", "test_compile", "test_gradient_flow",
+    "test_half_precision", "test_inference_speed", "test_memory_footprint", "test_output_stability",
+    "test_overfit_one_batch", "test_parameter_initialization", "test_robustness", "test_search", "test_shape_robustness",
+    "test_token_losses", "test_training_beats_baseline", "tier3_minutes",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from utils.adapters.forward import ModelCall
+from utils.checks.copies import Budget, Watch
 from utils.checks.probe import Probe, check
 from utils.checks.result import CheckResult
-from utils.training.engine.callbacks import Callback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,18 +42,10 @@ class _OneBatch(Dataset[dict[str, Tensor]]):
         return {name: value[index % _ROWS] for name, value in self._batch.items()}
 
 
-class _Losses(Callback):
-    """The loss of each step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_step_end(self, step: int, trainer: Any, logs: Any = None) -> None:
-        self.values.append(logs["train/loss"])
-
-
 @check(NAME)
-def test_overfit_one_batch(found: Probe, steps: int = 150, learning_rate: float = 3e-3) -> CheckResult:
+def test_overfit_one_batch(
+    found: Probe, steps: int = 150, learning_rate: float = 3e-3, budget: Budget | None = None
+) -> CheckResult:
     """Train a copy on one batch of random inputs and labels, with the engine and without weight decay.
 
     Called as (model, config=None, *, task_spec=None, steps=150, learning_rate=3e-3). Fails when more than half of the
@@ -64,12 +56,22 @@ def test_overfit_one_batch(found: Probe, steps: int = 150, learning_rate: float 
         return CheckResult(
             NAME, "not run", "Made for language models and classifiers.", remedy="Train it on a few rows."
         )
-    losses = _train(found, steps, learning_rate)
+    watch = Watch(budget or Budget())
+    _train(found, steps, learning_rate, watch)
+    losses = watch.losses
     left = losses[-1] / losses[0] if losses[0] else 0.0
     limit = LARGEST_LEFT if _mostly_trainable(found) else _LARGEST_LEFT_FROZEN
     measured = {"first_loss": losses[0], "last_loss": losses[-1], "share_left": left, "steps": len(losses)}
     thresholds, figure = {"share_left": limit}, _figure(losses)
-    summary = f"{left:.0%} of the first loss is left after {len(losses)} steps on one batch ({losses[0]:.3g} to {losses[-1]:.3g})."
+    summary = (
+        f"{left:.0%} of the first loss is left after {len(losses)} steps on one batch "
+        f"({losses[0]:.3g} to {losses[-1]:.3g})."
+    )
+    if watch.ended_early and not left <= limit:
+        return CheckResult(
+            NAME, "not run", f"{watch.budget.reason.capitalize()}. {summary}", measured, thresholds,
+            "Give more time (time_limit_minutes).", figure,
+        )  # fmt: skip
     if not left <= limit:
         return CheckResult(
             NAME, "fail", summary, measured, thresholds,
@@ -79,7 +81,7 @@ def test_overfit_one_batch(found: Probe, steps: int = 150, learning_rate: float 
     return CheckResult(NAME, "pass", summary, measured, thresholds, figure=figure)
 
 
-def _train(found: Probe, steps: int, learning_rate: float) -> list[float]:
+def _train(found: Probe, steps: int, learning_rate: float, watch: Watch) -> None:
     from utils.training.engine.trainer import Trainer  # heavy, and the other tiers do without it
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
@@ -105,10 +107,7 @@ def _train(found: Probe, steps: int, learning_rate: float) -> list[float]:
             epochs=1, batch_size=_ROWS, learning_rate=learning_rate, weight_decay=0.0, use_lr_schedule=False, precision="32",
             output_dir=folder,
         )  # fmt: skip
-        losses = _Losses()
-        trainer = Trainer(model, training_config=config, task_spec=spec, callbacks=[losses])
-        trainer.train(data)
-    return losses.values
+        Trainer(model, training_config=config, task_spec=spec, callbacks=[watch]).train(data)
 
 
 def _mostly_trainable(found: Probe) -> bool:

@@ -60,6 +60,7 @@ class Probe:
         output: what the logits should be: "tokens" (B, T, V), "classes" (B, C) or "numbers" (B,) or (B, K).
         scores_vocabulary: whether the logits at each position are over the vocabulary, as opposed to labels of tokens.
         causal: whether a position may see only earlier ones; causal_because: how that is known.
+        tokenizer, task_spec: as given to the check; None where they were not.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class Probe:
     encoder_decoder: bool
     feature_shape: tuple[int, ...] | None = None
     tokenizer: Any = None
+    task_spec: Any = None
 
     @property
     def over_tokens(self) -> bool:
@@ -374,7 +376,7 @@ def check(name: str, detectors: Sequence[Detector] = ()) -> Callable[[Check], Ch
             model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, **options: Any
         ) -> CheckResult:
             try:
-                found = probe(model, config, task_spec, tokenizer)
+                found = replace(probe(model, config, task_spec, tokenizer), task_spec=task_spec)
             except CannotProbeError as error:
                 return CheckResult(name, "not run", f"Nothing was checked: {error}.", remedy=str(error))
             result = _first_result(name, function, found, options)

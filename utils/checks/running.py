@@ -82,6 +82,7 @@ def run_checks(
     progress: Report | None = None,
     should_stop: Stop | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    expected_s: float | None = None,
     **arguments: Any,
 ) -> CheckReport:
     """Run checks in order. An interrupt or a stop ends the run, not the report.
@@ -94,6 +95,7 @@ def run_checks(
         should_stop: asked before each check and before each call of a module in this thread; True ends the run. None: only
             the interrupt of the kernel, or Ctrl-C, does.
         options: further arguments of single checks, by name.
+        expected_s: estimated duration; None: estimated from one forward pass, when progress is shown.
     Returns:
         The results in order. After a stop or an interrupt the check that ran and those after it are "not run"; the model is
         as it was, because a check that is stopped restores it like one that ends.
@@ -102,7 +104,7 @@ def run_checks(
     tell = _Telling(title, list(checks), progress)
     with contextlib.suppress(KeyboardInterrupt, _StoppedError), _stopped_by(should_stop):
         if progress is not None:
-            tell.expected_s = expected_seconds(checks, model, config, **arguments)
+            tell.expected_s = expected_s or expected_seconds(checks, model, config, **arguments)
         for name, run in checks.items():
             if should_stop is not None and should_stop():
                 break

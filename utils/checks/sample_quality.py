@@ -93,7 +93,7 @@ def _frame_rows(frame: Any) -> Any:
     features = frame.drop(columns=[] if name is None else [name]).select_dtypes(("number", "bool"))
     if not features.shape[1]:
         raise DataTypeError(
-            f"the DataFrame has no column of numbers, and no column 'text'; it has {', '.join(map(str, frame.columns))}. Name the "
+            f"the DataFrame has no column of numbers, or 'text'; it has {', '.join(map(str, frame.columns))}. Name the "
             "texts: text_column=…."
         )
     tensors = [torch.from_numpy(features.to_numpy(dtype=np.float32))]
@@ -219,4 +219,7 @@ def _targets(sample: Sample) -> str:
     known = sample.labels[np.isfinite(sample.labels)]
     if not known.size:
         return "No row has a finite target."
-    return f"Targets from {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}, standard deviation {known.std():.4g}."
+    return (
+        f"Targets from {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}, "
+        f"standard deviation {known.std():.4g}."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.checks import attention, attribution, robustness
+from utils.checks import attention, attribution, calibration, robustness, token_losses
 from utils.checks.result import CheckReport, CheckResult
 from utils.checks.running import CheckProgress, chosen, run_checks
 
@@ -14,12 +14,15 @@ TIER2: dict[str, Callable[..., CheckResult]] = {
     attention.NAME: attention.test_attention_patterns,
     attribution.NAME: attribution.test_attribution_analysis,
     robustness.NAME: robustness.test_robustness,
+    calibration.NAME: calibration.test_calibration,
+    token_losses.NAME: token_losses.test_token_losses,
 }
+_WITH_TEXT, _WITH_DATA = (attention.NAME, attribution.NAME), (calibration.NAME, token_losses.NAME)
 
 
 def run_all_tier2_tests(
     model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None, input_text: str | None = None,
-    only: Sequence[str] | None = None, progress: Callable[[CheckProgress], None] | None = None,
+    only: Sequence[str] | None = None, data: Any = None, progress: Callable[[CheckProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> CheckReport:  # fmt: skip
     """Run the checks of tier 2. The model is left exactly as it was.
@@ -27,11 +30,20 @@ def run_all_tier2_tests(
     Args:
         model, config, task_spec, tokenizer, only, progress, should_stop: as for `run_all_tier1_tests`.
         input_text: what the model reads where a check looks at one input; needs the tokenizer. None: random ids.
+        data: what calibration and loss are measured on, for trained models: PreparedData, a pair (training, validation), or a
+            dataset that is all held out. None: the built-in corpus, for language models with a tokenizer. With neither
+            data nor tokenizer these two checks are left out.
     Returns:
         The results in order. A check that does not fit the model, or whose package is missing, is "not run" with its reason.
     """
-    options = {name: {"input_text": input_text} for name in (attention.NAME, attribution.NAME)}
+    options: dict[str, dict[str, Any]] = {
+        **{name: {"input_text": input_text} for name in _WITH_TEXT},
+        **{name: {"data": data} for name in _WITH_DATA},
+    }
+    checks = chosen(TIER2, only)
+    if only is None and data is None and tokenizer is None:
+        checks = {name: run for name, run in checks.items() if name not in _WITH_DATA}
     return run_checks(
-        "Tier 2", chosen(TIER2, only), model, config, task_spec=task_spec, tokenizer=tokenizer, options=options,
-        progress=progress, should_stop=should_stop,
+        "Tier 2", checks, model, config, task_spec=task_spec, tokenizer=tokenizer, options=options, progress=progress,
+        should_stop=should_stop,
     )  # fmt: skip

@@ -167,7 +167,7 @@ class UniversalDataModule:
                 None
                 if found is None
                 else (
-                    f"train_data seems to be padded with the id {found}, and no padding id is known: padding is scored like text. "
+                    f"train_data seems padded with the id {found}, and no padding id is known: padding is scored like text. "
                     f"Set TaskSpec(..., pad_token_id={found}), or give a tokenizer, attention masks or labels with {IGNORED}."
                 )
             )

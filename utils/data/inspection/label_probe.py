@@ -1,6 +1,6 @@
 """Labels that have nothing to do with inputs whose own structure shows the classes.
 
-That a simple classifier finds nothing proves little: parity, noise and weak signals look the same. It is reported only where the
+That a simple classifier finds nothing proves little: parity, noise and weak signals look alike. It is reported only where the
 inputs fall into as many clear clusters as there are classes, of the classes' sizes, and labels are independent of the clusters.
 """
 
@@ -60,7 +60,7 @@ def shuffled_labels(sample: Sample) -> Iterator[DataFinding]:
     yield DataFinding(
         "labels", "shuffled", "warn",
         f"Labels look shuffled against the inputs: the inputs form {len(classes)} clear groups, but labels are independent of "
-        f"them, and a row's nearest neighbour has its label no more often than by chance ({agreement:.1%}, chance {chance:.1%}).",
+        f"them, and a row's nearest neighbour has its label as often as by chance ({agreement:.1%}, chance {chance:.1%}).",
         "Check that inputs and labels are in the same order; shuffle both with one permutation.",
         {"neighbour_agreement": agreement, "chance": chance, "rows_in_clear_groups": clear},
         {"neighbour_agreement": chance, "rows_in_clear_groups": _CLEAR},

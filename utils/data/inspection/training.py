@@ -53,7 +53,7 @@ def data_notices(
 
 
 def refuse_float_ids(data: UniversalDataModule, model: nn.Module, task_type: str | None) -> None:
-    """Raises `DataTypeError` for token ids that are floats, in a task over tokens or for a model that begins with an embedding."""
+    """Raises `DataTypeError` for token ids that are floats, in a task over tokens or for a model with an embedding first."""
     if isinstance(data.train, StreamSource | TokenBlocks):
         return
     batch = data.train.take([0])
