@@ -102,7 +102,9 @@ class AdaptiveConfig:
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataNotFoundError(f"{path} does not exist; expected a YAML file of AdaptiveConfig settings.") from None
+            raise DataNotFoundError(
+                f"{path} does not exist; expected a YAML file of AdaptiveConfig settings."
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
         if values is not None and not isinstance(values, dict):
@@ -129,7 +131,9 @@ def _problems(config: AdaptiveConfig) -> list[Problem]:
         if right and (value > low if open_low else value >= low) and (high is None or value < high):
             return
         limits = f"{'above' if open_low else 'at least'} {low:g}{'' if high is None else f' and below {high:g}'}"
-        problems.append(Problem(name, f"got {shown(value)}; must be a{' whole' if kind is int else ''} number {limits}"))
+        problems.append(
+            Problem(name, f"got {shown(value)}; must be a{' whole' if kind is int else ''} number {limits}")
+        )
 
     problems: list[Problem] = []
     for name in ("num_nodes", "hidden_dim", "input_dim", "output_dim", "spatial_dim", "batch_size", "circadian_period"):
@@ -147,7 +151,9 @@ def _problems(config: AdaptiveConfig) -> list[Problem]:
             problems.append(Problem(name, f"got {shown(getattr(config, name))}; must be {' or '.join(allowed)}"))
     for name in ("enable_continual_learning", "enable_ablation_study"):
         if getattr(config, name) is not False:
-            problems.append(Problem(name, f"got {shown(getattr(config, name))}; it has no implementation here, set False"))
+            problems.append(
+                Problem(name, f"got {shown(getattr(config, name))}; it has no implementation here, set False")
+            )
     return problems
 
 
@@ -158,7 +164,9 @@ def _weight_problems(weights: Any) -> list[Problem]:
     for name, value in weights.items():
         if name not in PHASE_NAMES:
             guess = nearest(str(name), PHASE_NAMES)
-            problems.append(Problem(f"phase_weights.{name}", f"unknown phase; there are {', '.join(PHASE_NAMES)}", guess))
+            problems.append(
+                Problem(f"phase_weights.{name}", f"unknown phase; there are {', '.join(PHASE_NAMES)}", guess)
+            )
         elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
             problems.append(Problem(f"phase_weights.{name}", f"got {shown(value)}; must be a number of at least 0"))
     return problems
