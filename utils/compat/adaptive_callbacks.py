@@ -160,7 +160,7 @@ class ProfilingCallback(Callback):
     """Measures epochs and batches; works by hand too, without a trainer.
 
     `get_metrics()`: epoch_times, batch_times (seconds), forward_times (forward and backward pass together), backward_times
-    (empty: hooks do not part the two), optimizer_times, and on CUDA memory_allocated and memory_reserved (MiB, after each epoch).
+    (empty: hooks do not part the two), optimizer_times, and on CUDA memory_allocated and memory_reserved (MiB).
     """
 
     def __init__(self, profile_memory: bool = True, profile_cuda: bool = True) -> None:
