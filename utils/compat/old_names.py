@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_CALLBACKS = {
+    name: f"utils.compat.adaptive_callbacks:{name}"
+    for name in ("Callback", "CallbackList", "LoggingCallback", "ProfilingCallback")
+}
+_LOOPS = {
+    name: f"utils.compat.adaptive_loops:{name}"
+    for name in ("TrainingLoop", "quick_train", "train_epoch", "evaluate_model")
+}
+_DATASETS = {
+    name: f"utils.compat.adaptive_datasets:{name}"
+    for name in ("load_mnist", "load_mnist_subset", "create_synthetic_loaders")
+}
+_CONFIG = {"AdaptiveConfig": "utils.compat.adaptive_config:AdaptiveConfig"}
+_MODEL = {"AdaptiveModel": "utils.compat.adaptive_model:AdaptiveModel"}
+_TRAINER = {"Trainer": "utils.compat.adaptive_trainer:Trainer"}
+
 #: Module -> its names -> "module:attribute" of this library. Modules above these ("src") come by themselves.
 OLD_MODULES: Mapping[str, Mapping[str, str]] = {
     "src.datasets": {
@@ -37,5 +53,19 @@ OLD_MODULES: Mapping[str, Mapping[str, str]] = {
         "load_config": "utils.compat.image_config:load_config",
         "create_config_parser": "utils.compat.image_config:create_config_parser",
         "get_default_config": "utils.compat.image_config:get_default_config",
+    },
+    "adaptiveneuralnetwork.training": {**_CALLBACKS, **_TRAINER, **_LOOPS, **_DATASETS},
+    "adaptiveneuralnetwork.training.callbacks": _CALLBACKS,
+    "adaptiveneuralnetwork.training.trainer": _TRAINER,
+    "adaptiveneuralnetwork.training.loops": _LOOPS,
+    "adaptiveneuralnetwork.training.datasets": _DATASETS,
+    "adaptiveneuralnetwork.api": {**_CONFIG, **_MODEL},
+    "adaptiveneuralnetwork.api.config": _CONFIG,
+    "adaptiveneuralnetwork.api.model": _MODEL,
+    "adaptiveneuralnetwork.core.nodes": {
+        name: f"utils.compat.adaptive_nodes:{name}" for name in ("NodeConfig", "NodeState", "AdaptiveDynamics")
+    },
+    "adaptiveneuralnetwork.core.phases": {
+        name: f"utils.compat.adaptive_phases:{name}" for name in ("Phase", "PhaseScheduler")
     },
 }

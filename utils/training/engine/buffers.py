@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,3 +60,19 @@ class KeptBuffers:
                 now = module._buffers.get(name)
                 if copy is not None and now is not None and (now.shape, now.dtype) == (copy.shape, copy.dtype):
                     torch.where(where, copy, now, out=now)
+
+
+def run_states(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What modules carry from batch to batch outside `state_dict`: module name -> its `run_state_dict()`, where it has one."""
+    return {
+        name: module.run_state_dict()
+        for name, module in model.named_modules()
+        if callable(getattr(module, "run_state_dict", None)) and callable(getattr(module, "load_run_state_dict", None))
+    }  # fmt: skip
+
+
+def load_run_states(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """The inverse of `run_states`; modules without an entry keep their state, entries without a module are ignored."""
+    for name, module in model.named_modules():
+        if name in saved and callable(getattr(module, "load_run_state_dict", None)):
+            module.load_run_state_dict(saved[name])

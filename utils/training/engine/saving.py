@@ -16,6 +16,7 @@ from utils.errors import CheckpointWriteError
 from utils.scrubbing import scrubbed
 from utils.training.engine import fast_paths, rng
 from utils.training.engine.background import BackgroundCommit
+from utils.training.engine.buffers import run_states
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpoint import FORMAT, SCHEMA, CheckpointStore, Payload
 from utils.training.engine.parts import Parts
@@ -197,6 +198,8 @@ class RunSaver:
             "fingerprint": self._fingerprint,
             "environment": environment_facts(parts),
         }
+        if carried := run_states(parts.model):
+            payload["run_state"] = carried
         return {**self._extras(payload), **payload}
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def _finish_unseen(
 def evaluate(
     parts: Parts, batches: Iterable[Batch | None], poll: Callable[[], None] = lambda: None, pieces: Pieces | None = None
 ) -> Sums:
-    """Sums over the targets of `batches`, of all processes, in evaluation mode and without gradients; the model's mode is put
-    back.
+    """Sums over the targets of `batches`, of all processes, in evaluation mode and without gradients; the model's mode and
+    buffers are restored.
 
     Args:
         batches: this process's; None where another one has one more.
@@ -128,13 +128,18 @@ def evaluate(
     read: list[tuple[Tensor, int]] = []
     with modes_kept(parts.trained), torch.no_grad():
         parts.trained.eval()
-        for batch in batches:
-            poll()
-            if batch is not None:
-                read += pieces.run(
-                    [batch], lambda some: [_score(parts, piece) for piece in some], "a validation batch",
-                    split_up=not parts.sharded,
-                )  # fmt: skip
+        parts.buffers.keep()
+        try:
+            for batch in batches:
+                poll()
+                if batch is not None:
+                    read += pieces.run(
+                        [batch], lambda some: [_score(parts, piece) for piece in some], "a validation batch",
+                        split_up=not parts.sharded,
+                    )  # fmt: skip
+        finally:
+            # A model that carries a state from batch to batch trains on as if nothing had been validated.
+            parts.buffers.restore()
     # Read in one go: on a GPU each number that is read on its own waits for the device.
     rows = torch.stack([numbers for numbers, _ in read]).tolist() if read else []
     totals = [0.0] * (2 + parts.num_counts)

@@ -31,6 +31,7 @@ from utils.scrubbing import describe_error, scrub
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
 from utils.training.engine.arguments import check_arguments, whole_number
+from utils.training.engine.buffers import load_run_states
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
 from utils.training.engine.compiling import check_compiler, compile_now
@@ -482,6 +483,7 @@ class Trainer:
         afresh = optimizer_starts_afresh(checkpoint, parts, self.training_config, fingerprint, own=own)
         check_restorable(checkpoint, parts, self.training_config, str(start.source), afresh=afresh is not None, own=own)
         load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), str(start.source))
+        load_run_states(parts.model, checkpoint.get("run_state", {}))
         if afresh is None:
             restore_optimizer(checkpoint, parts)
         else:
