@@ -43,7 +43,7 @@ def test_three_steps_follow_the_equations_node_by_node():
     with torch.no_grad():
         dynamics.phase_scales.copy_(torch.tensor([0.1, 0.2, -0.3, 0.4]))
     h, e, a = torch.zeros(4, 6, 5), torch.full((4, 6, 1), 10.0), torch.zeros(4, 6, 1)
-    for step in range(3):
+    for _ in range(3):
         x = torch.randn(4, 12)
         logits = model(x)
         u, phases = model.input_projection(x), model.phase_scheduler.phases

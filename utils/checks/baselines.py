@@ -77,6 +77,7 @@ def linear(model: nn.Module, data: CheckData, targets: Tensor, classes: int) -> 
     held_out, labels = _samples(model, data, data.validation, len(targets))
     if isinstance(train, list):
         name, fit = "bag-of-words linear model", _Bags(train)
+        assert isinstance(held_out, list)
         inputs, outputs = fit(train), fit(held_out)
     else:
         assert isinstance(held_out, Tensor)

@@ -93,8 +93,10 @@ def test_calibration(found: Probe, data: Any = None, n_bins: int = BINS) -> Chec
             NAME, "not run", f"{count} held-out targets are too few: noise exceeds what is measured.",
             remedy=f"Give at least {_FEWEST} held-out targets.",
         )  # fmt: skip
-    confidences, correct, rows = (torch.cat([part[column] for part in parts]) for column in range(3))
-    losses = torch.stack([part[3] for part in parts]).sum(0) / len(confidences)
+    confidences, correct, rows = (
+        torch.cat([torch.as_tensor(part[column]) for part in parts]) for column in range(3)
+    )
+    losses = torch.stack([torch.as_tensor(part[3]) for part in parts]).sum(0) / len(confidences)
     known = measure(confidences, correct, rows, n_bins, losses)
     accuracy, classes = float(correct.double().mean()), parts[0][4]
     measured = {
@@ -140,7 +142,7 @@ def measure(confidences: Tensor, correct: Tensor, rows: Tensor, bins: int, losse
         error += abs(float(gaps.sum())) / total
         # Targets of one row are not independent, so the variance of the sum is that of the rows' sums, and never below that
         # of independent targets of these confidences.
-        _, number = rows[start:end].unique(return_inverse=True)
+        _, number = torch.unique(rows[start:end], return_inverse=True)
         sums = torch.zeros(int(number.max()) + 1, dtype=torch.float64).index_add_(0, number, gaps - gaps.mean())
         independent = (confidences[start:end] * (1 - confidences[start:end])).sum()
         spread = math.sqrt(max(float(sums.square().sum()), float(independent))) / total

@@ -48,7 +48,7 @@ def _of_family(model: nn.Module, outputs: int) -> nn.Module | None:
         return None
     config.num_labels = outputs
     config.problem_type = "regression" if outputs == 1 else "single_label_classification"
-    made: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    made: nn.Module = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     body: Any = made.base_model
     # Parts that only one of the two has, such as a pooler, keep their initial weights.
     body.load_state_dict(model.base_model.state_dict(), strict=False)

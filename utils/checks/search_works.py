@@ -161,6 +161,6 @@ def _figure(results: SearchResults) -> Figure:
     axes = figure.subplots()
     known = [trial for trial in results.trials if trial.value is not None]
     labels = [", ".join(_short(value) for value in trial.params.values()) for trial in known]
-    axes.bar(labels, [trial.value for trial in known], color="#1f4e9c")
+    axes.bar(labels, [trial.value for trial in known if trial.value is not None], color="#1f4e9c")
     axes.set(xlabel=", ".join(results.space), ylabel="held-out loss")
     return figure

@@ -11,6 +11,7 @@ from typing import Any
 
 from utils.checks import comparison, compiled, fine_tuning, glue, half_precision, learning, search_works
 from utils.checks.copies import Budget, seconds_per_step
+from utils.checks.glue_data import chosen_tasks
 from utils.checks.probe import CannotProbeError, probe
 from utils.checks.real_data import DATA_ERRORS, data_for
 from utils.checks.result import CheckReport, CheckResult
@@ -82,7 +83,7 @@ def run_all_tier3_tests(
     for position, name in enumerate(names):
         limit = functools.partial(_budget, names[position:], deadline, should_stop)
         if name == GLUE:
-            tasks = [task.name for task in glue.chosen_tasks(glue_tasks)]
+            tasks = [task.name for task in chosen_tasks(glue_tasks)]
             for number, task in enumerate(tasks):
                 share = functools.partial(_budget, [GLUE] * (len(tasks) - number), deadline, should_stop)
                 checks[f"{GLUE} {task}"] = _within(f"{GLUE} {task}", functools.partial(_glue, task, glue_dir), share)

@@ -176,7 +176,7 @@ def _by_position(losses: _Losses) -> dict[str, dict[str, float]]:
 
 
 def _judged_positions(found: Probe, losses: _Losses, prepared: CheckData, measured: dict[str, Any]) -> list[Finding]:
-    last, rows = int(losses.positions.max()), len(losses.rows.unique())
+    last, rows = int(losses.positions.max()), len(torch.unique(losses.rows))
     if last < 8 or rows < _LEAST_ROWS:
         return []
     first = losses.positions <= max(1, last // 32)  # with little context
@@ -230,7 +230,7 @@ def _change_by_older_tokens(found: Probe, prepared: CheckData, length: int) -> f
 
 def _difference(losses: _Losses, here: Tensor, there: Tensor) -> tuple[float, float]:
     """By how much the mean gain is larger in `here`, and its standard error with the targets of a row taken as dependent."""
-    _, row = losses.rows.unique(return_inverse=True)
+    _, row = torch.unique(losses.rows, return_inverse=True)
     count, total, parts = int(row.max()) + 1, 0.0, torch.zeros(int(row.max()) + 1, dtype=torch.float64)
     for chosen, sign in ((here, 1.0), (there, -1.0)):
         gain = losses.gain[chosen]
@@ -252,7 +252,8 @@ def _context_in(prepared: CheckData) -> float:
     ones = Counter(train[:, 1:].ravel().tolist())
     twos = Counter(zip(train[:, :-1].ravel().tolist(), train[:, 1:].ravel().tolist(), strict=True))
     threes = Counter(zip(*(train[:, k : train.shape[1] - 2 + k].ravel().tolist() for k in range(3)), strict=True))
-    after_one, after_two = Counter(), Counter()
+    after_one: Counter[int] = Counter()
+    after_two: Counter[tuple[int, int]] = Counter()
     for (first, _), number in twos.items():
         after_one[first] += number
     for (first, second, _), number in threes.items():

@@ -183,7 +183,8 @@ class FitTrainer(EngineTrainer):
 
     def one_epoch(self, train_data: Any, epoch: int) -> Row:
         """Train one epoch outside of any run: nothing is saved or validated. Returns the engine's row."""
-        data, rows = self._data(train_data, None), []
+        rows: list[Row] = []
+        data = self._data(train_data, None)
         assert self.own_parts is not None
         with modes_kept(self.model), fp32_weights(self.model, self.own_parts.optimizer):
             switch_to_training(self.model)

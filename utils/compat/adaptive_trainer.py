@@ -46,7 +46,7 @@ class FitObjective(CriterionObjective):
     def __init__(self, criterion: Any, functions: Mapping[str, Callable[[Tensor, Tensor], Any]]) -> None:
         super().__init__(criterion)
         self.functions = dict(functions)
-        self.count_sizes = {"correct": 1, **{f"metric:{name}": 1 for name in functions}}  # type: ignore[misc]
+        self.count_sizes = {**type(self).count_sizes, **{f"metric:{name}": 1 for name in functions}}
         self.last_counts: dict[str, Tensor] = {}
 
     def __call__(self, model: Any, batch: Any, keep_outputs: bool = False, num_targets: int | None = None) -> Loss:
@@ -60,12 +60,12 @@ class FitObjective(CriterionObjective):
         loss.outputs = loss.outputs if keep_outputs else None
         return loss
 
-    def _loss_sum(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _loss_sum(self, outputs: Tensor, labels: Tensor, hint: str) -> Tensor:
         """With the classes last, as language models have them, torch's losses get them second."""
         by_class = isinstance(self.criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and not labels.is_floating_point()
         if by_class and outputs.dim() == labels.dim() + 1 > 2 and outputs.shape[2:] != labels.shape[1:]:
             outputs = outputs.movedim(-1, 1)
-        return super()._loss_sum(outputs, labels)
+        return super()._loss_sum(outputs, labels, hint)
 
     def metrics(self, sums: Any) -> dict[str, float]:
         found = super().metrics(sums)
@@ -229,7 +229,7 @@ class Trainer:
                 f"save_checkpoint: {', '.join(taken)} is an entry of every checkpoint; choose another name."
             )
         position = self._memory if self._engine is None else self._engine.position()
-        run_state = getattr(self.model, "run_state_dict", dict)()
+        run_state: dict[str, Any] = getattr(self.model, "run_state_dict", dict)()
         content = {
             "epoch": self.current_epoch, "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(), "metrics_history": _plain(self.metrics_history),
@@ -259,8 +259,9 @@ class Trainer:
             self.scaler.load_state_dict(content["scaler_state_dict"])
         resume = content.get(_RESUME) or {}
         self._memory = resume.get("position")
-        if resume.get("run_state") and hasattr(self.model, "load_run_state_dict"):
-            self.model.load_run_state_dict(resume["run_state"])
+        load_run_state = getattr(self.model, "load_run_state_dict", None)
+        if resume.get("run_state") and callable(load_run_state):
+            load_run_state(resume["run_state"])
         return content
 
 

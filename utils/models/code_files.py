@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import decode_source
 from pathlib import Path
 
 from utils.errors import ModelError, ModelNotFoundError, TrainbookError
@@ -81,7 +82,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         source = self._package.source(fullname)
         if source is None:
             raise ImportError(f"no module {fullname}", name=fullname)
-        return importlib.util.decode_source(source)
+        return decode_source(source)
 
     def exec_module(self, module: types.ModuleType) -> None:
         source, path = self._package.source(module.__name__), self._package.path(module.__name__)

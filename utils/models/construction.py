@@ -129,7 +129,7 @@ def construct(factory: Callable[..., Any], arguments: Arguments, where: str, fil
     if isinstance(factory, type) and not issubclass(factory, nn.Module):
         raise ModelError(f"{where}: {name} is a class, but no nn.Module. Give the model's class.")
     if inspect.isabstract(factory):
-        missing = ", ".join(sorted(factory.__abstractmethods__))  # type: ignore[attr-defined]
+        missing = ", ".join(sorted(getattr(factory, "__abstractmethods__", ())))
         raise ModelError(f"{where}: {name} is abstract ({missing} not implemented). Give a class that implements it.")
     keywords = _keywords(factory, name, arguments, where)
     with reported(f"{where}: {name} could not be created", files):

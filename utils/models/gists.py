@@ -73,8 +73,8 @@ def gist_address(text: str) -> GistAddress | None:
         raise ModelError(f"got {shown(text)}, which names no gist. Its address looks like {_EXAMPLE}.")
     # A user may be called like an id; a gist's own address has at most the user before it.
     position = ids[0] if ids[0] > 0 or len(parts) == 1 or not _ID.fullmatch(parts[1]) else 1
-    revision = next((part for part in parts[position + 1 :] if _REVISION.fullmatch(part)), None)
-    return GistAddress(parts[position], revision)
+    given_revision = next((part for part in parts[position + 1 :] if _REVISION.fullmatch(part)), None)
+    return GistAddress(parts[position], given_revision)
 
 
 _EXAMPLE = "https://gist.github.com/<user>/<id>"

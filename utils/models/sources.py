@@ -294,7 +294,7 @@ def _arguments(config: Any, overrides: Mapping[str, Any], described: Mapping[str
     if isinstance(config, Mapping):
         return Arguments(None, {**config, **overrides})
     if isinstance(config, (str, os.PathLike)):
-        return Arguments(None, overrides, {n: v for n, v in read_config_file(config).items() if n != "model_name"})
+        return Arguments(None, overrides, {n: v for n, v in read_config_file(os.fspath(config)).items() if n != "model_name"})
     return Arguments(config, overrides)
 
 

@@ -64,13 +64,13 @@ def model_class(config: Any, wanted: str | None, where: str) -> Any:
 
     names = [wanted] if wanted else list(getattr(config, "architectures", None) or [])
     if names:
-        found = getattr(transformers, names[0], None)
+        found: Any = getattr(transformers, names[0], None)
         if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-            known = _classes_of(config)
-            guess = nearest(names[0], known)
+            classes = _classes_of(config)
+            guess = nearest(names[0], classes)
             raise ConfigError(
                 f"{where}: transformers {transformers.__version__} has no model class {names[0]!r}; for a "
-                f"{type(config).__name__} it has {', '.join(known) or 'none'}."
+                f"{type(config).__name__} it has {', '.join(classes) or 'none'}."
                 + (f" Did you mean {guess!r}?" if guess else "")
             )
         if found.config_class is not None and not isinstance(config, found.config_class):
@@ -165,7 +165,7 @@ def is_known_type(kind: Any) -> bool:
 
 
 def _model_types() -> list[str]:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
     return list(CONFIG_MAPPING_NAMES)
 

@@ -144,7 +144,7 @@ class JobQueue:
             guess = nearest(str(status), STATES)
             hint = f"; did you mean {guess!r}?" if guess else ""
             raise ConfigError(f"status is one of {', '.join(STATES)}; got {shown(status)}{hint}")
-        return self.store.list(status, job_type, limit)
+        return self.store.jobs(status, job_type, limit)
 
     def cancel_job(self, job_id: int) -> bool:
         """Cancel a job: a waiting one at once, a running one after its current step, with its checkpoint kept.

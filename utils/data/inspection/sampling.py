@@ -148,7 +148,7 @@ def _batches(source: Source, rows: list[int], deadline: float | None) -> Iterato
 
 
 def _main_input(batch: Batch) -> str | None:
-    names = [name for name in ("input_ids", "pixel_values") if name in batch]
+    names: list[str] = [name for name in ("input_ids", "pixel_values") if name in batch]
     names += [name for name, value in batch.items() if name != "labels" and value.is_floating_point()]
     return next((name for name in names if batch[name].dim() >= 1 and batch[name].numel()), None)
 

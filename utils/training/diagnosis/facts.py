@@ -67,7 +67,7 @@ def _criterion_name(parts: Parts) -> str | None:
     if not isinstance(parts.objective, CriterionObjective):
         return None
     criterion = parts.objective.criterion
-    if getattr(criterion, "weight", None) is not None or getattr(criterion, "label_smoothing", 0.0):
+    if getattr(criterion, "weight", None) is not None or bool(getattr(criterion, "label_smoothing", None)):
         return f"weighted {type(criterion).__name__}"
     return type(criterion).__name__ if isinstance(criterion, nn.Module) else getattr(criterion, "__name__", "criterion")
 

@@ -60,10 +60,11 @@ class JobConfig:
             training_config = TrainingConfig.from_dict(training_config)
         if isinstance(task_spec, Mapping):
             task_spec = TaskSpec.from_dict(task_spec)
-        self.model_factory, self.config, self.tokenizer = model_factory, config, tokenizer
+        self.model_factory: Any = model_factory
+        self.config, self.tokenizer = config, tokenizer
         self.train_data, self.val_data = train_data, val_data
-        self.training_config = TrainingConfig() if training_config is None else training_config
-        self.task_spec = task_spec
+        self.training_config: Any = TrainingConfig() if training_config is None else training_config
+        self.task_spec: Any = task_spec
         self.arguments, self.data_arguments = dict(arguments or {}), dict(data_arguments or {})
         own_name = getattr(self.training_config, "run_name", None)
         self.name = name if name is not None else own_name or "job"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import threading
@@ -307,7 +308,7 @@ def _checked(url: str) -> URL:
         return parsed.set(drivername="sqlite")
     if backend in ("postgresql", "postgres"):
         try:
-            import psycopg  # noqa: F401
+            importlib.import_module("psycopg")
         except ImportError:
             raise MissingPackageError("psycopg", "for a queue in PostgreSQL", "postgres") from None
         return parsed.set(drivername="postgresql+psycopg")

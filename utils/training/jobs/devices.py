@@ -49,7 +49,11 @@ def train_on_devices(worker: Worker, job: Job, keeper: LeaseKeeper) -> dict[str,
         folder = Path(name)
         content = {"spec": job.spec, "name": job.name, "worker": process.identity(), "folder": str(folder)}
         write_json(folder / "job.json", content)
-        worker.on_stop(lambda reason: write_text(folder / "stop", reason), keeper)
+
+        def ask(reason: str) -> None:
+            write_text(folder / "stop", reason)
+
+        worker.on_stop(ask, keeper)
         with open(folder / "output.txt", "wb") as output, _started(job, folder, output) as processes:
             while processes.poll() is None:
                 time.sleep(_POLL_S)

@@ -154,7 +154,7 @@ class JobStore:
             row = c.execute(sa.select(_jobs).where(_j.id == job_id)).one_or_none()
         return None if row is None else Job.of(row)
 
-    def list(self, status: str | None, job_type: str | None, limit: int | None) -> list[Job]:
+    def jobs(self, status: str | None, job_type: str | None, limit: int | None) -> list[Job]:
         """Jobs in the order in which they would be claimed."""
         query = sa.select(_jobs).order_by(_j.priority.desc(), _j.id).limit(limit)
         if status is not None:
@@ -216,7 +216,7 @@ class JobStore:
         """Counts by state, workers, waiting time and duration in seconds."""
         now = self.database.now()
         with self.database.reading() as c:
-            counts = dict(c.execute(sa.select(_j.status, sa.func.count()).group_by(_j.status)).tuples().all())
+            counts: dict[str, int] = dict(c.execute(sa.select(_j.status, sa.func.count()).group_by(_j.status)).tuples().all())
             oldest = c.execute(sa.select(now - sa.func.min(_j.created_at)).where(_j.status == "pending")).scalar()
             workers = c.execute(
                 sa.select(sa.func.count(sa.distinct(_j.owner))).where(_j.status == "running")
@@ -250,7 +250,7 @@ class JobStore:
         return job
 
     @functools.cached_property
-    def _claiming(self) -> sa.ReturningUpdate[Any]:
+    def _claiming(self) -> Any:
         # Made once: SQLAlchemy takes longer to put this statement together than SQLite to run it.
         now = self.database.now()
         # A wait longer than the longest one comes from a clock that was put back.
@@ -270,7 +270,7 @@ class JobStore:
         )  # fmt: skip
 
     @functools.cached_property
-    def _ending(self) -> sa.ReturningUpdate[Any]:
+    def _ending(self) -> Any:
         now = self.database.now()
         over = sa.or_(_j.cancel_requested, _j.attempts >= _j.max_attempts)
         state = sa.case((_j.cancel_requested, "cancelled"), (_j.attempts >= _j.max_attempts, "failed"), else_="pending")
@@ -284,7 +284,7 @@ class JobStore:
 
     @functools.cached_property
     def _logging(self) -> sa.Insert:
-        columns = {name: sa.bindparam(name) for name in ("job_id", "level", "message", "token")}
+        columns: dict[str, Any] = {name: sa.bindparam(name) for name in ("job_id", "level", "message", "token")}
         return sa.insert(_logs).values(**columns, at=self.database.now())
 
     def sweep(self) -> None:
