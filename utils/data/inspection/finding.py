@@ -77,8 +77,8 @@ def ks_distances(first_NF: np.ndarray, second_MF: np.ndarray) -> np.ndarray:
 
 
 def ks_chance(distance: float, num_first: int, num_second: int) -> float:
-    """Upper bound on the probability of a Kolmogorov-Smirnov distance for two samples of one distribution: 2 exp(-2 D² nm/(n+m))
-    (Massart 1990, for two samples)."""
+    """Upper bound on the probability of a Kolmogorov-Smirnov distance between two samples of one distribution:
+    2 exp(-2 D² nm/(n+m)) (Massart 1990, for two samples)."""
     return min(1.0, 2 * math.exp(-2 * distance**2 * num_first * num_second / (num_first + num_second)))
 
 
