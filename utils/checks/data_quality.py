@@ -12,6 +12,7 @@ from pydantic import Field
 from utils.checks.result import CheckReport, CheckResult, Finding, Verdict
 from utils.checks.sample_quality import check_samples
 from utils.data.inspection.class_labels import class_findings
+from utils.data.inspection.sampling import own_generators_kept
 from utils.data.labelled_tables import is_missing
 from utils.data.prepare import PreparedData
 from utils.data.quality import MOST_COMPARED, NEAR, TextProfile, profile_texts, shared_rows
@@ -359,7 +360,8 @@ def _holds_texts(data: Any, text_column: str) -> bool:
         return all(row is None or isinstance(row, (str, bytes, float)) for row in data[:8])
     if isinstance(data, (str, bytes, Mapping)) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return not _is_loader(data)
-    return len(data) > 0 and isinstance(data[0], str)
+    with own_generators_kept(data):
+        return len(data) > 0 and isinstance(data[0], str)
 
 
 def _is_loader(data: Any) -> bool:

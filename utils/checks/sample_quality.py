@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from utils.checks.result import CheckReport, CheckResult, Finding
 from utils.data.examples import IGNORED, StreamSource
 from utils.data.inspection import DataFinding, Expectations, Sample, inspect_samples, read_sample
-from utils.data.inspection.sampling import NO_TOKEN
+from utils.data.inspection.sampling import NO_TOKEN, own_generators_kept
 from utils.data.inspection.training import expectations
 from utils.data.module import UniversalDataModule
 from utils.errors import DataError, DataTypeError
@@ -93,10 +93,10 @@ def _frame_rows(frame: Any) -> Any:
     features = frame.drop(columns=[] if name is None else [name]).select_dtypes(("number", "bool"))
     if not features.shape[1]:
         raise DataTypeError(
-            f"the DataFrame has no column of numbers, or 'text'; it has {', '.join(map(str, frame.columns))}. Name the "
-            "texts: text_column=…."
+            f"the DataFrame has no column of numbers, and no column 'text'; it has {', '.join(map(str, frame.columns))}. "
+            "Name the texts: text_column=…."
         )
-    tensors = [torch.from_numpy(features.to_numpy(dtype=np.float32))]
+    tensors = [torch.tensor(features.to_numpy(dtype=np.float32))]
     if name is not None:
         labels = frame[name]
         values = (
@@ -110,8 +110,9 @@ def _task_of(data: Any) -> Any:
     """Regression for rows whose label is a fraction, or several; otherwise None."""
     from utils.training.task_spec import TaskSpec
 
-    inner: Any = data.dataset if isinstance(data, DataLoader) else data
-    first = inner[0] if hasattr(inner, "__getitem__") and len(inner) else None
+    inner = data.dataset if isinstance(data, DataLoader) else data
+    with own_generators_kept(inner):
+        first = inner[0] if hasattr(inner, "__getitem__") and len(inner) else None
     inputs: Any = None
     label: Any = None
     if isinstance(first, (tuple, list)) and len(first) == 2:
@@ -219,7 +220,5 @@ def _targets(sample: Sample) -> str:
     known = sample.labels[np.isfinite(sample.labels)]
     if not known.size:
         return "No row has a finite target."
-    return (
-        f"Targets from {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}, "
-        f"standard deviation {known.std():.4g}."
-    )
+    spread = f"mean {known.mean():.4g}, standard deviation {known.std():.4g}"
+    return f"Targets from {known.min():.4g} to {known.max():.4g}, {spread}."

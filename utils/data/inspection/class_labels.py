@@ -76,9 +76,8 @@ def flag_findings(labels_NK: np.ndarray, *, validation_MK: np.ndarray | None) ->
 def _known(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "f":
         known = labels[np.isfinite(labels) & (labels != IGNORED)]
-        known = known.astype(np.int64) if bool((known == np.round(known)).all()) else known
-        return np.asarray(known)
-    return np.asarray(labels[labels != IGNORED]) if labels.dtype.kind in "iu" else labels
+        return known.astype(np.int64) if bool((known == np.round(known)).all()) else known
+    return labels[labels != IGNORED] if labels.dtype.kind in "iu" else labels
 
 
 def _counted_from_one(classes: np.ndarray, num_classes: int) -> bool:
@@ -92,7 +91,7 @@ def _out_of_range(classes: np.ndarray, num_classes: int | None) -> Iterator[Data
     if num_classes is not None and _counted_from_one(classes, num_classes):
         yield DataFinding(
             "labels", "counted from 1", "fail",
-            f"Label {largest} is outside 0 to {num_classes - 1}: they run from {least} to {largest}, for {num_classes} scores.",
+            f"Label {largest} is outside 0 to {num_classes - 1}: labels run from {least} to {largest}.",
             "Number the classes from 0: labels - 1.", measured, {"largest_label": num_classes - 1}, in_training=False,
         )  # fmt: skip
     elif num_classes is not None and (least < 0 or largest >= num_classes):
@@ -124,8 +123,8 @@ def _imbalance(classes: np.ndarray, counts: np.ndarray, majority: float) -> Iter
     label, share = classes[counts.argmax()], most / total
     yield DataFinding(
         "labels", "imbalance", "warn",
-        f"The classes are imbalanced: {share:.1%} of {total:,} rows have label {label}, so predicting only it has an accuracy "
-        f"of {share:.1%}.",
+        f"The classes are imbalanced: {share:.1%} of {total:,} rows have label {label}, so always predicting it has "
+        f"an accuracy of {share:.1%}.",
         "Judge by f1_macro (monitor='val/f1_macro', mode='max'), and weight the loss by class or resample.",
         {"majority_share": share}, {"majority_share": majority},
     )  # fmt: skip

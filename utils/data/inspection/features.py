@@ -123,7 +123,7 @@ def _scales(sample: Sample) -> Iterator[DataFinding]:
     yield DataFinding(
         "inputs", "feature scales", "warn",
         f"Features differ in scale by orders of magnitude: the standard deviation of column {example} is "
-        f"{spread_F[example]:,.4g}, of the typical column {typical:,.4g} ({len(unusual)} of {len(spread_F)} differ so).",
+        f"{spread_F[example]:,.4g}, of the typical column {typical:,.4g} ({len(unusual)} of {len(spread_F)} columns).",
         "Standardise each column: subtract its mean and divide by its standard deviation, both of the training part.",
         {"columns": unusual[:50].tolist(), "largest_std": float(spread_F.max()), "typical_std": typical},
         {"ratio": _RATIO if len(large) else _SMALL_RATIO, "source": "LeCun et al. 1998, Efficient BackProp"},

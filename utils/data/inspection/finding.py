@@ -52,7 +52,7 @@ def lowest_share(count: int, total: int) -> float:
 
 
 def tail_bound(count: int, total: int, probability: float) -> float:
-    """Upper bound of the probability of at least `count` hits in `total` draws (Chernoff 1952): exp(-total * KL)."""
+    """Upper bound on the probability of at least `count` hits in `total` draws (Chernoff 1952): exp(-total * KL)."""
     share = count / total if total else 0.0
     probability = min(max(probability, 1e-12), 1 - 1e-12)
     if share <= probability:
@@ -77,7 +77,7 @@ def ks_distances(first_NF: np.ndarray, second_MF: np.ndarray) -> np.ndarray:
 
 
 def ks_chance(distance: float, num_first: int, num_second: int) -> float:
-    """Upper bound on the probability of a Kolmogorov-Smirnov distance for two samples of one distribution:
+    """Upper bound on the probability of a Kolmogorov-Smirnov distance between two samples of one distribution:
     2 exp(-2 D² nm/(n+m)) (Massart 1990, for two samples)."""
     return min(1.0, 2 * math.exp(-2 * distance**2 * num_first * num_second / (num_first + num_second)))
 

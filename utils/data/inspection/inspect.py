@@ -111,8 +111,8 @@ def _few_rows(sample: Sample) -> Iterator[DataFinding]:
     """Fewer rows than twice the independent features: least squares then at least doubles the error that noise makes.
 
     The expected test error of least squares is n / (n - p - 1) times the noise (e.g. Hastie et al., "Surprises in
-    high-dimensional ridgeless least squares interpolation", 2022), which is 2 at n = 2 (p + 1). p counts independent axes:
-    the participation ratio of the correlations' eigenvalues, corrected for the sample's size.
+    high-dimensional ridgeless least squares interpolation", 2022), which is 2 at n = 2 (p + 1). p counts independent
+    directions: the participation ratio of the correlations' eigenvalues, corrected for the sample's size.
     """
     if sample.inputs.ndim != 2 or not sample.is_complete or sample.labels is None or len(sample) < 3:
         return
@@ -132,8 +132,8 @@ def _few_rows(sample: Sample) -> Iterator[DataFinding]:
         return
     yield DataFinding(
         "inputs", "few rows", "warn",
-        f"{num_rows} rows are too few for {table.shape[1]} features (about {directions:.0f} independent): a model learns "
-        "them by heart.",
+        f"{num_rows} rows are too few for {table.shape[1]} features (about {directions:.0f} of them independent): a model "
+        "learns them by heart.",
         f"Collect at least {needed} rows, use fewer features, or regularise strongly (weight decay, early stopping on "
         "validation data).",
         {"rows": num_rows, "independent_features": directions},

@@ -1,7 +1,8 @@
 """Labels that have nothing to do with inputs whose own structure shows the classes.
 
-That a simple classifier finds nothing proves little: parity, noise and weak signals look alike. It is reported only where the
-inputs fall into as many clear clusters as there are classes, of the classes' sizes, and labels are independent of the clusters.
+That a simple classifier finds nothing proves little: parity, noise and weak signals look the same. It is reported only where
+the inputs fall into as many clear clusters as there are classes, of the classes' sizes, and labels are independent
+of the clusters.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ _RELATED = 3.0
 
 def shuffled_labels(sample: Sample) -> Iterator[DataFinding]:
     """The finding, where it can be shown."""
-    if sample.labels is None or sample.holds_tokens or sample.label_kind() != "classes":
+    # Tables of few or binary features fall into clear groups whatever their labels are.
+    if sample.labels is None or sample.inputs.ndim < 3 or sample.label_kind() != "classes":
         return
     chosen = np.linspace(0, len(sample) - 1, num=min(len(sample), _MOST_ROWS)).astype(np.int64)
     rows = sample.inputs.reshape(len(sample), -1)[chosen].astype(np.float64)
     labels = sample.labels[chosen].astype(np.int64)
     classes, label_N, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    if not 2 <= len(classes) <= _MOST_CLASSES or counts.min() < _FEWEST_PER_CLASS or not np.isfinite(rows).all():
+    if not 3 <= len(classes) <= _MOST_CLASSES or counts.min() < _FEWEST_PER_CLASS or not np.isfinite(rows).all():
         return
     spread = rows.std(axis=0)
     rows = rows[:, spread > 0]
@@ -60,7 +62,7 @@ def shuffled_labels(sample: Sample) -> Iterator[DataFinding]:
     yield DataFinding(
         "labels", "shuffled", "warn",
         f"Labels look shuffled against the inputs: the inputs form {len(classes)} clear groups, but labels are independent of "
-        f"them, and a row's nearest neighbour has its label as often as by chance ({agreement:.1%}, chance {chance:.1%}).",
+        f"them: a row's nearest neighbour has its label in {agreement:.1%} of the rows, by chance in {chance:.1%}.",
         "Check that inputs and labels are in the same order; shuffle both with one permutation.",
         {"neighbour_agreement": agreement, "chance": chance, "rows_in_clear_groups": clear},
         {"neighbour_agreement": chance, "rows_in_clear_groups": _CLEAR},
@@ -101,4 +103,4 @@ def _depends(cluster_N: np.ndarray, label_N: np.ndarray, count: int) -> bool:
     statistic = float((np.square(table - expected) / np.maximum(expected, 1e-9)).sum())
     freedom = (count - 1) ** 2
     normal = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
-    return bool(normal > 2.33)
+    return normal > 2.33

@@ -149,8 +149,8 @@ def _contradictions(sample: Sample, keys_N: np.ndarray) -> Iterator[DataFinding]
         return
     yield DataFinding(
         "labels", "contradictions", "warn",
-        f"{int(contradicting.sum()):,} rows have the same inputs as another row and another label ({share:.0%} of all that "
-        "repeat).",
+        f"{int(contradicting.sum()):,} rows have the same inputs as another row and another label ({share:.0%} of the rows "
+        "that repeat).",
         "Check that inputs and labels are in the same order, and who labelled these rows.",
         {"contradicting_rows": int(contradicting.sum()), "share": share}, {"share": _CONTRADICTING},
     )  # fmt: skip

@@ -105,7 +105,8 @@ def read_sample(source: Source, num_rows: int | None = None, *, num_workers: int
         DataError: a row cannot be read.
     """
     total = len(source) if num_rows is None else num_rows
-    first = source.take([0])
+    with own_generators_kept(source):
+        first = source.take([0])
     main = _main_input(first)
     if main is None or total == 0:
         return None

@@ -104,9 +104,9 @@ def shifted_columns(train_NF: np.ndarray, validation_MF: np.ndarray) -> Shift | 
     columns = np.flatnonzero((distances > _DISTANCE) & differs)
     return Shift(
         "distribution",
-        f"are distributed differently than in training: Kolmogorov-Smirnov distance {distances[worst]:.2f} in column {worst} "
-        f"(median {np.median(validation_MF[:, worst]):.4g}, training {np.median(train_NF[:, worst]):.4g}), {len(columns)} of "
-        f"{num_columns} columns differ so",
+        f"have another distribution than those of training: Kolmogorov-Smirnov distance {distances[worst]:.2f} in column "
+        f"{worst} (median {np.median(validation_MF[:, worst]):.4g}, training {np.median(train_NF[:, worst]):.4g}), "
+        f"{len(columns)} of {num_columns} columns differ so",
         {"ks_distance": float(distances[worst]), "columns": columns.tolist()},
         {"ks_distance": _DISTANCE, "chance": CHANCE, "source": "Massart 1990, Bonferroni"},
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _rows_of(sample: Sample) -> np.ndarray:
     """Features as they are; of larger inputs the mean of each row, which augmentation leaves about where it is."""
     if sample.inputs.ndim <= 2:
         return sample.inputs.reshape(len(sample), -1)
-    return np.asarray(sample.inputs.reshape(len(sample), -1).mean(axis=1, dtype=np.float64))[:, None]
+    return sample.inputs.reshape(len(sample), -1).mean(axis=1, dtype=np.float64)[:, None]
 
 
 def _pixel_scale(train: Sample, validation: Sample) -> Shift | None:

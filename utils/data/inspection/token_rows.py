@@ -70,7 +70,7 @@ def _vocabulary(ids_NT: np.ndarray, vocab_size: int | None) -> Iterator[DataFind
 
 
 def _no_targets(ids_NT: np.ndarray, scored_NT: np.ndarray, over_ids: bool) -> Iterator[DataFinding]:
-    without = np.asarray(~scored_NT.any(axis=1))
+    without = ~scored_NT.any(axis=1)
     share = float(without.mean())
     if share <= MOST:
         return
@@ -163,7 +163,7 @@ def _end(
         "tokens", "end never a target", "warn",
         f"The end-of-text token (id {eos_id}) is never a target in {int(rows.sum()):,} rows"
         + (f": it occurs in {masked_ends:.0%} of them, always with label {IGNORED}." if masked_ends > MOST else "."),
-        "End each row with it and score the first one; give padding an id of its own. A model not trained to end a text "
-        "generates up to the maximum length.",
+        "End each row with it and score the first one; give padding an id of its own. A model that is not trained to end a "
+        "text generates up to the maximum length.",
         {"rows": int(rows.sum()), "rows_with_unscored_end": masked_ends}, {"end_targets": 1},
     )  # fmt: skip

@@ -12,7 +12,7 @@ from utils.data.inspection.class_labels import MAJORITY_IN_TRAINING
 from utils.data.inspection.features import ids_as_floats
 from utils.data.inspection.inspect import TOKEN_TASKS, Expectations, inspect_samples
 from utils.data.inspection.model_probe import takes_only_integers
-from utils.data.inspection.sampling import read_sample, sample_of
+from utils.data.inspection.sampling import own_generators_kept, read_sample, sample_of
 from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks
 from utils.errors import DataTypeError, TrainbookError
@@ -53,10 +53,11 @@ def data_notices(
 
 
 def refuse_float_ids(data: UniversalDataModule, model: nn.Module, task_type: str | None) -> None:
-    """Raises `DataTypeError` for token ids that are floats, in a task over tokens or for a model with an embedding first."""
+    """Raises `DataTypeError` for float token ids, in a task over tokens or for a model that begins with an embedding."""
     if isinstance(data.train, StreamSource | TokenBlocks):
         return
-    batch = data.train.take([0])
+    with own_generators_kept(data.train):
+        batch = data.train.take([0])
     name = next(iter(batch), "")
     if not name or not batch[name].is_floating_point() or batch[name].dim() != 2:
         return
