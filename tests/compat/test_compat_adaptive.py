@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +18,7 @@ from utils.compat.adaptive_config import AdaptiveConfig
 from utils.compat.adaptive_loops import TrainingLoop, evaluate_model, quick_train
 from utils.compat.adaptive_model import AdaptiveModel
 from utils.compat.adaptive_trainer import Trainer
-from utils.errors import DataError
+from utils.errors import DataError, TrainingInterrupted
 from utils.training import Trainer as EngineTrainer
 from utils.training import TrainingConfig
 
@@ -240,3 +245,23 @@ def test_configs_round_trip_and_refuse():
         AdaptiveConfig.from_yaml("nowhere.yaml")
     with pytest.raises(ValueError, match="learning_rate"):
         config().update(learning_rate=1.0)
+
+
+def test_an_interrupted_fit_is_saved_and_continues_exactly():
+    whole = trainer()
+    expected = whole.fit(loader(), 3)
+
+    class Presses(Callback):
+        def on_batch_end(self, batch_idx, trainer, logs=None):
+            if trainer.current_epoch == batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer(callbacks=[Presses()]).fit(loader(), 3)
+    path = Path(caught.value.results.checkpoint_path)
+    fresh = trainer()
+    fresh.load_checkpoint(path)
+    assert fresh.fit(loader(), 3, resume=True) == expected
+    assert same_weights(fresh.model, whole.model)
+    assert torch.equal(fresh.model.node_state.energy, whole.model.node_state.energy)
+    shutil.rmtree(path.parents[2])

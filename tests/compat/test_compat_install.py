@@ -25,7 +25,7 @@ def names_are_put_back():
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("src", "oldsystem"):
+        if name.partition(".")[0] in ("src", "adaptiveneuralnetwork", "oldsystem"):
             del sys.modules[name]
 
 

@@ -36,7 +36,15 @@ class FitEvents(Callback):
         self._trainer, self._callbacks, self._first = trainer, callbacks, first_epoch
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._right = self._seen = 0.0
+        self._pending_size = 0
         self._ended = False
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Numbers and texts of the epochs so far."""
+        plain = (bool, int, float, str)
+        rows = self._trainer.metrics_history
+        return [{name: value for name, value in row.items() if type(value) in plain} for row in rows]
 
     def on_train_begin(self, trainer: EngineTrainer, logs: dict[str, Any] | None = None) -> None:
         self._callbacks.on_train_begin(self._trainer, {})
@@ -173,7 +181,11 @@ class FitTrainer(EngineTrainer):
 
     def _checkpoint_extras(self, payload: Payload) -> Payload:
         self.kept = {name: value for name, value in payload.items() if name not in ("model", "optimizer")}
-        return {}
+        history = [event.history for event in self.callbacks if isinstance(event, FitEvents)]
+        return {
+            "epoch": max(0, payload["state"]["epoch"] - 1), "model_state_dict": payload["model"],
+            "optimizer_state_dict": payload["optimizer"], "metrics_history": history[0] if history else [],
+        }  # fmt: skip
 
     def position(self) -> Payload | None:
         """The position as it is now; of the latest save where no training is under way."""

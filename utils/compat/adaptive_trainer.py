@@ -26,6 +26,7 @@ from utils.training.engine.own_parts import OwnParts, parameters_of
 from utils.training.training_config import TrainingConfig
 
 _RESUME = "resume"
+_LARGE = ("model", "optimizer", "model_state_dict", "optimizer_state_dict")
 _CORE = ("epoch", "model_state_dict", "optimizer_state_dict", "metrics_history", "scaler_state_dict", _RESUME)
 
 
@@ -149,7 +150,8 @@ class Trainer:
             `metrics_history`: a dict an epoch: epoch, train_loss, val_loss; train_accuracy and val_accuracy (0 to 1) where
             classes are scored; the caller's metrics.
         Raises:
-            TrainingInterrupted: Ctrl-C; `fit(n, resume=True)` continues. What a callback raises is raised as it is.
+            TrainingInterrupted: Ctrl-C; names the checkpoint, which `load_checkpoint` reads; `fit(n, resume=True)`
+            continues. What a callback raises is raised as it is.
         """
         if not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 0:
             raise ConfigError(f"num_epochs: got {num_epochs!r}; must be a whole number of at least 0.")
@@ -170,7 +172,7 @@ class Trainer:
             callbacks.on_train_begin(self, {})
             callbacks.on_train_end(self, {"metrics_history": self.metrics_history})
             return self.metrics_history
-        folder = tempfile.mkdtemp(prefix="trainbook-fit-")
+        folder, keep = tempfile.mkdtemp(prefix="trainbook-fit-"), False
         events = FitEvents(self, callbacks, first)
         engine = self._engine = self._made(train_loader, total, folder, scheduler, events, memory)
         try:
@@ -179,12 +181,16 @@ class Trainer:
             if error.__cause__ is None:
                 raise
             raise error.__cause__ from None
+        except (KeyboardInterrupt, SystemExit):
+            keep = True  # the message names the checkpoint there
+            raise
         finally:
             self._memory = copy.deepcopy(engine.kept)
             if engine.parts is not None and engine.parts.scaler is not None:
                 self.scaler = engine.parts.scaler
             self._engine = None
-            shutil.rmtree(folder, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
         return self.metrics_history
 
     def _made(
@@ -258,6 +264,9 @@ class Trainer:
         if self.scaler is not None and content.get("scaler_state_dict"):
             self.scaler.load_state_dict(content["scaler_state_dict"])
         resume = content.get(_RESUME) or {}
+        if "format" in content:  # saved by an interrupted fit
+            position = {name: value for name, value in content.items() if name not in _LARGE}
+            resume = {"position": position, "run_state": content.get("run_state", {}).get("")}
         self._memory = resume.get("position")
         load_run_state = getattr(self.model, "load_run_state_dict", None)
         if resume.get("run_state") and callable(load_run_state):
