@@ -110,7 +110,7 @@ def _task_of(data: Any) -> Any:
     """Regression for rows whose label is a fraction, or several; otherwise None."""
     from utils.training.task_spec import TaskSpec
 
-    inner = data.dataset if isinstance(data, DataLoader) else data
+    inner: Any = data.dataset if isinstance(data, DataLoader) else data
     with own_generators_kept(inner):
         first = inner[0] if hasattr(inner, "__getitem__") and len(inner) else None
     inputs: Any = None

@@ -76,8 +76,8 @@ def flag_findings(labels_NK: np.ndarray, *, validation_MK: np.ndarray | None) ->
 def _known(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "f":
         known = labels[np.isfinite(labels) & (labels != IGNORED)]
-        return known.astype(np.int64) if bool((known == np.round(known)).all()) else known
-    return labels[labels != IGNORED] if labels.dtype.kind in "iu" else labels
+        return np.asarray(known.astype(np.int64) if bool((known == np.round(known)).all()) else known)
+    return np.asarray(labels[labels != IGNORED]) if labels.dtype.kind in "iu" else labels
 
 
 def _counted_from_one(classes: np.ndarray, num_classes: int) -> bool:

@@ -103,4 +103,4 @@ def _depends(cluster_N: np.ndarray, label_N: np.ndarray, count: int) -> bool:
     statistic = float((np.square(table - expected) / np.maximum(expected, 1e-9)).sum())
     freedom = (count - 1) ** 2
     normal = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
-    return normal > 2.33
+    return bool(normal > 2.33)

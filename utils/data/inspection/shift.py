@@ -138,7 +138,7 @@ def _rows_of(sample: Sample) -> np.ndarray:
     """Features as they are; of larger inputs the mean of each row, which augmentation leaves about where it is."""
     if sample.inputs.ndim <= 2:
         return sample.inputs.reshape(len(sample), -1)
-    return sample.inputs.reshape(len(sample), -1).mean(axis=1, dtype=np.float64)[:, None]
+    return np.asarray(sample.inputs.reshape(len(sample), -1).mean(axis=1, dtype=np.float64))[:, None]
 
 
 def _pixel_scale(train: Sample, validation: Sample) -> Shift | None:

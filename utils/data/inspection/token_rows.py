@@ -70,7 +70,7 @@ def _vocabulary(ids_NT: np.ndarray, vocab_size: int | None) -> Iterator[DataFind
 
 
 def _no_targets(ids_NT: np.ndarray, scored_NT: np.ndarray, over_ids: bool) -> Iterator[DataFinding]:
-    without = ~scored_NT.any(axis=1)
+    without = np.asarray(~scored_NT.any(axis=1))
     share = float(without.mean())
     if share <= MOST:
         return
