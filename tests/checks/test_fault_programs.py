@@ -7,13 +7,6 @@ import pytest
 from tests.kit.fault_programs import PROGRAMS, named_by, observe
 
 #: Faults that wait for a part that is not there yet: the doctor, or data checks for tensors.
-NEEDS: dict[str, str] = {
-    "too_small": "doctor", "no_hidden_layer": "doctor", "overfit": "doctor", "labels_shuffled_apart": "doctor",
-    "augmentation_too_strong": "doctor", "no_validation": "doctor", "wrong_optimizer": "doctor", "too_few_rows": "data checks",
-    "pixels_255": "data checks", "target_scale": "data checks", "feature_scales": "data checks",
-    "sorted_split_texts": "data checks", "other_range": "data checks", "validation_not_scaled": "data checks",
-    "mostly_not_scored": "data checks", "end_never_learnt": "data checks",
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +18,10 @@ def test_there_are_forty_nine_programs_in_four_sections():
     sections = [program.section for program in PROGRAMS.values()]
     counts = {section: sections.count(section) for section in dict.fromkeys(sections)}
     assert counts == {"Models and losses": 19, "Data": 17, "Settings": 8, "Training": 5}
-    assert NEEDS.keys() <= PROGRAMS.keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in NEEDS])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_the_fault_is_named(name):
     lines = observe(PROGRAMS[name].faulty)
     assert named_by(PROGRAMS[name], lines), "\n".join(lines) or "nothing was reported"

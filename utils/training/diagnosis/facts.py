@@ -38,6 +38,8 @@ _NEIGHBOURS = 5
 #: Occurrences of a token, on average, from which the frequencies of a sample say something about the text's.
 _OCCURRENCES = 5
 _CRITERION_ROWS = 8
+#: Samples that are read twice to see whether they are augmented.
+_READ_AGAIN = 4
 
 
 def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
@@ -53,8 +55,10 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
         "has_validation": data.validation is not None, "device": parts.device.kind, "precision": parts.precision.compute,
         "criterion": _criterion_name(parts), "own_schedule": trainer.own_parts is not None, **_model_facts(parts),
     }  # fmt: skip
-    batches = _batches(data.train, data.order(0).tolist(), data.batch_size) if data.resumable else []
+    order = data.order(0).tolist() if data.resumable else []
+    batches = _batches(data.train, order, data.batch_size)
     if batches:
+        facts["samples_vary"] = _vary(data.train, order[:_READ_AGAIN])
         facts |= _padding(batches)
         facts |= _label_facts(parts, batches)
         if isinstance(parts.objective, CriterionObjective):
@@ -87,6 +91,23 @@ def _batches(source: Source | StreamSource, order: list[int], batch_size: int) -
     except TrainbookError:
         return []  # training will come to this sample, and say what is wrong with it
     return found
+
+
+def _vary(source: Source | StreamSource, rows: list[int]) -> bool:
+    """Whether samples differ from epoch to epoch: they are augmented, or noise is added."""
+    if not isinstance(source, DatasetSource):
+        return False
+    epoch = source.epoch
+    try:
+        with rng.preserved():
+            first = source.take(rows)
+            source.epoch = epoch + 1
+            second = source.take(rows)
+    except TrainbookError:
+        return False
+    finally:
+        source.epoch = epoch
+    return any(not torch.equal(value, second[name]) for name, value in first.items() if name in second)
 
 
 def _model_facts(parts: Parts) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def learning(run: RunRecord) -> Outcome:
     if guess is None:
         return unknown("the loss of a model that ignores its inputs is not known for this task and data")
     measured = {"loss_first": run.start, "loss_last": run.end, "baseline_loss": guess.loss, "steps": run.done}
+    if run.still_falling and not run.ended:
+        return unknown("the training loss is still falling")
     if run.no_better_than_guess is None:
         return unknown("label smoothing changes the loss, and there is no accuracy to compare")
     if not run.no_better_than_guess:
@@ -78,6 +80,11 @@ def learning(run: RunRecord) -> Outcome:
 def _reason(run: RunRecord) -> str:
     """What the neighbours of a sample say about where to look."""
     neighbours, guess = run.facts.get("neighbours"), run.guess
+    if run.facts.get("samples_vary"):
+        return (
+            "Samples differ from epoch to epoch: the augmentation may destroy what is to be learned. Train without it, "
+            "then with weaker augmentation."
+        )
     if neighbours is None or guess is None:
         return "Check that inputs and labels belong together and that gradients reach every layer."
     floor = guess.accuracy or 0.0
@@ -259,9 +266,8 @@ def plateau(run: RunRecord) -> Outcome:
 @rule(
     "underfitting",
     sees="The model stays far below what its own training data allow: too small, linear, or cut off.",
-    threshold="level at the end, and nearest neighbours beat the model on its own training data by 0.15 (accuracy or "
-    "r2) and two "
-    "standard errors",
+    threshold="level at the end, and on its own training data the model gains less than half of what nearest neighbours "
+    "gain over the baseline (accuracy or r2), beyond two standard errors",
     source="Cover & Hart 1967: the nearest neighbour's error is at most twice the smallest possible one",
 )
 def underfitting(run: RunRecord) -> Outcome:
@@ -276,10 +282,11 @@ def underfitting(run: RunRecord) -> Outcome:
         return unknown(
             "samples are compared with their neighbours only for numbers of one shape with classes or amounts"
         )
-    best = max(reached)
-    margin = 0.15 + 2 * math.sqrt(max(neighbours * (1 - neighbours), 0.0) / number)
+    best, chance = max(reached), (run.guess.accuracy if run.guess is not None else None) or 0.0
+    error = 2 * math.sqrt(max(neighbours * (1 - neighbours), 0.0) / number)
+    limit = chance + (neighbours - error - chance) / 2
     measured = {"model": best, "nearest_neighbours": neighbours, "level_share": run.flat_since()}
-    if best >= neighbours - margin or run.flat_since() < 0.25:
+    if best >= limit or run.flat_since() < 0.25 or run.still_falling:
         return passed(f"Training reaches {best:.2f}; nearest neighbours alone reach {neighbours:.2f}.", **measured)
     return found(
         f"On its own training data the model reaches {best:.2f} ({name[6:]}) and no longer improves; the "
@@ -287,5 +294,5 @@ def underfitting(run: RunRecord) -> Outcome:
         f"alone reach {neighbours:.2f}.",
         "The model is too simple for these data, or its outputs are cut off: add hidden units or layers, with activations "
         "between them, and check the learning rate.",
-        measured, {"margin": margin},
+        measured, {"model": limit},
     )  # fmt: skip

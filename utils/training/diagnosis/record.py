@@ -310,6 +310,13 @@ class RunRecord:
         floor = max(float(self.losses[0]), known)
         return float(smoothed.max() / floor) if floor > 0 else 0.0
 
+    @property
+    def still_falling(self) -> bool:
+        """Whether the training loss of the last epoch is below 90 % of that of the epoch before: too early for a verdict on
+        what the model can reach."""
+        losses = [row["train/loss"] for row in self.epochs[-2:]]
+        return len(losses) == 2 and 0 < losses[1] < 0.9 * losses[0]
+
     def flat_since(self) -> float:
         """Share of the run, from its end backwards, in which the training loss stayed level."""
         number = len(self.losses)
