@@ -61,15 +61,15 @@ def test_overfit_one_batch(found: Probe, steps: int = 150, learning_rate: float 
     encoder-decoders and outputs that are numbers.
     """
     if found.encoder_decoder or found.output == "numbers":
-        return CheckResult(
-            NAME, "not run", "Made for language models and classifiers.", remedy="Train it on a few rows."
-        )
+        return CheckResult(NAME, "not run", "Made for language models and classifiers.", remedy="Train it on a few rows.")
     losses = _train(found, steps, learning_rate)
     left = losses[-1] / losses[0] if losses[0] else 0.0
     limit = LARGEST_LEFT if _mostly_trainable(found) else _LARGEST_LEFT_FROZEN
     measured = {"first_loss": losses[0], "last_loss": losses[-1], "share_left": left, "steps": len(losses)}
     thresholds, figure = {"share_left": limit}, _figure(losses)
-    summary = f"{left:.0%} of the first loss is left after {len(losses)} steps on one batch ({losses[0]:.3g} to {losses[-1]:.3g})."
+    summary = (
+        f"{left:.0%} of the first loss is left after {len(losses)} steps on one batch ({losses[0]:.3g} to {losses[-1]:.3g})."
+    )
     if not left <= limit:
         return CheckResult(
             NAME, "fail", summary, measured, thresholds,

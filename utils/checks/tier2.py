@@ -34,11 +34,7 @@ def run_all_tier2_tests(
         "Tier 2",
         [
             run(
-                model,
-                config,
-                task_spec=task_spec,
-                tokenizer=tokenizer,
-                **({"input_text": input_text} if name in texts else {}),
+                model, config, task_spec=task_spec, tokenizer=tokenizer, **({"input_text": input_text} if name in texts else {})
             )
             for name, run in chosen(TIER2, only).items()
         ],

@@ -163,13 +163,9 @@ class UniversalDataModule:
         rows = _unmarked_rows(self.train, self._num_samples, self.pad_token_id)
         if self.pad_token_id is None:
             found = evident_padding(rows)
-            return (
-                None
-                if found is None
-                else (
-                    f"train_data seems to be padded with the id {found}, and no padding id is known: padding is scored like text. "
-                    f"Set TaskSpec(..., pad_token_id={found}), or give a tokenizer, attention masks or labels with {IGNORED}."
-                )
+            return None if found is None else (
+                f"train_data seems to be padded with the id {found}, and no padding id is known: padding is scored like text. "
+                f"Set TaskSpec(..., pad_token_id={found}), or give a tokenizer, attention masks or labels with {IGNORED}."
             )
         if not any(bool((row[[0, -1]] == self.pad_token_id).any()) for row in rows):
             return None

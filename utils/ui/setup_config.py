@@ -59,10 +59,7 @@ class DataSettings(Schema):
         None, "Configuration", "Which part or version of the data set; None: its default.", min_length=1
     )
     text_column: str | None = _field(
-        None,
-        "Text column",
-        "The tables' column with the text; None: one of a usual name, or the only one.",
-        min_length=1,
+        None, "Text column", "The tables' column with the text; None: one of a usual name, or the only one.", min_length=1
     )
     val_split: float = _field(
         0.1,

@@ -223,9 +223,7 @@ class Trainer:
             if self.state.ended:
                 if not start.in_place:
                     self.notice(_nothing_left(start, self.state))
-                self._note_state(
-                    start.folder, "ended"
-                )  # unless it was killed between its last checkpoint and this note
+                self._note_state(start.folder, "ended")  # unless it was killed between its last checkpoint and this note
                 return self._results(start.folder, store, task_spec)
             check_last_batch(parts, data)
             if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:
@@ -349,9 +347,7 @@ class Trainer:
             saver.finish()
         except Exception as error:  # noqa: BLE001 - as below
             log.warning("The checkpoint that was under way at the failure: %s", error)
-        with contextlib.suppress(
-            Exception
-        ):  # an earlier step may have been a fault; the state is the one before it then
+        with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
             loop.read_numbers()
         if not together or loop.parts.updating or self.state.step == 0:
             return None
@@ -523,9 +519,7 @@ class Trainer:
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
         state = self.state
         best = {"value": state.best.value, "step": state.best.step}
-        folder.write_state(
-            status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason, **facts
-        )
+        folder.write_state(status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason, **facts)
 
     def _note_weights(self, start: Start) -> None:
         """Say when a new run starts from weights that another run of this process left in the model."""
