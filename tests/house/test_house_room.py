@@ -22,19 +22,7 @@ def outcome_of(tests: str, folder: Path, *options: str) -> tuple[dict[str, int],
     (folder / "test_sample.py").write_text(tests, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "-rA",
-            *options,
-            str(folder),
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA", *options, str(folder)],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -164,9 +152,7 @@ def test_any(number, of_the_module):
 
 
 def test_a_random_order_is_the_seeds_and_keeps_modules_together(tmp_path):
-    (tmp_path / "test_other.py").write_text(
-        "\n".join(f"def test_{letter}(): pass" for letter in "abcdef"), encoding="utf-8"
-    )
+    (tmp_path / "test_other.py").write_text("\n".join(f"def test_{letter}(): pass" for letter in "abcdef"), encoding="utf-8")
     tests = "\n".join(f"def test_{letter}(): pass" for letter in "ghijkl")
 
     def order(seed: int) -> list[str]:

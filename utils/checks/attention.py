@@ -76,9 +76,7 @@ def test_attention_patterns(found: Probe, input_text: str | None = None) -> Chec
             remedy="None for models without attention; custom kernels do not show their weights.",
         )  # fmt: skip
     layers = [_statistics(weights) for weights in captured.layers]
-    heads = [
-        f"layer {layer + 1} head {head + 1}" for layer, row in enumerate(layers) for head in range(len(row["entropy"]))
-    ]
+    heads = [f"layer {layer + 1} head {head + 1}" for layer, row in enumerate(layers) for head in range(len(row["entropy"]))]
     entropy = [value for row in layers for value in row["entropy"]]
     collapsed = [name for name, value in zip(heads, entropy, strict=True) if value < COLLAPSED]
     same = [pair for layer, weights in enumerate(captured.layers) for pair in _identical(layer, weights)]
@@ -156,7 +154,9 @@ class _Watch(TorchDispatchMode):
         if weights.shape[-1] not in self._lengths or weights.shape[-2] not in self._lengths:
             return
         if weights.numel() % (self._rows * weights.shape[-2] * weights.shape[-1]) == 0:
-            self.captured.layers.append(weights.detach().float().reshape(self._rows, -1, *weights.shape[-2:]).clone())
+            self.captured.layers.append(
+                weights.detach().float().reshape(self._rows, -1, *weights.shape[-2:]).clone()
+            )
 
 
 def _weights(name: str, args: Any, kwargs: Mapping[str, Any]) -> Tensor:

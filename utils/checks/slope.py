@@ -88,9 +88,7 @@ def _disagreement(
     by_gradient: float = sum(float(product.sum()) for product in products)
     parts = math.sqrt(sum(float(product.square().sum()) for product in products))
     differences: list[float] = []
-    with (
-        torch.no_grad()
-    ):  # casts to fp32 inside the model round: measured, so that rounding is not taken for a difference
+    with torch.no_grad():  # casts to fp32 inside the model round: measured, so that rounding is not taken for a difference
         around = [_loss_at(loss, parameters, direction, sign * _ROUNDING_STEP) for sign in (-2, -1, 0, 1, 2)]
     rounding = max(around) - min(around) + 1e-12
     for step in _STEPS:

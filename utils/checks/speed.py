@@ -32,7 +32,9 @@ _LENGTH_WORK_LIMIT = 5.0
 
 
 @check(NAME)
-def test_inference_speed(found: Probe, n_trials: int = 5, clock: Callable[[], float] | None = None) -> CheckResult:
+def test_inference_speed(
+    found: Probe, n_trials: int = 5, clock: Callable[[], float] | None = None
+) -> CheckResult:
     """Forward passes in evaluation mode at batch 1 and at the training's batch size.
 
     Called as (model, config=None, *, task_spec=None, n_trials=5). No speed is right or wrong on an unknown machine, so

@@ -69,9 +69,7 @@ def find_classes(labels: Iterable[Any], names: Sequence[Any] | None, num_classes
     kinds = {str if isinstance(label, str) else int for label in found}
     if len(kinds) > 1:
         examples = [next(label for label in found if isinstance(label, kind)) for kind in (str, int)]
-        raise DataError(
-            f"some labels are names and some are numbers, such as {shown(examples[0])} and {shown(examples[1])}."
-        )
+        raise DataError(f"some labels are names and some are numbers, such as {shown(examples[0])} and {shown(examples[1])}.")
     values = sorted(found)
     if kinds == {int} and bool not in map(type, found) and values[0] >= 0:
         count = num_classes or values[-1] + 1

@@ -316,11 +316,7 @@ class TrainingConfig(Schema):
         home = self.home or Path.cwd()
         paths = {name: getattr(self, name) for name in ("output_dir", "checkpoint_dir", "export_dir")}
         return self.replace(
-            **{
-                name: str(absolute_path(home / Path(path).expanduser()))
-                for name, path in paths.items()
-                if path is not None
-            }
+            **{name: str(absolute_path(home / Path(path).expanduser())) for name, path in paths.items() if path is not None}
         )
 
     @property

@@ -170,9 +170,7 @@ def _step_text(number: int, step: WizardStep, state: WizardState) -> str:
         rows = model_rows(state.facts)
     problems = step.check(state.setup, state.facts)
     if step.name == "summary":
-        rows = {
-            "Ready": "yes" if state.ready else f"no, {counted(len(problems), 'problem')}" if problems else "not known"
-        }
+        rows = {"Ready": "yes" if state.ready else f"no, {counted(len(problems), 'problem')}" if problems else "not known"}
         rows |= {problem.field: problem.message for problem in problems}
         rows |= {check.title: check_text(check) for check in state.preflight.checks if check.verdict != "pending"}
         if state.preflight.pending:

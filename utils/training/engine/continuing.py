@@ -63,8 +63,7 @@ def check_same(
     checkpoint = start.checkpoint
     assert checkpoint is not None
     changes = [
-        f"{name}: {there!r} there, {here!r} here"
-        for name, (there, here) in settings_changed(checkpoint, config).items()
+        f"{name}: {there!r} there, {here!r} here" for name, (there, here) in settings_changed(checkpoint, config).items()
     ]
     changes += [
         f"{name}: not the same as when it was saved"

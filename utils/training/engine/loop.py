@@ -197,11 +197,7 @@ class TrainingLoop:
         """Targets of the step over all processes; None for one process, which has them all. Said once for a step, however
         often memory runs out in it."""
         world = self.parts.world
-        return (
-            None
-            if world.size == 1
-            else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
-        )
+        return None if world.size == 1 else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
 
     def read_numbers(self) -> None:
         """Take in what the steps since the last call came to, in order: sums, rows, callbacks, and faults."""

@@ -236,9 +236,7 @@ class Trainer:
             if self.state.ended:
                 if not start.in_place:
                     self.notice(_nothing_left(start, self.state))
-                self._note_state(
-                    start.folder, "ended"
-                )  # unless it was killed between its last checkpoint and this note
+                self._note_state(start.folder, "ended")  # unless it was killed between its last checkpoint and this note
                 return self._results(start.folder, store, task_spec)
             check_last_batch(parts, data)
             if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:

@@ -231,9 +231,7 @@ class _Search:
         size = self.space.size
         if size is not None and size < limit < math.inf:
             counted = f"{size} combination{'' if size == 1 else 's'}"
-            self.notices.append(
-                f"The search space has {counted}: there are no more trials, although {limit} were asked for."
-            )
+            self.notices.append(f"The search space has {counted}: there are no more trials, although {limit} were asked for.")
         number = 0
         while number < limit and time.monotonic() < self.deadline:
             trial = self._trial(number)
