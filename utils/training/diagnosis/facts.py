@@ -18,7 +18,6 @@ from utils.data.examples import IGNORED, Batch, DatasetSource, Source, StreamSou
 from utils.errors import TrainbookError
 from utils.training.engine import rng
 from utils.training.engine.criterion import CriterionObjective
-from utils.training.engine.own_parts import parameters_of
 from utils.training.engine.tasks.tokens import TokenTask
 
 if TYPE_CHECKING:
@@ -112,9 +111,7 @@ def _vary(source: Source | StreamSource, rows: list[int]) -> bool:
 
 def _model_facts(parts: Parts) -> dict[str, Any]:
     """Sizes of what is trained, and the settings of the optimizer as it is."""
-    held = {id(parameter) for parameter in parameters_of(parts.optimizer)}
     named = dict(parts.model.named_parameters())
-    left_out = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
     group = parts.optimizer.param_groups[0]
     momentum = group.get("momentum")
     settings = {"weight_decay": max(float(g.get("weight_decay", 0.0)) for g in parts.optimizer.param_groups)}
@@ -123,7 +120,6 @@ def _model_facts(parts: Parts) -> dict[str, Any]:
         "optimizer": type(parts.optimizer).__name__, "momentum": None if momentum is None else float(momentum), **settings,
         "parameters": sum(p.numel() for p in named.values()),
         "trained": sum(p.numel() for p in named.values() if p.requires_grad),
-        "left_out": sum(named[name].numel() for name in left_out), "left_out_names": left_out[:4],
     }  # fmt: skip
 
 

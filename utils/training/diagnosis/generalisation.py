@@ -212,7 +212,8 @@ def labels(run: RunRecord) -> Outcome:
             return unknown("there are no accuracies to compare")
         chance = guess_there.accuracy
         worse = worse and max(accuracies) <= chance + run.accuracy_margin("val", chance)
-    gained = run.end < (0.95 if by_chance else 0.8) * guess.loss if math.isfinite(guess.loss) else run.no_better_than_guess is False
+    share = 0.95 if by_chance else 0.8
+    gained = run.end < share * guess.loss if math.isfinite(guess.loss) else run.no_better_than_guess is False
     constant = any(row.get("top_prediction") == 1 for row in run.counts("val")[-1:])
     if not (gained and worse) or constant or validation_data(run).found:
         return passed(
@@ -224,7 +225,7 @@ def labels(run: RunRecord) -> Outcome:
         "Check that inputs and labels are in the same order, and that validation labels mean the same. With "
         "few or noisy rows "
         "this is overfitting from the first epoch: add data.",
-        measured, {"train_share": 0.8, "validation_share": 0.98},
+        measured, {"train_share": share, "validation_share": 0.98},
     )  # fmt: skip
 
 

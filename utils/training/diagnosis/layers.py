@@ -142,19 +142,23 @@ def lost_updates(run: RunRecord) -> Outcome:
 
 @rule(
     "optimizer holds the model",
-    sees="Parameters that need gradients are not in the optimizer: they stay as they are.",
-    threshold="any",
+    sees="Parameters that get gradients are not in the optimizer: they stay as they are.",
+    threshold="any that got a gradient in a step that was looked at",
     source="an optimizer changes only what it was given",
 )
 def optimizer_holds(run: RunRecord) -> Outcome:
-    if "left_out" not in run.facts:
-        return unknown("the optimizer was not recorded")
-    left_out, trained = run.facts["left_out"], run.facts.get("trained") or 1
+    looks = [look for look in run.looks if "left_out" in look]
+    if not looks:
+        return unknown("no step was looked at")
+    tensors: dict[str, int] = {}
+    for look in looks:
+        tensors |= look["left_out"]
+    left_out, trained = sum(tensors.values()), run.facts.get("trained") or 1
     if not left_out:
         return passed("Every trainable parameter is in the optimizer.", left_out=0)
     return found(
         f"{left_out:,} of {trained:,} trainable parameters are not in the optimizer: "
-        f"{_listed(run.facts['left_out_names'])}.",
+        f"{_listed(list(tensors))}.",
         "Make the optimizer from model.parameters(), or freeze these parameters (requires_grad=False).",
         {"left_out": left_out, "trained": trained},
     )  # fmt: skip

@@ -31,6 +31,7 @@ class ParameterLooks:
         owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
         changed = {id(parameter) for parameter in held}
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel() and id(p) in changed]
+        self._left_out = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in changed]
         named.sort(key=lambda pair: -pair[1].numel())
         self._named = named[:_MOST_TENSORS]
         self._has_units = [isinstance(owners[id(p)], _UNITS) and p.dim() > 1 for _, p in self._named]
@@ -41,6 +42,10 @@ class ParameterLooks:
     def waiting(self) -> bool:
         """Whether a look has begun."""
         return bool(self._before)
+
+    def left_out(self) -> dict[str, int]:
+        """Parameters with a gradient that the optimizer does not change, and their sizes."""
+        return {name: p.numel() for name, p in self._left_out if p.grad is not None}
 
     @torch.no_grad()
     def begin(self, step: int) -> None:

@@ -92,7 +92,7 @@ class DoctorCallback(Callback):
         if not self._looks.waiting:
             self._looks.begin(step)
         elif tensors := self._looks.finish(step):
-            self._write({"event": "look", "step": step, "tensors": tensors})
+            self._write({"event": "look", "step": step, "tensors": tensors, "left_out": self._looks.left_out()})
         else:
             self._looks.begin(step)
 

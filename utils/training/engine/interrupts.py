@@ -108,8 +108,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals become requests for the length of the block."""
-        self.received, self.again = None, False
+        """Signals become requests for the length of the block; of several blocks the first signal counts."""
         if threading.current_thread() is not threading.main_thread():
             log.info("Training runs off the main thread: signals keep their handlers; stop it through its control.")
             yield

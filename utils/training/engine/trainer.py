@@ -238,12 +238,14 @@ class Trainer:
                     self.notice(_nothing_left(start, self.state))
                 self._note_state(start.folder, "ended")  # unless it was killed between its last checkpoint and this note
                 return self._results(start.folder, store, task_spec)
-            check_last_batch(parts, data)
-            if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:
-                self.notice(difference)
-            if not self.state.step:
-                for sentence in first_samples_notices(parts, data, RULES, config.max_grad_norm, total_steps):
-                    self.notice(sentence)
+            interrupts = Interrupts(self.control)
+            with interrupts.deferred():  # an interrupt ends the run after its first step, with a checkpoint
+                check_last_batch(parts, data)
+                if not self.state.step and (difference := own_loss_notice(parts, data)) is not None:
+                    self.notice(difference)
+                if not self.state.step:
+                    for sentence in first_samples_notices(parts, data, RULES, config.max_grad_norm, total_steps):
+                        self.notice(sentence)
             self._find_batch_size(parts, data)
             self._compile(parts, data)
             self._note_weights(start)
@@ -255,7 +257,6 @@ class Trainer:
                 store, parts, self.state, config, task_spec, events, start.folder.name, fingerprint, data.batch_size,
                 lambda _, payload: _note_commit(start.folder, payload), self._checkpoint_extras,
             )  # fmt: skip
-            interrupts = Interrupts(self.control)
             loop = TrainingLoop(
                 parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor,
                 config.mode, start.folder.stop_requested, accumulation, self._patience(),
