@@ -75,6 +75,22 @@ MOMENTS = {
 LATER = ("first_save", "save", "on_checkpoint_saved")
 
 
+@pytest.fixture
+def only_the_runs_own_passes(monkeypatch):
+    """The passes over the first samples, before the run, are left out, so that moments can be counted in passes."""
+    monkeypatch.setattr("utils.training.engine.trainer.first_samples_notices", lambda *_: [])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_interrupt_before_the_first_step_saves_after_it(training, unbroken):
+    model = tiny_gpt()
+    error = interrupted(model, within=signal_in_forward(model, 1, INT, training=training))
+    assert isinstance(error, TrainingInterrupted)
+    assert error.results.steps == 1
+    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+
+
+@pytest.mark.usefixtures("only_the_runs_own_passes")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_f16_interrupt_within_any_phase(moment, saves, unbroken):
     make, steps = MOMENTS[moment]
@@ -225,6 +241,7 @@ TWICE = {
 }
 
 
+@pytest.mark.usefixtures("only_the_runs_own_passes")
 @pytest.mark.parametrize("moment", TWICE)
 def test_f18_second_interrupt_stops_at_once(moment, unbroken):
     model = tiny_gpt()

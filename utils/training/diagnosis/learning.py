@@ -58,12 +58,12 @@ def learning(run: RunRecord) -> Outcome:
     if guess is None:
         return unknown("the loss of a model that ignores its inputs is not known for this task and data")
     measured = {"loss_first": run.start, "loss_last": run.end, "baseline_loss": guess.loss, "steps": run.done}
-    if run.still_falling and not run.ended:
-        return unknown("the training loss is still falling")
     if run.no_better_than_guess is None:
         return unknown("label smoothing changes the loss, and there is no accuracy to compare")
     if not run.no_better_than_guess:
         return passed(f"The training loss ends at {run.end:.4g}; {guess.what} gives {guess.loss:.4g}.", **measured)
+    if run.still_falling and not run.ended:
+        return unknown("the training loss is still falling")
     if run.over_tokens and run.end <= (1 + AT_BASELINE) * guess.loss:
         return passed("See 'more than frequencies'.", **measured)
     return found(

@@ -105,12 +105,14 @@ class Interrupts:
         self._control, self._on_second = control, on_second
         self.received: int | None = None
         self.again = False
+        self._told = False
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Signals become requests for the length of the block; of several blocks the first signal counts."""
         if threading.current_thread() is not threading.main_thread():
-            log.info("Training runs off the main thread: signals keep their handlers; stop it through its control.")
+            level, self._told = (logging.DEBUG if self._told else logging.INFO), True
+            log.log(level, "Training runs off the main thread: signals keep their handlers; stop it through its control.")
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
