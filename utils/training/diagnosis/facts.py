@@ -55,7 +55,7 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
         "criterion": _criterion_name(parts), "own_schedule": trainer.own_parts is not None, **_model_facts(parts),
     }  # fmt: skip
     order = data.order(0).tolist() if data.resumable else []
-    batches = _batches(data.train, order, data.batch_size)
+    batches = _batches(data.train, order, data.batch_size) if data.resumable else []
     if batches:
         facts["samples_vary"] = _vary(data.train, order[:_READ_AGAIN])
         facts |= _padding(batches)
