@@ -216,7 +216,8 @@ class JobStore:
         """Counts by state, workers, waiting time and duration in seconds."""
         now = self.database.now()
         with self.database.reading() as c:
-            counts: dict[str, int] = dict(c.execute(sa.select(_j.status, sa.func.count()).group_by(_j.status)).tuples().all())
+            rows = c.execute(sa.select(_j.status, sa.func.count()).group_by(_j.status))
+            counts: dict[str, int] = {state: number for state, number in rows}  # noqa: C416 - rows are no pairs to mypy
             oldest = c.execute(sa.select(now - sa.func.min(_j.created_at)).where(_j.status == "pending")).scalar()
             workers = c.execute(
                 sa.select(sa.func.count(sa.distinct(_j.owner))).where(_j.status == "running")

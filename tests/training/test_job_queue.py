@@ -1,0 +1,225 @@
+"""The job queue: states, exactly one owner, fencing, bounded attempts, and a killed worker's job that continues exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kit.toys import golden_config, plain_lm, train_set
+from tests.kit.tree import ROOT
+from utils.errors import ConfigError, JobNotFoundError, LeaseLostError, QueueError
+from utils.training import JobConfig, JobQueue, Trainer
+from utils.training.engine.checkpoint import read_checkpoint
+
+URL = "sqlite:///jobs.db"
+CONFIG = golden_config(run_name=None, early_stopping_patience=None)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock):
+    found = JobQueue(URL, clock=clock)
+    yield found
+    found.close()
+
+
+def durable(**changes) -> JobConfig:
+    named = {
+        "model_factory": "tests.kit.toys:plain_lm", "train_data": "tests.kit.toys:train_set", "training_config": CONFIG,
+    }  # fmt: skip
+    return JobConfig(**{**named, **changes})
+
+
+def test_a_job_goes_from_pending_to_completed(queue):
+    number = queue.submit_job(JobConfig(plain_lm, train_data=train_set(), training_config=CONFIG))
+    assert queue.get_job_status(number) == "pending"
+    with pytest.raises(QueueError, match="has not started"):
+        queue.get_job_results(number)
+    assert queue.work() == 1
+    assert queue.get_job_status(number) == "completed"
+    results = queue.get_job_results(number)
+    assert results["final_loss"] == Trainer(plain_lm(), None, CONFIG).train(train_set())["final_loss"]
+    logs = queue.get_job_logs(number)
+    assert list(logs.columns) == ["time", "level", "message", "token"]
+    assert queue.get_queue_stats()["completed"] == 1
+    assert not queue.cancel_job(number)
+    assert not queue.retry_job(number)
+
+
+def test_what_waits_is_claimed_by_priority_and_then_by_age(queue):
+    numbers = [queue.submit_job(durable(), priority=priority) for priority in (5, 9, 5, 1)]
+    assert [job.id for job in queue.list_jobs()] == [numbers[index] for index in (1, 0, 2, 3)]
+    assert [queue.claim_job().id for _ in numbers] == [numbers[index] for index in (1, 0, 2, 3)]
+    assert queue.claim_job() is None
+    assert len(queue.list_jobs("running")) == 4
+    assert queue.list_jobs("pending") == []
+
+
+@pytest.mark.parametrize("priority", [0, 11, True, "5"])
+def test_a_priority_out_of_range_submits_nothing(queue, priority):
+    with pytest.raises(ConfigError, match="Priority must be 1-10"):
+        queue.submit_job(durable(), priority=priority)
+    assert queue.list_jobs() == []
+
+
+def test_unknown_jobs_and_states(queue):
+    assert queue.get_job(7) is None
+    for ask in (queue.get_job_status, queue.cancel_job, queue.retry_job, queue.get_job_logs):
+        with pytest.raises(JobNotFoundError):
+            ask(7)
+    with pytest.raises(ConfigError, match="did you mean 'completed'"):
+        queue.list_jobs("complete")
+
+
+def test_a_job_is_claimed_by_exactly_one(queue):
+    numbers = [queue.submit_job(durable()) for _ in range(24)]
+    claimed, together = [], threading.Barrier(8)
+
+    def claim_all() -> None:
+        together.wait()
+        while (job := queue.claim_job()) is not None:
+            claimed.append((job.id, job.token))
+
+    threads = [threading.Thread(target=claim_all) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(number for number, _ in claimed) == numbers
+
+
+def test_a_lease_that_ran_out_goes_to_another_and_the_first_owner_is_fenced_off(queue, clock):
+    number = queue.submit_job(durable())
+    first = queue.claim_job("a", lease_s=60)
+    clock.now += 59
+    assert queue.heartbeat(first) is False
+    assert queue.claim_job("b") is None
+    clock.now += 61
+    second = queue.claim_job("b", lease_s=60)
+    assert (second.id, second.token > first.token, second.attempts) == (number, True, 2)
+    for late in (
+        lambda: queue.heartbeat(first), lambda: queue.complete_job(first, {"final_loss": 0.0}),
+        lambda: queue.fail_job(first, "late"), lambda: queue.release_job(first),
+    ):  # fmt: skip
+        with pytest.raises(LeaseLostError):
+            late()
+    queue.complete_job(second, {"final_loss": 1.0})
+    assert queue.get_job_results(number)["final_loss"] == 1.0
+
+
+def test_a_job_that_always_fails_ends_failed_after_its_attempts(queue, clock):
+    number = queue.submit_job(durable(max_attempts=3))
+    waits = []
+    for attempt in range(3):
+        job = queue.claim_job()
+        state = queue.fail_job(job, "boom: token=hf_abcdefghijklmnopqrstuvwxyz012345")
+        assert state == ("pending" if attempt < 2 else "failed")
+        begun = clock.now
+        while state == "pending" and (found := queue.claim_job()) is None:
+            clock.now += 1
+        if state == "pending":
+            waits.append(clock.now - begun)
+            queue.release_job(found)
+    assert waits[0] > 0
+    assert waits[1] > waits[0]
+    job = queue.get_job(number)
+    assert job.status == "failed"
+    assert "boom" in job.error
+    assert "hf_abcdef" not in job.error
+    with pytest.raises(QueueError, match="boom"):
+        queue.get_job_results(number)
+
+
+def test_retry_and_cancel(queue):
+    number = queue.submit_job(durable(max_attempts=1, max_retries=1))
+    assert queue.fail_job(queue.claim_job(), "once") == "failed"
+    assert queue.retry_job(number)
+    assert queue.get_job_status(number) == "pending"
+    assert queue.cancel_job(number)
+    assert queue.get_job_status(number) == "cancelled"
+    assert not queue.retry_job(number)
+    running = queue.submit_job(durable())
+    job = queue.claim_job()
+    assert queue.cancel_job(running)
+    assert queue.heartbeat(job) is True
+
+
+def test_a_job_that_no_other_process_can_run_is_refused_where_it_must_be(queue):
+    with pytest.raises(ConfigError, match="module:function") as caught:
+        queue.submit_job(JobConfig(lambda: plain_lm(), train_data=train_set(), training_config=CONFIG, durable=True))
+    assert "model_factory" in str(caught.value)
+    assert "train_data" in str(caught.value)
+    assert queue.list_jobs() == []
+
+
+def test_a_failing_job_fails_with_the_models_error(queue):
+    def broken():
+        raise ConfigError("no such model")
+
+    number = queue.submit_job(JobConfig(broken, train_data=train_set(), training_config=CONFIG))
+    queue.work()
+    assert queue.get_job_status(number) == "failed"
+    assert "no such model" in queue.get_job(number).error
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be looked at" * 20])
+def test_a_file_that_is_no_queue_is_not_damaged(content):
+    Path("jobs.txt").write_bytes(content)
+    if content:
+        with pytest.raises(QueueError):
+            JobQueue("sqlite:///jobs.txt")
+        assert Path("jobs.txt").read_bytes() == content
+    else:
+        assert JobQueue("sqlite:///jobs.txt").list_jobs() == []
+
+
+WORKER = """
+import os, signal, sys
+from utils.training import Callback, JobQueue
+
+class Killed(Callback):
+    def on_checkpoint_saved(self, path, trainer, logs=None):
+        if trainer.state.step >= 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+JobQueue(sys.argv[1]).work(callbacks=[Killed()])
+"""
+
+
+@pytest.mark.slow
+def test_the_job_of_a_killed_worker_is_finished_exactly_by_the_next_one(tmp_path):
+    queue = JobQueue(URL)
+    number = queue.submit_job(durable())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", WORKER, URL], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert queue.get_job_status(number) == "running"
+    command = [sys.executable, str(ROOT / "cli" / "run_training.py"), "worker", "--queue", URL, "--until-empty"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    job = queue.get_job(number)
+    assert (job.status, job.attempts) == ("completed", 2), job.error
+    unbroken = Trainer(plain_lm(), None, CONFIG).train(train_set())
+    checkpoint = queue.get_job_results(number)["checkpoint_path"]
+    for name, tensor in unbroken.model.state_dict().items():
+        assert torch.equal(read_checkpoint(Path(checkpoint))["model"][name], tensor)
