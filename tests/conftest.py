@@ -303,3 +303,9 @@ def _left_children(before: set[int]) -> list[str]:
             left.append(f"child process {pid}: {command[:200]}")
             child.kill()
     return left
+
+
+@pytest.fixture
+def only_the_runs_own_passes(monkeypatch):
+    """The passes over the first samples, before the run, are left out, so that a test can count those of the run."""
+    monkeypatch.setattr("utils.training.engine.trainer.first_samples_notices", lambda *_: [])

@@ -144,8 +144,8 @@ class ScrubbingFilter(logging.Filter):
 LOGGERS = tuple(
     f"trainbook.{name}"
     for name in (
-        "checkpoints", "compat", "coordinator", "data", "engine", "experiments", "export", "mirror", "models", "monitors",
-        "queue", "run", "search", "tokenization", "widgets",
+        "checkpoints", "checks", "compat", "coordinator", "data", "doctor", "engine", "experiments", "export", "mirror",
+        "models", "monitors", "queue", "run", "search", "tokenization", "widgets",
     )
 )  # fmt: skip
 for _name in LOGGERS:

@@ -305,7 +305,7 @@ def _offer(model: Any, config: Any, tier: Tier, arguments: Mapping[str, Any]) ->
     expected = expected_seconds(_names(tier, only, trains=False), model, config, **sizes)
     if tier in (3, "all"):
         known = {name: arguments[name] for name in ("data", "only", "time_limit_minutes") if name in arguments}
-        expected = (expected or 0.0) + 60 * tier3_minutes(model, config, **sizes, **known)
+        expected = None if expected is None else expected + 60 * tier3_minutes(model, config, **sizes, **known)
     time_here = (
         "Its time is not known for this model." if expected is None else f"It takes about {_rounded(expected)} here."
     )

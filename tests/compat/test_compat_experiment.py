@@ -186,6 +186,7 @@ def test_the_gradient_is_that_of_a_plain_loop():
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
+@pytest.mark.usefixtures("only_the_runs_own_passes")
 def test_a_loader_that_does_not_shuffle_is_not_shuffled():
     seen = []
 

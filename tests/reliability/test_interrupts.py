@@ -75,12 +75,6 @@ MOMENTS = {
 LATER = ("first_save", "save", "on_checkpoint_saved")
 
 
-@pytest.fixture
-def only_the_runs_own_passes(monkeypatch):
-    """The passes over the first samples, before the run, are left out, so that moments can be counted in passes."""
-    monkeypatch.setattr("utils.training.engine.trainer.first_samples_notices", lambda *_: [])
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_an_interrupt_before_the_first_step_saves_after_it(training, unbroken):
     model = tiny_gpt()

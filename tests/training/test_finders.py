@@ -99,6 +99,7 @@ def test_it_ends_when_the_loss_grows():
     assert found.suggestion < 1
 
 
+@pytest.mark.usefixtures("only_the_runs_own_passes")
 def test_a_number_that_is_not_finite_ends_it_too():
     class Exploding(PlainLM):
         calls = 0

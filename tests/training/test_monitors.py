@@ -219,6 +219,7 @@ def test_a_parameter_that_nothing_reaches_is_named():
     assert any("unused.weight" in notice for notice in results.notices)
 
 
+@pytest.mark.usefixtures("only_the_runs_own_passes")
 def test_a_skipped_step_is_a_finding():
     model = plain_lm(dropout=0.0)
     calls = []

@@ -168,7 +168,7 @@ class DoctorCallback(Callback):
         try:
             work()
         except (OSError, TrainbookError) as error:
-            log.warning("The doctor stops measuring this run: %s", error)
+            log.info("The doctor stops measuring this run: %s", error)
             self._folder = self._looks = None
         except Exception:  # models and data are the caller's, and a diagnosis must not end their training
             log.warning("The doctor stops measuring this run.", exc_info=True)
