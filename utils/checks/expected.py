@@ -15,7 +15,8 @@ from utils.checks.probe import CannotProbeError, left_as_it_was, probe
 COST: Mapping[str, tuple[float, float]] = {
     "shapes": (0.1, 18), "gradient flow": (0.7, 17), "output stability": (0.1, 4), "parameter initialisation": (0.1, 2.5),
     "memory footprint": (0.1, 4), "inference speed": (0.1, 3), "attention patterns": (0.6, 5),
-    "feature attribution": (0.3, 2), "input perturbation": (0.1, 2), "overfit one batch": (3.0, 140),
+    "feature attribution": (0.3, 2), "input perturbation": (0.1, 2), "calibration": (0.3, 45),
+    "loss by position and frequency": (0.3, 45), "overfit one batch": (3.0, 140),
 }  # fmt: skip
 # Of a check that is not in the table: it trains, as a rule.
 _UNKNOWN = (3.0, 300)
