@@ -9,8 +9,8 @@ from utils.training.diagnosis.rules import Outcome, found, passed, rule, unknown
 @rule(
     "accumulation",
     sees="Gradients are added up over more batches than an epoch has, so that there are hardly any steps.",
-    threshold="gradient_accumulation_steps is larger than the batches of an epoch, or leaves fewer than 20 steps in "
-    "the run",
+    threshold="gradient_accumulation_steps is larger than the batches of an epoch, or half of them or more and the "
+    "run has fewer than 20 steps",
     source="each epoch ends with a step; recipes need hundreds of steps",
 )
 def accumulation(run: RunRecord) -> Outcome:
@@ -23,7 +23,7 @@ def accumulation(run: RunRecord) -> Outcome:
     batches = -(-int(number) // int(size))
     measured = {"accumulation": micro, "batches_per_epoch": batches, "planned_steps": total}
     longer = micro > batches
-    if not longer and total >= 20:
+    if not longer and (total >= 20 or batches > 2 * micro):
         return passed(f"A step takes {micro} of {batches} batches; {total} steps are planned.", **measured)
     if not longer and batches <= 2 * micro and run.config.max_steps is not None:
         return passed(f"The step limit is {run.config.max_steps}.", **measured)
