@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import threading
 
 import pytest
 from jupyter_client.manager import start_new_kernel
@@ -38,8 +39,15 @@ def run(model, **options):
     return asyncio.run(run_checks(model, **options))
 
 
-def test_it_is_the_report_of_the_tier(capsys):
-    report = run(Causal(), only=ONLY)
+def test_it_is_the_report_of_the_tier(capsys, monkeypatch):
+    shown_once = threading.Event()  # the line of a check that has ended before the next look is not shown
+
+    def show_text(text):
+        print(text)
+        shown_once.set()
+
+    monkeypatch.setattr(widgets.checks, "show_text", show_text)
+    report = run(At(lambda: shown_once.wait(60)), only=ONLY)
     plain = run_all_tier1_tests(Causal(), only=ONLY)
     assert [(r.name, r.verdict, r.summary) for r in report.results] == [
         (r.name, r.verdict, r.summary) for r in plain.results
@@ -70,7 +78,11 @@ def test_an_error_of_the_arguments_is_raised_in_the_cell():
 @pytest.fixture
 def view(monkeypatch):
     """The widgets of the next `run_checks`, in a list."""
-    made = []
+
+    class Views(list):
+        shown = threading.Event()
+
+    made = Views()
 
     class Kept(widgets.checks._WidgetView):
         def __init__(self, session):
@@ -81,6 +93,8 @@ def view(monkeypatch):
         def show(self, progress):
             super().show(progress)
             self.lines.append(self._line.value)
+            if progress is not None:
+                made.shown.set()
 
     monkeypatch.setattr(widgets.checks, "_WidgetView", Kept)
     monkeypatch.setattr(widgets.checks, "ui_mode", lambda ui: "widget")
@@ -89,7 +103,7 @@ def view(monkeypatch):
 
 
 def test_the_line_says_which_check_runs_and_how_long_it_takes(view):
-    run(Causal(), only=ONLY)
+    run(At(lambda: view.shown.wait(60)), only=ONLY)
     shown = "".join(view[0].lines)
     assert "shapes (1 of 2)" in shown
     assert "of about" in shown
