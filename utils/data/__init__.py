@@ -2,6 +2,7 @@
 
 Reading order: readers and corpus (documents), prepare (the whole path), splitting, packing (blocks), module (batches).
 Labelled records: records, columns and labels (what was given), labelled (the whole path), encoded (ids), collators (batches).
+Conversations: the package `conversations`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from utils.data.collators import collator_for, register_collator
+    from utils.data.conversations import prepare_conversations
     from utils.data.corpus import builtin_corpus
     from utils.data.image_sets import BaseDataset, ImageSamples
     from utils.data.labelled import prepare_examples
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "collator_for": "utils.data.collators",
     "register_collator": "utils.data.collators",
+    "prepare_conversations": "utils.data.conversations",
     "builtin_corpus": "utils.data.corpus",
     "BaseDataset": "utils.data.image_sets",
     "ImageSamples": "utils.data.image_sets",
@@ -54,8 +57,8 @@ _EXPORTS = {
 __all__ = [
     "BaseDataset", "DataReport", "DataSetup", "DatasetLoader", "DatasetRegistry", "DatasetUploader", "ExamplesReport",
     "ImageSamples", "LoadReport", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule",
-    "builtin_corpus", "collator_for", "pack", "prepare_data", "prepare_examples", "prepare_text", "preview_batch",
-    "read_text_file", "register_collator",
+    "builtin_corpus", "collator_for", "pack", "prepare_conversations", "prepare_data", "prepare_examples", "prepare_text",
+    "preview_batch", "read_text_file", "register_collator",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -30,6 +30,7 @@ from utils.tokenization.texts import checked_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from utils.data.conversations.report import ConversationsReport
     from utils.data.encoded import EncodedExamples
     from utils.data.report import ExamplesReport
     from utils.training.task_spec import TaskSpec
@@ -102,7 +103,7 @@ class PreparedData:
     validation: TokenBlocks | EncodedExamples | None
     tokenizer: PreTrainedTokenizerFast
     task_spec: TaskSpec
-    report: DataReport | ExamplesReport
+    report: DataReport | ExamplesReport | ConversationsReport
     texts: Split | None = field(default=None, repr=False, compare=False)
 
     def show_samples(self, n: int = 3) -> None:
@@ -115,6 +116,9 @@ class PreparedData:
 def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     """Load, check, tokenize and pack the text that `setup` names, for `model`.
 
+    Files of conversations (`utils.data.conversations.LAYOUTS`) become rows of a chat template's tokens, with the loss on the
+    answers only; with a column of texts, or a `text_column`, they are read as texts.
+
     Args:
         setup: data source, sizes and split (`DataSetup`).
         model: the `nn.Module` to be trained; its vocabulary and its longest input are limits, and its config is given the
@@ -125,6 +129,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         HubError: the data set cannot be had from the Hub.
     """
     vocab_size = _checked_vocab_size(setup, model)
+    if (conversations := _conversations(setup, model, vocab_size)) is not None:
+        return conversations
     loaded = _load(setup)
     data = prepare_text(
         loaded.documents,
@@ -289,6 +295,33 @@ def _encoded(
     return encode_flat(tokenizer, documents)
 
 
+def _files_of(setup: DataSetup) -> str | os.PathLike[str]:
+    """Where the files of the setup are."""
+    assert setup.dataset_path is not None
+    if setup.dataset_source == "drive":
+        return colab.drive_path(setup.dataset_path)
+    return path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
+
+
+def _conversations(setup: DataSetup, model: Any, vocab_size: int) -> PreparedData | None:
+    """The data of files that hold conversations; None: they hold texts."""
+    if setup.dataset_source not in _OF_FILES or setup.text_column is not None:
+        return None
+    from utils.data.conversations.files import holds_conversations, load_conversation_files
+    from utils.data.conversations.prepare import prepare_conversations
+
+    path = _files_of(setup)
+    if not holds_conversations(path):
+        return None
+    found = load_conversation_files(path, with_validation=setup.val_split > 0)
+    data = prepare_conversations(
+        found.records, model=model, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
+        random_seed=setup.random_seed, validation=found.validation, source=found.source, on_bad_row="skip",
+    )  # fmt: skip
+    data.report.notes.extend(found.notes)
+    return data
+
+
 def _load(setup: DataSetup) -> LoadedTexts:
     """The documents, where they are from, and notes for the report."""
     if setup.dataset_source == "builtin":
@@ -298,11 +331,7 @@ def _load(setup: DataSetup) -> LoadedTexts:
         return load_hub_texts(
             setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
         )
-    assert setup.dataset_path is not None
-    path: str | os.PathLike[str] = path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
-    if setup.dataset_source == "drive":
-        path = colab.drive_path(setup.dataset_path)
-    return load_local_texts(path, setup.text_column, with_validation=setup.val_split > 0)
+    return load_local_texts(_files_of(setup), setup.text_column, with_validation=setup.val_split > 0)
 
 
 def _with_text(documents: Sequence[str]) -> Sequence[str]:
