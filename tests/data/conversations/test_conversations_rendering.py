@@ -13,7 +13,23 @@ from utils.tokenization.adaptive import choose_tokenizer
 from utils.tokenization.special_tokens import SPECIAL_TOKENS
 
 EXTRA = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]")
-WORDS = ["a", "list", "of", "  two", "\nlines", "né", "日本", "🙂", "<tag>", "it's", "1+2", "", " ", "assistant", "user:"]
+WORDS = [
+    "a",
+    "list",
+    "of",
+    "  two",
+    "\nlines",
+    "né",
+    "日本",
+    "🙂",
+    "<tag>",
+    "it's",
+    "1+2",
+    "",
+    " ",
+    "assistant",
+    "user:",
+]
 
 # Shapes of published templates, written anew: header tokens, a merged system prompt, instruction brackets, white space removed.
 LLAMA = (
@@ -42,7 +58,11 @@ TEMPLATES = {"llama": LLAMA, "gemma": GEMMA, "mistral": MISTRAL, "rewriting": RE
 
 @pytest.fixture(scope="module")
 def make_tokenizer():
-    texts = [*WORDS * 20, "[system] [user] [assistant] model tool Assistant: User: System:", "abcdefghijklmnopqrstuvwxyz\n"]
+    texts = [
+        *WORDS * 20,
+        "[system] [user] [assistant] model tool Assistant: User: System:",
+        "abcdefghijklmnopqrstuvwxyz\n",
+    ]
     choice = choose_tokenizer(texts, 600, "bpe", (*SPECIAL_TOKENS, *EXTRA))
 
     def make(template):
@@ -129,7 +149,8 @@ def test_an_answer_without_an_end_gets_the_end_of_text(make_tokenizer):
 def test_marks_that_leave_the_end_out_are_extended(make_tokenizer):
     tokenizer = make_tokenizer("chatml")
     tokenizer.chat_template = CHAT_TEMPLATES["chatml"][0].replace(
-        "message['content'] + '<|im_end|>' }}{% endgeneration %}", "message['content'] }}{% endgeneration %}{{- '<|im_end|>' }}"
+        "message['content'] + '<|im_end|>' }}{% endgeneration %}",
+        "message['content'] }}{% endgeneration %}{{- '<|im_end|>' }}",
     )
     (sample,) = Renderer(tokenizer)(next(fuzzed(1)))
     ends = [sample.ids[end - 1] for end in sample.ends]
