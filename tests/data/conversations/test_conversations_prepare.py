@@ -102,7 +102,11 @@ def test_which_models_keep_conversations_of_a_row_apart(name):
 def test_a_packed_conversation_gets_the_logits_it_gets_alone(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    data = prepare_conversations(records(), model=model, max_length=128, val_split=0).train
+    prepared = prepare_conversations(records(), model=model, max_length=128, val_split=0)
+    data, start_id = prepared.train, prepared.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    everything = data.take(range(len(data)))
+    begins = (everything["position_ids"] == 0) & (everything["input_ids"] == start_id)
+    assert begins.sum() == len(records())
     call = ModelCall(model)
     batch = data.take([0, 1])
     assert "attention_mask" not in batch

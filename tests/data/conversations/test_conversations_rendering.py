@@ -100,28 +100,37 @@ def reference(tokenizer, messages):
     return samples
 
 
+def joined(expected):
+    """The samples of the reference as one, where each rendering continues the one before; else None."""
+    ids = expected[-1][0]
+    everything = np.zeros(len(ids), bool)
+    for earlier, chosen in expected:
+        if ids[: len(earlier)] != earlier:
+            return None
+        everything[: len(earlier)] |= np.array(chosen)
+    return ids, everything.tolist()
+
+
 @pytest.mark.parametrize("template", [*TEMPLATES, *CHAT_TEMPLATES])
 def test_targets_are_those_of_the_reference(make_tokenizer, template):
     tokenizer = make_tokenizer(template)
     renderer = Renderer(tokenizer)
+    num_rewritten = 0
     for conversation in fuzzed(200):
-        messages = list(conversation.messages)
-        expected = reference(tokenizer, messages)
+        expected = reference(tokenizer, list(conversation.messages))
+        together = joined(expected)
+        num_rewritten += together is None
+        expected = expected if together is None else [together]
         samples = renderer(conversation)
-        if template == "rewriting" and len(expected) > 1:
-            assert len(samples) in (1, len(expected))
-        for number, (ids, targets) in enumerate(expected):
-            sample = samples[number] if len(samples) == len(expected) else samples[0]
-            assert sample.ids[: len(ids)].tolist() == ids
-            got = sample.targets[: len(ids)]
-            if len(samples) != len(expected):  # earlier answers are targets of the same sample
-                first = targets.index(True)
-                got, targets = got[first:], targets[first:]
-            if renderer.has_marks:  # marks end with the end of the turn, the rendering with a line end
-                assert set(tokenizer.decode(np.array(ids)[-len(targets) :][np.array(targets) & ~got])) <= {"\n"}
-                assert not (got & ~np.array(targets)).any()
-            else:
-                assert got.tolist() == targets
+        assert len(samples) == len(expected)
+        for sample, (ids, targets) in zip(samples, expected, strict=True):
+            assert sample.ids.tolist() == ids
+            if not renderer.has_marks:
+                assert sample.targets.tolist() == targets
+            else:  # marks end with the end of the turn, the rendering with a line end
+                assert not (sample.targets & ~np.array(targets)).any()
+                assert set(tokenizer.decode(sample.ids[np.array(targets) & ~sample.targets])) <= {"\n"}
+    assert (num_rewritten > 0) == (template == "rewriting")
 
 
 @pytest.mark.parametrize("template", [*TEMPLATES, *CHAT_TEMPLATES])
