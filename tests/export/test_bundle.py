@@ -33,6 +33,8 @@ NAMES = {
     "README.md", "Dockerfile", "requirements.txt", "metadata.json", "inference.py", "serve.py", "verify.py", "runners.py",
     "configs/task_spec.json", "configs/training_config.json", "configs/torchserve_config.json", "configs/kserve.yaml",
 }  # fmt: skip
+#: What states the checksums, and what a later check writes anew.
+UNRECORDED = {"metadata.json", "trainbook_export.json", "health_report.json", "health_report.md"}
 SECTIONS = [
     "Overview", "Directory Structure", "Quick Start", "Docker Deployment", "TorchServe Deployment", "Model Information",
     "Troubleshooting", "Citation",
@@ -92,11 +94,20 @@ def test_a_format_that_could_not_be_written_is_named_with_its_reason(bundle):
     assert "Not written: peft: " in (bundle / "README.md").read_text()
 
 
+def test_the_health_report_says_what_was_checked(bundle):
+    report = json.loads((bundle / "health_report.json").read_text())
+    verdicts = {one["name"]: one["verdict"] for one in report["checks"]}
+    assert verdicts["hf runs in another process"] == verdicts["weights are finite"] == "pass"
+    assert verdicts["peft was written"] == "fail"
+    assert (report["all_passed"], report["health_score"]) == (False, round(1 - 1 / len(verdicts), 4))
+    assert "| peft was written | fail |" in (bundle / "health_report.md").read_text()
+
+
 def test_every_file_is_recorded_with_its_checksum(bundle):
     recorded = metadata_of(bundle)["files"]
-    assert set(recorded) == set(files_of(bundle)) - {"metadata.json"}
+    assert set(recorded) == set(files_of(bundle)) - UNRECORDED
     for name, path in files_of(bundle).items():
-        if name != "metadata.json":
+        if name in recorded:
             assert recorded[name] == {
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size,
             }  # fmt: skip
@@ -254,7 +265,7 @@ def test_only_what_runs_in_another_process_is_in_the_bundle(tmp_path, monkeypatc
     assert {name for name in files_of(bundle) if name.startswith("artifacts/")} == {
         "artifacts/example.json", "artifacts/model.pytorch.pt", "artifacts/model.torchscript.pt",
     }  # fmt: skip
-    assert set(metadata["files"]) == set(files_of(bundle)) - {"metadata.json"}
+    assert set(metadata["files"]) == set(files_of(bundle)) - UNRECORDED
     assert str(ROOT).encode() not in (bundle / "artifacts" / "model.torchscript.pt").read_bytes()
 
 

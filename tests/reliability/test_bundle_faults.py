@@ -42,7 +42,7 @@ def visible(folder):
 def assert_whole(bundle):
     recorded = json.loads((bundle / "metadata.json").read_text())["files"]
     there = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*") if path.is_file()}
-    assert set(there) == {*recorded, "metadata.json"}
+    assert set(there) == {*recorded, "metadata.json", "trainbook_export.json", "health_report.json", "health_report.md"}
     for name, entry in recorded.items():
         assert hashlib.sha256(there[name].read_bytes()).hexdigest() == entry["sha256"], name
 

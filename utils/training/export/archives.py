@@ -1,4 +1,4 @@
-"""A bundle as one file to send, and back: unpacking writes nothing outside of its folder and nothing that is not a plain file."""
+"""A bundle as one file to send, and back. Unpacking writes plain files only, and none outside of its folder."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,10 +35,16 @@ log = logging.getLogger("trainbook.export")
 #: Formats that inference.py can run without the model's code, those with a key/value cache first.
 RUNNABLE = ("hf", "onnx", "torchscript", "torch_export", "onnx-int8")
 
+# Not among the checksums: the file that holds them, and what a later check of the export writes anew.
+_UNRECORDED = ("metadata.json", MARKER, "health_report.json", "health_report.md")
 _PROGRAMS = Path(__file__).with_name("bundle_files")
 # Loading torch and transformers on a busy machine, once for all formats.
 _VERIFY_TIMEOUT_S = 900
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# A disk that takes nothing more: as Python reports it, and as safetensors, torch's writer and the check before writing do.
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_FULL_DISK_WORDS = re.compile(
+    rf"\(os error (?:{'|'.join(map(str, _FULL_DISK))})\)|PytorchStreamWriter failed|not enough disk space"
+)
 
 
 def create_export_bundle(
@@ -199,10 +206,11 @@ class _Maker:
             shutil.rmtree(made)
             return f"artifacts/{single[name][1]}"
         if name == "onnx":  # with the weights beside it, which the graph names relative to itself
-            for file in made.glob("*.onnx*"):
-                file.rename(artifacts / file.name)
+            names = sorted(file.name for file in made.glob("*.onnx*"))
+            for file in names:
+                (made / file).rename(artifacts / file)
             shutil.rmtree(made)
-            return "artifacts/model.onnx"
+            return f"artifacts/{'model.onnx' if 'model.onnx' in names else names[0]}"
         main = next((file for ending in ("*.pt2", "*.onnx", "*.gguf") for file in sorted(made.glob(ending))), made)
         return main.relative_to(self.folder).as_posix()
 
@@ -261,15 +269,22 @@ class _Maker:
         """Write what depends on which formats there are: requirements, README, metadata with the checksums of all files."""
         text = bundle_texts.requirements(metadata["runnable"], metadata["tokenizer"], self.vision)
         write_text(self.folder / "requirements.txt", text)
-        listed = sorted({*self._files(), "README.md", "metadata.json"})
+        report = bundle_texts.health(metadata, bundle_facts.not_finite(self.model))
+        write_json(self.folder / "health_report.json", report)
+        write_text(self.folder / "health_report.md", bundle_texts.health_markdown(report))
+        write_json(
+            self.folder / MARKER,
+            {"format": "bundle", "source": metadata["source"], "class": metadata["model"]["class"]},
+        )
+        listed = sorted({*self._files(), "README.md", *_UNRECORDED})
         write_text(self.folder / "README.md", scrub(bundle_texts.readme(metadata, listed, self.notes)))
         checksums = {name: _checksum(self.folder / name) for name in self._files()}
         write_json(self.folder / "metadata.json", portable({**metadata, "files": checksums}))
 
     def _files(self) -> list[str]:
-        """Paths in the bundle, without metadata.json, which cannot hold its own checksum."""
+        """Paths in the bundle of the files whose checksums are recorded."""
         found = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        return sorted(name for name in found if name != "metadata.json")
+        return sorted(name for name in found if name not in _UNRECORDED)
 
     def _verify(self, metadata: dict[str, Any]) -> None:
         """Run verify.py as the bundle's user would. A format that does not pass is removed, with its reason."""
@@ -308,7 +323,7 @@ def _is_full_disk(error: BaseException) -> bool:
     """Whether the error, or one that it came from, is of a disk that takes nothing more."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL_DISK:
+        if (isinstance(seen, OSError) and seen.errno in _FULL_DISK) or _FULL_DISK_WORDS.search(str(seen)):
             return True
         seen = seen.__cause__
     return False

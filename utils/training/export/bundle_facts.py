@@ -38,6 +38,15 @@ def sizes_of(model: nn.Module, config: Any, task_spec: TaskSpec) -> dict[str, An
     }
 
 
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that hold NaN or infinity."""
+    return [
+        name
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+
+
 def labels_of(model: nn.Module, task_spec: TaskSpec) -> list[str] | None:
     """Names of the classes, in order; None where they have none."""
     given = task_spec.preprocessing_config

@@ -92,6 +92,43 @@ spec:
 """
 
 
+def health(metadata: Mapping[str, Any], not_finite: Sequence[str]) -> dict[str, Any]:
+    """What was checked when the bundle was made: {"health_score" (the share that passed), "all_passed", "checks"}."""
+    found = ", ".join(not_finite[:5])
+    checks = [
+        ("weights are finite", not not_finite, f"NaN or infinity in {found}" if found else "all weights are finite")
+    ]
+    checks += [
+        (f"{name} runs in another process", name in metadata["verification"], _ran(metadata["verification"].get(name)))
+        for name in metadata["runnable"]
+    ]
+    checks += [(f"{name} was written", True, "verified by its exporter") for name in metadata["formats"]]
+    checks += [(f"{name} was written", False, reason) for name, reason in metadata["not_written"].items()]
+    if not metadata["runnable"]:
+        checks.append(("a format runs without the model's code", False, "none does; load the weights into the model"))
+    passed = [bool(one[1]) for one in checks]
+    listed = [
+        {"name": name, "verdict": "pass" if good else "fail", "summary": summary} for name, good, summary in checks
+    ]
+    return {"health_score": round(sum(passed) / len(passed), 4), "all_passed": all(passed), "checks": listed}
+
+
+def _ran(verified: Mapping[str, Any] | None) -> str:
+    return "not run" if verified is None else f"largest difference of logits {verified['max_abs_diff']:.3g}"
+
+
+def health_markdown(report: Mapping[str, Any]) -> str:
+    """The same as a table in Markdown."""
+    rows = [f"| {_plain(one['name'])} | {one['verdict']} | {_plain(one['summary'])} |" for one in report["checks"]]
+    head = [
+        "# Health report",
+        "",
+        f"Health score {report['health_score']:.2f}, when the bundle was made. To check it now:",
+        "",
+    ]
+    return "\n".join([*head, "    python verify.py", "", "| check | verdict | |", "|---|---|---|", *rows, ""])
+
+
 def slug(name: str) -> str:
     """`name` as servers and image registries take it."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "model"
