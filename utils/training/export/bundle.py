@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -91,16 +93,18 @@ def create_export_bundle(
 
 def write_bundle(
     model: nn.Module, config: Any, task_spec: TaskSpec, training_config: TrainingConfig, base: Path, tokenizer: Any,
-    source: str, run: Mapping[str, Any] | None = None,
+    source: str, run: Mapping[str, Any] | None = None, results: Any = None,
 ) -> Path:  # fmt: skip
-    """The same for a model on the CPU that nobody else uses."""
+    """The same for a model on the CPU that nobody else uses; with `results` of its training for the model card."""
     model = getattr(model, "_orig_mod", model)  # inside torch.compile's wrapper
     try:
         base.mkdir(parents=True, exist_ok=True)
         remove_stale_staging(base)
         target = _new_name(base)
         with staged_folder(target) as staging:
-            _Maker(model.eval(), config, task_spec, training_config, tokenizer, staging).write(source, run or {})
+            _Maker(model.eval(), config, task_spec, training_config, tokenizer, staging, results).write(
+                source, run or {}
+            )
     except OSError as error:
         raise ExportError(
             f"the bundle could not be written to {base}: {error.strerror or error}. Nothing is left of it. Free some space, or "
@@ -128,10 +132,11 @@ class _Maker:
     """One bundle while it is being made."""
 
     def __init__(
-        self, model: nn.Module, config: Any, task_spec: TaskSpec, training_config: TrainingConfig, tokenizer: Any, folder: Path
+        self, model: nn.Module, config: Any, task_spec: TaskSpec, training_config: TrainingConfig, tokenizer: Any, folder: Path,
+        results: Any,
     ) -> None:  # fmt: skip
         self.model, self.config, self.task_spec = model, config, task_spec
-        self.training_config, self.tokenizer, self.folder = training_config, tokenizer, folder
+        self.training_config, self.tokenizer, self.folder, self.results = training_config, tokenizer, folder, results
         self.vision = task_spec.modality == "vision"
         self.has_engine = task_spec.modality in ("text", "vision")
         self.artifacts: dict[str, str] = {}
@@ -162,6 +167,7 @@ class _Maker:
             "preprocessing": preprocessing, "parity": self.parity, "verification": {}, **run,
         }  # fmt: skip
         self._write_programs(metadata)
+        self._write_card(metadata)
         self._describe(metadata)
         self._verify(metadata)
         self._describe(metadata)
@@ -264,6 +270,20 @@ class _Maker:
         write_text(configs / "kserve.yaml", bundle_texts.kserve_config(name))
         write_text(self.folder / "Dockerfile", bundle_texts.dockerfile())
         write_text(self.folder / ".dockerignore", ".venv\n__pycache__\n*.mar\n")
+
+    def _write_card(self, metadata: Mapping[str, Any]) -> None:
+        """MODEL_CARD.md, with the bundle's own way of using the model. One that cannot be made is a note in the README."""
+        name = "utils.training.export.model_card"
+        if importlib.util.find_spec(name) is None:
+            return
+        try:
+            generator = importlib.import_module(name).ModelCardGenerator()
+            card: str = generator.generate(self.task_spec.name, self.model, self.results, exports=[])
+        # It reads whatever the run's folder and the model's config hold; the bundle does not depend on it.
+        except Exception as error:  # noqa: BLE001 - see above
+            self.notes.append(f"There is no model card: {portable(_sentence(error))}")
+            return
+        write_text(self.folder / "MODEL_CARD.md", portable(bundle_texts.with_usage(card, metadata)))
 
     def _describe(self, metadata: dict[str, Any]) -> None:
         """Write what depends on which formats there are: requirements, README, metadata with the checksums of all files."""

@@ -53,7 +53,7 @@ def _made(results: Any, run_id: str, config: Any) -> Path:
     }  # fmt: skip
     return write_bundle(
         model, config, results.task_spec or TaskSpec("model"), results.training_config, _base(results), results.tokenizer,
-        f"checkpoint {checkpoint_name(path, Path(results.run_dir).absolute())}", run,
+        f"checkpoint {checkpoint_name(path, Path(results.run_dir).absolute())}", run, results,
     )  # fmt: skip
 
 

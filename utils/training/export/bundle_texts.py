@@ -182,6 +182,12 @@ def readme(metadata: Mapping[str, Any], files: Sequence[str], notes: Sequence[st
     )  # fmt: skip
 
 
+def with_usage(card: str, metadata: Mapping[str, Any]) -> str:
+    """A model card whose section "Usage" is about the bundle."""
+    usage = "## Usage\n\nIn the folder of this bundle:\n\n" + "\n".join(_quick_start(metadata)).rstrip()
+    return re.sub(r"^## Usage$.*?(?=^## |\Z)", lambda _: usage + "\n\n", card, flags=re.DOTALL | re.MULTILINE)
+
+
 def _bibtex(text: str) -> str:
     return re.sub(r"[{}\\\n]", " ", text)
 
