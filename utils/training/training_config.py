@@ -21,7 +21,8 @@ Precision = Literal["auto", "16", "bf16", "fp16", "32"]
 AtLeastOne = Annotated[int, Strict(), Field(ge=1)]
 BelowOne = Annotated[float, Strict(), Field(ge=0, lt=1)]
 ExportFormat = Literal[
-    "onnx", "torchscript", "pytorch", "hf", "safetensors", "onnx-int8", "torch_export", "gguf", "peft"
+    "onnx", "torchscript", "pytorch", "hf", "safetensors", "onnx-int8", "torch_export", "aot_inductor", "gguf", "gguf-f32",
+    "gguf-q8_0", "peft",
 ]
 LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau"]
 

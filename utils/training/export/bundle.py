@@ -88,7 +88,7 @@ def create_export_bundle(
     if not isinstance(model, nn.Module):
         raise ExportError(f"create_export_bundle takes an nn.Module as model; got {shown(model)}")
     base = absolute_path(export_base_dir)
-    return write_bundle(exporting.cpu_copy(model), config, task_spec, training_config, base, tokenizer, source, run)
+    return write_bundle(exporting._cpu_copy(model), config, task_spec, training_config, base, tokenizer, source, run)
 
 
 def write_bundle(

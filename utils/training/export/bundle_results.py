@@ -11,7 +11,7 @@ from utils.errors import ExportError, TrainbookError
 from utils.scrubbing import scrub
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
 from utils.training.export.bundle import write_bundle
-from utils.training.export.exporting import checkpoint_name, checkpoint_of, cpu_copy
+from utils.training.export.exporting import _checkpoint_of, _cpu_copy, _portable
 from utils.training.task_spec import TaskSpec
 
 log = logging.getLogger("trainbook.export")
@@ -41,9 +41,9 @@ def bundle_of(results: Any, run_id: str, config: Any = None) -> tuple[str | None
 
 
 def _made(results: Any, run_id: str, config: Any) -> Path:
-    path, _ = checkpoint_of(results, "best")
+    path, _ = _checkpoint_of(results, "best")
     checkpoint = read_checkpoint(path, mapped=True)
-    model = cpu_copy(results.bare_model)
+    model = _cpu_copy(results.bare_model)
     load_model_weights(model, checkpoint["model"], path)
     run = {
         "run": {
@@ -53,7 +53,7 @@ def _made(results: Any, run_id: str, config: Any) -> Path:
     }  # fmt: skip
     return write_bundle(
         model, config, results.task_spec or TaskSpec("model"), results.training_config, _base(results), results.tokenizer,
-        f"checkpoint {checkpoint_name(path, Path(results.run_dir).absolute())}", run, results,
+        f"checkpoint {_portable(path, Path(results.run_dir).absolute())}", run, results,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def export_model(
 
     Args:
         results: a TrainingResults.
-        formats: names in FORMATS: "hf", "onnx", and "safetensors" or "pytorch", which hold the weights of any module.
+        formats: names in FORMATS: "hf", "onnx", and "safetensors", which holds the weights of any module.
         which: the checkpoint with the best monitored metric, or the last one.
         output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder.
     Returns:
@@ -65,10 +65,10 @@ def export_model(
         except TrainbookError as error:
             failures[name] = error
     done: dict[str, ExportResult] = {}
-    path, notes = checkpoint_of(results, which)
+    path, notes = _checkpoint_of(results, which)
     if len(failures) < len(names):
         checkpoint = read_checkpoint(path, mapped=True)
-        model = cpu_copy(trained)
+        model = _cpu_copy(trained)
         load_model_weights(model, checkpoint["model"], str(path))
         run_dir = Path(results.run_dir).absolute()
         parent = Path(output_dir).expanduser().absolute() if output_dir is not None else run_dir / "exports"
@@ -78,7 +78,7 @@ def export_model(
                 continue
             try:
                 result = FORMATS[name][1](
-                    model.eval(), results.tokenizer, parent / name, checkpoint_name(path, run_dir), notes
+                    model.eval(), results.tokenizer, parent / name, _portable(path, run_dir), notes
                 )
             # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
             except Exception as error:  # noqa: BLE001 - see above
@@ -110,7 +110,7 @@ def _reason(error: Exception, model: Any) -> str:
     return f"{type(model).__name__} cannot be exported: {type(error).__name__}: {str(error)[:300]}"
 
 
-def checkpoint_name(checkpoint: str, run_dir: Path) -> str:
+def _portable(checkpoint: str, run_dir: Path) -> str:
     """The checkpoint's name in the run, without the folders of this machine."""
     path = Path(checkpoint).absolute()
     inside = path.relative_to(run_dir) if path.is_relative_to(run_dir) else Path(path.name)
@@ -130,7 +130,7 @@ def _checked_formats(formats: Sequence[str]) -> list[str]:
     return names
 
 
-def checkpoint_of(results: Any, which: str) -> tuple[str, tuple[str, ...]]:
+def _checkpoint_of(results: Any, which: str) -> tuple[str, tuple[str, ...]]:
     """The checkpoint file to export, and a note when it is another one than was asked for."""
     if which not in ("best", "last"):
         raise ExportError(f"got which={shown(which)}; must be 'best' or 'last'")
@@ -145,7 +145,7 @@ def checkpoint_of(results: Any, which: str) -> tuple[str, tuple[str, ...]]:
     return str(last), note if which == "best" else ()
 
 
-def cpu_copy(model: nn.Module) -> nn.Module:
+def _cpu_copy(model: nn.Module) -> nn.Module:
     """A copy on the CPU without gradients; takes no device memory, draws no random number. Tied tensors stay tied."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():

@@ -13,12 +13,12 @@ class ExportResult(Mapping[str, Any]):
     """One exported model. Also a mapping, with `output_path` and `file_size_mb` beside the attributes' names.
 
     Attributes:
-        format: "hf", "onnx", "safetensors" or "pytorch".
+        format: "hf", "onnx" or "safetensors".
         path: the file or folder.
         size_bytes: everything in it.
         parity: {"max_abs_diff": largest difference of logits between the model and the exported one, "max_abs_logit",
-            "shapes": the (B, T) that were compared}; of safetensors and pytorch {"max_abs_diff": largest difference of weights,
-            0, "tensors": how many were compared}.
+            "shapes": the (B, T) that were compared}; of safetensors {"max_abs_diff": largest difference of weights, 0,
+            "tensors": how many were compared}.
         benchmark: {"pytorch_ms", "onnxruntime_ms": median milliseconds of one forward pass, "speedup": the first over
             the second, "shape": the (B, T), "threads", "runs"}; None when nothing was measured.
         notes: what the user should know, one sentence each.
