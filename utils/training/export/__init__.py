@@ -10,7 +10,9 @@ _EXPORTS = {
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
     "export_model": "utils.training.export.exporting",
+    "pack_bundle": "utils.training.export.archives",
+    "unpack_bundle": "utils.training.export.archives",
 }
-__all__ = ["FORMATS", "ExportResult", "Exports", "create_export_bundle", "export_model"]
+__all__ = sorted(_EXPORTS)
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
