@@ -265,15 +265,6 @@ def test_on_error_hears_of_a_failure():
     assert heard == ["ModelError"]
 
 
-@pytest.mark.parametrize("changes", [
-    {"export_bundle": True},
-], ids=lambda changes: next(iter(changes)))  # fmt: skip
-def test_what_this_version_cannot_do_is_refused_by_name(changes):
-    name = next(iter(changes))
-    with pytest.raises(ConfigError, match=rf"{name}\s+got"):
-        Trainer(tiny_gpt(), None, golden_config(**changes))
-
-
 def test_budgets_and_requests_stop_gracefully():
     assert train(train_set(), epochs=50, max_time_hours=1e-9).stop_reason == "time_limit"
     results = train(train_set(), epochs=50, max_steps=4, run_name="steps")

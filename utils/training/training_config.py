@@ -20,6 +20,10 @@ from utils.storage import absolute_path
 Precision = Literal["auto", "16", "bf16", "fp16", "32"]
 AtLeastOne = Annotated[int, Strict(), Field(ge=1)]
 BelowOne = Annotated[float, Strict(), Field(ge=0, lt=1)]
+ExportFormat = Literal[
+    "onnx", "torchscript", "pytorch", "hf", "safetensors", "onnx-int8", "torch_export", "aot_inductor", "gguf", "gguf-f32",
+    "gguf-q8_0", "peft",
+]
 LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau"]
 
 # Spellings of other systems. "16" is half precision as the device has it; "bf16", "fp16" and "32" are literal.
@@ -202,8 +206,8 @@ class TrainingConfig(Schema):
 
     # Taken home how
     export_bundle: bool = _field(False, "Export bundle", "Write a deployable bundle when training ends.")
-    export_formats: tuple[Literal["onnx", "torchscript", "pytorch", "hf"], ...] = _field(
-        ("onnx", "torchscript"), "Export formats", "What the bundle holds.", strict=False, min_length=1
+    export_formats: tuple[ExportFormat, ...] = _field(
+        ("onnx", "torchscript"), "Export formats", "Model formats in the bundle.", strict=False, min_length=1
     )
     export_dir: str | None = _field(
         None, "Export folder", "Where exports go. Empty: inside the run's folder.", min_length=1

@@ -79,6 +79,7 @@ class TrialTraining:
                 output_dir=folder, run_name=None, checkpoint_dir=None, max_time_hours=None, save_every_minutes=None,
                 use_wandb=False, wandb_project=None, eval_every="epoch", early_stopping_patience=None, warmup_steps=0,
                 on_save_error="warn", on_nonfinite="stop", isolate_callbacks=False, auto_batch_size=False,
+                export_bundle=False,
                 # Never lower than at first, so that no checkpoint is written because it is the best so far.
                 monitor="train/learning_rate", mode="min", **changes,
             )  # fmt: skip

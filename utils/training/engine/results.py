@@ -37,6 +37,7 @@ class TrainingResults(Mapping[str, Any]):
         state: the TrainState at the end.
         notices: sentences the user should know: inferences, fallbacks, failed services.
         checkpoint_path: newest checkpoint; best_model_path: best one; checkpoint_paths: all that are kept, oldest first.
+        export_dir: the export bundle, where the config asks for one; export_error: why there is none, else None.
     """
 
     KEYS: tuple[str, ...] = (
@@ -60,6 +61,7 @@ class TrainingResults(Mapping[str, Any]):
         self.best_model_path = str(best_model_path) if best_model_path else None
         self.notices = notices
         self.export_dir: str | None = None
+        self.export_error: str | None = None
 
     @property
     def bare_model(self) -> nn.Module:
@@ -246,6 +248,8 @@ class TrainingResults(Mapping[str, Any]):
         rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
         if self.best_model_path:
             rows["best checkpoint"] = self.best_model_path
+        if self.export_dir:
+            rows["export bundle"] = self.export_dir
         for number, notice in enumerate(self.notices, 1):
             rows[f"note {number}"] = notice
         return rows

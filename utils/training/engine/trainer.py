@@ -20,10 +20,8 @@ from utils.data.inspection.training import data_notices, refuse_float_ids
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
-    ConfigError,
     DataError,
     ModelError,
-    Problem,
     TrainbookError,
     TrainingInterrupted,
 )
@@ -137,7 +135,6 @@ class Trainer:
         self.task: Task | None = None
         self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
-        _refuse_what_is_not_there(self.training_config)
         check_launch(self.training_config)
 
     @property
@@ -237,7 +234,8 @@ class Trainer:
                 if not start.in_place:
                     self.notice(_nothing_left(start, self.state))
                 self._note_state(start.folder, "ended")  # unless it was killed between its last checkpoint and this note
-                return self._results(start.folder, store, task_spec)
+                stack.close()
+                return self._bundled(self._results(start.folder, store, task_spec), start.folder, world)
             interrupts = Interrupts(self.control)
             with interrupts.deferred():  # an interrupt ends the run after its first step, with a checkpoint
                 check_last_batch(parts, data)
@@ -281,7 +279,7 @@ class Trainer:
                 f"Interrupted after step {self.state.step}; saved as {results.checkpoint_path}. "
                 "Run the same again with resume_from='auto' to continue.", results,
             )  # fmt: skip
-        return results
+        return self._bundled(results, start.folder, world)
 
     def _objective(self, task_spec: TaskSpec, config: TrainingConfig, data: UniversalDataModule) -> Objective:
         """What is minimised: the caller's criterion, or the task, which is checked against model and data."""
@@ -561,6 +559,30 @@ class Trainer:
         tracker = make_tracker(config, folder.name, self.notices)
         return [*found, tracker] if tracker is not None else found
 
+    def _bundled(self, results: TrainingResults, folder: RunFolder, world: World) -> TrainingResults:
+        """`results` with the export bundle, where the config asks for one. One that fails is reported and fails no run."""
+        if not self.training_config.export_bundle:
+            return results
+        if not self.state.ended:
+            results.export_error = f"the run stopped ({self.state.stop_reason}) and can be continued"
+            self.notice(f"No export bundle was made: {results.export_error}.")
+            return results
+        from utils.training.export.bundle_results import bundle_of
+
+        try:
+            with self._failures_told(world), rng.preserved():
+                found = world.from_main(lambda: bundle_of(results, folder.run_id, self.config))
+        except KeyboardInterrupt:
+            results.export_error = "interrupted"
+            raise TrainingInterrupted(
+                "Interrupted while the export bundle was written; none is left behind. The training itself is finished: run "
+                "the same again with resume_from='auto' to make the bundle.", results,
+            ) from None  # fmt: skip
+        results.export_dir, results.export_error, notices = found
+        for sentence in notices:
+            self.notice(sentence)
+        return results
+
     def _results(self, folder: RunFolder, store: CheckpointStore, task_spec: TaskSpec) -> TrainingResults:
         assert self.parts is not None
         if self.parts.model is not self.model:
@@ -628,18 +650,3 @@ def _planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulati
         if limit is not None
     ]
     return min(limits, default=None)
-
-
-def _refuse_what_is_not_there(config: TrainingConfig) -> None:
-    """Settings that this version knows by name and cannot do are refused together, never passed over."""
-    problems = []
-    if config.export_bundle:
-        problems.append(
-            Problem(
-                "export_bundle",
-                "got True; bundles are not in this version: set False and call export_model(results)",
-                False,
-            )
-        )
-    if problems:
-        raise ConfigError.from_problems("TrainingConfig, on this version", problems)

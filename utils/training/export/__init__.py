@@ -6,10 +6,13 @@ from utils.lazy import lazy_exports
 
 _EXPORTS = {
     "FORMATS": "utils.training.export.exporting",
+    "create_export_bundle": "utils.training.export.bundle",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
     "export_model": "utils.training.export.exporting",
+    "pack_bundle": "utils.training.export.archives",
+    "unpack_bundle": "utils.training.export.archives",
 }
-__all__ = ["FORMATS", "ExportResult", "Exports", "export_model"]
+__all__ = sorted(_EXPORTS)
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -14,7 +14,7 @@ from torch import nn
 from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
-from utils.training.export import hf, onnx, safetensors
+from utils.training.export import hf, onnx, pytorch, safetensors
 from utils.training.export.result import ExportResult, Exports
 
 log = logging.getLogger("trainbook.export")
@@ -25,6 +25,7 @@ Exporter = Callable[[nn.Module, Any, Path, str, tuple[str, ...]], ExportResult]
 FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "hf": (hf.refuse_unsupported, hf.export_hf),
     "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
+    "pytorch": (pytorch.refuse_unsupported, pytorch.export_pytorch),
     "safetensors": (safetensors.refuse_unsupported, safetensors.export_safetensors),
 }
 

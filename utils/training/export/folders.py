@@ -63,6 +63,14 @@ def staged_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def remove_stale_staging(parent: Path) -> None:
+    """Remove what exports that were killed left in `parent`: staging folders of dead processes of this machine."""
+    for entry in parent.iterdir():
+        match = _STAGING.match(entry.name)
+        if match and match["host"] == host_name() and not process_is_alive(int(match["pid"])):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
 def check_space(folder: Path, target: Path, model: nn.Module) -> None:
     """Raise `ExportError` when the disk of `folder` has less than twice the model's bytes free: file and a copy to check."""
     needed = 2 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
