@@ -67,7 +67,9 @@ def run(tmp_path):
 ROWS = [{"train/loss": 2.0}, {"train/loss": math.inf}]
 
 
-@pytest.mark.parametrize(("ending", "status"), [("finished", "finished"), ("stop_file", "stopped"), ("failed", "failed")])
+@pytest.mark.parametrize(
+    ("ending", "status"), [("finished", "finished"), ("stop_file", "stopped"), ("failed", "failed")]
+)
 def test_a_tracker_sees_a_run_from_its_start_to_its_end(run, ending, status):
     tracker = Kept()
     assert deliver([tracker], run, ROWS, ending) == []

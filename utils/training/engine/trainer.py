@@ -536,6 +536,11 @@ class Trainer:
 
     def _describe(self, start: Start, task_spec: TaskSpec) -> None:
         start.folder.write_description(self.training_config.to_dict(), task_spec.to_dict(), **self.description)
+        if start.checkpoint is not None and not start.in_place:
+            run, step = start.checkpoint["run"], start.checkpoint["state"]["step"]
+            start.folder.write_lineage(
+                "checkpoint", run["name"], parent_id=run["id"], checkpoint=str(start.source), step=step
+            )
         self._note_state(start.folder, "running")
 
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
