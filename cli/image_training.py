@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.common import refuse_unknown
 from utils.compat.image_config import (
     ImageSettings,
     create_config_parser,
@@ -60,9 +61,11 @@ def _top_of(path: str | Path) -> set[str]:
         return set()
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one experiment. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    refuse_unknown(parser, unknown)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return _run(options)
@@ -71,8 +74,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = create_config_parser()
+    parser.prog = "trainbook image"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (__doc__ or "").partition("\n")[2]
     return parser

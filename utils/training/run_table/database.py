@@ -97,17 +97,17 @@ class RunDatabase:
     kept in memory: everything about runs is in their folders, and only the registry needs the file.
 
     Args:
-        path: the file.
+        path: the file; None: tables in memory.
     Attributes:
         path: the file, None for tables in memory.
         notices: what was done at the opening that a user should know.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path: Path | None = absolute_path(path)
+    def __init__(self, path: str | Path | None) -> None:
+        self.path: Path | None = None if path is None else absolute_path(path)
         self.notices: list[str] = []
         self._turn = threading.RLock()
-        self._engine = self._opened(self.path)
+        self._engine = _in_memory() if self.path is None else self._opened(self.path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -153,9 +153,7 @@ class RunDatabase:
         self.notices.append(f"{path} cannot be used ({reason}): runs are read from their folders each time.")
         log.warning(self.notices[-1])
         self.path = None
-        engine = _engine(None)
-        _create(engine)
-        return engine
+        return _in_memory()
 
     def _move_aside(self, path: Path, reason: str) -> bool:
         number, target = 1, path.with_name(f"{path.name}.corrupt")
@@ -197,6 +195,12 @@ def _engine(path: Path | None) -> Engine:
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+    return engine
+
+
+def _in_memory() -> Engine:
+    engine = _engine(None)
+    _create(engine)
     return engine
 
 

@@ -16,6 +16,7 @@ from utils.errors import ConfigError, RunNotFoundError, RunTableError
 from utils.schema import nearest, shown
 from utils.scrubbing import scrub, scrubbed
 from utils.storage import absolute_path
+from utils.training.export.result import ExportResult
 from utils.training.run_state import read_state
 from utils.training.run_table.database import MODELS, VERSION_TAGS, VERSIONS, RunDatabase
 from utils.training.run_table.table import RunTable
@@ -64,10 +65,11 @@ class ExportRegistry:
         self.runs = folder if isinstance(folder, RunTable) else RunTable(folder)
         self._database: RunDatabase = self.runs.database
         if self._database.path is None:
-            raise RunTableError(self._database.notices[-1].partition(":")[0] + ": no model can be registered there.")
+            reason = self.runs.notices[-1] if self.runs.notices else f"{self.runs.folder} does not exist"
+            raise RunTableError(f"no model can be registered: {reason}")
 
     def register(
-        self, name: str, export: Any, *, format: str | None = None, run: str | None = None,
+        self, name: str, export: ExportResult | str | Path, *, format: str | None = None, run: str | None = None,
         metrics: Mapping[str, float] | None = None, tags: Iterable[str] = (), notes: str = "",
     ) -> RegisteredModel:  # fmt: skip
         """Register an exported model as the next version of `name`.
@@ -82,10 +84,11 @@ class ExportRegistry:
         """
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(f"got {shown(name)} as a model's name; give a non-empty text.")
-        path = absolute_path(getattr(export, "path", export))
+        result = export if isinstance(export, ExportResult) else None
+        path = absolute_path(result.path if result else export)
         if not path.exists():
             raise RunNotFoundError(f"{path} does not exist; register what an export has written.")
-        folder = getattr(export, "run_dir", None) or (_run_of(path) if run is None else None)
+        folder = result.run_dir if result else _run_of(path)
         record = None
         if run is not None:
             record = self.runs.get(run)
@@ -93,9 +96,9 @@ class ExportRegistry:
             record = self.runs.get(folder.name)
         size, digest = _measured(path)
         values = {
-            "stage": "registered", "format": getattr(export, "format", format), "path": str(path), "size_bytes": size,
+            "stage": "registered", "format": result.format if result else format, "path": str(path), "size_bytes": size,
             "sha256": digest, "run": record.name if record else None, "run_id": record.run_id if record else None,
-            "step": getattr(export, "step", None) or (record.step if record else None),
+            "step": result.step if result else record.step if record else None,
             "metrics": _plain(record.metrics if metrics is None and record else metrics or {}), "notes": scrub(notes),
             "created_at": time.time(),
         }  # fmt: skip

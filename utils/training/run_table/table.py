@@ -75,7 +75,8 @@ class RunTable:
 
     def __init__(self, folder: str | Path = "runs", database: str | Path | None = None) -> None:
         self.folder = absolute_path(folder)
-        self.database = RunDatabase(database or self.folder / FILE_NAME)
+        # Looking into a folder that does not exist makes none.
+        self.database = RunDatabase(database or (self.folder / FILE_NAME if self.folder.is_dir() else None))
         self.notices = self.database.notices
 
     # ---- keeping up with the folders ----
