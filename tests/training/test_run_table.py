@@ -11,6 +11,7 @@ import sqlite3
 import pytest
 
 from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
+from utils.environment import compare_environments
 from utils.errors import ConfigError, RunNotFoundError, RunTableError
 from utils.storage import json_line
 from utils.training import ExperimentDB, ExportRegistry, RunTable, Trainer
@@ -85,12 +86,22 @@ def test_nan_is_stored_as_nan(runs):
 
 
 def test_runs_are_compared_by_what_differs(runs):
+    for name, version in (("first", "2.6"), ("second", "2.7")):
+        (runs / name / "environment.json").write_text(json.dumps({"python": "3.13", "packages": {"torch": version}}))
     compared = RunTable(runs).compare(["first", "second"])
+    assert list(compared.loc["environment packages.torch"]) == ["2.6", "2.7"]
+    assert "environment python" not in compared.index
     assert list(compared.columns) == ["first", "second"]
     assert list(compared.loc["setting batch_size"]) == [4, 8]
     assert "setting notes" not in compared.index
     assert list(compared.loc["val/loss (best)"]) == [1.0, 1.5]
     assert "setting notes" in RunTable(runs).compare(["first", "second"], only_differences=False).index
+
+
+def test_two_environments_are_compared_by_what_differs():
+    first = {"python": "3.13", "packages": {"torch": "2.6", "numpy": "2"}}
+    second = {"python": "3.13", "packages": {"torch": "2.7"}}
+    assert compare_environments(first, second) == {"packages.torch": ("2.6", "2.7"), "packages.numpy": ("2", None)}
 
 
 def test_an_unknown_run_is_named_with_the_nearest_one(runs):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.environment import flat_environment
 from utils.errors import ConfigError, DataNotFoundError
 from utils.scrubbing import scrubbed
 from utils.storage import FolderLock, read_json_lines
@@ -59,6 +60,12 @@ def read_run(path: Path) -> dict[str, Any] | None:
         "artifacts": list(_artifacts(path)),
         "lineage": list(_lineage(path)),
     }
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """The facts of a run's environment.json under dotted names; {} where there is none."""
+    facts = _json(path / "environment.json")
+    return flat_environment(facts) if isinstance(facts, dict) else {}
 
 
 def read_tags(path: Path) -> list[str]:

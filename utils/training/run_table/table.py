@@ -25,7 +25,7 @@ from utils.training.run_table.database import (
     TAGS,
     RunDatabase,
 )
-from utils.training.run_table.reading import TAGS_FILE, is_better, read_run, read_tags, signature
+from utils.training.run_table.reading import TAGS_FILE, is_better, read_environment, read_run, read_tags, signature
 from utils.training.training_config import better_direction
 
 if TYPE_CHECKING:
@@ -196,10 +196,10 @@ class RunTable:
             return None if row is None else (_record(connection, row.run), row.value)
 
     def compare(self, runs: Sequence[str | Path], *, only_differences: bool = True) -> pd.DataFrame:
-        """Runs side by side, a column each: status, steps, settings, last and best values of metrics.
+        """Runs side by side, a column each: status, steps, settings, environment, last and best values of metrics.
 
         Args:
-            only_differences: leave out the settings that all of them share.
+            only_differences: leave out the settings and facts of the environment that all of them share.
         """
         import pandas as pd
 
@@ -208,6 +208,7 @@ class RunTable:
         for record in records:
             column: dict[str, Any] = {"status": record.status, "step": record.step, "epoch": record.epoch}
             column |= {f"setting {name}": value for name, value in record.settings.items() if name != "run_name"}
+            column |= {f"environment {name}": value for name, value in read_environment(record.path).items()}
             best: dict[str, float] = {}
             for row in self.metrics(record.name):
                 name, value = row["name"], row["value"]
@@ -220,11 +221,8 @@ class RunTable:
             columns[record.name] = column
         names = list(dict.fromkeys(name for column in columns.values() for name in column))
         if only_differences:
-            names = [
-                n
-                for n in names
-                if not n.startswith("setting ") or _differ(column.get(n) for column in columns.values())
-            ]
+            shared = [name for name in names if not _differ(column.get(name) for column in columns.values())]
+            names = [name for name in names if name not in shared or not name.startswith(("setting ", "environment "))]
         return pd.DataFrame({run: [column.get(name) for name in names] for run, column in columns.items()}, index=names)
 
     # ---- writing, into the folders ----
