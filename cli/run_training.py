@@ -230,11 +230,13 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
 
     from utils.training.search import search_hyperparameters
+    from utils.ui.progress import ProgressBar
 
     results = search_hyperparameters(
         make_model, sweep.parameters, data, training_config=setup, strategy=sweep.method, n_trials=sweep.n_trials,
         name=sweep.name, seed=sweep.seed, timeout_s=sweep.timeout_s, storage=sweep.storage, prune=sweep.prune,
         monitor=sweep.metric.get("name"), mode=sweep.mode, on_trial_end=_print_trial,
+        callbacks=[ProgressBar()] if sys.stderr.isatty() else [],
     )  # fmt: skip
     results.show()
     print(f"search folder  {results.folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from utils.training.engine.callbacks import Callback
@@ -14,10 +14,21 @@ if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
 
 
+# (epoch from 0, epochs in all, the epoch's row) -> a line about it.
+EpochLine = Callable[[int, int, Mapping[str, Any]], str]
+
+
 class PrintProgress(Callback):
-    """Prints a line after every epoch, and after every validation within one."""
+    """Prints a line after every epoch, and after every validation within one.
+
+    Args:
+        line: what to print about an epoch; None: `progress_line`.
+    """
 
     main_only = True
+
+    def __init__(self, line: EpochLine | None = None) -> None:
+        self._line = line or progress_line
 
     def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """Print a validation that `eval_every` asked for within an epoch."""
@@ -28,7 +39,7 @@ class PrintProgress(Callback):
 
     def on_epoch_end(self, epoch: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """Print the epoch's row."""
-        self._show(progress_line(epoch, trainer.training_config.epochs, logs or {}))
+        self._show(self._line(epoch, trainer.training_config.epochs, logs or {}))
 
     def _show(self, line: str) -> None:
         show_text(line)
@@ -39,7 +50,8 @@ class ProgressBar(PrintProgress):
 
     may_be_late = True
 
-    def __init__(self) -> None:
+    def __init__(self, line: EpochLine | None = None) -> None:
+        super().__init__(line)
         self._bar: Any = None
 
     def on_train_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
@@ -68,9 +80,9 @@ class ProgressBar(PrintProgress):
         self._bar.write(line, file=sys.stdout)
 
 
-def progress_callback() -> Callback:
+def progress_callback(line: EpochLine | None = None) -> PrintProgress:
     """The bar where standard error is a terminal, else lines."""
-    return ProgressBar() if sys.stderr.isatty() else PrintProgress()
+    return ProgressBar(line) if sys.stderr.isatty() else PrintProgress(line)
 
 
 def evaluation_line(step: int, row: Mapping[str, Any]) -> str:
