@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cli.common import ERROR, Parser, add_job_arguments, exit_status
 from cli.job_files import JobConfig, model_of

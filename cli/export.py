@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cli.common import DONE, NEGATIVE, Parser, add_job_arguments, exit_status
 

@@ -14,7 +14,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cli.common import DONE, NEGATIVE, Parser, exit_status, print_columns
 from cli.runs import print_json

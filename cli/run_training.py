@@ -51,8 +51,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cli.common import Parser, add_job_arguments
 from cli.job_files import JobConfig, SweepConfig, model_maker, model_of, setup_of

@@ -20,7 +20,11 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cli.common import DONE, NEGATIVE, Parser, exit_status, print_columns
 

@@ -62,7 +62,7 @@ def check_trackers(trackers: str | Sequence[str | Tracker] | None) -> tuple[str 
             problems.append(Problem(source, reason))
     if problems:
         raise ConfigError.from_problems("Trainer", problems)
-    return tuple(dict.fromkeys(trackers))
+    return tuple(tracker for number, tracker in enumerate(trackers) if tracker not in trackers[:number])
 
 
 def make_trackers(
