@@ -4,6 +4,7 @@
     python cli/checks.py runs/starter/checkpoints/epoch_3.pt --config job.yaml
     python cli/checks.py path/to/transformers-model --tier all --html report.html
     python cli/checks.py mymodels:make_model --only shapes --json -
+    python cli/checks.py my_model.py:Net                        also a registered name, a Hub id, a gist
 
 A run and a checkpoint hold weights: the model is made as in the job's file (--config, section `model`), without it as the
 starter job's, and every weight must fit. A run that was exported for transformers is loaded from its export.
@@ -17,16 +18,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from cli.run_training import JobConfig, model_of
-from utils.errors import ConfigError, TrainbookError
+from cli.common import ERROR, Parser, add_job_arguments, exit_status
+from cli.job_files import JobConfig, model_of
+from utils.errors import ConfigError
 from utils.ui.presets import ConfigPresets
 from utils.ui.setup_config import SetupConfig, values_of_sections
 
@@ -40,21 +41,15 @@ TIERS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check one model. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
+
+    def command() -> int:
         report = _checked(options)
         _write(report, options)
-    except TrainbookError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted before the checks began", file=sys.stderr)
-        return 2
-    except Exception:  # noqa: BLE001 - the model's own code may raise anything, and Python's status 1 means a failed check
-        traceback.print_exc()
-        return 2
-    return status_of(report)
+        return status_of(report)
+
+    return exit_status(command, interrupted="interrupted before the checks began", interrupted_status=ERROR)
 
 
 def status_of(report: CheckReport) -> int:
@@ -64,23 +59,17 @@ def status_of(report: CheckReport) -> int:
     return 0 if report.passed else 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="checks", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = Parser(prog="trainbook checks", docstring=__doc__)
     parser.add_argument(
-        "source", metavar="MODEL_OR_RUN", help="a run's folder, a checkpoint, a transformers folder, or module:factory"
+        "source", metavar="MODEL_OR_RUN", help="a run's folder, a checkpoint, or what utils.models.load_model takes"
     )
     parser.add_argument("--tier", choices=list(TIERS), default="1", help="which checks; 1 when it is left out")
     parser.add_argument("--only", metavar="NAME", action="append", help="one check of the tier; repeatable")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON; -: print it instead of the text")
     parser.add_argument("--html", metavar="FILE", help="write the report as an HTML file")
-    parser.add_argument("--config", metavar="FILE", help="the job, whose `model` section says how the model is made")
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="change one value of the job; repeatable"
-    )
+    add_job_arguments(parser, "its section `model` says how the model is made")
     return parser
 
 

@@ -13,42 +13,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.errors import TrainbookError
+from cli.common import DONE, ERROR, NEGATIVE, Parser, exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Diagnose one run. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
+    return exit_status(lambda: _diagnose(options), interrupted="interrupted", interrupted_status=ERROR)
 
+
+def _diagnose(options: argparse.Namespace) -> int:
     from utils.storage import write_text
     from utils.training.doctor import diagnose
 
-    try:
-        report = diagnose(options.run)
-        if options.html is not None:
-            write_text(options.html, report.to_page())
-    except TrainbookError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename or options.run}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    report = diagnose(options.run)
+    if options.html is not None:
+        write_text(options.html, report.to_page())
     if options.json:
         print(report.to_json())
     else:
         report.show()
-    return 0 if report.passed else 1
+    return DONE if report.passed else NEGATIVE
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="doctor", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = Parser(prog="trainbook doctor", docstring=__doc__)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or its name in runs/")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--html", metavar="FILE", help="also write the report as an HTML file")

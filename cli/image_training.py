@@ -16,10 +16,11 @@ import argparse
 import inspect
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.common import refuse_unknown
 from utils.compat.image_config import (
     ImageSettings,
     create_config_parser,
@@ -60,9 +61,11 @@ def _top_of(path: str | Path) -> set[str]:
         return set()
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one experiment. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    refuse_unknown(parser, unknown)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return _run(options)
@@ -71,8 +74,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = create_config_parser()
+    parser.prog = "trainbook image"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (__doc__ or "").partition("\n")[2]
     return parser
@@ -223,6 +228,7 @@ def _trainer(
 
     from utils.compat.experiment import Trainer
     from utils.training.checkpoint_manager import CheckpointManager
+    from utils.ui.progress import progress_callback
 
     manager = CheckpointManager(settings.checkpoint_dir or experiment.checkpoints_dir, settings.save_frequency)
     if experiment.fork_source_dir is not None:
@@ -239,25 +245,15 @@ def _trainer(
     return Trainer(
         model, loaders[0], loaders[1], nn.CrossEntropyLoss(), optimizer, device, experiment, manager, scheduler,
         dataset if settings.reapply_transforms else None, settings.patience, precision=settings.precision,
-        seed=settings.random_seed, callbacks=[_progress(settings.epochs)],
+        seed=settings.random_seed, callbacks=[progress_callback(_epoch_line)],
     )  # fmt: skip
 
 
-def _progress(epochs: int) -> Any:
-    """A callback that prints a line an epoch."""
-    from utils.training.engine.callbacks import Callback
-
-    class PrintEpochs(Callback):
-        main_only = True
-
-        def on_epoch_end(self, epoch: int, trainer: Any, logs: dict[str, Any] | None = None) -> None:
-            row = logs or {}
-            parts = [f"epoch {epoch + 1}/{epochs}"]
-            for kind in ("train", "val"):
-                parts.append(f"{kind} loss {row[f'{kind}/loss']:.4f} accuracy {100 * row[f'{kind}/accuracy']:.2f} %")
-            print("  ".join(parts), flush=True)
-
-    return PrintEpochs()
+def _epoch_line(epoch: int, epochs: int, row: Mapping[str, Any]) -> str:
+    parts = [f"epoch {epoch + 1}/{epochs}"]
+    for kind in ("train", "val"):
+        parts.append(f"{kind} loss {row[f'{kind}/loss']:.4f} accuracy {100 * row[f'{kind}/accuracy']:.2f} %")
+    return "  ".join(parts)
 
 
 def _train(trainer: Trainer, settings: ImageSettings) -> int:

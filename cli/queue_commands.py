@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cli.common import Parser
 from utils.errors import ConfigError, JobNotFoundError, TrainbookError
 from utils.training.job_queue import Job, JobConfig, JobQueue
 
@@ -32,17 +33,10 @@ if TYPE_CHECKING:
 
     from utils.data import PreparedData
 
-WORDS = ("worker", "queue")
-
-
-def is_meant(arguments: Sequence[str]) -> bool:
-    """Whether the first argument is one of this module's sub-commands."""
-    return bool(arguments) and arguments[0] in WORDS
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.command == "worker" else logging.WARNING, format="%(message)s")
     try:
         url = options.queue or os.environ.get("TRAINBOOK_QUEUE")
@@ -62,15 +56,15 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(prog="run_training", description=summary, epilog=details, **layout)
-    where = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of both commands, after their word."""
+    _, _, details = (__doc__ or "").partition("\n")
+    parser = Parser(prog="trainbook", docstring=__doc__)
+    where = Parser(add_help=False)
     where.add_argument("--queue", metavar="URL", help="sqlite:///file.db or postgresql://user@host/database")
     commands = parser.add_subparsers(dest="command", required=True, metavar="worker|queue")
 
-    worker = commands.add_parser("worker", parents=[where], help="run jobs", epilog=details, **layout)
+    worker = commands.add_parser("worker", parents=[where], help="run jobs", epilog=details)
     worker.add_argument("--max-jobs", type=int, metavar="N", help="end after N jobs")
     worker.add_argument("--until-empty", action="store_true", help="end when no job is due")
     worker.add_argument(
@@ -81,18 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.set_defaults(run=_worker)
 
-    queue = commands.add_parser(
-        "queue", help="submit, list, show, cancel, retry, logs, stats", epilog=details, **layout
-    )
+    queue = commands.add_parser("queue", help="submit, list, show, cancel, retry, logs, stats", epilog=details)
     actions = queue.add_subparsers(dest="action", required=True, metavar="ACTION")
-    submit = actions.add_parser("submit", parents=[where], help="add a job from a job file", **layout)
+    submit = actions.add_parser("submit", parents=[where], help="add a job from a job file")
     submit.add_argument("--config", metavar="FILE", help="the job, as for training; without it the starter job")
     submit.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="change one value of the job")
     submit.add_argument("--priority", type=int, default=5, metavar="1-10", help="larger ones are claimed first")
     submit.add_argument("--devices", type=int, metavar="N", help="processes that train it together")
     submit.add_argument("--max-attempts", type=int, default=3, metavar="N")
     submit.set_defaults(run=_submit)
-    listing = actions.add_parser("list", parents=[where], help="jobs by priority", **layout)
+    listing = actions.add_parser("list", parents=[where], help="jobs by priority")
     listing.add_argument("--status", help="pending, running, completed, failed or cancelled")
     listing.add_argument("--limit", type=int, default=50, metavar="N")
     listing.set_defaults(run=_list)
@@ -100,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         ("show", _show, "a job with its results"), ("logs", _logs, "a job's log"), ("cancel", _cancel, "cancel a job"),
         ("retry", _retry, "put a failed or cancelled job back"),
     ):  # fmt: skip
-        action = actions.add_parser(name, parents=[where], help=text, **layout)
+        action = actions.add_parser(name, parents=[where], help=text)
         action.add_argument("job", type=int, metavar="ID")
         action.set_defaults(run=run)
-    stats = actions.add_parser("stats", parents=[where], help="jobs by state", **layout)
+    stats = actions.add_parser("stats", parents=[where], help="jobs by state")
     stats.set_defaults(run=_stats)
     return parser
 
@@ -122,8 +114,8 @@ def _worker(queue: JobQueue, options: argparse.Namespace) -> int:
 
 
 def _submit(queue: JobQueue, options: argparse.Namespace) -> int:
-    from cli.run_training import JobConfig as JobFile
-    from cli.run_training import setup_of
+    from cli.job_files import JobConfig as JobFile
+    from cli.job_files import setup_of
 
     job = JobFile.from_file(options.config, options.set)
     values = job.to_dict()
@@ -141,8 +133,8 @@ def _submit(queue: JobQueue, options: argparse.Namespace) -> int:
 
 def model_of_job(job: Mapping[str, Any]) -> nn.Module:
     """The model of a job file's content."""
-    from cli.run_training import JobConfig as JobFile
-    from cli.run_training import model_maker
+    from cli.job_files import JobConfig as JobFile
+    from cli.job_files import model_maker
 
     return model_maker(JobFile.from_dict(job))()
 
@@ -151,8 +143,8 @@ def data_of_job(job: Mapping[str, Any], folder: str, model: nn.Module) -> Prepar
     """The data of a job file's content, with its relative paths starting at `folder`."""
     import contextlib
 
-    from cli.run_training import JobConfig as JobFile
-    from cli.run_training import setup_of
+    from cli.job_files import JobConfig as JobFile
+    from cli.job_files import setup_of
     from utils.data import prepare_data
 
     with contextlib.chdir(folder):

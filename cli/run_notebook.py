@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.common import Parser
 from utils.errors import DataError, DataNotFoundError, MissingPackageError, TrainbookError
 from utils.storage import write_text
 
@@ -146,8 +147,9 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in entries if not path.name.startswith("."))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cli.run_notebook", description=(__doc__ or "").partition("\n")[0])
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = Parser(prog="trainbook notebook", docstring=__doc__)
     parser.add_argument("notebook", type=Path, help="the .ipynb file")
     parser.add_argument(
         "--output",
@@ -167,7 +169,7 @@ def _seconds(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     started = time.time()
     try:
         copy = run_notebook(options.notebook, options.output, options.timeout)

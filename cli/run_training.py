@@ -29,12 +29,12 @@ A sweep file names what to try; W&B's sweep files are read too. The job is in it
     parameters: {learning_rate: {min: 1e-5, max: 1e-3, log: true}, batch_size: [4, 8], model.n_embd: [64, 128]}
     training: {epochs: 2}
 
-Jobs can wait in a queue for workers: run_training worker --help, run_training queue --help.
+Other commands follow as a word: search, queue, worker, runs, models, checks, doctor, export, notebook; each has --help.
 
     python cli/run_training.py queue submit --queue sqlite:///training_jobs.db --config job.yaml
     python cli/run_training.py worker --queue sqlite:///training_jobs.db
 
-Images are trained by flags of their own, as numbered experiments: run_training --dataset mnist --help lists them.
+Images are trained by flags of their own, as numbered experiments: run_training image --help lists them.
 
 Exit status: 0 trained, 2 an error that the message explains, 130 interrupted and saved, 143 terminated and saved. Of several
 processes only the first one prints; torchrun's own status is 1 when theirs is not 0.
@@ -47,21 +47,17 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # started as a file: Python looks for packages beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # started as a file: Python looks beside this file only
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pydantic import Field
-
-from cli import image_training, queue_commands
-from utils.errors import ConfigError, Problem, TrainbookError, TrainingInterrupted
-from utils.schema import Schema
-from utils.training.config_files import parse_value, read_config_file
-from utils.ui.presets import ConfigPresets
-from utils.ui.setup_config import SetupConfig, field_of, values_of_sections
+from cli.common import Parser, add_job_arguments
+from cli.job_files import JobConfig, SweepConfig, model_maker, model_of, setup_of
+from utils.errors import ConfigError, TrainbookError, TrainingInterrupted
+from utils.training.config_files import read_config_file
 from utils.ui.setup_wizard import SetupWizard
 
 if TYPE_CHECKING:
@@ -70,123 +66,36 @@ if TYPE_CHECKING:
     from utils.data import PreparedData
     from utils.training.engine.results import TrainingResults
     from utils.training.search import Trial
+    from utils.ui.setup_config import SetupConfig
+
+__all__ = ["JobConfig", "SweepConfig", "main", "model_of", "search", "setup_of"]
 
 
-class JobConfig(Schema):
-    """A job file. `setup` and `training` together hold SetupConfig's values, in whichever of the two."""
-
-    preset: str = Field("starter", title="Preset", description="Where the values start from.")
-    model: dict[str, Any] = Field(
-        default_factory=dict,
-        title="Model",
-        description="Source as name (a registered name, model.py:Class, a folder, a Hub id, a gist), arguments, trust.",
-    )
-    setup: dict[str, Any] = Field(default_factory=dict, title="Setup", description="Data and tokenizer.")
-    training: dict[str, Any] = Field(default_factory=dict, title="Training", description="TrainingConfig's values.")
-
-    #: Sections that may be empty in a file.
-    SECTIONS: ClassVar[tuple[str, ...]] = ("model", "setup", "training")
-
-    @classmethod
-    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        return {name: {} if value is None and name in cls.SECTIONS else value for name, value in values.items()}, []
-
-    @classmethod
-    def from_file(cls, path: str | None, settings: Sequence[str] = ()) -> JobConfig:
-        """The job in a file (None: the starter job), with `name=value` settings over it.
-
-        `model.name=value` is an argument of the model.
-
-        Raises:
-            ConfigError, DataNotFoundError: the file cannot be read, or a setting is not `name=value`.
-        """
-        return cls.from_values({} if path is None else read_config_file(path), str(path), settings)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any], source: str, settings: Sequence[str] = ()) -> JobConfig:
-        """The job in a file's mapping; `source` names the file in messages."""
-        stray = [Problem(str(n), "stands outside the sections; put it under training:") for n in values if n in _FIELDS]
-        if stray:
-            raise ConfigError.from_problems(source, stray)
-        job = cls.from_dict(values)
-        model, setup, training = dict(job.model), dict(job.setup), dict(job.training)
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals or not name:
-                raise ConfigError(f"--set takes name=value; got {setting!r}")
-            if name.startswith("model."):
-                model[name.removeprefix("model.")] = parse_value(text)
-                continue
-            for section in (setup, training):
-                for given in [given for given in section if field_of(given) == field_of(name)]:
-                    del section[given]
-            training[name] = parse_value(text)
-        return cls(preset=job.preset, model=model, setup=setup, training=training)
-
-
-class SweepConfig(Schema):
-    """A sweep file: what to search and how. W&B's names are accepted; the job's sections may stand beside it."""
-
-    aliases: ClassVar[Mapping[str, str]] = {
-        "space": "parameters", "search_space": "parameters", "strategy": "method", "run_cap": "n_trials",
-        "timeout": "timeout_s",
-    }  # fmt: skip
-
-    parameters: dict[str, Any] = Field(title="Parameters", description="Name -> choices or range.")
-    method: str = Field("random", title="Method", description="grid, random or optuna.")
-    name: str | None = Field(None, title="Name", description="The search's name; None: the next free searchN.")
-    n_trials: int | None = Field(None, ge=1, title="Trials", description="How many in all.")
-    metric: dict[str, Any] = Field(default_factory=dict, title="Metric", description="name and goal.")
-    seed: int | None = Field(None, ge=0, title="Seed", description="Of the draws.")
-    timeout_s: float | None = Field(None, gt=0, title="Time limit", description="For all trials together, in seconds.")
-    storage: str | None = Field(None, title="Storage", description="Optuna's study, such as sqlite:///runs/study.db.")
-    prune: bool = Field(False, title="Prune", description="End trials early that are worse than others (Optuna).")
-
-    @classmethod
-    def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
-        metric = values.get("metric") or {}
-        unknown = [name for name in metric if name not in ("name", "goal")]
-        problems = [Problem("metric", f"has no {name!r}; it has name and goal") for name in unknown]
-        if metric.get("goal") not in (None, *_GOALS):
-            problems.append(Problem("metric", f"got goal {metric['goal']!r}; must be minimize or maximize"))
-        return problems
-
-    @property
-    def mode(self) -> str | None:
-        """TrainingConfig's word for the goal."""
-        return _GOALS.get(str(self.metric.get("goal")))
-
-    @classmethod
-    def from_file(cls, path: str) -> tuple[SweepConfig, dict[str, Any]]:
-        """The sweep in a file, and the job's sections that stand beside it.
-
-        Raises:
-            ConfigError, DataNotFoundError: the file cannot be read, or says what no sweep knows.
-        """
-        values = read_config_file(path)
-        job = {name: values.pop(name) for name in JobConfig.model_fields if name in values}
-        for name in _WANDB_ONLY:
-            values.pop(name, None)
-        return cls.from_dict(values), job
-
-
-_GOALS = {"minimize": "min", "min": "min", "maximize": "max", "max": "max"}
-# Of a W&B sweep file: how its own agents start the program.
-_WANDB_ONLY = ("program", "command", "project", "entity", "description")
-
-_FIELDS = frozenset(SetupConfig.field_names())
+#: `utils.training.tracking.TRACKERS`, without its imports.
+TRACKER_NAMES = ("tensorboard", "mlflow", "trackio", "wandb")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one job. Returns the exit status."""
+    """Run one job, or another command whose word comes first. Returns the exit status."""
+    from cli import commands, image_training
+
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if queue_commands.is_meant(arguments):
-        return queue_commands.main(arguments)
+    if arguments and arguments[0] in commands.COMMANDS:
+        return commands.main(arguments)
     if image_training.is_meant(arguments):
         return image_training.main(arguments)
+    return _run_command(make_parser(), arguments)
+
+
+def search(arguments: Sequence[str] | None = None) -> int:
+    """Search hyper-parameters, as `main` with --sweep-config. Returns the exit status."""
+    return _run_command(make_search_parser(), arguments)
+
+
+def _run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     rank = os.environ.get("RANK", "0")
     with _only_the_first_prints(rank):
-        options = _parser().parse_args(arguments)
+        options = parser.parse_args(arguments)
         logging.basicConfig(
             level=logging.WARNING if rank == "0" else logging.ERROR, format="%(levelname)s: %(message)s"
         )
@@ -208,7 +117,8 @@ def _status(options: argparse.Namespace, rank: str) -> int:
     try:
         if options.sweep_config is not None:
             return _sweep(options)
-        return _run(JobConfig.from_file(options.config, options.set), options.resume, options.dry_run)
+        job = JobConfig.from_file(options.config, options.set)
+        return _run(job, options.resume, options.dry_run, options.tracker)
     except TrainbookError as error:
         if rank == "0":
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -230,39 +140,64 @@ def _status(options: argparse.Namespace, rank: str) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="run_training", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE", help="the job, a .yaml or .json file; without it the starter job")
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="change one value of the job; repeatable"
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = Parser(prog="trainbook train", docstring=__doc__)
+    add_job_arguments(parser, "without it the starter job")
     parser.add_argument(
         "--sweep-config", metavar="FILE", help="search hyper-parameters: what to try, a .yaml or .json file"
     )
     parser.add_argument("--resume", metavar="auto|PATH", help="auto: continue this run; PATH: start from a checkpoint")
+    parser.add_argument(
+        "--tracker", choices=TRACKER_NAMES, action="append", help="send metrics there as well; repeatable",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check the job and prepare the data, but do not train")
     return parser
 
 
-def _run(job: JobConfig, resume: str | None, dry_run: bool) -> int:
+def make_search_parser() -> argparse.ArgumentParser:
+    """The arguments of a search."""
+    parser = Parser(prog="trainbook search", description=_SEARCH, epilog=_SWEEP)
+    parser.add_argument("sweep_config", metavar="SWEEP", help="what to try, a .yaml or .json file")
+    add_job_arguments(parser, "where the sweep file holds none")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the search and prepare the data, but do not train"
+    )
+    parser.set_defaults(resume=None)
+    return parser
+
+
+_SEARCH = (
+    "Train one model for each combination of settings, and say which was best. The same command continues a search."
+)
+_SWEEP = """
+A sweep file (W&B's are read too); the job may stand beside it, in the sections model, setup and training:
+
+    method: random                     # grid, random, or optuna (also called bayes)
+    name: first-sweep
+    n_trials: 10
+    metric: {name: val/loss, goal: minimize}
+    parameters: {learning_rate: {min: 1e-5, max: 1e-3, log: true}, batch_size: [4, 8]}
+    training: {epochs: 2}
+"""
+
+
+def _run(job: JobConfig, resume: str | None, dry_run: bool, trackers: Sequence[str] | None = None) -> int:
     model, _, setup, data = _prepared(job)
     if dry_run:
         print("dry run: everything is in order, nothing was trained")
         return 0
 
     from utils.training.engine.trainer import Trainer
-    from utils.ui.progress import PrintProgress
+    from utils.ui.progress import progress_callback
 
     trainer = Trainer(
         model,
         training_config=setup.training_config,
         task_spec=data.task_spec,
         tokenizer=data.tokenizer,
-        callbacks=[PrintProgress()],
+        callbacks=[progress_callback()],
+        trackers=trackers,
     )
     results = trainer.train(data.train, data.validation, resume_from=resume)
     if os.environ.get("RANK", "0") == "0":
@@ -295,11 +230,13 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
 
     from utils.training.search import search_hyperparameters
+    from utils.ui.progress import ProgressBar
 
     results = search_hyperparameters(
         make_model, sweep.parameters, data, training_config=setup, strategy=sweep.method, n_trials=sweep.n_trials,
         name=sweep.name, seed=sweep.seed, timeout_s=sweep.timeout_s, storage=sweep.storage, prune=sweep.prune,
         monitor=sweep.metric.get("name"), mode=sweep.mode, on_trial_end=_print_trial,
+        callbacks=[ProgressBar()] if sys.stderr.isatty() else [],
     )  # fmt: skip
     results.show()
     print(f"search folder  {results.folder}")
@@ -339,36 +276,6 @@ def _prepared(
     data = prepare_data(setup, model)
     data.report.show()
     return model, make_model, setup, data
-
-
-def setup_of(job: JobConfig, model: nn.Module | None = None) -> SetupConfig:
-    """The setup of a job; with a model, fitted to it. Raises `ConfigError` that lists every mistake."""
-    values = values_of_sections({"setup": job.setup, "training": job.training})
-    preset = ConfigPresets().get(job.preset)
-    if model is not None:
-        return SetupWizard().run(model=model, interactive=False, preset=preset, **values)
-    SetupConfig().update(**values)
-    return SetupWizard().run(interactive=False, preset=preset, **values)
-
-
-def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
-    """A function that makes the job's model; keyword arguments replace the job's."""
-    from utils.models import load_model
-
-    preset = ConfigPresets().get(job.preset)
-    name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
-
-    def make_model(**changes: Any) -> nn.Module:
-        return load_model(name, **{**model_arguments, **changes})
-
-    return make_model
-
-
-def model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The model's name and arguments: the preset's with the job's over them, or only the job's for another model."""
-    given = dict(section)
-    wanted = given.pop("name", name)
-    return wanted, {**(arguments if wanted == name else {}), **given}
 
 
 def _report(results: TrainingResults, unigram_loss: float | None) -> None:

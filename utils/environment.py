@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +205,23 @@ def snapshot() -> dict[str, Any]:
             CUBLAS_WORKSPACE: os.environ.get(CUBLAS_WORKSPACE),
         },
     }
+
+
+def flat_environment(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a `snapshot` under dotted names, such as "packages.torch"."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": entry for inner, entry in flat_environment(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def compare_environments(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two snapshots: dotted name -> (first's, second's); None where one does not have it."""
+    one, other = flat_environment(first), flat_environment(second)
+    return {name: (one.get(name), other.get(name)) for name in {**one, **other} if one.get(name) != other.get(name)}
 
 
 def describe() -> str:

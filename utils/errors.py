@@ -15,6 +15,8 @@
     │   └── CheckpointWriteError (OSError)    a checkpoint could not be written; older ones are intact
     ├── FileWriteError (OSError)              a file could not be written; says which one and why
     ├── RunLockedError (RuntimeError)         another process is training in the same run folder
+    ├── RunTableError (RuntimeError)          the table of runs or the registry of models cannot be read or written
+    │   └── RunNotFoundError (KeyError)       there is no run, model or version of that name
     ├── QueueError (RuntimeError)             a job queue cannot be opened, read or written, or a job did not end well
     │   ├── QueueBusyError (TimeoutError)     another process keeps the queue's database locked
     │   ├── JobNotFoundError (KeyError)       the queue has no job of that id
@@ -168,6 +170,17 @@ class FileWriteError(TrainbookError, OSError):
 
 class RunLockedError(TrainbookError, RuntimeError):
     """Another process is using the run folder."""
+
+
+class RunTableError(TrainbookError, RuntimeError):
+    """The table of runs or the registry of exported models cannot be read or written."""
+
+
+class RunNotFoundError(RunTableError, KeyError):
+    """There is no run, model or version of that name."""
+
+    # KeyError would show the message in quotes.
+    __str__ = Exception.__str__
 
 
 class QueueError(TrainbookError, RuntimeError):

@@ -145,7 +145,7 @@ LOGGERS = tuple(
     f"trainbook.{name}"
     for name in (
         "checkpoints", "checks", "compat", "coordinator", "data", "doctor", "engine", "experiments", "export", "mirror",
-        "models", "monitors", "queue", "run", "search", "tokenization", "widgets",
+        "models", "monitors", "queue", "run", "runs", "search", "tokenization", "widgets",
     )
 )  # fmt: skip
 for _name in LOGGERS:

@@ -69,6 +69,12 @@ def test_a_failing_check_is_status_1(modules, capsys):
     assert "What to do" in capsys.readouterr().out
 
 
+def test_a_model_in_a_file_of_its_own_is_checked(modules, capsys):
+    (modules / "net.py").write_text("from tests.kit.planted import Causal\n\n\nclass Net(Causal):\n    pass\n")
+    assert main(["net.py:Net", "--only", "shapes"]) == 0
+    assert "Passed" in capsys.readouterr().out
+
+
 def test_arguments_of_the_model_reach_its_factory(modules, capsys):
     assert main(["check_models:sound", "--set", "model.wide=true", "--only", "shapes"]) == 0
     assert main(["check_models:sound", "--set", "model.deep=true", "--only", "shapes"]) == 2
@@ -116,8 +122,8 @@ def test_reports_are_written_as_files(modules, capsys):
     ("arguments", "message"),
     [
         (["nowhere"], "no run's folder"),
-        (["check_models:missing"], "cannot be imported"),
-        (["check_models:nothing"], "gave a NoneType"),
+        (["check_models:missing"], "has no 'missing'"),
+        (["check_models:nothing"], "must be an nn.Module"),
         (["check_models:sound", "--only", "shapess"], "shapess"),
         (["check_models:sound", "--tier", "all", "--only", "shapes"], "one tier"),
         (["check_models:sound", "--html", "report.txt"], "ends in .html"),

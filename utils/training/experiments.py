@@ -62,7 +62,10 @@ class ExperimentManager:
             self._path = existing_experiment(base, resume_exp)
             self.settings = kept_settings(self._path)
         else:
-            self._path = RunFolder.reserve(base, None).path
+            folder = RunFolder.reserve(base, None)
+            self._path = folder.path
+            if self.fork_source_dir is not None:
+                folder.write_lineage("fork", Path(self.fork_source_dir).name)
         try:
             (self._path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:

@@ -5,6 +5,7 @@ runs/<run_name>/
   history.jsonl      one row an event: the source of every curve and table
   state.json         id, status, step, epoch, best value: what a person or a front end looks at
   environment.json   versions and device
+  lineage.json       the run that this one was started from, if any
   checkpoints/       epoch_N.pt, step_N.pt, best.pt (elsewhere when checkpoint_dir is given)
   plots/  exports/
   lock               held while a process trains here
@@ -169,6 +170,16 @@ class RunFolder:
         with self._written(environment_file):
             write_json(environment_file, environment.snapshot())
 
+    def write_lineage(self, kind: str, parent: str, **facts: Any) -> None:
+        """lineage.json: the run that this one starts from. Nothing depends on it, so a failure is only logged.
+
+        Args:
+            kind: "checkpoint" or "fork"; parent: the other run's name; facts: parent_id, checkpoint, step.
+        """
+        path = self.path / "lineage.json"
+        with self._written(path, go_on=True):
+            write_json(path, {"kind": kind, "parent": parent, **facts})
+
     def record(self, row: dict[str, Any]) -> None:
         """Append a row to the history. A step's row may wait in memory for half a second of training, or for `flush`.
 
@@ -246,6 +257,9 @@ class FollowersFolder(RunFolder):
         """Nothing."""
 
     def write_description(self, config: dict[str, Any], task_spec: dict[str, Any], **sections: Any) -> None:
+        """Nothing."""
+
+    def write_lineage(self, kind: str, parent: str, **facts: Any) -> None:
         """Nothing."""
 
     def record(self, row: dict[str, Any]) -> None:

@@ -1,23 +1,24 @@
-"""Load a model that a command names: a run's folder, a checkpoint, a transformers folder, or module:factory."""
+"""Load a model, or a run's results, that a command names: a run's folder, a checkpoint, or another source of models."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, ModelNotFoundError
+from utils.schema import nearest
 from utils.training.config_files import read_config_file
+from utils.training.run_state import read_state
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from utils.training.engine.results import TrainingResults
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ class StoredModel:
 def load_stored_model(
     source: str, name: str, arguments: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({})
 ) -> StoredModel:
-    """Load the model that `source` names. Nothing is downloaded, and no code is run but that of `module:factory`.
+    """Load the model that `source` names.
 
-    A run's folder and a checkpoint hold weights, not the model's code: it is made by ModelRegistry as `name` with `arguments`,
-    and every weight must fit. A run that was exported for transformers needs no name: its export is loaded.
+    A run's folder and a checkpoint hold weights, not the model's code: it is made by `load_model(name, **arguments)`, and every
+    weight must fit. A run that was exported for transformers needs no name: its export is loaded.
 
     Args:
-        source: path of a run's folder, of a checkpoint (.pt) or of a transformers folder; or module:factory, importable from
-            the current folder, called with `given`.
-        name, arguments: the model in ModelRegistry, and what it is made with.
+        source: path of a run's folder, of a checkpoint (.pt) or of a transformers folder; or any other source that
+            `utils.models.load_model` takes, which is called with `given`.
+        name, arguments: the run's model, as a source of `load_model`, and what it is made with.
         given: those of its arguments, and its name, that somebody chose; without any a run's export comes first.
     Raises:
-        ConfigError: there is no such file, module or factory, or it is of none of these kinds.
+        ConfigError, ModelError: `source` or `name` is none of these kinds, or cannot be loaded.
         CheckpointError: the file cannot be read, or is of another model; says what to give.
     """
     path = Path(source)
@@ -59,14 +60,62 @@ def load_stored_model(
         return StoredModel(_of_transformers(path), f"transformers model in {path}")
     if path.is_dir():
         return _of_run(path, name, arguments, exported=not given)
-    if path.is_file():
+    if path.suffix == ".pt" and path.is_file():
         return _of_checkpoint(path, path.parent.parent, name, arguments)
-    module, colon, factory = source.partition(":")
-    if colon and factory.isidentifier():
-        return StoredModel(_of_factory(module, factory, given), f"made by {source}")
-    raise ConfigError(
-        f"{source!r} is no run's folder, checkpoint, transformers folder or module:factory. Absolute path: {path.absolute()}."
+    from utils.models import load_model
+
+    try:
+        model = load_model(source, **{key: value for key, value in given.items() if key != "name"})
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{source!r} is no run's folder and no checkpoint, and as a model: {error}") from error
+    return StoredModel(model.eval(), f"made by {source}")
+
+
+def run_folder_of(run: str | Path, runs: str | Path = "runs") -> Path:
+    """The folder of a run: a path, or a name in `runs`. Raises `CheckpointNotFoundError` that lists those there are."""
+    for path in (Path(run), Path(runs) / run):
+        if read_state(path) is not None:
+            return path.absolute()
+    there = sorted(path.name for path in Path(runs).glob("*") if read_state(path) is not None)
+    guess = nearest(str(run), there)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    raise CheckpointNotFoundError(
+        f"{str(run)!r} is no run's folder, and no run of that name is in {runs}.{hint} "
+        f"Runs there: {', '.join(there[:20]) or 'none'}."
     )
+
+
+def load_results(
+    folder: Path, name: str, arguments: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({})
+) -> TrainingResults:
+    """The results of a finished or stopped run, from its folder alone.
+
+    The tokenizer is the one that the run's export for transformers holds; a run without that export has none.
+
+    Args:
+        folder: the run's folder; name, arguments, given: how its model is made, see `load_stored_model`.
+    Raises:
+        ConfigError, ModelError, CheckpointError: as `load_stored_model`.
+    """
+    from utils.training.engine.checkpoint import BEST, entries_of, newest, read_header
+    from utils.training.engine.results import TrainingResults
+    from utils.training.engine.state import TrainState
+    from utils.training.training_config import TrainingConfig
+
+    settings = _config_of(folder).get("training") or {}
+    config = TrainingConfig.from_dict(settings)
+    own = Path(config.checkpoint_dir) if config.checkpoint_dir else folder / "checkpoints"
+    path, _ = newest(own, mapped=True)
+    header = read_header(path)
+    stored = _of_run(folder, name, arguments, exported=not given)
+    best = own / BEST
+    kept = [entry.path for entry in sorted(entries_of(own)[0], key=lambda entry: entry.position) if entry.path != path]
+    return TrainingResults(
+        state=TrainState.from_dict(header["state"]), model=stored.model, tokenizer=_tokenizer_of(folder),
+        task_spec=stored.task_spec, training_config=config, run_dir=folder,
+        precision=header["environment"].get("precision", "32"), checkpoints=[*kept, path],
+        best_model_path=best if best.is_file() else None, notices=[],
+    )  # fmt: skip
 
 
 def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: bool) -> StoredModel:
@@ -76,17 +125,19 @@ def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: boo
     if exported and (export / "config.json").is_file():
         task_spec, config = _of_config(folder)
         return StoredModel(_of_transformers(export), f"the run's export {export}", task_spec, config)
-    checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    elsewhere = (_config_of(folder).get("training") or {}).get("checkpoint_dir")
+    places = [folder / "checkpoints", *([Path(elsewhere)] if elsewhere else [])]
+    checkpoints = next((place for place in places if any(place.glob("*.pt"))), folder)
     best = checkpoints / BEST
     return _of_checkpoint(best if best.is_file() else newest(checkpoints)[0], folder, name, arguments)
 
 
 def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any]) -> StoredModel:
-    from utils.models import ModelRegistry
+    from utils.models import load_model
     from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
 
     weights = read_checkpoint(path)["model"]
-    model = ModelRegistry.create(name, **arguments)
+    model = load_model(name, **arguments)
     try:
         load_model_weights(model, weights, str(path))
     except CheckpointError as error:
@@ -100,13 +151,28 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
 
 def _of_config(run: Path) -> tuple[TaskSpec | None, Mapping[str, Any] | None]:
     """Task and sizes in a run's config.yaml; None where there is none."""
-    file = run / "config.yaml"
-    if not file.is_file():
+    content = _config_of(run)
+    if not content:
         return None, None
-    content = read_config_file(file)
     task, training = content.get("task"), content.get("training") or {}
     sizes = {name: training[name] for name in ("batch_size", "max_length") if training.get(name)}
     return (TaskSpec.from_dict(task) if task else None), sizes
+
+
+def _config_of(run: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml; {} where there is none."""
+    file = run / "config.yaml"
+    return read_config_file(file) if file.is_file() else {}
+
+
+def _tokenizer_of(run: Path) -> Any:
+    """The tokenizer in a run's export for transformers; None where there is none."""
+    folder = run / "exports" / "hf"
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _of_transformers(folder: Path) -> nn.Module:
@@ -126,22 +192,4 @@ def _of_transformers(folder: Path) -> nn.Module:
         model: nn.Module = kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} could not be loaded by transformers: {error}") from error
-    return model.eval()
-
-
-def _of_factory(module: str, factory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    from torch import nn
-
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        made = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{module}:{factory} cannot be imported from {os.getcwd()}: {error}.") from error
-    arguments = {name: value for name, value in arguments.items() if name != "name"}
-    model = made(**arguments) if callable(made) and not isinstance(made, nn.Module) else made
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"{module}:{factory} gave a {type(model).__name__}; it must be, or return, a torch.nn.Module."
-        )
     return model.eval()

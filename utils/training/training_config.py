@@ -378,6 +378,11 @@ def _translate_amp(values: dict[str, Any]) -> list[Problem]:
     return []
 
 
+def better_direction(metric: str) -> Literal["min", "max"]:
+    """Whether larger or smaller values of a metric are better: "max" for accuracy, F1 and R², "min" for everything else."""
+    return "max" if metric.rpartition("/")[2] in _GROWING else "min"
+
+
 def compare_configs(first: TrainingConfig, second: TrainingConfig) -> dict[str, dict[str, Any]]:
     """What changed from `first` to `second`.
 

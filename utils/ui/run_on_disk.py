@@ -9,10 +9,10 @@ from typing import Any
 
 from utils.errors import ConfigError, DataNotFoundError
 from utils.training.config_files import read_config_file
+from utils.training.run_state import modified_at, read_state, run_status
 from utils.ui.live_run import LiveRun, Row, RunEvent, past_of
-from utils.ui.runs import modified_at, read_state, run_status
 
-# Statuses of `utils.ui.runs` that mean: no process trains in this folder now.
+# Values of `RunStatus` that mean: no process trains in this folder now.
 _OVER = ("finished", "stopped", "broken off", "failed")
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from utils.storage import FolderLock, absolute_path, read_json_lines
+from utils.storage import absolute_path, read_json_lines
+from utils.training.run_state import RunStatus, modified_at, read_state, run_status
 from utils.ui.live_picture import ENDINGS
 from utils.views.display import show_columns, show_text
-
-RunStatus = Literal["running", "finished", "stopped", "broken off", "failed"]
 
 _TO_DO = {
     "running": "wait, or stop it: its buttons, or a file STOP in its folder",
@@ -100,15 +97,6 @@ def show_runs(output_dir: str | Path = "runs") -> None:
     show_columns(f"Runs in {output_dir}", ("run", "status", "why", "steps", "validation loss", "to go on"), rows)
 
 
-def read_state(path: Path) -> dict[str, Any] | None:
-    """Content of state.json; {} for a run's folder without a readable one, None for a folder that is no run's."""
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return state if isinstance(state, dict) else {}
-    except (OSError, ValueError):
-        return {} if (path / "checkpoints").is_dir() or (path / "history.jsonl").is_file() else None
-
-
 def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
     status = run_status(path, state)
     losses = [row["val/loss"] for row in read_json_lines(path / "history.jsonl") if row.get("event") == "evaluate"]
@@ -126,22 +114,6 @@ def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
 
 def _written_at(path: Path) -> float:
     return max(modified_at(path / name) for name in ("history.jsonl", "state.json"))
-
-
-def modified_at(path: Path) -> float:
-    """When the file was last modified, in seconds since the epoch; 0 where there is none, or none any more."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def run_status(path: Path, state: Mapping[str, Any]) -> RunStatus:
-    """Status of the run in `path`, whose state.json holds `state`."""
-    if FolderLock(path / "lock").is_taken():
-        return "running"
-    known: dict[Any, RunStatus] = {"ended": "finished", "stopped": "stopped", "failed": "failed"}
-    return known.get(state.get("status"), "broken off")
 
 
 def _reason(status: RunStatus, state: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from utils.errors import (
     TrainbookError,
     TrainingInterrupted,
 )
-from utils.scrubbing import describe_error, scrub
+from utils.scrubbing import describe_error, scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
 from utils.training.engine.arguments import check_arguments, whole_number
@@ -75,7 +75,7 @@ from utils.training.engine.trial_rules import RULES
 from utils.training.engine.world import World, check_launch, join
 from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec
-from utils.training.tracking import make_tracker
+from utils.training.tracking import RunFacts, Tracker, Trackers, check_trackers, make_trackers
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
@@ -101,6 +101,8 @@ class Trainer:
         data_collator: makes a batch from samples; None: as the task needs it (`utils.data.collators`); padding is not scored.
         hooks: a `TrainingHooks`; callbacks: `Callback`s, in order.
         own_parts: an optimizer, scheduler and criterion of the caller's, instead of the config's and the task's.
+        trackers: where metrics go besides the run's folder: "tensorboard", "mlflow", "trackio", "wandb", or objects with the
+            methods of `utils.training.tracking.Tracker`; None: what the environment variable TRAINBOOK_TRACKERS names.
 
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
@@ -113,6 +115,7 @@ class Trainer:
         self, model: nn.Module, config: Any = None, training_config: TrainingConfig | Mapping[str, Any] | None = None,
         task_spec: TaskSpec | Mapping[str, Any] | None = None, *, tokenizer: Any = None, data_collator: Any = None,
         hooks: Any = None, callbacks: Sequence[Callback] = (), own_parts: OwnParts | None = None,
+        trackers: str | Sequence[str | Tracker] | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise ModelError(f"Trainer takes an nn.Module as model; got a {type(model).__name__}.")
@@ -128,6 +131,7 @@ class Trainer:
         self.training_config = training_config.at(Path.cwd())
         self.task_spec, self.tokenizer, self.data_collator = task_spec, tokenizer, data_collator
         self.hooks, self.callbacks, self.own_parts = hooks, list(callbacks), own_parts
+        self.trackers = check_trackers(trackers)
         self.state, self.control = TrainState(), Control()
         self.notices: list[str] = []
         self.description: dict[str, Any] = {}
@@ -530,6 +534,11 @@ class Trainer:
 
     def _describe(self, start: Start, task_spec: TaskSpec) -> None:
         start.folder.write_description(self.training_config.to_dict(), task_spec.to_dict(), **self.description)
+        if start.checkpoint is not None and not start.in_place:
+            run, step = start.checkpoint["run"], start.checkpoint["state"]["step"]
+            start.folder.write_lineage(
+                "checkpoint", run["name"], parent_id=run["id"], checkpoint=str(start.source), step=step
+            )
         self._note_state(start.folder, "running")
 
     def _note_state(self, folder: RunFolder, status: str, **facts: Any) -> None:
@@ -556,8 +565,11 @@ class Trainer:
             found.append(DoctorCallback())
         if self.parts is not None and not self.parts.world.is_main:
             return [callback for callback in found if not callback.main_only]
-        tracker = make_tracker(config, folder.name, self.notices)
-        return [*found, tracker] if tracker is not None else found
+        trackers = make_trackers(config, self.trackers, self.notices)
+        if not trackers:
+            return found
+        run = RunFacts(folder.name, folder.path, folder.run_id, scrubbed(config.to_dict()), self.state.step)
+        return [*found, Trackers(trackers, run, self.notices)]
 
     def _bundled(self, results: TrainingResults, folder: RunFolder, world: World) -> TrainingResults:
         """`results` with the export bundle, where the config asks for one. One that fails is reported and fails no run."""
