@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +14,6 @@ from utils.training.export.onnx_graphs import reason
 
 class Session:
     """`Session(file)(inputs) -> outputs`, both by name, with as many threads as torch has.
-
-    An attention mask that is not given is one of ones.
 
     Raises:
         ExportError: ONNX Runtime cannot load the file, or cannot compute inputs of that shape.
@@ -37,24 +34,20 @@ class Session:
         self.outputs = [one.name for one in self._session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        main = next(iter(inputs.values()))
-        given: dict[str, np.ndarray] = {}
-        for name in self.inputs:
-            value = inputs.get(name, torch.ones_like(main) if "mask" in name else None)
-            if value is None:
-                raise ExportError(f"the exported file needs the input {name!r}; got {', '.join(inputs)}")
-            given[name] = value.detach().cpu().numpy()
+        given = {name: inputs[name].detach().cpu().numpy() for name in self.inputs}
         try:
             found = self._session.run(self.outputs, given)
         except (RuntimeError, ValueError) as error:  # ValueError: an input of another shape
-            raise ExportError(
-                f"the exported file cannot compute inputs of shape {tuple(main.shape)}: {reason(error)}"
-            ) from error
+            raise ExportError(f"the exported file cannot compute {_shapes(inputs)}: {reason(error)}") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
 
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+
+
 class ForwardRun:
-    """Logits of a file that holds the whole forward pass.
+    """Logits of a file that holds the whole forward pass. An attention mask that a batch has not is one of ones.
 
     Args:
         names: of the file's inputs, by the batch's; None: the same names.
@@ -64,7 +57,9 @@ class ForwardRun:
         self._session, self._names = session, names or {}
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        given = {self._names.get(name, name): value for name, value in batch.items()}
+        mask = self._names.get("attention_mask", "attention_mask")
+        filled = {mask: torch.ones_like(batch["input_ids"])} if mask in self._session.inputs else {}
+        given = {**filled, **{self._names.get(name, name): value for name, value in batch.items()}}
         return self._session(given)[self._session.outputs[0]]
 
 

@@ -120,7 +120,7 @@ def quantise(file: Path, target: Path, external_data: bool) -> None:
         with silent():
             quantize_dynamic(
                 file, target, op_types_to_quantize=_QUANTISED, per_channel=True, weight_type=QuantType.QInt8,
-                use_external_data_format=external_data, 
+                use_external_data_format=external_data,
                 extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
             )  # fmt: skip
     # Shape inference and pattern matching raise their own errors, which have no common class.
