@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.kit.task_toys import PAD, VOCAB, PlainEncoderDecoder, tiny_bert, tiny_t5
 from tests.kit.toys import tiny_llama
+from utils.adapters import ComputationalGraphExecutor
 from utils.errors import ExportError
 from utils.models.images import LeNet
 from utils.training.export import onnx_measures
@@ -22,6 +23,26 @@ STEPS = 64
 
 def table():
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def table_with_lora():
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(table(), LoraConfig(target_modules=["0"], r=2, init_lora_weights=False))
+
+
+class Built(nn.Module):
+    """As a visual builder exports it: outputs of earlier nodes are arguments of forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding_0_token = nn.Embedding(VOCAB, 8)
+        self.mhsa_0 = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layernorm_0 = nn.LayerNorm(8)
+        self.output_0 = nn.Linear(8, VOCAB)
+
+    def forward(self, input_0_tokens, mhsa_0_output, residual_0_output):
+        return self.output_0(self.layernorm_0(residual_0_output) + 0 * mhsa_0_output)
 
 
 def tiny_vit():
@@ -60,6 +81,8 @@ FAMILIES = {
     "vit": (tiny_vit, {"pixel_values": torch.randn(4, 3, 16, 16)}),
     "lenet": (LeNet, {"pixel_values": torch.randn(5, 1, 28, 28)}),
     "table": (table, {"inputs": torch.randn(7, 5)}),
+    "lora": (table_with_lora, {"inputs": torch.randn(7, 5)}),
+    "visual builder": (Built, {"input_ids": ids_of(3, 9)}),
     "plain encoder-decoder": (
         PlainEncoderDecoder,
         {"input_ids": ids_of(3, 9), "decoder_input_ids": ids_of(3, 6), "attention_mask": torch.ones(3, 9).long()},
@@ -85,10 +108,13 @@ def family(request, tmp_path_factory):
 def test_other_batches_and_lengths_give_the_models_logits(family):
     arguments = tuple(family.inputs.values()) if len(family.inputs) == 1 else ()
     named = {} if arguments else family.inputs
+    model = ComputationalGraphExecutor(family.model) if family.name == "visual builder" else family.model
     with torch.no_grad():
-        expected = family.model(*arguments, **named)
+        expected = model(*arguments, **named)
     expected = getattr(expected, "logits", expected)
-    (logits,) = run(family.result.path / "model.onnx", family.inputs, ["logits"])
+    file = family.result.path / "model.onnx"
+    mask = {"attention_mask": torch.ones(3, 9).long()} if family.name == "visual builder" else {}
+    (logits,) = run(file, {**family.inputs, **mask}, ["logits"])
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -143,6 +143,18 @@ def test_a_task_spec_fills_what_the_model_does_not_state():
     assert max(batch["input_ids"].shape[1] for batch in batches) == 7
 
 
+def test_a_table_of_positions_that_nobody_states_is_not_exceeded():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.where = nn.Embedding(9, 4), nn.Embedding(40, 4)
+
+        def forward(self, ids):
+            return self.words(ids) + self.where(torch.arange(ids.shape[1]))
+
+    assert max(batch["input_ids"].shape[1] for batch in example_batches(Positions())) == 32
+
+
 def test_the_model_and_the_random_state_are_left_alone(kind, rng_untouched):
     with torch.random.fork_rng():
         model = MODELS[kind]().train()

@@ -6,7 +6,7 @@ Shapes: B samples, T positions, F features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,6 +84,22 @@ def infer_input_shapes(model: nn.Module, *sources: Any) -> InputShapes:
             "and no layer over numbers in front. Give a sample batch."
         )
     return InputShapes("numbers", feature_shape=shape)
+
+
+def longest_accepted(model: nn.Module, vocab_size: int, lengths: Sequence[int]) -> int | None:
+    """The first of `lengths` for which a forward pass takes one sequence of ids; None: it takes none of them.
+
+    For models that do not state how many positions they have.
+    """
+    tried = copy.deepcopy(model).eval()
+    for length in lengths:
+        ids_BT = torch.zeros(1, length, dtype=torch.int64)
+        batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+        if takes_decoder_ids(model):
+            batch["decoder_input_ids"] = ids_BT
+        if _accepts(tried, batch):
+            return length
+    return None
 
 
 def takes_decoder_ids(model: nn.Module) -> bool:
@@ -169,7 +185,12 @@ def _accepts(model: nn.Module, batch: dict[str, Tensor]) -> bool:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
         try:
-            ModelCall(model)({name: tensor.to(device, dtype) for name, tensor in batch.items()})
+            ModelCall(model)(
+                {
+                    name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+                    for name, tensor in batch.items()
+                }
+            )
         except Exception:  # noqa: BLE001 - the model's own code: whatever it raises, it does not take this
             return False
     return True

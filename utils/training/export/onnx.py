@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.adapters.graph import ComputationalGraphExecutor
+from utils.adapters.graph import runnable
 from utils.adapters.input_shapes import takes_decoder_ids
-from utils.adapters.signature import ModelSignatureInspector
 from utils.errors import ExportError, MissingPackageError
 from utils.storage import write_json
 from utils.training.export import onnx_graphs as graphs
 from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
 from utils.training.export.hf import save_tokenizer
-from utils.training.export.onnx_graphs import CACHE_FILE, DECODER_FILE, FILE_NAME, Graph
+from utils.training.export.onnx_graphs import CACHE_FILE, FILE_NAME, Graph
 from utils.training.export.onnx_measures import BATCH_SIZES, TIMED_LENGTH, benchmark
 from utils.training.export.onnx_tools import checked_opset, optimise, quantise
 from utils.training.export.onnx_verification import OnnxVerification
@@ -157,7 +156,7 @@ def write_onnx(model: nn.Module, folder: Path, options: OnnxOptions, tokenizer: 
     planned, more_notes = _planned(model, batches, names, options)
     for name, graph in planned.items():
         graphs.write_graph(graph, folder / name, type(model).__name__, large)
-    opset = checked_opset(folder / FILE_NAME if FILE_NAME in planned else folder / DECODER_FILE)
+    opset = max(checked_opset(folder / name) for name in planned)
     check = OnnxVerification(model, batches, names, facts.max_length, tokenizer)
     parity = check.parity(folder, planned) if options.validate else {}
     notes += (*more_notes, *_described(opset, planned, facts.max_length, options))
@@ -184,8 +183,7 @@ def _prepared(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     if callable(getattr(model, "merge_and_unload", None)):
         model = copy.deepcopy(model).merge_and_unload().eval()  # type: ignore[operator]
         notes += ("The adapter's weights were merged into the model's.",)
-    if ModelSignatureInspector(model).requires_intermediate_outputs():
-        model = ComputationalGraphExecutor(model).eval()
+    model = runnable(model).eval()
     # ONNX Runtime's CPU kernels have float32 for everything.
     if any(p.dtype != torch.float32 for p in model.parameters() if p.is_floating_point()):
         model = copy.deepcopy(model).float()

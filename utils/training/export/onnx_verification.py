@@ -41,11 +41,15 @@ class OnnxVerification:
     ) -> None:  # fmt: skip
         self.model, self.original = model, ModelCall(model)
         self._continued = _LastLogits(self.original)
-        self._names, self._max_length, self._tokenizer = names, max_length, tokenizer
+        self._names, self._tokenizer = names, tokenizer
         # An input that was left out cannot be compared with what the model computes from it.
         self.batches = [batch for batch in batches if set(batch) <= set(names)] or [
             {name: tensor for name, tensor in batch.items() if name in names} for batch in batches
         ]
+
+        # Where a model states no limit, it is not asked for more positions than it has taken.
+        taken = (tensor.shape[1] for batch in self.batches for tensor in batch.values() if tensor.dim() > 1)
+        self._max_length = max_length or max(taken, default=None)
 
     def run(self, folder: Path, planned: Mapping[str, Graph]) -> Logits:
         """Logits of the forward pass by the files in `folder`."""

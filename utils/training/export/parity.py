@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
-from utils.adapters.input_shapes import InputShapes, infer_input_shapes
+from utils.adapters.input_shapes import InputShapes, infer_input_shapes, longest_accepted
 from utils.errors import ExportError, ModelError
 
 Logits = Callable[[Mapping[str, Tensor]], Tensor]
 
 # Most positions of a compared batch: parity does not need a long context to be seen.
 _LONGEST = 256
+# Tried for a model that states no limit.
+_LENGTHS = (256, 128, 64, 32, 16, 8)
 
 
 def parity_batches(vocab_size: int, max_length: int | None, decoder: bool) -> list[dict[str, Tensor]]:
@@ -80,6 +82,9 @@ def _batches_of(sample: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def _token_batches(model: nn.Module, shapes: InputShapes, generator: torch.Generator) -> list[dict[str, Tensor]]:
     longest = min(shapes.max_length or _LONGEST, _LONGEST)
+    if shapes.max_length is None and shapes.vocab_size is not None:
+        # A table of positions that nobody states ends somewhere; where no length works, the comparison gives the reason.
+        longest = longest_accepted(model, shapes.vocab_size, _LENGTHS) or longest
     middle = max(1, longest // 2)
     padding_ids = {
         module.padding_idx for module in model.modules() if isinstance(module, nn.Embedding) and module.padding_idx
