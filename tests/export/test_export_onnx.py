@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import json
 import logging
-import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +134,7 @@ def test_the_result_states_agreement_speed_size_and_the_real_opset(exported):
     assert result.parity["shapes"] == [(1, 1), (3, LENGTH // 2), (1, LENGTH)] or "plain" in str(result.path)
     assert len(result.parity["shapes"]) == 3
     assert 0 < result.parity["max_abs_diff"] < 1e-4
+    assert result.parity["greedy_tokens_equal"] == 64
     assert result.size_bytes == sum(path.stat().st_size for path in result.path.iterdir())
     benchmark = result.benchmark
     assert min(benchmark["pytorch_ms"], benchmark["onnxruntime_ms"]) > 0
@@ -145,10 +145,17 @@ def test_the_result_states_agreement_speed_size_and_the_real_opset(exported):
     assert set(result) >= {"output_path", "file_size_mb", "opset_version", "parity", "benchmark"}
 
 
-def test_the_file_names_nothing_of_this_machine(exported):
-    raw = (exported.result.path / "model.onnx").read_bytes()
-    assert b".py" not in raw
-    assert str(Path.home()).encode() not in raw
+def test_the_files_name_nothing_of_this_machine(exported):
+    for file in exported.result.path.glob("*.onnx"):
+        raw = file.read_bytes()
+        assert b".py" not in raw
+        assert str(Path.home()).encode() not in raw
+
+
+def test_a_causal_model_of_transformers_also_has_a_file_with_its_cache(exported):
+    has_cache = type(exported.model).__name__ != "PlainLM"
+    assert (exported.result.path / "decoder_with_past_model.onnx").is_file() == has_cache
+    assert any("past_key_values" in note for note in exported.result.notes) == has_cache
 
 
 def test_the_tokenizer_stands_beside_it(exported):
@@ -245,29 +252,18 @@ def test_a_model_that_no_file_can_hold_is_one_sentence_and_no_folder(tmp_path, k
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_encoder_decoder_is_refused_before_anything_is_written(tmp_path):
-    from transformers import T5Config, T5ForConditionalGeneration
+def test_a_model_whose_inputs_nobody_knows_is_refused_and_does_not_stop_other_formats(tmp_path):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(3))
 
-    config = T5Config(
-        vocab_size=VOCAB_SIZE, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )  # fmt: skip
-    results = results_of(T5ForConditionalGeneration(config), tmp_path)
-    message = r"T5ForConditionalGeneration is an encoder-decoder.*formats=\['hf'\]"
-    with pytest.raises(ExportError, match=message):
-        export_model(results, formats=["onnx"])
-    assert not (tmp_path / "exports").exists()
-    # Beside a format that holds it, it does not stop that one.
-    exported = export_model(results, formats=["hf", "onnx"])
-    assert list(exported) == ["hf"]
-    assert re.search(message, exported.not_written["onnx"])
+        def forward(self, signal):
+            return signal * self.factor
 
-
-def test_a_model_over_pixels_is_refused(tmp_path):
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
-    with pytest.raises(ExportError, match="takes pixel_values"):
-        export_model(results_of(ViTForImageClassification(config), tmp_path), formats="onnx")
+    exported = export_model(results_of(Scale(), tmp_path), formats=["onnx", "safetensors"])
+    assert list(exported) == ["safetensors"]
+    assert "Scale does not state what its inputs are" in exported.not_written["onnx"]
 
 
 def test_weights_that_are_not_finite_are_not_exported(bigram, tmp_path):

@@ -136,13 +136,14 @@ class ComputationalGraphExecutor(nn.Module):
         vectors = []
         for name, table in tables.items():
             ids = positions_T.expand_as(ids_BT) if "pos" in name.lower() else ids_BT
-            if int(ids.max()) >= table.num_embeddings:
+            # A traced graph cannot branch on values; the embedding itself refuses such ids there.
+            if not torch.compiler.is_compiling() and int(ids.max()) >= table.num_embeddings:
                 raise ModelError(f"{name} has {table.num_embeddings} rows, and was asked for number {int(ids.max())}.")
             vectors.append(table(ids))
         return torch.stack(vectors).sum(0)
 
     def _applied(self, name: str, layer: nn.Module, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        padded = mask_BT is not None and bool((mask_BT == 0).any())
+        padded = mask_BT is not None and not torch.compiler.is_compiling() and bool((mask_BT == 0).any())
         if padded and _ATTENTION.match(name) and not _is_attention(layer):
             raise ModelError(
                 f"{type(self.model).__name__}.{name} is a {type(layer).__name__}, which cannot be told about padding. Give "

@@ -28,6 +28,7 @@ _EXPORTS = {
     "DoctorCallback": "utils.training.diagnosis.watch",
     "create_export_bundle": "utils.training.export",
     "export_model": "utils.training.export",
+    "ONNXExporter": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
     "freeze_layers": "utils.training.freezing",

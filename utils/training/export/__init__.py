@@ -9,6 +9,7 @@ _EXPORTS = {
     "create_export_bundle": "utils.training.export.bundle",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
+    "ONNXExporter": "utils.training.export.onnx_exporter",
     "export_model": "utils.training.export.exporting",
     "pack_bundle": "utils.training.export.archives",
     "unpack_bundle": "utils.training.export.archives",

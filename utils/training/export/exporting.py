@@ -26,6 +26,7 @@ FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "hf": (hf.refuse_unsupported, hf.export_hf),
     "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
     "pytorch": (pytorch.refuse_unsupported, pytorch.export_pytorch),
+    "onnx-int8": (onnx.refuse_unsupported, onnx.export_onnx_int8),
     "safetensors": (safetensors.refuse_unsupported, safetensors.export_safetensors),
 }
 
@@ -43,7 +44,8 @@ def export_model(
 
     Args:
         results: a TrainingResults.
-        formats: names in FORMATS: "hf", "onnx", and "safetensors", which holds the weights of any module.
+        formats: names in FORMATS: "hf", "onnx", "onnx-int8" with 8-bit weights, and "safetensors", which holds the
+            weights of any module.
         which: the checkpoint with the best monitored metric, or the last one.
         output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder.
     Returns:

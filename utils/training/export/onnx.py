@@ -1,311 +1,326 @@
-"""An ONNX file: the model's graph and weights for ONNX Runtime and other engines, with any batch and any length."""
+"""ONNX files: the model's graphs and weights for ONNX Runtime and other engines, verified by running them."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.errors import ExportError, MissingPackageError, TrainbookError
+from utils.adapters.graph import runnable
+from utils.adapters.input_shapes import takes_decoder_ids
+from utils.errors import ExportError, MissingPackageError
 from utils.storage import write_json
+from utils.training.export import onnx_graphs as graphs
 from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
 from utils.training.export.hf import save_tokenizer
-from utils.training.export.parity import compare_logits, parity_batches
+from utils.training.export.onnx_graphs import CACHE_FILE, FILE_NAME, Graph
+from utils.training.export.onnx_measures import BATCH_SIZES, TIMED_LENGTH, benchmark
+from utils.training.export.onnx_tools import checked_opset, optimise, quantise
+from utils.training.export.onnx_verification import OnnxVerification
+from utils.training.export.parity import example_batches
 from utils.training.export.result import ExportResult
 
-if TYPE_CHECKING:
-    import onnx_ir
-
-_log = logging.getLogger("trainbook.export")
-
-#: The file's name in the export's folder.
-FILE_NAME = "model.onnx"
-
-# Both sides compute in float32 but sum in another order: below 1e-6 of the largest logit on models of 2 to 12 layers.
-# A hundred times that is still far below what changes a prediction, and far above what a wrong graph stays under.
-_TOLERANCE = 1e-4
 # Weights from here on go into a file beside the graph: a protobuf file ends at 2 GiB.
 _LARGEST_SINGLE_FILE = 1_000_000_000
-# Positions of the example that is traced; sizes 0 and 1 would be taken for constants.
-_EXAMPLE_LENGTH = 5
-_BENCHMARK_LENGTH = 128
-_BENCHMARK_RUNS, _BENCHMARK_LEAST_RUNS, _BENCHMARK_S = 15, 3, 3.0
 _PACKAGES = {"onnx": "to write ONNX files", "onnxscript": "to write ONNX files", "onnxruntime": "to verify ONNX files"}
-# They report their progress and their own deprecations.
-_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
-Run = Callable[[Mapping[str, Tensor]], Tensor]
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What is written, and how it is verified.
+
+    Attributes:
+        sizes: (batch, sequence) of graphs of fixed sizes; None: both may vary.
+        optimise: whether operators are fused for ONNX Runtime; the graphs then hold operators of its own.
+        int8: whether weights are stored in 8 bits.
+        validate, benchmark: whether the files are compared with the model, and timed.
+        cache: whether a causal language model gets a second file with a key/value cache.
+        benchmark_batch: the batch of the benchmark's main figures.
+        inputs: names of the inputs, in the order of the model's; fewer leave the last ones out. outputs: likewise.
+        task_spec: fills what the model does not state of its inputs.
+    """
+
+    sizes: tuple[int, int] | None = None
+    optimise: bool = False
+    int8: bool = False
+    validate: bool = True
+    benchmark: bool = True
+    cache: bool = True
+    benchmark_batch: int = 1
+    inputs: Sequence[str] | None = None
+    outputs: Sequence[str] | None = None
+    task_spec: Any = None
+
+
+@dataclass(frozen=True)
+class OnnxFiles:
+    """What `write_onnx` wrote.
+
+    Attributes:
+        names: files of graphs, without those of external data.
+        parity, benchmark: as of an ExportResult; empty and None where nothing was measured.
+        opset: version of the ONNX operators in the files.
+    """
+
+    names: tuple[str, ...]
+    parity: Mapping[str, Any]
+    benchmark: Mapping[str, Any] | None
+    opset: int
+    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 def refuse_unsupported(model: Any) -> None:
     """Raise `ExportError` for a model that this format cannot hold, `MissingPackageError` where a package is missing."""
     import importlib.util
 
-    name = type(model).__name__
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ExportError(
-            f"{name} is an encoder-decoder: its decoder runs many times for one run of the encoder, so it would take two "
-            "ONNX files, which this version does not write. Use formats=['hf'] or ['safetensors']."
-        )
-    if getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise ExportError(
-            f"{name} takes {model.main_input_name}; only models over token ids can be exported as ONNX. Use "
-            "formats=['safetensors']."
-        )
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"{type(model).__name__} is not an nn.Module, so it has no forward pass to export")
     for package, purpose in _PACKAGES.items():
         if importlib.util.find_spec(package) is None:
             raise MissingPackageError(package, purpose)
 
 
 def export_onnx(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
-    """Write `model` to `target`/model.onnx, compare ONNX Runtime's logits with the model's, and only then name it.
+    """Write `model` to the folder `target`, compare ONNX Runtime's results with the model's, and only then name it.
 
-    The file's inputs are `input_ids` and, where the model takes one, `attention_mask`, both int64 of shape (batch,
-    sequence); its output is `logits`, float32. No key/value cache: each call computes the whole sequence.
+    `model.onnx` holds the forward pass in standard operators, for any batch and length. Its inputs are those of the model:
+    `input_ids` and, where the model takes one, `attention_mask` (int64, (batch, sequence)); `pixel_values`; or `inputs`.
+    Its output is `logits`, float32. A causal language model of transformers also gets `decoder_with_past_model.onnx`, which
+    takes and returns the key/value cache; an encoder-decoder of transformers is `encoder_model.onnx` and `decoder_model.onnx`.
 
     Args:
-        model: a module over token ids, on the CPU, in evaluation mode.
+        model: any module that `ModelCall` can call, on the CPU, in evaluation mode.
         tokenizer: saved with it; None: none.
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: what the result should say besides.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
-    facts = model_facts(model)
-    model, more_notes = _in_float32(model)
+    return _export("onnx", model, tokenizer, target, source, notes, OnnxOptions(task_spec=task_spec))
+
+
+def export_onnx_int8(
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
+) -> ExportResult:
+    """Write `model` as `export_onnx` does, with the weights of matrices in int8 (dynamic quantisation).
+
+    What is compared is not each logit but what they are for: the perplexity of a language model on a sample text, the
+    predictions of a classifier. `parity` holds the measured value beside its limit.
+    """
+    return _export("onnx-int8", model, tokenizer, target, source, notes, OnnxOptions(int8=True, task_spec=task_spec))
+
+
+def _export(
+    kind: str, model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...], options: OnnxOptions
+) -> ExportResult:
     try:
         with staged_folder(target) as staging:
             check_space(staging, target, model)
-            file = staging / FILE_NAME
-            batches = [
-                _with_mask(batch, model) for batch in parity_batches(facts.vocab_size or 1, facts.max_length, False)
-            ]
-            _write(model, file, facts.max_length)
-            opset = _checked_opset(file)
-            run = _onnxruntime(file)
-            original = ModelCall(model)
-            parity = compare_logits(_at_real_positions(original), _at_real_positions(run), batches, _TOLERANCE)
-            benchmark = _benchmark(original, run, batches[-1])
-            notes += (
-                *more_notes,
-                *_described(opset, batches[-1], facts.max_length),
-                *save_tokenizer(tokenizer, staging),
-            )
-            record = {"format": "onnx", "source": source, "class": facts.name, "parity": parity, "opset": opset}
-            write_json(staging / MARKER, record)
+            files = write_onnx(model, staging, options, tokenizer)
+            notes += (*files.notes, *save_tokenizer(tokenizer, staging))
+            record = {"format": kind, "source": source, "class": type(model).__name__, "parity": files.parity}
+            write_json(staging / MARKER, {**record, "opset": files.opset})
     except OSError as error:
         raise ExportError(
             f"{target} could not be written: {error.strerror or error}. What was there before is unchanged."
         ) from error
-    return ExportResult("onnx", target, size_of(target), parity, benchmark, notes, opset)
+    return ExportResult(kind, target, size_of(target), files.parity, files.benchmark, notes, files.opset)
 
 
-class _Logits(nn.Module):
-    """A model with fixed argument names and one output, as the exporter needs it."""
+def write_onnx(model: nn.Module, folder: Path, options: OnnxOptions, tokenizer: Any = None) -> OnnxFiles:
+    """Write the graphs of `model` into `folder` and verify them there.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._call = ModelCall(model)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits of ids (B, T), with the mask where there is one."""
-        masked = {} if attention_mask is None else {"attention_mask": attention_mask}
-        return self._call({"input_ids": input_ids, **masked})
-
-
-def _in_float32(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """`model`, or a float32 copy of one in half precision: ONNX Runtime's CPU kernels have float32 for everything."""
-    if all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point()):
-        return model, ()
-    return copy.deepcopy(model).float(), ("The weights were converted to float32.",)
-
-
-def _with_mask(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`batch` with a mask, if the model takes one. Where there is room, the beginning of the last row is padding."""
-    ids_BT = batch["input_ids"]
-    mask_BT = torch.ones_like(ids_BT)
-    masked = {"input_ids": ids_BT, "attention_mask": mask_BT}
-    if "attention_mask" not in ModelCall(model).inputs(masked)[1]:
-        return batch
-    if len(ids_BT) > 1:
-        mask_BT[-1, : ids_BT.shape[1] // 3] = 0
-    return masked
-
-
-def _write(model: nn.Module, file: Path, max_length: int | None) -> None:
-    """Trace the model and write the file. Raises ExportError with the exporter's reason."""
-    example = _with_mask(
-        {"input_ids": torch.zeros(2, min(_EXAMPLE_LENGTH, max_length or _EXAMPLE_LENGTH)).long()}, model
-    )
-    sizes = {0: "batch", 1: "sequence"}
+    Args:
+        model: on the CPU, in evaluation mode.
+        tokenizer: gives the sample text on which int8 weights are measured; None: random ids.
+    Raises:
+        ExportError: the model has no ONNX form, or the files are not the same model.
+    """
+    model, notes = _prepared(model)
+    facts = model_facts(model)
+    batches = _batches(model, options)
+    names = _input_names(batches, options)
     large = sum(p.numel() * p.element_size() for p in model.parameters()) >= _LARGEST_SINGLE_FILE
-    try:
-        with _silent(), torch.no_grad():
-            program = torch.onnx.export(
-                _Logits(model).eval(),
-                tuple(example.values()),
-                dynamo=True,
-                input_names=list(example),
-                output_names=["logits"],
-                dynamic_shapes=tuple(sizes for _ in example),
-                verbose=False,
+    planned, more_notes = _planned(model, batches, names, options)
+    for name, graph in planned.items():
+        graphs.write_graph(graph, folder / name, type(model).__name__, large)
+    opset = max(checked_opset(folder / name) for name in planned)
+    check = OnnxVerification(model, batches, names, facts.max_length, tokenizer)
+    parity = check.parity(folder, planned) if options.validate else {}
+    notes += (*more_notes, *_described(opset, planned, facts.max_length, options))
+    if options.optimise:
+        notes += (_optimised(model, folder, planned, check, large, options.validate),)
+    if options.int8:
+        parity = _quantised(folder, planned, check, large)
+        notes += ("Weights of matrices are int8; activations are quantised as the model runs.",)
+    run = check.run(folder, planned)
+    times = benchmark(check.original, run, check.batches[-1], *_timed_sizes(options)) if options.benchmark else None
+    return OnnxFiles(tuple(planned), parity, times, opset, notes)
+
+
+def _timed_sizes(options: OnnxOptions) -> tuple[tuple[int, ...], int | None]:
+    """Batch sizes that are timed, and the number of tokens that rows are cut to."""
+    if options.sizes:
+        return (options.sizes[0],), None
+    return tuple(dict.fromkeys((options.benchmark_batch, *BATCH_SIZES))), TIMED_LENGTH
+
+
+def _prepared(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """`model` in the form that is traced: adapters merged, nodes of a visual builder connected, in float32."""
+    notes: tuple[str, ...] = ()
+    if callable(getattr(model, "merge_and_unload", None)):
+        model = copy.deepcopy(model).merge_and_unload().eval()  # type: ignore[operator]
+        notes += ("The adapter's weights were merged into the model's.",)
+    model = runnable(model).eval()
+    # ONNX Runtime's CPU kernels have float32 for everything.
+    if any(p.dtype != torch.float32 for p in model.parameters() if p.is_floating_point()):
+        model = copy.deepcopy(model).float()
+        notes += ("The weights were converted to float32.",)
+    return model, notes
+
+
+def _batches(model: nn.Module, options: OnnxOptions) -> list[dict[str, Tensor]]:
+    """What model and files are compared on."""
+    batches = example_batches(model, options.task_spec)
+    if options.sizes is None:
+        return batches
+    rows, length = options.sizes
+    return [{name: _resized(tensor, rows, length) for name, tensor in batch.items()} for batch in batches]
+
+
+def _resized(tensor: Tensor, rows: int, length: int) -> Tensor:
+    """`tensor` with its rows, and the positions of ids and masks, repeated or cut to a fixed size."""
+    tensor = tensor.repeat(-(-rows // len(tensor)), *[1] * (tensor.dim() - 1))[:rows]
+    if tensor.dim() == 2 and not tensor.is_floating_point():
+        return tensor.repeat(1, -(-length // tensor.shape[1]))[:, :length]
+    return tensor
+
+
+def _input_names(batches: Sequence[Mapping[str, Tensor]], options: OnnxOptions) -> dict[str, str]:
+    """The names of the file's inputs by the model's."""
+    taken = list(max(batches, key=len))
+    if options.inputs is None:
+        return {name: name for name in taken}
+    given = list(options.inputs)
+    if not 1 <= len(given) <= len(taken) or len(set(given)) < len(given):
+        raise ExportError(f"got input_names={given}; the model takes {taken}: give 1 to {len(taken)} different names")
+    return dict(zip(taken, given, strict=False))
+
+
+def _planned(
+    model: nn.Module, batches: Sequence[Mapping[str, Tensor]], names: Mapping[str, str], options: OnnxOptions
+) -> tuple[dict[str, Graph], tuple[str, ...]]:
+    """The graphs by file name, and what is left out, in sentences."""
+    facts, main = model_facts(model), max(batches, key=len)
+    is_transformers = hasattr(model, "get_encoder") and callable(getattr(model, "can_generate", None))
+    if is_transformers and takes_decoder_ids(model) and model.can_generate():  # type: ignore[operator]
+        if options.inputs is not None or options.outputs is not None:
+            raise ExportError(
+                "input_names and output_names are not used: an encoder-decoder is two files of fixed names"
             )
-            assert program is not None  # None is what the exporter of before dynamo returns
-            _tidy(program.model)
-            program.save(file, external_data=large)
-    except (OSError, TrainbookError):
-        raise
-    # The exporter passes on whatever the model's own code, torch.export or its passes raise.
-    except Exception as error:
-        raise ExportError(
-            f"{type(model).__name__} cannot be written as ONNX: {_reason(error)} Other formats are not affected."
-        ) from error
-
-
-def _tidy(graph_of: onnx_ir.Model) -> None:
-    """Take out the exporter's stack traces, which name files of this machine, and name the sizes that may vary.
-
-    Shapes inside the graph go too: engines derive them, and the exporter's can hold the example's length as a constant.
-    """
-    graph = graph_of.graph
-    for node in graph.all_nodes():
-        node.metadata_props.clear()
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None
-    for value in (*graph.inputs, *graph.outputs):
-        if value.shape is not None:
-            rank = len(value.shape)
-            varying = ("batch", "sequence")[: rank if value in graph.inputs else rank - 1]
-            value.shape = type(value.shape)([*varying, *list(value.shape)[len(varying) :]])
-
-
-def _checked_opset(file: Path) -> int:
-    """The version of the ONNX operators that the file uses. Raises ExportError when it is no valid model."""
-    import onnx
-
+        return graphs.encoder_decoder_graphs(model, options.sizes), ()
+    example = {name: tensor for name, tensor in main.items() if name in names}
+    graph = graphs.forward_graph(model, example, options.sizes, facts.max_length)
+    planned = {FILE_NAME: _renamed(graph, names, options.outputs)}
+    if not options.cache or options.sizes or not _has_cache(model):
+        return planned, ()
     try:
-        onnx.checker.check_model(file, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exporter wrote a file that is no valid ONNX model: {_reason(error)}") from error
-    imports = onnx.load(file, load_external_data=False).opset_import
-    return int(next(one.version for one in imports if one.domain in ("", "ai.onnx")))
+        planned[CACHE_FILE] = graphs.cached_graph(model)
+    except ExportError as error:
+        return planned, (f"There is no file with a key/value cache: {error}.",)
+    return planned, ()
 
 
-def _onnxruntime(file: Path) -> Run:
-    """A function from a batch to the logits of the file, on the CPU with as many threads as torch has."""
-    import onnxruntime  # type: ignore[import-untyped]
+def _has_cache(model: nn.Module) -> bool:
+    """Whether `model` is a causal language model of transformers, which takes a key/value cache."""
+    generates = getattr(model, "can_generate", None)
+    takes_cache = ModelCall(model).has_parameter("past_key_values", {"input_ids": torch.zeros(1, 1)})
+    return callable(generates) and bool(generates()) and takes_cache and not takes_decoder_ids(model)
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; they are also raised
-    options.intra_op_num_threads = torch.get_num_threads()
+
+def _renamed(graph: Graph, names: Mapping[str, str], outputs: Sequence[str] | None) -> Graph:
+    if outputs is not None and len(outputs) != 1:
+        raise ExportError(f"got output_names={list(outputs)}; the graph has one output, the logits: give one name")
+    output = outputs[0] if outputs else "logits"
+    inputs = {names[name]: tensor for name, tensor in graph.inputs.items()}
+    axes = {names.get(name, output): sizes for name, sizes in graph.axes.items()}
+    return replace(graph, inputs=inputs, outputs=[output], axes=axes)
+
+
+def _optimised(
+    model: nn.Module, folder: Path, planned: Mapping[str, Graph], check: OnnxVerification, large: bool, validate: bool
+) -> str:
+    """Replace the files by optimised ones that pass the same verification. Returns what was done, or why not."""
+    made = folder / "optimised"
+    made.mkdir()
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:  # every error of onnxruntime is one
-        raise ExportError(f"ONNX Runtime cannot load the exported file: {_reason(error)}") from error
-    names = [one.name for one in session.get_inputs()]
-
-    def run(batch: Mapping[str, Tensor]) -> Tensor:
-        try:
-            (logits,) = session.run(["logits"], {name: batch[name].numpy() for name in names})
-        except (RuntimeError, ValueError) as error:  # ValueError: an input of another shape
-            shape = tuple(batch["input_ids"].shape)
-            raise ExportError(f"the exported file cannot compute ids of shape {shape}: {_reason(error)}") from error
-        return torch.from_numpy(logits)
-
-    return run
-
-
-def _at_real_positions(run: Run) -> Run:
-    """`run` with zeros where the batch is padding: nobody reads those logits, and engines differ in them."""
-
-    def masked(batch: Mapping[str, Tensor]) -> Tensor:
-        logits = run(batch)
-        mask_BT = batch.get("attention_mask")
-        if mask_BT is None or logits.shape[:-1] != mask_BT.shape:
-            return logits
-        return logits.masked_fill(mask_BT[..., None] == 0, 0.0)
-
-    return masked
-
-
-def _benchmark(original: Run, exported: Run, longest: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Median times of both for one sequence, measured in turns, so that a busy machine slows both alike.
-
-    Returns:
-        {"pytorch_ms", "onnxruntime_ms", "speedup" (the first over the second), "shape" (B, T), "threads", "runs"}.
-    """
-    batch = {name: tensor[:, :_BENCHMARK_LENGTH] for name, tensor in longest.items()}
-    times: tuple[list[float], list[float]] = ([], [])
-    started = time.perf_counter()
-    with torch.no_grad():
-        original(batch), exported(batch)  # the first calls allocate
-        while len(times[0]) < _BENCHMARK_RUNS:
-            if len(times[0]) >= _BENCHMARK_LEAST_RUNS and time.perf_counter() - started > _BENCHMARK_S:
-                break
-            for run, taken in zip((original, exported), times, strict=True):
-                before = time.perf_counter()
-                run(batch)
-                taken.append(time.perf_counter() - before)
-    pytorch_ms, onnxruntime_ms = (1000 * statistics.median(taken) for taken in times)
-    return {
-        "pytorch_ms": pytorch_ms,
-        "onnxruntime_ms": onnxruntime_ms,
-        "speedup": pytorch_ms / onnxruntime_ms,
-        "shape": tuple(batch["input_ids"].shape),
-        "threads": torch.get_num_threads(),
-        "runs": len(times[0]),
-    }
-
-
-def _described(opset: int, batch: Mapping[str, Tensor], max_length: int | None) -> tuple[str, ...]:
-    longest = f"1 to {max_length:,}" if max_length else "any number of"
-    inputs = f"Inputs {' and '.join(batch)}: int64, any batch, {longest} tokens; output logits."
-    return (f"The file uses ONNX opset {opset}.", inputs)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without the exporter's log lines, warnings and prints, which are about its own insides.
-
-    Prints of other threads go to the debug log as well for as long as it lasts: there is no narrower way.
-    """
-    names = [
-        name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{one}." for one in _TALKATIVE))
-    ]
-    levels = {name: logging.getLogger(name).level for name in {*_TALKATIVE, *names}}
-    printed = io.StringIO()
-    try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            warnings.simplefilter("ignore")
-            yield
+        done = [optimise(folder / name, made / name, model, large) for name in planned]
+        for name in planned:
+            checked_opset(made / name, standard=False)
+        if validate:
+            check.parity(made, planned)
+        _replace_by(folder, made, planned)
+    except ExportError as error:
+        return f"The graph is not optimised: {str(error).rstrip('.')}."
     finally:
-        _log.debug("the exporter printed: %s", printed.getvalue())
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        shutil.rmtree(made)
+    return f"Optimised by {'; '.join(dict.fromkeys(done))}. The file holds operators that only ONNX Runtime has."
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of the first cause, as a sentence."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{lines[0][:300].rstrip('. ')}."
+def _quantised(folder: Path, planned: Mapping[str, Graph], check: OnnxVerification, large: bool) -> dict[str, Any]:
+    """Replace the files by int8 ones that keep the model's predictions. Returns the measured quality."""
+    made = folder / "int8"
+    made.mkdir()
+    try:
+        for name in planned:
+            quantise(folder / name, made / name, large)
+        quality = check.quality(made, planned)
+        _replace_by(folder, made, planned)
+    finally:
+        shutil.rmtree(made)
+    return quality
+
+
+def _replace_by(folder: Path, made: Path, planned: Mapping[str, Graph]) -> None:
+    """Move the files in `made` to `folder`, in place of the graphs that are there and their external data."""
+    for name in planned:
+        for old in folder.glob(f"{name}*"):
+            old.unlink()
+    for file in made.iterdir():
+        file.rename(folder / file.name)
+
+
+def _described(
+    opset: int, planned: Mapping[str, Graph], max_length: int | None, options: OnnxOptions
+) -> tuple[str, ...]:
+    """What the files take and give, a sentence for each."""
+    described = []
+    for name, graph in planned.items():
+        if name == CACHE_FILE:
+            described.append(
+                f"{name}: the same with the key/value cache as inputs past_key_values.* and outputs present.*."
+            )
+            continue
+        kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in graph.inputs.values()}
+        sizes = "any batch" if options.sizes is None else f"batch {options.sizes[0]}"
+        if any(tensor.dim() == 2 and not tensor.is_floating_point() for tensor in graph.inputs.values()):
+            longest = f"1 to {max_length:,}" if max_length else "any number of"
+            sizes += f", {longest} tokens" if options.sizes is None else f", {options.sizes[1]} tokens"
+        prefix = "" if name == FILE_NAME else f"{name}: "
+        described.append(
+            f"{prefix}Inputs {', '.join(graph.inputs)}: {' and '.join(sorted(kinds))}, {sizes}; "
+            f"output {graph.outputs[0]}."
+        )
+    return (f"The file uses ONNX opset {opset}.", *described)
