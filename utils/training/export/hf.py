@@ -56,7 +56,7 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
 
     facts = model_facts(model)
     try:
-        with staged_folder(target) as staging, _without_progress_bars():
+        with staged_folder(target) as staging, without_progress_bars():
             check_space(staging, target, model)
             _use_special_tokens(model, tokenizer)
             model.save_pretrained(staging)  # type: ignore[operator]
@@ -116,14 +116,16 @@ def _ids(tokenizer: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """transformers draws a bar for every file it writes or reads, also for one that takes a millisecond."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
