@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
+from utils.adapters.input_shapes import first_count, infer_feature_shape, stated_image_shape
 from utils.adapters.kept_attributes import KeptAttributes
 from utils.checks.result import CheckResult, Finding, Limit
 from utils.errors import ModelError
@@ -30,7 +31,6 @@ P = ParamSpec("P")
 _LONGEST = 512
 _DEFAULT_LENGTH = 128
 _DEFAULT_BATCH = 4
-_SERIES_LENGTH = 8
 
 Output = Literal["tokens", "classes", "numbers"]
 
@@ -176,7 +176,11 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         raise CannotProbeError(
             f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    stated = (facts.max_length, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len"))
+    stated = (
+        facts.max_length,
+        first_count([config], "max_seq_len", "max_length"),
+        first_count([task_spec], "max_seq_len"),
+    )
     known = [length for length in stated if length]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec, image_shape is not None)
@@ -188,7 +192,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         image_shape=image_shape,
         max_length=min(length, _LONGEST),
         length=length,
-        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH,
+        batch_size=first_count([config], "max_batch_size", "batch_size") or _DEFAULT_BATCH,
         output=output,
         scores_vocabulary=_scores_vocabulary(model, task_spec),
         causal=causal,
@@ -201,21 +205,14 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
 def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
     """The probe of a model over a table of numbers, or over series of them; None when it does not take those.
 
-    The number of features is that of the first layer; a trial call tells whether it is the model's input.
+    The number of features is that of the first layer.
     """
-    first = _first_layer(model)
-    if isinstance(first, (nn.LSTM, nn.GRU, nn.RNN)):
-        shape: tuple[int, ...] = (_SERIES_LENGTH, first.input_size)
-    elif isinstance(first, nn.Linear):
-        shape = (first.in_features,)
-    elif isinstance(first, (nn.BatchNorm1d, nn.LayerNorm)):
-        count = first.num_features if isinstance(first, nn.BatchNorm1d) else first.normalized_shape[-1]
-        shape = (count,)
-    else:
+    shape = infer_feature_shape(model)
+    if shape is None:
         return None
     found = Probe(
         model=model, call=ModelCall(model), vocab_size=None, image_shape=None, max_length=0, length=0,
-        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
+        batch_size=first_count([config], "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
         scores_vocabulary=False, causal=False, causal_because="its inputs are numbers", encoder_decoder=False,
         feature_shape=shape,
     )  # fmt: skip
@@ -231,16 +228,8 @@ def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
 
 
 def _vocab_size(of_model: int | None, config: Any, task_spec: Any, tokenizer: Any) -> int | None:
-    given = of_model or _number(config, "vocab_size") or _number(task_spec, "vocab_size")
+    given = of_model or first_count([config], "vocab_size") or first_count([task_spec], "vocab_size")
     return given or (len(tokenizer) if tokenizer is not None else None)
-
-
-def _number(config: Any, *names: str) -> int | None:
-    for name in names:
-        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
 
 
 def reserved_positions(model: nn.Module) -> int:
@@ -253,36 +242,15 @@ def reserved_positions(model: nn.Module) -> int:
 
 def _image_shape(model: nn.Module, config: Any, task_spec: Any) -> tuple[int, int, int] | None:
     """(channels, height, width) of the images that `model` takes; None for one over tokens."""
-    over_images = getattr(model, "main_input_name", None) == "pixel_values"
-    over_images = over_images or getattr(task_spec, "modality", "text") == "vision"
-    first = _first_layer(model)
-    if not over_images and not isinstance(first, nn.Conv2d):
+    stated = stated_image_shape(model, task_spec, config)
+    if stated is None:
         return None
-    sources = [source for source in (getattr(model, "config", None), model, config) if source is not None]
-    channels = next(filter(None, (_number(source, "num_channels", "input_channels") for source in sources)), None)
-    size = next(filter(None, (_sides(source, "image_size", "input_size") for source in sources)), None)
+    channels, size = stated
     if size is None:
         raise CannotProbeError(
             f"{type(model).__name__} takes images and does not say of what size; give config with image_size (in pixels)"
         )
-    return channels or (first.in_channels if isinstance(first, nn.Conv2d) else 3), *size
-
-
-def _first_layer(model: nn.Module) -> nn.Module | None:
-    """The first module that has parameters of its own: what a plain model's input goes into, as a rule."""
-    return next(
-        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
-    )
-
-
-def _sides(source: Any, *names: str) -> tuple[int, int] | None:
-    """(height, width) under one of `names`, which may hold one number for both."""
-    for name in names:
-        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-        sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-        if len(sides) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-            return sides
-    return None
+    return channels, *size
 
 
 def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Output:
