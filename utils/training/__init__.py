@@ -26,6 +26,7 @@ _EXPORTS = {
     "MetricsTracker": "utils.training.metrics_tracker",
     "diagnose": "utils.training.doctor",
     "DoctorCallback": "utils.training.diagnosis.watch",
+    "TorchScriptExporter": "utils.training.export",
     "export_model": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",

@@ -8,8 +8,9 @@ _EXPORTS = {
     "FORMATS": "utils.training.export.exporting",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
+    "TorchScriptExporter": "utils.training.export.torchscript",
     "export_model": "utils.training.export.exporting",
 }
-__all__ = ["FORMATS", "ExportResult", "Exports", "export_model"]
+__all__ = ["FORMATS", "ExportResult", "Exports", "TorchScriptExporter", "export_model"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -25,9 +25,9 @@ from utils.errors import ExportError, MissingPackageError
 from utils.storage import write_json
 from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
 from utils.training.export.gguf_tokenizer import GGUFVocabulary, gguf_vocabulary
-from utils.training.export.greedy import compare_greedy_tokens
+from utils.training.export.greedy import greedy_parity
 from utils.training.export.hf import without_progress_bars
-from utils.training.export.parity import compare_logits, parity_batches
+from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
 
 if TYPE_CHECKING:
@@ -210,7 +210,9 @@ def _tensors(
 
     config: Any = model.config
     names = gguf.get_tensor_name_map(
-        {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gpt2": gguf.MODEL_ARCH.GPT2}[architecture.name],
+        {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gpt2": gguf.MODEL_ARCH.GPT2}[
+            architecture.name
+        ],
         config.num_hidden_layers,
     )
     for name, parameter in model.named_parameters():  # a tied output layer is left out: readers take the embeddings
@@ -270,12 +272,12 @@ def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **known
         ).eval()
-    facts = model_facts(model)
-    batches = parity_batches(facts.vocab_size or 1, facts.max_length, False)
-    compare_logits(ModelCall(reference), ModelCall(loaded), batches, _TOLERANCE)
+    batches = example_batches(model)
+    expected, got = ModelCall(reference), ModelCall(loaded)
+    compare_logits(expected, got, batches, _TOLERANCE)
     # What the number format costs is stated, not judged.
-    parity = compare_logits(ModelCall(model), ModelCall(loaded), batches, float("inf"))
-    tokens = compare_greedy_tokens(reference, loaded, _TOLERANCE)
+    parity = compare_logits(ModelCall(model), got, batches, float("inf"))
+    tokens = greedy_parity(model, expected, got, batches, _TOLERANCE)
     return {**parity, **tokens, "tensors": len(rounded), "max_weight_diff": weight_difference}
 
 

@@ -86,9 +86,7 @@ def gguf_vocabulary(tokenizer: Any, rows: int) -> GGUFVocabulary:
             f"the tokenizer has ids up to {max(tokens.values())}, the model {rows} embeddings; resize them before exporting"
         )
     by_id = {index: token for token, index in tokens.items()}
-    merges = [
-        merge if isinstance(merge, str) else " ".join(merge) for merge in definition["model"].get("merges", [])
-    ]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in definition["model"].get("merges", [])]
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL_IDS}
     encoded = tokenizer("a")["input_ids"]
     template = getattr(tokenizer, "chat_template", None)
@@ -133,7 +131,9 @@ def _pre_tokenizer(tokenizer: Any, definition: dict[str, Any]) -> str:
     elif len(parts) == 2 and parts[0]["type"] == "Split" and parts[1]["type"] == "ByteLevel":
         name = _PRE_TOKENIZERS.get(parts[0]["pattern"].get("Regex", ""))
     if name is None:
-        raise _refusal(tokenizer, f"its pre-tokenizer ({', '.join(part['type'] for part in parts)}) has no name in GGUF")
+        raise _refusal(
+            tokenizer, f"its pre-tokenizer ({', '.join(part['type'] for part in parts)}) has no name in GGUF"
+        )
     if parts[-1].get("add_prefix_space"):
         raise _refusal(tokenizer, "it puts a space before the text (add_prefix_space)")
     normalizer = (definition.get("normalizer") or {}).get("type")

@@ -2,83 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
-from utils.adapters.forward import ModelCall
-from utils.adapters.generation import generate
-from utils.errors import ExportError
-
-#: Tokens that both models continue a prompt by.
-STEPS = 64
+from utils.training.export.parity import Logits, compare_greedy_tokens
 
 # Tokens of the prompt: few, so that a short context slides as well.
 _PROMPT = 4
 
 
-def compare_greedy_tokens(
-    original: nn.Module, exported: nn.Module | Callable[[Mapping[str, Tensor]], Tensor], tolerance: float, steps: int = STEPS
-) -> dict[str, int]:
-    """Continue a prompt with both models, always by the most likely token.
+def greedy_parity(
+    model: nn.Module, original: Logits, exported: Logits, batches: Sequence[Mapping[str, Tensor]], tolerance: float
+) -> dict[str, Any]:
+    """`compare_greedy_tokens` from a short prompt, or {} for a model that does not write text.
 
     Args:
-        original: a causal language model in evaluation mode.
-        exported: a module, or a function from a batch {"input_ids"} to logits, which is called for the whole sequence each
-            time.
-        tolerance: the share of the largest logit by which exported logits may differ. Two tokens closer than twice that are
-            tied: either may follow, and what comes after is not compared.
-    Returns:
-        {"greedy_tokens_equal": the tokens that agree, from the first on; "greedy_tokens": `steps`}.
-    Raises:
-        ExportError: another token follows, and the two are not tied; says where.
+        model: decides whether text is compared: a causal or sequence-to-sequence language model.
+        original, exported: from a batch to logits, which are called for the whole sequence at every step.
+        batches: of `example_batches`; the first tokens of the longest are the prompt.
+        tolerance: as for `compare_logits`.
     """
-    facts = model_facts(original)
-    vocab_size = facts.vocab_size or 1
-    prompt = torch.randint(vocab_size, (1, _PROMPT), generator=torch.Generator().manual_seed(1))
-    prompt = prompt[:, : facts.max_length or _PROMPT]
-    device = next((parameter.device for parameter in original.parameters()), torch.device("cpu"))
-    continuation = exported if isinstance(exported, nn.Module) else _AsModule(exported, vocab_size)
-    expected, got = (
-        generate(model, prompt, steps, temperature=0, max_context=facts.max_length)[0]
-        for model in (original, continuation)
-    )
-    differing = (expected != got).nonzero()
-    if not len(differing):
-        return {"greedy_tokens_equal": steps, "greedy_tokens": steps}
-    first = int(differing[0])
+    if not writes_text(model, batches[0]):
+        return {}
+    longest = batches[-1]
+    prompt = {name: longest[name][:1, :_PROMPT] for name in ("input_ids", "attention_mask") if name in longest}
+    if "decoder_input_ids" in longest:
+        prompt["decoder_input_ids"] = longest["decoder_input_ids"][:1, :1]
+    elif "attention_mask" in prompt:
+        original, exported = _with_mask(original), _with_mask(exported)
+        del prompt["attention_mask"]
+    return compare_greedy_tokens(original, exported, prompt, tolerance, max_length=model_facts(model).max_length)
+
+
+def writes_text(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    """Whether `model` gives logits over its vocabulary at every position, each from the positions before it."""
+    if "input_ids" not in batch:
+        return False
+    if hasattr(model, "main_input_name"):  # a transformers model says so by its class
+        from transformers.models.auto import modeling_auto as auto
+
+        heads = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+        names = {name for mapping in heads for found in mapping.values() for name in _listed(found)}
+        return any(base.__name__ in names for base in type(model).__mro__)
+    from utils.adapters.forward import ModelCall
+
     with torch.no_grad():
-        seen = expected[None, max(0, first - (facts.max_length or first)) : first].to(device)
-        logits_V = ModelCall(original)({"input_ids": seen})[0, -1].float()
-    gap = float(logits_V[expected[first]] - logits_V[got[first]])
-    if not gap <= 2 * tolerance * max(1.0, float(logits_V[logits_V.isfinite()].abs().max())):
-        raise ExportError(
-            f"the exported model writes other text: token {first - prompt.shape[1] + 1} of the greedy continuation is "
-            f"{int(got[first])} instead of {int(expected[first])}, whose logit is larger by {gap:.3g}; nothing was exported"
-        )
-    return {"greedy_tokens_equal": first - prompt.shape[1], "greedy_tokens": steps}
+        logits = ModelCall(model)(batch)
+    return logits.dim() == 3 and logits.shape[-1] == model_facts(model).vocab_size
 
 
-def writes_text(model: Any) -> bool:
-    """Whether `model` is a transformers decoder with a language modelling head."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return type(model).__name__ in _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+def _listed(found: Any) -> list[str]:
+    return [found] if isinstance(found, str) else list(found)
 
 
-def _names(values: Any) -> set[str]:
-    return {name for value in values for name in ([value] if isinstance(value, str) else value)}
-
-
-class _AsModule(nn.Module):
-    """A function from a batch to logits, as a module that `generate` takes."""
-
-    def __init__(self, run: Callable[[Mapping[str, Tensor]], Tensor], vocab_size: int) -> None:
-        super().__init__()
-        self._run, self.vocab_size = run, vocab_size
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self._run({"input_ids": input_ids})
+def _with_mask(run: Logits) -> Logits:
+    """`run` with a mask of ones: all tokens of a growing text are seen."""
+    return lambda batch: run({**batch, "attention_mask": torch.ones_like(batch["input_ids"])})
