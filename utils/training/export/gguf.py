@@ -148,7 +148,7 @@ def _write(model: nn.Module, vocabulary: GGUFVocabulary | None, file: Path, dtyp
     """Write the file. Returns the model's parameters as rounded by `dtype`, by name."""
     import gguf
 
-    architecture, config = _ARCHITECTURES[type(model).__name__], model.config
+    architecture = _ARCHITECTURES[type(model).__name__]
     writer = gguf.GGUFWriter(file, architecture.name)
     try:
         _write_config(writer, architecture, model)

@@ -76,7 +76,7 @@ def gguf_vocabulary(tokenizer: Any, rows: int) -> GGUFVocabulary:
 
     definition = _definition(tokenizer)
     pre = _pre_tokenizer(tokenizer, definition)
-    tokens = {token: index for token, index in definition["model"]["vocab"].items()}
+    tokens = dict(definition["model"]["vocab"])
     kinds = dict.fromkeys(tokens.values(), TokenType.NORMAL)
     for added in definition["added_tokens"]:
         tokens[added["content"]] = added["id"]

@@ -64,7 +64,7 @@ class OtherProcess:
         self._kind, self._file, self._names = kind, file, names
 
     def __enter__(self) -> OtherProcess:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             # -I: no modules from the working folder and no PYTHONPATH.
             [sys.executable, "-I", "-c", _CODE, self._kind, str(self._file)],

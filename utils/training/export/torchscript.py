@@ -173,7 +173,7 @@ def write_torchscript(
 
     def failed(way: Mode, error: Exception) -> None:
         """Note why; raise when there is no other way."""
-        tried.append(f"{way} fails ({_first_line(error)})")
+        tried.append(f"{way} fails ({first_line(error)})")
         if mode != "auto" or way == "script":
             file.unlink(missing_ok=True)
             raise ExportError(
@@ -266,8 +266,8 @@ def _runner(file: Path, names: tuple[str, ...], model: nn.Module) -> Callable[[M
 
 @contextlib.contextmanager
 def _deprecation_ignored() -> Iterator[None]:
-    """torch.jit says that it is deprecated, reads every attribute of the model, deprecated ones too, and warns of Python numbers
-    that a trace keeps as constants: whether they change anything is found by the comparison."""
+    """torch.jit warns of its deprecation, reads deprecated attributes of the model, and reports Python numbers that a trace keeps as
+    constants: the comparison shows whether they matter."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
             warnings.filterwarnings("ignore", category=category)
@@ -286,6 +286,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The class and the first line of an error, for a sentence."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
