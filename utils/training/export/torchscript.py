@@ -266,8 +266,8 @@ def _runner(file: Path, names: tuple[str, ...], model: nn.Module) -> Callable[[M
 
 @contextlib.contextmanager
 def _deprecation_ignored() -> Iterator[None]:
-    """torch.jit warns of its deprecation, reads deprecated attributes of the model, and reports Python numbers that a trace keeps as
-    constants: the comparison shows whether they matter."""
+    """torch.jit warns of its deprecation, reads deprecated attributes of the model, and reports Python numbers that a trace
+    keeps as constants: the comparison shows whether they matter."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
             warnings.filterwarnings("ignore", category=category)
