@@ -95,7 +95,8 @@ def models() -> dict[str, Callable[[Any], Any]]:
         "BERT classifier": lambda rows: hf.BertForSequenceClassification(hf.BertConfig(vocab_size=rows, **encoder)),
         "BERT token classifier": lambda rows: hf.BertForTokenClassification(hf.BertConfig(vocab_size=rows, **encoder)),
         "T5": lambda rows: hf.T5ForConditionalGeneration(
-            hf.T5Config(vocab_size=rows, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, n_positions=64, decoder_start_token_id=0)
+            hf.T5Config(vocab_size=rows, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, n_positions=64,
+                decoder_start_token_id=0)
         ),
         "BART": lambda rows: hf.BartForConditionalGeneration(
             hf.BartConfig(
