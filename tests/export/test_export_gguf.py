@@ -65,8 +65,9 @@ def built(name, tokenizer):
     return model
 
 
-@pytest.mark.parametrize("dtype", ["gguf-f32", "gguf", "gguf-q8_0"])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "gguf") for name in BUILDERS), ("llama", "gguf-f32"), ("gpt2", "gguf-q8_0")]
+)
 def test_another_reader_gets_the_model(name, dtype, tokenizer, tmp_path):
     result = export_model(built(name, tokenizer), [dtype], output_dir=tmp_path, tokenizer=tokenizer)[dtype]
     assert result.format == dtype
@@ -134,7 +135,7 @@ def split_on_spaces(_):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (character_level, r"GGUF cannot hold the tokenizer \w+: its model is"),
+        (character_level, r"GGUF cannot hold the tokenizer \w+: its BPE is not byte-level"),
         (spaced, "add_prefix_space"),
         (split_on_spaces, r"its pre-tokenizer \(Whitespace\) has no name in GGUF"),
     ],
@@ -174,7 +175,7 @@ def test_weights_beyond_float16_are_refused(tokenizer, tmp_path):
     model = built("gpt2", tokenizer)
     with torch.no_grad():
         model.transformer.wte.weight[0, 0] = 1e6
-    with pytest.raises(ExportError, match=r"wte.weight differs|NaN or infinite"):
+    with pytest.raises(ExportError, match="wte.weight differs"):
         export_model(model, ["gguf"], output_dir=tmp_path)
 
 

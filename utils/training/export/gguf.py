@@ -165,7 +165,8 @@ def _write(model: nn.Module, vocabulary: GGUFVocabulary | None, file: Path, dtyp
         rounded = {}
         for name, stored_name, array, restore in _tensors(model, architecture):
             kind = _kind(array, stored_name, dtype)
-            data = gguf.quants.quantize(array, kind)
+            with np.errstate(over="ignore"):  # what float16 cannot hold is reported by name when it is read back
+                data = gguf.quants.quantize(array, kind)
             writer.add_tensor(stored_name, data, raw_dtype=kind)
             rounded[name] = restore(gguf.quants.dequantize(data, kind).reshape(array.shape))
         writer.write_header_to_file()
