@@ -90,6 +90,7 @@ def test_an_adapter_is_written_alone_and_merged(adapted, tmp_path):
 
 @OLD_NAME
 def test_an_adapter_names_no_folder_of_this_machine(adapted, tmp_path):
+    adapted.get_base_model().config.save_pretrained(tmp_path)
     adapted.peft_config["default"].base_model_name_or_path = str(tmp_path)
     folder = export_model(adapted, ["peft"], output_dir=tmp_path / "out")["peft"].path
     for path in folder.iterdir():
