@@ -159,21 +159,32 @@ class ModelCall:
         self._rows = max(self._rows, rows)
         return rows == self._rows
 
-    def _logits(self, run: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
+    def outputs(self, batch: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Any:
+        """What the model's forward returns for a batch, never compiled.
+
+        Args:
+            options: further keyword arguments, in place of the call's own: `past_key_values`, `encoder_outputs`.
+        """
+        return self._outputs(self.model, batch, options or {})
+
+    def _outputs(self, run: Callable[..., Any], batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Any:
         arguments, named = self.inputs(batch)
         try:
-            outputs = run(*arguments, **named)
+            return run(*arguments, **{**named, **options})
         except IndexError as error:
             raise ModelError(self._out_of_range(batch, error)) from error
         except Exception as error:
             if self._is_refused(error, batch, named):
-                return self._logits(run, batch)
+                return self._outputs(run, batch, options)
             if isinstance(error, ValueError) and _TOO_FEW_FOR_NORM in str(error):
                 raise ModelError(self._too_few_for_norm(batch)) from error
             if _FLOAT_IDS in str(error):
                 error.add_note("Token ids must be whole numbers (int64): convert them with .long().")
             error.add_note(f"{type(self.model).__name__}.forward was called with {_shapes(batch)}.")
             raise
+
+    def _logits(self, run: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
+        outputs = self._outputs(run, batch, {})
         logits = logits_of(outputs, self.model)
         if self.model.training and torch.is_grad_enabled() and not isinstance(outputs, Tensor):
             self._add_auxiliary(auxiliary_loss_of(outputs, self.model))

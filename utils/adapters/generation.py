@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.decoding import NextLogits, is_encoder_decoder
 from utils.adapters.facts import model_facts
-from utils.adapters.forward import ModelCall
-from utils.errors import ConfigError, ModelError, NonFiniteError, Problem
+from utils.errors import ConfigError, Problem
 from utils.schema import shown
 
 
@@ -29,14 +29,22 @@ def generate(
     seed: int | None = None,
     max_context: int | None = None,
     vocab_size: int | None = None,
+    attention_mask: Tensor | None = None,
+    use_cache: bool | None = None,
 ) -> Tensor:
     """Continue sequences of token ids by sampling, or greedily with `temperature=0`.
 
     The model's training mode, the global random state and the weights are as before afterwards.
 
+    A key/value cache is used where the model has one: its forward takes `past_key_values` and `use_cache`, returns a cache,
+    and the first step from that cache agrees with a full pass within rounding (that comparison costs one more pass). Other
+    models compute the whole sequence for every token, as every model does once its context is full: the positions of all
+    tokens then shift with each step. The tokens are the same either way, except where two logits are tied within rounding.
+
     Args:
-        model: maps ids (B, T) to logits (B, T, V); a transformers model or a plain module.
-        input_ids: the prompts, integers, shape (B, T), T >= 1, all of one length.
+        model: maps ids (B, T) to logits (B, T, V); a transformers model or a plain module. An encoder-decoder reads
+            `input_ids` with its encoder, which runs once, and its decoder begins with the config's start token.
+        input_ids: the prompts, integers, shape (B, T), T >= 1; shorter ones are padded on the left.
         max_new_tokens: at most this many are added; fewer when every sequence has ended.
         temperature: logits are divided by it; below 1 sharper, above 1 flatter.
         top_k: only the k most likely tokens are drawn from.
@@ -47,15 +55,20 @@ def generate(
         max_context: the most positions that the model is shown, older ones are cut off; default: what the model says it
             takes.
         vocab_size: ids from this one on are never drawn; for models with more ids than their tokenizer.
+        attention_mask: (B, T), 1 at tokens, 0 at padding, which decoders take on the left only; None: no padding.
+        use_cache: False: no key/value cache; None or True: where the model has one, see above.
     Returns:
-        int64, shape (B, T + n), n <= max_new_tokens, on the device of `input_ids`: the prompts and what follows them.
+        int64, shape (B, T + n), n <= max_new_tokens, on the device of `input_ids`: the prompts and what follows them; of an
+        encoder-decoder (B, 1 + n), the start token and what follows it.
     Raises:
         ConfigError: an argument is out of range; lists every problem.
-        ModelError: the model does not return logits of shape (B, T, V).
+        ModelError: the model does not return logits of shape (B, T, V), or takes no mask for padded prompts.
         NonFiniteError: the logits are NaN or infinite.
-    Not covered: no key/value cache is kept, so each token costs a whole forward pass.
+    Not covered: beam search, and tokens that a generation config forces or forbids.
     """
-    _check_arguments(model, input_ids, max_new_tokens, temperature, top_k, top_p, max_context, vocab_size)
+    _check_arguments(
+        model, input_ids, max_new_tokens, temperature, top_k, top_p, max_context, vocab_size, attention_mask
+    )
     device = next((parameter.device for parameter in model.parameters()), input_ids.device)
     context = max_context or model_facts(model).max_length
     generator = torch.Generator(device=device)
@@ -63,13 +76,14 @@ def generate(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    call = ModelCall(model)
-    ids_BT = input_ids.to(device=device, dtype=torch.int64)
+    prompt_BT = input_ids.to(device=device, dtype=torch.int64)
+    mask_BT = None if attention_mask is None else attention_mask.to(device)
+    next_logits = NextLogits(model, prompt_BT, mask_BT, context, vocab_size, max_new_tokens, use_cache)
+    ids_BT = next_logits.first_ids()
     ended_B = torch.zeros(ids_BT.shape[0], dtype=torch.bool, device=device)
     with torch.no_grad(), _evaluating(model), _global_random_state_kept(device):
         for _ in range(max_new_tokens):
-            visible_BT = ids_BT if context is None else ids_BT[:, -context:]
-            next_B = _drawn(_last_logits(call, visible_BT, vocab_size), temperature, top_k, top_p, generator)
+            next_B = _drawn(next_logits(ids_BT), temperature, top_k, top_p, generator)
             if eos_token_id is not None:
                 next_B = next_B.masked_fill(ended_B, eos_token_id)
                 ended_B |= next_B == eos_token_id
@@ -90,10 +104,11 @@ def generate_text(
     seed: int | None = None,
     max_context: int | None = None,
 ) -> str:
-    """The prompt and what the model writes after it, up to the tokenizer's end-of-text token.
+    """The prompt and what the model writes after it, up to the tokenizer's end-of-text token; see `generate`.
 
     Args:
-        model: a language model that was trained with `tokenizer`.
+        model: a language model that was trained with `tokenizer`. An encoder-decoder reads the prompt, and the text that it
+            writes is returned without it.
         tokenizer: has `encode(text)` and `decode(ids)`, as transformers' and this library's tokenizers do.
         prompt: the beginning; empty: the tokenizer's beginning or end-of-text token stands for it.
         max_new_tokens, temperature, top_k, top_p, seed, max_context: as for `generate`.
@@ -101,7 +116,8 @@ def generate_text(
         ConfigError: as for `generate`, or an empty prompt that no special token can stand for.
     """
     eos = _special_id(tokenizer, "eos_token_id")
-    ids = _encoded(tokenizer, prompt)
+    translates = is_encoder_decoder(model)
+    ids = _encoded(tokenizer, prompt, special_tokens=translates)
     if not ids:
         start = _special_id(tokenizer, "bos_token_id")
         start = eos if start is None else start
@@ -114,27 +130,12 @@ def generate_text(
     output = generate(
         model, torch.tensor([ids]), max_new_tokens, temperature, top_k, top_p, eos, seed, max_context, vocab_size=known
     )  # fmt: skip
-    new_ids = output[0, len(ids) :].tolist()
+    new_ids = output[0, 1 if translates else len(ids) :].tolist()
     if eos in new_ids:
         new_ids = new_ids[: new_ids.index(eos)]
     # Decoded together: a character can be spread over the last token of the prompt and the first new one.
-    shown_ids = (ids if prompt else []) + new_ids
+    shown_ids = (ids if prompt and not translates else []) + new_ids
     return str(tokenizer.decode(shown_ids))
-
-
-def _last_logits(call: ModelCall, ids_BT: Tensor, vocab_size: int | None) -> Tensor:
-    """Logits (B, V) of the token after the last position, in fp32."""
-    logits = call({"input_ids": ids_BT})
-    if logits.dim() != 3 or logits.shape[:2] != ids_BT.shape:
-        raise ModelError(
-            f"{type(call.model).__name__} returned logits of shape {tuple(logits.shape)} for ids of shape "
-            f"{tuple(ids_BT.shape)}; text is generated from logits of shape (B, T, V)"
-        )
-    last_BV = logits[:, -1, :vocab_size].float()
-    # Minus infinity is how a model forbids a token; a row of nothing else leaves nothing to draw.
-    if bool(last_BV.isnan().any()) or not bool(last_BV.max(dim=-1).values.isfinite().all()):
-        raise NonFiniteError(f"{type(call.model).__name__} returned NaN or infinite logits: its weights are damaged")
-    return last_BV
 
 
 def _drawn(
@@ -174,10 +175,14 @@ def _global_random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    """`text` as ids without special tokens, whether `encode` returns a list, a mapping or an object with `.ids`."""
+def _encoded(tokenizer: Any, text: str, special_tokens: bool) -> list[int]:
+    """`text` as ids, whether `encode` returns a list, a mapping or an object with `.ids`.
+
+    Args:
+        special_tokens: whether a transformers tokenizer adds its special tokens; others do as they do.
+    """
     is_transformers = hasattr(tokenizer, "num_special_tokens_to_add")
-    encoded = tokenizer.encode(text, add_special_tokens=False) if is_transformers else tokenizer.encode(text)
+    encoded = tokenizer.encode(text, add_special_tokens=special_tokens) if is_transformers else tokenizer.encode(text)
     if isinstance(encoded, Mapping):
         encoded = encoded["input_ids"]
     ids = getattr(encoded, "ids", encoded)
@@ -198,8 +203,11 @@ def _check_arguments(
     top_p: Any,
     max_context: Any,
     vocab_size: Any,
+    attention_mask: Any,
 ) -> None:
     problems = _problems_of_ids(model, input_ids)
+    if attention_mask is not None and not problems:
+        problems += _problems_of_mask(model, input_ids, attention_mask)
     for name, count in (("top_k", top_k), ("max_context", max_context), ("vocab_size", vocab_size)):
         if count is not None and (not _is_whole(count) or count < 1):
             problems.append(Problem(name, f"got {shown(count)}; must be at least 1 or None"))
@@ -224,6 +232,18 @@ def _problems_of_ids(model: nn.Module, input_ids: Any) -> list[Problem]:
     if low < 0 or (limit is not None and high >= limit):
         allowed = "0 and up" if limit is None else f"0 to {limit - 1}"
         return [Problem("input_ids", f"got id {low if low < 0 else high}; {type(model).__name__} takes {allowed}")]
+    return []
+
+
+def _problems_of_mask(model: nn.Module, input_ids: Tensor, mask: Any) -> list[Problem]:
+    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape:
+        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        return [Problem("attention_mask", f"got {got}; must be a tensor of input_ids' shape {tuple(input_ids.shape)}")]
+    seen_BT = mask != 0
+    if not bool(seen_BT.any(dim=1).all()):
+        return [Problem("attention_mask", "a prompt is padding only; each needs at least one token")]
+    if bool((seen_BT[:, :-1] & ~seen_BT[:, 1:]).any()) and not is_encoder_decoder(model):
+        return [Problem("attention_mask", "padding follows a token; a decoder's prompts are padded on the left")]
     return []
 
 

@@ -27,6 +27,7 @@ _EXPORTS = {
     "diagnose": "utils.training.doctor",
     "DoctorCallback": "utils.training.diagnosis.watch",
     "create_export_bundle": "utils.training.export",
+    "TorchScriptExporter": "utils.training.export",
     "export_model": "utils.training.export",
     "ONNXExporter": "utils.training.export",
     "find_batch_size": "utils.training.finders",

@@ -10,6 +10,7 @@ _EXPORTS = {
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
     "ONNXExporter": "utils.training.export.onnx_exporter",
+    "TorchScriptExporter": "utils.training.export.torchscript",
     "export_model": "utils.training.export.exporting",
     "pack_bundle": "utils.training.export.archives",
     "unpack_bundle": "utils.training.export.archives",

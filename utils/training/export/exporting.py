@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -14,7 +15,7 @@ from torch import nn
 from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
-from utils.training.export import hf, onnx, pytorch, safetensors
+from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
 from utils.training.export.result import ExportResult, Exports
 
 log = logging.getLogger("trainbook.export")
@@ -28,6 +29,13 @@ FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "pytorch": (pytorch.refuse_unsupported, pytorch.export_pytorch),
     "onnx-int8": (onnx.refuse_unsupported, onnx.export_onnx_int8),
     "safetensors": (safetensors.refuse_unsupported, safetensors.export_safetensors),
+    "torchscript": (torchscript.refuse_unsupported, torchscript.export_torchscript),
+    "torch_export": (torch_export.refuse_unsupported, torch_export.export_torch_export),
+    "aot_inductor": (torch_export.refuse_uncompilable, torch_export.export_aot_inductor),
+    "gguf": (gguf.refuse_unsupported, gguf.export_gguf),
+    "gguf-f32": (gguf.refuse_unsupported, partial(gguf.export_gguf, dtype="f32")),
+    "gguf-q8_0": (gguf.refuse_unsupported, partial(gguf.export_gguf, dtype="q8_0")),
+    "peft": (peft.refuse_unsupported, peft.export_peft),
 }
 
 
@@ -36,18 +44,19 @@ def export_model(
     formats: Sequence[str] = ("hf",),
     which: Literal["best", "last"] = "best",
     output_dir: str | Path | None = None,
+    tokenizer: Any = None,
 ) -> Exports:
-    """Export the trained model of `results`, verified by loading it again.
+    """Export the trained model of `results`, or a module, verified by loading it again.
 
     The weights come from a checkpoint and are written in the model's own number format; the live model, its mode and its
     gradients are not touched. A second call replaces the export that the first one made.
 
     Args:
-        results: a TrainingResults.
-        formats: names in FORMATS: "hf", "onnx", "onnx-int8" with 8-bit weights, and "safetensors", which holds the
-            weights of any module.
-        which: the checkpoint with the best monitored metric, or the last one.
-        output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder.
+        results: a TrainingResults; or any `nn.Module`, whose weights are taken as they are.
+        formats: names in FORMATS; docs/EXPORT.md says what each is for. "safetensors" holds the weights of any module.
+        which: the checkpoint with the best monitored metric, or the last one; a module has no checkpoints.
+        output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder. Needed for a module.
+        tokenizer: saved with the model; None: the one of `results`.
     Returns:
         {format: ExportResult}, in the order of `formats`. A format that does not fit the model, or whose package is missing,
         does not affect the others: it is logged, and its reason is in the attribute `not_written`.
@@ -57,9 +66,7 @@ def export_model(
         CheckpointError: the checkpoint is damaged or of another model.
     """
     names = _checked_formats(formats)
-    # Some results have an adapter around the model.
-    trained = getattr(results, "bare_model", None)
-    trained = results.model if trained is None else trained
+    trained = _bare_model(results)
     failures: dict[str, Exception] = {}
     for name in names:
         try:
@@ -67,21 +74,16 @@ def export_model(
         except TrainbookError as error:
             failures[name] = error
     done: dict[str, ExportResult] = {}
-    path, notes = _checkpoint_of(results, which)
+    given = _weights_of(results, trained, which, output_dir)
     if len(failures) < len(names):
-        checkpoint = read_checkpoint(path, mapped=True)
-        model = _cpu_copy(trained)
-        load_model_weights(model, checkpoint["model"], str(path))
-        run_dir = Path(results.run_dir).absolute()
-        parent = Path(output_dir).expanduser().absolute() if output_dir is not None else run_dir / "exports"
-        step = (checkpoint["state"] or {}).get("step")
+        model, source, notes, run_dir, step = given()
+        parent = Path(output_dir).expanduser().absolute() if output_dir is not None else Path(str(run_dir)) / "exports"
+        tokenizer = getattr(results, "tokenizer", None) if tokenizer is None else tokenizer
         for name in names:
             if name in failures:
                 continue
             try:
-                result = FORMATS[name][1](
-                    model.eval(), results.tokenizer, parent / name, _portable(path, run_dir), notes
-                )
+                result = FORMATS[name][1](model.eval(), tokenizer, parent / name, source, notes)
             # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
             except Exception as error:  # noqa: BLE001 - see above
                 failures[name] = error
@@ -93,6 +95,36 @@ def export_model(
     for name, reason in reasons.items():
         log.warning("%s was not exported: %s", name, reason)
     return Exports(done, reasons)
+
+
+#: A model to export, where its weights come from, what to say of them, the run's folder and the step.
+_Weights = tuple[nn.Module, str, tuple[str, ...], Path | None, int | None]
+
+
+def _bare_model(results: Any) -> Any:
+    """The model without the adapter that some results have around it."""
+    if isinstance(results, nn.Module):
+        return results
+    bare = getattr(results, "bare_model", None)
+    return results.model if bare is None else bare
+
+
+def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -> Callable[[], _Weights]:
+    """Check what is there; the returned function reads it."""
+    if isinstance(results, nn.Module):
+        if output_dir is None:
+            raise ExportError("a module belongs to no run: give output_dir, the folder to export to")
+        return lambda: (_cpu_copy(trained), f"a {type(trained).__name__} in memory", (), None, None)
+    path, notes = _checkpoint_of(results, which)
+
+    def read() -> _Weights:
+        checkpoint = read_checkpoint(path, mapped=True)
+        model = _cpu_copy(trained)
+        load_model_weights(model, checkpoint["model"], str(path))
+        run_dir = Path(results.run_dir).absolute()
+        return model, _portable(path, run_dir), notes, run_dir, (checkpoint["state"] or {}).get("step")
+
+    return read
 
 
 def _raise_failures(failures: Mapping[str, Exception], reasons: Mapping[str, str]) -> NoReturn:

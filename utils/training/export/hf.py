@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from utils.adapters.facts import model_facts
-from utils.adapters.forward import ModelCall
+import torch
+from torch import Tensor, nn
+
+from utils.adapters.forward import ModelCall, logits_of
 from utils.errors import ExportError
 from utils.storage import write_json
 from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
-from utils.training.export.parity import compare_logits, parity_batches
+from utils.training.export.greedy import greedy_parity
+from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # The same code computes the same weights on both sides: anything above rounding is a wrong file.
 _TOLERANCE = 1e-5
@@ -24,62 +25,108 @@ _TOLERANCE = 1e-5
 _SAMPLE = "The quick brown fox: 1 + 2 = 3."
 
 
+# Looked up in this order: some configs are registered with several heads of the same class.
+_AUTO_CLASSES = (
+    "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification", "AutoModelForQuestionAnswering", "AutoModelForMultipleChoice",
+    "AutoModelForImageClassification", "AutoModelForAudioClassification", "AutoModel",
+)  # fmt: skip
+
+
 def refuse_unsupported(model: Any) -> None:
     """Raise `ExportError` for a model that this format cannot hold; says what there is instead."""
     from transformers import PreTrainedModel
 
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(base_model(model), PreTrainedModel):
         raise ExportError(
             f"{type(model).__name__} is not a transformers model, so it cannot be written as a Hugging Face folder. Use "
             "formats=['safetensors'], which holds the weights of any module."
-        )
-    if model.main_input_name != "input_ids":
-        raise ExportError(
-            f"{type(model).__name__} takes {model.main_input_name}; only models over token ids can be exported as a Hugging "
-            "Face folder. Use formats=['safetensors']."
         )
 
 
 def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()) -> ExportResult:
     """Write `model` to the folder `target`, verify it by loading it again, and only then give it its name.
 
+    A PEFT model is written with its adapter merged into the weights; the merged model is compared with it first.
+
     Args:
-        model: a transformers model on the CPU, in evaluation mode.
+        model: a transformers model or a PEFT model of one, on the CPU, in evaluation mode.
         tokenizer: saved with it; None: none.
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
-        notes: what the result should say besides.
+        notes: further sentences for the result.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
     from safetensors import SafetensorError
 
-    facts = model_facts(model)
+    batches = example_batches(model)
     try:
-        with staged_folder(target) as staging, _without_progress_bars():
+        with staged_folder(target) as staging, without_progress_bars():
             check_space(staging, target, model)
-            _use_special_tokens(model, tokenizer)
-            model.save_pretrained(staging)  # type: ignore[operator]
-            notes += save_tokenizer(tokenizer, staging)
-            loaded = _loader(model).from_pretrained(staging, local_files_only=True).eval()
-            decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-            batches = parity_batches(facts.vocab_size or 1, facts.max_length, decoder)
-            parity = compare_logits(ModelCall(model), ModelCall(loaded), batches, _TOLERANCE)
-            write_json(
-                staging / MARKER, {"format": "hf", "source": source, "class": type(model).__name__, "parity": parity}
-            )
+            merged, merging_notes = _merged(model, batches)
+            _use_special_tokens(merged, tokenizer)
+            merged.save_pretrained(staging)
+            if tokenizer is not None or "input_ids" in batches[0]:
+                notes += save_tokenizer(tokenizer, staging)
+            loader = auto_class(merged)
+            loaded = loader.from_pretrained(staging, local_files_only=True).eval()
+            expected, got = scores_of(merged), scores_of(loaded)
+            parity = compare_logits(expected, got, batches, _TOLERANCE)
+            parity |= greedy_parity(merged, expected, got, batches, _TOLERANCE)
+            record = {
+                "format": "hf", "source": source, "class": type(merged).__name__, "parity": parity,
+                "loader": loader.__name__,
+            }  # fmt: skip
+            write_json(staging / MARKER, record)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
+    notes += (*merging_notes, f"Load it with transformers.{loader.__name__}.from_pretrained.")
     return ExportResult("hf", target, size_of(target), parity, None, notes)
 
 
-def _loader(model: Any) -> Any:
-    """What a user would load the folder with: AutoModelForCausalLM where it knows the class, else the class itself."""
-    from transformers import AutoModelForCausalLM
+def base_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model; any other model as it is."""
+    inside = getattr(model, "get_base_model", None)
+    return inside() if callable(inside) else model
 
-    registered: Any = AutoModelForCausalLM._model_mapping.get(type(model.config), None)
-    return AutoModelForCausalLM if registered is type(model) else type(model)
+
+def auto_class(model: Any) -> Any:
+    """What a user loads the folder with: the Auto class that knows the model's class, else the class itself."""
+    import transformers
+
+    for name in _AUTO_CLASSES:
+        registered: Any = getattr(transformers, name)._model_mapping.get(type(model.config), None)
+        if type(model) in (registered if isinstance(registered, (tuple, list)) else (registered,)):
+            return getattr(transformers, name)
+    return type(model)
+
+
+def scores_of(model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """From a batch to logits; of a model for extractive question answering both of its logits, without a head its states."""
+    call = ModelCall(model)
+
+    def scores(batch: Mapping[str, Tensor]) -> Tensor:
+        outputs = call.outputs(batch)
+        if hasattr(outputs, "start_logits"):
+            return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+        states = getattr(outputs, "last_hidden_state", None)
+        return states if states is not None and not hasattr(outputs, "logits") else logits_of(outputs, model)
+
+    return scores
+
+
+def _merged(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[Any, tuple[str, ...]]:
+    """The model with its adapters merged into the weights, proven equal; a model without adapters as it is. And notes."""
+    if base_model(model) is model:
+        return model, ()
+    merged = copy.deepcopy(model).merge_and_unload().eval()
+    # Merged weights are rounded to their number format, where the adapter's product was added to the activations.
+    eps = max(torch.finfo(p.dtype).eps for p in merged.parameters() if p.is_floating_point())
+    tolerance = max(_TOLERANCE, 16 * eps if eps > _TOLERANCE else 0.0)
+    parity = compare_logits(scores_of(model), scores_of(merged), batches, tolerance)
+    return merged, (f"The adapter is merged into the weights: logits differ by at most {parity['max_abs_diff']:.2g}.",)
 
 
 def _use_special_tokens(model: Any, tokenizer: Any) -> None:
@@ -103,6 +150,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
     tokenizer.save_pretrained(folder)
     loader = AutoTokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else type(tokenizer)
     loaded = loader.from_pretrained(folder)
+    if getattr(loaded, "chat_template", None) != getattr(tokenizer, "chat_template", None):
+        raise ExportError("the saved tokenizer has another chat template than the run's; not exported")
     expected, got = (_ids(one) for one in (tokenizer, loaded))
     if expected != got:
         raise ExportError(
@@ -116,14 +165,16 @@ def _ids(tokenizer: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """transformers draws a bar for every file it writes or reads, also for one that takes a millisecond."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]

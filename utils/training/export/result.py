@@ -13,7 +13,7 @@ class ExportResult(Mapping[str, Any]):
     """One exported model. Also a mapping, with `output_path` and `file_size_mb` beside the attributes' names.
 
     Attributes:
-        format: "hf", "onnx" or "safetensors".
+        format: its name in `FORMATS`.
         path: the file or folder.
         size_bytes: everything in it.
         parity: {"max_abs_diff": largest difference of logits between the model and the exported one, "max_abs_logit",
@@ -24,6 +24,7 @@ class ExportResult(Mapping[str, Any]):
         notes: what the user should know, one sentence each.
         opset: the version of the ONNX operators in the file; None for other formats.
         run_dir: the folder of the run that was exported (absolute); step: optimizer steps behind the weights.
+        mode: "trace" or "script" for TorchScript, with mode_reason: why; None for other formats.
     """
 
     format: str
@@ -35,13 +36,19 @@ class ExportResult(Mapping[str, Any]):
     opset: int | None = None
     run_dir: Path | None = None
     step: int | None = None
+    mode: str | None = None
+    mode_reason: str | None = None
 
     @property
     def agreement(self) -> str:
         """How well the exported model agrees with the model, in words."""
-        if "tensors" in self.parity:
+        if not self.parity:
+            return "not compared with the model"
+        if "shapes" not in self.parity:
             return f"all {self.parity['tensors']} tensors equal the model's, bit for bit"
-        return f"largest difference of logits from the model: {self.parity['max_abs_diff']:.2g}"
+        logits = f"largest difference of logits from the model: {self.parity['max_abs_diff']:.2g}"
+        tokens = self.parity.get("greedy_tokens_equal")
+        return logits if tokens is None else f"{logits}; {tokens} greedy tokens equal"
 
     def _items(self) -> dict[str, Any]:
         return {
@@ -51,11 +58,14 @@ class ExportResult(Mapping[str, Any]):
             "size_bytes": self.size_bytes,
             "file_size_mb": self.size_bytes / 1e6,
             "parity": self.parity,
+            "validation": self.parity,
             "benchmark": self.benchmark,
             "notes": self.notes,
             "opset_version": self.opset,
             "run_dir": self.run_dir,
             "step": self.step,
+            "mode": self.mode,
+            "mode_reason": self.mode_reason,
         }
 
     def __getitem__(self, key: str) -> Any:

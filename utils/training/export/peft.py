@@ -1,0 +1,86 @@
+"""A PEFT adapter (LoRA and relatives) without the model that it belongs to: megabytes instead of gigabytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from utils.errors import ExportError, MissingPackageError
+from utils.storage import write_json
+from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.greedy import greedy_parity
+from utils.training.export.hf import base_model, save_tokenizer, scores_of, without_progress_bars
+from utils.training.export.parity import compare_logits, example_batches
+from utils.training.export.result import ExportResult
+
+_CONFIG_NAME = "adapter_config.json"
+
+# The same code computes the same weights on both sides: anything above rounding is a wrong file.
+_TOLERANCE = 1e-5
+
+
+def refuse_unsupported(model: Any) -> None:
+    """Raise `ExportError` for a model without a PEFT adapter."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingPackageError("peft", "to write adapters") from error
+    if not isinstance(model, PeftModel):
+        raise ExportError(f"{type(model).__name__} has no PEFT adapter; 'hf' and 'safetensors' hold the whole model.")
+
+
+def export_peft(
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+) -> ExportResult:
+    """Write the adapter of `model` to the folder `target`, load it onto a copy of the base model, and compare.
+
+    Args:
+        model: a PEFT model on the CPU, in evaluation mode.
+        tokenizer: saved with it; None: none.
+        target: the folder; an export that is there is replaced.
+        source: the checkpoint that the weights come from, for the record.
+        notes: further sentences for the result.
+    Raises:
+        ExportError: not written, or what was written is not the same adapter. `target` is then what it was.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    adapted: Any = model
+    batches = example_batches(model)
+    try:
+        with staged_folder(target) as staging, without_progress_bars():
+            check_space(staging, target, model)
+            adapted.save_pretrained(staging, selected_adapters=[adapted.active_adapter])
+            base = _portable_base(staging)
+            if tokenizer is not None:
+                notes += save_tokenizer(tokenizer, staging)
+            loaded = PeftModel.from_pretrained(copy.deepcopy(adapted).unload(), str(staging)).eval()
+            expected, got = scores_of(model), scores_of(loaded)
+            parity = compare_logits(expected, got, batches, _TOLERANCE)
+            parity |= greedy_parity(base_model(model), expected, got, batches, _TOLERANCE)
+            record = {"format": "peft", "source": source, "class": type(base_model(model)).__name__, "parity": parity}
+            write_json(staging / MARKER, record)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
+    needs = base or "the base model, which has no published name: keep it, or export 'hf', which is merged"
+    notes += (f"Load it with peft.PeftModel.from_pretrained(base, folder). The base is {needs}.",)
+    return ExportResult("peft", target, size_of(target), parity, None, notes)
+
+
+def _portable_base(folder: Path) -> str | None:
+    """The base model's name in the adapter's config, without the folders of this machine."""
+    file = folder / _CONFIG_NAME
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base: str | None = config.get("base_model_name_or_path") or None
+    if base is not None and (Path(base).is_absolute() or Path(base).exists()):
+        base = Path(base).name
+        file.write_text(json.dumps({**config, "base_model_name_or_path": base}, indent=2), encoding="utf-8")
+    readme = folder / "README.md"  # peft's template of a model card, all of it unfilled
+    readme.unlink(missing_ok=True)
+    return base
