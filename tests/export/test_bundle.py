@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import socket
 import zipfile
 from pathlib import Path
@@ -362,6 +363,7 @@ def test_a_bundle_changes_no_number_of_the_run(without_verification):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # torch's own, when it compiles first
