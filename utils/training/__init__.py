@@ -27,6 +27,7 @@ _EXPORTS = {
     "diagnose": "utils.training.doctor",
     "DoctorCallback": "utils.training.diagnosis.watch",
     "export_model": "utils.training.export",
+    "ModelCardGenerator": "utils.training.export",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
     "freeze_layers": "utils.training.freezing",

@@ -8,8 +8,9 @@ _EXPORTS = {
     "FORMATS": "utils.training.export.exporting",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
+    "ModelCardGenerator": "utils.training.export.model_card",
     "export_model": "utils.training.export.exporting",
 }
-__all__ = ["FORMATS", "ExportResult", "Exports", "export_model"]
+__all__ = sorted(_EXPORTS)
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -83,13 +83,23 @@ def export_model(
             except Exception as error:  # noqa: BLE001 - see above
                 failures[name] = error
             else:
-                done[name] = replace(result, run_dir=run_dir, step=step)
+                done[name] = _with_card(replace(result, run_dir=run_dir, step=step), results, trained)
     reasons = {name: _reason(error, trained) for name, error in failures.items()}
     if not done:
         _raise_failures(failures, reasons)
     for name, reason in reasons.items():
         log.warning("%s was not exported: %s", name, reason)
     return Exports(done, reasons)
+
+
+def _with_card(result: ExportResult, results: Any, model: Any) -> ExportResult:
+    """The export with a model card in its folder; with a note where the card could not be written."""
+    from utils.training.export.model_card import add_card
+
+    try:
+        return add_card(result, results, model)
+    except ExportError as error:
+        return replace(result, notes=(*result.notes, f"There is no model card in the folder: {error}"))
 
 
 def _raise_failures(failures: Mapping[str, Exception], reasons: Mapping[str, str]) -> NoReturn:
