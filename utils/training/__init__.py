@@ -5,6 +5,7 @@ from __future__ import annotations
 from utils.lazy import lazy_exports
 
 _EXPORTS = {
+    "ExportHealthChecker": "utils.checks.export_health",
     "TaskSpec": "utils.training.task_spec",
     "TrainingConfig": "utils.training.training_config",
     "TrainingConfigBuilder": "utils.training.config_builder",
@@ -28,6 +29,7 @@ _EXPORTS = {
     "DoctorCallback": "utils.training.diagnosis.watch",
     "export_model": "utils.training.export",
     "ModelCardGenerator": "utils.training.export",
+    "push_to_hub": "utils.training.hub",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
     "freeze_layers": "utils.training.freezing",

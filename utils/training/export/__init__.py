@@ -5,6 +5,7 @@ from __future__ import annotations
 from utils.lazy import lazy_exports
 
 _EXPORTS = {
+    "ExportHealthChecker": "utils.checks.export_health",
     "FORMATS": "utils.training.export.exporting",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",

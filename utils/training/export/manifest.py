@@ -15,6 +15,9 @@ from utils.storage import write_json, write_text
 #: The file by which an export is recognised: only folders that hold it are ever replaced.
 MARKER = "trainbook_export.json"
 
+#: The file of a bundle that names its other files.
+BUNDLE_RECORD = "metadata.json"
+
 
 @dataclass(frozen=True)
 class Differences:
@@ -47,13 +50,13 @@ def add_file(folder: Path, name: str, text: str) -> None:
 
 
 def recorded_files(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
-    """{name: {"sha256", "size_bytes"}} as the export's marker has it; None where nothing is recorded.
+    """{name: {"sha256", "bytes"}} as an export's marker or a bundle's metadata has it; None where nothing is recorded.
 
     Raises:
         ExportError: the marker cannot be read.
     """
-    marker = folder / MARKER
-    if not marker.is_file():
+    marker = next((folder / name for name in (MARKER, BUNDLE_RECORD) if (folder / name).is_file()), None)
+    if marker is None:
         return None
     try:
         files = json.loads(marker.read_text(encoding="utf-8")).get("files")
@@ -70,7 +73,7 @@ def differences(folder: Path, recorded: Mapping[str, Mapping[str, Any]]) -> Diff
         name
         for name, known in recorded.items()
         if name in there
-        and ((folder / name).stat().st_size != known.get("size_bytes") or sha256(folder / name) != known.get("sha256"))
+        and ((folder / name).stat().st_size != known.get("bytes") or sha256(folder / name) != known.get("sha256"))
     ]
     unknown = [name for name in there if name not in recorded]
     return Differences(tuple(missing), tuple(altered), tuple(unknown))
@@ -87,14 +90,12 @@ def _described(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _description(file: Path) -> dict[str, Any]:
-    return {"sha256": sha256(file), "size_bytes": file.stat().st_size}
+    return {"sha256": sha256(file), "bytes": file.stat().st_size}
 
 
 def _names(folder: Path) -> list[str]:
     """Every file but the marker and what the checker itself writes, relative to `folder`, sorted."""
-    own = (MARKER, "health_report.json", "health_report.md")
+    own = (MARKER, BUNDLE_RECORD, "health_report.json", "health_report.md")
     return sorted(
-        name
-        for path in folder.rglob("*")
-        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in own
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name not in own
     )
