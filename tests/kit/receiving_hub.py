@@ -59,7 +59,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: ReceivingHub
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         hub, path = self.server, self.path.partition("?")[0]
         hub.asked.append(f"{self.command} {path}")
         for part, status in hub.refused.items():
@@ -89,13 +89,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815 - the names that http.server calls
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
     def _create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"
         url = {"url": f"{self.server.address}/{name}"}
         if name in self.server.repositories:
             return self._json(url, 409)
         self.server.repositories[name] = {}
-        self.server.private[name] = bool(wanted.get("private"))
+        self.server.private[name] = wanted.get("private") is True or wanted.get("visibility") == "private"
         return self._json(url)
 
     def _mode(self, name: str, file: dict[str, Any]) -> dict[str, Any]:

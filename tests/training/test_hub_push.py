@@ -15,6 +15,9 @@ from utils import colab
 from utils.errors import ExportError, HubError
 from utils.training import push_to_hub
 
+# huggingface_hub's own call of its HTTP client.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+
 TOKEN = "a-token-that-may-write"
 REPOSITORY = "me/model"
 
@@ -29,6 +32,7 @@ def online(monkeypatch):
 def hub():
     with receiving(TOKEN) as server:
         yield server
+        huggingface_hub.close_session()  # its open connections each hold a thread of the server
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def _with_masks(batch: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Ten
 
 
 def _torchscript(file: Path, model: nn.Module) -> Run:
-    loaded = torch.jit.load(str(file), map_location="cpu").eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates the format, not this file
+        loaded = torch.jit.load(str(file), map_location="cpu").eval()
     names = [argument.name for argument in loaded.forward.schema.arguments][1:]
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:

@@ -176,9 +176,9 @@ def _refuse_secrets(folder: Path, files: Collection[str], checked: Collection[st
     ]
     if suspicious:
         raise ExportError(
-            "nothing was sent, because these files look as if they held a secret:\n  "
+            "nothing was sent, because these files look as if they held credentials:\n  "
             + "\n  ".join(suspicious)
-            + "\nRemove the secret (and revoke it if it was shared), or name the file in checked_files."
+            + "\nRemove them (and revoke them if they were shared), or name the file in checked_files."
         )
 
 
