@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 #: Command -> the module whose `main` it runs.
-COMMANDS = {"checks": "cli.checks", "doctor": "cli.doctor"}
+COMMANDS = {"checks": "cli.checks", "doctor": "cli.doctor", "reproduce": "cli.reproduce"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,11 +38,11 @@ from utils.lazy import lazy_exports  # noqa: E402 - after the check
 if TYPE_CHECKING:
     from widgets.attach import show_live
     from widgets.checks import offer_checks, run_checks
-    from widgets.export_panel import export_panel
+    from widgets.export_view import export_panel
     from widgets.live import train_live
 
 _EXPORTS = {
-    "export_panel": "widgets.export_panel",
+    "export_panel": "widgets.export_view",
     "offer_checks": "widgets.checks",
     "run_checks": "widgets.checks",
     "show_live": "widgets.attach",

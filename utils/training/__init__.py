@@ -29,6 +29,7 @@ _EXPORTS = {
     "DoctorCallback": "utils.training.diagnosis.watch",
     "export_model": "utils.training.export",
     "ModelCardGenerator": "utils.training.export",
+    "create_repro_bundle": "utils.training.reproduction",
     "push_to_hub": "utils.training.hub",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",

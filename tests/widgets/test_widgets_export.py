@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import ipywidgets
 import pytest
 
-import widgets.export_panel
+import widgets.export_view
 from tests.kit.toys import golden_config, plain_lm, tiny_gpt, train_set
 from utils import colab
 from utils.errors import ConfigError, ExportError
@@ -19,7 +19,7 @@ from utils.training.export import FORMATS
 from utils.ui import export_choices as choices_module
 from utils.ui import show_take_home
 from widgets import export_panel
-from widgets.export_panel import ExportPanel
+from widgets.export_view import ExportPanel
 from widgets.guarded import watching
 
 
@@ -162,7 +162,7 @@ def test_an_archive_that_does_not_fit_on_the_disk_leaves_the_exports(results, mo
 
 
 def test_large_exports_are_packed_on_request_only(results, monkeypatch):
-    monkeypatch.setattr(widgets.export_panel, "_LARGEST_AT_ONCE", 10)
+    monkeypatch.setattr(widgets.export_view, "_LARGEST_AT_ONCE", 10)
     panel = ExportPanel(results)
     panel.export(["safetensors"])
     assert panel.archive is None
@@ -186,7 +186,7 @@ def test_the_widget_keeps_a_text_for_the_saved_notebook(results, monkeypatch):
         def describe(self, plain):
             described.append(plain)
 
-    monkeypatch.setattr(widgets.export_panel, "ui_mode", lambda ui: "widget")
-    monkeypatch.setattr(widgets.export_panel, "LiveOutput", Output)
+    monkeypatch.setattr(widgets.export_view, "ui_mode", lambda ui: "widget")
+    monkeypatch.setattr(widgets.export_view, "LiveOutput", Output)
     export_panel(results, formats=["safetensors"])
     assert "bit for bit" in described[0]
