@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Relative difference of losses that other machines and versions of torch may make.
 _RTOL = 1e-3
+# Endings that follow from settings and losses, and so come again.
+_OWN_ENDINGS = ("finished", "max_steps", "early_stopping")
 _COMPARED = ("torch", "device", "device_name", "threads", "precision")
 
 
@@ -66,13 +68,14 @@ def _reproduce(bundle: ReproBundle, options: argparse.Namespace) -> int:
     setup = setup_of(job, model)
     setup.update(output_dir=options.output_dir)
     data = _same_data(prepare_data(setup, model), bundle.record.get("fingerprint") or {})
-    steps = options.steps or bundle.record.get("steps")
+    ended_by_itself = bundle.record.get("stop_reason") in _OWN_ENDINGS
+    steps = options.steps or (None if ended_by_itself else bundle.record.get("steps"))
     trainer = Trainer(
         model, training_config=setup.training_config, task_spec=data.task_spec, tokenizer=data.tokenizer,
         callbacks=[PrintProgress(), *([_stop_after(steps)] if steps else [])],
     )  # fmt: skip
     results = trainer.train(data.train, data.validation)
-    comparison = compare_histories(bundle.expected, read_json_lines(results.run_dir / "history.jsonl"), options.steps)
+    comparison = compare_histories(bundle.expected, read_json_lines(results.run_dir / "history.jsonl"), steps)
     for sentence in _differences(bundle.record, trainer):
         print(f"differs: {sentence}")
     agrees = comparison.agrees(options.rtol)

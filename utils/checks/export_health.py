@@ -26,7 +26,7 @@ from utils.training.export.manifest import differences, recorded_files
 #: order; int8 weights have steps of about 1 % of the largest weight.
 THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "hf": (1e-5, 1e-3), "safetensors": (1e-5, 1e-3), "pytorch": (1e-5, 1e-3), "torchscript": (1e-5, 1e-3),
-    "torch_export": (1e-5, 1e-3), "onnx": (1e-4, 1e-2), "onnx-int8": (0.1, 0.5),
+    "torch_export": (1e-5, 1e-3), "aot_inductor": (1e-4, 1e-2), "onnx": (1e-4, 1e-2), "onnx-int8": (0.1, 0.5),
 }  # fmt: skip
 
 _LARGE_BYTES = 1000 * 2**20
@@ -227,7 +227,7 @@ class ExportHealthChecker:
             {"load_s": time.monotonic() - began},
         )  # fmt: skip
         if run is None:
-            reason = f"{name} is run by other programs, not here."
+            reason = f"Outputs of the format {name} are not compared here."
             return [loaded, *(CheckResult(check, "not run", reason) for check in checks[1:])]
         if isinstance(found, CheckResult):
             return [loaded, *(CheckResult(check, "not run", found.summary) for check in checks[1:])]
@@ -345,7 +345,10 @@ def _hashes(folder: Path) -> CheckResult:
 def _is_own(folder: Path, name: str) -> bool:
     """Whether the file found for a format is of this format where several share an ending."""
     own = (folder / name).is_dir() or (folder / "artifacts" / name).exists()
-    shared = {"onnx-int8": "onnx", "safetensors": "hf", "pytorch": "torchscript"}
+    shared = {
+        "onnx-int8": "onnx", "safetensors": "hf", "pytorch": "torchscript", "aot_inductor": "torch_export",
+        "gguf-f32": "gguf", "gguf-q8_0": "gguf",
+    }  # fmt: skip
     return own or name not in shared or find_artifact(folder, shared[name]) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall, logits_of
 from utils.errors import ExportError
+from utils.training.export.manifest import MARKER
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -22,10 +24,14 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
     "onnx": ("model.onnx", "*.onnx"),
     "onnx-int8": ("*int8*.onnx", "model.onnx", "*.onnx"),
     "torchscript": ("*.torchscript.pt", "model.pt", "*.ts", "*.pt"),
-    "torch_export": ("*.pt2",),
+    "torch_export": ("model.pt2", "*.pt2"),
+    "aot_inductor": ("*_aot.pt2",),
     "safetensors": ("model.safetensors", "*.safetensors"),
     "pytorch": ("*.pytorch.pt", "*.pth", "*.bin", "*.pt"),
     "gguf": ("*.gguf",),
+    "gguf-f32": ("*.gguf",),
+    "gguf-q8_0": ("*.gguf",),
+    "peft": ("adapter_model.safetensors",),
 }
 
 
@@ -61,13 +67,16 @@ def load_artifact(file: Path, name: str, model: nn.Module) -> Run | None:
     """
     loaders: Mapping[str, Callable[[Path, nn.Module], Run | None]] = {
         "hf": _hf, "onnx": _onnx, "onnx-int8": _onnx, "torchscript": _torchscript, "torch_export": _torch_export,
-        "safetensors": _safetensors, "pytorch": _pytorch, "gguf": _gguf,
+        "aot_inductor": _aot_inductor, "safetensors": _safetensors, "pytorch": _pytorch, "peft": _peft,
     }  # fmt: skip
-    return loaders[name](file, model)
+    return loaders.get(name, _gguf)(file, model)
 
 
 def _hf(file: Path, model: nn.Module) -> Run:
-    kind: Any = type(model)
+    import transformers
+
+    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
+    kind: Any = getattr(transformers, names[0], type(model))
     if not hasattr(kind, "from_pretrained"):
         raise ExportError(f"{kind.__name__} is not a transformers model, so {file.parent.name} cannot be loaded as one")
     return ModelCall(kind.from_pretrained(file.parent, local_files_only=True).eval())
@@ -97,6 +106,21 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Run:
 
 
 def _onnx(file: Path, model: nn.Module) -> Run:
+    encoder_file = file.with_name("encoder_model.onnx")
+    if not encoder_file.is_file():
+        return _session(file)
+    encode, decode = _session(encoder_file), _session(file.with_name("decoder_model.onnx"))
+
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        state = encode({"input_ids": batch["input_ids"], "attention_mask": mask})
+        decoder_ids = batch["decoder_input_ids"]
+        return decode({"input_ids": decoder_ids, "encoder_hidden_states": state, "encoder_attention_mask": mask})
+
+    return run
+
+
+def _session(file: Path) -> Run:
     import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -137,8 +161,31 @@ def _torchscript(file: Path, model: nn.Module) -> Run:
 
 
 def _torch_export(file: Path, model: nn.Module) -> Run:
-    loaded = torch.export.load(str(file)).module()
-    return ModelCall(loaded)
+    return _graph(torch.export.load(str(file)).module(), file, model)
+
+
+def _aot_inductor(file: Path, model: nn.Module) -> Run:
+    return _graph(torch._inductor.aoti_load_package(str(file)), file, model)
+
+
+def _graph(loaded: Callable[..., Any], file: Path, model: nn.Module) -> Run:
+    """A graph as a function: its inputs by position as its record names them, else as the batch has them."""
+    marker = file.with_name(MARKER)
+    names = json.loads(marker.read_text(encoding="utf-8")).get("inputs") if marker.is_file() else None
+
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        given = _with_masks(batch, names or [])
+        return logits_of(loaded(*(given[name] for name in names or given)), model)
+
+    return run
+
+
+def _peft(file: Path, model: nn.Module) -> None:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as weights:
+        if not list(weights.keys()):
+            raise ExportError(f"{file.name} holds no tensors")
 
 
 def _gguf(file: Path, model: nn.Module) -> None:

@@ -99,7 +99,7 @@ def _write(run_dir: Path, folder: Path) -> None:
         folder / RECORD,
         {
             "run": run_dir.name, "trainbook": __version__, "code": code, "missing": _missing(recorded),
-            "fingerprint": fingerprint, "environment": checkpoint_environment, "steps": step,
+            "fingerprint": fingerprint, "environment": checkpoint_environment, "steps": step, "stop_reason": _ending(run_dir),
             "seeds": {name: training.get(name) for name in ("random_seed", "deterministic")},
         },
     )  # fmt: skip
@@ -132,6 +132,13 @@ def _of_checkpoint(run_dir: Path) -> tuple[Mapping[str, str], Mapping[str, Any],
     except CheckpointError:
         return {}, {}, None
     return dict(header["fingerprint"]), dict(header["environment"]), header["state"]["step"]
+
+
+def _ending(run_dir: Path) -> str | None:
+    """Why the run ended; None where it did not, or it is not known."""
+    file = run_dir / "state.json"
+    found = read_config_file(file).get("stop_reason") if file.is_file() else None
+    return None if found is None else str(found)
 
 
 def _versions(folder: Path) -> Mapping[str, str]:
@@ -197,7 +204,7 @@ def compare_histories(
 
     Args:
         expected, found: rows of history.jsonl.
-        until_step: rows of later steps are left out.
+        until_step: rows of later steps are left out, and the validation after this one.
     """
     first, second = (dict(_losses(rows, until_step)) for rows in (expected, found))
     largest, largest_at, first_difference, identical, compared = 0.0, "", None, 0, 0
@@ -219,7 +226,9 @@ def compare_histories(
 
 def _losses(rows: Iterable[Mapping[str, Any]], until_step: int | None) -> Iterable[tuple[str, float]]:
     for row in rows:
-        if until_step is not None and row.get("step", 0) > until_step:
+        step = row.get("step", 0)
+        # A training that is stopped after a step does not validate there.
+        if until_step is not None and (step > until_step or (step == until_step and row["event"] != "step")):
             continue
         for name in ("train/loss", "val/loss"):
             if isinstance(row.get(name), (int, float)) and (row["event"], name) != ("epoch", "val/loss"):

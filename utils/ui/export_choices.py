@@ -19,9 +19,11 @@ PURPOSES: Mapping[str, tuple[str, str]] = {
     "onnx-int8": ("ONNX, 8-bit weights", "about a quarter of the size and faster on many CPUs, less exact"),
     "torchscript": ("TorchScript", "run in C++ and TorchServe without the model's code"),
     "torch_export": ("torch.export", "graph for AOTInductor and ExecuTorch, without the model's code"),
+    "aot_inductor": ("AOTInductor", "compiled for this kind of processor, run from Python or C++"),
+    "gguf-f32": ("GGUF, 32 bits", "as GGUF, unrounded"),
+    "gguf-q8_0": ("GGUF, 8 bits", "as GGUF, half the size"),
     "gguf": ("GGUF", "chat on a laptop with llama.cpp, Ollama or LM Studio"),
     "peft": ("PEFT adapter", "share only the adapter; the base model is loaded beside it"),
-    "merged": ("Merged model", "adapter merged into the base model, for programs that know no adapters"),
     "safetensors": ("safetensors", "weights of any module, loaded by its own Python code"),
 }
 

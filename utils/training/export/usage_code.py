@@ -52,10 +52,10 @@ def usage_of(folder: Path, model: Any) -> Usage | None:
     """
     kind = _format_of(folder)
     writers = {
-        "hf": _transformers, "peft": _peft, "onnx": _onnx, "onnx_int8": _onnx, "safetensors": _safetensors,
-        "torchscript": _torchscript, "torch_export": _torch_export, "gguf": _gguf,
+        "hf": _transformers, "peft": _peft, "onnx": _onnx, "safetensors": _safetensors,
+        "torchscript": _torchscript, "torch_export": _torch_export, "aot_inductor": _aot_inductor, "gguf": _gguf,
     }  # fmt: skip
-    write = writers.get(kind)
+    write = writers.get(kind) or writers.get(kind.partition("-")[0])  # "onnx-int8", "gguf-f32"
     return None if write is None else write(folder, model)
 
 
@@ -106,11 +106,7 @@ def _transformers(folder: Path, model: Any) -> Usage:
 
 def _inputs(model: Any, tokenizer: bool, image: bool) -> list[str]:
     if image:
-        config = model.config
-        size = getattr(config, "image_size", 224)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = f"1, {getattr(config, 'num_channels', 3)}, {height}, {width}"
-        return [f"inputs = {{'pixel_values': torch.rand({shape})}}  # prepared as in training"]
+        return [f"inputs = {{'pixel_values': torch.rand({_image_shape(model)})}}  # prepared as in training"]
     if tokenizer:
         return [
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
@@ -121,6 +117,13 @@ def _inputs(model: Any, tokenizer: bool, image: bool) -> list[str]:
         "ids = torch.tensor([[1, 2, 3]])  # token ids: this folder holds no tokenizer",
         "inputs = {'input_ids': ids, 'attention_mask': torch.ones_like(ids)}",
     ]
+
+
+def _image_shape(model: Any) -> str:
+    config = getattr(model, "config", None)
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return f"1, {getattr(config, 'num_channels', 3)}, {height}, {width}"
 
 
 def _cut(model: Any) -> str:
@@ -171,6 +174,8 @@ def _peft(folder: Path, model: Any) -> Usage:
 def _onnx(folder: Path, model: Any) -> Usage:
     lines = ["import numpy as np", "import onnxruntime"]
     for file in sorted(folder.rglob("*.onnx")):
+        if "with_past" in file.name:
+            continue  # its inputs are outputs of an earlier call
         name = file.relative_to(folder).as_posix()
         lines += ["", f'session = onnxruntime.InferenceSession("{name}")', "inputs = {"]
         lines += [f'    "{key}": {value},' for key, value in _onnx_inputs(file).items()]
@@ -214,22 +219,42 @@ def _torchscript(folder: Path, model: Any) -> Usage | None:
     file = _first(folder, ("*.pt", "*.ts", "*.pth"))
     if file is None:
         return None
-    lines = ["import torch", "", f'model = torch.jit.load("{file}").eval()', *_called_with(model)]
+    lines = ["import torch", "", f'model = torch.jit.load("{file}").eval()', *_called(folder, model)]
     return Usage("TorchScript", _joined(lines), packages=("torch",))
 
 
 def _torch_export(folder: Path, model: Any) -> Usage | None:
-    file = _first(folder, ("*.pt2",))
+    file = _first(folder, ("model.pt2", "*.pt2"))
     if file is None:
         return None
-    lines = ["import torch", "", f'model = torch.export.load("{file}").module()', "print(model)"]
+    lines = ["import torch", "", f'model = torch.export.load("{file}").module()', *_called(folder, model)]
     return Usage("torch.export", _joined(lines), packages=("torch",))
 
 
-def _called_with(model: Any) -> Sequence[str]:
-    if getattr(model, "main_input_name", "input_ids") != "input_ids":
-        return ["print(model.code)"]
-    return ["print(model)"]
+def _aot_inductor(folder: Path, model: Any) -> Usage | None:
+    file = _first(folder, ("*_aot.pt2",))
+    if file is None:
+        return None
+    lines = ["import torch", "", f'model = torch._inductor.aoti_load_package("{file}")', *_called(folder, model)]
+    return Usage("AOTInductor", _joined(lines), packages=("torch",))
+
+
+def _called(folder: Path, model: Any) -> Sequence[str]:
+    """Lines that call a graph with the inputs that its record names, by position; none where they are not known."""
+    marker = folder / MARKER
+    names = json.loads(marker.read_text(encoding="utf-8")).get("inputs") if marker.is_file() else None
+    shapes = {
+        "input_ids": "torch.tensor([[1, 2, 3]])", "decoder_input_ids": "torch.tensor([[1, 2]])",
+        "attention_mask": "torch.ones(1, 3, dtype=torch.int64)", "token_type_ids": "torch.zeros(1, 3, dtype=torch.int64)",
+        "pixel_values": f"torch.rand({_image_shape(model)})",
+    }  # fmt: skip
+    if not names or any(name not in shapes for name in names):
+        return ["print(model)"]
+    return [
+        "with torch.no_grad():",
+        f"    output = model({', '.join(shapes[name] for name in names)})",
+        "print(output.shape)",
+    ]
 
 
 def _gguf(folder: Path, model: Any) -> Usage | None:
