@@ -66,7 +66,7 @@ def _reproduce(bundle: ReproBundle, options: argparse.Namespace) -> int:
     job = _job(bundle, options)
     model = model_maker(job)()
     setup = setup_of(job, model)
-    setup.update(output_dir=options.output_dir)
+    setup.update(output_dir=options.output_dir, run_name=bundle.record["run"])
     data = _same_data(prepare_data(setup, model), bundle.record.get("fingerprint") or {})
     ended_by_itself = bundle.record.get("stop_reason") in _OWN_ENDINGS
     steps = options.steps or (None if ended_by_itself else bundle.record.get("steps"))

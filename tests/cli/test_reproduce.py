@@ -50,7 +50,7 @@ def reproduce(*arguments):
 def test_the_same_run_is_reproduced_to_the_last_bit(bundle, capsys):
     assert reproduce(bundle) == 0
     assert "reproduced: all 10 losses are identical to the last bit" in capsys.readouterr().out
-    assert (Path("reproduction") / "exp1" / "history.jsonl").is_file()
+    assert (Path("reproduction") / "original" / "history.jsonl").is_file()
 
 
 @pytest.mark.parametrize("steps", [2, 3])
