@@ -125,7 +125,7 @@ def push_to_hub(
                 f"{repo_id} exists and is public; nothing was sent. Pass private=False to publish the export there, or choose "
                 "another repository."
             )
-        commit = api.upload_folder(
+        commit: Any = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             repo_type="model",

@@ -6,7 +6,7 @@ The code is for the folder of the export: relative names only, so that it also w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def usage_of(folder: Path, model: Any) -> Usage | None:
         model: the model that was exported, for its class.
     """
     kind = _format_of(folder)
-    writers = {
+    writers: Mapping[str, Callable[[Path, Any], Usage | None]] = {
         "hf": _transformers, "peft": _peft, "onnx": _onnx, "safetensors": _safetensors,
         "torchscript": _torchscript, "torch_export": _torch_export, "aot_inductor": _aot_inductor, "gguf": _gguf,
     }  # fmt: skip
