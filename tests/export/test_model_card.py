@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import runpy
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from utils.errors import ExportError
 from utils.models import ModelRegistry
 from utils.tokenization.character import build_character_tokenizer
 from utils.training import ModelCardGenerator, Trainer, export_model
+from utils.training.export import model_card
 from utils.training.export.hf import export_hf
 from utils.ui import SetupConfig
 
@@ -205,6 +207,25 @@ def test_a_card_of_all_exports_shows_each(exported):
     used = section(card_of("m", results.model, results, exports=exports), "Usage")
     assert re.findall(r"^### (.+)$", used, re.M) == ["transformers", "ONNX Runtime", "safetensors"]
     assert used == section(card_of("m", results.model, results), "Usage")
+
+
+def test_the_usage_code_of_a_merged_adapter_loads_the_merged_model(tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny("gpt"), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    done = execute(card_of("m", adapted, exports=[tmp_path]), tmp_path, monkeypatch)
+    assert type(done["model"]).__name__ == "GPT2LMHeadModel"
+
+
+def test_an_export_is_kept_where_its_card_cannot_be_written(exported, monkeypatch, tmp_path):
+    def fails(*arguments):
+        raise AttributeError("a config without a size")
+
+    monkeypatch.setattr(model_card, "usage_of", fails)
+    done = export_model(exported[0], formats=["safetensors"], output_dir=tmp_path)["safetensors"]
+    assert done.path.is_dir()
+    assert "no model card in the folder: AttributeError: a config without a size" in done.notes[-1]
 
 
 def test_hf_folders_written_directly_have_no_card(tmp_path):

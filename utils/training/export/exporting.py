@@ -98,8 +98,9 @@ def _with_card(result: ExportResult, results: Any, model: Any) -> ExportResult:
 
     try:
         return add_card(result, results, model)
-    except ExportError as error:
-        return replace(result, notes=(*result.notes, f"There is no model card in the folder: {error}"))
+    except Exception as error:  # noqa: BLE001 - the export is verified; a card reads configs and code of any kind
+        reason = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {str(error)[:300]}"
+        return replace(result, notes=(*result.notes, f"There is no model card in the folder: {reason}"))
 
 
 def _raise_failures(failures: Mapping[str, Exception], reasons: Mapping[str, str]) -> NoReturn:

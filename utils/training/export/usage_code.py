@@ -59,15 +59,23 @@ def usage_of(folder: Path, model: Any) -> Usage | None:
     return None if write is None else write(folder, model)
 
 
-def auto_class_of(model: Any) -> tuple[str, str]:
+def auto_class_of(kind: type, config: Any) -> tuple[str, str]:
     """The class that loads a transformers model and what a call of it is for: an Auto class where one stands for it."""
     import transformers
 
     for name, purpose in _AUTO_CLASSES.items():
-        registered = getattr(transformers, name)._model_mapping.get(type(model.config), None)
-        if type(model) in (registered if isinstance(registered, tuple) else (registered,)):
+        registered = getattr(transformers, name)._model_mapping.get(type(config), None)
+        if kind in (registered if isinstance(registered, tuple) else (registered,)):
             return name, purpose
-    return type(model).__name__, "outputs"
+    return kind.__name__, "outputs"
+
+
+def _class_in(folder: Path, model: Any) -> type:
+    """The class that the folder's config names: an adapter's model is written as the model that it is merged into."""
+    import transformers
+
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    return getattr(transformers, names[0], type(model))
 
 
 def _format_of(folder: Path) -> str:
@@ -87,10 +95,11 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _transformers(folder: Path, model: Any) -> Usage:
-    name, purpose = auto_class_of(model)
+    kind = _class_in(folder, model)
+    name, purpose = auto_class_of(kind, model.config)
     image = getattr(model, "main_input_name", "input_ids") == "pixel_values"
     tokenizer = _has_tokenizer(folder) and not image
-    module = "transformers" if hasattr(_module("transformers"), name) else type(model).__module__
+    module = "transformers" if hasattr(_module("transformers"), name) else kind.__module__
     imports = f"import torch\nfrom {module} import {name}"
     if tokenizer:
         imports = f"import torch\nfrom transformers import AutoTokenizer\nfrom {module} import {name}"
