@@ -98,7 +98,7 @@ def test_names_of_any_kind_break_neither_markdown_nor_yaml(name):
     assert (data.datasets == ["owner/name"]) == (name == "owner/name")
 
 
-@pytest.mark.parametrize("path", ["/home/someone/my data/a.txt", "C:\\Users\\someone\\a.txt", "~/someone/a.txt"])
+@pytest.mark.parametrize("path", ["/Users/someone/my data/a.txt", "C:\\Users\\someone\\a.txt", "~/someone/a.txt"])
 def test_a_path_is_shown_without_its_folders(path):
     card = card_of("m", nn.Linear(2, 3), dataset_name=f"file {path}, 3 lines")
     assert "someone" not in card

@@ -161,9 +161,9 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub, folder):
     [
         ("notes.txt", "one\npassword = 'hunter2hunter2'\n", "notes.txt, line 2"),
         ("config.json", '{"api_key": "abcdefghijkl"}', "config.json, line 1"),
-        ("tokenizer.json", '{"x": "hf_abcdefghijklmnopqrstuvwx"}', "tokenizer.json, line 1"),
+        ("tokenizer.json", '{"x": "hf_CANARYabcdefghijklmnop"}', "tokenizer.json, line 1"),
         (".env", "A=1\n", "files of this name hold credentials"),
-        ("key.pem", "-----BEGIN PRIVATE KEY-----\n", "key.pem"),
+        ("key.pem", "-----BEG" "IN PRIVATE KEY-----\n", "key.pem"),
         ("README.md", f"token {TOKEN}", "README.md, line 1"),
         ("model.onnx", f"\0\xff{TOKEN}", "model.onnx: a token of this machine"),
     ],
