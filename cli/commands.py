@@ -36,6 +36,7 @@ COMMANDS = {
     "checks": Command("cli.checks:main", "check a model: shapes, gradients, stability, …"),
     "doctor": Command("cli.doctor:main", "what went wrong in a run, and what to do about it"),
     "export": Command("cli.export:main", "export a run's model: hf, onnx, …"),
+    "reproduce": Command("cli.reproduce:main", "train a run again from its bundle, and compare every loss"),
     "notebook": Command("cli.run_notebook:main", "execute a notebook from top to bottom"),
     "completion": Command("cli.completion:main", "print a shell's completion script"),
 }

@@ -106,6 +106,18 @@ def upload_files() -> Mapping[str, bytes]:
     return chosen
 
 
+def download_file(path: str | os.PathLike[str]) -> None:
+    """Have the browser download a file of this machine.
+
+    Raises:
+        DataError: this is not Colab, or it refused; names the file.
+    """
+    if not is_colab():
+        raise DataError(f"{os.fspath(path)}: the browser's download needs Colab; the file is at this path.")
+    files = importlib.import_module("google.colab.files")
+    _told(f"{os.fspath(path)} was not downloaded", lambda: files.download(os.fspath(path)), "Find it in the Files panel.")
+
+
 def secret(name: str) -> str | None:
     """A secret: an environment variable, else Colab's secret of that name. None when there is none, or it is not granted."""
     value = os.environ.get(name) or _userdata(name)
@@ -129,9 +141,9 @@ def _userdata(name: str) -> str | None:
 _WITHOUT_DRIVE = "Without a Drive: upload the file, or put it on this machine and give its path."
 
 
-def _told(what: str, call: Callable[[], Any]) -> Any:
+def _told(what: str, call: Callable[[], Any], way_out: str = _WITHOUT_DRIVE) -> Any:
     """What `call` returns; an error of Colab's, of whatever class, as one of ours. An interrupt goes on."""
     try:
         return call()
     except Exception as error:  # Colab raises ValueError, RuntimeError and classes of its own; raised again as ours
-        raise DataError(f"{what}: {str(error) or type(error).__name__}. {_WITHOUT_DRIVE}") from error
+        raise DataError(f"{what}: {str(error) or type(error).__name__}. {way_out}") from error

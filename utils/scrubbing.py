@@ -10,6 +10,7 @@ Not covered: a password without any of these marks, in the middle of a sentence 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import re
 import traceback
@@ -80,6 +81,8 @@ _RULES = (
     ),
 )
 
+_SHAPE_RULE = _RULES[-1][1]
+
 _seen: set[str] = set()
 
 
@@ -100,6 +103,20 @@ def scrub(text: str) -> str:
         if any(needle in lower for needle in needles):
             text = pattern.sub(replacement, text)
     return text
+
+
+def holds_secret(content: str | mmap.mmap, *, by_name: bool = True) -> bool:
+    """Whether `scrub` would take something out of `content`.
+
+    Args:
+        content: text; of a memory-mapped file only known values are looked for.
+        by_name: also what only the words around it mark as a secret, such as `password=...`.
+    """
+    if isinstance(content, mmap.mmap):
+        return any(content.find(value.encode()) >= 0 for value in _known_values())
+    if by_name:
+        return scrub(content) != content
+    return any(value in content for value in _known_values()) or _SHAPE_RULE.search(content) is not None
 
 
 def scrubbed(value: Any) -> Any:

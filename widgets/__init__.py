@@ -1,4 +1,4 @@
-"""What is drawn with ipywidgets: the wizard's forms, the live view of a run, and model checks with their progress.
+"""What is drawn with ipywidgets: the wizard's forms, the live view of a run, model checks, and the export panel.
 
 Imports no torch and touches no files.
 
@@ -38,14 +38,16 @@ from utils.lazy import lazy_exports  # noqa: E402 - after the check
 if TYPE_CHECKING:
     from widgets.attach import show_live
     from widgets.checks import offer_checks, run_checks
+    from widgets.export_view import export_panel
     from widgets.live import train_live
 
 _EXPORTS = {
+    "export_panel": "widgets.export_view",
     "offer_checks": "widgets.checks",
     "run_checks": "widgets.checks",
     "show_live": "widgets.attach",
     "train_live": "widgets.live",
 }
-__all__ = ["offer_checks", "run_checks", "show_live", "train_live"]
+__all__ = ["export_panel", "offer_checks", "run_checks", "show_live", "train_live"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from utils.checks.data_quality import QualityThresholds, check_data_quality
     from utils.checks.drift import check_drift
     from utils.checks.expected import expected_seconds
+    from utils.checks.export_health import ExportHealthChecker, HealthReport
     from utils.checks.fine_tuning import test_training_beats_baseline
     from utils.checks.glue import evaluate_glue
     from utils.checks.gradients import test_gradient_flow
@@ -44,6 +45,8 @@ _EXPORTS = {
     "QualityThresholds": "utils.checks.data_quality",
     "check_data_quality": "utils.checks.data_quality",
     "check_drift": "utils.checks.drift",
+    "ExportHealthChecker": "utils.checks.export_health",
+    "HealthReport": "utils.checks.export_health",
     "evaluate_glue": "utils.checks.glue",
     "run_all_tests": "utils.checks.tier3",
     "run_all_tier1_tests": "utils.checks.tier1",
@@ -71,7 +74,8 @@ _EXPORTS = {
     "tier3_minutes": "utils.checks.tier3",
 }
 __all__ = [
-    "CheckProgress", "CheckReport", "CheckResult", "Finding", "Limit", "QualityThresholds", "check_data_quality",
+    "CheckProgress", "CheckReport", "CheckResult", "ExportHealthChecker", "Finding", "HealthReport", "Limit",
+    "QualityThresholds", "check_data_quality",
     "check_drift", "evaluate_glue", "expected_seconds", "run_all_tests", "run_all_tier1_tests", "run_all_tier2_tests",
     "run_all_tier3_tests", "test_amp_speedup_benchmark", "test_attention_patterns", "test_attribution_analysis",
     "test_benchmark_comparison", "test_calibration", "test_causality", "test_compile", "test_gradient_flow",

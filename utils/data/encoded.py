@@ -62,6 +62,9 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
     draws = False  # nothing at random
 
+    #: Settings of `prepare_data` that give these examples again; None where they were made in another way.
+    origin: Mapping[str, Any] | None = None
+
     def __init__(self, columns: Mapping[str, Ragged | np.ndarray], collate: Collate) -> None:
         self.columns, self.collate = dict(columns), collate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,9 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
     """
 
     draws = False  # nothing at random
+
+    #: Settings of `prepare_data` that give these blocks again; None where they were made in another way.
+    origin: Mapping[str, Any] | None = None
 
     def __init__(self, blocks: np.ndarray) -> None:
         if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype not in (np.int32, np.uint16):

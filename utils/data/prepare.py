@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
 _OF_FILES = ("local", "drive", "upload")
+# Of DataSetup, what a run records so that the same data can be prepared again.
+_SETTINGS = (
+    "dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "vocab_size", "max_length",
+    "tokenizer_strategy", "val_split", "random_seed",
+)  # fmt: skip
 
 # Above this, token ids go to a file: there they take no memory, below it is faster not to.
 _IN_MEMORY_CHARACTERS = 64_000_000
@@ -144,6 +149,7 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         source=loaded.source,
         notes=loaded.notes,
     )
+    data.train.origin = {name: getattr(setup, name) for name in _SETTINGS}
     changed = None if model is None else set_special_ids(model, data.tokenizer)
     if changed is not None:
         data.report.notes.append(changed)

@@ -24,7 +24,10 @@ class ModelRegistry(Registry):
     @classmethod
     def create(cls, name: str, **arguments: Any) -> nn.Module:
         """A new model: see `Registry.create`."""
+        from utils.models.origins import note_origin
+
         model: nn.Module = super().create(name, **arguments)
+        note_origin(model, name.strip().lower(), arguments)
         return model
 
     @classmethod

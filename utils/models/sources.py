@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError, ModelError, ModelNotFoundError
+from utils.models.origins import note_origin
 from utils.models.registry import ModelRegistry
 from utils.schema import nearest, shown
 
@@ -69,7 +70,9 @@ def load_model(source: Any, *, trust: str | None = None, config: Any = None, **o
     Not covered: trusted code has the full power of this process; the digest says which code runs, not that it is harmless.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_text(os.fspath(source), trust, config, overrides)
+        model = _from_text(os.fspath(source), trust, config, overrides)
+        note_origin(model, os.fspath(source), _recorded(trust, config, overrides))
+        return model
     from utils.models.construction import construct
     from utils.models.transformers_models import is_transformers_config, model_from_config
 
@@ -85,6 +88,12 @@ def load_model(source: Any, *, trust: str | None = None, config: Any = None, **o
     return construct(
         source, _arguments(config, overrides), getattr(source, "__module__", None) or type(source).__name__
     )
+
+
+def _recorded(trust: str | None, config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_model` that were given, for the record."""
+    given = {"trust": trust, "config": config}
+    return {**{name: value for name, value in given.items() if value is not None}, **overrides}
 
 
 def _from_text(text: str, trust: str | None, config: Any, overrides: Mapping[str, Any]) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from utils.lazy import lazy_exports
 
 _EXPORTS = {
+    "ExportHealthChecker": "utils.checks.export_health",
     "TaskSpec": "utils.training.task_spec",
     "TrainingConfig": "utils.training.training_config",
     "TrainingConfigBuilder": "utils.training.config_builder",
@@ -30,6 +31,9 @@ _EXPORTS = {
     "TorchScriptExporter": "utils.training.export",
     "export_model": "utils.training.export",
     "ONNXExporter": "utils.training.export",
+    "ModelCardGenerator": "utils.training.export",
+    "create_repro_bundle": "utils.training.reproduction",
+    "push_to_hub": "utils.training.hub",
     "find_batch_size": "utils.training.finders",
     "find_learning_rate": "utils.training.finders",
     "freeze_layers": "utils.training.freezing",

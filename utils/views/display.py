@@ -92,6 +92,12 @@ class LiveOutput:
         if self._handle is not None:
             display(self.bundle, raw=True, display_id=self.display_id)  # type: ignore[no-untyped-call]
 
+    def describe(self, plain: str) -> None:
+        """Change the output's text form, which is what a saved notebook keeps of a widget."""
+        self.bundle = {**self.bundle, "text/plain": plain}
+        if self._handle is not None:
+            self._handle.update(self.bundle, raw=True)
+
     def replace(self, markup: Html, plain: str) -> None:
         """Put static markup in the widget's place. Outside a kernel there is no place, and nothing happens."""
         if self._handle is not None:

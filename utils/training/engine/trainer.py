@@ -25,6 +25,7 @@ from utils.errors import (
     TrainbookError,
     TrainingInterrupted,
 )
+from utils.models.origins import origin_of
 from utils.scrubbing import describe_error, scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
@@ -250,8 +251,8 @@ class Trainer:
                         self.notice(sentence)
             self._find_batch_size(parts, data)
             self._compile(parts, data)
+            self._describe(start, task_spec, data, getattr(train_data, "origin", None))
             self._note_weights(start)
-            self._describe(start, task_spec)
             events = CallbackList(
                 self._all_callbacks(train_data, val_data, start.folder), self, config.isolate_callbacks
             )
@@ -532,8 +533,18 @@ class Trainer:
             )
         return state
 
-    def _describe(self, start: Start, task_spec: TaskSpec) -> None:
-        start.folder.write_description(self.training_config.to_dict(), task_spec.to_dict(), **self.description)
+    def _describe(
+        self, start: Start, task_spec: TaskSpec, data: UniversalDataModule, setup: Mapping[str, Any] | None
+    ) -> None:
+        """Write the run's config.yaml: with where the data and the initial weights come from, as far as it is known."""
+        samples = {"train_samples": data.num_train, "validation_samples": data.num_validation}
+        sections: dict[str, Any] = {"data": samples, "setup": None if setup is None else dict(setup)}
+        as_made = (start.checkpoint is None or start.in_place) and _TRAINED.get(self.model) in (None, start.folder.path)
+        sections["model"] = origin_of(self.model) if as_made else None
+        known = {name: section for name, section in sections.items() if section is not None}
+        start.folder.write_description(
+            self.training_config.to_dict(), task_spec.to_dict(), **{**known, **self.description}
+        )
         if start.checkpoint is not None and not start.in_place:
             run, step = start.checkpoint["run"], start.checkpoint["state"]["step"]
             start.folder.write_lineage(

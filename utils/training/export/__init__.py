@@ -5,12 +5,14 @@ from __future__ import annotations
 from utils.lazy import lazy_exports
 
 _EXPORTS = {
+    "ExportHealthChecker": "utils.checks.export_health",
     "FORMATS": "utils.training.export.exporting",
     "create_export_bundle": "utils.training.export.bundle",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",
     "ONNXExporter": "utils.training.export.onnx_exporter",
     "TorchScriptExporter": "utils.training.export.torchscript",
+    "ModelCardGenerator": "utils.training.export.model_card",
     "export_model": "utils.training.export.exporting",
     "pack_bundle": "utils.training.export.archives",
     "unpack_bundle": "utils.training.export.archives",

@@ -88,7 +88,7 @@ def export_model(
             except Exception as error:  # noqa: BLE001 - see above
                 failures[name] = error
             else:
-                done[name] = replace(result, run_dir=run_dir, step=step)
+                done[name] = _with_card(replace(result, run_dir=run_dir, step=step), results, trained)
     reasons = {name: _reason(error, trained) for name, error in failures.items()}
     if not done:
         _raise_failures(failures, reasons)
@@ -125,6 +125,17 @@ def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -
         return model, _portable(path, run_dir), notes, run_dir, (checkpoint["state"] or {}).get("step")
 
     return read
+
+
+def _with_card(result: ExportResult, results: Any, model: Any) -> ExportResult:
+    """The export with a model card in its folder; with a note where the card could not be written."""
+    from utils.training.export.model_card import add_card
+
+    try:
+        return add_card(result, results, model)
+    except Exception as error:  # noqa: BLE001 - the export is verified; a card reads configs and code of any kind
+        reason = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {str(error)[:300]}"
+        return replace(result, notes=(*result.notes, f"There is no model card in the folder: {reason}"))
 
 
 def _raise_failures(failures: Mapping[str, Exception], reasons: Mapping[str, str]) -> NoReturn:

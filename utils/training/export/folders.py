@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from utils.errors import ExportError
 from utils.storage import free_bytes, host_name, process_is_alive, sync_folder
+from utils.training.export.manifest import MARKER, record_files
 
 if TYPE_CHECKING:
     from torch import nn
-
-#: The file by which an export is recognised: only folders that hold it are ever replaced.
-MARKER = "trainbook_export.json"
 
 _STAGING = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.staging$")
 
@@ -43,6 +41,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        record_files(staging)
         _sync(staging)
         replaced = target.exists()
         if replaced:

@@ -1,0 +1,32 @@
+"""Which call made a model, so that a run can record it and the same model can be made again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_origins: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def note_origin(model: nn.Module, source: str, arguments: Mapping[str, Any]) -> None:
+    """Record that `load_model(source, **arguments)` makes `model`. Arguments that no file can hold are not recorded."""
+    if all(_is_plain(value) for value in arguments.values()):
+        _origins[model] = {"name": source, **arguments}
+
+
+def origin_of(model: nn.Module) -> dict[str, Any] | None:
+    """{"name": source, **arguments} for `load_model`, as a job file's `model` section; None where it is not known."""
+    found = _origins.get(model)
+    return None if found is None else dict(found)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(entry) for name, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -1,0 +1,216 @@
+"""The export panel: formats with what they are for, progress, how well each export agrees with the model, and a download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+
+from utils import colab
+from utils.environment import ui_mode
+from utils.errors import ConfigError, TrainbookError
+from utils.ui.background import Progress
+from utils.ui.export_choices import (
+    HEADER,
+    ExportChoice,
+    archive_path,
+    export_choices,
+    export_one,
+    panel_text,
+    verification_rows,
+    write_archive,
+)
+from utils.views.display import LiveOutput, show_html, show_text
+from utils.views.html import Html, alert, columns, element, joined, status, text
+from widgets.forms import button, heading, markup_box, paragraph, row, set_help, set_markup, small
+from widgets.guarded import error_details, error_sentence
+from widgets.jobs import JobRow, Outcome, watch_cells
+
+if TYPE_CHECKING:
+    from utils.training.engine.results import TrainingResults
+    from utils.training.export.result import Exports
+
+# Larger archives are made on request only: they take as much disk space again.
+_LARGEST_AT_ONCE = 500_000_000
+
+
+def export_panel(
+    results: TrainingResults, formats: Sequence[str] = ("hf", "onnx"), *, ui: str | None = None
+) -> Exports:
+    """Export `formats` now, and show a panel that exports others on request.
+
+    The panel lists every format with what it is for and, where the model cannot be exported so, why; then size, speed and
+    agreement of what was exported, and one download of everything. A format that fails does not affect the others.
+    Without widgets the same is shown as text, with the call that exports other formats.
+
+    Args:
+        results: of the training.
+        formats: what is exported at once, so that a notebook that runs without anybody clicking exports too; (): nothing.
+        ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
+    Returns:
+        {format: ExportResult} with `not_written` of those that failed; exports made later by a click are added to it.
+    Raises:
+        ConfigError: an unknown format.
+    """
+    panel = ExportPanel(results)
+    names = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
+    known = [choice.name for choice in panel.choices]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"got the formats {', '.join(map(repr, unknown))}; this version exports: {', '.join(known)}.")
+    mode = ui_mode(ui)
+    output = LiveOutput(panel.box, "Exporting …") if mode == "widget" else None
+    panel.export(names)
+    link = _link(panel)
+    plain = panel.to_text()
+    if output is not None:
+        output.describe(plain)
+        if link:
+            show_html(link, f"Download: {panel.archive}")
+    elif mode == "html":
+        show_html(joined([panel.table(), link]), plain)
+    elif mode == "text":
+        show_text(plain)
+    return panel.exports
+
+
+class ExportPanel:
+    """The panel of one run.
+
+    Attributes:
+        choices: every format; exports: what was written so far, and `not_written`.
+        box: what is shown; boxes: format -> its checkbox.
+        archive: the zip file with all exports; None until it was made.
+    """
+
+    def __init__(self, results: TrainingResults) -> None:
+        from utils.training.export.result import Exports
+
+        self.choices: list[ExportChoice] = export_choices(results)
+        self.exports: Exports = Exports({}, {})
+        self.archive: Path | None = None
+        self._results = results
+        self.boxes = {choice.name: _checkbox(choice) for choice in self.choices}
+        self._alert, self._table = markup_box("tb-export-alert"), markup_box("tb-export-table")
+        self._progress = markup_box("tb-export-progress")
+        self._status = ipywidgets.HTML(status("", spoken_only=True))
+        self._job = JobRow("Export selected formats", "tb-export", self._work, self._done, self._failed)
+        self.download = button(
+            "Download all (zip)", "tb-export-download", lambda _: self._download(), self._failed,
+            "One archive with everything that was exported.",
+        )  # fmt: skip
+        self.download.disabled = True
+        lines = [
+            ipywidgets.VBox([self.boxes[choice.name], markup_box(markup=_explained(choice))]) for choice in self.choices
+        ]
+        self.box = ipywidgets.VBox(
+            [
+                markup_box(markup=heading("Export")), *lines, self._job.box, self._progress, self._table,
+                row(self.download), self._alert, self._status,
+            ]
+        )  # fmt: skip
+        self.box.add_class("tb-export-panel")
+        watch_cells()
+
+    def export(self, names: Sequence[str]) -> None:
+        """Export formats now, one after the other, and show each when it is done."""
+        for number, name in enumerate(names, 1):
+            self._say(f"Exporting {name} ({number} of {len(names)}) …")
+            export_one(self._results, name, self.exports, self.exports.not_written)
+            self._draw()
+        self._say("")
+        self._pack_if_small()
+
+    def table(self) -> Html:
+        """Size, speed and agreement of every export."""
+        rows = verification_rows(self.exports, self.exports.not_written)
+        return columns("Exports", HEADER, rows) if rows else text("")
+
+    def to_text(self) -> str:
+        """The panel as text."""
+        plain = panel_text(self.choices, self.exports, self.exports.not_written)
+        return plain if self.archive is None else f"{plain}\n\nAll exports in one file: {self.archive}"
+
+    def _work(self, progress: Progress) -> None:
+        names = [name for name, box in self.boxes.items() if box.value]
+        if not names:
+            raise ConfigError("No format is selected: tick at least one.")
+        for number, name in enumerate(names, 1):
+            progress.report(f"Exporting {name} ({number} of {len(names)})")
+            with progress.undisturbed():
+                export_one(self._results, name, self.exports, self.exports.not_written)
+
+    def _done(self, outcome: Outcome) -> None:
+        set_markup(self._alert, text(""))
+        self._draw()
+        if outcome.error is not None:
+            self._failed(outcome.error)
+            return
+        self._pack_if_small()
+        count = len(self.exports)
+        self._status.value = status(f"{count} format{'' if count == 1 else 's'} exported.", spoken_only=True)
+
+    def _pack_if_small(self) -> None:
+        """Keep the archive that the link leads to up to date."""
+        size = sum(result.size_bytes for result in self.exports.values())
+        if not self.exports or (size > _LARGEST_AT_ONCE and self.archive is None):
+            return
+        try:
+            self._pack()
+        except TrainbookError as error:  # the exports themselves are there
+            self._failed(error)
+
+    def _pack(self) -> Path:
+        self.archive = write_archive(self.exports, archive_path(self._results))
+        return self.archive
+
+    def _download(self) -> None:
+        archive = self._pack()
+        if colab.is_colab():
+            colab.download_file(archive)
+            return
+        note = paragraph(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+        set_markup(self._alert, joined([link_to(archive), note]))
+
+    def _draw(self) -> None:
+        set_markup(self._table, self.table())
+        self.download.disabled = not self.exports
+
+    def _say(self, sentence: str) -> None:
+        set_markup(self._progress, paragraph(sentence))
+        self._status.value = status(sentence, spoken_only=True)
+
+    def _failed(self, error: BaseException) -> None:
+        set_markup(self._alert, alert(error_sentence(error), error_details(error)))
+
+
+def link_to(file: Path) -> Html:
+    """A link that downloads a file below the notebook's folder; empty for files elsewhere, which no server offers."""
+    here = Path(os.getcwd())
+    if not file.is_relative_to(here):
+        return text("")
+    name = file.relative_to(here).as_posix()
+    return element("a", text(f"Download {file.name}"), href=name, download=file.name)
+
+
+def _link(panel: ExportPanel) -> Html:
+    return text("") if panel.archive is None or colab.is_colab() else link_to(panel.archive)
+
+
+def _checkbox(choice: ExportChoice) -> Any:
+    possible = choice.refusal is None
+    box = ipywidgets.Checkbox(
+        value=False, description=f"{choice.title} ({choice.name})", indent=False, disabled=not possible,
+        layout=ipywidgets.Layout(width="auto"),
+    )  # fmt: skip
+    box.add_class(f"tb-export-{choice.name}")
+    set_help(box, choice.purpose)
+    return box
+
+
+def _explained(choice: ExportChoice) -> Html:
+    if choice.refusal is None:
+        return small(f"For: {choice.purpose}.", "24px")
+    return small(f"For: {choice.purpose}. Not for this model: {choice.refusal}", "24px")
