@@ -271,3 +271,39 @@ def test_an_interrupted_fit_is_saved_and_continues_exactly():
     assert same_weights(fresh.model, whole.model)
     assert torch.equal(fresh.model.node_state.energy, whole.model.node_state.energy)
     shutil.rmtree(path.parents[2])
+
+
+@pytest.mark.slow
+def test_digits_are_classified_and_loop_and_trainer_agree():
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images, labels = torch.tensor(found.data / 16, dtype=torch.float32), torch.tensor(found.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held_out = len(labels) // 5
+    train = TensorDataset(images[order[held_out:]], labels[order[held_out:]])
+    test = DataLoader(TensorDataset(images[order[:held_out]], labels[order[:held_out]]), batch_size=32)
+    settings = AdaptiveConfig(
+        num_nodes=128, hidden_dim=32, input_dim=64, output_dim=10, learning_rate=0.01, batch_size=32, num_epochs=15,
+        save_checkpoint=False,
+    )  # fmt: skip
+    batches = DataLoader(train, batch_size=32, shuffle=True)
+    first, second = AdaptiveModel(settings), AdaptiveModel(settings)
+    legacy = TrainingLoop(first, settings).train(batches, test)
+    assert legacy[-1]["val_accuracy"] > 90.0
+    made = trainer(second, lr=settings.learning_rate, seed=settings.seed)
+    assert made.fit(batches, settings.num_epochs, test)[-1]["val_accuracy"] > 0.9
+    assert same_weights(first, second)
+
+
+def test_weights_alone_classify_as_before_in_a_fresh_model():
+    """Which node sees what is a matter of the nodes' start, which must not depend on a seed."""
+    sizes = {"num_nodes": 20, "hidden_dim": 16}
+    model, fresh = AdaptiveModel(config(**sizes, seed=1)), AdaptiveModel(config(**sizes, seed=2))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model.node_state.hidden_state, fresh.node_state.hidden_state)
+    assert len(model.node_state.hidden_state[0].unique(dim=0)) > 1
+    model(torch.randn(8, 12))
+    units = model.node_state.hidden_state[0, :, :4]
+    model.reset_state()
+    assert torch.equal(units.sign(), model.node_state.hidden_state[0, :, :4]), "a node keeps its identity"
