@@ -57,14 +57,18 @@ def postgres_server() -> Iterator[Callable[[], str]]:
         command = [*as_owner, str(programs / name), *arguments]
         # In files: a server that stays would hold a pipe open.
         with open(folder / "output.txt", "ab") as output:
-            done = subprocess.run(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=120)
+            done = subprocess.run(
+                command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=120
+            )
         if done.returncode:
             raise RuntimeError(f"{name} failed:\n{(folder / 'output.txt').read_text()[-3000:]}")
 
     data = str(folder / "data")
     try:
         call("initdb", "-D", data, "-U", _ROLE, "--auth=trust", "--no-sync", "--no-locale", "--encoding=UTF8")
-        call("pg_ctl", "-D", data, "-w", "-t", "60", "-o", f"{_SETTINGS} -k {folder}", "-l", f"{folder}/log.txt", "start")
+        call(
+            "pg_ctl", "-D", data, "-w", "-t", "60", "-o", f"{_SETTINGS} -k {folder}", "-l", f"{folder}/log.txt", "start"
+        )
         try:
             yield lambda: _new_database(folder)
         finally:
@@ -85,7 +89,6 @@ def _as_owner(folder: Path) -> list[str]:
         except KeyError:
             continue
         os.chown(folder, user.pw_uid, user.pw_gid)
-        os.chmod(folder, 0o755)
         (folder / "output.txt").touch()
         return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     raise NoPostgresError(f"PostgreSQL does not run as root, and there is no user {' or '.join(_USERS)}")

@@ -24,8 +24,8 @@ from utils.errors import CheckpointError, ModelError
 
 _PHASE_STATE = ("phases", "anxiety", "restorative_need", "sleep_quality")
 _FULL = "run_state"
-# Of the draws of phases: nodes follow the rules but for the scheduler's exploration. A node that falls asleep at random keeps the
-# activity of an earlier sample, which is noise to the output layer.
+# Of the draws of phases: nodes follow the rules but for the scheduler's exploration. A node that falls asleep at random keeps
+# the activity of an earlier sample, which is noise to the output layer.
 _TEMPERATURE = 0.1
 
 

@@ -46,7 +46,8 @@ class NodeState(nn.Module):
     """What nodes carry from batch to batch, in buffers outside `state_dict`.
 
     Attributes:
-        hidden_state: h (B, N, H), from 0 but for the identity units (see `AdaptiveDynamics`). energy: e (B, N, 1), from 10. activity: a (B, N, 1), from 0.
+        hidden_state: h (B, N, H), from 0 but for the identity units (see `AdaptiveDynamics`). energy: e (B, N, 1), from 10.
+        activity: a (B, N, 1), from 0.
         position: (B, N, spatial_dim), drawn from N(0, 1). phase_mask: int64 (B, N), the latest phases.
     """
 
