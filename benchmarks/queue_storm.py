@@ -25,12 +25,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--attacks", type=int, help="kills and suspensions; default: as many as jobs")
+    parser.add_argument("--attacks", type=int, help="kills and suspensions; default: half as many as jobs")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    attacks = arguments.jobs if arguments.attacks is None else arguments.attacks
+    attacks = arguments.jobs // 2 if arguments.attacks is None else arguments.attacks
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if arguments.database == "sqlite":

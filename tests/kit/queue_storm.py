@@ -20,8 +20,8 @@ from utils.errors import LeaseLostError, QueueBusyError
 from utils.training import JobConfig, JobQueue
 
 #: Seconds of a lease; workers are suspended for longer, so that another one takes their jobs.
-LEASE_S = 0.5
-_SUSPENDED_S = 2.5 * LEASE_S
+LEASE_S = 1.0
+_SUSPENDED_S = 1.5 * LEASE_S
 _HEARTBEATS, _PAUSE_S = 3, 0.01
 _REFERENCE = "tests.kit.toys:plain_lm"
 
@@ -61,8 +61,10 @@ def storm(url: str, folder: Path, jobs: int, workers: int, attacks: int, seed: i
     draw, report, began = random.Random(seed), StormReport(), time.monotonic()
     JobQueue(url, timeout_s=60).close()  # the tables are there before anyone is killed
 
+    parent = os.getpid()
+
     def start() -> Child:
-        return Child(lambda: _work(url, folder, jobs))
+        return Child(lambda: _work(url, folder, jobs, parent))
 
     running = [start() for _ in range(workers)]
     asleep: dict[int, float] = {}
@@ -80,7 +82,7 @@ def storm(url: str, folder: Path, jobs: int, workers: int, attacks: int, seed: i
             if not awake or report.killed + report.suspended >= attacks:
                 continue
             victim = draw.choice(awake)
-            if draw.random() < 0.5:
+            if draw.random() < 0.5 and len(asleep) < max(1, workers // 4):  # most of them work on
                 report.suspended += 1
                 asleep[victim.pid] = now + _SUSPENDED_S
                 victim.kill(signal.SIGSTOP)
@@ -98,11 +100,11 @@ def storm(url: str, folder: Path, jobs: int, workers: int, attacks: int, seed: i
     return report
 
 
-def _work(url: str, folder: Path, jobs: int) -> None:
-    """A worker's life, until every job has ended."""
+def _work(url: str, folder: Path, jobs: int, parent: int) -> None:
+    """A worker's life, until every job has ended or the storm's process has."""
     queue = JobQueue(url, timeout_s=60)
     config = JobConfig(_REFERENCE, train_data=_REFERENCE, max_attempts=1000)
-    while True:
+    while os.getppid() == parent:
         enough = len(acknowledged(folder / "submitted")) >= jobs
         if not enough:
             acknowledge(folder / "submitted", queue.submit_job(config))
