@@ -183,6 +183,9 @@ system_packages_for_tests() {
   if ! has_command chromium chromium-browser google-chrome; then
     apt_install chromium || say "no Chromium: browser tests will be skipped; install the system package chromium"
   fi
+  if ! has_command initdb && ! compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null; then
+    apt_install postgresql || say "no PostgreSQL: tests with it will be skipped; install the system package postgresql"
+  fi
 }
 
 colab_world() {  # Colab's versions of ipykernel, IPython and ipywidgets, to click in. Without them those tests are skipped.

@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit.databases import database_url, new_postgres  # noqa: F401 - fixtures for all tests
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: What a test must not inherit: credentials, settings of the services, a launcher's ranks, a front end.

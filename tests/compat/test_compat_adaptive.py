@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.kit.crash import in_child
+from tests.kit.image_files import mnist_files
 from tests.kit.toys import same_weights
 from utils.compat.adaptive_callbacks import Callback, LoggingCallback, ProfilingCallback
 from utils.compat.adaptive_config import AdaptiveConfig
+from utils.compat.adaptive_datasets import load_mnist, load_mnist_subset
 from utils.compat.adaptive_loops import TrainingLoop, evaluate_model, quick_train
 from utils.compat.adaptive_model import AdaptiveModel
 from utils.compat.adaptive_trainer import Trainer
@@ -271,3 +275,77 @@ def test_an_interrupted_fit_is_saved_and_continues_exactly():
     assert same_weights(fresh.model, whole.model)
     assert torch.equal(fresh.model.node_state.energy, whole.model.node_state.energy)
     shutil.rmtree(path.parents[2])
+
+
+def test_a_killed_process_loses_at_most_an_epoch_with_a_checkpoint_folder():
+    whole = trainer()
+    expected = whole.fit(loader(), 4)
+
+    class Killed(Callback):
+        def on_batch_end(self, batch_idx, trainer, logs=None):
+            if trainer.current_epoch == 2 and batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(lambda: trainer(callbacks=[Killed()]).fit(loader(), 4, checkpoint_dir="saved")).killed
+    fresh = trainer()
+    assert fresh.fit(loader(), 4, resume=True, checkpoint_dir="saved") == expected
+    assert same_weights(fresh.model, whole.model)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_progress_bar_is_shown_on_a_terminal(wanted, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    trainer(progress_bar=wanted).fit(loader(), 2)
+    assert ("Epoch 2/2" in capsys.readouterr().err) is wanted
+
+
+def test_the_mnist_loaders_read_local_files(tmp_path):
+    mnist_files(tmp_path, train=40, test=20)
+    train, test = load_mnist(batch_size=8, root=tmp_path, download=False)
+    images, labels = next(iter(train))
+    assert (images.shape, labels.shape, len(train.dataset), len(test.dataset)) == ((8, 1, 28, 28), (8,), 40, 20)
+    train, test = load_mnist_subset(8, 10, tmp_path, False)
+    assert (len(train.dataset), len(test.dataset)) == (10, 2)
+
+
+@pytest.mark.slow
+def test_digits_are_classified_and_loop_and_trainer_agree():
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images, labels = torch.tensor(found.data / 16, dtype=torch.float32), torch.tensor(found.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held_out = len(labels) // 5
+    train = TensorDataset(images[order[held_out:]], labels[order[held_out:]])
+    test = DataLoader(TensorDataset(images[order[:held_out]], labels[order[:held_out]]), batch_size=32)
+    settings = AdaptiveConfig(
+        num_nodes=128, hidden_dim=32, input_dim=64, output_dim=10, learning_rate=0.01, batch_size=32, num_epochs=15,
+        save_checkpoint=False,
+    )  # fmt: skip
+    batches = DataLoader(train, batch_size=32, shuffle=True)
+    early = {}
+
+    class AfterTwo(Callback):
+        def on_epoch_end(self, epoch, trainer, logs=None):
+            if epoch == 1:
+                early.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
+
+    made = trainer(AdaptiveModel(settings), lr=settings.learning_rate, seed=settings.seed, callbacks=[AfterTwo()])
+    made.fit(batches, settings.num_epochs)
+    assert made.evaluate(test)["val_accuracy"] > 0.9
+    legacy = AdaptiveModel(settings)
+    TrainingLoop(legacy, settings).train(batches, num_epochs=2)  # as many as show that the two go the same way
+    assert all(torch.equal(value, early[name]) for name, value in legacy.state_dict().items())
+
+
+def test_weights_alone_classify_as_before_in_a_fresh_model():
+    """Which node sees what is a matter of the nodes' start, which must not depend on a seed."""
+    sizes = {"num_nodes": 20, "hidden_dim": 16}
+    model, fresh = AdaptiveModel(config(**sizes, seed=1)), AdaptiveModel(config(**sizes, seed=2))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model.node_state.hidden_state, fresh.node_state.hidden_state)
+    assert len(model.node_state.hidden_state[0].unique(dim=0)) > 1
+    model(torch.randn(8, 12))
+    units = model.node_state.hidden_state[0, :, :4]
+    model.reset_state()
+    assert torch.equal(units.sign(), model.node_state.hidden_state[0, :, :4]), "a node keeps its identity"

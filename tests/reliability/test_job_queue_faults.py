@@ -17,6 +17,7 @@ import sqlalchemy as sa
 import torch
 
 from tests.kit.crash import Child, Fuse, in_child
+from tests.kit.queue_storm import storm
 from tests.kit.toys import golden_config, plain_lm, train_set
 from utils.errors import LeaseLostError, QueueBusyError, QueueError
 from utils.training import Callback, JobConfig, JobQueue, Trainer
@@ -242,3 +243,11 @@ def test_a_database_that_cannot_be_written_is_one_plain_error():
         queue.close()
     assert "\n" not in str(caught.value)
     assert queue.list_jobs() == []
+
+
+def test_f36_workers_that_are_killed_and_suspended_complete_every_job_once(database_url, tmp_path):
+    """The short form of `python -m benchmarks.queue_storm`."""
+    found = storm(database_url, tmp_path, jobs=8, workers=4, attacks=6)
+    assert found.problems == []
+    assert found.jobs >= 8
+    assert found.killed + found.suspended > 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ def clock():
 
 
 @pytest.fixture
-def queue(clock):
-    found = JobQueue(URL, clock=clock)
+def queue(clock, database_url):
+    found = JobQueue(database_url, clock=clock)
     yield found
     found.close()
 
@@ -50,8 +51,41 @@ def durable(**changes) -> JobConfig:
     return JobConfig(**{**named, **changes})
 
 
+def broken():
+    """A model factory that fails."""
+    raise ConfigError("no such model")
+
+
+def test_a_job_of_this_processs_objects_runs_here_on_sqlite_and_is_refused_for_other_hosts(clock, database_url):
+    queue = JobQueue(database_url, clock=clock)
+    job = JobConfig(lambda: plain_lm(), train_data=train_set(), training_config=CONFIG)
+    if database_url.startswith("sqlite"):
+        number = queue.submit_job(job)
+        queue.work()
+        assert queue.get_job_status(number) == "completed"
+    else:
+        with pytest.raises(ConfigError, match="module:function"):
+            queue.submit_job(job)
+        assert queue.list_jobs() == []
+    queue.close()
+
+
+def test_the_database_has_the_clock_that_all_workers_share(database_url, monkeypatch):
+    """A host whose clock is a day ahead neither takes a running job away nor loses its own lease."""
+    queue = JobQueue(database_url)
+    queue.submit_job(durable())
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+    job = queue.claim_job("ahead", lease_s=60)
+    monkeypatch.undo()
+    assert queue.claim_job("another") is None
+    assert abs(job.lease_until - 60 - real()) < 3600
+    queue.complete_job(job, {"final_loss": 1.0})
+    queue.close()
+
+
 def test_a_job_goes_from_pending_to_completed(queue):
-    number = queue.submit_job(JobConfig(plain_lm, train_data=train_set(), training_config=CONFIG))
+    number = queue.submit_job(durable())
     assert queue.get_job_status(number) == "pending"
     with pytest.raises(QueueError, match="has not started"):
         queue.get_job_results(number)
@@ -173,10 +207,7 @@ def test_a_job_that_no_other_process_can_run_is_refused_where_it_must_be(queue):
 
 
 def test_a_failing_job_fails_with_the_models_error(queue):
-    def broken():
-        raise ConfigError("no such model")
-
-    number = queue.submit_job(JobConfig(broken, train_data=train_set(), training_config=CONFIG))
+    number = queue.submit_job(durable(model_factory=broken))
     queue.work()
     assert queue.get_job_status(number) == "failed"
     assert "no such model" in queue.get_job(number).error

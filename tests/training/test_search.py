@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from tests.kit.crash import in_child
 from tests.kit.toys import PlainLM, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import ConfigError, DataError, DataTypeError, ModelError, TrainingInterrupted
 from utils.training import Trainer, TrainingConfig
@@ -314,6 +315,25 @@ def test_a_stored_study_continues_and_holds_the_trials():
     Path("runs/mine/search.json").unlink()
     assert found(space, strategy="optuna", n_trials=4, name="mine", storage=url, callbacks=[watch]).best_value == results.best_value
     assert len(watch.runs) == 4
+
+
+def test_a_killed_search_repeats_and_loses_no_trial(database_url):
+    import optuna
+
+    options = {"strategy": "optuna", "n_trials": 3, "name": "mine", "storage": database_url}
+    space = {"lr": (1e-4, 1e-1)}
+    kill = StopIn("mine-trial1", 2, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))
+    assert in_child(lambda: found(space, callbacks=[kill], **options)).killed
+    watch = Recorder()
+    results = found(space, callbacks=[watch], **options)
+    assert watch.runs == ["mine-trial1", "mine-trial2"]
+    assert [trial.status for trial in results.trials] == ["finished"] * 3
+    storage = optuna.storages.RDBStorage(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    trials = optuna.load_study(study_name="mine", storage=storage).trials
+    assert [trial.value for trial in trials] == [trial.value for trial in results.trials]
+    assert len({trial.params["learning_rate"] for trial in trials}) == 3
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def test_hopeless_trials_are_pruned():

@@ -156,6 +156,32 @@ def _figures(logs: Logs, prefix: str) -> list[str]:
     return found
 
 
+class ProgressBar(Callback):
+    """A tqdm bar for each epoch on standard error, with the loss and accuracy so far; only where that is a terminal."""
+
+    def __init__(self, num_batches: int | None) -> None:
+        self._num_batches = num_batches
+        self._bar: Any = None
+
+    def on_epoch_begin(self, epoch: int, trainer: Any, logs: Logs | None = None) -> None:
+        from tqdm import tqdm
+
+        title = f"Epoch {epoch + 1}/{trainer.num_epochs}"
+        self._bar = tqdm(total=self._num_batches, desc=title, unit="batch", leave=False, disable=None)
+
+    def on_batch_end(self, batch_idx: int, trainer: Any, logs: Logs | None = None) -> None:
+        figures = {name: f"{logs[name]:.4f}" for name in ("loss", "accuracy") if logs and name in logs}
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update()
+
+    def on_epoch_end(self, epoch: int, trainer: Any, logs: Logs | None = None) -> None:
+        self._bar.close()
+
+    def on_train_end(self, trainer: Any, logs: Logs | None = None) -> None:
+        if self._bar is not None:  # an epoch that was not finished
+            self._bar.close()
+
+
 class ProfilingCallback(Callback):
     """Measures epochs and batches; works by hand too, without a trainer.
 

@@ -16,6 +16,16 @@ from utils.compat.adaptive_phases import NUM_PHASES, Phase
 
 _FIRST_ENERGY, _MOST_ENERGY = 10.0, 50.0
 
+# Identity units: see `AdaptiveDynamics`.
+_LEAST_WIDTH = 16  # hidden units below which none can be spared
+_IDENTITY_SEED = 0  # fixed, so that weights can be loaded into any model of the same sizes
+_LATCH = 7.0  # self-coupling: tanh((1 + 7) h) has stable fixed points at h = +-1 up to rounding, with a gradient of 0
+_BIAS_STD = 2.0  # of a feature unit's bias over nodes: about half of the units are saturated in a node
+_INCOME = 0.5  # energy that an awake node gains in a pass: rested (above 20) after about 25 passes
+INPUT_GAIN = 20.0  # of the initial input weights: u enters a node with a factor of 0.1, and inputs may be from 0 to 1
+_GAIN = 4.0  # of the activity: makes up for the mean over H units
+_QUIET = -2.5  # bias of the activity: 0.08 without input. Rested, quiet nodes are inspired, which does not tire them
+
 
 @dataclass
 class NodeConfig:
@@ -36,7 +46,8 @@ class NodeState(nn.Module):
     """What nodes carry from batch to batch, in buffers outside `state_dict`.
 
     Attributes:
-        hidden_state: h (B, N, H), from 0. energy: e (B, N, 1), from 10. activity: a (B, N, 1), from 0.
+        hidden_state: h (B, N, H), from 0 but for the identity units (see `AdaptiveDynamics`). energy: e (B, N, 1), from 10.
+        activity: a (B, N, 1), from 0.
         position: (B, N, spatial_dim), drawn from N(0, 1). phase_mask: int64 (B, N), the latest phases.
     """
 
@@ -45,6 +56,7 @@ class NodeState(nn.Module):
     activity: Tensor
     position: Tensor
     phase_mask: Tensor
+    _identity: Tensor
     NAMES = ("hidden_state", "energy", "activity", "position", "phase_mask")
 
     def __init__(self, config: NodeConfig) -> None:
@@ -55,6 +67,7 @@ class NodeState(nn.Module):
         ):  # fmt: skip
             self.register_buffer(name, torch.zeros(1, nodes, width), persistent=False)
         self.register_buffer("phase_mask", torch.zeros(1, nodes, dtype=torch.long), persistent=False)
+        self.register_buffer("_identity", identities(nodes, identity_units(config.hidden_dim)), persistent=False)
         self.reset()
 
     @property
@@ -65,6 +78,7 @@ class NodeState(nn.Module):
     def reset(self) -> None:
         """One row, as at the start; positions are drawn anew."""
         self.hidden_state = torch.zeros_like(self.hidden_state[:1])
+        self.hidden_state[0, :, : self._identity.shape[1]] = self._identity
         self.energy = torch.full_like(self.energy[:1], _FIRST_ENERGY)
         self.activity = torch.zeros_like(self.activity[:1])
         self.position = torch.randn_like(self.position[:1])
@@ -87,8 +101,27 @@ class NodeState(nn.Module):
         self.phase_mask = phases.detach().expand(self.batch_size, -1).clone()
 
 
+def identity_units(hidden_dim: int) -> int:
+    """How many hidden units hold a node's identity: a quarter; none below 16 hidden units."""
+    return hidden_dim // 4 if hidden_dim >= _LEAST_WIDTH else 0
+
+
+def identities(num_nodes: int, units: int) -> Tensor:
+    """fp32 (N, units): +1 in one half of a node's units, -1 in the other, the same in every process."""
+    generator = torch.Generator().manual_seed(_IDENTITY_SEED)
+    order = torch.rand(num_nodes, units, generator=generator).argsort(dim=1)
+    return torch.where(order < units // 2, 1.0, -1.0)
+
+
 class AdaptiveDynamics(nn.Module):
-    """The equations of one forward pass; all nodes share their parameters."""
+    """The equations of one forward pass; all nodes share their parameters.
+
+    Nodes that share their parameters, their input and their state compute the same activity, and the output layer then sees a
+    single number of an input, which does not separate ten classes. So from 16 hidden units on, the first quarter of them are
+    identity units: they start at +1 or -1, differently in every node, and their initial weights latch that value. The other
+    units start with weights that forget the sample before, and with a random bias that depends on the node's identity, so
+    that every node responds to other features of the input. Only initial values do this; the equations are those below.
+    """
 
     def __init__(self, config: NodeConfig) -> None:
         super().__init__()
@@ -97,6 +130,22 @@ class AdaptiveDynamics(nn.Module):
         self.energy_update = nn.Linear(config.hidden_dim, 1)
         self.activity_update = nn.Linear(2, 1)
         self.phase_scales = nn.Parameter(torch.zeros(NUM_PHASES))
+        if units := identity_units(config.hidden_dim):
+            self._tell_nodes_apart(units)
+
+    @torch.no_grad()
+    def _tell_nodes_apart(self, units: int) -> None:
+        """Initial weights for `units` identity units, of a node that stays awake most of the time."""
+        weight_HH, hidden_dim = self.state_update.weight, self.state_update.in_features
+        weight_HH.zero_()
+        self.state_update.bias.zero_()
+        weight_HH.fill_diagonal_(-1.0)  # h + W_s h = 0: nothing of the sample before
+        weight_HH[:units, :units].fill_diagonal_(_LATCH)
+        weight_HH[units:, :units] = torch.randn(hidden_dim - units, units) * (_BIAS_STD / units**0.5)
+        self.energy_update.weight.zero_()
+        self.energy_update.bias.fill_(_INCOME)
+        self.activity_update.weight.copy_(torch.tensor([[_GAIN * hidden_dim**0.5, 0.0]]))
+        self.activity_update.bias.fill_(_QUIET)
 
     def forward(
         self, hidden: Tensor, energy: Tensor, anxiety: Tensor, drive: Tensor, phases: Tensor

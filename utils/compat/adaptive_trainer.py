@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.compat.adaptive_callbacks import CallbackList
+from utils.compat.adaptive_callbacks import Callback, CallbackList, ProgressBar
 from utils.compat.adaptive_engine import FitEvents, FitTrainer, as_loader, renamed
 from utils.errors import CallbackError, CheckpointError, ConfigError
 from utils.training.engine.checkpoint import read_plain, write_file
@@ -84,7 +84,7 @@ class Trainer:
         max_grad_norm: largest L2 norm of all gradients; None or 0: no clipping.
         seed: of the order of samples and of everything random; None: torch's current one. Given, it is set here too.
         metrics: name -> function of (outputs, targets); the results have train_<name> and val_<name>, means over samples.
-        progress_bar: accepted; progress is shown by `LoggingCallback`.
+        progress_bar: show a tqdm bar for each epoch where standard error is a terminal.
     Attributes:
         metrics_history: one dict an epoch of the latest fit; current_epoch: the latest epoch, from 0.
         scaler: a GradScaler with use_amp (switched on for fp16 only), else None.
@@ -136,7 +136,7 @@ class Trainer:
 
     def fit(
         self, train_loader: Any, num_epochs: int, val_loader: Any = None, scheduler: Any = None,
-        early_stopping: Any = None, *, resume: bool = False,
+        early_stopping: Any = None, *, resume: bool = False, checkpoint_dir: str | Path | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Train `num_epochs` more epochs, or with `resume=True` until there are `num_epochs` in all.
 
@@ -146,6 +146,8 @@ class Trainer:
                 true `stop_training`.
             resume: continue the history, the numbers of epochs and the position of the latest fit of this object, or of
                 `load_checkpoint`; after an interrupt within an epoch too.
+            checkpoint_dir: folder in which every epoch writes `latest.pt`; with `resume=True` a trainer that has trained
+                nothing yet continues from that file, so a killed process loses at most one epoch.
         Returns:
             `metrics_history`: a dict an epoch: epoch, train_loss, val_loss; train_accuracy and val_accuracy (0 to 1) where
             classes are scored; the caller's metrics.
@@ -155,7 +157,14 @@ class Trainer:
         """
         if not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 0:
             raise ConfigError(f"num_epochs: got {num_epochs!r}; must be a whole number of at least 0.")
+        latest = None if checkpoint_dir is None else Path(checkpoint_dir) / "latest.pt"
+        if resume and latest is not None and self._memory is None and latest.exists():
+            self.load_checkpoint(latest)
         callbacks = CallbackList(self.callbacks.callbacks)
+        if latest is not None:
+            callbacks.append(_SavesEachEpoch(latest))
+        if self.progress_bar:
+            callbacks.append(ProgressBar(_length(train_loader)))
         if early_stopping is not None:
             callbacks.append(early_stopping)
         memory = self._memory
@@ -272,6 +281,24 @@ class Trainer:
         if resume.get("run_state") and callable(load_run_state):
             load_run_state(resume["run_state"])
         return content
+
+
+class _SavesEachEpoch(Callback):
+    """Writes a checkpoint at the end of every epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_epoch_end(self, epoch: int, trainer: Any, logs: dict[str, Any] | None = None) -> None:
+        trainer.save_checkpoint(self._path)
+
+
+def _length(loader: Any) -> int | None:
+    """Batches of a loader; None for a stream."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def _has_bf16() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -313,6 +314,8 @@ def _opened(storage: Any) -> Any:
     if url.startswith("sqlite:///"):
         with contextlib.suppress(OSError):  # the database's own error names the path
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    # The driver of the extra `postgres`; SQLAlchemy's default is an older one.
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
     try:
         return optuna.storages.RDBStorage(url)
     except (SQLAlchemyError, ImportError, ValueError) as error:
