@@ -31,7 +31,7 @@ _COMPARED = ("torch", "device", "device_name", "threads", "precision")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Reproduce one run. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         return _reproduce(read_repro_bundle(options.bundle), options)
     except TrainbookError as error:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     summary, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog="reproduce", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
