@@ -225,7 +225,10 @@ def _seed_generators() -> None:
 
     random.seed(_SEED)
     np.random.seed(_SEED)  # noqa: NPY002 - the legacy global state is what code may draw from
-    torch.manual_seed(_SEED)
+    # Not torch.manual_seed: for each kind of device that is not in use it takes down the whole stack, at every call.
+    torch.default_generator.manual_seed(_SEED)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(_SEED)
 
 
 def _torch_switches() -> Callable[[], None]:
@@ -238,7 +241,9 @@ def _torch_switches() -> Callable[[], None]:
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
 
     def restore() -> None:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        if now != (deterministic, warn_only):  # the call imports torch's compiler
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
 
