@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit.failed_before import pytest_terminal_summary, remember_failures  # noqa: F401 - the first is a hook
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: What a test must not inherit: credentials, settings of the services, a launcher's ranks, a front end.
@@ -55,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_FAILED_PARTS] = os.environ.get("TRAINBOOK_FAILED_PARTS", "")
+    remember_failures(config)
     home = Path(tempfile.mkdtemp(prefix="trainbook-home-"))
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     for name in list(os.environ):
@@ -130,16 +132,6 @@ def _make_hypothesis_repeatable() -> None:
 
     settings.register_profile("trainbook", derandomize=True, deadline=None, database=None, print_blob=True)
     settings.load_profile("trainbook")
-
-
-_FAILED_PARTS = pytest.StashKey[str]()
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Name the parts of `setup_colab.sh test` that failed before this run, above pytest's closing line."""
-    if parts := config.stash[_FAILED_PARTS]:
-        terminalreporter.section("failed before the test suite", red=True, bold=True)
-        terminalreporter.line(parts)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
