@@ -224,7 +224,9 @@ PY
 
 run_suite() {  # The whole suite; then, where few tests failed, those alone. What passes then is named as unstable.
   local status=0 failed
-  "$PYTHON" -m pytest --cache-clear -n "$(workers)" --dist loadscope || status=$?
+  # Not reordered: xdist would begin with the modules of most tests, and the notebook's and the browser's, few and long, would
+  # come last, one worker idle beside them.
+  "$PYTHON" -m pytest --cache-clear -n "$(workers)" --dist loadscope --no-loadscope-reorder || status=$?
   [[ "$status" == 1 ]] || return "$status"
   failed="$(failed_tests)" || return 1
   [[ -n "$failed" && "$(wc -l <<<"$failed")" -le "$MOST_UNSTABLE" ]] || return 1
