@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from tests.kit.databases import database_url, new_postgres  # noqa: F401 - fixtures for all tests
+from tests.kit.failed_before import pytest_terminal_summary, remember_failures  # noqa: F401 - the first is a hook
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_FAILED_PARTS] = os.environ.get("TRAINBOOK_FAILED_PARTS", "")
+    remember_failures(config)
     home = Path(tempfile.mkdtemp(prefix="trainbook-home-"))
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     for name in list(os.environ):
@@ -132,16 +133,6 @@ def _make_hypothesis_repeatable() -> None:
 
     settings.register_profile("trainbook", derandomize=True, deadline=None, database=None, print_blob=True)
     settings.load_profile("trainbook")
-
-
-_FAILED_PARTS = pytest.StashKey[str]()
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Name the parts of `setup_colab.sh test` that failed before this run, above pytest's closing line."""
-    if parts := config.stash[_FAILED_PARTS]:
-        terminalreporter.section("failed before the test suite", red=True, bold=True)
-        terminalreporter.line(parts)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -227,7 +218,10 @@ def _seed_generators() -> None:
 
     random.seed(_SEED)
     np.random.seed(_SEED)  # noqa: NPY002 - the legacy global state is what code may draw from
-    torch.manual_seed(_SEED)
+    # Not torch.manual_seed: for each kind of device that is not in use it takes down the whole stack, at every call.
+    torch.default_generator.manual_seed(_SEED)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(_SEED)
 
 
 def _torch_switches() -> Callable[[], None]:
@@ -240,7 +234,9 @@ def _torch_switches() -> Callable[[], None]:
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
 
     def restore() -> None:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        if now != (deterministic, warn_only):  # the call imports torch's compiler
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
 

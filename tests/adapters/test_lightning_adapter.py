@@ -274,5 +274,5 @@ def test_the_adapter_is_imported_when_asked_for_and_draws_no_random_number():
         "assert 'pytorch_lightning' not in sys.modules; utils.adapters.UniversalModelAdapter; "
         "assert 'pytorch_lightning' in sys.modules; assert before == (random.getstate(), torch.get_rng_state().tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

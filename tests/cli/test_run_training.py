@@ -158,7 +158,7 @@ def test_what_is_not_known_of_an_epoch_is_left_out():
 def test_it_starts_as_a_script_from_any_folder_and_as_a_module(job, tmp_path, how):
     program = [SCRIPT] if how == "script" else ["-m", "cli.run_training"]
     process = start(*program, "--config", job, "--dry-run", cwd=tmp_path if how == "script" else ROOT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "nothing was trained" in out
 

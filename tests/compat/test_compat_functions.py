@@ -108,7 +108,7 @@ def shown_to_a_caller(name, *options, before=""):
     arguments = {"test_fine_tuning": "None, train_data=[]", "test_hyperparameter_search": ""}[name]
     Path("helper.py").write_text(CALLER.format(name=name, arguments=arguments))
     Path("script.py").write_text(f"{before}\nimport helper\nhelper.call()\n")
-    done = subprocess.run([sys.executable, *options, "script.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *options, "script.py"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

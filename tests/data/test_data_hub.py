@@ -292,7 +292,7 @@ def answers(endpoint, *calls):
     environment["HF_HOME"] = str(Path("hub-home").absolute())
     child = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code), json.dumps(calls)],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120,
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     return [json.loads(line) for line in child.stdout.splitlines()]

@@ -350,7 +350,7 @@ def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(format_name, res
             print(error)
     """
     child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert "could not be written" in child.stdout, child.stdout + child.stderr
     assert tree(target) == before

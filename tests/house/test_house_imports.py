@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "tokenizers", "datasets", "pandas", "numpy", "
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
     )
 
 

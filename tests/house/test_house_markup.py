@@ -35,8 +35,8 @@ def markup_literals(tree: ast.Module) -> list[str]:
 def test_no_other_module_writes_markup():
     found = [
         f"{path}: {line}"
-        for path, tree in python_sources()
-        if path.startswith(("utils/", "widgets/", "cli/")) and path != MARKUP_MODULE
+        for path, tree in python_sources(under=("utils/", "widgets/", "cli/"))
+        if path != MARKUP_MODULE
         for line in markup_literals(tree)
     ]
     assert found == []

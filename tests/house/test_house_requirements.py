@@ -81,7 +81,7 @@ def test_the_malicious_releases_are_excluded(version):
 def test_every_extra_that_is_named_exists():
     """In an error (MissingPackageError's third argument), and wherever somebody is told to install one."""
     named = {}
-    for where, tree in python_sources():
+    for where, tree in python_sources(naming="MissingPackageError"):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and dotted(node.func).endswith("MissingPackageError"):
                 values = [k.value for k in node.keywords if k.arg == "extra"] + node.args[2:3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -163,6 +164,98 @@ def test_without_a_new_python_the_version_is_named(house, tmp_path):
     )
     assert done.returncode == 1
     assert "Python 3.11 or newer is needed; python3 is Python 3.9.2" in done.stderr
+
+
+# ---- tests that fail once ----
+
+STUB_TESTS = """
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("n", range({once}))
+def test_fails_once(n):
+    seen = Path(__file__).with_name(f"seen-{{n}}")
+    before = seen.exists()
+    seen.touch()
+    assert before
+
+@pytest.mark.parametrize("n", range({always}))
+def test_fails_always(n):
+    raise AssertionError
+
+def test_passes():
+    pass
+"""
+# Everything but pytest is taken to pass; of its plugins only xdist is loaded, since the others take seconds to import.
+STUB_PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  "-m ruff"* | "-m mypy"* | *--nbmake*) exit 0 ;;
+  "-m pytest"*) shift 2; PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec "{python}" -m pytest -p xdist.plugin "$@" ;;
+  *) exec "{python}" "$@" ;;
+esac
+"""
+
+
+def program(path: Path, text: str = "#!/bin/sh\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
+def run_stub_suite(house: Path, once: int, always: int) -> subprocess.CompletedProcess[str]:
+    """`setup_colab.sh test` in a project whose tests fail once or always, and whose environment is installed already."""
+    environment = house.parent / "environment"
+    program(environment / "bin" / "python", STUB_PYTHON.format(python=sys.executable))
+    program(environment / "bin" / "lint-imports")
+    for name in ("g++", "chromium"):
+        program(house.parent / "tools" / name)
+    (environment / "pyvenv.cfg").touch()
+    read = ("requirements.txt", "constraints.txt", "pyproject.toml")
+    digest = hashlib.sha256(b"".join((house / name).read_bytes() for name in read)).hexdigest()
+    (environment / "trainbook-installed").write_text(f"test {digest}\n")
+    (house / "training.ipynb").write_text("{}")
+    for versions in (
+        house / "tests" / "browser" / "colab_versions.txt",
+        Path(f"{environment}-colab") / "trainbook-versions",
+    ):
+        versions.parent.mkdir(parents=True)
+        versions.touch()
+    (house / "tests" / "kit").mkdir()
+    shutil.copy(ROOT / "tests" / "kit" / "failed_before.py", house / "tests" / "kit")
+    (house / "tests" / "conftest.py").write_text(
+        "from tests.kit.failed_before import pytest_terminal_summary\n"
+        "from tests.kit.failed_before import remember_failures as pytest_configure\n"
+    )
+    (house / "tests" / "test_stub.py").write_text(STUB_TESTS.format(once=once, always=always))
+    path = os.pathsep.join([str(house.parent / "tools"), os.environ["PATH"]])
+    command = ["bash", str(house / "setup_colab.sh"), "test"]
+    kept = {**os.environ, "PATH": path, "TRAINBOOK_VENV": str(environment)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("once", "always", "status", "unstable", "closing"),
+    [
+        (0, 0, 0, [], "1 passed"),
+        (3, 0, 0, ["[0]", "[1]", "[2]"], "3 passed"),
+        (1, 1, 1, ["[0]"], "1 failed, 1 passed"),
+        (4, 0, 1, [], "4 failed, 1 passed"),
+    ],
+    ids=["none fails", "three pass alone", "one fails again", "four are too many"],
+)
+def test_what_fails_once_is_named_and_only_what_fails_again_or_is_much_fails_the_suite(
+    house, once, always, status, unstable, closing
+):
+    done = run_stub_suite(house, once, always)
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    named = [line for line in lines if line.startswith("unstable: ")]
+    assert named == [f"unstable: tests/test_stub.py::test_fails_once{n}" for n in unstable]
+    assert ("mend it" in done.stdout) == bool(unstable)
+    assert closing in lines[-1]
+    if unstable and not always:
+        assert [line for line in lines if line][-2] == named[-1], "the last words before the closing line"
 
 
 def test_ci_calls_the_same_command():

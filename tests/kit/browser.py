@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,10 +19,12 @@ from typing import Any
 import nbformat
 import pytest
 
+from tests.kit.ports import held_port
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 #: Seconds that anything on a page may take before a test gives up. Not a measure of speed: machines are shared.
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 _SETTINGS = {
     # Cells outside the window would otherwise not be in the page at all.
@@ -55,7 +56,12 @@ def running_lab(folder: Path, python: str = sys.executable, dark: bool = False, 
     for name, values in {**_SETTINGS, **({_THEME: {"theme": "JupyterLab Dark"}} if dark else {})}.items():
         (settings / name).parent.mkdir(parents=True, exist_ok=True)
         (settings / name).write_text(json.dumps(values))
-    port = _free_port()
+    with held_port() as port, _server(port, folder, python, settings, environment):
+        yield Lab(f"http://127.0.0.1:{port}", folder)
+
+
+@contextlib.contextmanager
+def _server(port: int, folder: Path, python: str, settings: Path, environment: dict[str, str]) -> Iterator[None]:
     command = [
         python, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0", "--ServerApp.token=", "--ServerApp.password=",
@@ -72,19 +78,17 @@ def running_lab(folder: Path, python: str = sys.executable, dark: bool = False, 
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen(command, cwd=folder, env=kept, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        url = f"http://127.0.0.1:{port}"
-        _until_it_answers(url, server, folder / "lab.log")
-        yield Lab(url, folder)
+        _until_it_answers(f"http://127.0.0.1:{port}", server, folder / "lab.log")
+        yield
     finally:
         _end_kernels(f"http://127.0.0.1:{port}")
         server.terminate()
-        server.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        try:
+            server.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+            raise
 
 
 def _direct() -> urllib.request.OpenerDirector:
@@ -97,7 +101,7 @@ def _until_it_answers(url: str, server: subprocess.Popen[bytes], log: Path) -> N
         if server.poll() is not None:
             break
         with contextlib.suppress(OSError, urllib.error.URLError):
-            _direct().open(f"{url}/api", timeout=5).read()
+            _direct().open(f"{url}/api", timeout=30).read()
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(0.2)
@@ -106,9 +110,9 @@ def _until_it_answers(url: str, server: subprocess.Popen[bytes], log: Path) -> N
 
 def _end_kernels(url: str) -> None:
     with contextlib.suppress(OSError):
-        for kernel in json.load(_direct().open(f"{url}/api/kernels", timeout=10)):
+        for kernel in json.load(_direct().open(f"{url}/api/kernels", timeout=60)):
             request = urllib.request.Request(f"{url}/api/kernels/{kernel['id']}", method="DELETE")
-            _direct().open(request, timeout=30).read()
+            _direct().open(request, timeout=60).read()
 
 
 @contextlib.contextmanager
@@ -117,7 +121,9 @@ def running_browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_S * 1000
+        )
         try:
             yield browser
         finally:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from typing import Any
 
 from tests.kit.crash import Child, Ended
+from tests.kit.ports import held_port
 
-# A deadlock becomes a failed test instead of a hung suite: the kernel ends the child.
-_DEADLINE_S = 120
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+# A deadlock becomes a failed test instead of a hung suite: the kernel ends the child. Longer than any loaded machine takes.
+_DEADLINE_S = 600
 
 
 def environment_of(rank: int, size: int, port: int) -> dict[str, str]:
@@ -35,9 +28,8 @@ def together(function: Callable[[int], Any], processes: int = 2) -> list[Ended]:
     Raises:
         AssertionError: one of them raised, with its traceback.
     """
-    port = free_port()
 
-    def run(rank: int) -> Callable[[], Any]:
+    def run(rank: int, port: int) -> Callable[[], Any]:
         def child() -> Any:
             signal.alarm(_DEADLINE_S)
             os.environ.update(environment_of(rank, processes, port))
@@ -45,5 +37,6 @@ def together(function: Callable[[int], Any], processes: int = 2) -> list[Ended]:
 
         return child
 
-    children = [Child(run(rank)) for rank in range(processes)]
-    return [child.join() for child in children]
+    with held_port() as port:
+        children = [Child(run(rank, port)) for rank in range(processes)]
+        return [child.join() for child in children]

@@ -54,17 +54,25 @@ def notebooks() -> list[tuple[Path, dict[str, Any]]]:
     return [(p, json.loads(p.read_bytes())) for p in repository_files() if p.suffix == ".ipynb"]
 
 
-def python_sources() -> Iterator[tuple[str, ast.Module]]:
-    """(where, syntax tree) of every Python file and of every notebook cell of the repository."""
+def python_sources(*, under: tuple[str, ...] = ("",), naming: str = "") -> Iterator[tuple[str, ast.Module]]:
+    """(where, syntax tree) of every Python file and of every notebook cell of the repository.
+
+    Args:
+        under: only paths that begin with one of these; naming: only sources that contain this text. Parsing takes seconds.
+    """
     for path in repository_files():
-        if path.suffix == ".py":
-            yield str(path.relative_to(ROOT)), _parsed(path.read_text(encoding="utf-8"))
+        where = path.relative_to(ROOT).as_posix()
+        if path.suffix == ".py" and where.startswith(under) and naming in (source := path.read_text(encoding="utf-8")):
+            yield where, _parsed(source)
     for path, notebook in notebooks():
+        if not path.relative_to(ROOT).as_posix().startswith(under):
+            continue
         for number, cell in enumerate(notebook["cells"], start=1):
             if cell["cell_type"] == "code":
                 lines = "".join(cell["source"]).splitlines()
                 plain = [line for line in lines if not line.lstrip().startswith(("!", "%"))]  # lines of a shell
-                yield f"{path.relative_to(ROOT)} cell {number}", _parsed("\n".join(plain))
+                if naming in (source := "\n".join(plain)):
+                    yield f"{path.relative_to(ROOT)} cell {number}", _parsed(source)
 
 
 def _parsed(source: str) -> ast.Module:

@@ -372,7 +372,7 @@ def test_a_request_does_not_wait_for_a_lock_that_the_interrupted_code_may_hold()
         return rounds
 
     child = Child(storm_of_signals)
-    watch = threading.Timer(30, lambda: child.kill(signal.SIGKILL))
+    watch = threading.Timer(300, lambda: child.kill(signal.SIGKILL))  # a deadlock, not a slow machine
     watch.start()
     ended = child.join()
     watch.cancel()

@@ -236,7 +236,7 @@ def in_a_process(code, endpoint, home):
         text=True,
         env=environment,
         cwd=ROOT,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", "{"))]

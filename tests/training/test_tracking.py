@@ -44,6 +44,15 @@ class FakeWandb(ModuleType):
         self.finished = True
 
 
+PATIENCE_S = WandbTracker.patience_s
+
+
+@pytest.fixture(autouse=True)
+def answers_are_waited_for(monkeypatch):
+    """A service that answers is not taken for one that hangs because the machine is loaded; tests of hanging set less."""
+    monkeypatch.setattr(WandbTracker, "patience_s", 120.0)
+
+
 @pytest.fixture
 def fake_wandb(monkeypatch):
     module = FakeWandb()
@@ -88,7 +97,7 @@ def hanging_after(calls, release):
         nonlocal calls
         calls -= 1
         if calls < 0:
-            release.wait(60)
+            release.wait(300)
 
     return hang
 
@@ -108,7 +117,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_f40_a_service_that_fails_is_one_notice_and_nothing_else(fault, fake_wandb, release, untracked, monkeypatch):
     spoil, says = FAULTS[fault]
-    assert WandbTracker.patience_s <= 5
+    assert PATIENCE_S <= 5
     if "did not answer" in says:
         monkeypatch.setattr(WandbTracker, "patience_s", 0.05)
     if spoil is None:

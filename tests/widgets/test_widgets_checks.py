@@ -154,31 +154,37 @@ def test_stopped_offered_checks_show_what_is_known(monkeypatch):
 # ---- in a kernel ----
 
 CELL = """
-import threading, time
+import itertools
+import widgets.checks
 from tests.kit.planted import Causal
-from widgets import run_checks
 
-class Slow(Causal):
+sessions, calls = [], itertools.count()
+
+class Session(widgets.checks._Session):
+    def __init__(self, run):
+        super().__init__(run)
+        sessions.append(self)
+
+class Held(Causal):
     def forward(self, *args, **named):
-        if not started.is_set():
+        if next(calls) == 2:
             print("running", flush=True)
-            started.set()
-        time.sleep(0.05)
+            sessions[0].stop.wait()
         return super().forward(*args, **named)
 
-started = threading.Event()
-report = await run_checks(Slow(), ui="html")
+widgets.checks._Session = Session
+report = await widgets.run_checks(Held(), ui="html")
 print("ended", report.stopped, [result.verdict for result in report.results][-1], flush=True)
 """
 
 
 @pytest.mark.slow
 def test_the_interrupt_of_a_kernel_ends_the_cell_with_the_report():
-    manager, client = start_new_kernel()
+    manager, client = start_new_kernel(startup_timeout=300)
     try:
         request, printed = client.execute(CELL), ""
         while "ended" not in printed:
-            message = client.get_iopub_msg(timeout=120)
+            message = client.get_iopub_msg(timeout=300)
             if message["parent_header"].get("msg_id") != request:
                 continue
             assert message["msg_type"] != "error", message["content"]
