@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.checks.maturity import is_untrained
+from utils.adapters.maturity import is_untrained
 from utils.checks.probe import Probe, few
 from utils.checks.result import Finding
 

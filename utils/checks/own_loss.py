@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.checks.maturity import is_untrained
+from utils.adapters.maturity import is_untrained
 from utils.checks.probe import Probe
 from utils.checks.result import Finding
 

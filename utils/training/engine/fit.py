@@ -127,17 +127,6 @@ def check_last_batch(parts: Parts, data: UniversalDataModule) -> None:
         raise ModelError(f"{total} samples in batches of {size} end with a batch of one sample. {error}") from error
 
 
-def accumulation_notice(data: UniversalDataModule, accumulation: int) -> str | None:
-    """A sentence where a step would take more micro-batches than an epoch has; None where it does not, or is not known."""
-    batches = data.num_steps(1)
-    if batches is None or accumulation <= batches or batches < 2:
-        return None
-    return (
-        f"Gradient accumulation is longer than the epoch: a step takes {accumulation:,} micro-batches and an epoch has "
-        f"{batches:,}, so there is one step an epoch. Set gradient_accumulation_steps to at most {max(1, batches // 10):,}."
-    )
-
-
 def first_samples(data: UniversalDataModule) -> Batch:
     """The first sample; where labels are fractions a few more, to see what kind of number they are. Empty for a stream."""
     if isinstance(data.train, StreamSource):
