@@ -16,9 +16,6 @@ from utils.data.inspection.sampling import Sample
 _LARGE_COLUMN, _LARGE_PIXELS, _LARGE_PIXEL = 100.0, 10.0, 100.0
 # Largest pixel of images that were scaled down once more than they should be; 1/255 is 0.004.
 _SMALL_PIXEL = 0.01
-# Correlation of pixels that lie as far apart as there are channels, and by how much it exceeds that of neighbours, where a
-# file's order (height, width, channels) was taken for (channels, height, width). Neighbours in images are alike.
-_PERIOD, _PERIOD_MARGIN = 0.5, 0.25
 # Spread of a column over that of the median column, "orders of magnitude"; and the spread itself from which it dominates.
 _RATIO, _DOMINATING = 100.0, 30.0
 # The same for columns that are far smaller than the others.
@@ -62,7 +59,7 @@ def input_findings(sample: Sample, normalises: Callable[[], bool] = lambda: Fals
     if found and not normalises():
         yield from found
     if sample.holds_images:
-        yield from _channel_order(sample)
+        yield from _tiny(sample)
     else:
         yield from _constant_columns(sample)
 
@@ -93,13 +90,6 @@ def _level(sample: Sample) -> Iterator[DataFinding]:
         size = math.sqrt(float(np.mean(np.square(inputs, dtype=np.float64))))
         too_large, threshold = size > _LARGE_PIXELS and largest > _LARGE_PIXEL, _LARGE_PIXELS
     if not too_large:
-        if sample.holds_images and 0 < largest < _SMALL_PIXEL:
-            yield DataFinding(
-                "inputs", "not normalised", "warn",
-                f"Inputs are tiny: the largest pixel is {largest:.2g}. They may have been divided by 255 twice.",
-                "Bring pixels to 0 to 1, or standardise them with mean and standard deviation of the training part.",
-                {"largest": largest}, {"largest": _SMALL_PIXEL, "source": "1/255 is what 255 becomes when it is divided twice"},
-            )  # fmt: skip
         return
     pixels = float(inputs.min()) >= 0 and 200 < largest <= 255
     yield DataFinding(
@@ -113,28 +103,15 @@ def _level(sample: Sample) -> Iterator[DataFinding]:
     )  # fmt: skip
 
 
-def _channel_order(sample: Sample) -> Iterator[DataFinding]:
-    """Rows of pixels that repeat with the number of channels: the channels are the last dimension, and were not moved."""
-    images = sample.inputs
-    channels = images.shape[1]
-    if channels not in (3, 4) or images.shape[3] < 3 * channels:
-        return
-    rows = images[:256].reshape(-1, images.shape[3]).astype(np.float64)
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    size = np.square(rows).mean()
-    if size == 0:
-        return
-    near, far = ((rows[:, lag:] * rows[:, :-lag]).mean() / size for lag in (1, channels))
-    if far < _PERIOD or far - near < _PERIOD_MARGIN:
-        return
-    yield DataFinding(
-        "inputs", "channel order", "warn",
-        f"Rows of pixels repeat every {channels} values (correlation {far:.2f}; of neighbours {near:.2f}): the channels are "
-        "mixed into the rows, as after view or reshape of images stored as (height, width, channels).",
-        "Move the channels: images.permute(0, 3, 1, 2), not view or reshape.",
-        {"correlation_at_channels": float(far), "correlation_of_neighbours": float(near)},
-        {"correlation_at_channels": _PERIOD, "margin": _PERIOD_MARGIN},
-    )  # fmt: skip
+def _tiny(sample: Sample) -> Iterator[DataFinding]:
+    largest = float(np.abs(sample.inputs).max())
+    if 0 < largest < _SMALL_PIXEL:
+        yield DataFinding(
+            "inputs", "not normalised", "warn",
+            f"Inputs are tiny: the largest pixel is {largest:.2g}. They may have been divided by 255 twice.",
+            "Bring pixels to 0 to 1, or standardise them with mean and standard deviation of the training part.",
+            {"largest": largest}, {"largest": _SMALL_PIXEL, "source": "1/255 is what 255 becomes when it is divided twice"},
+        )  # fmt: skip
 
 
 def _scales(sample: Sample) -> Iterator[DataFinding]:

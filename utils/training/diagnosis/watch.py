@@ -147,7 +147,7 @@ class DoctorCallback(Callback):
         self._report(trainer, record)
 
     def _report(self, trainer: Trainer, record: RunRecord, *, starting: bool = False) -> None:
-        """Add a notice for each new finding, and withdraw that of a rule that passes now; too little evidence changes nothing."""
+        """Add a notice for each new finding, and withdraw that of a rule that passes now, but not of one that is not run."""
         for outcome in live_outcomes(record, starting=starting):
             if outcome.found and outcome.rule not in self._reported:
                 sentence = f"Doctor, {outcome.rule}: {outcome.summary} {outcome.remedy}"

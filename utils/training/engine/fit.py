@@ -40,8 +40,8 @@ def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: Tas
         data.check_ids(Limits(vocab_size, None if spec.multi_label else spec.num_classes, "class"))
     elif vocab_size is not None:
         data.check_ids(Limits(vocab_size, None, task.label_kind))
-    length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
-    if longest is not None and length > longest:
+    longest = facts.max_length
+    if longest is not None and "input_ids" in sample and (length := _longest_of(data)) > longest:
         raise DataError(
             f"samples have {length} tokens, but {type(model).__name__} takes at most {longest}. Cut them shorter."
         )
@@ -49,6 +49,14 @@ def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: Tas
         scores = try_task(model, task, sample)
         if task.label_kind == "token":
             data.check_ids(Limits(vocab_size, scores, "token"))
+
+
+def _longest_of(data: UniversalDataModule) -> int:
+    """Tokens of the longest of some samples, evenly spaced over the training part."""
+    assert not isinstance(data.train, StreamSource)
+    number = len(data.train)
+    rows = range(0, number, max(1, number // _LOOKED_AT))
+    return max(int(data.train.take([row])["input_ids"].shape[1]) for row in rows)
 
 
 def initialise_lazy_layers(model: nn.Module, data: UniversalDataModule) -> str | None:

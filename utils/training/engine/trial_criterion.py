@@ -15,7 +15,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 # Relative difference within which the loss of a batch is that of its halves together, or their mean.
 _SAME = 1e-3
-# Samples from which shares of classes are judged, and how far apart these and the weights are.
+# Samples from which shares of classes are judged, and how far apart the weights are.
 _ROWS_FOR_SHARES, _TWICE = 16, 2
 # Sizes of the score of the right class against the others. Scores of 64 are sure in any format.
 _SCALES = (1.0, 4.0, 16.0, 64.0, 256.0)
@@ -104,6 +104,10 @@ def criterion_rewards_right_answers(trial: Trial) -> Iterator[str]:
         return
     right = F.one_hot(labels.long(), classes).to(outputs)
     with torch.no_grad():
+        # Cross-entropies do not change when all scores shift. A contrastive loss, which takes outputs for a place, does.
+        here, shifted = (float(criterion(outputs + shift, labels).mean()) for shift in (0.0, 3.0))
+        if not abs(here - shifted) <= _SAME * max(abs(here), abs(shifted)):
+            return
         equal, *losses = (float(criterion(scale * right, labels).mean()) for scale in (0.0, *_SCALES))
     if not all(0 <= loss < float("inf") for loss in (equal, *losses)) or not equal > 0:
         return
@@ -130,10 +134,13 @@ def class_weights_are_not_reversed(trial: Trial) -> Iterator[str]:
         return
     counts = torch.bincount(labels[(labels >= 0) & (labels < len(weight))].long(), minlength=len(weight))
     frequent, rare = int(counts.argmax()), int(counts.argmin())
-    if counts[frequent] >= _TWICE * max(1, int(counts[rare])) and weight[frequent] >= _TWICE * weight[rare]:
+    most, least = int(counts[frequent]), int(counts[rare])
+    # Weights that differ so much are right for classes that do, the other way round: then a difference beyond one standard
+    # deviation is hardly ever chance.
+    if most - least > (most + least) ** 0.5 and weight[frequent] >= _TWICE * weight[rare]:
         yield (
-            f"The criterion's class weights look reversed: class {frequent}, the most frequent one with {int(counts[frequent])} "
-            f"of {len(labels)} samples, weighs {float(weight[frequent]):.3g}, and class {rare} with {int(counts[rare])} weighs "
+            f"The criterion's class weights look reversed: class {frequent}, the most frequent with {most} of {len(labels)} "
+            f"samples, weighs {float(weight[frequent]):.3g}, and class {rare} with {least} weighs "
             f"{float(weight[rare]):.3g}. Weights that even out classes are inverse to how often they occur."
         )
 
