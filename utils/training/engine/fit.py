@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.utils.data import TensorDataset
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.output_layer import buffers_kept, state_kept
-from utils.data.examples import Batch, StreamSource
+from utils.data.examples import Batch, DatasetSource, StreamSource
 from utils.data.ids import Limits
 from utils.data.module import UniversalDataModule
 from utils.errors import DataError, ModelError
@@ -52,10 +53,11 @@ def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: Tas
 
 
 def _longest_of(data: UniversalDataModule) -> int:
-    """Tokens of the longest of some samples, evenly spaced over the training part."""
+    """Tokens of the longest of some samples, evenly spaced over a training part that lies in memory; else of the first."""
     assert not isinstance(data.train, StreamSource)
     number = len(data.train)
-    rows = range(0, number, max(1, number // _LOOKED_AT))
+    in_memory = not isinstance(data.train, DatasetSource) or type(data.train.dataset) in (TensorDataset, list, tuple)
+    rows = range(0, number, max(1, number // _LOOKED_AT)) if in_memory else range(1)
     return max(int(data.train.take([row])["input_ids"].shape[1]) for row in rows)
 
 
