@@ -392,7 +392,7 @@ def test_an_accumulation_longer_than_the_epoch():
         config = TrainingConfig(batch_size=16, gradient_accumulation_steps=batches, epochs=1, run_name=f"of {batches}")
         trainer = Trainer(model, training_config=config, task_spec=spec)
         trainer.train(classes())
-        assert any(f"gradient_accumulation_steps={batches}" in sentence for sentence in trainer.notices) == longer
+        assert any("one an epoch" in sentence for sentence in trainer.notices) == longer
 
 
 def test_large_gradients_of_a_healthy_regression_are_no_finding():

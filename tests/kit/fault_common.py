@@ -282,13 +282,6 @@ def _batch_normed(batch_size: int) -> Setup:
     return Setup(model, *split(*kinds()), {"learning_rate": 0.01, "batch_size": batch_size})
 
 
-def _biases_only(faulty: bool) -> Setup:
-    model = for_signs()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not faulty or name.endswith("bias"))
-    return _images(model)
-
-
 def _through_numpy(faulty: bool) -> Setup:
     """The hidden layer's output takes the way through numpy, on which its graph is lost."""
     body, head = nn.Linear(2, 16), nn.Linear(16, 2)
@@ -336,7 +329,6 @@ PROGRAMS: tuple[Program, ...] = (
     Program("labels_moved_twice", _DATA, lambda: _text(True), lambda: _text(False), r"shift|moved|next token"),
     Program("reads_ahead", _MODELS, lambda: _ahead(True), lambda: _ahead(False), r"causal|later|future|ahead"),
     Program("batch_of_one_normed", _SETTINGS, lambda: _batch_normed(1), lambda: _batch_normed(32), r"batch.?norm|more than 1 value|batch_size"),
-    Program("biases_only", _TRAINING, lambda: _biases_only(True), lambda: _biases_only(False), r"frozen"),
     Program("through_numpy", _TRAINING, lambda: _through_numpy(True), lambda: _through_numpy(False), r"no gradient|without a gradient"),
     Program("warm_up_only", _SETTINGS, lambda: _warm(1.0), lambda: _warm(0.1), r"warm.?up"),
     Program("decay_of_one", _SETTINGS, lambda: _decaying(3.0), lambda: _decaying(1e-4), r"weight.decay"),

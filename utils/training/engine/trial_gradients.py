@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.adapters.maturity import is_untrained
 from utils.training.engine.own_parts import parameters_of
 from utils.training.engine.trial import Trial
 
@@ -50,19 +49,14 @@ def gradients_reach_parameters(trial: Trial) -> Iterator[str]:
 
 
 def enough_is_trained(trial: Trial) -> Iterator[str]:
-    """Whether anything but normalisations is trained, or, in a model that has not been trained before, but biases.
-
-    Heads, adapters and LoRA have matrices; BitFit trains the biases of a trained model, and no scales; a temperature is no part
-    of a normalisation.
-    """
+    """Whether anything but normalisations is trained. Heads, adapters and LoRA have matrices; BitFit trains biases and no
+    scales; a temperature is no part of a normalisation."""
     parameters = list(trial.model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     norms = [m for m in trial.model.modules() if "norm" in type(m).__name__.lower()]
     scales = {id(m.weight) for m in norms if isinstance(getattr(m, "weight", None), nn.Parameter)}
     biases = {id(p) for name, p in trial.model.named_parameters() if name.endswith("bias")}
-    if len(trained) == len(parameters) or not trained:
-        return
-    if not any(id(p) in scales for p in trained) and not is_untrained(trial.model):
+    if len(trained) == len(parameters) or not any(id(p) in scales for p in trained):
         return
     if any(id(p) not in scales | biases for p in trained) or all(p.dim() < 2 for p in parameters):
         return
