@@ -195,8 +195,8 @@ def _from_adapter(path: Path, trust: str | None, overrides: Mapping[str, Any]) -
     named = overrides.get("base", read_json(path / "adapter_config.json").get("base_model_name_or_path"))
     if not named:
         raise ModelError(
-            f"{path} is an adapter of peft and does not name its base model. Give load_model({str(path)!r}, base=...), the base "
-            "model itself or its source."
+            f"{path} is an adapter of peft and does not name its base model. Give load_model({str(path)!r}, base=...), the "
+            "base model itself or its source."
         )
     try:
         from peft import PeftModel
