@@ -361,6 +361,7 @@ def test_weight_decay_out_of_range_in_an_optimizer_of_the_callers():
     )
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(("shape", "paired"), [((-1,), False), ((-1, 1), True)])
 def test_targets_that_are_broadcast_against_outputs(shape, paired):
     inputs, targets = line(4, 64)

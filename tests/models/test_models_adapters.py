@@ -13,6 +13,7 @@ from utils.errors import ModelError
 from utils.models import load_model
 
 pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own, about names in transformers
 
 
 @pytest.fixture
