@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.report import Table, write_section
-from tests.kit.fault_programs import PROGRAMS, Program, named_by, observe
+from tests.kit.fault_programs import COMMON, PROGRAMS, Program, named_by, observe
 from tests.kit.healthy_models import HEALTHY
 from tests.kit.planted import PLANTED
 from utils.checks import CheckReport, run_all_tier1_tests
@@ -67,7 +67,7 @@ def programs() -> tuple[Table, int]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            for program in PROGRAMS.values():
+            for program in (*PROGRAMS.values(), *COMMON.values()):
                 named, twin = named_by(program, observe(program.faulty)), observe(program.repaired)
                 missed += not named
                 alarms += bool(twin)
@@ -77,7 +77,7 @@ def programs() -> tuple[Table, int]:
         finally:
             os.chdir(home)
     table.notes.append(
-        f"{len(PROGRAMS) - missed} of {len(PROGRAMS)} named; {alarms} of {len(PROGRAMS)} repaired twins raised an alarm."
+        f"{len(table.rows) - missed} of {len(table.rows)} named; {alarms} of {len(table.rows)} repaired twins raised an alarm."
     )
     return table, missed + alarms
 

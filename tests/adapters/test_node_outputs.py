@@ -120,6 +120,37 @@ def test_the_same_input_gives_the_same_output(rng_untouched):
     assert torch.equal(executor(ids()), executor(ids()))
 
 
+@pytest.mark.parametrize(
+    ("make", "begins", "wanted"),
+    [
+        (PostNorm, {"residual_0": "embeddings", "residual_1": "layernorm_0"},
+         {"mhsa_0": "mhsa_0_output", "residual_0": "residual_0_output", "residual_1": "residual_1_output"}),
+        (PreNorm, {"residual_0": "embeddings", "residual_1": "residual_0"},
+         {"residual_0": "add_0_output", "residual_1": "add_1_output"}),
+    ],
+)  # fmt: skip
+def test_the_plan_shows_which_output_goes_where(make, begins, wanted):
+    executor = ComputationalGraphExecutor(made(make))
+    plan = {node.name: node for node in executor.plan}
+    assert {name: plan[name].takes for name in begins} == {
+        "residual_0": (begins["residual_0"], "mhsa_0"), "residual_1": (begins["residual_1"], "ffn_0"),
+    }  # fmt: skip
+    assert {name: node.parameters[0] for name, node in plan.items() if node.parameters} == wanted
+    assert list(executor.plan_frame()["node"]) == list(plan)
+    assert executor.plan_frame().iloc[0]["computed by"].startswith("sum of embedding_0")
+    assert all(name in str(executor) for name in plan)
+    known = {"input_ids"}
+    for node in executor.plan:  # nothing is taken that was not computed before
+        assert set(node.takes) <= known
+        known.add(node.name)
+
+
+def test_an_ordinary_model_has_an_empty_plan():
+    executor = ComputationalGraphExecutor(tiny_gpt())
+    assert executor.plan == ()
+    assert "no outputs of its own nodes" in str(executor)
+
+
 def test_the_layers_are_told_by_name():
     model = made(PostNorm)
     layers = ComputationalGraphExecutor(model, ModelSignatureInspector(model)).get_layer_map()

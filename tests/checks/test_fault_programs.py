@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kit.fault_programs import PROGRAMS, named_by, observe
+from tests.kit.fault_programs import COMMON, PROGRAMS, named_by, observe
 
-#: Faults that wait for a part that is not there yet: the doctor, or data checks for tensors.
+ALL = {**PROGRAMS, **COMMON}
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +21,13 @@ def test_there_are_forty_nine_programs_in_four_sections():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_fault_is_named(name):
-    lines = observe(PROGRAMS[name].faulty)
-    assert named_by(PROGRAMS[name], lines), "\n".join(lines) or "nothing was reported"
+    lines = observe(ALL[name].faulty)
+    assert named_by(ALL[name], lines), "\n".join(lines) or "nothing was reported"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ALL)
 def test_nothing_is_reported_on_the_repaired_program(name):
-    assert observe(PROGRAMS[name].repaired) == []
+    assert observe(ALL[name].repaired) == []

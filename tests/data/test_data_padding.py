@@ -10,7 +10,7 @@ from tests.kit.toys import golden_config, plain_lm, tiny_gpt
 from utils.compat.functions import test_fine_tuning as fine_tuning
 from utils.data import UniversalDataModule
 from utils.data.collators import collator_for
-from utils.data.padding import evident_padding, labels_of, padding_of
+from utils.data.padding import evident_padding, labels_of, left_padding_mask, padding_of
 from utils.training import TaskSpec, Trainer
 
 N = -100
@@ -94,3 +94,24 @@ def test_the_old_functions_leave_out_padding_that_config_or_model_know(known_by,
     right = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten()).item()
     assert results["final_loss"] == pytest.approx(right, rel=1e-4)
     assert any("at either end of a sample is padding" in notice for notice in results.notices) == (known_by == "model")
+
+
+@pytest.mark.parametrize("kind", ["tensor", "rows", "dicts"])
+def test_padding_on_the_left_is_hidden_from_a_causal_model(kind):
+    pad, real = 0, torch.arange(1, 6)
+    rows = [torch.cat([torch.full((count,), pad), real]) for count in (3, 3, 3)]
+    rows[0] = torch.cat([real, real[:3]])  # without padding
+    data = {
+        "tensor": lambda: TensorDataset(torch.stack(rows)),
+        "rows": lambda: list(rows),
+        "dicts": lambda: [{"input_ids": row} for row in rows],
+    }[kind]()
+    source = UniversalDataModule(data, None, TaskSpec.language_modeling(vocab_size=8, pad_token_id=pad)).train
+    assert source.take([1, 0])["attention_mask"].tolist() == [[0] * 3 + [1] * 5, [1] * 8]
+    assert "attention_mask" not in source.take([0])
+
+
+def test_an_end_of_text_that_begins_a_row_is_no_padding():
+    ids = torch.tensor([[2, 3, 4], [2, 2, 3]])
+    assert left_padding_mask(ids, 2, 2).tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert left_padding_mask(ids[:1], 2, 2) is None

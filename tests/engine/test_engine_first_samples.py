@@ -24,7 +24,7 @@ REGRESSION = TaskSpec.regression()
 SENTENCE = re.compile(
     r"never (negative|below|above)|probabilities already|whatever the weights|Rows of a batch mix|dead from the start|is linear:"
     r"|The criterion|sign of the criterion|loss becomes infinite|No gradient reaches|not in the optimizer|Every gradient|every input"
-    r"|Nearly all parameters|out of range|eps=|learning rate is far|max_grad_norm="
+    r"|class weights|momentum=|Nearly all parameters|out of range|eps=|learning rate is far|max_grad_norm="
 )
 
 
@@ -216,6 +216,8 @@ CLASS_CRITERIA: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str | None]]
     "contrastive": (
         lambda scores, labels: torch.where(labels == 0, scores[:, 0] ** 2, (2 - scores[:, 0]).relu() ** 2).mean(), None,
     ),
+    "softmax inside": (lambda scores, labels: F.cross_entropy(scores.softmax(-1) + 0 * scores, labels), "cannot fall below"),
+    "smoothed away": (nn.CrossEntropyLoss(label_smoothing=1.0), "does not reward right answers"),
     "two terms": (lambda scores, labels: F.cross_entropy(scores, labels) + 0.01 * scores.square().mean(), None),
 }  # fmt: skip
 
@@ -359,13 +361,42 @@ def test_weight_decay_out_of_range_in_an_optimizer_of_the_callers():
     )
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(("shape", "paired"), [((-1,), False), ((-1, 1), True)])
+def test_targets_that_are_broadcast_against_outputs(shape, paired):
+    inputs, targets = line(4, 64)
+    data = TensorDataset(inputs, targets.view(shape))
+    model = nn.Linear(4, 1)
+    with torch.no_grad():  # outputs go with their targets, so that pairing them makes a difference
+        model.weight.copy_(torch.linalg.lstsq(inputs, targets).solution.T)
+    found = " ".join(notices(model, data, REGRESSION, F.mse_loss))
+    assert ("every output with every target" in found) == (not paired)
+
+
+@pytest.mark.parametrize(("weights", "reversed_"), [((4.0, 1.0), True), ((1.0, 4.0), False), ((1.0, 1.0), False)])
+def test_class_weights_against_the_frequencies(weights, reversed_):
+    labels = (torch.arange(64) % 4 == 0).long()
+    data = TensorDataset(numbers(64, 4) + labels[:, None], labels)
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor(weights))
+    found = " ".join(notices(mlp(4, 8, 2), data, TaskSpec.classification(), criterion))
+    assert ("class weights look reversed" in found) == reversed_
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.9999, True), (0.9, False)])
+def test_momentum_that_is_longer_than_the_run(momentum, expected):
+    model = mlp(4, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
+    found = " ".join(notices(model, classes(), TaskSpec.classification(), own_optimizer=optimizer))
+    assert (f"momentum={momentum:g} averages" in found) == expected
+
+
 def test_an_accumulation_longer_than_the_epoch():
     model, spec = mlp(4, 8, 3), TaskSpec.classification()
     for batches, longer in ((8, True), (4, False)):
         config = TrainingConfig(batch_size=16, gradient_accumulation_steps=batches, epochs=1, run_name=f"of {batches}")
         trainer = Trainer(model, training_config=config, task_spec=spec)
         trainer.train(classes())
-        assert any("accumulation is longer than the epoch" in sentence for sentence in trainer.notices) == longer
+        assert any("one an epoch" in sentence for sentence in trainer.notices) == longer
 
 
 def test_large_gradients_of_a_healthy_regression_are_no_finding():

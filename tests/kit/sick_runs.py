@@ -148,13 +148,6 @@ def train_text(blind: bool = False, rows: Tensor | None = None, **settings: Any)
     )
 
 
-class SumLoss(nn.Module):
-    """Adds up over the batch, and does not say so."""
-
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return (outputs.squeeze(-1) - labels.squeeze(-1)).square().sum()
-
-
 class MeanLoss(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (outputs.squeeze(-1) - labels.squeeze(-1)).square().mean()
@@ -335,7 +328,6 @@ SICK: dict[str, dict[str, Callable[[], TrainingResults]]] = {
     "labels": {"apart": lambda: train_signs(data=shuffled(signs()), epochs=40)},
     "validation": {"none": lambda: train_classes(validation=None, monitor="train/loss")},
     "sign of the loss": {"cross-entropy": lambda: own_classes(negative_cross_entropy)},
-    "loss is a mean": {"sum": lambda: own_amounts(SumLoss(), 1e-4, kind=torch.optim.SGD)},
     "training harder than validation": {
         "dropout": lambda: train_classes(nn.Sequential(nn.Dropout(0.75), net(8, 3)), epochs=15)
     },

@@ -15,7 +15,7 @@ from utils.errors import DataNotFoundError, DataTypeError
 from utils.storage import json_line, read_json_lines
 from utils.training import Callback, DoctorCallback, diagnose
 from utils.training.diagnosis.record import RunRecord
-from utils.training.diagnosis.rules import all_rules, findings_of, run_rules
+from utils.training.diagnosis.rules import Outcome, Rule, all_rules, findings_of, run_rules
 from utils.training.training_config import TrainingConfig
 
 
@@ -165,6 +165,7 @@ def test_few_steps_are_no_evidence():
 def test_results_trainer_folder_and_name_give_the_same(monkeypatch):
     results = train_classes(run_name="four-ways", max_steps=40)
     expected = diagnose(results).to_json()
+    assert results.diagnose().to_json() == expected
     assert diagnose(results.run_dir).to_json() == expected
     assert diagnose("four-ways").to_json() == expected
     assert diagnose(str(results.run_dir)).to_json() == expected
@@ -212,6 +213,36 @@ def test_findings_are_notices_during_the_run_and_once():
     results = train_classes(warmup_ratio=1.0, epochs=4, callbacks=[DoctorCallback(), Count()])
     assert seen[0] == (0, 1)
     assert sum(notice.startswith("Doctor, warm-up") for notice in results.notices) == 1
+
+
+def test_what_the_plan_shows_is_said_before_the_first_step():
+    noted: list[list[str]] = []
+
+    class Watch(Callback):
+        def on_epoch_begin(self, epoch, trainer, logs=None):
+            noted.append(list(trainer.notices))
+
+    train_classes(gradient_accumulation_steps=256, epochs=1, callbacks=[Watch()])
+    assert any(sentence.startswith("Doctor, accumulation:") for sentence in noted[0])
+
+
+def test_a_finding_that_no_longer_holds_is_withdrawn(monkeypatch):
+    judged = iter(["warn", "not run", "pass", "warn"])
+
+    def judge(run):
+        return Outcome(next(judged, "warn"), "evidence", "remedy")
+
+    rule = Rule("made up", "", "", "", live=True, at_start=False, judge=judge)
+    monkeypatch.setattr("utils.training.diagnosis.rules.all_rules", lambda: [rule])
+    noted: list[bool] = []
+
+    class Watch(Callback):
+        def on_epoch_begin(self, epoch, trainer, logs=None):
+            noted.append(any("made up" in sentence for sentence in trainer.notices))
+
+    results = train_classes(epochs=5, callbacks=[Watch()])
+    assert noted == [False, True, True, False, True]  # too little evidence withdraws nothing
+    assert any("made up" in sentence for sentence in results.notices)
 
 
 def test_the_callback_can_be_told_to_measure_only():

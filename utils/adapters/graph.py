@@ -9,7 +9,8 @@ Shapes: B samples, T positions, D width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,35 @@ from utils.adapters.forward import ModelCall, logits_of
 from utils.adapters.signature import ModelSignatureInspector
 from utils.errors import ModelError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Builders' names of what stands in a residual branch besides attention, and of the additions that end one.
 _FEED_FORWARD = re.compile(r"(ffn|mlp|feed_?forward)(_|$)", re.IGNORECASE)
 _ATTENTION = re.compile(r"(mhsa|mha|self_attention|attention|attn)(_|$)", re.IGNORECASE)
 _ADDITION = re.compile(r"(residual|add)_(?P<number>\d+)")
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+
+# The first node of every plan.
+_EMBEDDED = "embeddings"
+
+
+@dataclass(frozen=True)
+class PlannedNode:
+    """One node of a plan.
+
+    Attributes:
+        name: of the node; by: what computes it, in words; takes: the nodes (or inputs) whose outputs it is given.
+        parameters: of the model's forward that are given its output; (): only other nodes take it.
+        layer: the model's attribute that computes it; None for the embeddings and for additions.
+    """
+
+    name: str
+    by: str
+    takes: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    layer: str | None = None
 
 
 class ComputationalGraphExecutor(nn.Module):
@@ -36,6 +61,9 @@ class ComputationalGraphExecutor(nn.Module):
     Args:
         model: has its layers as attributes, named as the nodes. Its parameters are the executor's.
         inspector: of that model; None: made here.
+    Attributes:
+        plan: the nodes that are computed, in order, and what each takes. `plan_frame()` is the same as a table, `str(executor)`
+            as text.
     Raises:
         ModelError: forward takes the output of a node that neither is a layer nor follows from one; names what is there.
     Not covered: dropout between the nodes is passed over, and so are layers after the last node that forward takes.
@@ -53,6 +81,20 @@ class ComputationalGraphExecutor(nn.Module):
                 f"compute: they are {', '.join(self.get_layer_map()) or 'none'}, and there is one residual for each attention "
                 "and feed-forward layer. Compute it inside forward, or give the layer the node's name."
             )
+        self.plan = self._planned()
+
+    def plan_frame(self) -> pd.DataFrame:
+        """The plan as a table: node, what computes it, what it takes, and which parameter of forward is given its output."""
+        import pandas as pd
+
+        columns = ["node", "computed by", "takes", "given to forward as"]
+        return pd.DataFrame(
+            [[n.name, n.by, ", ".join(n.takes), ", ".join(n.parameters)] for n in self.plan], columns=columns
+        )
+
+    def __str__(self) -> str:
+        rows = self.plan_frame().to_string(index=False) if self.plan else "Forward takes no outputs of its own nodes."
+        return f"{type(self.model).__name__}, node by node:\n{rows}"
 
     def get_layer_map(self) -> dict[str, nn.Module]:
         """The model's own layers by name, in order; containers are not looked into."""
@@ -95,35 +137,46 @@ class ComputationalGraphExecutor(nn.Module):
         additions = {f"{word}_{number}" for word in ("residual", "add") for number in range(branches)}
         return {name for name in layers if not _is_embedding(layers[name])} | additions
 
-    def _outputs(self, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Tensor]:
-        """The outputs that forward takes, by its parameters' names."""
-        found: dict[str, Tensor] = {}
-        wanted = {node: parameter for parameter, node in self._nodes.items()}
-        for nodes, value in self._walk(ids_BT, mask_BT):
-            found |= {wanted[node]: value for node in nodes if node in wanted}
-            if len(found) == len(wanted):
-                break
-        return found
-
-    def _walk(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-        """Each node's names and its output, one after another."""
+    def _planned(self) -> tuple[PlannedNode, ...]:
+        """The nodes up to the last one that forward takes, one after another, from the order of the layers."""
         layers = {name: layer for name, layer in self.get_layer_map().items() if not isinstance(layer, nn.Dropout)}
         adds = {match["number"] for node in self._nodes.values() if (match := _ADDITION.fullmatch(node))}
-        pre_norm = _comes_first(layers)
-        current = begin = self._embedded(layers, ids_BT)  # (B, T, D); what the present residual branch began with
-        branch = 0
+        wanted: dict[str, tuple[str, ...]] = {}
+        for parameter, node in self._nodes.items():
+            wanted[node] = (*wanted.get(node, ()), parameter)
+        tables = [name for name, layer in layers.items() if _is_embedding(layer)]
+        pre_norm, branch = _comes_first(layers), 0
+        plan = [PlannedNode(_EMBEDDED, f"sum of {', '.join(tables) or 'embeddings'}", ("input_ids",))]
+        current = begin = _EMBEDDED  # what the present residual branch began with
         for name, layer in layers.items():
             if _is_embedding(layer):
                 continue
-            current = self._applied(name, layer, current, mask_BT)
-            yield (name,), current
+            plan.append(PlannedNode(name, type(layer).__name__, (current,), wanted.get(name, ()), name))
+            current = name
             if _is_branch(name, layer):
                 if adds:
-                    current = begin = begin + current
-                    yield (f"residual_{branch}", f"add_{branch}"), current
+                    added = f"residual_{branch}"
+                    asked = (*wanted.get(added, ()), *wanted.get(f"add_{branch}", ()))
+                    plan.append(PlannedNode(added, "addition", (begin, name), asked))
+                    current = begin = added
                 branch += 1
             elif not (pre_norm and isinstance(layer, _NORMS)):
                 begin = current
+        last = max((index for index, node in enumerate(plan) if node.parameters), default=-1)
+        return tuple(plan[: last + 1])
+
+    def _outputs(self, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Tensor]:
+        """The outputs that forward takes, by its parameters' names: the plan, carried out."""
+        layers = self.get_layer_map()
+        values: dict[str, Tensor] = {}  # (B, T, D) each
+        for node in self.plan:
+            if node.name == _EMBEDDED:
+                values[node.name] = self._embedded(layers, ids_BT)
+            elif node.layer is None:
+                values[node.name] = torch.stack([values[name] for name in node.takes]).sum(0)
+            else:
+                values[node.name] = self._applied(node.layer, layers[node.layer], values[node.takes[0]], mask_BT)
+        return {parameter: values[node.name] for node in self.plan for parameter in node.parameters}
 
     def _embedded(self, layers: dict[str, nn.Module], ids_BT: Tensor) -> Tensor:
         """The sum of the model's embeddings, (B, T, D): of the ids, and of positions where a name says "pos"."""

@@ -20,6 +20,8 @@ _LARGEST = 50_000_000
 _NOISE_CORRELATION = 0.3
 _LEAST_VALUES = 8
 _LARGEST_SANE_DROPOUT = 0.8
+# Attributes in which torch keeps what is registered.
+_OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def unregistered(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -96,7 +98,16 @@ def round_trip(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         for tensor in [*twin.parameters(), *(buffer for buffer in twin.buffers() if buffer.is_floating_point())]:
             if _in_state(twin, tensor):
                 tensor.fill_(0.5)
-    twin.load_state_dict({name: value.clone() for name, value in found.model.state_dict().items()})
+    state = {name: value.clone() for name, value in found.model.state_dict().items()}
+    try:
+        twin.load_state_dict(state)
+    except Exception as error:  # noqa: BLE001 - whatever the model's own loading raises is the finding
+        yield Finding(
+            "save and load", "fail",
+            f"The model refuses its own state_dict(): {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            "Look at overridden state_dict and load_state_dict methods and at hooks that drop or rename keys.",
+        )  # fmt: skip
+        return
     rng.seed_all(0)
     with torch.no_grad():
         here = found.call(batch)
@@ -136,22 +147,47 @@ def broken_ties(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
 
 
 def frozen_by_mistake(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """One block frozen between siblings that are trained. Freezing the first or last few blocks is usual, and no finding."""
+    """A block, or the same part of a block, frozen between siblings that are trained.
+
+    Freezing the first or last few blocks is usual, and no finding; neither is a part that is frozen in all of them.
+    """
     for name, module in found.model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)):
             continue
-        blocks = [block for block in module if _has_weights(block)]
-        frozen = [not any(parameter.requires_grad for parameter in block.parameters()) for block in blocks]
-        if len(blocks) < 3 or len({type(block) for block in blocks}) > 1 or not any(frozen) or all(frozen):
-            continue
-        edges = [index for index in range(1, len(frozen)) if frozen[index] != frozen[index - 1]]
-        if len(edges) > 1:
-            inside = [str(index) for index, is_frozen in enumerate(frozen) if is_frozen]
+        kinds: dict[type[nn.Module], dict[int, nn.Module]] = {}
+        for index, block in enumerate(module):
+            if _has_weights(block):
+                kinds.setdefault(type(block), {})[index] = block
+        for blocks in kinds.values():
+            part = _frozen_between(list(blocks.values()))
+            if part is None:
+                continue
+            path, indices = part
+            inside = [str(list(blocks)[index]) for index in indices]
             yield Finding(
                 "frozen block", "warn",
-                f"In {name or 'the model'}, block {few(inside)} of {len(blocks)} is frozen between trainable ones.",
+                f"In {name or 'the model'}, {f'{path} of ' if path else ''}block {few(inside)} of {len(module)} is frozen "
+                "between trainable ones.",
                 "Set requires_grad_(True) on it, or freeze the first blocks up to one.",
             )  # fmt: skip
+
+
+def _frozen_between(blocks: list[nn.Module]) -> tuple[str, list[int]] | None:
+    """The outermost part ("" for the whole block) that is frozen in some blocks between others, and in which; None: none."""
+    if len(blocks) < 3:
+        return None
+    for path, part in blocks[0].named_modules():
+        if not _has_weights(part):
+            continue
+        try:
+            parts = [block.get_submodule(path) for block in blocks]
+        except AttributeError:  # blocks of one class that were built differently
+            continue
+        frozen = [not any(parameter.requires_grad for parameter in one.parameters()) for one in parts]
+        edges = [index for index in range(1, len(frozen)) if frozen[index] != frozen[index - 1]]
+        if len(edges) > 1:
+            return path, [index for index, is_frozen in enumerate(frozen) if is_frozen]
+    return None
 
 
 def inputs_changed(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -265,22 +301,33 @@ def _places(model: nn.Module) -> dict[int, str]:
 
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
-            if not name.startswith("_"):
+            if name not in _OF_TORCH:
                 look(value, f"{prefix}.{name}".lstrip("."), 3)
     return places
 
 
 def _unsaved(model: nn.Module) -> dict[str, Tensor]:
-    """Non-persistent buffers and plain tensor attributes, by path."""
+    """Non-persistent buffers and tensors in plain attributes, in lists and dicts too, by path."""
     tensors = {}
     for prefix, module in model.named_modules():
         for name in module._non_persistent_buffers_set:
             if (buffer := module._buffers.get(name)) is not None:
                 tensors[f"{prefix}.{name}".lstrip(".")] = buffer
         for name, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.requires_grad:
-                tensors[f"{prefix}.{name}".lstrip(".")] = value
+            if name not in _OF_TORCH:
+                held = _held_tensors(value, f"{prefix}.{name}".lstrip("."))
+                tensors.update((path, tensor) for path, tensor in held if not tensor.requires_grad)
     return tensors
+
+
+def _held_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensor that an attribute is, or those in its list, tuple or dict, with their paths."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        yield from ((f"{path}[{key!r}]", one) for key, one in value.items() if isinstance(one, Tensor))
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"{path}[{index}]", one) for index, one in enumerate(value) if isinstance(one, Tensor))
 
 
 def _could_matter(tensor: Tensor) -> bool:
@@ -354,7 +401,7 @@ def _held(model: nn.Module) -> dict[str, int]:
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             path = f"{prefix}.{name}".lstrip(".")
-            if isinstance(value, (list, dict, set, tuple)) and not name.startswith("_"):
+            if isinstance(value, (list, dict, set, tuple)) and name not in _OF_TORCH:
                 held[path] = len(value)
             elif isinstance(value, Tensor):
                 held[path] = value.numel()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.checks.maturity import is_untrained
+from utils.adapters.maturity import is_untrained
 from utils.checks.probe import Probe, few
 from utils.checks.result import Finding
 
@@ -22,6 +22,7 @@ _ACTIVATION_RATIO = 1000.0
 # Share of a layer's units that are zero for every input; random ReLU layers leave about 0 to 5 % on a batch of this size.
 _DEAD_SHARE = 0.9
 _LEAST_BLOCKS = 3
+_LEAST_POSITIONS = 4
 
 
 def gradients_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -86,6 +87,41 @@ def activations_through_depth(found: Probe, measured: dict[str, Any]) -> Iterato
                 f"{len(known)} blocks of {name}.",
                 "Normalise each block's input, and scale the initial weights to keep the variance.",
             )  # fmt: skip
+
+
+def activations_through_time(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Layers whose outputs grow from the first position to the last, in a model not yet trained: a recurrence that explodes."""
+    length = min(128, found.max_length) if found.over_tokens else (found.feature_shape or (0,))[0]
+    if length < _LEAST_POSITIONS or not is_untrained(found.model):
+        return
+    recurrent = [(name, module) for name, module in found.model.named_modules() if _has_own_weights(module)]
+    names = {module: name for name, module in recurrent}
+    ratios: dict[str, float] = {}
+
+    def take(module: nn.Module, output: Tensor) -> None:
+        if output.dim() == 3 and output.shape[1] == length and output.is_floating_point():
+            first, last = (_rms(output[:, place]) for place in (1, -1))
+            ratios[names[module]] = last / first if first > 0 else 1.0
+
+    found.model.eval()
+    with torch.no_grad(), outputs_of({"": [module for _, module in recurrent]}, take):
+        found.call(found.batch(4, length))
+    worst = max(ratios, key=lambda name: ratios[name], default=None)
+    if worst is None:
+        return
+    measured["activation_last_to_first_position"] = ratios[worst]
+    if not ratios[worst] <= _ACTIVATION_RATIO:
+        yield Finding(
+            "activations through depth", "fail",
+            f"The outputs of {worst or 'the model'} grow by a factor of {ratios[worst]:.2g} from the second position to the "
+            f"last of {length}: the recurrence explodes, and so do its gradients.",
+            "Scale the recurrent weights to a spectral radius of 1 or less (orthogonal initialisation), use tanh, a GRU or an "
+            "LSTM, and clip gradients.",
+        )  # fmt: skip
+
+
+def _has_own_weights(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 def dead_units(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

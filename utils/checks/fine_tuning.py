@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.adapters.maturity import is_untrained
 from utils.checks import baselines
 from utils.checks.baselines import Baseline
 from utils.checks.copies import Budget, Trained, seconds_per_step, train_copy
-from utils.checks.maturity import is_untrained
+from utils.checks.learning import LOWER
 from utils.checks.probe import Probe, check
 from utils.checks.real_data import DATA_ERRORS, CheckData, NoDataError, data_for, scored
 from utils.checks.result import CheckResult, Finding
@@ -62,7 +63,7 @@ def test_training_beats_baseline(
     Args:
         data: PreparedData, a pair (training, validation), or a dataset, of which 20 % is held out. None: the built-in
             corpus, for language models.
-        learning_rate: None: 1e-3 for untrained models, 1e-4 for trained ones.
+        learning_rate: None: 1e-3 for untrained models, 1e-4 for trained ones, and where these learn nothing a tenth of them.
         budget: when to stop before `steps`.
     """
     rate = learning_rate or (FRESH_RATE if is_untrained(found.model) else TRAINED_RATE)
@@ -75,6 +76,13 @@ def test_training_beats_baseline(
         log.info("Fine-tuning check: %d steps on %s, about %.0f s.", steps, prepared.source, affordable)
         trained = train_copy(found, prepared, steps=steps, batch_size=batch_size, learning_rate=rate, budget=budget)
         known = _compared(found, prepared, trained)
+        if not known.beaten and not known.memorises and not budget.over and learning_rate is None:
+            lower = train_copy(
+                found, prepared, steps=steps, batch_size=batch_size, learning_rate=rate / LOWER, budget=budget
+            )  # fmt: skip
+            if _ends_at(lower) < _ends_at(trained):
+                trained, rate = lower, rate / LOWER
+                known = _compared(found, prepared, trained)
         if not known.beaten and not known.memorises and not budget.over:
             more = (_PATIENCE - 1) * steps
             trained = trained.continued(
@@ -135,8 +143,13 @@ def _compared(found: Probe, data: CheckData, trained: Trained) -> _Compared:
     if not tokens and data.task_spec.task_type != "regression":
         shares = torch.bincount(targets, minlength=classes).double() / len(targets)
         constant = float(-(shares * shares.clamp_min(1e-12).log()).sum())
+    return _Compared(errors, targets, classes, floor, limit, _ends_at(trained) < _MEMORISED * constant)
+
+
+def _ends_at(trained: Trained) -> float:
+    """Mean training loss of the last quarter of the steps."""
     last = trained.losses[-max(1, len(trained.losses) // 4) :]
-    return _Compared(errors, targets, classes, floor, limit, sum(last) / len(last) < _MEMORISED * constant)
+    return sum(last) / len(last)
 
 
 def _why_unknown(found: Probe, trained: Trained, known: _Compared, budget: Budget) -> tuple[str, str] | None:

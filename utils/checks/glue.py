@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.maturity import is_untrained
 from utils.checks.copies import Budget, Watch
 from utils.checks.glue_data import GlueData, GlueTask, chosen_tasks, load_task
 from utils.checks.glue_head import glue_model
-from utils.checks.maturity import is_untrained
 from utils.checks.real_data import DATA_ERRORS, CheckData, scored
 from utils.checks.result import CheckReport, CheckResult
 from utils.data.labelled import prepare_examples

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from utils.adapters.forward import ModelCall
 from utils.checks.bookkeeping import frozen_by_mistake, unregistered
 from utils.checks.depth import gradients_through_depth
 from utils.checks.probe import Probe, check, counted, few
@@ -28,6 +31,8 @@ VANISHING_SHARE = 1e-6
 EXPLODING_NORM = 1000.0
 # Root mean square that a tensor of zeros is moved to for a second look: GPT-2's initial one.
 _NUDGE_STD = 0.02
+# Draws of noise on the weights, after which a router sends inputs elsewhere.
+_OTHER_WEIGHTS = 8
 # A head of zeros hides residual projections of zeros, and those hide what is before them.
 _NUDGES = 3
 
@@ -44,7 +49,8 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     Tensors of zeros are no alarm by themselves: residual projections, their scales and heads may start there, and hide what
     is before them in the first step only. When they do, each that gets a gradient is moved along it, as training would, and the
     gradients are looked at again. What stays without one is dead. The total norm leaves out tensors of zeros: LayerNorm's
-    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps).
+    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps). Experts that no token was sent
+    to are no alarm either: with noise on the weights the router sends them some.
     """
     model = found.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -56,7 +62,8 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     loss, sizes = _gradients(found, trainable)
     zeros = {name for name, p in trainable.items() if not bool(p.any())}
     woken = _dead(trainable, sizes) - _dead_when_zeros_move(found, trainable, sizes, zeros)
-    return _judged(found, loss, sizes, zeros, woken)
+    passed_over = _passed_over(found, _dead(trainable, sizes) - woken)
+    return _judged(found, loss, {n: s for n, s in sizes.items() if n not in passed_over}, zeros, woken, passed_over)
 
 
 Sizes = Mapping[str, float | None]
@@ -103,7 +110,55 @@ def _dead_when_zeros_move(
     return _dead(trainable, sizes)
 
 
-def _judged(found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set[str]) -> CheckResult:
+def _passed_over(found: Probe, dead: set[str]) -> set[str]:
+    """Those of `dead` whose module was given nothing in this pass, and is used with other weights: experts without a token.
+
+    A router decides on weights and inputs; what is detached, or not used at all, gets no gradient with any weights.
+    """
+    owners = {name: found.model.get_submodule(name.rpartition(".")[0]) for name in dead}
+    idle = set(owners.values()) - _fed(found, set(owners.values()))
+    left = {name for name in dead if owners[name] in idle}
+    if not left:
+        return set()
+    twin = copy.deepcopy(found.model).train()
+    other = replace(found, model=twin, call=ModelCall(twin))
+    used: set[str] = set()
+    before = {name: p.detach().clone() for name, p in twin.named_parameters()}
+    for seed in range(_OTHER_WEIGHTS):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.copy_(before[name] + noise * before[name].std(unbiased=False))
+        _, sizes = _gradients(other, {name: twin.get_parameter(name) for name in left})
+        used |= {name for name in left if sizes[name]}
+        if used == left:
+            break
+    return used
+
+
+def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
+    """Those of `modules` that are called with more than nothing in a forward pass in training mode."""
+    fed: set[nn.Module] = set()
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tensors = [value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor)]
+        if any(tensor.numel() for tensor in tensors) or not tensors:
+            fed.add(module)
+
+    hooks = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
+    try:
+        with torch.no_grad():
+            found.call(found.batch(2, min(32, found.max_length)))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return fed
+
+
+def _judged(
+    found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set[str], passed_over: set[str]
+) -> CheckResult:
     parameters = dict(found.model.named_parameters())
     matrices = {name: size for name, size in sizes.items() if size is not None and parameters[name].dim() > 1}
     bad = [name for name, size in sizes.items() if size is not None and not size < float("inf")]
@@ -112,10 +167,11 @@ def _judged(found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set
     weak = [name for name, size in matrices.items() if 0 < size < VANISHING_SHARE * middle]
     counting = {name: size for name, size in sizes.items() if size and name not in zeros}
     norm = sum(size**2 * parameters[name].numel() for name, size in counting.items()) ** 0.5
+    frozen_names = [name for name in parameters if name not in sizes and name not in passed_over]
     measured = {
-        "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes),
-        "frozen": len(parameters) - len(sizes), "frozen_names": [name for name in parameters if name not in sizes],
-        "without_gradient": dead, "behind_zeros": sorted(woken), "vanishing": weak, "not_finite": bad,
+        "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes) + len(passed_over),
+        "frozen": len(frozen_names), "frozen_names": frozen_names, "without_gradient": dead, "behind_zeros": sorted(woken),
+        "passed_over": sorted(passed_over), "vanishing": weak, "not_finite": bad,
     }  # fmt: skip
     thresholds = {"vanishing_share_of_median": VANISHING_SHARE, "exploding_norm": EXPLODING_NORM}
     figure = None if bad else _figure(sizes)
@@ -145,8 +201,9 @@ def _judged(found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set
         )  # fmt: skip
     frozen = f", {measured['frozen']} are frozen" if measured["frozen"] else ""
     later = f", {len(woken)} of them once the tensors of zeros after them have moved" if woken else ""
+    idle = f", {len(passed_over)} more belong to parts that no input was routed to" if passed_over else ""
     return result(
-        "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{frozen}; total norm {norm:.3g}."
+        "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{idle}{frozen}; total norm {norm:.3g}."
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.maturity import is_untrained
 from utils.checks.bookkeeping import broken_ties, dropout_rates, repeated_modules, round_trip, unsaved_state
-from utils.checks.depth import activations_through_depth, dead_units, only_linear
-from utils.checks.maturity import is_untrained
+from utils.checks.depth import activations_through_depth, activations_through_time, dead_units, only_linear
 from utils.checks.probe import Probe, check, counted, few
 from utils.checks.result import CheckResult
 
@@ -36,8 +37,8 @@ LEAST_FOR_MEAN = 25  # at which a mean of one standard deviation is 5 standard e
 @check(
     NAME,
     (
-        repeated_modules, unsaved_state, round_trip, broken_ties, dropout_rates, activations_through_depth, dead_units,
-        only_linear,
+        repeated_modules, unsaved_state, round_trip, broken_ties, dropout_rates, activations_through_depth,
+        activations_through_time, dead_units, only_linear,
     ),
 )  # fmt: skip
 def test_parameter_initialization(found: Probe) -> CheckResult:
@@ -51,10 +52,13 @@ def test_parameter_initialization(found: Probe) -> CheckResult:
     """
     problems: dict[str, list[str]] = {"fail": [], "warn": []}
     scales, gains, untrained = {}, {}, is_untrained(found.model)
+    normalised = _normalised_embeddings(found) if untrained else set()
     for name, parameter in found.model.named_parameters():
         values, owner = parameter.detach().float(), found.model.get_submodule(name.rpartition(".")[0])
         inputs = _inputs_of(owner, values)
         found_wrong = _problem(name, owner, values, inputs, parameter.requires_grad, untrained)
+        if found_wrong is not None and isinstance(owner, nn.Embedding) and owner in normalised and _is_small(values):
+            found_wrong = None
         if values.dim() > 1:
             scales[name] = float(values.std(unbiased=False))
         if found_wrong is not None:
@@ -121,8 +125,45 @@ def _problem(
     return None
 
 
+def _normalised_embeddings(found: Probe) -> set[nn.Module]:
+    """Embeddings whose vectors go straight into a normalisation, which takes their scale out (RWKV starts them at 1e-4)."""
+    embeddings = [module for module in found.model.modules() if isinstance(module, nn.Embedding)]
+    norms = [module for module in found.model.modules() if _is_norm(module)]
+    if not any(_is_small(module.weight.detach().float()) for module in embeddings) or not norms:
+        return set()
+    given: dict[int, nn.Module] = {}
+    kept: list[Tensor] = []  # keeps their ids theirs
+    normalised: set[nn.Module] = set()
+
+    def gives(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        given[id(output)] = module
+        kept.append(output)
+
+    def takes(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and id(inputs[0]) in given:
+            normalised.add(given[id(inputs[0])])
+
+    hooks = [module.register_forward_hook(gives) for module in embeddings]
+    hooks += [module.register_forward_pre_hook(takes) for module in norms]
+    try:
+        with torch.no_grad():
+            found.call(found.batch(2, min(8, found.max_length)))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return normalised
+
+
+def _is_small(values: Tensor) -> bool:
+    return bool(values.any()) and float(values.std(unbiased=False)) < SMALLEST_STD
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
 def _scales_a_normalisation(name: str, owner: nn.Module, values: Tensor) -> bool:
-    return values.dim() == 1 and name.endswith("weight") and "norm" in type(owner).__name__.lower()
+    return values.dim() == 1 and name.endswith("weight") and _is_norm(owner)
 
 
 def _scale_problem(owner: nn.Module, mean: float) -> tuple[str, str] | None:

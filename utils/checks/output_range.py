@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.adapters.maturity import is_untrained
 from utils.adapters.output_reach import last_layer, output_reach
-from utils.checks.maturity import is_untrained
 from utils.checks.probe import Probe
 from utils.checks.result import Finding
 from utils.training.engine import rng

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.checks.maturity import is_untrained
+from utils.adapters.maturity import is_untrained
 from utils.checks.probe import Probe
 from utils.checks.result import Finding
 
@@ -30,11 +30,13 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     """The model's own loss, where forward takes labels, against cross-entropy of its logits by its family's convention.
 
     Language models shift labels by one inside; other families do not; -100 is not scored; the mean is over targets.
-    For a model that is not of transformers the shifted and the unshifted convention are both accepted.
+    `targets`, as nanoGPT's models name them, are shifted by the caller or by the model: both conventions are accepted.
     """
     if found.output == "numbers" or not found.over_tokens:
         return
-    if "labels" not in inspect.signature(found.model.forward).parameters:
+    names = inspect.signature(found.model.forward).parameters
+    name = next((name for name in ("labels", "targets") if name in names), None)
+    if name is None:
         return
     found.model.eval()
     batch = found.batch(3, min(16, found.max_length))
@@ -42,11 +44,11 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         arguments, named = found.call.inputs(batch)
         logits = found.call(batch).float()
         labels = _labels(found, batch, logits)
-        outputs = found.model(*arguments, **{**named, "labels": labels})
+        outputs = found.model(*arguments, **{**named, name: labels})
     own = _loss_of(outputs)
     if own is None:
         return
-    expected = _by_convention(found, logits, labels)
+    expected = _by_convention(found, logits, labels, shifted_by_caller=name == "targets")
     measured["own_loss_nats"], measured["expected_loss_nats"] = own, min(expected, key=lambda loss: abs(loss - own))
     tolerance = max(_LOSS_TOLERANCE, found.tolerance)
     if not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in expected):
@@ -54,7 +56,8 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
             "own loss", "fail",
             f"The model's own loss is {own:.4g} where cross-entropy of its logits is {expected[0]:.4g} "
             f"({'labels shifted by one, ' if found.causal else ''}-100 ignored, mean over targets).",
-            "Shift labels once, pass ignore_index=-100, and average over the targets that count.",
+            "Shift labels once, pass ignore_index=-100, and average over the targets that count. A parameter for labels that "
+            "the caller has shifted is named targets.",
         )  # fmt: skip
 
 
@@ -98,7 +101,7 @@ def _labels(found: Probe, batch: dict[str, Tensor], logits: Tensor) -> Tensor:
     return labels
 
 
-def _by_convention(found: Probe, logits: Tensor, labels: Tensor) -> list[float]:
+def _by_convention(found: Probe, logits: Tensor, labels: Tensor, shifted_by_caller: bool) -> list[float]:
     """The losses that are right, the family's own convention first."""
     if found.output == "classes":
         return [float(F.cross_entropy(logits, labels))]
@@ -106,8 +109,7 @@ def _by_convention(found: Probe, logits: Tensor, labels: Tensor) -> list[float]:
     shifted = float(F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED))
     if not found.causal:
         return [unshifted]
-    of_transformers = hasattr(found.model, "config") and hasattr(found.model, "base_model_prefix")
-    return [shifted] if of_transformers else [shifted, unshifted]
+    return [shifted, unshifted] if shifted_by_caller else [shifted]
 
 
 def _loss_of(outputs: Any) -> float | None:

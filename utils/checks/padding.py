@@ -54,6 +54,9 @@ def _compare(
             yield _finding(found, side, "ids", difference)
             return
     if side == "right" or _takes(found, "position_ids"):
+        if not found.causal and not _takes(found, "attention_mask") and found.max_length >= _REAL + 2 * _PADS:
+            # What one pad adds, as to a maximum over time, a model learns to live with; what grows with every pad it cannot.
+            reference, padded = padded, _padded(found, real_BT, side, torch.full((len(real_BT), 2 * _PADS), pad))
         difference = relative(reference, padded)
         measured[f"{side}_padding_difference"] = difference
         if not difference <= found.tolerance:
@@ -64,6 +67,11 @@ def _finding(found: Probe, side: str, what: str, difference: float) -> Finding:
     which = "ids" if what == "ids" else "presence"
     if difference != difference:
         text = f"With {side} padding the outputs at real positions are NaN."
+    elif found.causal and not _takes(found, "attention_mask"):
+        text = (
+            f"Tokens appended to a row change outputs at earlier positions by {difference:.2g} of their size, and there is no "
+            "mask to hide padding: outputs depend on what comes later, or on the row's length."
+        )
     else:
         text = (
             f"The {which} of {side}-padding tokens changes outputs at real positions by {difference:.2g} of their size, "

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.adapters.input_shapes import first_count, infer_feature_shape, stated_image_shape
+from utils.adapters.inputs import forward_parameters
 from utils.adapters.kept_attributes import KeptAttributes
 from utils.checks.result import CheckResult, Finding, Limit
 from utils.errors import ModelError
@@ -31,6 +31,9 @@ P = ParamSpec("P")
 _LONGEST = 512
 _DEFAULT_LENGTH = 128
 _DEFAULT_BATCH = 4
+_SERIES_LENGTH = 8
+# Trial calls for models over numbers whose first parameters are their own.
+_MOST_FEATURES, _TRIED_SHAPES = 4096, 4
 
 Output = Literal["tokens", "classes", "numbers"]
 
@@ -176,60 +179,108 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         raise CannotProbeError(
             f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    stated = (
-        facts.max_length,
-        first_count([config], "max_seq_len", "max_length"),
-        first_count([task_spec], "max_seq_len"),
-    )
+    stated = (facts.max_length, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len"))
     known = [length for length in stated if length]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec, image_shape is not None)
     causal, because = _causality(model, task_spec, output, image_shape is not None)
-    return Probe(
+    found = Probe(
         model=model,
         call=ModelCall(model),
         vocab_size=vocab_size,
         image_shape=image_shape,
         max_length=min(length, _LONGEST),
         length=length,
-        batch_size=first_count([config], "max_batch_size", "batch_size") or _DEFAULT_BATCH,
+        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH,
         output=output,
         scores_vocabulary=_scores_vocabulary(model, task_spec),
         causal=causal,
         causal_because=because,
-        encoder_decoder=bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)),
+        encoder_decoder=_is_encoder_decoder(model),
         tokenizer=tokenizer,
     )
+    return _as_pooled(found) if causal and task_spec is None else found
+
+
+def _as_pooled(found: Probe) -> Probe:
+    """The probe of a model that was taken to predict the next token, and whose logits are one row of scores a sample.
+
+    A row with one score for each token of the vocabulary stays what it was: a language model that lost its positions.
+    """
+    outputs = _trial_outputs(found, found.batch(2, min(5, found.max_length)))
+    if outputs is None or outputs.dim() not in (1, 2) or len(outputs) != 2 or outputs.shape[-1] == found.vocab_size:
+        return found
+    numbers = outputs.dim() == 1 or outputs.shape[1] == 1
+    because = "it gives one row of scores for its whole input"
+    return replace(found, output="numbers" if numbers else "classes", causal=False, causal_because=because)
+
+
+def _trial_outputs(found: Probe, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """What the model gives for this batch; None where it raises."""
+    try:
+        with left_as_it_was(found.model), torch.no_grad():
+            found.model.eval()
+            return found.call(batch)
+    except Exception:  # noqa: BLE001 - it takes something else; the checks report what a wrong input raises
+        return None
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    stated = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    return stated or "decoder_input_ids" in forward_parameters(model, "input_ids").required
 
 
 def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
     """The probe of a model over a table of numbers, or over series of them; None when it does not take those.
 
-    The number of features is that of the first layer.
+    The number of features is the stated one, that of the first layer, or a side of the model's own first parameters: a trial
+    call tells which of them is the model's input.
     """
-    shape = infer_feature_shape(model)
-    if shape is None:
-        return None
     found = Probe(
         model=model, call=ModelCall(model), vocab_size=None, image_shape=None, max_length=0, length=0,
-        batch_size=first_count([config], "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
+        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
         scores_vocabulary=False, causal=False, causal_because="its inputs are numbers", encoder_decoder=False,
-        feature_shape=shape,
     )  # fmt: skip
-    try:
-        with left_as_it_was(model), torch.no_grad():
-            model.eval()
-            outputs = found.call(found.batch(2, 0))
-    except Exception:  # noqa: BLE001 - it takes something else, whose kind is not known
-        return None
-    regression = getattr(task_spec, "task_type", None) == "regression"
-    numbers = regression or outputs.dim() < 2 or (outputs.dim() == 2 and outputs.shape[1] == 1)
-    return replace(found, output="numbers" if numbers else "classes")
+    for shape in _feature_shapes(model, config):
+        tried = replace(found, feature_shape=shape)
+        outputs = _trial_outputs(tried, tried.batch(2, 0))
+        if outputs is not None:
+            regression = getattr(task_spec, "task_type", None) == "regression"
+            numbers = regression or outputs.dim() < 2 or (outputs.dim() == 2 and outputs.shape[1] == 1)
+            return replace(tried, output="numbers" if numbers else "classes")
+    return None
+
+
+def _feature_shapes(model: nn.Module, config: Any) -> list[tuple[int, ...]]:
+    """Shapes that one sample of numbers may have, the most likely first."""
+    shapes: list[tuple[int, ...]] = []
+    for source in (model, getattr(model, "config", None), config):
+        if (count := _number(source, "in_features", "num_features", "n_features", "input_dim", "input_size")) is not None:
+            shapes.append((count,))
+    first = _first_layer(model)
+    if isinstance(first, (nn.LSTM, nn.GRU, nn.RNN)):
+        shapes.append((_SERIES_LENGTH, first.input_size))
+    elif isinstance(first, nn.Linear):
+        shapes.append((first.in_features,))
+    elif isinstance(first, (nn.BatchNorm1d, nn.LayerNorm)):
+        shapes.append((first.num_features if isinstance(first, nn.BatchNorm1d) else first.normalized_shape[-1],))
+    elif first is not None and not isinstance(first, nn.Embedding):
+        sides = (side for parameter in first.parameters(recurse=False) for side in parameter.shape)
+        shapes += [(side,) for side in sides if 1 < side <= _MOST_FEATURES]
+    return list(dict.fromkeys(shapes))[:_TRIED_SHAPES]
 
 
 def _vocab_size(of_model: int | None, config: Any, task_spec: Any, tokenizer: Any) -> int | None:
-    given = of_model or first_count([config], "vocab_size") or first_count([task_spec], "vocab_size")
+    given = of_model or _number(config, "vocab_size") or _number(task_spec, "vocab_size")
     return given or (len(tokenizer) if tokenizer is not None else None)
+
+
+def _number(config: Any, *names: str) -> int | None:
+    for name in names:
+        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
 
 
 def reserved_positions(model: nn.Module) -> int:
@@ -242,15 +293,39 @@ def reserved_positions(model: nn.Module) -> int:
 
 def _image_shape(model: nn.Module, config: Any, task_spec: Any) -> tuple[int, int, int] | None:
     """(channels, height, width) of the images that `model` takes; None for one over tokens."""
-    stated = stated_image_shape(model, task_spec, config)
-    if stated is None:
+    over_images = getattr(model, "main_input_name", None) == "pixel_values"
+    named = forward_parameters(model, "pixel_values").declared
+    over_images = over_images or ("pixel_values" in named and "input_ids" not in named)
+    over_images = over_images or getattr(task_spec, "modality", "text") == "vision"
+    first = _first_layer(model)
+    if not over_images and not isinstance(first, nn.Conv2d):
         return None
-    channels, size = stated
+    sources = [source for source in (getattr(model, "config", None), model, config) if source is not None]
+    channels = next(filter(None, (_number(source, "num_channels", "input_channels") for source in sources)), None)
+    size = next(filter(None, (_sides(source, "image_size", "input_size") for source in sources)), None)
     if size is None:
         raise CannotProbeError(
             f"{type(model).__name__} takes images and does not say of what size; give config with image_size (in pixels)"
         )
-    return channels, *size
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return channels or (convolution.in_channels if convolution is not None else 3), *size
+
+
+def _first_layer(model: nn.Module) -> nn.Module | None:
+    """The first module that has parameters of its own: what a plain model's input goes into, as a rule."""
+    return next(
+        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
+    )
+
+
+def _sides(source: Any, *names: str) -> tuple[int, int] | None:
+    """(height, width) under one of `names`, which may hold one number for both."""
+    for name in names:
+        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+        if len(sides) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+            return sides
+    return None
 
 
 def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Output:
@@ -266,13 +341,12 @@ def _scores_vocabulary(model: nn.Module, task_spec: Any) -> bool:
 
 
 def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> tuple[bool, str]:
-    config, name = getattr(model, "config", None), type(model).__name__
-    task = getattr(task_spec, "task_type", None)
+    name, task = type(model).__name__, getattr(task_spec, "task_type", None)
     if images or output == "classes":
         return False, "it classifies its whole input"
     if task is not None:
         return task == "causal_lm", f"the task is {task}"
-    if getattr(config, "is_encoder_decoder", False):
+    if _is_encoder_decoder(model):
         return False, "it is an encoder-decoder"
     if name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
         return False, f"{name} sees both sides"

@@ -113,7 +113,9 @@ def _loss_at(loss: Any, parameters: dict[str, nn.Parameter], direction: dict[str
 
 def recomputed_activations(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     """Gradients with and without gradient checkpointing, from the same random state, where the model supports it."""
-    supported = getattr(found.model, "supports_gradient_checkpointing", False)
+    switches = ("gradient_checkpointing_enable", "gradient_checkpointing_disable")
+    switchable = all(callable(getattr(found.model, name, None)) for name in switches)
+    supported = getattr(found.model, "supports_gradient_checkpointing", switchable) and switchable
     if not supported or sum(p.numel() for p in found.model.parameters()) > _LARGEST:
         return
     model: Any = copy.deepcopy(found.model).train()  # switching registers hooks, which stay

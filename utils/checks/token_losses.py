@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.checks.maturity import is_untrained
+from utils.adapters.maturity import is_untrained
 from utils.checks.probe import Probe, check, few
 from utils.checks.real_data import DATA_ERRORS, CheckData, batches, class_counts, data_for, scored
 from utils.checks.result import CheckResult, Finding

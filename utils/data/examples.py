@@ -20,6 +20,7 @@ from utils.data.dataloaders import has_plain_order, ignored_settings, without_du
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks, pack
 from utils.data.padding import IGNORED as IGNORED
 from utils.data.padding import labels_of as labels_of
+from utils.data.padding import left_padding_mask
 from utils.errors import DataError, DataTypeError, TrainbookError
 
 Batch = dict[str, Tensor]
@@ -267,7 +268,14 @@ class TextCollator:
         if ragged and "attention_mask" not in batch:
             lengths = torch.tensor([row["input_ids"].numel() for row in rows])
             batch["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
-        return batch
+        return _with_left_mask(batch, self.pad_id, self.eos_id) if self._makes_labels(samples) else batch
+
+    @staticmethod
+    def _makes_labels(samples: list[Any]) -> bool:
+        """Whether the samples are ids alone, so that padding is found by its id."""
+        first = samples[0]
+        marked = isinstance(first, Mapping) and bool({"labels", "attention_mask"} & first.keys())
+        return isinstance(first, (Tensor, np.ndarray, Mapping)) and not marked
 
     def row(self, sample: Any) -> Batch:
         """One sample as a dict of tensors, with labels. Raises `DataTypeError` when it is no row of ids."""
@@ -293,6 +301,16 @@ class TextCollator:
         return row
 
 
+def _with_left_mask(batch: Batch, pad_id: int | None, eos_id: int | None) -> Batch:
+    """The batch with padding on the left hidden in its attention mask, where there is any and it has been given none."""
+    ids_BT = batch["input_ids"]
+    mask_BT = left_padding_mask(ids_BT, pad_id, eos_id) if ids_BT.dim() == 2 else None
+    if mask_BT is None:
+        return batch
+    given = batch.get("attention_mask")
+    return {**batch, "attention_mask": mask_BT if given is None else given * mask_BT}
+
+
 class IdSource:
     """Rows of token ids of equal length in one tensor: batches are slices of it."""
 
@@ -304,7 +322,8 @@ class IdSource:
 
     def take(self, indices: Sequence[int]) -> Batch:
         ids_BT = self.ids_NT[torch.as_tensor(np.asarray(indices, dtype=np.int64))].long()
-        return {"input_ids": ids_BT, "labels": labels_of(ids_BT, None, self.pad_id, self.eos_id)}
+        batch = {"input_ids": ids_BT, "labels": labels_of(ids_BT, None, self.pad_id, self.eos_id)}
+        return _with_left_mask(batch, self.pad_id, self.eos_id)
 
     def max_id(self) -> int:
         """The largest token id."""

@@ -52,6 +52,20 @@ def labels_of(ids: Tensor, mask: Tensor | None = None, pad_id: int | None = None
     return ids.masked_fill(padding_of(ids, pad_id, eos_id) | _runs(ids, pad_id)[0], IGNORED)
 
 
+def left_padding_mask(ids: Tensor, pad_id: int | None = None, eos_id: int | None = None) -> Tensor | None:
+    """Attention mask (B, T) that hides padding on the left; None where no row begins with any.
+
+    A causal model does not see what is on the right of a token, but it does see padding on its left.
+
+    Args:
+        ids: (B, T) int64.
+    """
+    if pad_id is None or not bool((ids[:, 0] == pad_id).any()):
+        return None
+    leading = padding_of(ids, pad_id, eos_id) & _runs(ids, pad_id)[0]
+    return (~leading).long() if bool(leading.any()) else None
+
+
 def evident_padding(rows: Sequence[Tensor]) -> int | None:
     """The id that rows without labels or mask are visibly padded with; None where there is no sign of padding.
 

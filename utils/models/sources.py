@@ -45,6 +45,7 @@ def load_model(source: Any, *, trust: str | None = None, config: Any = None, **o
     | "package.module:function" | what the importable function or class returns; the working folder is importable |
     | a transformers config, "config.json" | that architecture with new weights |
     | a folder with config.json and weights | a transformers model with these weights |
+    | a folder with adapter_config.json | an adapter of peft on its base model, or on `base=` |
     | a folder with model.py | as the file, with the folder's config.json and model.safetensors, where there are any |
     | "owner/name", "owner/name@revision" | a transformers model of the Hugging Face Hub |
     | "gist:<id>", its address or id; a zip archive | its model.py with its config.json, if trusted |
@@ -163,6 +164,9 @@ def _from_path(
 
     suffix = path.suffix.lower()
     if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            _refuse_config(config, text)
+            return _from_adapter(path, trust, overrides)
         has_code, described = (path / "model.py").is_file(), path / "config.json"
         values = read_json(described) if described.is_file() else {}
         if "model_type" in values and (values.get("auto_map") or not has_code or is_known_type(values["model_type"])):
@@ -191,6 +195,29 @@ def _from_path(
 
         return _from_foreign(read_archive(path), trust, config, overrides, text, wanted)
     raise ModelError(f"{path} is a {suffix or 'file without an extension'}; a model's source is {_KINDS}.")
+
+
+def _from_adapter(path: Path, trust: str | None, overrides: Mapping[str, Any]) -> nn.Module:
+    """The base model that an adapter of peft names, with the adapter on it. `base` overrides where the base is."""
+    from utils.models.transformers_models import read_json
+
+    named = overrides.get("base", read_json(path / "adapter_config.json").get("base_model_name_or_path"))
+    if not named:
+        raise ModelError(
+            f"{path} is an adapter of peft and does not name its base model. Give load_model({str(path)!r}, base=...), the "
+            "base model itself or its source."
+        )
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(f"{path} is an adapter of peft, which is not installed. Install it: pip install peft.") from error
+    rest = {name: value for name, value in overrides.items() if name != "base"}
+    base = named if isinstance(named, nn.Module) else load_model(named, trust=trust, **rest)
+    try:
+        adapted: nn.Module = PeftModel.from_pretrained(base, str(path))
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"The adapter in {path} does not fit its base model {shown(str(named))}: {error}") from error
+    return adapted
 
 
 def _from_config_file(path: Path, wanted: str | None, overrides: Mapping[str, Any]) -> nn.Module:

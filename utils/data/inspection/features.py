@@ -14,6 +14,8 @@ from utils.data.inspection.sampling import Sample
 # that are have 1; the conditioning of the first layer's gradient grows with the square (LeCun et al., "Efficient BackProp",
 # 1998, section 4.3).
 _LARGE_COLUMN, _LARGE_PIXELS, _LARGE_PIXEL = 100.0, 10.0, 100.0
+# Largest pixel of images that were scaled down once more than they should be; 1/255 is 0.004.
+_SMALL_PIXEL = 0.01
 # Spread of a column over that of the median column, "orders of magnitude"; and the spread itself from which it dominates.
 _RATIO, _DOMINATING = 100.0, 30.0
 # The same for columns that are far smaller than the others.
@@ -56,7 +58,9 @@ def input_findings(sample: Sample, normalises: Callable[[], bool] = lambda: Fals
     found = groups or list(_scales(sample)) or list(_level(sample))
     if found and not normalises():
         yield from found
-    if not sample.holds_images:
+    if sample.holds_images:
+        yield from _tiny(sample)
+    else:
         yield from _constant_columns(sample)
 
 
@@ -97,6 +101,17 @@ def _level(sample: Sample) -> Iterator[DataFinding]:
         {"largest": largest, "rms": size},
         {"rms": threshold, "source": "normalised inputs have 1 (LeCun et al. 1998, Efficient BackProp)"},
     )  # fmt: skip
+
+
+def _tiny(sample: Sample) -> Iterator[DataFinding]:
+    largest = float(np.abs(sample.inputs).max())
+    if 0 < largest < _SMALL_PIXEL:
+        yield DataFinding(
+            "inputs", "not normalised", "warn",
+            f"Inputs are tiny: the largest pixel is {largest:.2g}. They may have been divided by 255 twice.",
+            "Bring pixels to 0 to 1, or standardise them with mean and standard deviation of the training part.",
+            {"largest": largest}, {"largest": _SMALL_PIXEL, "source": "1/255 is what 255 becomes when it is divided twice"},
+        )  # fmt: skip
 
 
 def _scales(sample: Sample) -> Iterator[DataFinding]:

@@ -19,7 +19,7 @@ from utils.data.inspection.number_targets import target_findings
 from utils.data.inspection.overlap import label_leaks, overlap_findings
 from utils.data.inspection.sampling import Sample
 from utils.data.inspection.shift import shift_findings
-from utils.data.inspection.token_rows import token_findings
+from utils.data.inspection.token_rows import moved_labels, token_findings
 
 #: Task types whose inputs are token ids.
 TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
@@ -62,6 +62,8 @@ def _findings(train: Sample, validation: Sample | None, expected: Expectations) 
             train, causal=causal, vocab_size=expected.vocab_size, pad_id=expected.pad_id, eos_id=expected.eos_id,
             end_expected=expected.end_expected,
         )  # fmt: skip
+        if expected.task_type in (None, "causal_lm") and not causal:
+            yield from moved_labels(train)
     else:
         floats = ids_as_floats(train)
         takes_ids = expected.task_type in TOKEN_TASKS

@@ -56,6 +56,27 @@ def token_findings(
     yield from _end(sample, targets_NT, scored_NT, eos_id, end_expected)
 
 
+def moved_labels(sample: Sample) -> Iterator[DataFinding]:
+    """Labels that are the ids moved by one already: the objective moves them once more, so position t predicts t + 2."""
+    ids_NT, labels = sample.inputs, sample.labels
+    if labels is None or labels.shape != ids_NT.shape or labels.dtype.kind != "i" or ids_NT.shape[1] < 3:
+        return
+    scored_NT = (labels[:, :-1] >= 0) & (ids_NT[:, 1:] != NO_TOKEN)
+    if len(sample) < _FEWEST_ROWS or not scored_NT.any():
+        return
+    moved = float((labels[:, :-1] == ids_NT[:, 1:])[scored_NT].mean())
+    own = float((labels[:, :-1] == ids_NT[:, :-1])[scored_NT].mean())
+    if moved < _SAME or own > MOST:
+        return
+    yield DataFinding(
+        "tokens", "labels moved twice", "fail",
+        f"Labels are the next tokens already: {moved:.0%} of them equal the id one position later. The objective shifts them "
+        "once more, so that each position would learn the token after the next.",
+        "Give the ids themselves as labels (labels = input_ids, -100 where nothing is scored); the shift is done in training.",
+        {"moved_share": moved, "unmoved_share": own}, {"moved_share": _SAME},
+    )  # fmt: skip
+
+
 def _vocabulary(ids_NT: np.ndarray, vocab_size: int | None) -> Iterator[DataFinding]:
     real = ids_NT[ids_NT != NO_TOKEN]
     least, largest = (int(real.min()), int(real.max())) if real.size else (0, 0)

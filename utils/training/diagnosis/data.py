@@ -67,29 +67,6 @@ def constant_predictions(run: RunRecord) -> Outcome:
 
 
 @rule(
-    "loss is a mean",
-    sees="The criterion adds up over the batch, so gradients and the best learning rate depend on batch_size.",
-    threshold="the criterion of a batch is the sum of those of its halves, to 1 %",
-    source="a mean over samples is the mean of the halves' means",
-)
-def loss_is_a_mean(run: RunRecord) -> Outcome:
-    if run.task is not None:
-        return passed("The losses of the built-in tasks are means over targets.")
-    ratio = run.facts.get("criterion_ratio")
-    if ratio is None:
-        return unknown("the criterion was not compared on a batch and its halves")
-    if abs(ratio - 2) > 0.02:
-        return passed("The criterion is no sum over the batch.", ratio=ratio)
-    return found(
-        "The criterion of a batch is the sum of those of its halves: it adds up over the batch, and its "
-        "gradient grows with "
-        "batch_size.",
-        "Return the mean over the batch (reduction='mean'), or lower learning_rate by a factor of batch_size.",
-        {"ratio": ratio}, {"ratio": 2},
-    )  # fmt: skip
-
-
-@rule(
     "monitored metric",
     sees="The metric that decides what is best is never computed.",
     threshold="no validation (or epoch) has it",

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from utils.adapters.output_layer import state_kept
 from utils.data.examples import IGNORED, Batch, DatasetSource, Source, StreamSource
 from utils.errors import TrainbookError
 from utils.training.engine import rng
@@ -36,7 +35,6 @@ _FEWEST_NEIGHBOURS = 50
 _NEIGHBOURS = 5
 #: Occurrences of a token, on average, from which the frequencies of a sample say something about the text's.
 _OCCURRENCES = 5
-_CRITERION_ROWS = 8
 #: Samples that are read twice to see whether they are augmented.
 _READ_AGAIN = 4
 
@@ -60,8 +58,6 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
         facts["samples_vary"] = _vary(data.train, order[:_READ_AGAIN])
         facts |= _padding(batches)
         facts |= _label_facts(parts, batches)
-        if isinstance(parts.objective, CriterionObjective):
-            facts |= _criterion_facts(parts, batches[0])
     return facts
 
 
@@ -237,32 +233,6 @@ def neighbour_score(inputs_ND: Tensor, labels: Tensor) -> dict[str, Any]:
     if not math.isfinite(float(errors)) or float(variance) == 0:
         return {}
     return {"neighbours": 1 - float(errors / variance), "neighbour_samples": count}
-
-
-def _criterion_facts(parts: Parts, batch: Batch) -> dict[str, Any]:
-    """Whether the caller's criterion is a mean over the rows of a batch, by its values on a batch and on the two halves.
-
-    The loss of the whole over that of the halves together: 1 for a mean, 2 for a sum that is taken for a mean.
-    """
-    rows = min(_CRITERION_ROWS, len(next(iter(batch.values())))) // 2 * 2
-    if rows < 2 or parts.sharded:
-        return {}
-
-    def loss(first: int, last: int) -> float:
-        piece = {name: value[first:last].to(parts.fabric.device) for name, value in batch.items()}
-        return float(parts.forward(piece).loss_sum)
-
-    own = parts.trained.training
-    try:
-        with rng.preserved(), state_kept(parts.model), torch.no_grad():
-            parts.model.eval()
-            whole, halves = loss(0, rows), loss(0, rows // 2) + loss(rows // 2, rows)
-    except (RuntimeError, ValueError, IndexError, TypeError, TrainbookError):
-        return {}  # training runs into the same and reports it
-    finally:
-        parts.trained.training = own
-    comparable = math.isfinite(whole) and math.isfinite(halves) and abs(halves) > 1e-6
-    return {"criterion_ratio": whole / halves} if comparable else {}
 
 
 def counted(sums: Sums, multi_label: bool) -> dict[str, Any]:

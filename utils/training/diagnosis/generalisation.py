@@ -217,11 +217,11 @@ def labels(run: RunRecord) -> Outcome:
     constant = any(row.get("top_prediction") == 1 for row in run.counts("val")[-1:])
     if not (gained and worse) or constant or validation_data(run).found:
         return passed(
-            f"The best validation loss is {min(values):.4g}; the baseline is {guess_there.loss:.4g}.", **measured
+            f"The best validation loss is {min(values):.4g}; the baseline is {guess_there.score}.", **measured
         )
     return found(
         f"The training loss fell to {run.end:.4g}, and no validation was better than {guess_there.what} "
-        f"({min(values):.4g}; baseline {guess_there.loss:.4g}): on other samples the model is no better than guessing.",
+        f"({min(values):.4g}; baseline {guess_there.score}): on other samples the model is no better than guessing.",
         "Check that inputs and labels are in the same order, and that validation labels mean the same. With "
         "few or noisy rows "
         "this is overfitting from the first epoch: add data.",

@@ -61,13 +61,13 @@ def learning(run: RunRecord) -> Outcome:
     if run.no_better_than_guess is None:
         return unknown("label smoothing changes the loss, and there is no accuracy to compare")
     if not run.no_better_than_guess:
-        return passed(f"The training loss ends at {run.end:.4g}; {guess.what} gives {guess.loss:.4g}.", **measured)
+        return passed(f"The training loss ends at {run.end:.4g}; {guess.what} gives {guess.score}.", **measured)
     if run.still_falling and not run.ended:
         return unknown("the training loss is still falling")
     if run.over_tokens and run.end <= (1 + AT_BASELINE) * guess.loss:
         return passed("See 'more than frequencies'.", **measured)
     return found(
-        f"After {run.done} steps the training loss is {run.end:.4g}; {guess.what} gives {guess.loss:.4g}. The "
+        f"After {run.done} steps the training loss is {run.end:.4g}; {guess.what} gives {guess.score}. The "
         "model has learned "
         "nothing about how labels follow from inputs.",
         f"{_reason(run)} Try to overfit one batch (utils.checks: test_overfit_one_batch): if that fails, the "

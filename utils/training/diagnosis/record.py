@@ -50,6 +50,11 @@ class Guess:
     accuracy: float | None
     what: str
 
+    @property
+    def score(self) -> str:
+        """Its loss, or its accuracy where the loss compares with nothing."""
+        return f"{self.loss:.4g}" if math.isfinite(self.loss) else f"an accuracy of {self.accuracy or 0.0:.2f}"
+
 
 @dataclass
 class RunRecord:

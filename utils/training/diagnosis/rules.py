@@ -42,7 +42,7 @@ class Rule:
     Attributes:
         name: of the rule, as findings name it; sees: the fault; threshold: when it is a finding; source: where that is from.
         live: whether it is reported during the run. Rules that only repeat the settings, or that the engine has a notice for,
-            are not.
+            are not. at_start: whether it judges the plan alone, and is reported before the first step too.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Rule:
     threshold: str
     source: str
     live: bool
+    at_start: bool
     judge: Callable[[RunRecord], Outcome]
 
 
@@ -57,12 +58,12 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(
-    name: str, *, sees: str, threshold: str, source: str, live: bool = True
+    name: str, *, sees: str, threshold: str, source: str, live: bool = True, at_start: bool = False
 ) -> Callable[[Callable[[RunRecord], Outcome]], Callable[[RunRecord], Outcome]]:
     """Register a function as a rule."""
 
     def register(judge: Callable[[RunRecord], Outcome]) -> Callable[[RunRecord], Outcome]:
-        RULES[name] = Rule(name, sees, threshold, source, live, judge)
+        RULES[name] = Rule(name, sees, threshold, source, live, at_start, judge)
         return judge
 
     return register
@@ -101,8 +102,12 @@ def run_rules(run: RunRecord, rules: Iterable[Rule] | None = None) -> list[Outco
 
 def findings_of(run: RunRecord, *, live: bool = False) -> list[Outcome]:
     """The findings; `live`: only of rules that are reported during a run."""
-    rules = [one for one in all_rules() if one.live or not live]
-    return [outcome for outcome in run_rules(run, rules) if outcome.found]
+    return [outcome for outcome in (live_outcomes(run) if live else run_rules(run)) if outcome.found]
+
+
+def live_outcomes(run: RunRecord, *, starting: bool = False) -> list[Outcome]:
+    """What the rules say that are reported during a run; `starting`: only those that judge the plan alone."""
+    return run_rules(run, [one for one in all_rules() if one.live and (one.at_start or not starting)])
 
 
 def all_rules() -> list[Rule]:

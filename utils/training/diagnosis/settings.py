@@ -12,6 +12,7 @@ from utils.training.diagnosis.rules import Outcome, found, passed, rule, unknown
     threshold="gradient_accumulation_steps is larger than the batches of an epoch, or half of them or more and the "
     "run has fewer than 20 steps",
     source="each epoch ends with a step; recipes need hundreds of steps",
+    at_start=True,
 )
 def accumulation(run: RunRecord) -> Outcome:
     micro = int(run.facts.get("accumulation") or run.config.gradient_accumulation_steps)

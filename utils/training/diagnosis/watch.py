@@ -1,4 +1,4 @@
-"""DoctorCallback: measures during the run what the rules need, and reports each finding once, as a notice of the run."""
+"""DoctorCallback: measures during the run what the rules need, and reports findings as notices of the run while they hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.storage import append_line, atomic_write, json_line, read_json_lines
 from utils.training.diagnosis.facts import counted, start_facts
 from utils.training.diagnosis.looks import ParameterLooks
 from utils.training.diagnosis.record import MEASUREMENTS, RunRecord
-from utils.training.diagnosis.rules import findings_of
+from utils.training.diagnosis.rules import live_outcomes
 from utils.training.engine.callbacks import Callback, Logs
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class DoctorCallback(Callback):
     samples of parameters and gradients. It changes nothing about the training, and a failure of it does not end a run.
 
     Args:
-        live: report findings as notices during the run; False: measure only.
+        live: report findings as notices during the run, and withdraw those that no longer hold; False: measure only.
     """
 
     main_only = True
@@ -58,7 +58,7 @@ class DoctorCallback(Callback):
         self._since = time.monotonic()
         self._total: int | None = None
         self._noted_at = {"train": 0, "val": 0}
-        self._reported: set[str] = set()
+        self._reported: dict[str, str] = {}  # rule -> its notice
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
         self._reset()
@@ -74,6 +74,8 @@ class DoctorCallback(Callback):
         self._forget_after(trainer.state.step)
         facts = start_facts(trainer, self._total)
         self._write({"event": "start", "step": trainer.state.step, **facts})
+        if self.live and self._folder is not None:
+            self._report(trainer, RunRecord.read(self._folder, running=True), starting=True)
 
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
         norm, limit = (logs or {}).get("train/grad_norm", 0.0), trainer.training_config.max_grad_norm
@@ -135,17 +137,24 @@ class DoctorCallback(Callback):
         self._looks = None
 
     def _judge(self, trainer: Trainer, *, running: bool) -> None:
-        """Report what the rules find now and have not found before."""
+        """Report what the rules find now."""
         step = trainer.state.step
         if not self.live or self._folder is None or (running and step < self._judged_at * _LONGER):
             return
         self._judged_at = step
         record = RunRecord.read(self._folder, running=running)
         record.state = {**record.state, "stop_reason": trainer.state.stop_reason}
-        for finding in findings_of(record, live=True):
-            if finding.rule not in self._reported:
-                self._reported.add(finding.rule)
-                trainer.notice(f"Doctor, {finding.rule}: {finding.summary} {finding.remedy}")
+        self._report(trainer, record)
+
+    def _report(self, trainer: Trainer, record: RunRecord, *, starting: bool = False) -> None:
+        """Add a notice for each new finding, and withdraw that of a rule that passes now, but not of one that is not run."""
+        for outcome in live_outcomes(record, starting=starting):
+            if outcome.found and outcome.rule not in self._reported:
+                sentence = f"Doctor, {outcome.rule}: {outcome.summary} {outcome.remedy}"
+                self._reported[outcome.rule] = sentence
+                trainer.notice(sentence)
+            elif outcome.verdict == "pass" and outcome.rule in self._reported:
+                trainer.withdraw(self._reported.pop(outcome.rule), f"Doctor, {outcome.rule}: no longer. {outcome.summary}")
 
     # The file
 

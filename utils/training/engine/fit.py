@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.utils.data import TensorDataset
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.output_layer import buffers_kept, state_kept
-from utils.data.examples import Batch, StreamSource
+from utils.data.examples import Batch, DatasetSource, StreamSource
 from utils.data.ids import Limits
 from utils.data.module import UniversalDataModule
 from utils.errors import DataError, ModelError
@@ -40,8 +41,8 @@ def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: Tas
         data.check_ids(Limits(vocab_size, None if spec.multi_label else spec.num_classes, "class"))
     elif vocab_size is not None:
         data.check_ids(Limits(vocab_size, None, task.label_kind))
-    length, longest = sample["input_ids"].shape[1] if "input_ids" in sample else 0, facts.max_length
-    if longest is not None and length > longest:
+    longest = facts.max_length
+    if longest is not None and "input_ids" in sample and (length := _longest_of(data)) > longest:
         raise DataError(
             f"samples have {length} tokens, but {type(model).__name__} takes at most {longest}. Cut them shorter."
         )
@@ -49,6 +50,15 @@ def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: Tas
         scores = try_task(model, task, sample)
         if task.label_kind == "token":
             data.check_ids(Limits(vocab_size, scores, "token"))
+
+
+def _longest_of(data: UniversalDataModule) -> int:
+    """Tokens of the longest of some samples, evenly spaced over a training part that lies in memory; else of the first."""
+    assert not isinstance(data.train, StreamSource)
+    number = len(data.train)
+    in_memory = not isinstance(data.train, DatasetSource) or type(data.train.dataset) in (TensorDataset, list, tuple)
+    rows = range(0, number, max(1, number // _LOOKED_AT)) if in_memory else range(1)
+    return max(int(data.train.take([row])["input_ids"].shape[1]) for row in rows)
 
 
 def initialise_lazy_layers(model: nn.Module, data: UniversalDataModule) -> str | None:
@@ -125,17 +135,6 @@ def check_last_batch(parts: Parts, data: UniversalDataModule) -> None:
             parts.forward(data.train.take([0]))
     except ModelError as error:
         raise ModelError(f"{total} samples in batches of {size} end with a batch of one sample. {error}") from error
-
-
-def accumulation_notice(data: UniversalDataModule, accumulation: int) -> str | None:
-    """A sentence where a step would take more micro-batches than an epoch has; None where it does not, or is not known."""
-    batches = data.num_steps(1)
-    if batches is None or accumulation <= batches or batches < 2:
-        return None
-    return (
-        f"Gradient accumulation is longer than the epoch: a step takes {accumulation:,} micro-batches and an epoch has "
-        f"{batches:,}, so there is one step an epoch. Set gradient_accumulation_steps to at most {max(1, batches // 10):,}."
-    )
 
 
 def first_samples(data: UniversalDataModule) -> Batch:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from utils.training.doctor import Diagnosis
     from utils.training.engine.tasks import Task
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
@@ -263,6 +264,12 @@ class TrainingResults(Mapping[str, Any]):
             for name, value in row.items()
             if name.startswith("val/") and name not in skipped
         )
+
+    def diagnose(self) -> Diagnosis:
+        """What the doctor says about the run: `utils.training.diagnose(results)`."""
+        from utils.training.doctor import diagnose  # it reads results, and is above the engine
+
+        return diagnose(self)
 
     def plot(self, baseline: float | None = None) -> Figure:
         """The curves of loss and learning rate; also written to the run's plots/curves.png."""

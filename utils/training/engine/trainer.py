@@ -47,7 +47,6 @@ from utils.training.engine.criterion import CriterionObjective
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.fast_paths import fast_paths
 from utils.training.engine.fit import (
-    accumulation_notice,
     check_fit,
     check_gradients_are_dense,
     check_last_batch,
@@ -158,6 +157,13 @@ class Trainer:
             self.notices.append(sentence)
             log.info(sentence)
 
+    def withdraw(self, sentence: str, reason: str) -> None:
+        """Take a notice back that no longer holds, and log why."""
+        sentence = scrub(sentence)
+        if sentence in self.notices:
+            self.notices.remove(sentence)
+            log.info(scrub(reason))
+
     def train(self, train_data: Any, val_data: Any = None, *, resume_from: Any = None) -> TrainingResults:
         """Train until the plan is done or somebody asks to stop. Synchronous; needs no front end.
 
@@ -200,8 +206,6 @@ class Trainer:
         objective = self._objective(task_spec, config.replace(fused_loss="off") if sharded else config, data)
         check_compiler(config.compile_mode, detect_device())
         accumulation = self._accumulation(data)
-        if (too_long := accumulation_notice(data, accumulation)) is not None:
-            self.notice(too_long)
         total_steps = _planned_steps(config, data, accumulation)
         monitor = self._monitor(data, objective)
         if world.is_main:

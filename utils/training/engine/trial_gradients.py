@@ -24,6 +24,8 @@ _NUDGE = 0.02
 _CHANGED = 1e-5
 # The largest in use for transformers: torch's default is 1e-8, RoBERTa's 1e-6 (Liu et al. 2019).
 _USUAL_EPS = 1e-5
+# The largest momentum in common use (Sutskever et al. 2013).
+_USUAL_MOMENTUM = 0.99
 # Share of the learning rate that is left of Adam's steps, g / (g + eps), below which eps decides and not the gradient.
 _SHARE_LEFT = 0.1
 # The most that all steps of a run together may move the weights, as a share of their size, to count as not moving them. Below
@@ -149,11 +151,26 @@ def _settings(trial: Trial, trainable: dict[str, nn.Parameter], gradients: dict[
             f"weight_decay={decay:g} is out of range: it is a share per unit of learning rate, and values from 0 to 0.1 are "
             "usual. Weights are pulled to zero faster than they learn."
         )
+    yield from _momentum(trial)
     if _is_adam(trial.optimizer):
         yield from _adams_eps(trial, moved, norm, clipped)
         yield from _adams_rate(trial, moved)
     elif isinstance(trial.optimizer, torch.optim.SGD):
         yield from _clipping(trial, moved, norm, clipped)
+
+
+def _momentum(trial: Trial) -> Iterator[str]:
+    """Momentum that averages over more steps than the run has: a step hardly follows the gradient, and overshoots for long."""
+    groups = trial.optimizer.param_groups
+    momentum = max((float(group.get("momentum") or group.get("betas", (0.0,))[0]) for group in groups), default=0.0)
+    if momentum <= _USUAL_MOMENTUM or trial.total_steps is None:
+        return
+    steps = 1 / (1 - momentum) if momentum < 1 else math.inf
+    if steps > trial.total_steps:
+        yield (
+            f"momentum={momentum:g} averages gradients over {steps:,.0f} steps, and the run has {trial.total_steps:,}: steps "
+            "follow gradients of long ago. Set it to 0.9 (0.99 at most)."
+        )
 
 
 def _adams_eps(

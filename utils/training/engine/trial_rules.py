@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from utils.training.engine.trial import Rule
 from utils.training.engine.trial_criterion import (
+    class_weights_are_not_reversed,
     criterion_has_the_right_sign,
     criterion_is_a_mean,
+    criterion_pairs_outputs_with_targets,
+    criterion_rewards_right_answers,
     criterion_takes_sure_answers,
 )
 from utils.training.engine.trial_gradients import enough_is_trained, gradients_reach_parameters
@@ -19,5 +22,6 @@ from utils.training.engine.trial_outputs import (
 
 RULES: tuple[Rule, ...] = (
     outputs_reach_targets, outputs_are_scores, rows_are_independent, units_are_alive, model_bends, criterion_is_a_mean,
-    criterion_has_the_right_sign, criterion_takes_sure_answers, gradients_reach_parameters, enough_is_trained,
+    criterion_has_the_right_sign, criterion_rewards_right_answers, criterion_pairs_outputs_with_targets,
+    class_weights_are_not_reversed, criterion_takes_sure_answers, gradients_reach_parameters, enough_is_trained,
 )  # fmt: skip
