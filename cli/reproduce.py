@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cli.run_training import JobConfig, model_maker, setup_of
+from cli.job_files import JobConfig, model_maker, setup_of
 from utils.errors import ConfigError, DataError, TrainbookError
 from utils.storage import read_json_lines
 from utils.training.reproduction import ReproBundle, code_version, compare_histories, read_repro_bundle
@@ -117,7 +117,7 @@ def _stop_after(steps: int) -> Any:
     class StopAfter(Callback):
         """Ends the training where the recorded run ended, with the schedule of the whole run."""
 
-        def on_step_end(self, step: int, trainer: Any, logs: Any) -> None:
+        def on_step_end(self, step: int, trainer: Any, logs: dict[str, Any] | None = None) -> None:
             if step >= steps:
                 trainer.request_stop("reproduced_steps")
 

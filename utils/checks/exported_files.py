@@ -149,7 +149,7 @@ def _with_masks(batch: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Ten
 def _torchscript(file: Path, model: nn.Module) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates the format, not this file
-        loaded = torch.jit.load(str(file), map_location="cpu").eval()
+        loaded = torch.jit.load(str(file), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     names = [argument.name for argument in loaded.forward.schema.arguments][1:]
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
     from transformers import PreTrainedTokenizerFast
 
+    from utils.data.conversations.report import ConversationsReport
     from utils.data.report import DataReport, ExamplesReport
 
 log = logging.getLogger("trainbook.tokenization")
@@ -38,7 +39,7 @@ class _Parts:
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
-    report: DataReport | ExamplesReport | None
+    report: DataReport | ExamplesReport | ConversationsReport | None
 
 
 class TextBatches:
@@ -100,7 +101,7 @@ class TextBatches:
         return self._made.validation
 
     @property
-    def report(self) -> DataReport | ExamplesReport | None:
+    def report(self) -> DataReport | ExamplesReport | ConversationsReport | None:
         """What became of the text; None without packing."""
         return self._made.report
 

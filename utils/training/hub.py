@@ -236,9 +236,8 @@ def _explained(repo_id: str, error: BaseException) -> str:
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    status = next(
-        (one.response.status_code for one in chain if hasattr(getattr(one, "response", None), "status_code")), None
-    )
+    codes = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
+    status = next((code for code in codes if code is not None), None)
     if "OfflineModeIsEnabled" in kinds:
         return f"{repo_id}: HF_HUB_OFFLINE forbids asking the Hub. Unset it, restart, and push again."
     if status == 401:
@@ -277,7 +276,7 @@ def _literal(name: str) -> str:
 
 @contextlib.contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     off = are_progress_bars_disabled()
     disable_progress_bars()

@@ -53,8 +53,9 @@ def export_choices(results: Any) -> list[ExportChoice]:
     trained = getattr(results, "bare_model", None)
     trained = results.model if trained is None else trained
     return [
-        ExportChoice(name, *PURPOSES.get(name, (name, "see its documentation")), _refusal(entry[0], trained))
+        ExportChoice(name, title, purpose, _refusal(entry[0], trained))
         for name, entry in FORMATS.items()
+        for title, purpose in [PURPOSES.get(name, (name, "see its documentation"))]
     ]
 
 
@@ -86,7 +87,7 @@ def export_one(results: Any, name: str, written: MutableMapping[str, Any], failu
 
 def verification_rows(written: Mapping[str, Any], failures: Mapping[str, str]) -> list[tuple[str, ...]]:
     """A row of `HEADER` for each format that was written or failed."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, "verified", result.agreement, f"{result.size_bytes / 1e6:.1f} MB", speed_text(result.benchmark))
         for name, result in written.items()
     ]

@@ -285,8 +285,9 @@ def _content(value: Any, may_be_missing: bool = False) -> str:
         return ""
     if not isinstance(value, Mapping) and not is_missing(value) and hasattr(value, "__iter__"):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
-        if parts and all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if texts and len(texts) == len(parts):
+            return "".join(texts)
     raise _RowError("content that is no text")
 
 

@@ -252,8 +252,8 @@ def _examples(part: _Part, length: int, pad_id: int, packed: bool) -> EncodedExa
     collate = TextCollator(pad_id)
     if packed:
         return EncodedExamples(pack_rows(kept, length, pad_id), collate)
-    labels = [np.where(one.targets, one.ids, IGNORED) for one in kept]
-    return EncodedExamples({"input_ids": Ragged.of([one.ids for one in kept]), "labels": Ragged.of(labels)}, collate)
+    labels = [np.where(one.targets, one.ids, IGNORED).tolist() for one in kept]
+    return EncodedExamples({"input_ids": Ragged.of([one.ids.tolist() for one in kept]), "labels": Ragged.of(labels)}, collate)
 
 
 def _positions(data: EncodedExamples) -> int:

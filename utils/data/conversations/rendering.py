@@ -155,7 +155,7 @@ class Renderer:
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, targets = np.array(found["input_ids"], np.int32), np.array(found["assistant_masks"], bool)
-        ends = list(np.flatnonzero(targets & ~np.append(targets[1:], False)) + 1)
+        ends = [int(place) + 1 for place in np.flatnonzero(targets & ~np.append(targets[1:], False))]
         for number, end in enumerate(ends):  # marks that leave the end of the turn out
             if end < len(ids) and int(ids[end]) in self._special and int(ids[end - 1]) not in self._special:
                 targets[end] = True

@@ -24,6 +24,7 @@ from utils.training.coordinator.arguments import DataArguments
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
+    from utils.data.conversations.report import ConversationsReport
     from utils.data.report import DataReport, ExamplesReport
 
 
@@ -43,7 +44,7 @@ class GivenData:
     validation: Any
     tokenizer: Any
     task_spec: TaskSpec | None
-    report: DataReport | ExamplesReport | None = None
+    report: DataReport | ExamplesReport | ConversationsReport | None = None
     notices: list[str] = field(default_factory=list)
 
 

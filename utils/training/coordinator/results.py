@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utils.adapters.lightning import UniversalModelAdapter
+    from utils.data.conversations.report import ConversationsReport
     from utils.data.report import DataReport, ExamplesReport
     from utils.training.engine.trainer import Trainer
 
@@ -26,7 +27,12 @@ class CoordinatorResults(TrainingResults):
 
     KEYS = (*TrainingResults.KEYS, "trainer", "report")
 
-    def __init__(self, results: TrainingResults, trainer: Trainer, report: DataReport | ExamplesReport | None) -> None:
+    def __init__(
+        self,
+        results: TrainingResults,
+        trainer: Trainer,
+        report: DataReport | ExamplesReport | ConversationsReport | None,
+    ) -> None:
         facts = dict(vars(results))
         self._bare: nn.Module = facts.pop("model")
         vars(self).update(facts)

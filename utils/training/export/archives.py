@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -107,7 +108,7 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise ExportError(f"{archive.name}: {info.filename!r} is a link or a device, which is not unpacked")
                 if not info.is_dir():
-                    members.append(_Member(info.filename, info.file_size, lambda info=info: packed.open(info)))  # type: ignore[misc]
+                    members.append(_Member(info.filename, info.file_size, partial(packed.open, info)))
             yield members
         return
     with tarfile.open(archive) as tape:
@@ -117,8 +118,14 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
             if not entry.isfile() and not entry.isdir():
                 raise ExportError(f"{archive.name}: {entry.name!r} is a link or a device, which is not unpacked")
             if entry.isfile():
-                members.append(_Member(entry.name, entry.size, lambda entry=entry: tape.extractfile(entry)))  # type: ignore[misc]
+                members.append(_Member(entry.name, entry.size, partial(_opened, tape, entry)))
         yield members
+
+
+def _opened(tape: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    content = tape.extractfile(entry)
+    assert content is not None  # only plain files are opened
+    return content
 
 
 def _checked(members: list[_Member], allowed: int) -> dict[str, _Member]:
@@ -158,7 +165,7 @@ class _Limited:
     def __init__(self, source: IO[bytes], member: _Member) -> None:
         self._source, self._member, self._left = source, member, member.size
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """As a file's `read`."""
         data = self._source.read(size)
         self._left -= len(data)

@@ -28,7 +28,8 @@ from utils.scrubbing import scrub
 from utils.storage import absolute_path, write_json, write_text
 from utils.training.export import bundle_facts, bundle_texts, exporting
 from utils.training.export.bundle_privacy import names_this_machine, portable, without_debug_records
-from utils.training.export.folders import MARKER, remove_stale_staging, staged_folder
+from utils.training.export.folders import remove_stale_staging, staged_folder
+from utils.training.export.manifest import MARKER
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
@@ -183,7 +184,7 @@ class _Maker:
         target = self.folder / "artifacts" / name
         try:
             refuse(self.model)
-            result = export(self.model, self.tokenizer if name == "hf" else None, target, source)
+            result = export(self.model, self.tokenizer if name == "hf" else None, target, source, ())
             self.artifacts[name] = self._placed(name, target)
         # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
         except Exception as error:
@@ -213,8 +214,8 @@ class _Maker:
             return f"artifacts/{single[name][1]}"
         if name == "onnx":  # with the weights beside it, which the graph names relative to itself
             names = sorted(file.name for file in made.glob("*.onnx*"))
-            for file in names:
-                (made / file).rename(artifacts / file)
+            for one in names:
+                (made / one).rename(artifacts / one)
             shutil.rmtree(made)
             return f"artifacts/{'model.onnx' if 'model.onnx' in names else names[0]}"
         main = next((file for ending in ("*.pt2", "*.onnx", "*.gguf") for file in sorted(made.glob(ending))), made)

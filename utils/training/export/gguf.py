@@ -23,10 +23,11 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.errors import ExportError, MissingPackageError
 from utils.storage import write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.gguf_tokenizer import GGUFVocabulary, gguf_vocabulary
 from utils.training.export.greedy import greedy_parity
 from utils.training.export.hf import without_progress_bars
+from utils.training.export.manifest import MARKER
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
 
@@ -200,7 +201,7 @@ def _write_config(writer: GGUFWriter, architecture: Architecture, model: nn.Modu
 
 
 def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _tensors(
@@ -270,9 +271,10 @@ def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[
     # transformers reads the number of positions and of tokens from the file for every family but GPT-2.
     known = {} if _ARCHITECTURES[type(model).__name__].rotary else {"config": copy.deepcopy(model.config)}
     with without_progress_bars(), contextlib.redirect_stderr(io.StringIO()):  # its bar for GGUF cannot be switched off
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **known
-        ).eval()
+        )
+        loaded = loaded.eval()
     batches = example_batches(model)
     expected, got = ModelCall(reference), ModelCall(loaded)
     compare_logits(expected, got, batches, _TOLERANCE)
@@ -305,7 +307,7 @@ def _compare_tensors(model: nn.Module, rounded: Mapping[str, Array], file: Path)
     return largest
 
 
-def _rounding(array: Array, kind: str) -> Array | float:
+def _rounding(array: Array, kind: str) -> NDArray[Any] | float:
     """The largest error that storing `array` in a number format may cause."""
     if kind == "F32":
         return 0.0

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from utils.adapters.forward import ModelCall, logits_of
 from utils.errors import ExportError
 from utils.storage import write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.greedy import greedy_parity
+from utils.training.export.manifest import MARKER
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
 
@@ -171,7 +172,7 @@ def without_progress_bars() -> Iterator[None]:
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

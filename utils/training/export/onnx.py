@@ -19,8 +19,9 @@ from utils.adapters.input_shapes import takes_decoder_ids
 from utils.errors import ExportError, MissingPackageError
 from utils.storage import write_json
 from utils.training.export import onnx_graphs as graphs
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.hf import save_tokenizer
+from utils.training.export.manifest import MARKER
 from utils.training.export.onnx_graphs import CACHE_FILE, FILE_NAME, Graph
 from utils.training.export.onnx_measures import BATCH_SIZES, TIMED_LENGTH, benchmark
 from utils.training.export.onnx_tools import checked_opset, optimise, quantise
@@ -210,7 +211,7 @@ def _resized(tensor: Tensor, rows: int, length: int) -> Tensor:
 
 def _input_names(batches: Sequence[Mapping[str, Tensor]], options: OnnxOptions) -> dict[str, str]:
     """The names of the file's inputs by the model's."""
-    taken = list(max(batches, key=len))
+    taken = list(max(batches, key=lambda batch: len(batch)))
     if options.inputs is None:
         return {name: name for name in taken}
     given = list(options.inputs)

@@ -280,7 +280,7 @@ def _tidy(program: onnx_ir.Model, axes: Mapping[str, Sequence[str | None]]) -> N
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is None:
             continue
-        sizes = list(value.shape)
+        sizes: list[Any] = list(value.shape)
         # The last axis of an output holds its scores: a classifier of sequences has none for positions.
         last = len(sizes) if value in graph.inputs else len(sizes) - 1
         for axis, name in enumerate(list(axes.get(value.name or "", ()))[:last]):

@@ -149,7 +149,7 @@ def benchmark(
         {"pytorch_ms", "onnxruntime_ms", "speedup": the first over the second, "shape": of the main input, "threads", "runs",
         "by_batch_size": {size: {"pytorch_ms", "onnxruntime_ms"}}}.
     """
-    by_size = {}
+    by_size: dict[int, dict[str, float]] = {}
     runs = 0
     shape: tuple[int, ...] = ()
     for size in batch_sizes:

@@ -49,7 +49,7 @@ def add_metadata(file: Path, values: dict[str, str]) -> None:
 def metadata_of(file: Path) -> dict[str, str]:
     """The file's metadata; empty when it is no ONNX model that can be read."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         program = onnx.load(file, load_external_data=False)

@@ -11,9 +11,10 @@ from torch import nn
 
 from utils.errors import ExportError, MissingPackageError
 from utils.storage import write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.greedy import greedy_parity
 from utils.training.export.hf import base_model, save_tokenizer, scores_of, without_progress_bars
+from utils.training.export.manifest import MARKER
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
 

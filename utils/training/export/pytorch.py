@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from utils.errors import ExportError
 from utils.storage import write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
+from utils.training.export.manifest import MARKER
 from utils.training.export.result import ExportResult
 
 #: The file's name in the export's folder.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from utils.errors import ExportError
 from utils.storage import write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.hf import save_tokenizer
+from utils.training.export.manifest import MARKER
 from utils.training.export.result import ExportResult
 
 #: The files' names in the export's folder.

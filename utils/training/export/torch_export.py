@@ -20,10 +20,11 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.errors import ExportError
 from utils.storage import write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.graph_inputs import LogitsOnly, graph_batches, measured, traced_batch
 from utils.training.export.greedy import greedy_parity
 from utils.training.export.hf import save_tokenizer
+from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import OtherProcess
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult

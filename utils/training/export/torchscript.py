@@ -16,15 +16,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from utils.adapters.forward import ModelCall, logits_of
 from utils.errors import ExportError
 from utils.schema import shown
 from utils.storage import sync_folder, write_json
-from utils.training.export.folders import MARKER, check_space, size_of, staged_folder
+from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.graph_inputs import LogitsOnly, graph_batches, measured, traced_batch
 from utils.training.export.greedy import greedy_parity
 from utils.training.export.hf import save_tokenizer
+from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import OtherProcess
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
@@ -224,7 +226,7 @@ class _MaskOptional(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        return self.model(input_ids, attention_mask)
+        return self.model(input_ids, attention_mask)  # type: ignore[no-any-return]
 
 
 class _MaskOptionalSeq2Seq(nn.Module):
@@ -237,18 +239,20 @@ class _MaskOptionalSeq2Seq(nn.Module):
     def forward(self, input_ids: Tensor, decoder_input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        return self.model(input_ids, decoder_input_ids, attention_mask)
+        return self.model(input_ids, decoder_input_ids, attention_mask)  # type: ignore[no-any-return]
 
 
 def _traced(model: nn.Module, names: tuple[str, ...], batches: Batches) -> torch.jit.ScriptModule:
     example = tuple(traced_batch(batches).values())
     # A trace that depends on its example is found by comparing other shapes, not by tracing twice.
-    traced = torch.jit.trace(LogitsOnly(model, names).eval(), example, check_trace=False, strict=False)
+    traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+        LogitsOnly(model, names).eval(), example, check_trace=False, strict=False
+    )
     if names == ("input_ids", "attention_mask"):
         traced = torch.jit.script(_MaskOptional(traced).eval())
     elif names == ("input_ids", "decoder_input_ids", "attention_mask"):
         traced = torch.jit.script(_MaskOptionalSeq2Seq(traced).eval())
-    return torch.jit.freeze(traced.eval())
+    return torch.jit.freeze(traced.eval())  # type: ignore[no-any-return]
 
 
 def _verify(model: nn.Module, file: Path, names: tuple[str, ...], batches: Batches) -> dict[str, Any]:
@@ -260,7 +264,7 @@ def _verify(model: nn.Module, file: Path, names: tuple[str, ...], batches: Batch
 
 def _runner(file: Path, names: tuple[str, ...], model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
     with _deprecation_ignored():
-        loaded = torch.jit.load(str(file))
+        loaded = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
     return lambda batch: logits_of(loaded(*(batch[name] for name in names if name in batch)), model)
 
 
@@ -269,7 +273,7 @@ def _deprecation_ignored() -> Iterator[None]:
     """torch.jit warns of its deprecation, reads deprecated attributes of the model, and reports Python numbers that a trace
     keeps as constants: the comparison shows whether they matter."""
     with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
+        for category in (DeprecationWarning, FutureWarning, TracerWarning):
             warnings.filterwarnings("ignore", category=category)
         yield
 

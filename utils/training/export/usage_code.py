@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.training.export.folders import MARKER
+from utils.training.export.manifest import MARKER
 
 #: Auto classes of transformers and what calls of them return; the first whose class for the config is the model's.
 _AUTO_CLASSES = {

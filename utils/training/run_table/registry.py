@@ -84,8 +84,8 @@ class ExportRegistry:
         """
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(f"got {shown(name)} as a model's name; give a non-empty text.")
-        result = export if isinstance(export, ExportResult) else None
-        path = absolute_path(result.path if result else export)
+        result, given = (export, export.path) if isinstance(export, ExportResult) else (None, export)
+        path = absolute_path(given)
         if not path.exists():
             raise RunNotFoundError(f"{path} does not exist; register what an export has written.")
         folder = result.run_dir if result else _run_of(path)
@@ -110,6 +110,7 @@ class ExportRegistry:
             ).scalar()
             number = (newest or 0) + 1
             made = connection.execute(sa.insert(VERSIONS).values(model=name, version=number, **values))
+            assert made.inserted_primary_key is not None  # a single row was inserted
             for tag in dict.fromkeys(map(scrub, tags)):
                 connection.execute(sa.insert(VERSION_TAGS).values(version_id=made.inserted_primary_key[0], tag=tag))
             return _model(connection, name, number)

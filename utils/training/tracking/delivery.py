@@ -84,7 +84,8 @@ class _Delivery:
         # Set, never queued: a full queue must not keep the end from arriving.
         self._ending: RunEnding | None = None
         self._ended = threading.Event()
-        self._failure, self._notice, self._dropped = "", None, 0
+        self._failure, self._dropped = "", 0
+        self._notice: str | None = None
         self._thread: threading.Thread | None = None
 
     @property

@@ -22,7 +22,7 @@ class TrackioTracker:
 
     def start(self, run: RunFacts) -> str | None:
         """Open the run."""
-        import trackio
+        import trackio  # type: ignore[import-not-found]
 
         self._run = trackio.init(project=_PROJECT, name=run.name, config=dict(run.config), resume="allow")
         return None

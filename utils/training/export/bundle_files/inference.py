@@ -162,7 +162,7 @@ class TextInferenceEngine(_Engine):
                 text.encode()
             except UnicodeEncodeError as error:
                 raise InputError("the text holds a lone surrogate, which is no character") from error
-            ids = self._encode(text)
+            ids: list[int] = self._encode(text)
         else:
             ids = list(text)
         if not ids and self.task_type == "causal_lm":
@@ -180,7 +180,7 @@ class TextInferenceEngine(_Engine):
     def preprocess(self, texts: TextInput | Sequence[TextInput]) -> dict[str, Array]:
         """int64 arrays (B, T): `input_ids`, padded on the right, and `attention_mask`, 0 where they are."""
         if isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int)):
-            texts = [texts]  # type: ignore[list-item]
+            return self._padded([self.encode(texts)])  # type: ignore[arg-type]
         return self._padded([self.encode(text) for text in texts])  # type: ignore[arg-type]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Array]:

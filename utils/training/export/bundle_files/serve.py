@@ -217,7 +217,7 @@ def create_app(folder: str | Path | None = None, limits: Limits | None = None) -
     metrics = Metrics()
     worker = Worker(limits, metrics)
     app = FastAPI(title=engine.metadata["task_name"], docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, limit=limits.max_body_bytes, metrics=metrics)  # type: ignore[arg-type]
+    app.add_middleware(BodyLimit, limit=limits.max_body_bytes, metrics=metrics)
 
     @app.exception_handler(InputError)
     async def refuse_input(request: Request, error: Exception) -> Response:
