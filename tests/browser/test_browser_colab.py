@@ -97,7 +97,7 @@ def test_pause_and_stop_work_while_the_cell_runs(notebook):
     notebook.wait_for_text(".tb-live", "Training · step")
     notebook.click(".tb-stop")
     notebook.wait_until_done(2)
-    assert re.search(r"Stopped by the Stop button and saved · step \d+ of 300,000", notebook.output(2))
+    assert re.search(r"Stopped by the Stop button and saved · step \d+ of 3,000", notebook.output(2))
     notebook.run_cell(3)
     notebook.wait_until_done(3)
     assert "ended stop_button" in notebook.output(3)

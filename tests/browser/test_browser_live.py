@@ -19,7 +19,7 @@ from widgets import train_live
 
 def make_trainer(run_name):
     model = ModelRegistry.create("gpt-small", vocab_size=512, max_seq_len=32, n_layer=1, n_embd=32, n_head=2)
-    setup = SetupWizard().run(model=model, interactive=False, preset="starter", epochs=100_000, eval_every=100, run_name=run_name)
+    setup = SetupWizard().run(model=model, interactive=False, preset="starter", epochs=40, eval_every=100, run_name=run_name)
     data = prepare_data(setup, model)
     return Trainer(model, training_config=setup.training_config, task_spec=data.task_spec, tokenizer=data.tokenizer), data
 """

@@ -14,22 +14,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_chromium]
 
 STEPS = 60
 
-# The first run waits at step 20 for its Stop, so that the click is never too late however slow the machine is.
-HOLD = """
-import functools
-from utils.training import Callback
-
-class Hold(Callback):
-    held = False
-
-    def on_step_end(self, step, trainer, logs=None):
-        if step == 20 and not self.held:
-            self.held = True
-            trainer.control.stop.wait()
-
-Trainer = functools.partial(Trainer, callbacks=[Hold()])
-"""
-
 COMPARE = """
 import torch
 
@@ -55,7 +39,7 @@ def cells(tmp_path_factory):
             numbers[heading] = number
     notebook.cells[
         numbers["Settings"]
-    ].source = f'CONFIG = {{"max_steps": {STEPS}, "eval_every": 10, "run_name": "clicked"}}\n{HOLD}'
+    ].source = f'CONFIG = {{"max_steps": {STEPS}, "eval_every": 10, "run_name": "clicked"}}'
     notebook.cells.append(nbformat.v4.new_code_cell(COMPARE))
     numbers["compare"] = len(notebook.cells) - 1
     nbformat.write(notebook, folder / "training.ipynb")

@@ -24,7 +24,7 @@ from tests.kit.ports import held_port
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 #: Seconds that anything on a page may take before a test gives up. Not a measure of speed: machines are shared.
-PATIENCE_S = 600
+PATIENCE_S = 300
 
 _SETTINGS = {
     # Cells outside the window would otherwise not be in the page at all.

@@ -13,7 +13,7 @@ from utils.training.engine.interrupts import Control
 class PacedTrainer:
     """Counts steps instead of learning. What `train_live` needs of a Trainer, and no more."""
 
-    def __init__(self, run_dir: Path, steps: int = 300_000, step_s: float = 0.02) -> None:
+    def __init__(self, run_dir: Path, steps: int = 3000, step_s: float = 0.02) -> None:
         self.control, self.callbacks, self.tokenizer, self.notices = Control(), [], None, []
         self.training_config = SimpleNamespace(epochs=1)
         self.state = SimpleNamespace(step=0, epoch=0, targets_done=0, best=SimpleNamespace(value=None, epoch=None, step=None))
