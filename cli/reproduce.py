@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     summary, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        prog="reproduce", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="trainbook reproduce", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("bundle", help="folder or zip file that create_repro_bundle wrote")

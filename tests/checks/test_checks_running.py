@@ -75,6 +75,13 @@ class StopsAt(Causal):
         return super().forward(*args, **named)
 
 
+class Broken(Causal):
+    """Cannot be called."""
+
+    def forward(self, *args, **named):
+        raise ZeroDivisionError
+
+
 def interrupt():
     raise KeyboardInterrupt
 
@@ -135,4 +142,4 @@ def test_the_expected_time_is_known_before_and_leaves_the_model_alone():
     assert expected_seconds(["shapes"], model) < expected_seconds(TIER1, model)
     assert same(before, state_of(model))
     assert expected_seconds(TIER1, "no model") is None
-    assert expected_seconds(TIER1, StopsAt(0, lambda: 1 / 0)) is None
+    assert expected_seconds(TIER1, Broken()) is None

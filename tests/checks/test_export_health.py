@@ -126,6 +126,7 @@ def test_a_config_of_another_model_is_found(exported, folder):
     assert report["architecture"].verdict == "fail"
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_files_of_a_bundle_are_found_and_compared_with_its_metadata(tmp_path):
     from utils.training.export.manifest import sha256
 

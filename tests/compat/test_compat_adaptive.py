@@ -319,7 +319,7 @@ def test_digits_are_classified_and_loop_and_trainer_agree():
     train = TensorDataset(images[order[held_out:]], labels[order[held_out:]])
     test = DataLoader(TensorDataset(images[order[:held_out]], labels[order[:held_out]]), batch_size=32)
     settings = AdaptiveConfig(
-        num_nodes=128, hidden_dim=32, input_dim=64, output_dim=10, learning_rate=0.01, batch_size=32, num_epochs=15,
+        num_nodes=128, hidden_dim=32, input_dim=64, output_dim=10, learning_rate=0.01, batch_size=32, num_epochs=22,
         save_checkpoint=False,
     )  # fmt: skip
     batches = DataLoader(train, batch_size=32, shuffle=True)

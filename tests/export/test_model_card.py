@@ -209,6 +209,7 @@ def test_a_card_of_all_exports_shows_each(exported):
     assert used == section(card_of("m", results.model, results), "Usage")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 def test_the_usage_code_of_a_merged_adapter_loads_the_merged_model(tmp_path, monkeypatch):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(tiny("gpt"), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))

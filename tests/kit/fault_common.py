@@ -70,12 +70,12 @@ def _root(eps: float) -> Setup:
     """A length feature by a square root, whose slope at zero is infinite."""
     inputs, labels = kinds()
     inputs[::7] = 0.0
-    scale = nn.Parameter(torch.ones(4))
+    layers = mlp(5, 16, 3)
+    layers.register_parameter("scale", nn.Parameter(torch.ones(4)))
     model = _Called(
-        mlp(5, 16, 3),
-        lambda layers, x: layers(torch.cat([x, ((x * scale).square().sum(-1, keepdim=True) + eps).sqrt()], -1)),
+        layers,
+        lambda layers, x: layers(torch.cat([x, ((x * layers.scale).square().sum(-1, keepdim=True) + eps).sqrt()], -1)),
     )
-    model.register_parameter("scale", scale)
     return Setup(model, *split(inputs, labels), {"learning_rate": 0.01})
 
 

@@ -245,7 +245,7 @@ def test_a_database_that_cannot_be_written_is_one_plain_error():
     assert queue.list_jobs() == []
 
 
-def test_f36_workers_that_are_killed_and_suspended_complete_every_job_once(database_url, tmp_path):
+def test_workers_that_are_killed_and_suspended_complete_every_job_once(database_url, tmp_path):
     """The short form of `python -m benchmarks.queue_storm`."""
     found = storm(database_url, tmp_path, jobs=8, workers=4, attacks=6)
     assert found.problems == []

@@ -21,6 +21,8 @@ NAME = "feature attribution"
 # Attributions add up to the change of the output from the baseline (Sundararajan et al. 2017, completeness); the rest is the
 # error of the numerical integral, which more steps make smaller.
 LARGEST_ERROR = 0.1
+# Times as many steps with which a large error is measured again.
+_FINER = 4
 
 
 @check(NAME)
@@ -45,6 +47,15 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
         scores, error, tokens = _of_numbers(found, n_steps)
     if scores is None:
         return CheckResult(NAME, "not run", "No embedding of token ids was found.")
+    if not error <= LARGEST_ERROR and found.over_tokens:
+        # The error of a smooth output falls with the square of the steps, that of one with jumps (routed experts) does not.
+        _, finer, _ = _of_tokens(found, input_text, _FINER * n_steps)
+        if not finer <= error / 2:
+            return CheckResult(
+                NAME, "not run", f"The output jumps along the path from the baseline: attributions miss {error:.0%} of its "
+                f"change with {n_steps} steps, and {finer:.0%} with {_FINER * n_steps}.",
+                remedy="Integrated gradients need an output without jumps, which routed experts do not have.",
+            )  # fmt: skip
     strongest = sorted(range(len(tokens)), key=lambda i: -abs(scores[i]))[:5]
     measured = {
         "completeness_error": error, "steps": n_steps, "tokens": tokens, "scores": scores,

@@ -32,11 +32,31 @@ def context_is_used(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]
     other[:, : length // 2] = (other[:, : length // 2] + 1) % found.vocab_size
     change = relative(_last(found, ids_BT), _last(found, other))
     measured["change_by_earlier_tokens"] = change
-    if change <= _LEAST_CHANGE:
+    if change <= _LEAST_CHANGE and not _sees_context_once_awake(found, ids_BT, other):
         yield Finding(
             "context ignored", "warn", "The output for the last token does not depend on the tokens in the first half.",
             "Look for positions that are never mixed: a mask that hides everything, or a layer that is left out.",
         )  # fmt: skip
+
+
+def _sees_context_once_awake(found: Probe, ids_BT: Tensor, other_BT: Tensor) -> bool:
+    """Whether parameters that are all zero hide the context: gates of residual branches that start closed (ReZero, Fixup) open
+    in training, as the gradients that they get show."""
+    closed = [
+        parameter for parameter in found.model.parameters()
+        if parameter.is_floating_point() and parameter.requires_grad and not bool(parameter.detach().any())
+    ]  # fmt: skip
+    if not closed:
+        return False
+    try:
+        with torch.no_grad():
+            for parameter in closed:
+                parameter.fill_(0.1)
+            return relative(_last(found, ids_BT), _last(found, other_BT)) > _LEAST_CHANGE
+    finally:
+        with torch.no_grad():
+            for parameter in closed:
+                parameter.zero_()
 
 
 def order_matters(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -149,7 +149,7 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         source=loaded.source,
         notes=loaded.notes,
     )
-    data.train.origin = {name: getattr(setup, name) for name in _SETTINGS}
+    data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
     changed = None if model is None else set_special_ids(model, data.tokenizer)
     if changed is not None:
         data.report.notes.append(changed)
