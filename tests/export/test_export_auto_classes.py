@@ -49,8 +49,8 @@ def test_the_folder_loads_with_the_auto_class_of_its_head(loader, tmp_path):
     assert result.notes[-1] == f"Load it with transformers.{loader}.from_pretrained."
     loaded = getattr(hf, loader).from_pretrained(result.path, local_files_only=True)
     assert type(loaded) is type(model)
-    state = model.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    state = loaded.state_dict()  # AutoModel adds a pooler, which this model does not have
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     writes = loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     assert result.parity.get("greedy_tokens_equal") == (64 if writes else None)
 

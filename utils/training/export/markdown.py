@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ def inline(value: Any) -> str:
     """Text inside a line or a table's cell: no character of it is Markdown or HTML, and it has no line breaks."""
     text = re.sub(r"\s+", " ", str(value)).strip()
     text = re.sub(r"([\\`*\[\]|])", r"\\\1", text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(text, quote=False)
 
 
 def code(value: Any) -> str:
