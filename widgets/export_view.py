@@ -55,13 +55,13 @@ def export_panel(
     Raises:
         ConfigError: an unknown format.
     """
-    panel = ExportPanel(results)
+    mode = ui_mode(ui)
+    panel = ExportPanel(results) if mode == "widget" else _Exporting(results)
     names = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     known = [choice.name for choice in panel.choices]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"got the formats {', '.join(map(repr, unknown))}; this version exports: {', '.join(known)}.")
-    mode = ui_mode(ui)
-    output = LiveOutput(panel.box, "Exporting …") if mode == "widget" else None
+    output = LiveOutput(panel.box, "Exporting …") if isinstance(panel, ExportPanel) else None
     panel.export(names)
     link = _link(panel)
     plain = panel.to_text()
@@ -76,12 +76,11 @@ def export_panel(
     return panel.exports
 
 
-class ExportPanel:
-    """The panel of one run.
+class _Exporting:
+    """The exports of one run and what is known of them, without a widget: a saved notebook that never showed any holds none.
 
     Attributes:
         choices: every format; exports: what was written so far, and `not_written`.
-        box: what is shown; boxes: format -> its checkbox.
         archive: the zip file with all exports; None until it was made.
     """
 
@@ -92,6 +91,61 @@ class ExportPanel:
         self.exports: Exports = Exports({}, {})
         self.archive: Path | None = None
         self._results = results
+        self._problem = ""
+
+    def export(self, names: Sequence[str]) -> None:
+        """Export formats now, one after the other, and show each when it is done."""
+        for number, name in enumerate(names, 1):
+            self._say(f"Exporting {name} ({number} of {len(names)}) …")
+            export_one(self._results, name, self.exports, self.exports.not_written)
+            self._draw()
+        self._say("")
+        self._pack_if_small()
+
+    def table(self) -> Html:
+        """Size, speed and agreement of every export."""
+        rows = verification_rows(self.exports, self.exports.not_written)
+        return columns("Exports", HEADER, rows) if rows else text("")
+
+    def to_text(self) -> str:
+        """The panel as text."""
+        plain = panel_text(self.choices, self.exports, self.exports.not_written)
+        packed = "" if self.archive is None else f"All exports in one file: {self.archive}"
+        return "\n\n".join(filter(None, [plain, packed, self._problem]))
+
+    def _pack_if_small(self) -> None:
+        """Keep the archive that the link leads to up to date."""
+        size = sum(result.size_bytes for result in self.exports.values())
+        if not self.exports or (size > _LARGEST_AT_ONCE and self.archive is None):
+            return
+        try:
+            self._pack()
+        except TrainbookError as error:  # the exports themselves are there
+            self._failed(error)
+
+    def _pack(self) -> Path:
+        self.archive = write_archive(self.exports, archive_path(self._results))
+        return self.archive
+
+    def _draw(self) -> None:
+        """Show what was exported so far."""
+
+    def _say(self, sentence: str) -> None:
+        """Show what is being done."""
+
+    def _failed(self, error: BaseException) -> None:
+        self._problem = error_sentence(error)
+
+
+class ExportPanel(_Exporting):
+    """The panel of one run.
+
+    Attributes:
+        box: what is shown; boxes: format -> its checkbox.
+    """
+
+    def __init__(self, results: TrainingResults) -> None:
+        super().__init__(results)
         self.boxes = {choice.name: _checkbox(choice) for choice in self.choices}
         self._alert, self._table = markup_box("tb-export-alert"), markup_box("tb-export-table")
         self._progress = markup_box("tb-export-progress")
@@ -114,25 +168,6 @@ class ExportPanel:
         self.box.add_class("tb-export-panel")
         watch_cells()
 
-    def export(self, names: Sequence[str]) -> None:
-        """Export formats now, one after the other, and show each when it is done."""
-        for number, name in enumerate(names, 1):
-            self._say(f"Exporting {name} ({number} of {len(names)}) …")
-            export_one(self._results, name, self.exports, self.exports.not_written)
-            self._draw()
-        self._say("")
-        self._pack_if_small()
-
-    def table(self) -> Html:
-        """Size, speed and agreement of every export."""
-        rows = verification_rows(self.exports, self.exports.not_written)
-        return columns("Exports", HEADER, rows) if rows else text("")
-
-    def to_text(self) -> str:
-        """The panel as text."""
-        plain = panel_text(self.choices, self.exports, self.exports.not_written)
-        return plain if self.archive is None else f"{plain}\n\nAll exports in one file: {self.archive}"
-
     def _work(self, progress: Progress) -> None:
         names = [name for name, box in self.boxes.items() if box.value]
         if not names:
@@ -151,20 +186,6 @@ class ExportPanel:
         self._pack_if_small()
         count = len(self.exports)
         self._status.value = status(f"{count} format{'' if count == 1 else 's'} exported.", spoken_only=True)
-
-    def _pack_if_small(self) -> None:
-        """Keep the archive that the link leads to up to date."""
-        size = sum(result.size_bytes for result in self.exports.values())
-        if not self.exports or (size > _LARGEST_AT_ONCE and self.archive is None):
-            return
-        try:
-            self._pack()
-        except TrainbookError as error:  # the exports themselves are there
-            self._failed(error)
-
-    def _pack(self) -> Path:
-        self.archive = write_archive(self.exports, archive_path(self._results))
-        return self.archive
 
     def _download(self) -> None:
         archive = self._pack()
