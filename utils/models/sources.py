@@ -199,6 +199,8 @@ def _from_path(
 
 def _from_adapter(path: Path, trust: str | None, overrides: Mapping[str, Any]) -> nn.Module:
     """The base model that an adapter of peft names, with the adapter on it. `base` overrides where the base is."""
+    from torch import nn
+
     from utils.models.transformers_models import read_json
 
     named = overrides.get("base", read_json(path / "adapter_config.json").get("base_model_name_or_path"))
