@@ -216,7 +216,7 @@ def link_to(file: Path) -> Html:
     return element("a", text(f"Download {file.name}"), href=name, download=file.name)
 
 
-def _link(panel: ExportPanel) -> Html:
+def _link(panel: _Exporting) -> Html:
     return text("") if panel.archive is None or colab.is_colab() else link_to(panel.archive)
 
 

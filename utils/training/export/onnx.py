@@ -211,7 +211,8 @@ def _resized(tensor: Tensor, rows: int, length: int) -> Tensor:
 
 def _input_names(batches: Sequence[Mapping[str, Tensor]], options: OnnxOptions) -> dict[str, str]:
     """The names of the file's inputs by the model's."""
-    taken = list(max(batches, key=lambda batch: len(batch)))
+    longest: Mapping[str, Tensor] = max(batches, key=lambda batch: len(list(batch)))
+    taken = list(longest)
     if options.inputs is None:
         return {name: name for name in taken}
     given = list(options.inputs)
