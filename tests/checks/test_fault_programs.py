@@ -22,11 +22,12 @@ def test_there_are_forty_nine_programs_in_four_sections():
 
 # Nothing tells these from what is legitimate yet; docs/CHECKS.md lists them as quiet.
 NOT_NAMED = {"dropout_on_the_output", "labels_noisy"}
+MISSED = pytest.mark.xfail(strict=False, reason="no check separates this fault from a legitimate program yet")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=False)) if name in NOT_NAMED else name for name in ALL]
+    "name", [pytest.param(name, marks=MISSED) if name in NOT_NAMED else name for name in ALL]
 )
 def test_the_fault_is_named(name):
     lines = observe(ALL[name].faulty)
