@@ -1,7 +1,7 @@
 """Workers of one queue that are killed and suspended at random while they submit and complete jobs.
 
 Each worker submits jobs until enough are acknowledged, claims what is due, holds each job for a few heartbeats and completes it
-with its token. What a worker was told is acknowledged in files, one line a write, so that a kill leaves a line whole or not at
+with its token. Acknowledgements are appended to files, one line per write, so that a kill leaves a line whole or not at
 all. Jobs train nothing: the storm is about who owns them.
 """
 
