@@ -441,9 +441,6 @@ def test_a_callback_that_must_be_prompt_is(monkeypatch, reads_late):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="needs a C++ compiler")
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
-)  # torch's own use of it
 @pytest.mark.parametrize("fused", ["on", "off"])
 def test_a_compiled_run_learns_the_same_and_is_compiled_before_it_begins(fused):
     changes = {"precision": "32", "fused_loss": fused, "epochs": 1}

@@ -364,9 +364,6 @@ def test_a_bundle_changes_no_number_of_the_run(without_verification):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="needs a C++ compiler")
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
-)  # torch's own, when it compiles first
 def test_the_quality_preset_trains_and_leaves_a_bundle():
     builder = TrainingConfigBuilder.quality().with_training(epochs=1, batch_size=4).with_logging(run_name="quality")
     results = Trainer(tiny_gpt(), training_config=builder.build(), task_spec=TaskSpec.language_modeling()).train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,9 @@ class ModelCall:
         self.model = model
         self._run: Callable[..., Any] = model
         if compile_mode is not None:
-            self._run = torch.compile(model, mode=compile_mode)
+            with warnings.catch_warnings():  # torch's compiler uses, on its first import, what torch has deprecated
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._run = torch.compile(model, mode=compile_mode)
         self._rows = 0  # of the largest batch so far
         self._parameters: dict[str, ForwardParameters] = {}  # by the batch's main input
         self._refused: set[str] = set()  # names that a wrapper turned out not to pass on
