@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kit.limits import assert_limits
 from tests.kit.toys import plain_lm, tiny_gpt
 from utils.checks import evaluate_glue
 from utils.checks.glue_data import TASKS, chosen_tasks, load_task
@@ -198,6 +199,7 @@ def test_a_task_that_can_be_learned_beats_the_majority(name, tmp_path):
     report = evaluate_glue(model, tokenizer(), [name], tmp_path, **FAST)
     result = report[f"GLUE {name}"]
     assert result.verdict == "pass", result.summary
+    assert_limits(result)
     suffixes = ("_matched", "_mismatched") if name == "MNLI" else ("",)
     for metric in TASKS[name].metrics:
         for suffix in suffixes:

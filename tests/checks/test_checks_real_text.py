@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from tests.kit.limits import assert_limits
 from tests.kit.toys import plain_lm, tiny_gpt
 from utils.checks import run_all_tier2_tests, test_calibration, test_token_losses
 from utils.checks.calibration import TEMPERATURES, measure
@@ -45,6 +46,7 @@ class Scaled(nn.Module):
 def test_a_calibrated_model_passes_at_any_sample_size(count, seed):
     result = test_calibration(Scaled(1.0), data=graded(count, seed))
     assert result.verdict == "pass", result.summary
+    assert_limits(result)
     assert result.measured["calibration_error"] < result.measured["sampling_noise_limit"]
 
 
@@ -170,6 +172,7 @@ DATA = (blocks(400, seed=1), blocks(200, seed=2))
 def test_a_model_that_uses_its_context_passes_and_its_loss_falls():
     result = test_token_losses(trained(context=2), data=DATA)
     assert result.verdict == "pass", result.summary
+    assert_limits(result)
     by_position = [row["loss"] for row in result.measured["by_position"].values()]
     assert by_position[0] > by_position[-1] + 0.2
     by_frequency = list(result.measured["by_frequency"].values())

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.kit.healthy_models import HEALTHY, Attention
+from tests.kit.limits import assert_limits
 from tests.kit.planted import Causal
 from tests.kit.toys import tiny_gpt
 from utils.checks import (
@@ -213,6 +214,7 @@ def test_a_healthy_model_learns_one_batch_and_is_not_changed(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     result = test_overfit_one_batch(model, steps=120)
     assert result.verdict == "pass", result.summary
+    assert_limits(result)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

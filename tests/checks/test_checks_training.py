@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.kit.healthy_models import HEALTHY
+from tests.kit.limits import assert_limits
 from tests.kit.planted import Causal
 from tests.kit.toys import plain_lm, tiny_gpt
 from utils.checks import (
@@ -154,6 +155,7 @@ def test_a_model_that_learns_beats_its_baseline_and_is_not_changed(kind):
     result = test_training_beats_baseline(model, config, task_spec=spec, data=pair(kind), steps=150, learning_rate=1e-2)
     assert result.verdict == "pass", result.summary
     assert result.measured["error"] < result.measured["baseline_error"]
+    assert_limits(result)
     assert ("linear_model_error" in result.measured) == (kind != "tokens")
     assert same_weights(model, before)
     assert torch.equal(torch.get_rng_state(), state)
@@ -260,6 +262,7 @@ def test_a_search_finds_a_rate_that_learns():
     result = test_search(model, data=(counting(60), counting(20)), steps=15)
     assert result.verdict == "pass", result.summary
     assert result.measured["best_params"]["learning_rate"] == 1e-2
+    assert_limits(result)
     assert len(result.measured["trials"]) == 3
     assert same_weights(model, before)
 
@@ -298,6 +301,7 @@ def test_half_precision_of_a_healthy_model_passes(name):
     before = weights_of(model)
     result = test_half_precision(model, repetitions=1)
     assert result.verdict == "pass", result.summary
+    assert_limits(result)
     assert result.measured["fp16_overflow_share"] == 0
     assert same_weights(model, before)
 
@@ -355,6 +359,7 @@ def test_a_compiled_model_gives_the_same_results():
         pytest.skip("no compiler")
     result = test_compile(TableModel(2), repetitions=1)
     assert result.verdict == "pass", result.summary
+    assert_limits(result)
     assert result.measured["graph_breaks"] == 0
 
 
@@ -375,6 +380,7 @@ def test_a_model_stands_beside_a_reference_of_its_size():
     result = test_benchmark_comparison(model, data=(counting(60), counting(20)), steps=30, repetitions=1)
     assert result.verdict == "pass", result.summary
     assert result.measured["reference"] == "GPT2LMHeadModel"
+    assert_limits(result)
     assert 0.5 < result.measured["reference_parameters"] / result.measured["parameters"] < 2
     assert {"loss", "reference_loss", "training_tokens_per_s", "forward_speed_ratio"} <= set(result.measured)
 

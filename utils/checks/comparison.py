@@ -196,6 +196,7 @@ def _judged(
     measured |= {
         "loss": own,
         "reference_loss": others,
+        "lag": (own - others) / others if others else math.inf if own else 0.0,
         "metric": metric_of(data),
         "standard_error": error,
         "steps": steps,

@@ -18,7 +18,7 @@ from utils.checks.copies import Budget, Watch
 from utils.checks.glue_data import GlueData, GlueTask, chosen_tasks, load_task
 from utils.checks.glue_head import glue_model
 from utils.checks.real_data import DATA_ERRORS, CheckData, scored
-from utils.checks.result import CheckReport, CheckResult
+from utils.checks.result import CheckReport, CheckResult, Limit
 from utils.data.labelled import prepare_examples
 from utils.errors import ModelError
 from utils.models.inspect import max_seq_len_of
@@ -165,14 +165,18 @@ def _result(
     decides = next(iter(task.metrics))
     beaten = all(measured[metric] > value for metric, value in baseline.items() if metric.startswith(decides))
     thresholds = {metric: value for metric, value in baseline.items() if metric.startswith(decides)}
+    limits = tuple(
+        Limit(metric, at_least=value, source="the best score without looking at the text")
+        for metric, value in thresholds.items()
+    )
     if beaten or task.name in _ADVERSARIAL:
-        return CheckResult(name, "pass", summary, measured, thresholds)
+        return CheckResult(name, "pass", summary, measured, thresholds, limits=limits)
     if ended_early:
         return CheckResult(
             name, "not run", f"{budget.reason.capitalize()} ({measured['planned_steps']} steps were planned). {summary}",
-            measured, thresholds, "Give more time, or fewer training examples (max_train_samples).",
+            measured, thresholds, "Give more time, or fewer training examples (max_train_samples).", limits=limits,
         )  # fmt: skip
     return CheckResult(
         name, "warn", f"No better than predicting without the text: {summary}", measured, thresholds,
-        "Train longer or with another learning rate, or start from pretrained weights.",
+        "Train longer or with another learning rate, or start from pretrained weights.", limits=limits,
     )  # fmt: skip

@@ -12,9 +12,14 @@ from utils.checks import (
     attention,
     attribution,
     bookkeeping,
+    calibration,
+    comparison,
+    compiled,
     depth,
+    fine_tuning,
     gradients,
     growth,
+    half_precision,
     initialization,
     learning,
     memory,
@@ -22,9 +27,11 @@ from utils.checks import (
     outputs,
     own_loss,
     robustness,
+    search_works,
     shapes,
     slope,
     speed,
+    token_losses,
     usage,
 )
 from utils.checks.result import Limit
@@ -125,8 +132,44 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
         Limit("variation after the last block", at_least=robustness.COLLAPSED_SHARE,
               source="below it all positions look alike"),
     ),
+    calibration.NAME: (
+        Limit("calibration_error", at_most="calibration_error",
+              source=f"{calibration.LARGEST_ERROR:g}, which most uncalibrated deep classifiers stay below (Guo et al. 2017, "
+              "table 1), plus sampling noise with three standard errors"),
+    ),
+    token_losses.NAME: (
+        Limit("loss_nats", at_most="loss_nats", source="the loss of the tokens' frequencies in the training data"),
+        Limit("gain by more context (nats), where trigrams beat bigrams", at_least=token_losses.LEAST_GAIN,
+              source=f"a small GPT gains about 1 nat on English; {_OWN_CHOICE}"),
+        Limit("loss of the last quarter above the third (nats)", at_most=token_losses.LARGEST_RISE, source=_OWN_CHOICE),
+    ),
     learning.NAME: (
         Limit("share_left", at_most="share_left", source="a model in which only a bias learns keeps about nine tenths"),
+    ),
+    fine_tuning.NAME: (
+        Limit("error", at_most="error",
+              source="the baseline's error on the same held-out samples, less one hundredth of it for language models"),
+    ),
+    search_works.NAME: (
+        Limit("best_loss", at_most="best_loss", source="held-out loss before training; for untrained models only"),
+    ),
+    half_precision.NAME: (
+        Limit("bf16_loss_change", at_most=half_precision.LARGEST_LOSS_CHANGE,
+              source=f"rounding to 8 bits moves the loss by about 1 %; {_OWN_CHOICE}"),
+        Limit("bf16_gradient_cosine", at_least=half_precision.LEAST_COSINE,
+              source=f"below it half of the update is rounding noise; {_OWN_CHOICE}"),
+        Limit("largest_layer_output", at_most=half_precision._FP16_MAX, source="largest number in fp16 (IEEE 754)"),
+        Limit("gradient_underflow_share", at_most=half_precision.LARGEST_UNDERFLOW,
+              source="training works with 5 % lost (Micikevicius et al. 2018)"),
+    ),
+    compiled.NAME: tuple(
+        Limit(name, at_most=compiled.LARGEST_DIFFERENCE,
+              source=f"torch.compile's own accuracy test takes 0.001 for single operations; {_OWN_CHOICE}")
+        for name in ("logits_difference", "gradient_difference")
+    ),
+    comparison.NAME: (
+        Limit("lag", at_most=comparison.LARGEST_LAG,
+              source=f"of the reference's loss; architectures of one size differ by less; {_OWN_CHOICE}"),
     ),
 }  # fmt: skip
 
