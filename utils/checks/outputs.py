@@ -89,7 +89,8 @@ def _verdict(found: Probe, measured: dict[str, float]) -> tuple[Verdict, str, st
             "fail", f"Logits of one prediction have a standard deviation of {spread:.3g}, above {LARGEST_SPREAD:g}.",
             "Make the output layer's weights smaller, or normalise what goes into it.",
         )  # fmt: skip
-    return "pass", f"Outputs are finite, repeatable and depend on the input; spread over classes {spread:.3g}.", ""
+    spread_text = f"; spread over classes {spread:.3g}" if measured["classes"] > 1 else ""
+    return "pass", f"Outputs are finite, repeatable and depend on the input{spread_text}.", ""
 
 
 def _misconduct(found: Probe) -> tuple[str, str] | None:
