@@ -85,6 +85,19 @@ class FailAt(Callback):
             raise ValueError("the callback is wrong")
 
 
+def test_two_processes_with_muon_hold_the_same_weights():
+    def work(rank):
+        return outcome(train(tiny_gpt(dropout=0.0, seed=rank), optimizer="muon", strategy="ddp", run_name="two"))
+
+    alone = outcome(
+        train(tiny_gpt(dropout=0.0), optimizer="muon", gradient_accumulation_steps=4, run_name="one")
+    )
+    first, second = (ended.value for ended in together(work))
+    assert largest_difference(first["weights"], second["weights"]) == 0
+    # Muon computes in bf16, so that another order of summation is seen at bf16's resolution of an update.
+    assert largest_difference(first["weights"], alone["weights"]) < 2e-3
+
+
 @pytest.mark.parametrize("make", [tiny_gpt, plain_lm])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -54,7 +54,7 @@ class At(Callback):
             self.action(trainer)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_training_is_that_of_the_same_weights_in_fp32(name, make, optimizer):

@@ -131,7 +131,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("fault", ["skip", "overflow"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", *OWN])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon", *OWN])
 def test_a_first_step_that_is_left_out_leaves_no_trace(optimizer, fault, monkeypatch):
     """Decided by the host, and by the optimizer's kernels as on a GPU: the same run, bit for bit."""
     original = trainer_module.assemble

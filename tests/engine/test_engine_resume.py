@@ -59,13 +59,22 @@ def test_f03_stopped_at_a_step_boundary_and_continued(step, precision):
 
 @pytest.mark.parametrize("changes", [
     {"lr_schedule": "plateau", "epochs": 8}, {"eval_every": 2}, {"optimizer": "sgd", "learning_rate": 0.05},
-    {"num_workers": 1}, {"lr_schedule": "linear", "max_steps": 10}, {"label_smoothing": 0.1, "gradient_accumulation_steps": 1},
+    {"num_workers": 1}, {"lr_schedule": "wsd"}, {"lr_schedule": "linear", "max_steps": 10}, {"label_smoothing": 0.1, "gradient_accumulation_steps": 1},
 ], ids=lambda changes: next(iter(changes)))  # fmt: skip
 def test_resume_is_exact_with_other_settings(changes):
     unbroken = run(plain_lm(), run_name="unbroken", **changes)
     for step in (2, 5, 7):
         run(plain_lm(), stop_at=step, run_name=f"stopped-{step}", **changes)
         assert_same_run(unbroken, run(plain_lm(seed=9), resume_from="auto", run_name=f"stopped-{step}", **changes))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_resume_with_muon_is_exact(precision):
+    changes = {"optimizer": "muon", "precision": precision}
+    unbroken = run(tiny_gpt(), run_name="unbroken", **changes)
+    for step in (1, 5):
+        run(tiny_gpt(), stop_at=step, run_name=f"stopped-{step}", **changes)
+        assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", run_name=f"stopped-{step}", **changes))
 
 
 def test_stopped_and_continued_many_times():

@@ -24,7 +24,7 @@ ExportFormat = Literal[
     "onnx", "torchscript", "pytorch", "hf", "safetensors", "onnx-int8", "torch_export", "aot_inductor", "gguf", "gguf-f32",
     "gguf-q8_0", "peft",
 ]
-LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau"]
+LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau", "wsd"]
 
 # Spellings of other systems. "16" is half precision as the device has it; "bf16", "fp16" and "32" are literal.
 _PRECISIONS: Mapping[Any, Precision] = {
@@ -94,7 +94,9 @@ class TrainingConfig(Schema):
         1, "Gradient accumulation", "Micro-batches in one optimizer step.", unit="micro-batches", ge=1, le=65_536
     )
     learning_rate: float = _field(5e-5, "Learning rate", "Peak step size, after warm-up.", gt=0, lt=1)
-    optimizer: Literal["adamw", "adam", "sgd"] = _field("adamw", "Optimizer", "How gradients become updates.")
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = _field(
+        "adamw", "Optimizer", "How gradients become updates; muon: Muon for hidden matrices, AdamW for everything else."
+    )
     weight_decay: float = _field(
         0.01, "Weight decay", "Pull of matrices towards zero; biases, norms and other vectors have none.", ge=0, lt=1
     )
@@ -108,7 +110,12 @@ class TrainingConfig(Schema):
     use_lr_schedule: bool = _field(
         True, "Learning-rate schedule", "Warm up and decay; off: the learning rate is constant."
     )
-    lr_schedule: LRSchedule = _field("cosine", "Schedule", "How the learning rate falls after warm-up.")
+    lr_schedule: LRSchedule = _field(
+        "cosine", "Schedule", "How the learning rate falls after warm-up; wsd: only in the last steps."
+    )
+    lr_decay_ratio: float = _field(
+        0.2, "Decay", "Share of all steps in which the wsd schedule falls, at the end.", gt=0, le=1
+    )
     warmup_ratio: float | None = _field(
         0.1,
         "Warm-up",
@@ -267,6 +274,11 @@ class TrainingConfig(Schema):
         if max_steps is not None and values["warmup_steps"] is not None and values["warmup_steps"] > max_steps:
             both = f"got {values['warmup_steps']}, more than max_steps={max_steps}"
             problems.append(Problem("warmup_steps", f"{both}: the learning rate would never arrive"))
+        if values["optimizer"] == "muon" and values["strategy"] == "fsdp":
+            problems.append(
+                Problem("optimizer", "got 'muon' with strategy='fsdp', which splits the matrices that Muon needs whole; set "
+                        "optimizer='adamw', or strategy='ddp'", "adamw")
+            )  # fmt: skip
         metric = str(values["monitor"]).split("/")[-1]
         wanted = "max" if metric in _GROWING else "min" if metric in _FALLING else None
         if wanted and values["mode"] != wanted:

@@ -28,7 +28,8 @@ UNKNOWN = "unknown to this version"
 _FROZEN = "frozen parameters"
 
 # What an optimizer keeps for every parameter that it has changed.
-_AVERAGES = {"adamw": ("exp_avg", "exp_avg_sq", "step"), "adam": ("exp_avg", "exp_avg_sq", "step")}
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+_AVERAGES = {"adamw": _ADAM, "adam": _ADAM, "muon": ("step",)}
 
 # Of the environment, what may change the last bits of a result.
 _LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_paths")

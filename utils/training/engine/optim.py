@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utils.errors import ConfigError, ModelError
+from utils.training.engine.muon import MuonWithAdamW, hidden_matrices
 from utils.training.engine.sharding import is_sharded
 from utils.training.training_config import TrainingConfig
 
@@ -43,8 +44,22 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         sgd = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.betas[0], fused=fused)
         allocate_momentum(sgd)
         return sgd
+    if config.optimizer == "muon":
+        return _muon(model, groups, config, fused)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _muon(
+    model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig, fused: bool
+) -> torch.optim.Optimizer:
+    matrices = hidden_matrices(model)
+    taken = {id(matrix) for matrix in matrices}
+    others = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+    return MuonWithAdamW(
+        matrices, [group for group in others if group["params"]], learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay, betas=config.betas, eps=config.eps, fused=fused,
+    )  # fmt: skip
 
 
 def allocate_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -74,6 +89,8 @@ def _without_momentum(optimizer: torch.optim.Optimizer, with_dampening: bool = F
 
 def leaves_steps_out(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its kernels can skip an update (`found_inf`) and scale gradients by themselves, from the first step on."""
+    if isinstance(optimizer, MuonWithAdamW):
+        return False  # torch's Muon is not one kernel: the host looks at every step
     fused = all(group.get("fused") for group in optimizer.param_groups)
     return fused and not _without_momentum(optimizer, with_dampening=True)
 
@@ -81,8 +98,10 @@ def leaves_steps_out(optimizer: torch.optim.Optimizer) -> bool:
 class Schedule:
     """The learning rate at each step: linear warm-up to `learning_rate`, then the config's shape down to `min_lr_ratio` of it.
 
-    cosine, linear: falls until the last planned step. step: two drops by the same factor, at one and two thirds of the way
-    after warm-up, the second one to the floor (at least 0.001 of the peak). constant: stays.
+    cosine, linear: falls until the last planned step. wsd (warm-up, stable, decay): stays until the last `lr_decay_ratio` of
+    all steps, then falls by 1 - sqrt(share of the decay) (Hägele et al. 2024, arXiv 2405.18392); a run that is continued from
+    the plateau with fewer steps decays from there. step: two drops by the same factor, at one and two thirds of the way after
+    warm-up, the second one to the floor (at least 0.001 of the peak). constant: stays.
     plateau: halves after more than 2 validations in a row without improvement, never below the
     floor; this is the only shape with a memory (`plateau_factor`, `plateau_waits`), which checkpoints hold.
     """
@@ -93,10 +112,10 @@ class Schedule:
     def __init__(self, config: TrainingConfig, total_steps: int | None) -> None:
         self.peak = config.learning_rate
         self.shape = config.lr_schedule if config.use_lr_schedule else "constant"
-        self.floor = config.min_lr_ratio
+        self.floor, self.decay = config.min_lr_ratio, config.lr_decay_ratio
         self.total_steps = total_steps
         self.plateau_factor, self.plateau_waits = 1.0, 0
-        if total_steps is None and self.shape in ("cosine", "linear", "step"):
+        if total_steps is None and self.shape in ("cosine", "linear", "step", "wsd"):
             raise ConfigError(
                 f"lr_schedule={self.shape!r} needs to know how many steps there will be, and the data has no length; "
                 "set max_steps, or lr_schedule='constant'."
@@ -125,9 +144,17 @@ class Schedule:
         shapes: dict[str, Callable[[float], float]] = {
             "cosine": lambda x: self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * x)),
             "linear": lambda x: self.floor + (1 - self.floor) * (1 - x),
+            "wsd": lambda x: self.floor + (1 - self.floor) * (1 - math.sqrt(self._decayed(step))),
             "step": lambda x: max(self.floor, 1e-3) ** (min(int(3 * x), 2) / 2),
         }
         return shapes[self.shape](progress)
+
+    def _decayed(self, step: int) -> float:
+        """Share of the final decay that is behind `step`: 0 on the plateau, 1 in the last step."""
+        assert self.total_steps is not None
+        last = self.total_steps - 1
+        begins = max(self.warmup_steps, last - round(self.decay * self.total_steps))
+        return min(1.0, max(0.0, (step - begins) / max(1, last - begins)))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set the learning rate of every group for `step` and return it."""

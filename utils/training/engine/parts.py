@@ -19,6 +19,7 @@ from utils.training.engine.fabric import make_fabric
 from utils.training.engine.master_weights import HALF
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import exact, pack_counts
+from utils.training.engine.muon import described
 from utils.training.engine.objective import Loss, Objective, TrainedModule
 from utils.training.engine.optim import Schedule, allocate_momentum, leaves_steps_out, make_optimizer
 from utils.training.engine.own_parts import OwnParts, OwnSchedule, parameters_of
@@ -224,6 +225,8 @@ def assemble(
     schedule: Schedule | OwnSchedule
     if own_parts is None:
         optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
+        if notice is not None and (shares := described(optimizer)):
+            notice(shares)
     else:
         own_parts.check(model)
         allocate_momentum(own_parts.optimizer)
