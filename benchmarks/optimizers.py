@@ -38,7 +38,14 @@ RATES = (1e-3, 3e-3, 6e-3)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training: learning rate, final validation loss, first step at the target (None: never), median speed."""
+    """What one training reached.
+
+    Attributes:
+        rate: peak learning rate.
+        loss: validation loss after the last step, in nats per character.
+        steps: optimizer steps to the first validation at or below `TARGET`; None: not reached.
+        tokens_per_s: median over the steps.
+    """
 
     rate: float
     loss: float
@@ -74,10 +81,10 @@ def measure(text: str, settings: dict[str, Any], rate: float, steps: int, seed: 
 
 
 def compare(parsed: argparse.Namespace) -> Table:
-    """The table, one row a contender."""
+    """The table, one row per contender."""
     table = Table(
         f"Steps to a validation loss of {TARGET}, {parsed.steps:,} steps in all",
-        ["contender", "best learning rate", "losses over the grid", "final loss", "steps to the target", "time a step"],
+        ["contender", "best learning rate", "losses over the grid", "final loss", "steps to the target", "time per step"],
     )
     reference: float | None = None
     for name in parsed.only:
@@ -118,10 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"put the table into {RESULTS.name}")
     parsed = parser.parse_args(argv)
     given = [Path(part).name if "/" in part else part for part in (sys.argv[1:] if argv is None else argv)]
-    machine = (facts("cpu") or {})["about"]
+    machine = facts("cpu")
+    assert machine is not None, "the CPU is always there"
     command = " ".join(["python -m benchmarks.optimizers", *given])
     table = compare(parsed).markdown(everything=True)
-    body = f"`{command}`, {datetime.date.today().isoformat()}, on {machine}.\n\n{table}"
+    body = f"`{command}`, {datetime.date.today().isoformat()}, on {machine['about']}.\n\n{table}"
     print(body)
     if parsed.write:
         write_section(RESULTS, "Optimizers: steps to a loss", body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,19 @@ class MuonWithAdamW(Optimizer):
         """Parameters that "muon" or "adamw" updates."""
         return [parameter for group in self._groups(name) for parameter in group["params"]]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient.
+    @overload
+    def step(self, closure: None = None) -> None: ...
 
-        Raises:
-            RuntimeError: `closure` is given; the loss is not computed again within a step.
-        """
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; `closure`, where given, computes loss and gradients first."""
+        loss = None
         if closure is not None:
-            raise RuntimeError("MuonWithAdamW takes no closure: compute the loss and its gradients before step().")
+            with torch.enable_grad():
+                loss = closure()
         matrices = self.parameters("muon")
         for group in self._groups("muon"):
             group["momentum"] = self._momentum(matrices)
@@ -76,7 +80,7 @@ class MuonWithAdamW(Optimizer):
             if matrix.grad is not None:
                 state = self.state[matrix]
                 state["step"] = state.get("step", torch.zeros(())) + 1
-        return None
+        return loss
 
     def _momentum(self, matrices: list[Tensor]) -> float:
         done = max((float(self.state[matrix].get("step", 0)) for matrix in matrices if matrix in self.state), default=0.0)

@@ -225,7 +225,7 @@ def assemble(
     schedule: Schedule | OwnSchedule
     if own_parts is None:
         optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
-        if notice is not None and (shares := described(optimizer)):
+        if shares := described(optimizer):
             notice(shares)
     else:
         own_parts.check(model)
