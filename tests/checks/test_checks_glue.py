@@ -199,7 +199,8 @@ def test_a_task_that_can_be_learned_beats_the_majority(name, tmp_path):
     report = evaluate_glue(model, tokenizer(), [name], tmp_path, **FAST)
     result = report[f"GLUE {name}"]
     assert result.verdict == "pass", result.summary
-    assert_limits(result)
+    if name != "WNLI":  # measured and not judged
+        assert_limits(result)
     suffixes = ("_matched", "_mismatched") if name == "MNLI" else ("",)
     for metric in TASKS[name].metrics:
         for suffix in suffixes:
@@ -234,6 +235,7 @@ def test_wnli_is_measured_and_not_judged(tmp_path):
     result = evaluate_glue(Deaf, tokenizer(), ["WNLI"], tmp_path, **{**FAST, "epochs": 1})["GLUE WNLI"]
     assert result.verdict == "pass"
     assert "accuracy" in result.measured
+    assert result.limits == (), "a report would mark a value that passes as outside of its limit"
 
 
 def test_a_transformers_model_keeps_its_body_and_gets_a_head_of_the_tasks_size():

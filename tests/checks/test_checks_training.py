@@ -267,6 +267,13 @@ def test_a_search_finds_a_rate_that_learns():
     assert same_weights(model, before)
 
 
+def test_a_search_from_trained_weights_has_no_limit():
+    trained = HEALTHY["plain transformer, trained"]()
+    result = test_search(trained, data=(counting(60, vocab=60), counting(20, vocab=60)), n_trials=1, steps=2)
+    assert result.verdict == "pass", result.summary
+    assert result.limits == (), "the loss before training is no limit for weights that may be as good as they get"
+
+
 def test_a_search_over_a_model_that_cannot_learn_fails():
     model = DeafLM()
     with torch.no_grad():

@@ -28,6 +28,8 @@ log = logging.getLogger("trainbook.checks")
 # paired difference: architectures of one size differ by less. The project's own choice.
 LARGEST_LAG = 0.25
 _SIGMAS = 3.0
+# Stands for an error of 0, of which there are no shares.
+_LEAST_ERROR = 1e-12
 _LAYERS, _HEADS = 4, 4
 _ROWS, _LENGTH, _REPETITIONS = 8, 128, 7
 
@@ -71,6 +73,7 @@ def test_benchmark_comparison(
     measured |= _speeds(found, twin, repetitions)
     fresh = is_untrained(found.model) and is_untrained(other)
     findings: list[Finding] = []
+    thresholds: dict[str, float] = {}
     loss = "their losses are not compared: one of them is trained and the other is not."
     if fresh or (chosen and not is_untrained(found.model) and not is_untrained(other)):
         try:
@@ -79,13 +82,13 @@ def test_benchmark_comparison(
         except DATA_ERRORS as error:
             loss = f"their losses were not compared: {error}."
         else:
-            loss, findings = _judged(*pair, prepared, steps if fresh else 0, measured)
+            loss, findings = _judged(*pair, prepared, steps if fresh else 0, measured, thresholds)
     summary = (
         f"{measured['parameters']:,} parameters against {measured['reference_parameters']:,} ({measured['reference']}); "
         f"{measured['training_speed_ratio']:.2f} times its training speed, {measured['forward_speed_ratio']:.2f} times its "
         f"inference speed; {loss}"
     )
-    return CheckResult(NAME, "pass", summary, measured, {"lag": LARGEST_LAG}).with_findings(findings, {})
+    return CheckResult(NAME, "pass", summary, measured, thresholds).with_findings(findings, {})
 
 
 def _gpt_like(found: Probe) -> nn.Module:
@@ -188,22 +191,24 @@ def _losses(
 
 
 def _judged(
-    errors: Tensor, reference: Tensor, data: CheckData, steps: int, measured: dict[str, Any]
+    errors: Tensor, reference: Tensor, data: CheckData, steps: int, measured: dict[str, Any], thresholds: dict[str, float]
 ) -> tuple[str, list[Finding]]:
-    own, others = float(errors.mean()), float(reference.mean())
+    own = float(errors.mean())
+    others = max(float(reference.mean()), _LEAST_ERROR)
     difference = errors - reference if len(errors) == len(reference) else torch.zeros(0)
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
     measured |= {
         "loss": own,
         "reference_loss": others,
-        "lag": (own - others) / others if others else math.inf if own else 0.0,
+        "lag": (own - others) / others,
         "metric": metric_of(data),
         "standard_error": error,
         "steps": steps,
     }
     after = f"after {steps} steps" if steps else "as they are"
     text = f"held-out {metric_of(data)} {own:.4g} against {others:.4g} {after} on {data.source}."
-    if own - others > max(LARGEST_LAG * others, _SIGMAS * error):
+    thresholds["lag"] = max(LARGEST_LAG, _SIGMAS * error / others)
+    if measured["lag"] > thresholds["lag"]:
         return text, [
             Finding(
                 "behind the reference", "warn", f"The model is worse than the reference: {text}",

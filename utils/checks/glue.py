@@ -164,12 +164,13 @@ def _result(
         summary += " " + " ".join(measured["notes"])
     decides = next(iter(task.metrics))
     beaten = all(measured[metric] > value for metric, value in baseline.items() if metric.startswith(decides))
-    thresholds = {metric: value for metric, value in baseline.items() if metric.startswith(decides)}
+    judged = task.name not in _ADVERSARIAL
+    thresholds = {metric: value for metric, value in baseline.items() if judged and metric.startswith(decides)}
     limits = tuple(
         Limit(metric, at_least=value, source="the best score without looking at the text")
         for metric, value in thresholds.items()
     )
-    if beaten or task.name in _ADVERSARIAL:
+    if beaten or not judged:
         return CheckResult(name, "pass", summary, measured, thresholds, limits=limits)
     if ended_early:
         return CheckResult(

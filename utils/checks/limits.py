@@ -151,7 +151,7 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
               source="the baseline's error on the same held-out samples, less one hundredth of it for language models"),
     ),
     search_works.NAME: (
-        Limit("best_loss", at_most="best_loss", source="held-out loss before training; for untrained models only"),
+        Limit("best_loss", at_most="best_loss", source="held-out loss before training"),
     ),
     half_precision.NAME: (
         Limit("bf16_loss_change", at_most=half_precision.LARGEST_LOSS_CHANGE,
@@ -168,8 +168,9 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
         for name in ("logits_difference", "gradient_difference")
     ),
     comparison.NAME: (
-        Limit("lag", at_most=comparison.LARGEST_LAG,
-              source=f"of the reference's loss; architectures of one size differ by less; {_OWN_CHOICE}"),
+        Limit("lag", at_most="lag",
+              source=f"of the reference's loss: {comparison.LARGEST_LAG:g}, as architectures of one size differ by less, or "
+              f"three standard errors of the paired difference; {_OWN_CHOICE}"),
     ),
 }  # fmt: skip
 
