@@ -28,7 +28,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "with_optimization": _names(
         "compile_mode gradient_accumulation_steps gradient_checkpointing fused_loss precision use_amp auto_batch_size"
     ),
-    "with_scheduler": _names("use_lr_schedule lr_schedule warmup_ratio warmup_steps min_lr_ratio"),
+    "with_scheduler": _names("use_lr_schedule lr_schedule warmup_ratio warmup_steps min_lr_ratio lr_decay_ratio"),
     "with_hardware": _names("precision use_amp compile_mode strategy devices num_nodes num_workers"),
     "with_logging": _names("use_wandb wandb_project wandb_entity run_name output_dir notes"),
     "with_checkpointing": _names(
@@ -167,7 +167,8 @@ class TrainingConfigBuilder:
         return self._changed("with_optimization", values)
 
     def with_scheduler(self, /, **values: Any) -> Self:
-        """The learning rate over time: use_lr_schedule, lr_schedule, warmup_ratio or warmup_steps, min_lr_ratio."""
+        """The learning rate over time: use_lr_schedule, lr_schedule, warmup_ratio or warmup_steps, min_lr_ratio,
+        lr_decay_ratio."""
         return self._changed("with_scheduler", values)
 
     def with_hardware(self, /, **values: Any) -> Self:
