@@ -133,3 +133,19 @@ def test_a_tracker_counts_until_it_is_reset(src):
     assert tracker.get_metrics() == {"loss": 0.5, "accuracy": 87.5, "total_samples": 8}
     tracker.reset()
     assert tracker.get_metrics()["total_samples"] == 0
+
+
+def test_settings_may_be_a_mapping_and_are_read_by_section(src):
+    import src.config
+    import src.training.trainer
+    import src.utils.device
+
+    assert src.config.get_default_config()["dataset"]["name"] == "mnist"
+    config = src.config.Config({"training": {"epochs": 3}, "model": {"name": "lenet"}, "batch_size": 8})
+    assert (config.training["epochs"], config["model"]["name"], config["training"]["batch_size"]) == (3, "lenet", 8)
+    with pytest.raises(KeyError):
+        config["trainings"]
+    with pytest.raises(ValueError, match="epoch"):
+        src.config.Config({"training": {"epoch": 3}})
+    assert src.training.trainer.Trainer is src.training.Trainer
+    assert src.utils.device.get_device is src.utils.get_device
