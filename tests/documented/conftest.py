@@ -12,6 +12,16 @@ from tests.kit.toys import VOCAB_SIZE, plain_lm, token_rows, train_set, validati
 from utils.training import TaskSpec
 
 
+@pytest.fixture(scope="module", autouse=True)
+def names_are_put_back():
+    """Import names of other systems that a module's examples register are gone after it."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("src", "adaptiveneuralnetwork"):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def given():
     """The names that the examples about language models use: model, config, data and task."""
