@@ -21,10 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def names_are_put_back():
-    """What a test registers is gone after it."""
-    before = set(sys.modules)
+    """What a test registers is gone after it, and what another module's tests have left is gone before it."""
+    _forget()
     yield
-    for name in set(sys.modules) - before:
+    _forget()
+
+
+def _forget():
+    for name in list(sys.modules):
         if name.partition(".")[0] in ("src", "adaptiveneuralnetwork", "oldsystem"):
             del sys.modules[name]
 

@@ -98,10 +98,14 @@ class Config:
     """An image experiment's settings in sections, for scripts that read them.
 
     Attributes:
-        settings: all of them, validated; dataset, model, training, optimization, checkpointing: dicts of name -> value.
+        settings: all of them, validated; dataset, model, training, optimization, checkpointing: dicts of name -> value, also
+            as `config["dataset"]`.
     """
 
-    def __init__(self, settings: ImageSettings | None = None) -> None:
+    def __init__(self, settings: ImageSettings | Mapping[str, Any] | None = None) -> None:
+        """settings: those of an experiment, or a mapping as a config file holds it, in sections or without."""
+        if isinstance(settings, Mapping):
+            settings = ImageSettings.from_dict(_values_of(settings, "Config"))
         self.settings = settings or ImageSettings()
         sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
         for field, value in self.settings.to_dict().items():
@@ -109,6 +113,10 @@ class Config:
         self._sections = sections
         self.dataset, self.model, self.training = sections["dataset"], sections["model"], sections["training"]
         self.optimization, self.checkpointing = sections["optimization"], sections["checkpointing"]
+
+    def __getitem__(self, section: str) -> dict[str, Any]:
+        """A section. Raises `KeyError` for a name that is none."""
+        return dict(self._sections[section])
 
     def get(self, key: str, default: Any = None) -> Any:
         """A section (a dict), or a field's value; `default` for a name that there is not."""
@@ -137,9 +145,14 @@ def values_of_file(path: str | Path) -> dict[str, Any]:
     Raises:
         DataNotFoundError, ConfigError: no such file; a section or field that there is not, or one that is given twice.
     """
+    return _values_of(read_config_file(path), str(path))
+
+
+def _values_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Field -> value of settings in sections or without; `source` is named in errors."""
     found: dict[str, Any] = {}
     problems: list[Problem] = []
-    for name, value in read_config_file(path).items():
+    for name, value in content.items():
         if name in SECTIONS and isinstance(value, Mapping):
             entries = {str(field): entry for field, entry in value.items()}
         elif name in SECTIONS and value is None:
@@ -153,7 +166,7 @@ def values_of_file(path: str | Path) -> dict[str, Any]:
                 problems.append(Problem(target, "stands twice; keep one"))
             found[target] = entry
     if problems:
-        raise ConfigError.from_problems(str(path), problems)
+        raise ConfigError.from_problems(source, problems)
     return found
 
 

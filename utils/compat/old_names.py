@@ -28,6 +28,7 @@ OLD_MODULES: Mapping[str, Mapping[str, str]] = {
         "CIFARDataset": "utils.data.images:CIFARDataset",
         "DatasetRegistry": "utils.data.registry:DatasetRegistry",
     },
+    "src.datasets.base": {"BaseDataset": "utils.data.images:BaseDataset"},
     "src.models": {
         "BaseModel": "utils.models.images:BaseModel",
         "LeNet": "utils.models.images:LeNet",
@@ -36,18 +37,21 @@ OLD_MODULES: Mapping[str, Mapping[str, str]] = {
         "FPNViT": "utils.models.images:FPNViT",
         "ModelRegistry": "utils.models.registry:ModelRegistry",
     },
+    "src.models.base": {"BaseModel": "utils.models.images:BaseModel"},
     "src.training": {
         "Trainer": "utils.compat.experiment:Trainer",
         "MetricsTracker": "utils.training.metrics_tracker:MetricsTracker",
         "CheckpointManager": "utils.training.checkpoint_manager:CheckpointManager",
         "ExperimentManager": "utils.training.experiments:ExperimentManager",
     },
+    "src.training.trainer": {"Trainer": "utils.compat.experiment:Trainer"},
     "src.training.metrics": {"MetricsTracker": "utils.training.metrics_tracker:MetricsTracker"},
     "src.utils": {
         "get_device": "utils.compat.environment:get_device",
         "get_optimal_workers": "utils.compat.environment:get_optimal_workers",
         "setup_logger": "utils.compat.environment:setup_logger",
     },
+    "src.utils.device": {"get_device": "utils.compat.environment:get_device"},
     "src.config": {
         "Config": "utils.compat.image_config:Config",
         "load_config": "utils.compat.image_config:load_config",
