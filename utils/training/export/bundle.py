@@ -30,6 +30,7 @@ from utils.training.export import bundle_facts, bundle_texts, exporting
 from utils.training.export.bundle_privacy import names_this_machine, portable, without_debug_records
 from utils.training.export.folders import remove_stale_staging, staged_folder
 from utils.training.export.manifest import MARKER
+from utils.training.export.other_process import kept_processes
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
@@ -102,7 +103,7 @@ def write_bundle(
         base.mkdir(parents=True, exist_ok=True)
         remove_stale_staging(base)
         target = _new_name(base)
-        with staged_folder(target) as staging:
+        with kept_processes(), staged_folder(target) as staging:
             _Maker(model.eval(), config, task_spec, training_config, tokenizer, staging, results).write(
                 source, run or {}
             )

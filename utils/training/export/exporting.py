@@ -16,6 +16,7 @@ from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
 from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
+from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports
 
 log = logging.getLogger("trainbook.export")
@@ -79,16 +80,19 @@ def export_model(
         model, source, notes, run_dir, step = given()
         parent = Path(output_dir).expanduser().absolute() if output_dir is not None else Path(str(run_dir)) / "exports"
         tokenizer = getattr(results, "tokenizer", None) if tokenizer is None else tokenizer
-        for name in names:
-            if name in failures:
-                continue
-            try:
-                result = FORMATS[name][1](model.eval(), tokenizer, parent / name, source, notes)
-            # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
-            except Exception as error:  # noqa: BLE001 - see above
-                failures[name] = error
-            else:
-                done[name] = _with_card(replace(result, run_dir=run_dir, step=step), results, trained)
+        with kept_processes():
+            for room in dict.fromkeys(_ROOMS[name] for name in names if name in _ROOMS and name not in failures):
+                prepare(room)  # imports its packages while the first format is written
+            for name in names:
+                if name in failures:
+                    continue
+                try:
+                    result = FORMATS[name][1](model.eval(), tokenizer, parent / name, source, notes)
+                # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
+                except Exception as error:  # noqa: BLE001 - see above
+                    failures[name] = error
+                else:
+                    done[name] = _with_card(replace(result, run_dir=run_dir, step=step), results, trained)
     reasons = {name: _reason(error, trained) for name, error in failures.items()}
     if not done:
         _raise_failures(failures, reasons)
@@ -96,6 +100,12 @@ def export_model(
         log.warning("%s was not exported: %s", name, reason)
     return Exports(done, reasons)
 
+
+#: The process that each format is loaded in, see `other_process`. That of safetensors depends on the model.
+_ROOMS = {
+    **dict.fromkeys(("hf", "peft", "gguf", "gguf-f32", "gguf-q8_0"), "transformers"),
+    **dict.fromkeys(("torchscript", "torch_export", "aot_inductor"), "torch"),
+}
 
 #: A model to export, where its weights come from, what to say of them, the run's folder and the step.
 _Weights = tuple[nn.Module, str, tuple[str, ...], Path | None, int | None]

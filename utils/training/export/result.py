@@ -24,6 +24,7 @@ class ExportResult(Mapping[str, Any]):
         notes: what the user should know, one sentence each.
         opset: the version of the ONNX operators in the file; None for other formats.
         run_dir: the folder of the run that was exported (absolute); step: optimizer steps behind the weights.
+        other_process: whether it was loaded and compared in another process; False: in this one, or not at all.
         mode: "trace" or "script" for TorchScript, with mode_reason: why; None for other formats.
     """
 
@@ -38,6 +39,7 @@ class ExportResult(Mapping[str, Any]):
     step: int | None = None
     mode: str | None = None
     mode_reason: str | None = None
+    other_process: bool = False
 
     @property
     def agreement(self) -> str:
@@ -66,6 +68,7 @@ class ExportResult(Mapping[str, Any]):
             "step": self.step,
             "mode": self.mode,
             "mode_reason": self.mode_reason,
+            "other_process": self.other_process,
         }
 
     def __getitem__(self, key: str) -> Any:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.forward import ModelCall
 from utils.errors import ExportError
 from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
-from utils.training.export.hf import save_tokenizer
+from utils.training.export.greedy import greedy_parity
+from utils.training.export.hf import save_tokenizer, scores_elsewhere, scores_of
 from utils.training.export.manifest import MARKER
+from utils.training.export.other_process import Loaded, UnreadableError, code_room, loaded_elsewhere
+from utils.training.export.parity import compare_logits, example_batches
+from utils.training.export.reader_program import digest
 from utils.training.export.result import ExportResult
 
 #: The files' names in the export's folder.
 FILE_NAME, SNIPPET_NAME = "model.safetensors", "load.py"
+
+# The same code computes the same weights on both sides: anything above rounding is another model.
+_TOLERANCE = 1e-5
 
 
 def refuse_unsupported(model: Any) -> None:
@@ -48,9 +60,10 @@ def refuse_unsupported(model: Any) -> None:
 def export_safetensors(
     model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
 ) -> ExportResult:
-    """Write the state_dict of `model` to `target`/model.safetensors, load it into a copy, and compare bit for bit.
+    """Write the state_dict of `model` to `target`/model.safetensors, load it into the same module in another process, and compare bit for bit.
 
-    Tied weights are written under each of their names, so that `load_state_dict` takes the file as it is.
+    The module is pickled without its weights, so the other process imports its code. A class that is defined in a notebook is
+    compared in this process. Tied weights are written under each of their names, so that `load_state_dict` takes the file as it is.
 
     Args:
         model: any module, on the CPU.
@@ -76,7 +89,7 @@ def export_safetensors(
             check_space(staging, target, model)
             save_file(state, staging / FILE_NAME)
             (staging / SNIPPET_NAME).write_text(portable, encoding="utf-8")
-            _verify(model, state, staging / FILE_NAME)
+            answers, unverified = _verify(model, state, staging / FILE_NAME)
             if tokenizer is not None:
                 notes += save_tokenizer(tokenizer, staging)
             parity = {"max_abs_diff": 0.0, "tensors": len(state)}
@@ -85,11 +98,77 @@ def export_safetensors(
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
-    notes += (f"To load it, see {SNIPPET_NAME}, or:\n{_snippet(model, repr(str(target / FILE_NAME)))}",)
-    return ExportResult("safetensors", target, size_of(target), parity, None, notes)
+    how = f"To load it, see {SNIPPET_NAME}, or:\n{_snippet(model, repr(str(target / FILE_NAME)))}"
+    notes += (*unverified, *answers, how)
+    return ExportResult("safetensors", target, size_of(target), parity, None, notes, other_process=not unverified)
 
 
-def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Load `file` into the same module in another process, and compare its state with `state`, bit for bit, and its answers.
+
+    Returns:
+        What was compared besides the weights, and why it was not another process, in sentences.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            # Without weights: those come from the file.
+            pickled, room = pickle.dumps(_weightless(model)), code_room(model)
+            elsewhere = stack.enter_context(loaded_elsewhere("module", room, pickled=pickled, path=list(sys.path)))
+        except UnreadableError as error:
+            reason = str(error)
+        # Pickling runs the code of the model and of everything that it holds.
+        except Exception as error:  # noqa: BLE001 - see above
+            reason = f"{type(model).__name__} cannot be pickled ({type(error).__name__}: {str(error)[:200]})"
+        else:
+            got = elsewhere.ask("weights", file=str(file))
+            _require_equal({name: digest(tensor) for name, tensor in state.items()}, got)
+            return _compared_answers(model, elsewhere), ()
+    _verify_here(model, state, file)
+    return (), (f"It was loaded and compared in this process only: {reason.rstrip('.')}.",)
+
+
+def _weightless(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose state has shapes and number formats only. Buffers that are not in its state are kept."""
+    memo: dict[int, Any] = {}
+    kept = {id(tensor) for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        if id(buffer) in kept:
+            memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(model, memo)
+
+
+def _compared_answers(model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
+    """Compare logits, and the tokens of language models, where the model takes inputs that can be made up and always gives the
+    same answer to them."""
+    call = ModelCall(model)
+    scores = scores_of(model, call)
+    try:
+        batches = example_batches(model)
+        with torch.no_grad():
+            once, again = ([scores(batch) for batch in batches] for _ in range(2))
+    # Any module can be exported, also one that computes something else than logits, or nothing.
+    except Exception:  # noqa: BLE001 - see above
+        return ()
+    if not all(bool(one.isfinite().all()) and torch.equal(one, two) for one, two in zip(once, again, strict=True)):
+        return ()
+    elsewhere = scores_elsewhere(call, loaded)
+    parity = compare_logits(scores, elsewhere, batches, _TOLERANCE)
+    tokens = greedy_parity(model, scores, elsewhere, batches, _TOLERANCE).get("greedy_tokens_equal")
+    text = "" if tokens is None else f" and {tokens} greedy tokens are equal"
+    return (f"In another process logits differ by at most {parity['max_abs_diff']:.2g}{text}.",)
+
+
+def _require_equal(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
+    different = next((name for name in expected if got.get(name) != expected[name]), None)
+    if different is not None:
+        raise ExportError(
+            f"the exported file does not load as the same model: {different} differs; nothing was exported"
+        )
+
+
+def _verify_here(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Load `file` into a copy of the model whose weights are zero, and compare with `state`, bit for bit."""
     from safetensors.torch import load_file
 
@@ -98,16 +177,7 @@ def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         for tensor in loaded.state_dict().values():
             tensor.zero_()
     loaded.load_state_dict(load_file(file))
-    for name, tensor in loaded.state_dict().items():
-        if not torch.equal(_bytes_of(tensor), _bytes_of(state[name])):
-            raise ExportError(
-                f"the exported file does not load as the same model: {name} differs; nothing was exported"
-            )
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """The tensor's bytes: NaN equals itself there, and formats without comparison can be compared."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
+    _require_equal(*({name: digest(tensor) for name, tensor in one.items()} for one in (state, loaded.state_dict())))
 
 
 def _snippet(model: nn.Module, file: str, imports: str = "") -> str:

@@ -108,7 +108,7 @@ def export_torch_export(
     )
     if aot_inductor:
         notes += (f"{COMPILED_NAME} runs on processors like this machine's, with the same version of torch.",)
-    return ExportResult(format_name, target, size_of(target), parity, benchmark, notes)
+    return ExportResult(format_name, target, size_of(target), parity, benchmark, notes, other_process=True)
 
 
 def export_aot_inductor(

@@ -111,7 +111,7 @@ class TorchScriptExporter:
         notes = (f"The model was made by {written.mode}: {written.reason}", _NOTE)
         return ExportResult(
             "torchscript", path, path.stat().st_size, written.parity or {}, written.benchmark, notes,
-            mode=written.mode, mode_reason=written.reason,
+            mode=written.mode, mode_reason=written.reason, other_process=written.parity is not None,
         )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def export_torchscript(
     )
     return ExportResult(
         "torchscript", target, size_of(target), written.parity or {}, written.benchmark, notes,
-        mode=written.mode, mode_reason=written.reason,
+        mode=written.mode, mode_reason=written.reason, other_process=written.parity is not None,
     )  # fmt: skip
 
 
