@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from utils.errors import ExportError
 
-# One forward pass may take long on a slow machine; this only ends a process that hangs.
-_PATIENCE_S = 600.0
+# For all of one comparison, which may take long on a slow machine; this only ends a process that hangs.
+_PATIENCE_S = 3600.0
 # Idle processes that are kept at most: each takes a few hundred megabytes.
 _MOST_IDLE = 3
 
@@ -71,9 +71,7 @@ class _Process:
         assert self._process.stdout is not None
         buffer = io.BytesIO()
         torch.save((request, arguments), buffer)
-        guard = threading.Timer(_PATIENCE_S, self._process.kill)
         usable, self.usable = self.usable, False  # an interrupt below leaves an answer that nobody has read
-        guard.start()
         try:
             self._process.stdin.write(struct.pack("<q", buffer.tell()) + buffer.getvalue())
             self._process.stdin.flush()
@@ -81,9 +79,6 @@ class _Process:
             answer = self._process.stdout.read(struct.unpack("<q", header)[0]) if len(header) == 8 else b""
         except BrokenPipeError:
             answer = b""
-        finally:
-            guard.cancel()
-            guard.join()
         if not answer:
             raise UnreadableError(f"the exported file does not run in another process: {self._last_line()}")
         self.usable = usable
@@ -92,8 +87,12 @@ class _Process:
             raise UnreadableError(f"the exported file does not run in another process: {value}")
         return value
 
+    def kill(self) -> None:
+        """End the process, whatever it is doing. Somebody who waits for its answer gets an error."""
+        self._process.kill()
+
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process and what belongs to it."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()
@@ -148,6 +147,8 @@ class _Pool:
             if fitting:
                 self._idle.remove(fitting[-1])
         process = fitting[-1] if fitting else _Process(room)
+        guard = threading.Timer(_PATIENCE_S, process.kill)
+        guard.start()
         try:
             process.ask("settings", threads=torch.get_num_threads(), precision=torch.get_float32_matmul_precision())
             yield process
@@ -156,6 +157,8 @@ class _Pool:
             with contextlib.suppress(UnreadableError):
                 if process.usable:
                     process.ask("close")
+            guard.cancel()
+            guard.join()
             self._put_back(process)
 
     def _put_back(self, process: _Process) -> None:
