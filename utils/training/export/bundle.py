@@ -185,7 +185,10 @@ class _Maker:
         target = self.folder / "artifacts" / name
         try:
             refuse(self.model)
-            result = export(self.model, self.tokenizer if name == "hf" else None, target, source, ())
+            traced = {"traced": target.parent} if name == "onnx-int8" and "onnx" in self.artifacts else {}
+            result = export(
+                self.model, self.tokenizer if name == "hf" else None, target, source, (), task_spec=self.task_spec, **traced
+            )
             self.artifacts[name] = self._placed(name, target)
         # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
         except Exception as error:

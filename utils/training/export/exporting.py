@@ -21,9 +21,10 @@ from utils.training.export.result import ExportResult, Exports
 
 log = logging.getLogger("trainbook.export")
 
-Exporter = Callable[[nn.Module, Any, Path, str, tuple[str, ...]], ExportResult]
+Exporter = Callable[..., ExportResult]
 
-#: What can be exported: format -> (refuses models it cannot hold, writes one).
+#: What can be exported: format -> (refuses models it cannot hold, writes one). Writers take (model, tokenizer, folder, source
+#: of the weights, notes) and `task_spec`.
 FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "hf": (hf.refuse_unsupported, hf.export_hf),
     "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
@@ -80,14 +81,17 @@ def export_model(
         model, source, notes, run_dir, step = given()
         parent = Path(output_dir).expanduser().absolute() if output_dir is not None else Path(str(run_dir)) / "exports"
         tokenizer = getattr(results, "tokenizer", None) if tokenizer is None else tokenizer
+        task_spec = getattr(results, "task_spec", None)
         with kept_processes():
             for room in dict.fromkeys(_ROOMS[name] for name in names if name in _ROOMS and name not in failures):
                 prepare(room)  # imports its packages while the first format is written
-            for name in names:
-                if name in failures:
-                    continue
+            # int8 weights are made from the graphs of "onnx" where both are asked for.
+            for name in sorted((name for name in names if name not in failures), key="onnx-int8".__eq__):
+                traced = {"traced": done["onnx"].path} if name == "onnx-int8" and "onnx" in done else {}
                 try:
-                    result = FORMATS[name][1](model.eval(), tokenizer, parent / name, source, notes)
+                    result = FORMATS[name][1](
+                        model.eval(), tokenizer, parent / name, source, notes, task_spec=task_spec, **traced
+                    )
                 # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
                 except Exception as error:  # noqa: BLE001 - see above
                     failures[name] = error
@@ -98,7 +102,7 @@ def export_model(
         _raise_failures(failures, reasons)
     for name, reason in reasons.items():
         log.warning("%s was not exported: %s", name, reason)
-    return Exports(done, reasons)
+    return Exports({name: done[name] for name in names if name in done}, reasons)
 
 
 #: The process that each format is loaded in, see `other_process`. That of safetensors depends on the model.

@@ -24,7 +24,7 @@ from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.gguf_tokenizer import GGUFVocabulary, gguf_vocabulary
 from utils.training.export.greedy import greedy_parity
-from utils.training.export.hf import scores_elsewhere, scores_of
+from utils.training.export.hf import base_model, merged_model, scores_elsewhere, scores_of
 from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import loaded_elsewhere
 from utils.training.export.parity import compare_logits, example_batches
@@ -72,6 +72,7 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 
 def refuse_unsupported(model: Any) -> None:
     """Raise `ExportError` for a model that this format cannot hold, `MissingPackageError` where `gguf` is missing."""
+    model = base_model(model)  # adapters are merged
     name, config = type(model).__name__, getattr(model, "config", None)
     architecture = _ARCHITECTURES.get(name)
     if architecture is None:
@@ -105,13 +106,15 @@ def _misfit(architecture: Architecture, config: Any) -> str | None:
 
 
 def export_gguf(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), dtype: DType = "f16"
-) -> ExportResult:
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), dtype: DType = "f16",
+    *, task_spec: Any = None,
+) -> ExportResult:  # fmt: skip
     """Write `model` to `target`/model.gguf with a Modelfile for Ollama, and read it back before it gets its name.
 
     Every tensor is read with the `gguf` package and compared with the model's, within the rounding of `dtype`. Then
-    transformers' own GGUF reader loads the file in another process, and its logits and greedy tokens are compared with those of the model with
-    weights rounded to `dtype`: they must agree, so all that separates the file from the model is that rounding.
+    transformers' own GGUF reader loads the file in another process, and its logits and greedy tokens are compared with those
+    of the model with weights rounded to `dtype`: they must agree, so all that separates the file from the model is that
+    rounding. Adapters of PEFT are merged into the weights first.
 
     Args:
         model: of one of the families that the format knows, on the CPU, in evaluation mode.
@@ -119,11 +122,13 @@ def export_gguf(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: not used: the model's config states what its inputs are.
         dtype: of the matrices; vectors and tables of positions stay float32. q8_0: 8 bits in blocks of 32 with one scale.
     Raises:
         ExportError: not written, or what was written is not the same. `target` is then what it was.
     """
     refuse_unsupported(model)
+    model, merging_notes = merged_model(model, example_batches(model))
     rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     vocabulary = None if tokenizer is None else gguf_vocabulary(tokenizer, rows)
     if vocabulary is None:
@@ -140,10 +145,9 @@ def export_gguf(
     except OSError as error:
         reason = error.strerror or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
-    notes += (f"Run it with `llama-cli -m {FILE_NAME}`, or `ollama create NAME -f {MODELFILE_NAME}` in its folder.",)
-    return ExportResult(
-        "gguf" if dtype == "f16" else f"gguf-{dtype}", target, size_of(target), parity, None, notes, other_process=True
-    )
+    how = f"Run it with `llama-cli -m {FILE_NAME}`, or `ollama create NAME -f {MODELFILE_NAME}` in its folder."
+    name = "gguf" if dtype == "f16" else f"gguf-{dtype}"
+    return ExportResult(name, target, size_of(target), parity, None, (*notes, *merging_notes, how), other_process=parity)
 
 
 def _write(model: nn.Module, vocabulary: GGUFVocabulary | None, file: Path, dtype: DType) -> dict[str, Array]:

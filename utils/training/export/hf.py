@@ -47,7 +47,9 @@ def refuse_unsupported(model: Any) -> None:
         )
 
 
-def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()) -> ExportResult:
+def export_hf(
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
+) -> ExportResult:
     """Write `model` to the folder `target`, verify it by loading it again, and only then give it its name.
 
     A PEFT model is written with its adapter merged into the weights; the merged model is compared with it first.
@@ -58,16 +60,17 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
     from safetensors import SafetensorError
 
-    batches = example_batches(model)
+    batches = example_batches(model, task_spec)
     try:
         with staged_folder(target) as staging, without_progress_bars():
             check_space(staging, target, model)
-            merged, merging_notes = _merged(model, batches)
+            merged, merging_notes = merged_model(model, batches)
             _use_special_tokens(merged, tokenizer)
             merged.save_pretrained(staging)
             if tokenizer is not None or "input_ids" in batches[0]:
@@ -83,7 +86,7 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     notes += (*merging_notes, *unverified, f"Load it with transformers.{loader.__name__}.from_pretrained.")
-    return ExportResult("hf", target, size_of(target), parity, None, notes, other_process=not unverified)
+    return ExportResult("hf", target, size_of(target), parity, None, notes, other_process=None if unverified else parity)
 
 
 def base_model(model: Any) -> Any:
@@ -142,8 +145,8 @@ def loader_elsewhere(loader: type, model: nn.Module) -> tuple[str, dict[str, Any
 def _compared(
     model: nn.Module, tokenizer: Any, folder: Path, loader: Any, batches: Sequence[Mapping[str, Tensor]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Compare `model` with the folder, loaded in another process. Where the class is defined in this session only, the folder is
-    loaded here, and the second value says so."""
+    """Compare `model` with the folder, loaded in another process. Where only this session has its class, the folder is loaded
+    here, and the second value says so."""
     call = ModelCall(model)
     expected = scores_of(model, call)
 
@@ -161,7 +164,7 @@ def _compared(
         return compared(scores_elsewhere(call, elsewhere)), ()
 
 
-def _merged(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[Any, tuple[str, ...]]:
+def merged_model(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[Any, tuple[str, ...]]:
     """The model with its adapters merged into the weights, proven equal; a model without adapters as it is. And notes."""
     if base_model(model) is model:
         return model, ()
@@ -205,8 +208,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
 
 
 def compare_tokens(loaded: Loaded, tokenizer: Any, folder: Path) -> None:
-    """Check that another process gets the same ids from the tokenizer in `folder`; one that only this library loads is left out.
-    """
+    """Check that another process gets the same ids from the tokenizer in `folder`. One of this library's own is left out."""
     from transformers import PreTrainedTokenizerBase
 
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

@@ -48,7 +48,7 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def export_peft(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
     """Write the adapter of `model` to the folder `target`, load it onto a copy of the base model, and compare.
 
@@ -58,13 +58,14 @@ def export_peft(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same adapter. `target` is then what it was.
     """
     from safetensors import SafetensorError
 
     adapted: Any = model
-    batches = example_batches(model)
+    batches = example_batches(model, task_spec)
     try:
         with staged_folder(target) as staging, without_progress_bars():
             check_space(staging, target, model)
@@ -80,14 +81,14 @@ def export_peft(
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     needs = base or "the base model, which has no published name: keep it, or export 'hf', which is merged"
     notes += (*unverified, f"Load it with peft.PeftModel.from_pretrained(base, folder). The base is {needs}.")
-    return ExportResult("peft", target, size_of(target), parity, None, notes, other_process=not unverified)
+    return ExportResult("peft", target, size_of(target), parity, None, notes, other_process=None if unverified else parity)
 
 
 def _compared(
     model: Any, tokenizer: Any, adapter: Path, batches: Sequence[Mapping[str, Tensor]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Compare `model` with its base model and the adapter that another process loads. Where it cannot have the base model's code,
-    they are loaded here, and the second value says so."""
+    """Compare `model` with its base model and the adapter, loaded in another process. Where only this session has the base
+    model's class, they are loaded here, and the second value says so."""
     from peft import PeftModel
     from transformers import PreTrainedModel
 

@@ -23,7 +23,9 @@ NAMES = ("start_logits", "end_logits", "last_hidden_state")
 
 def main() -> None:
     """Answer requests until there are no more. Arguments: folders that packages are in, then modules to import at once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's affair: it ends this process if it wants to
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # an interrupt is the parent's affair: it ends this process if it wants to
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     folders, preloaded = (argument.split(os.pathsep) if argument else [] for argument in sys.argv[1:3])
@@ -128,7 +130,9 @@ class Reader:
         self._model.load_state_dict(load_file(file), assign=True)
         self._model.eval()
         return {
-            name: digest(tensor) for name, tensor in self._model.state_dict().items() if isinstance(tensor, torch.Tensor)
+            name: digest(tensor)
+            for name, tensor in self._model.state_dict().items()
+            if isinstance(tensor, torch.Tensor)
         }
 
     # ---- Running ----

@@ -58,12 +58,14 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def export_safetensors(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
-    """Write the state_dict of `model` to `target`/model.safetensors, load it into the same module in another process, and compare bit for bit.
+    """Write the state_dict of `model` to `target`/model.safetensors, load it into the same module in another process, and
+    compare bit for bit.
 
-    The module is pickled without its weights, so the other process imports its code. A class that is defined in a notebook is
-    compared in this process. Tied weights are written under each of their names, so that `load_state_dict` takes the file as it is.
+    The module is pickled without its weights, so the other process imports its code; a class that is defined in a notebook is
+    compared in this process. Tied weights are written under each of their names, so that `load_state_dict` takes the file as
+    it is.
 
     Args:
         model: any module, on the CPU.
@@ -71,6 +73,7 @@ def export_safetensors(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same. `target` is then what it was.
     """
@@ -89,7 +92,7 @@ def export_safetensors(
             check_space(staging, target, model)
             save_file(state, staging / FILE_NAME)
             (staging / SNIPPET_NAME).write_text(portable, encoding="utf-8")
-            answers, unverified = _verify(model, state, staging / FILE_NAME)
+            other_process, unverified = _verify(model, state, staging / FILE_NAME, task_spec)
             if tokenizer is not None:
                 notes += save_tokenizer(tokenizer, staging)
             parity = {"max_abs_diff": 0.0, "tensors": len(state)}
@@ -99,15 +102,17 @@ def export_safetensors(
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     how = f"To load it, see {SNIPPET_NAME}, or:\n{_snippet(model, repr(str(target / FILE_NAME)))}"
-    notes += (*unverified, *answers, how)
-    return ExportResult("safetensors", target, size_of(target), parity, None, notes, other_process=not unverified)
+    notes += (*unverified, how)
+    return ExportResult("safetensors", target, size_of(target), parity, None, notes, other_process=other_process)
 
 
-def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _verify(
+    model: nn.Module, state: dict[str, Tensor], file: Path, task_spec: Any
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """Load `file` into the same module in another process, and compare its state with `state`, bit for bit, and its answers.
 
     Returns:
-        What was compared besides the weights, and why it was not another process, in sentences.
+        What was compared in the other process, None without one; and why there was none, in a sentence.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -122,9 +127,9 @@ def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> tuple[tup
         else:
             got = elsewhere.ask("weights", file=str(file))
             _require_equal({name: digest(tensor) for name, tensor in state.items()}, got)
-            return _compared_answers(model, elsewhere), ()
+            return {"tensors": len(state), **_compared_answers(model, elsewhere, task_spec)}, ()
     _verify_here(model, state, file)
-    return (), (f"It was loaded and compared in this process only: {reason.rstrip('.')}.",)
+    return None, (f"It was loaded and compared in this process only: {reason.rstrip('.')}.",)
 
 
 def _weightless(model: nn.Module) -> nn.Module:
@@ -139,25 +144,23 @@ def _weightless(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _compared_answers(model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
+def _compared_answers(model: nn.Module, loaded: Loaded, task_spec: Any) -> dict[str, Any]:
     """Compare logits, and the tokens of language models, where the model takes inputs that can be made up and always gives the
     same answer to them."""
     call = ModelCall(model)
     scores = scores_of(model, call)
     try:
-        batches = example_batches(model)
+        batches = example_batches(model, task_spec)
         with torch.no_grad():
             once, again = ([scores(batch) for batch in batches] for _ in range(2))
     # Any module can be exported, also one that computes something else than logits, or nothing.
     except Exception:  # noqa: BLE001 - see above
-        return ()
+        return {}
     if not all(bool(one.isfinite().all()) and torch.equal(one, two) for one, two in zip(once, again, strict=True)):
-        return ()
+        return {}
     elsewhere = scores_elsewhere(call, loaded)
     parity = compare_logits(scores, elsewhere, batches, _TOLERANCE)
-    tokens = greedy_parity(model, scores, elsewhere, batches, _TOLERANCE).get("greedy_tokens_equal")
-    text = "" if tokens is None else f" and {tokens} greedy tokens are equal"
-    return (f"In another process logits differ by at most {parity['max_abs_diff']:.2g}{text}.",)
+    return parity | greedy_parity(model, scores, elsewhere, batches, _TOLERANCE)
 
 
 def _require_equal(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
