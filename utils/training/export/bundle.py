@@ -185,10 +185,9 @@ class _Maker:
         target = self.folder / "artifacts" / name
         try:
             refuse(self.model)
-            traced = {"traced": target.parent} if name == "onnx-int8" and "onnx" in self.artifacts else {}
-            result = export(
-                self.model, self.tokenizer if name == "hf" else None, target, source, (), task_spec=self.task_spec, **traced
-            )
+            traced = target.parent if "onnx" in self.artifacts else None
+            more = exporting.accepted(export, task_spec=self.task_spec, traced=traced)
+            result = export(self.model, self.tokenizer if name == "hf" else None, target, source, (), **more)
             self.artifacts[name] = self._placed(name, target)
         # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
         except Exception as error:

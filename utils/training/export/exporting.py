@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ log = logging.getLogger("trainbook.export")
 Exporter = Callable[..., ExportResult]
 
 #: What can be exported: format -> (refuses models it cannot hold, writes one). Writers take (model, tokenizer, folder, source
-#: of the weights, notes) and `task_spec`.
+#: of the weights, notes) and, where they have such parameters, `task_spec` and `traced`.
 FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "hf": (hf.refuse_unsupported, hf.export_hf),
     "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
@@ -87,11 +88,10 @@ def export_model(
                 prepare(room)  # imports its packages while the first format is written
             # int8 weights are made from the graphs of "onnx" where both are asked for.
             for name in sorted((name for name in names if name not in failures), key="onnx-int8".__eq__):
-                traced = {"traced": done["onnx"].path} if name == "onnx-int8" and "onnx" in done else {}
+                write = FORMATS[name][1]
+                more = accepted(write, task_spec=task_spec, traced=done["onnx"].path if "onnx" in done else None)
                 try:
-                    result = FORMATS[name][1](
-                        model.eval(), tokenizer, parent / name, source, notes, task_spec=task_spec, **traced
-                    )
+                    result = write(model.eval(), tokenizer, parent / name, source, notes, **more)
                 # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
                 except Exception as error:  # noqa: BLE001 - see above
                     failures[name] = error
@@ -139,6 +139,12 @@ def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -
         return model, _portable(path, run_dir), notes, run_dir, (checkpoint["state"] or {}).get("step")
 
     return read
+
+
+def accepted(write: Exporter, **arguments: Any) -> dict[str, Any]:
+    """Those of `arguments` that an exporter takes."""
+    parameters = inspect.signature(write).parameters
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _with_card(result: ExportResult, results: Any, model: Any) -> ExportResult:

@@ -153,10 +153,10 @@ def _program(model: nn.Module, names: tuple[str, ...], batches: Batches) -> torc
 
 
 def _reason(error: Exception) -> str:
-    """torch's reason in a sentence: of sizes that cannot vary, which one and why stand behind its first line."""
-    lines = (line.strip(" -") for line in str(error).splitlines())
-    constant = next((line for line in lines if "was inferred to be a constant" in line or " because " in line), None)
-    return first_line(error) if constant is None else f"{type(error).__name__}: {constant[:300].rstrip('.')}"
+    """torch's reason in a sentence."""
+    if "specialized it to be a constant" in str(error):  # behind a first line that says nothing of it
+        return "its code fixes the length of the sequence, as recurrent layers and loops over positions do"
+    return first_line(error)
 
 
 def _dynamic(model: nn.Module, names: tuple[str, ...], example: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
