@@ -32,6 +32,7 @@ MADE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # which peft reads
 @pytest.mark.parametrize("name", MADE)
 def test_another_process_gives_the_models_logits_and_tokens(name, tmp_path):
     if name == "gguf":

@@ -116,8 +116,8 @@ def _verify(
     """
     with contextlib.ExitStack() as stack:
         try:
-            # Without weights: those come from the file.
-            pickled, room = pickle.dumps(_weightless(model)), code_room(model)
+            room = code_room(model)
+            pickled = pickle.dumps(_weightless(model))  # the weights come from the file
             elsewhere = stack.enter_context(loaded_elsewhere("module", room, pickled=pickled, path=list(sys.path)))
         except UnreadableError as error:
             reason = str(error)
