@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.toys import plain_lm, tiny_gpt, tiny_llama
+from tests.kit.toys import PlainLM, plain_lm, tiny_gpt, tiny_llama
 from utils.errors import ExportError
 from utils.training import export_model
 from utils.training.export.other_process import kept_processes, loaded_elsewhere
@@ -56,6 +56,31 @@ def test_a_class_of_the_notebook_is_compared_here_and_the_result_says_so(tmp_pat
     assert "bit for bit" in result.agreement
 
 
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(3, 4)), "state_dict for Sequential"),  # a new one has no layers
+        (nn.Linear(2, 3), "what Linear was created with is not known (in_features, out_features)"),
+        (PlainLM(width=16), "state_dict for PlainLM"),  # a new one has another width
+    ],
+    ids=["empty", "arguments", "another width"],
+)
+def test_a_module_that_cannot_be_made_again_is_compared_here_and_the_result_says_why(model, reason, tmp_path):
+    result = export_model(model, ["safetensors"], output_dir=tmp_path)["safetensors"]
+    assert result.other_process is None
+    assert "in this process only" in result.notes[0]
+    assert reason in result.notes[0]
+    assert "bit for bit" in result.agreement
+
+
+def test_answers_that_depend_on_more_than_the_weights_are_compared_here_and_the_result_says_so(tmp_path):
+    model = plain_lm()
+    model.norm.eps = 1.0  # no file of it holds this
+    result = export_model(model, ["safetensors"], output_dir=tmp_path)["safetensors"]
+    assert result.other_process is None
+    assert "a new PlainLM gives other answers" in result.notes[0]
+
+
 def test_weights_that_another_process_reads_differently_are_not_exported(tmp_path, monkeypatch):
     from utils.training.export import safetensors as exporter
 
@@ -63,12 +88,12 @@ def test_weights_that_another_process_reads_differently_are_not_exported(tmp_pat
 
     def altered(request, room, **arguments):
         path = next(tmp_path.rglob(FILE_NAME))
-        path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x3f")  # the last weight is 1
+        path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xe0\x40")  # the last weight is 7
         return real(request, room, **arguments)
 
     monkeypatch.setattr(exporter, "loaded_elsewhere", altered)
     with pytest.raises(ExportError, match=r"does not load as the same model: .* differs; nothing was exported"):
-        export_model(nn.Sequential(nn.Linear(3, 4)), ["safetensors"], output_dir=tmp_path / "out")
+        export_model(plain_lm(), ["safetensors"], output_dir=tmp_path / "out")
     assert not (tmp_path / "out" / "safetensors").exists()
 
 

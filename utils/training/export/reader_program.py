@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import json
 import os
-import pickle
 import signal
 import struct
 import sys
@@ -36,10 +36,8 @@ def main() -> None:
 
     reader = Reader()
     while len(header := sys.stdin.buffer.read(8)) == 8:
-        # The parent's own request, so it may hold any object.
-        name, arguments = torch.load(
-            io.BytesIO(sys.stdin.buffer.read(struct.unpack("<q", header)[0])), weights_only=False
-        )
+        request = io.BytesIO(sys.stdin.buffer.read(struct.unpack("<q", header)[0]))
+        name, arguments = torch.load(request, weights_only=True)
         try:
             answer = ("ok", getattr(reader, name)(**arguments))
         # Whatever loading and running other people's models raises is the answer.
@@ -106,21 +104,21 @@ class Reader:
         loaded = _class(loader, path).from_pretrained(base, local_files_only=True)
         self._model = PeftModel.from_pretrained(loaded, adapter).eval()
 
-    def gguf(self, folder: str, file: str, config: Mapping[str, Any] | None) -> None:
-        """`config`: in place of what the file says of itself."""
+    def gguf(self, folder: str, file: str, config: str | None) -> None:
+        """`config`: in place of what the file says of itself, as JSON."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        known = {} if config is None else {"config": AutoConfig.for_model(**config)}
+        known = {} if config is None else {"config": _config(config)}
         loaded = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, dtype=torch.float32, local_files_only=True, **known
         )
         self._model = loaded.eval()
 
-    def module(self, pickled: bytes, path: list[str]) -> None:
-        """Any module, without weights: its classes are imported here."""
-        _extend_path(path)
-        self._model = pickle.loads(pickled)  # noqa: S301 - the parent's own
+    def module(self, loader: tuple[str, str], config: str | None, path: list[str]) -> None:
+        """A new module of a class: from a config of transformers, as JSON, or without arguments."""
+        made = _class(loader, path)
+        self._model = made() if config is None else made(_config(config))
 
     def weights(self, file: str) -> dict[str, str]:
         """Give the module the weights of a file. Returns a checksum of each tensor of its state."""
@@ -157,6 +155,12 @@ def digest(tensor: Any) -> str:
 
     content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content).hexdigest()}"
+
+
+def _config(text: str) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**json.loads(text))
 
 
 def _class(loader: tuple[str, str], path: list[str]) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import pickle
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,9 @@ FILE_NAME, SNIPPET_NAME = "model.safetensors", "load.py"
 
 # The same code computes the same weights on both sides: anything above rounding is another model.
 _TOLERANCE = 1e-5
+
+# Parameters of a constructor that nobody has to give.
+_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def refuse_unsupported(model: Any) -> None:
@@ -63,9 +65,9 @@ def export_safetensors(
     """Write the state_dict of `model` to `target`/model.safetensors, load it into the same module in another process, and
     compare bit for bit.
 
-    The module is pickled without its weights, so the other process imports its code; a class that is defined in a notebook is
-    compared in this process. Tied weights are written under each of their names, so that `load_state_dict` takes the file as
-    it is.
+    The other process imports the module's class and makes a new one: from its config if it is a transformers model, without
+    arguments if it needs none. Other modules, and classes of a notebook, are compared in this process; a note says so. Tied
+    weights are written under each of their names, so that `load_state_dict` takes the file as it is.
 
     Args:
         model: any module, on the CPU.
@@ -114,39 +116,37 @@ def _verify(
     Returns:
         What was compared in the other process, None without one; and why there was none, in a sentence.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            room = code_room(model)
-            pickled = pickle.dumps(_weightless(model))  # the weights come from the file
-            elsewhere = stack.enter_context(loaded_elsewhere("module", room, pickled=pickled, path=list(sys.path)))
-        except UnreadableError as error:
-            reason = str(error)
-        # Pickling runs the code of the model and of everything that it holds.
-        except Exception as error:  # noqa: BLE001 - see above
-            reason = f"{type(model).__name__} cannot be pickled ({type(error).__name__}: {str(error)[:200]})"
-        else:
+    try:
+        with loaded_elsewhere("module", code_room(model), **_made_by(model)) as elsewhere:
             got = elsewhere.ask("weights", file=str(file))
             _require_equal({name: digest(tensor) for name, tensor in state.items()}, got)
             return {"tensors": len(state), **_compared_answers(model, elsewhere, task_spec)}, ()
+    except UnreadableError as error:
+        reason = str(error)
     _verify_here(model, state, file)
     return None, (f"It was loaded and compared in this process only: {reason.rstrip('.')}.",)
 
 
-def _weightless(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose state has shapes and number formats only. Buffers that are not in its state are kept."""
-    memo: dict[int, Any] = {}
-    kept = {id(tensor) for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        if id(buffer) in kept:
-            memo[id(buffer)] = buffer.detach().to("meta")
-    return copy.deepcopy(model, memo)
+def _made_by(model: nn.Module) -> dict[str, Any]:
+    """How another process makes a module of the same class. Raises UnreadableError: only the model's owner knows how."""
+    made, config = type(model), getattr(model, "config", None)
+    found = {"loader": (made.__module__, made.__qualname__), "path": list(sys.path)}
+    if callable(getattr(model, "save_pretrained", None)) and callable(getattr(config, "to_json_string", None)):
+        return {**found, "config": config.to_json_string(use_diff=False)}
+    parameters = inspect.signature(made).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind not in _OPTIONAL]
+    if needed:
+        raise UnreadableError(f"what {made.__name__} was created with is not known ({', '.join(needed)})")
+    return {**found, "config": None}
 
 
 def _compared_answers(model: nn.Module, loaded: Loaded, task_spec: Any) -> dict[str, Any]:
     """Compare logits, and the tokens of language models, where the model takes inputs that can be made up and always gives the
-    same answer to them."""
+    same answer to them.
+
+    Raises:
+        UnreadableError: other answers with the same weights, so the cause is nothing that the file holds.
+    """
     call = ModelCall(model)
     scores = scores_of(model, call)
     try:
@@ -159,8 +159,14 @@ def _compared_answers(model: nn.Module, loaded: Loaded, task_spec: Any) -> dict[
     if not all(bool(one.isfinite().all()) and torch.equal(one, two) for one, two in zip(once, again, strict=True)):
         return {}
     elsewhere = scores_elsewhere(call, loaded)
-    parity = compare_logits(scores, elsewhere, batches, _TOLERANCE)
-    return parity | greedy_parity(model, scores, elsewhere, batches, _TOLERANCE)
+    try:
+        parity = compare_logits(scores, elsewhere, batches, _TOLERANCE)
+        return parity | greedy_parity(model, scores, elsewhere, batches, _TOLERANCE)
+    except ExportError as error:
+        raise UnreadableError(
+            f"with the same weights a new {type(model).__name__} gives other answers, because of an argument or a buffer that "
+            "its state does not hold"
+        ) from error
 
 
 def _require_equal(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
