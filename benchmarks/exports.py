@@ -95,9 +95,11 @@ def exported(build: Callable[[Any], Any], name: str, tokenizer: Any, folder: Pat
 
 
 def _predictions(found: Mapping[str, Any]) -> str:
-    """Greedy tokens or, with rounded weights, the share of equal predictions."""
+    """Greedy tokens; the share of equal predictions of int8 weights; or that no answers were compared."""
     if "argmax_agreement" in found:
         return f"{found['argmax_agreement']:.0%} of predictions"
+    if "shapes" not in found:
+        return "weights only"
     tokens = found.get("greedy_tokens_equal")
     return "writes no text" if tokens is None else f"{tokens} of 64 tokens"
 
