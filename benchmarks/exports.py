@@ -9,7 +9,7 @@ import argparse
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from benchmarks.report import Table, write_section
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "EXPORT.md"
 
-#: Formats without a row of their own: they need a compiler, or differ from another one in the number format only.
-LEFT_OUT = ("aot_inductor", "pytorch", "gguf-f32", "gguf-q8_0")
+#: Formats without a table: they need a compiler, differ from another one in the number format only, or hold adapters.
+LEFT_OUT = ("aot_inductor", "pytorch", "gguf-f32", "gguf-q8_0", "peft")
+
+#: Why there is no speed: these formats hold weights, which other programs run.
+_NO_SPEED = {"hf": "PyTorch's own", "safetensors": "PyTorch's own", "gguf": "not measured"}
 
 _VOCABULARY = 280
 
 
 def models() -> dict[str, Callable[[Any], Any]]:
     """Name -> builder, which is given the tokenizer."""
-    import torch
     import transformers as hf
-    from torch import nn
 
+    from benchmarks.export_modules import Built, LeNet, PlainLM
     from utils.adapters import ComputationalGraphExecutor
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,48 +47,6 @@ def models() -> dict[str, Callable[[Any], Any]]:
         return get_peft_model(
             gpt2(rows), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
         )
-
-    class LeNet(nn.Module):
-        """LeNet-5 (LeCun et al. 1998) for 28 x 28 images."""
-
-        input_size = 28
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Sequential(
-                nn.Conv2d(1, 6, 5, padding=2),
-                nn.Tanh(),
-                nn.AvgPool2d(2),
-                nn.Conv2d(6, 16, 5),
-                nn.Tanh(),
-                nn.AvgPool2d(2),
-            )
-            self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 10))
-
-        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-            return self.classifier(self.features(pixel_values))
-
-    class PlainLM(nn.Module):
-        def __init__(self, rows: int) -> None:
-            super().__init__()
-            self.embedding, self.mixer = nn.Embedding(rows, 32), nn.GRU(32, 32, batch_first=True)
-            self.head = nn.Linear(32, rows)
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return self.head(self.mixer(self.embedding(tokens))[0])
-
-    class Built(nn.Module):
-        """As a visual builder exports it: forward takes the outputs of its own nodes."""
-
-        def __init__(self, rows: int) -> None:
-            super().__init__()
-            self.embedding, self.mhsa_0 = nn.Embedding(rows, 32), nn.MultiheadAttention(32, 2, batch_first=True)
-            self.head = nn.Linear(32, rows)
-
-        def forward(
-            self, input_0_tokens: torch.Tensor, mhsa_0_output: torch.Tensor, residual_0_output: torch.Tensor
-        ) -> torch.Tensor:
-            return self.head(residual_0_output)
 
     return {
         "GPT-2": gpt2,
@@ -125,13 +85,23 @@ def exported(build: Callable[[Any], Any], name: str, tokenizer: Any, folder: Pat
     try:
         result = export_model(model, [name], output_dir=folder, tokenizer=with_text)[name]
     except TrainbookError as error:
-        return ["–", "–", "–", "–", _sentence(str(error))]
-    tokens = result.parity.get("greedy_tokens_equal")
-    speed = f"{result.benchmark['speedup']:.1f}" if result.benchmark else "–"
+        return ["–", "–", "–", "–", "–", _sentence(str(error))]
+    found = {**result.parity, **(result.other_process or {})}
+    speed = f"{result.benchmark['speedup']:.1f}" if result.benchmark else _NO_SPEED.get(name, "–")
     return [
-        f"{result.parity['max_abs_diff']:.1g}", "–" if tokens is None else f"{tokens} of 64",
+        f"{found['max_abs_diff']:.1g}", _predictions(found), "yes" if result.other_process else "no",
         f"{result.size_bytes / 1e6:.2f}", speed, "",
     ]  # fmt: skip
+
+
+def _predictions(found: Mapping[str, Any]) -> str:
+    """Greedy tokens; the share of equal predictions of int8 weights; or that no answers were compared."""
+    if "argmax_agreement" in found:
+        return f"{found['argmax_agreement']:.0%} of predictions"
+    if "shapes" not in found:
+        return "weights only"
+    tokens = found.get("greedy_tokens_equal")
+    return "writes no text" if tokens is None else f"{tokens} of 64 tokens"
 
 
 def _sentence(text: str) -> str:
@@ -145,19 +115,21 @@ def tables(only: list[str] | None = None) -> list[Table]:
     """One table a format of `FORMATS`, one row a model."""
     from utils.tokenization import train_bpe
     from utils.training.export import FORMATS
+    from utils.training.export.other_process import kept_processes
 
     logging.getLogger("trainbook").setLevel(logging.ERROR)
     tokenizer = train_bpe(["the quick brown fox jumps over the lazy dog\n"] * 5, _VOCABULARY)
     found = []
-    for name in [one for one in FORMATS if one not in LEFT_OUT and (only is None or one in only)]:
-        columns = ["model", "largest difference", "greedy tokens", "MB", "speed, to PyTorch", "why not"]
-        table = Table(f"Format `{name}`", columns)
-        for label, build in models().items():
-            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of other libraries, about their own insides
-                table.rows.append([label, *exported(build, name, tokenizer, Path(folder))])
-            print(f"{name}: {' | '.join(table.rows[-1])}", flush=True)
-        found.append(table)
+    with kept_processes():
+        for name in [one for one in FORMATS if one not in LEFT_OUT and (only is None or one in only)]:
+            columns = ["model", "largest difference", "equal", "other process", "MB", "speed, to PyTorch", "why not"]
+            table = Table(f"Format `{name}`", columns)
+            for label, build in models().items():
+                with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of other libraries, about their own insides
+                    table.rows.append([label, *exported(build, name, tokenizer, Path(folder))])
+                print(f"{name}: {' | '.join(table.rows[-1])}", flush=True)
+            found.append(table)
     return found
 
 
@@ -176,7 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.write:
         lead = (
             f"Written by `python -m benchmarks.exports --write` on {machine} The models are tiny and random: the speed of such "
-            "models says more about the overhead of a call than about a large model."
+            "models says more about the overhead of a call than about a large model. Speed is PyTorch's time over the exported "
+            "model's, both measured in turn while other work used the machine: above 1 the exported model is faster."
         )
         write_section(DOCUMENT, "Models and formats", f"{lead}\n\n{body}")
     else:

@@ -39,6 +39,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KEPT_THREADS = ("tqdm._monitor",)
 _KEPT_HANDLERS = ("torch.utils.data._utils.signal_handling",)
 
+#: Children that live on by design: one for the whole life of a process, and those of `_readers`.
+_KEPT_CHILDREN = ("multiprocessing.resource_tracker", "reader_program.py")
+
 #: Seconds that a thread or child which is ending already may take, on a loaded machine too.
 _PATIENCE_S = 60.0
 
@@ -188,6 +191,15 @@ def _room(tmp_path: Path) -> Iterator[None]:
         pytest.fail(f"the test left behind: {'; '.join(left)}", pytrace=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _readers() -> Iterator[None]:
+    """The processes that exports are loaded in are used again by later tests: starting one takes seconds."""
+    from utils.training.export.other_process import kept_processes
+
+    with kept_processes():
+        yield
+
+
 @pytest.fixture
 def rng_untouched() -> Iterator[None]:
     """Fail when a global random generator (random, numpy, torch) is in another state after the test than before."""
@@ -292,7 +304,7 @@ def _left_children(before: set[int]) -> list[str]:
         try:
             child = psutil.Process(pid)
             command = " ".join(child.cmdline())
-            if "multiprocessing.resource_tracker" in command:  # one for the whole life of a process, by design
+            if any(name in command for name in _KEPT_CHILDREN):
                 continue
             child.wait(_PATIENCE_S)
         except psutil.NoSuchProcess:

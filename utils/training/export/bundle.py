@@ -30,6 +30,7 @@ from utils.training.export import bundle_facts, bundle_texts, exporting
 from utils.training.export.bundle_privacy import names_this_machine, portable, without_debug_records
 from utils.training.export.folders import remove_stale_staging, staged_folder
 from utils.training.export.manifest import MARKER
+from utils.training.export.other_process import kept_processes
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
@@ -102,7 +103,7 @@ def write_bundle(
         base.mkdir(parents=True, exist_ok=True)
         remove_stale_staging(base)
         target = _new_name(base)
-        with staged_folder(target) as staging:
+        with kept_processes(), staged_folder(target) as staging:
             _Maker(model.eval(), config, task_spec, training_config, tokenizer, staging, results).write(
                 source, run or {}
             )
@@ -184,7 +185,9 @@ class _Maker:
         target = self.folder / "artifacts" / name
         try:
             refuse(self.model)
-            result = export(self.model, self.tokenizer if name == "hf" else None, target, source, ())
+            traced = target.parent if "onnx" in self.artifacts else None
+            more = exporting.accepted(export, task_spec=self.task_spec, traced=traced)
+            result = export(self.model, self.tokenizer if name == "hf" else None, target, source, (), **more)
             self.artifacts[name] = self._placed(name, target)
         # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
         except Exception as error:

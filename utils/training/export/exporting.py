@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +17,15 @@ from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
 from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
+from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports
 
 log = logging.getLogger("trainbook.export")
 
-Exporter = Callable[[nn.Module, Any, Path, str, tuple[str, ...]], ExportResult]
+Exporter = Callable[..., ExportResult]
 
-#: What can be exported: format -> (refuses models it cannot hold, writes one).
+#: What can be exported: format -> (refuses models it cannot hold, writes one). Writers take (model, tokenizer, folder, source
+#: of the weights, notes) and, where they have such parameters, `task_spec` and `traced`.
 FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
     "hf": (hf.refuse_unsupported, hf.export_hf),
     "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
@@ -79,23 +82,34 @@ def export_model(
         model, source, notes, run_dir, step = given()
         parent = Path(output_dir).expanduser().absolute() if output_dir is not None else Path(str(run_dir)) / "exports"
         tokenizer = getattr(results, "tokenizer", None) if tokenizer is None else tokenizer
-        for name in names:
-            if name in failures:
-                continue
-            try:
-                result = FORMATS[name][1](model.eval(), tokenizer, parent / name, source, notes)
-            # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
-            except Exception as error:  # noqa: BLE001 - see above
-                failures[name] = error
-            else:
-                done[name] = _with_card(replace(result, run_dir=run_dir, step=step), results, trained)
+        task_spec = getattr(results, "task_spec", None)
+        with kept_processes():
+            for room in dict.fromkeys(_ROOMS[name] for name in names if name in _ROOMS and name not in failures):
+                prepare(room)  # imports its packages while the first format is written
+            # int8 weights are made from the graphs of "onnx" where both are asked for.
+            for name in sorted((name for name in names if name not in failures), key="onnx-int8".__eq__):
+                write = FORMATS[name][1]
+                more = accepted(write, task_spec=task_spec, traced=done["onnx"].path if "onnx" in done else None)
+                try:
+                    result = write(model.eval(), tokenizer, parent / name, source, notes, **more)
+                # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
+                except Exception as error:  # noqa: BLE001 - see above
+                    failures[name] = error
+                else:
+                    done[name] = _with_card(replace(result, run_dir=run_dir, step=step), results, trained)
     reasons = {name: _reason(error, trained) for name, error in failures.items()}
     if not done:
         _raise_failures(failures, reasons)
     for name, reason in reasons.items():
         log.warning("%s was not exported: %s", name, reason)
-    return Exports(done, reasons)
+    return Exports({name: done[name] for name in names if name in done}, reasons)
 
+
+#: The process that each format is loaded in, see `other_process`. That of safetensors depends on the model.
+_ROOMS = {
+    **dict.fromkeys(("hf", "peft", "gguf", "gguf-f32", "gguf-q8_0"), "transformers"),
+    **dict.fromkeys(("torchscript", "torch_export", "aot_inductor"), "torch"),
+}
 
 #: A model to export, where its weights come from, what to say of them, the run's folder and the step.
 _Weights = tuple[nn.Module, str, tuple[str, ...], Path | None, int | None]
@@ -125,6 +139,12 @@ def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -
         return model, _portable(path, run_dir), notes, run_dir, (checkpoint["state"] or {}).get("step")
 
     return read
+
+
+def accepted(write: Exporter, **arguments: Any) -> dict[str, Any]:
+    """Those of `arguments` that an exporter takes."""
+    parameters = inspect.signature(write).parameters
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _with_card(result: ExportResult, results: Any, model: Any) -> ExportResult:

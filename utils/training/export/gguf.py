@@ -5,10 +5,8 @@ Layout of the tensors: the converter of llama.cpp is the reference. Names come f
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,9 @@ from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.gguf_tokenizer import GGUFVocabulary, gguf_vocabulary
 from utils.training.export.greedy import greedy_parity
-from utils.training.export.hf import without_progress_bars
+from utils.training.export.hf import base_model, merged_model, scores_elsewhere, scores_of
 from utils.training.export.manifest import MARKER
+from utils.training.export.other_process import loaded_elsewhere
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
 
@@ -73,6 +72,7 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 
 def refuse_unsupported(model: Any) -> None:
     """Raise `ExportError` for a model that this format cannot hold, `MissingPackageError` where `gguf` is missing."""
+    model = base_model(model)  # adapters are merged
     name, config = type(model).__name__, getattr(model, "config", None)
     architecture = _ARCHITECTURES.get(name)
     if architecture is None:
@@ -106,13 +106,15 @@ def _misfit(architecture: Architecture, config: Any) -> str | None:
 
 
 def export_gguf(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), dtype: DType = "f16"
-) -> ExportResult:
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), dtype: DType = "f16",
+    *, task_spec: Any = None,
+) -> ExportResult:  # fmt: skip
     """Write `model` to `target`/model.gguf with a Modelfile for Ollama, and read it back before it gets its name.
 
     Every tensor is read with the `gguf` package and compared with the model's, within the rounding of `dtype`. Then
-    transformers' own GGUF reader loads the file, and its logits and greedy tokens are compared with those of the model with
-    weights rounded to `dtype`: they must agree, so all that separates the file from the model is that rounding.
+    transformers' own GGUF reader loads the file in another process, and its logits and greedy tokens are compared with those
+    of the model with weights rounded to `dtype`: they must agree, so all that separates the file from the model is that
+    rounding. Adapters of PEFT are merged into the weights first.
 
     Args:
         model: of one of the families that the format knows, on the CPU, in evaluation mode.
@@ -120,11 +122,13 @@ def export_gguf(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: not used: the model's config states what its inputs are.
         dtype: of the matrices; vectors and tables of positions stay float32. q8_0: 8 bits in blocks of 32 with one scale.
     Raises:
         ExportError: not written, or what was written is not the same. `target` is then what it was.
     """
     refuse_unsupported(model)
+    model, merging_notes = merged_model(model, example_batches(model))
     rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     vocabulary = None if tokenizer is None else gguf_vocabulary(tokenizer, rows)
     if vocabulary is None:
@@ -141,8 +145,9 @@ def export_gguf(
     except OSError as error:
         reason = error.strerror or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
-    notes += (f"Run it with `llama-cli -m {FILE_NAME}`, or `ollama create NAME -f {MODELFILE_NAME}` in its folder.",)
-    return ExportResult("gguf" if dtype == "f16" else f"gguf-{dtype}", target, size_of(target), parity, None, notes)
+    how = f"Run it with `llama-cli -m {FILE_NAME}`, or `ollama create NAME -f {MODELFILE_NAME}` in its folder."
+    name = "gguf" if dtype == "f16" else f"gguf-{dtype}"
+    return ExportResult(name, target, size_of(target), parity, None, (*notes, *merging_notes, how), other_process=parity)
 
 
 def _write(model: nn.Module, vocabulary: GGUFVocabulary | None, file: Path, dtype: DType) -> dict[str, Array]:
@@ -260,8 +265,6 @@ def _kind(array: Array, stored_name: str, dtype: DType) -> Any:
 
 def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[str, Any]:
     """Read the file back: tensor by tensor, then as a model. Raises ExportError where it is another model."""
-    from transformers import AutoModelForCausalLM
-
     weight_difference = _compare_tensors(model, rounded, file)
     reference = copy.deepcopy(model).float()
     parameters = dict(reference.named_parameters())
@@ -269,18 +272,17 @@ def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[
         for name, values in rounded.items():
             parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
     # transformers reads the number of positions and of tokens from the file for every family but GPT-2.
-    known = {} if _ARCHITECTURES[type(model).__name__].rotary else {"config": copy.deepcopy(model.config)}
-    with without_progress_bars(), contextlib.redirect_stderr(io.StringIO()):  # its bar for GGUF cannot be switched off
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **known
-        )
-        loaded = loaded.eval()
+    config: Any = model.config
+    known = None if _ARCHITECTURES[type(model).__name__].rotary else config.to_json_string(use_diff=False)
     batches = example_batches(model)
-    expected, got = ModelCall(reference), ModelCall(loaded)
-    compare_logits(expected, got, batches, _TOLERANCE)
-    # What the number format costs is stated, not judged.
-    parity = compare_logits(ModelCall(model), got, batches, float("inf"))
-    tokens = greedy_parity(model, expected, got, batches, _TOLERANCE)
+    call = ModelCall(reference)
+    expected = scores_of(reference, call)
+    with loaded_elsewhere("gguf", folder=str(file.parent), file=file.name, config=known) as elsewhere:
+        got = scores_elsewhere(call, elsewhere)
+        compare_logits(expected, got, batches, _TOLERANCE)
+        # What the number format costs is stated, not judged.
+        parity = compare_logits(ModelCall(model), got, batches, float("inf"))
+        tokens = greedy_parity(model, expected, got, batches, _TOLERANCE)
     return {**parity, **tokens, "tensors": len(rounded), "max_weight_diff": weight_difference}
 
 

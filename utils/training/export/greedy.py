@@ -42,6 +42,8 @@ def writes_text(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     """Whether `model` gives logits over its vocabulary at every position, each from the positions before it."""
     if "input_ids" not in batch:
         return False
+    inside = getattr(model, "get_base_model", None)  # of a PEFT model
+    model = inside() if callable(inside) else model
     if hasattr(model, "main_input_name"):  # a transformers model says so by its class
         from transformers.models.auto import modeling_auto as auto
 

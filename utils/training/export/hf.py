@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.greedy import greedy_parity
 from utils.training.export.manifest import MARKER
-from utils.training.export.parity import compare_logits, example_batches
+from utils.training.export.other_process import Loaded, UnreadableError, code_room, loaded_elsewhere
+from utils.training.export.parity import Logits, compare_logits, example_batches
 from utils.training.export.result import ExportResult
 
 # The same code computes the same weights on both sides: anything above rounding is a wrong file.
@@ -45,7 +47,9 @@ def refuse_unsupported(model: Any) -> None:
         )
 
 
-def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()) -> ExportResult:
+def export_hf(
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
+) -> ExportResult:
     """Write `model` to the folder `target`, verify it by loading it again, and only then give it its name.
 
     A PEFT model is written with its adapter merged into the weights; the merged model is compared with it first.
@@ -56,25 +60,23 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
     from safetensors import SafetensorError
 
-    batches = example_batches(model)
+    batches = example_batches(model, task_spec)
     try:
         with staged_folder(target) as staging, without_progress_bars():
             check_space(staging, target, model)
-            merged, merging_notes = _merged(model, batches)
+            merged, merging_notes = merged_model(model, batches)
             _use_special_tokens(merged, tokenizer)
             merged.save_pretrained(staging)
             if tokenizer is not None or "input_ids" in batches[0]:
                 notes += save_tokenizer(tokenizer, staging)
             loader = auto_class(merged)
-            loaded = loader.from_pretrained(staging, local_files_only=True).eval()
-            expected, got = scores_of(merged), scores_of(loaded)
-            parity = compare_logits(expected, got, batches, _TOLERANCE)
-            parity |= greedy_parity(merged, expected, got, batches, _TOLERANCE)
+            parity, unverified = _compared(merged, tokenizer, staging, loader, batches)
             record = {
                 "format": "hf", "source": source, "class": type(merged).__name__, "parity": parity,
                 "loader": loader.__name__,
@@ -83,8 +85,8 @@ def export_hf(model: nn.Module, tokenizer: Any, target: Path, source: str, notes
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
-    notes += (*merging_notes, f"Load it with transformers.{loader.__name__}.from_pretrained.")
-    return ExportResult("hf", target, size_of(target), parity, None, notes)
+    notes += (*merging_notes, *unverified, f"Load it with transformers.{loader.__name__}.from_pretrained.")
+    return ExportResult("hf", target, size_of(target), parity, None, notes, other_process=None if unverified else parity)
 
 
 def base_model(model: Any) -> Any:
@@ -104,9 +106,9 @@ def auto_class(model: Any) -> Any:
     return type(model)
 
 
-def scores_of(model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def scores_of(model: nn.Module, call: ModelCall | None = None) -> Logits:
     """From a batch to logits; of a model for extractive question answering both of its logits, without a head its states."""
-    call = ModelCall(model)
+    call = call or ModelCall(model)
 
     def scores(batch: Mapping[str, Tensor]) -> Tensor:
         outputs = call.outputs(batch)
@@ -118,7 +120,51 @@ def scores_of(model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return scores
 
 
-def _merged(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[Any, tuple[str, ...]]:
+def scores_elsewhere(call: ModelCall, loaded: Loaded) -> Logits:
+    """The same of a model in another process, which gets the arguments that `call` gives its own model."""
+
+    def scores(batch: Mapping[str, Tensor]) -> Tensor:
+        outputs = loaded.run(*call.inputs(batch))
+        if isinstance(outputs, Tensor):
+            return outputs
+        if "start_logits" in outputs:
+            return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+        states: Tensor = outputs["last_hidden_state"]
+        return states
+
+    return scores
+
+
+def loader_elsewhere(loader: type, model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The room and the request's arguments with which another process finds `loader`. Raises UnreadableError: it cannot."""
+    if loader.__module__.partition(".")[0] == "transformers":
+        return "transformers", {"loader": ("transformers", loader.__name__), "path": []}
+    return code_room(model), {"loader": (loader.__module__, loader.__qualname__), "path": list(sys.path)}
+
+
+def _compared(
+    model: nn.Module, tokenizer: Any, folder: Path, loader: Any, batches: Sequence[Mapping[str, Tensor]]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Compare `model` with the folder, loaded in another process. Where only this session has its class, the folder is loaded
+    here, and the second value says so."""
+    call = ModelCall(model)
+    expected = scores_of(model, call)
+
+    def compared(got: Logits) -> dict[str, Any]:
+        parity = compare_logits(expected, got, batches, _TOLERANCE)
+        return parity | greedy_parity(model, expected, got, batches, _TOLERANCE)
+
+    try:
+        room, found = loader_elsewhere(loader, model)
+    except UnreadableError as error:
+        loaded = loader.from_pretrained(folder, local_files_only=True).eval()
+        return compared(scores_of(loaded)), (f"It was loaded and compared in this process only: {error}.",)
+    with loaded_elsewhere("hf", room, folder=str(folder), **found) as elsewhere:
+        compare_tokens(elsewhere, tokenizer, folder)
+        return compared(scores_elsewhere(call, elsewhere)), ()
+
+
+def merged_model(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[Any, tuple[str, ...]]:
     """The model with its adapters merged into the weights, proven equal; a model without adapters as it is. And notes."""
     if base_model(model) is model:
         return model, ()
@@ -159,6 +205,17 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
             f"the saved tokenizer gives other ids than the run's, {got[:8]} instead of {expected[:8]}; not exported"
         )
     return ()
+
+
+def compare_tokens(loaded: Loaded, tokenizer: Any, folder: Path) -> None:
+    """Check that another process gets the same ids from the tokenizer in `folder`. One of this library's own is left out."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    got = loaded.ask("token_ids", folder=str(folder), text=_SAMPLE)
+    if got != _ids(tokenizer):
+        raise ExportError("the saved tokenizer gives other ids in another process than the run's; not exported")
 
 
 def _ids(tokenizer: Any) -> list[int]:

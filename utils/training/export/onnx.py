@@ -47,6 +47,7 @@ class OnnxOptions:
         benchmark_batch: the batch of the benchmark's main figures.
         inputs: names of the inputs, in the order of the model's; fewer leave the last ones out. outputs: likewise.
         task_spec: fills what the model does not state of its inputs.
+        traced: a folder with verified graphs of the same model, which are copied; None: the model is traced.
     """
 
     sizes: tuple[int, int] | None = None
@@ -59,6 +60,7 @@ class OnnxOptions:
     inputs: Sequence[str] | None = None
     outputs: Sequence[str] | None = None
     task_spec: Any = None
+    traced: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,19 @@ def export_onnx(
 
 
 def export_onnx_int8(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
-) -> ExportResult:
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None,
+    traced: Path | None = None,
+) -> ExportResult:  # fmt: skip
     """Write `model` as `export_onnx` does, with the weights of matrices in int8 (dynamic quantisation).
 
     What is compared is not each logit but what they are for: the perplexity of a language model on a sample text, the
     predictions of a classifier. `parity` holds the measured value beside its limit.
+
+    Args:
+        traced: a folder that `export_onnx` wrote from the same model, whose graphs are quantised; None: the model is traced.
     """
-    return _export("onnx-int8", model, tokenizer, target, source, notes, OnnxOptions(int8=True, task_spec=task_spec))
+    options = OnnxOptions(int8=True, task_spec=task_spec, traced=traced)
+    return _export("onnx-int8", model, tokenizer, target, source, notes, options)
 
 
 def _export(
@@ -155,11 +162,14 @@ def write_onnx(model: nn.Module, folder: Path, options: OnnxOptions, tokenizer: 
     names = _input_names(batches, options)
     large = sum(p.numel() * p.element_size() for p in model.parameters()) >= _LARGEST_SINGLE_FILE
     planned, more_notes = _planned(model, batches, names, options)
-    for name, graph in planned.items():
-        graphs.write_graph(graph, folder / name, type(model).__name__, large)
+    if options.traced is None:
+        for name, graph in planned.items():
+            graphs.write_graph(graph, folder / name, type(model).__name__, large)
+    else:
+        planned = _copied(planned, options.traced, folder)
     opset = max(checked_opset(folder / name) for name in planned)
     check = OnnxVerification(model, batches, names, facts.max_length, tokenizer)
-    parity = check.parity(folder, planned) if options.validate else {}
+    parity = check.parity(folder, planned) if options.validate and options.traced is None else {}
     notes += (*more_notes, *_described(opset, planned, facts.max_length, options))
     if options.optimise:
         notes += (_optimised(model, folder, planned, check, large, options.validate),)
@@ -169,6 +179,14 @@ def write_onnx(model: nn.Module, folder: Path, options: OnnxOptions, tokenizer: 
     run = check.run(folder, planned)
     times = benchmark(check.original, run, check.batches[-1], *_timed_sizes(options)) if options.benchmark else None
     return OnnxFiles(tuple(planned), parity, times, opset, notes)
+
+
+def _copied(planned: Mapping[str, Graph], source: Path, folder: Path) -> dict[str, Graph]:
+    """Copy the graphs of `planned` that are in `source`, with their external data. Returns those."""
+    for name in planned:
+        for file in source.glob(f"{name}*"):
+            shutil.copyfile(file, folder / file.name)
+    return {name: graph for name, graph in planned.items() if (folder / name).is_file()}
 
 
 def _timed_sizes(options: OnnxOptions) -> tuple[tuple[int, ...], int | None]:

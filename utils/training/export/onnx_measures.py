@@ -42,8 +42,8 @@ def int8_quality(
     Args:
         batch: an example of what the model takes.
     Returns:
-        {"perplexity_ratio", "loss", "loss_int8", "limit"}, {"argmax_agreement", "samples", "limit"} or {"relative_diff",
-        "limit"}.
+        {"perplexity_ratio", "loss", "loss_int8", "limit", "argmax_agreement": the share of tokens that stay the most likely
+        ones}, {"argmax_agreement", "samples", "limit"} or {"relative_diff", "limit"}.
     Raises:
         ExportError: below the limit; says by how much.
     """
@@ -61,7 +61,7 @@ def int8_quality(
             share <= _LARGEST_SHARE, f"its outputs differ by {share:.1%}, and at most {_LARGEST_SHARE:.0%} are allowed"
         )
         return {"relative_diff": share, "limit": _LARGEST_SHARE}
-    agreement = float((expected.argmax(-1) == got.argmax(-1)).float().mean())
+    agreement = _agreement(expected, got)
     _require(
         agreement >= LEAST_AGREEMENT,
         f"{agreement:.1%} of its predictions stay the same, and at least {LEAST_AGREEMENT:.0%} are required",
@@ -90,7 +90,15 @@ def _perplexities(expected: Tensor, got: Tensor, sample: Mapping[str, Tensor]) -
         ratio <= LARGEST_PERPLEXITY_RATIO,
         f"its perplexity on a sample text grows by a factor of {ratio:.3f}, and at most {LARGEST_PERPLEXITY_RATIO} is allowed",
     )
-    return {"perplexity_ratio": ratio, "loss": losses[0], "loss_int8": losses[1], "limit": LARGEST_PERPLEXITY_RATIO}
+    return {
+        "perplexity_ratio": ratio, "loss": losses[0], "loss_int8": losses[1], "limit": LARGEST_PERPLEXITY_RATIO,
+        "argmax_agreement": _agreement(expected, got),
+    }  # fmt: skip
+
+
+def _agreement(expected: Tensor, got: Tensor) -> float:
+    """The share of positions, or samples, whose largest logit is the same."""
+    return float((expected.argmax(-1) == got.argmax(-1)).float().mean())
 
 
 def _require(condition: bool, failing: str) -> None:

@@ -31,7 +31,7 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def export_pytorch(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
     """Write the state_dict to `target`/model.pt, load it with `weights_only=True`, and compare bit for bit.
 
@@ -41,6 +41,7 @@ def export_pytorch(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: not used either.
     Raises:
         ExportError: not written, or what was written is not the same. `target` is then what it was.
     """

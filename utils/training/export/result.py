@@ -24,6 +24,8 @@ class ExportResult(Mapping[str, Any]):
         notes: what the user should know, one sentence each.
         opset: the version of the ONNX operators in the file; None for other formats.
         run_dir: the folder of the run that was exported (absolute); step: optimizer steps behind the weights.
+        other_process: what was compared after another process had loaded it, with the entries of `parity`; None: it was
+            compared in this process, or not at all.
         mode: "trace" or "script" for TorchScript, with mode_reason: why; None for other formats.
     """
 
@@ -38,6 +40,7 @@ class ExportResult(Mapping[str, Any]):
     step: int | None = None
     mode: str | None = None
     mode_reason: str | None = None
+    other_process: Mapping[str, Any] | None = None
 
     @property
     def agreement(self) -> str:
@@ -47,7 +50,9 @@ class ExportResult(Mapping[str, Any]):
         if "shapes" not in self.parity:
             return f"all {self.parity['tensors']} tensors equal the model's, bit for bit"
         logits = f"largest difference of logits from the model: {self.parity['max_abs_diff']:.2g}"
-        tokens = self.parity.get("greedy_tokens_equal")
+        share, tokens = self.parity.get("argmax_agreement"), self.parity.get("greedy_tokens_equal")
+        if share is not None:
+            return f"{logits}; {share:.1%} of the most likely tokens or classes equal"
         return logits if tokens is None else f"{logits}; {tokens} greedy tokens equal"
 
     def _items(self) -> dict[str, Any]:
@@ -66,6 +71,7 @@ class ExportResult(Mapping[str, Any]):
             "step": self.step,
             "mode": self.mode,
             "mode_reason": self.mode_reason,
+            "other_process": self.other_process,
         }
 
     def __getitem__(self, key: str) -> Any:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.forward import ModelCall
 from utils.errors import ExportError
 from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
-from utils.training.export.hf import save_tokenizer
+from utils.training.export.greedy import greedy_parity
+from utils.training.export.hf import save_tokenizer, scores_elsewhere, scores_of
 from utils.training.export.manifest import MARKER
+from utils.training.export.other_process import Loaded, UnreadableError, code_room, loaded_elsewhere
+from utils.training.export.parity import compare_logits, example_batches
+from utils.training.export.reader_program import digest
 from utils.training.export.result import ExportResult
 
 #: The files' names in the export's folder.
 FILE_NAME, SNIPPET_NAME = "model.safetensors", "load.py"
+
+# The same code computes the same weights on both sides: anything above rounding is another model.
+_TOLERANCE = 1e-5
+
+# Parameters of a constructor that nobody has to give.
+_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def refuse_unsupported(model: Any) -> None:
@@ -46,11 +60,14 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def export_safetensors(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
-    """Write the state_dict of `model` to `target`/model.safetensors, load it into a copy, and compare bit for bit.
+    """Write the state_dict of `model` to `target`/model.safetensors, load it into the same module in another process, and
+    compare bit for bit.
 
-    Tied weights are written under each of their names, so that `load_state_dict` takes the file as it is.
+    The other process imports the module's class and makes a new one: from its config if it is a transformers model, without
+    arguments if it needs none. Other modules, and classes of a notebook, are compared in this process; a note says so. Tied
+    weights are written under each of their names, so that `load_state_dict` takes the file as it is.
 
     Args:
         model: any module, on the CPU.
@@ -58,6 +75,7 @@ def export_safetensors(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same. `target` is then what it was.
     """
@@ -76,7 +94,7 @@ def export_safetensors(
             check_space(staging, target, model)
             save_file(state, staging / FILE_NAME)
             (staging / SNIPPET_NAME).write_text(portable, encoding="utf-8")
-            _verify(model, state, staging / FILE_NAME)
+            other_process, unverified = _verify(model, state, staging / FILE_NAME, task_spec)
             if tokenizer is not None:
                 notes += save_tokenizer(tokenizer, staging)
             parity = {"max_abs_diff": 0.0, "tensors": len(state)}
@@ -85,11 +103,81 @@ def export_safetensors(
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
-    notes += (f"To load it, see {SNIPPET_NAME}, or:\n{_snippet(model, repr(str(target / FILE_NAME)))}",)
-    return ExportResult("safetensors", target, size_of(target), parity, None, notes)
+    how = f"To load it, see {SNIPPET_NAME}, or:\n{_snippet(model, repr(str(target / FILE_NAME)))}"
+    notes += (*unverified, how)
+    return ExportResult("safetensors", target, size_of(target), parity, None, notes, other_process=other_process)
 
 
-def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+def _verify(
+    model: nn.Module, state: dict[str, Tensor], file: Path, task_spec: Any
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Load `file` into the same module in another process, and compare its state with `state`, bit for bit, and its answers.
+
+    Returns:
+        What was compared in the other process, None without one; and why there was none, in a sentence.
+    """
+    try:
+        with loaded_elsewhere("module", code_room(model), **_made_by(model)) as elsewhere:
+            got = elsewhere.ask("weights", file=str(file))
+            _require_equal({name: digest(tensor) for name, tensor in state.items()}, got)
+            return {"tensors": len(state), **_compared_answers(model, elsewhere, task_spec)}, ()
+    except UnreadableError as error:
+        reason = str(error)
+    _verify_here(model, state, file)
+    return None, (f"It was loaded and compared in this process only: {reason.rstrip('.')}.",)
+
+
+def _made_by(model: nn.Module) -> dict[str, Any]:
+    """How another process makes a module of the same class. Raises UnreadableError: only the model's owner knows how."""
+    made, config = type(model), getattr(model, "config", None)
+    found = {"loader": (made.__module__, made.__qualname__), "path": list(sys.path)}
+    if callable(getattr(model, "save_pretrained", None)) and callable(getattr(config, "to_json_string", None)):
+        return {**found, "config": config.to_json_string(use_diff=False)}
+    parameters = inspect.signature(made).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind not in _OPTIONAL]
+    if needed:
+        raise UnreadableError(f"what {made.__name__} was created with is not known ({', '.join(needed)})")
+    return {**found, "config": None}
+
+
+def _compared_answers(model: nn.Module, loaded: Loaded, task_spec: Any) -> dict[str, Any]:
+    """Compare logits, and the tokens of language models, where the model takes inputs that can be made up and always gives the
+    same answer to them.
+
+    Raises:
+        UnreadableError: other answers with the same weights, so the cause is nothing that the file holds.
+    """
+    call = ModelCall(model)
+    scores = scores_of(model, call)
+    try:
+        batches = example_batches(model, task_spec)
+        with torch.no_grad():
+            once, again = ([scores(batch) for batch in batches] for _ in range(2))
+    # Any module can be exported, also one that computes something else than logits, or nothing.
+    except Exception:  # noqa: BLE001 - see above
+        return {}
+    if not all(bool(one.isfinite().all()) and torch.equal(one, two) for one, two in zip(once, again, strict=True)):
+        return {}
+    elsewhere = scores_elsewhere(call, loaded)
+    try:
+        parity = compare_logits(scores, elsewhere, batches, _TOLERANCE)
+        return parity | greedy_parity(model, scores, elsewhere, batches, _TOLERANCE)
+    except ExportError as error:
+        raise UnreadableError(
+            f"with the same weights a new {type(model).__name__} gives other answers, because of an argument or a buffer that "
+            "its state does not hold"
+        ) from error
+
+
+def _require_equal(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
+    different = next((name for name in expected if got.get(name) != expected[name]), None)
+    if different is not None:
+        raise ExportError(
+            f"the exported file does not load as the same model: {different} differs; nothing was exported"
+        )
+
+
+def _verify_here(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Load `file` into a copy of the model whose weights are zero, and compare with `state`, bit for bit."""
     from safetensors.torch import load_file
 
@@ -98,16 +186,7 @@ def _verify(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         for tensor in loaded.state_dict().values():
             tensor.zero_()
     loaded.load_state_dict(load_file(file))
-    for name, tensor in loaded.state_dict().items():
-        if not torch.equal(_bytes_of(tensor), _bytes_of(state[name])):
-            raise ExportError(
-                f"the exported file does not load as the same model: {name} differs; nothing was exported"
-            )
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """The tensor's bytes: NaN equals itself there, and formats without comparison can be compared."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
+    _require_equal(*({name: digest(tensor) for name, tensor in one.items()} for one in (state, loaded.state_dict())))
 
 
 def _snippet(model: nn.Module, file: str, imports: str = "") -> str:

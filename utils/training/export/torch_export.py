@@ -55,8 +55,9 @@ def refuse_uncompilable(model: Any) -> None:
 
 
 def export_torch_export(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), aot_inductor: bool = False
-) -> ExportResult:
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), aot_inductor: bool = False,
+    *, task_spec: Any = None,
+) -> ExportResult:  # fmt: skip
     """Write `model` to `target`/model.pt2, compare it in another process, and only then give the folder its name.
 
     Batch size and sequence length are dynamic, up to the positions that the model has.
@@ -67,12 +68,13 @@ def export_torch_export(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
         aot_inductor: also write model_aot.pt2, machine code for this kind of processor that
             `torch._inductor.aoti_load_package` loads, in Python or in C++; verified as the graph is.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
-    names, batches = graph_batches(example_batches(model))
+    names, batches = graph_batches(example_batches(model, task_spec))
     format_name = "aot_inductor" if aot_inductor else "torch_export"
     try:
         with staged_folder(target) as staging:
@@ -108,14 +110,14 @@ def export_torch_export(
     )
     if aot_inductor:
         notes += (f"{COMPILED_NAME} runs on processors like this machine's, with the same version of torch.",)
-    return ExportResult(format_name, target, size_of(target), parity, benchmark, notes)
+    return ExportResult(format_name, target, size_of(target), parity, benchmark, notes, other_process=parity)
 
 
 def export_aot_inductor(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
     """`export_torch_export` with the compiled program beside the graph."""
-    return export_torch_export(model, tokenizer, target, source, notes, aot_inductor=True)
+    return export_torch_export(model, tokenizer, target, source, notes, aot_inductor=True, task_spec=task_spec)
 
 
 def _compared(model: nn.Module, run: OtherProcess, batches: Batches) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _program(model: nn.Module, names: tuple[str, ...], batches: Batches) -> torc
     # torch.export runs the model's code and raises whatever that raises, or its own errors of many classes.
     except Exception as error:
         raise ExportError(
-            f"{type(model).__name__} cannot be captured by torch.export: {first_line(error)}. Data-dependent Python control "
+            f"{type(model).__name__} cannot be captured by torch.export: {_reason(error)}. Data-dependent Python control "
             "flow is the usual cause; 'torchscript' may hold it, 'safetensors' holds the weights."
         ) from error
     for module in program.graph_module.modules():
@@ -148,6 +150,13 @@ def _program(model: nn.Module, names: tuple[str, ...], batches: Batches) -> torc
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
+
+
+def _reason(error: Exception) -> str:
+    """torch's reason in a sentence."""
+    if "specialized it to be a constant" in str(error):  # behind a first line that says nothing of it
+        return "its code fixes the length of the sequence, as recurrent layers and loops over positions do"
+    return first_line(error)
 
 
 def _dynamic(model: nn.Module, names: tuple[str, ...], example: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:

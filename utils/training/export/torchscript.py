@@ -111,7 +111,7 @@ class TorchScriptExporter:
         notes = (f"The model was made by {written.mode}: {written.reason}", _NOTE)
         return ExportResult(
             "torchscript", path, path.stat().st_size, written.parity or {}, written.benchmark, notes,
-            mode=written.mode, mode_reason=written.reason,
+            mode=written.mode, mode_reason=written.reason, other_process=written.parity,
         )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def export_torchscript(
-    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = ()
+    model: nn.Module, tokenizer: Any, target: Path, source: str, notes: tuple[str, ...] = (), *, task_spec: Any = None
 ) -> ExportResult:
     """Write `model` to `target`/model.pt, compare it in another process, and only then give the folder its name.
 
@@ -132,10 +132,11 @@ def export_torchscript(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
+        task_spec: fills what the model does not state of its inputs.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
-    batches = example_batches(model)
+    batches = example_batches(model, task_spec)
     try:
         with staged_folder(target) as staging:
             check_space(staging, target, model)
@@ -158,7 +159,7 @@ def export_torchscript(
     )
     return ExportResult(
         "torchscript", target, size_of(target), written.parity or {}, written.benchmark, notes,
-        mode=written.mode, mode_reason=written.reason,
+        mode=written.mode, mode_reason=written.reason, other_process=written.parity,
     )  # fmt: skip
 
 
