@@ -18,7 +18,10 @@ from utils.training import JobConfig, JobQueue
 from utils.training.engine.checkpoint import read_checkpoint
 from utils.training.run_state import read_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc"),
+]
 
 LEASE_S = 1.5
 
@@ -98,7 +101,7 @@ def test_a_job_survives_a_killed_process_and_its_cancellation_reaches_all_of_the
     clock.now += 3600
     (tmp_path / "cancel").write_text(f"{queue.url} {number}")
     assert queue.work(lease_s=LEASE_S) == 1
-    assert queue.get_job_status(number) == "cancelled"
+    assert queue.get_job_status(number) == "cancelled", list(queue.get_job_logs(number).message)
     assert processes_of() == []
     assert read_state(Path(job.run_dir))["stop_reason"] == "job_cancelled"
     assert queue.get_job(number).token == 2
