@@ -45,7 +45,7 @@ class RunFollower:
         self.run_dir: Path | None = None
         self._row: Mapping[str, Any] = {}
         self._every_s, self._looked_s, self._epochs = every_s, -math.inf, 0
-        self._pause_asked_at: float | None = None
+        self._saved_before_pause: tuple[Path | None, float] | None = None  # None: no pause is requested
 
     def tell(self, run_dir: str, row: Mapping[str, Any]) -> None:
         """Where the run is, and its newest progress; called by the thread that watches the processes."""
@@ -66,16 +66,14 @@ class RunFollower:
         run, _ = run_on_disk(self.run_dir)
         run.step = max(run.step, int(self._row.get("step") or 0))
         run.epoch = max(run.epoch, int(self._row.get("epoch") or 0))
-        if not pause:
-            self._pause_asked_at = None
-        elif self._pause_asked_at is None:
-            self._pause_asked_at = time.time()
         run.requested(pause=pause, stop=stop)
-        # A paused run waits once it is saved.
-        saved = None
-        if self._pause_asked_at is not None:
-            saved = newest_checkpoint(self.run_dir, _planned(self.run_dir).get("checkpoint_dir"))
-        if saved is not None and modified_at(saved) >= (self._pause_asked_at or 0.0):
+        saved = newest_checkpoint(self.run_dir, _planned(self.run_dir).get("checkpoint_dir"))
+        mark = (saved, 0.0 if saved is None else modified_at(saved))
+        if not pause:
+            self._saved_before_pause = None
+        elif self._saved_before_pause is None:
+            self._saved_before_pause = mark
+        elif mark != self._saved_before_pause:  # a paused run waits once it is saved
             run.apply(RunEvent("on_checkpoint_saved", now, run.step, {"path": str(saved)}))
         rows = [row for row in read_json_lines(self.run_dir / "history.jsonl") if row.get("event") == "epoch"]
         events = [RunEvent("on_epoch_end", now, int(row["step"]), row) for row in rows[self._epochs :]]
