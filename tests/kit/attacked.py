@@ -60,7 +60,7 @@ def _parent(pid: int) -> int:
 
 def _wait_for_the_request() -> None:
     """Until the thread that passes a request to stop on has done so: the training ends with this very step."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     for thread in threading.enumerate():
         if thread.name == "trainbook-job-watch":
             thread.join(until - time.monotonic())

@@ -75,12 +75,12 @@ def test_a_job_whose_worker_is_killed_stops_on_all_devices_and_the_next_worker_c
     command = [
         sys.executable, str(ROOT / "cli" / "run_training.py"), "worker", "--queue", queue.url, "--until-empty",
     ]  # fmt: skip
-    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120)
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=400)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert queue.get_job_status(number) == "running"
     run_dir = Path(queue.get_job(number).run_dir)
     # The processes notice that they are alone, and end by themselves.
-    subprocess.run(["flock", "--wait", "120", str(run_dir / "lock"), "true"], check=True)
+    subprocess.run(["flock", "--wait", "300", str(run_dir / "lock"), "true"], check=True)
     stopped = read_state(run_dir)
     assert (stopped["stop_reason"], stopped["epoch"] < 6) == ("worker_stopped", True)
     assert queue.work() == 1
