@@ -12,7 +12,7 @@ from utils.ui.live_picture import live_picture, sentence
 from utils.ui.queue_jobs import HEADER, QueueJobs
 from utils.ui.run_on_disk import run_on_disk
 from utils.views.display import LiveOutput, show_html, show_text
-from utils.views.html import columns, element
+from utils.views.html import Html, columns, element
 from utils.views.live import live_view
 from widgets.attach import FollowView
 from widgets.forms import button, code, heading, markup_box, paragraph, problem_line, row, set_markup, small
@@ -42,10 +42,19 @@ def queue_panel(
     if mode == "widget":
         LiveOutput(QueuePanel(jobs, submits=setup is not None).box, jobs.to_text())
     elif mode == "html":
-        show_html(columns(f"Jobs in {jobs.url}", HEADER, [found.cells for found in jobs.rows()]), jobs.to_text())
+        show_html(_table(jobs), jobs.to_text())
     elif mode == "text":
         show_text(jobs.to_text())
     return jobs
+
+
+def _table(jobs: QueueJobs) -> Html:
+    rows = jobs.rows()
+    if not rows:
+        return paragraph(f"No job in {jobs.url} yet.")
+    return element(
+        "div", columns(f"Jobs in {jobs.url}", HEADER, [found.cells for found in rows]), style="line-height:1.4"
+    )
 
 
 class QueuePanel:
@@ -81,14 +90,10 @@ class QueuePanel:
     def draw(self) -> None:
         """Show the jobs as they are now."""
         rows, chosen = self._jobs.rows(), self.job.value
-        if rows:
-            markup = columns(f"Jobs in {self._jobs.url}", HEADER, [found.cells for found in rows])
-            set_markup(self.table, element("div", markup, style="line-height:1.4"))
-        else:
-            set_markup(self.table, paragraph(f"No job in {self._jobs.url} yet."))
+        set_markup(self.table, _table(self._jobs))
         self.job.options = [(f"{found.id} ({found.status})", found.id) for found in rows]
-        if chosen in [found.id for found in rows]:
-            self.job.value = chosen
+        if rows:
+            self.job.value = chosen if chosen in [found.id for found in rows] else rows[0].id
         for each in (self.job, self.open, self.cancel, self.retry, self.show_log):
             each.disabled = not rows
 
