@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from torch import nn
 
 import widgets
 from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, train_set, validation_set
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, MissingPackageError
 from utils.storage import write_json
 from utils.training import Callback, Trainer
 from utils.training.engine.checkpoint import read_checkpoint
@@ -94,6 +95,12 @@ def test_what_cannot_be_copied_is_named_before_anything_starts():
         live(trainer_of(plain_lm()), SimpleNamespace(train=_Holding(), validation=None), devices=2)
     assert "model:" not in str(caught.value)
     assert not Path("runs").exists()
+
+
+def test_without_cloudpickle_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(MissingPackageError, match=r'pip install -e ".\[notebook\]"'):
+        live(trainer_of(plain_lm()), devices=2)
 
 
 def test_one_device_needs_no_other_process():

@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import torch
 
 from utils import errors
-from utils.errors import ConfigError, PeerProcessError, TrainbookError
+from utils.errors import ConfigError, MissingPackageError, PeerProcessError, TrainbookError
 from utils.models.origins import origin_of
 from utils.storage import write_json, write_text
 from utils.training.engine.buffers import load_run_states
@@ -69,7 +68,8 @@ def train_in_processes(
         callbacks: instead of the trainer's.
         tell: called with the run's folder and the newest row of progress while the training goes on.
     Raises:
-        ConfigError: something cannot be copied to another process; names it. What `Trainer.train` raises.
+        ConfigError: something cannot be copied to another process; names it. MissingPackageError: cloudpickle (extra
+            `notebook`). What `Trainer.train` raises.
     """
     if type(trainer) is not Trainer:
         raise ConfigError(
@@ -102,21 +102,27 @@ def train_in_processes(
 # ---- what goes to the processes ----
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Tensors of an accelerator travel as those of the CPU: each process moves its model to its own device."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
-            data = obj.detach().cpu()
-            if isinstance(obj, torch.nn.Parameter):
-                return torch.nn.Parameter, (data, obj.requires_grad)
-            return torch.Tensor.requires_grad_, (data, obj.requires_grad)
-        return super().reducer_override(obj)
-
-
 def _pickled(value: Any) -> bytes:
+    """`value` as bytes, with the classes and functions of a notebook's cells.
+
+    Tensors of an accelerator travel as those of the CPU: each process moves its model to its own device.
+    """
+    try:
+        import cloudpickle
+    except ImportError:
+        raise MissingPackageError("cloudpickle", "to train on several devices from a notebook", "notebook") from None
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
+                data = obj.detach().cpu()
+                if isinstance(obj, torch.nn.Parameter):
+                    return torch.nn.Parameter, (data, obj.requires_grad)
+                return torch.Tensor.requires_grad_, (data, obj.requires_grad)
+            return super().reducer_override(obj)
+
     file = io.BytesIO()
-    _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return file.getvalue()
 
 
@@ -136,6 +142,8 @@ def _payload(
     }  # fmt: skip
     try:
         return _pickled(parts)  # in one piece: an optimizer holds parameters of the model
+    except MissingPackageError:
+        raise
     except Exception as error:
         found = "\n".join(f"  {name}: {reason}" for name, value in parts.items() if (reason := _obstacle(value)))
         raise ConfigError(
