@@ -132,14 +132,16 @@ class FollowView:
 
     Attributes:
         dashboard: its widgets.
+    Args:
+        shown: whether it is the output of the running cell, which static HTML replaces in the end; else it is part of a panel.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shown: bool = True) -> None:
         from widgets.dashboard import Dashboard
 
         self._folder = folder
         self.dashboard = Dashboard(StopFile(folder))
-        self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
+        self._output = LiveOutput(self.dashboard.box, LIVE_TEXT) if shown else None
 
     async def follow(self, every_s: float = FOLLOW_S) -> None:
         """Draw until the run is over; then leave static HTML. An error ends it and is shown in the view."""
@@ -150,7 +152,8 @@ class FollowView:
                 if live.over:
                     break
                 await asyncio.sleep(every_s)
-            self._output.replace(live_view(live_picture(live, (), stop_reason)), sentence(live, stop_reason))
+            if self._output is not None:
+                self._output.replace(live_view(live_picture(live, (), stop_reason)), sentence(live, stop_reason))
         except Exception as error:  # noqa: BLE001 - nobody awaits this task, so the view itself must show what ended it
             self.dashboard.report(error)
 

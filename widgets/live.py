@@ -25,6 +25,7 @@ from utils.training.samples import SamplePredictions, SampleTexts, prompts_from
 from utils.ui.live_picture import live_picture, phase_text, sentence
 from utils.ui.live_run import LiveFeed, LiveRun, RunEvent, past_of
 from utils.ui.progress import progress_line
+from utils.ui.run_on_disk import RunFollower
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.live import live_view
 from widgets.attach import LIVE_TEXT, asks_for_live_view, note_served, show_state
@@ -60,6 +61,8 @@ async def train_live(
     resume_from: Any = "auto",
     ui: str | None = None,
     prompts: Sequence[str] | None = None,
+    strategy: str | None = None,
+    devices: int | str | None = None,
 ) -> TrainingResults:
     """`trainer.train`, awaited in a notebook's cell: live curves, samples, and Stop, Pause and Save buttons.
 
@@ -75,13 +78,27 @@ async def train_live(
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
         prompts: beginnings that the model continues at every validation; None: the first words of two validation blocks,
             where the trainer has a tokenizer; (): none.
+        strategy, devices: instead of those of the trainer's settings. With "ddp", "fsdp" or several devices the run is
+            trained by processes of its own (docs/several-devices.md), which this view and its buttons follow.
     Raises:
         TrainingInterrupted: the kernel was interrupted; saved; carries the results.
         Whatever `Trainer.train` raises.
     """
+    changes = {name: value for name, value in (("strategy", strategy), ("devices", devices)) if value is not None}
+    if changes:
+        trainer.training_config = trainer.training_config.replace(**changes)
     session = _Session(trainer, data, resume_from, ui_mode(ui), prompts)
     await session.run()
     return session.outcome()
+
+
+def _processes_for(config: Any) -> int | None:
+    """How many processes the settings ask for; None: one, this one."""
+    if getattr(config, "strategy", "auto") == "auto" and getattr(config, "devices", "auto") in ("auto", 1):
+        return None
+    from utils.training.jobs.handed import processes_for
+
+    return processes_for(config)
 
 
 class _Session:
@@ -99,6 +116,8 @@ class _Session:
         self.at_once = False
         self.interrupts = Interrupts(trainer.control, self._second_interrupt)
         self.view = _view_for(mode, trainer, self.pump)
+        self.processes = _processes_for(trainer.training_config)
+        self.follower = RunFollower() if self.processes is not None else None
         self.thread = threading.Thread(target=self._train, name="trainbook-training", daemon=True)
         self._prompts = prompts
 
@@ -149,7 +168,15 @@ class _Session:
     def _train(self) -> None:
         """In the thread. Prints nothing, draws nothing."""
         try:
-            self.results = self.trainer.train(self.data.train, self.data.validation, resume_from=self.resume_from)
+            if self.processes is None or self.follower is None:
+                self.results = self.trainer.train(self.data.train, self.data.validation, resume_from=self.resume_from)
+                return
+            from utils.training.jobs.handed import train_in_processes
+
+            self.results = train_in_processes(
+                self.trainer, self.data.train, self.data.validation, self.processes, resume_from=self.resume_from,
+                callbacks=self.trainer.callbacks, tell=self.follower.tell,
+            )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised again in the cell, by `outcome`
             self.error = error
 
@@ -159,10 +186,12 @@ class _Session:
         before = self.trainer.callbacks
         tokenizer = self.trainer.tokenizer
         prompts = prompts_from(self.data.validation, tokenizer) if self._prompts is None else tuple(self._prompts)
-        self.trainer.callbacks = [*before, LiveFeed(self.events.put)]
+        here = self.follower is None  # else samples come from the run's folder, as everything does
+        tell = self._tell_samples if here else None
+        self.trainer.callbacks = [*before, *([LiveFeed(self.events.put)] if here else [])]
         if prompts and tokenizer is not None:
-            self.trainer.callbacks.append(SampleTexts(tokenizer, prompts, tell=self._tell_samples))
-        self.trainer.callbacks.append(SamplePredictions(tokenizer, tell=self._tell_samples))
+            self.trainer.callbacks.append(SampleTexts(tokenizer, prompts, tell=tell))
+        self.trainer.callbacks.append(SamplePredictions(tokenizer, tell=tell))
         try:
             yield
         finally:
@@ -194,11 +223,21 @@ class _Session:
 
     def _take_events(self) -> None:
         control = self.trainer.control
+        if self.follower is not None:
+            self._follow(self.follower, pause=control.pause.is_set(), stop=control.stop.is_set())
         self.live.requested(pause=control.pause.is_set(), stop=control.stop.is_set())
         with contextlib.suppress(queue.Empty):
             while True:
                 event = self.events.get_nowait()
                 self.live.apply(event)
+                self.view.hear(self.live, event)
+
+    def _follow(self, follower: RunFollower, *, pause: bool, stop: bool) -> None:
+        """The run of other processes as its folder shows it."""
+        found = follower.look(pause=pause, stop=stop, last=not self.thread.is_alive())
+        if found is not None:
+            self.live, events = found
+            for event in events:
                 self.view.hear(self.live, event)
 
     def _take_stored_run(self) -> tuple[str, ...]:

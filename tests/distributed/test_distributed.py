@@ -420,11 +420,12 @@ def test_f44_a_notebook_refuses_several_processes_and_names_the_command(monkeypa
     monkeypatch.setattr(world, "front_end", lambda: "notebook")
     for changes in ({"strategy": "ddp"}, {"strategy": "fsdp"}, {"devices": 3}, {"num_nodes": 2}):
         with pytest.raises(ConfigError) as caught:
-            Trainer(tiny_gpt(), None, golden_config(**changes))
+            Trainer(tiny_gpt(), None, golden_config(**changes)).train(train_set())
         name, value = next(iter(changes.items()))
         assert f"{name}={value!r}" in str(caught.value)
         processes = changes.get("devices", 2)
         assert f"--nproc_per_node={processes} cli/run_training.py --config job.yaml" in str(caught.value)
+        assert not Path("runs").exists()
     assert not torch.distributed.is_initialized()
     assert train(tiny_gpt(), max_steps=2).steps == 2  # one device needs no permission
     with monkeypatch.context() as started:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, DataNotFoundError
+from utils.storage import read_json_lines
 from utils.training.config_files import read_config_file
 from utils.training.run_state import modified_at, read_state, run_status
 from utils.ui.live_run import LiveRun, Row, RunEvent, past_of
@@ -30,6 +32,53 @@ class StopFile:
     def request_stop(self, reason: str) -> None:
         """Ask the run to finish its step, save and end. Its stop reason will be "stop_file"."""
         self._path.touch()
+
+
+class RunFollower:
+    """The run that other processes train for this one, read from its folder once in `every_s` seconds.
+
+    Attributes:
+        run_dir: the run's folder; None until the training began.
+    """
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self.run_dir: Path | None = None
+        self._row: Mapping[str, Any] = {}
+        self._every_s, self._looked_s, self._epochs = every_s, -math.inf, 0
+        self._saved_before_pause: tuple[Path | None, float] | None = None  # None: no pause is requested
+
+    def tell(self, run_dir: str, row: Mapping[str, Any]) -> None:
+        """Where the run is, and its newest progress; called by the thread that watches the processes."""
+        self._row = row
+        self.run_dir = Path(run_dir)
+
+    def look(self, *, pause: bool, stop: bool, last: bool = False) -> tuple[LiveRun, list[RunEvent]] | None:
+        """The run as it is now, and an event for each epoch that ended since the last look; None: it is not time yet.
+
+        Args:
+            pause, stop: what this process has requested of the run.
+            last: the processes have ended.
+        """
+        now = time.monotonic()
+        if self.run_dir is None or (not last and now - self._looked_s < self._every_s):
+            return None
+        self._looked_s = now
+        run, _ = run_on_disk(self.run_dir)
+        run.step = max(run.step, int(self._row.get("step") or 0))
+        run.epoch = max(run.epoch, int(self._row.get("epoch") or 0))
+        run.requested(pause=pause, stop=stop)
+        saved = newest_checkpoint(self.run_dir, _planned(self.run_dir).get("checkpoint_dir"))
+        mark = (saved, 0.0 if saved is None else modified_at(saved))
+        if not pause:
+            self._saved_before_pause = None
+        elif self._saved_before_pause is None:
+            self._saved_before_pause = mark
+        elif mark != self._saved_before_pause:  # a paused run waits once it is saved
+            run.apply(RunEvent("on_checkpoint_saved", now, run.step, {"path": str(saved)}))
+        rows = [row for row in read_json_lines(self.run_dir / "history.jsonl") if row.get("event") == "epoch"]
+        events = [RunEvent("on_epoch_end", now, int(row["step"]), row) for row in rows[self._epochs :]]
+        self._epochs = len(rows)
+        return run, events
 
 
 def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
@@ -60,7 +109,8 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
         )
     )
     run.epoch = int(state.get("epoch") or 0)
-    run.saved_file = _newest_checkpoint(run_dir, planned.get("checkpoint_dir"))
+    saved = newest_checkpoint(run_dir, planned.get("checkpoint_dir"))
+    run.saved_file = None if saved is None else saved.name
     run.requested(pause=False, stop=StopFile(run_dir).requested)
     if status == "failed":
         run.failed(str(state.get("error") or "the run failed"))
@@ -87,7 +137,8 @@ def _total_steps(planned: Mapping[str, Any], rows: Iterable[Row]) -> int | None:
     return min(limits, default=None)
 
 
-def _newest_checkpoint(run_dir: Path, checkpoint_dir: str | None) -> str | None:
+def newest_checkpoint(run_dir: Path, checkpoint_dir: str | None = None) -> Path | None:
+    """The checkpoint file that was written last; None where there is none."""
     folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
     files = [*folder.glob("epoch_*.pt"), *folder.glob("step_*.pt")]
-    return max(files, key=modified_at).name if files else None
+    return max(files, key=modified_at) if files else None

@@ -72,7 +72,7 @@ from utils.training.engine.tasks import Task, infer_task_spec, make_task
 from utils.training.engine.tasks.inference import task_type_of
 from utils.training.engine.trial import first_samples_notices
 from utils.training.engine.trial_rules import RULES
-from utils.training.engine.world import World, check_launch, join
+from utils.training.engine.world import World, check_launch, check_settings, join
 from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec
 from utils.training.tracking import RunFacts, Tracker, Trackers, check_trackers, make_trackers
@@ -139,7 +139,7 @@ class Trainer:
         self.task: Task | None = None
         self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
-        check_launch(self.training_config)
+        check_settings(self.training_config)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:

@@ -81,6 +81,13 @@ class Launch:
         return launch if size > 1 else None
 
 
+def check_settings(config: TrainingConfig) -> None:
+    """`check_launch` for a Trainer that is being made: in a notebook, `train_live` may still start processes of this host."""
+    allowed = os.environ.get(ALLOW_IN_NOTEBOOK) == "1"
+    if front_end() == "plain" or allowed or config.num_nodes > 1 or Launch.from_environment() is not None:
+        check_launch(config)
+
+
 def check_launch(config: TrainingConfig) -> list[str]:
     """Whether this process can train as `strategy`, `devices` and `num_nodes` say. Starts nothing.
 
@@ -96,9 +103,10 @@ def check_launch(config: TrainingConfig) -> list[str]:
     if front_end() != "plain" and not allowed and (wanted or launch is not None):
         asked = ", ".join(wanted) or f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment"
         raise ConfigError(
-            f"{asked}: several processes cannot be started from a notebook, whose kernel is one. Write the job to a file and "
-            f"start it from a terminal:\n  {_command(config)}\nTo train here on one device, leave strategy, devices and "
-            f"num_nodes as they are by default. {ALLOW_IN_NOTEBOOK}=1 in the environment lifts this check."
+            f"{asked}: a notebook's kernel is one process. On this host, `results = await widgets.train_live(trainer, data)` "
+            f"starts the others. Or write the job to a file and start it from a terminal:\n  {_command(config)}\nTo train "
+            "here on one device, leave strategy, devices and num_nodes as they are by default. "
+            f"{ALLOW_IN_NOTEBOOK}=1 in the environment lifts this check."
         )
     if launch is not None:
         return _check_numbers(config, launch)

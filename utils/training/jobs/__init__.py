@@ -7,4 +7,5 @@ process.py    which process owns a job, and whether that process still exists
 lease.py      the thread that extends a lease while a job runs
 running.py    from a claimed job to a training in this process
 devices.py    the same through torchrun, for a job that asks for several devices
+handed.py     what a notebook holds, trained in the same way: for train_live with several devices
 """

@@ -1,7 +1,8 @@
-"""A job on several devices of this host: torchrun starts its processes, and the worker watches them.
+"""A training on several devices of this host: torchrun starts its processes, and a worker or a notebook watches them.
 
-The worker keeps the lease. Between it and the first process of the training there is a folder: job.json in one direction, then
-a file `stop` with the reason; progress.json and outcome.json in the other. Processes whose worker is gone stop at a step.
+The watcher and the first process of the training talk through a folder. job.json goes to the processes, then the requests: a
+file `stop` with the reason, `pause` for as long as it exists, `save`. progress.json and outcome.json come back. Processes whose
+watcher is gone finish their step, save and end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import LeaseLostError, QueueError, RunLockedError
-from utils.scrubbing import describe_error
+from utils.scrubbing import describe_error, scrub
 from utils.storage import write_json, write_text
 from utils.training.jobs import process
 from utils.training.jobs.config import JobConfig
@@ -28,9 +29,11 @@ from utils.training.jobs.lease import WORKER_STOPPED, LeaseKeeper
 from utils.training.jobs.store import Job
 
 if TYPE_CHECKING:
+    from utils.training.engine.interrupts import Control
     from utils.training.job_worker import Worker
 
-_POLL_S = 0.2
+#: Seconds between two looks at the folder, on both sides.
+POLL_S = 0.2
 # Lines of the processes' output that an error quotes.
 _QUOTED = 30
 
@@ -54,18 +57,15 @@ def train_on_devices(worker: Worker, job: Job, keeper: LeaseKeeper) -> dict[str,
             write_text(folder / "stop", reason)
 
         worker.on_stop(ask, keeper)
-        with open(folder / "output.txt", "wb") as output, _started(job, folder, output) as processes:
+        run_dir = ""
+        with started(folder, int(job.spec["devices"])) as processes:
             while processes.poll() is None:
-                time.sleep(_POLL_S)
-                _take_progress(worker, job, keeper, folder)
-        _take_progress(worker, job, keeper, folder)
-        outcome = _read(folder / "outcome.json")
+                time.sleep(POLL_S)
+                run_dir = _take_progress(worker, job, keeper, folder, run_dir)
+        _take_progress(worker, job, keeper, folder, run_dir)
+        outcome = read(folder / "outcome.json")
         if outcome is None:
-            lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED:]
-            quoted = "\n".join(lines)
-            raise _DevicesError(
-                f"the processes of the job ended with status {processes.returncode} and no results:\n{quoted}"
-            )
+            raise _DevicesError(no_results(folder, processes.returncode))
         if "error" in outcome:
             if outcome["locked"]:
                 raise RunLockedError(outcome["error"])
@@ -82,43 +82,63 @@ def _failed_for_good(error: str) -> Exception:
 
 
 @contextlib.contextmanager
-def _started(job: Job, folder: Path, output: Any) -> Iterator[subprocess.Popen[bytes]]:
+def started(folder: Path, devices: int) -> Iterator[subprocess.Popen[bytes]]:
+    """torchrun with `devices` processes that train what the folder's job.json says. At an exception they are stopped."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.spec['devices']}",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}",
         "-m", "utils.training.jobs.devices", str(folder / "job.json"),
     ]  # fmt: skip
     # What this process can import, they can.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    # A session of their own: Ctrl-C in a terminal reaches the worker, which stops them in good order.
-    processes = subprocess.Popen(
-        command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    )
-    try:
-        yield processes
-    except BaseException:
-        # Ctrl-C: wait for a step's end and a checkpoint. A second one ends them at once.
+    with open(folder / "output.txt", "wb") as output:
+        # A session of their own: Ctrl-C in a terminal reaches the watcher, which stops them in good order.
+        processes = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            write_text(folder / "stop", WORKER_STOPPED)
-            processes.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(processes.pid, signal.SIGKILL)
-            processes.wait()
-        raise
+            yield processes
+        except BaseException:
+            # Ctrl-C: wait for a step's end and a checkpoint. A second one ends them at once.
+            try:
+                write_text(folder / "stop", WORKER_STOPPED)
+                processes.wait()
+            finally:
+                _kill(processes)
+            raise
 
 
-def _take_progress(worker: Worker, job: Job, keeper: LeaseKeeper, folder: Path) -> None:
-    progress = _read(folder / "progress.json")
-    if progress is None or progress["row"] == keeper.progress:
-        return
-    if keeper.progress is None and progress["run_dir"]:
-        with contextlib.suppress(LeaseLostError):
+def _kill(processes: subprocess.Popen[bytes]) -> None:
+    """End torchrun, which starts each training process in a session of its own, and those processes."""
+    children = process.children(processes.pid)
+    for pid in (processes.pid, *children):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    processes.wait()
+
+
+def no_results(folder: Path, status: int) -> str:
+    """What to say of processes that ended without an outcome: the end of their output."""
+    lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED:]
+    quoted = "\n".join(lines)
+    return f"the training processes ended with status {status} and no results:\n{quoted}"
+
+
+def _take_progress(worker: Worker, job: Job, keeper: LeaseKeeper, folder: Path, noted: str) -> str:
+    """Pass on how far the training is; the run's folder once it is known, which is noted in the queue."""
+    progress = read(folder / "progress.json")
+    if progress is None:
+        return noted
+    if progress["run_dir"] != noted:
+        with contextlib.suppress(LeaseLostError):  # the keeper notices, and stops the run
             worker.queue.store.note_run(job, progress["run_dir"])
             worker.queue.store.log_as_owner(job, f"trains on {job.spec['devices']} devices in {progress['run_dir']}")
-    keeper.progress = progress["row"]
+    if progress["row"] is not None:
+        keeper.progress = progress["row"]
+    return str(progress["run_dir"])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any] | None:
+    """The content of a file that the other side writes; None before it is written."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -130,9 +150,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def main(job_file: str) -> int:
-    """Train a job as one of its processes. The first one writes the outcome."""
+    """Train as one of the processes. The first one writes the outcome."""
     from utils.training.job_worker import is_for_good
-    from utils.training.jobs.running import JobProgress, kept, prepare
+    from utils.training.jobs.running import JobProgress, kept
 
     content = json.loads(Path(job_file).read_text(encoding="utf-8"))
     folder, first = Path(content["folder"]), os.environ.get("RANK", "0") == "0"
@@ -142,43 +162,65 @@ def main(job_file: str) -> int:
     def started(path: str) -> None:
         nonlocal run_dir
         run_dir = path
+        write_json(folder / "progress.json", {"row": None, "run_dir": run_dir})
 
     def report(row: dict[str, Any]) -> None:
         nonlocal written_at
-        if time.monotonic() - written_at >= _POLL_S:
+        if time.monotonic() - written_at >= POLL_S:
             written_at = time.monotonic()
             write_json(folder / "progress.json", {"row": row, "run_dir": run_dir})
 
     try:
         watching = JobProgress(report, lambda sentence: None, started, lambda: None)
-        trainer, train_data, val_data = prepare(JobConfig.from_spec(content["spec"]), content["name"], [watching])
-        with _watched(folder, content["worker"], trainer.request_stop) if first else contextlib.nullcontext():
-            results = trainer.train(train_data, val_data, resume_from="auto")
+        trainer, train_data, val_data, resume_from = _prepared(content, watching)
+        with _watched(folder, content["worker"], trainer.control) if first else contextlib.nullcontext():
+            results = trainer.train(train_data, val_data, resume_from=resume_from)
     except Exception as error:
         if first:
             outcome = {
                 "error": describe_error(error), "for_good": is_for_good(error), "locked": isinstance(error, RunLockedError),
+                "kind": type(error).__name__, "message": scrub(str(error)),
             }  # fmt: skip
             write_json(folder / "outcome.json", outcome)
         raise
     if first:
-        write_json(folder / "outcome.json", {"results": kept(results)})
+        more = {"precision": results.precision, "export_dir": results.export_dir, "export_error": results.export_error}
+        spec = None if results.task_spec is None else results.task_spec.to_dict()
+        write_json(folder / "outcome.json", {"results": kept(results), **more, "task_spec": spec})
     return 0
 
 
+def _prepared(content: dict[str, Any], watching: Any) -> tuple[Any, Any, Any, Any]:
+    """The trainer, its training and validation data, and where it continues: of a job, or of a notebook."""
+    if "spec" in content:
+        from utils.training.jobs.running import prepare
+
+        return (*prepare(JobConfig.from_spec(content["spec"]), content["name"], [watching]), "auto")
+    from utils.training.jobs.handed import received
+
+    return received(content["socket"], watching)
+
+
 @contextlib.contextmanager
-def _watched(folder: Path, worker: str, ask: Any) -> Iterator[None]:
-    """Pass the worker's request to stop on, and make one when the worker is gone."""
+def _watched(folder: Path, watcher: str, control: Control) -> Iterator[None]:
+    """Pass the watcher's requests on, and make one to stop when the watcher is gone."""
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(_POLL_S):
+        paused = False
+        while not ended.wait(POLL_S):
             if (folder / "stop").exists():
-                ask((folder / "stop").read_text(encoding="utf-8"))
+                control.request_stop((folder / "stop").read_text(encoding="utf-8"))
                 return
-            if process.is_gone(worker):
-                ask(WORKER_STOPPED)
+            if process.is_gone(watcher):
+                control.request_stop(WORKER_STOPPED)
                 return
+            if (folder / "pause").exists() != paused:
+                paused = not paused
+                (control.pause.set if paused else control.pause.clear)()
+            if (folder / "save").exists():
+                (folder / "save").unlink()
+                control.save_now.set()
 
     thread = threading.Thread(target=watch, name="trainbook-job-watch")
     thread.start()

@@ -44,6 +44,21 @@ def is_gone(owner: str) -> bool:
     return state in "ZX" or starts != started  # a zombie has ended, and waits for its parent to notice
 
 
+def children(pid: int) -> list[int]:
+    """The processes that this one started, and those that they started; empty where the system has no /proc."""
+    started: dict[int, list[int]] = {}
+    for folder in _PROC.glob("[0-9]*"):
+        fields = _read(folder / "stat").rpartition(")")[2].split()
+        if len(fields) > 1:
+            started.setdefault(int(fields[1]), []).append(int(folder.name))
+    found, left = [], [pid]
+    while left:
+        below = started.get(left.pop(), [])
+        found += below
+        left += below
+    return found
+
+
 def shown(owner: str | None) -> str:
     """An identity as messages name it."""
     if not owner:
