@@ -161,7 +161,7 @@ def _check_entries(payload: Payload) -> None:
     scaler, others = payload.get("scaler"), payload.get("other_processes", [])
     _require(scaler is None or isinstance(scaler, dict), "scaler", scaler, "a dict or None")
     _require(isinstance(others, list), "other_processes", others, "a list")
-    for name in ("callbacks", "task_spec", "run_state"):
+    for name in ("callbacks", "task_spec", "run_state", "base_model"):
         _require(isinstance(payload.get(name, {}), dict), name, payload.get(name), "a dict")
 
 
