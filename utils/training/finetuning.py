@@ -22,6 +22,8 @@ from utils.training.training_config import TrainingConfig
 
 # Attribute of a model with adapters: what identifies the base model that its checkpoints do not hold.
 _RECORD = "_trainbook_base"
+#: Attribute of a pretrained model: names of the parameters that its checkpoint did not contain.
+NEW_PARAMETERS = "_trainbook_new_parameters"
 
 # Their fused kernels read the weights of the layers inside and would ignore an adapter.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -156,7 +158,8 @@ def head_parameters(model: nn.Module) -> set[int]:
     found = {id(parameter) for _, part in _heads(model) for parameter in part.parameters()}
     if not found:
         raise ConfigError(
-            f"finetune: got 'head', and {type(model).__name__} has no head apart from its backbone; set 'lora', 'last_layers' or "
+            f"finetune: got 'head', and {type(model).__name__} has no head apart from its backbone; set 'lora', "
+            "'last_layers' or "
             "'full'."
         )
     return found
@@ -179,7 +182,10 @@ def last_parameters(model: nn.Module, count: int) -> set[int]:
         found |= {id(parameter) for other in behind for parameter in children[other].parameters()}
         current = children[step]
     embeddings = {
-        id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters(recurse=False)
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for p in module.parameters(recurse=False)
     }
     return found - embeddings
 
@@ -199,7 +205,7 @@ def _stacked_weights(model: nn.Module) -> str | None:
 def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     """`model` inside a peft model with LoRA adapters; a peft model is returned as it is.
 
-    A new head, which no pretrained weights exist for, is trained too. The adapters start from `random_seed` alone, and the
+    A head for classes or numbers is trained too, and so is every module that the pretrained checkpoint did not contain. The adapters start from `random_seed` alone, and the
     global random generators are left as they were.
     """
     try:
@@ -211,20 +217,16 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
         return model
     if any(_is_adapted(module) for module in model.modules()):
         raise ModelError(
-            f"{type(model).__name__} holds the adapters of an earlier run. Give that run's model (results.model), or load the base "
+            f"{type(model).__name__} holds the adapters of an earlier run. Give that run's model (results.model), "
+            "or load the base "
             "model again."
         )
     names = _targets(model, config)
-    whole = (
-        []
-        if getattr(model, "get_output_embeddings", lambda: None)() is not None
-        else [name for name, _ in _heads(model) if not any(target == name for target in names)]
-    )
     modules = dict(model.named_modules())
     settings = LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=names,
         fan_in_fan_out=all(_is_conv1d(modules[name]) for name in names),
-        modules_to_save=[name for name in whole if not any(n.startswith(f"{name}.") for n in names)] or None,
+        modules_to_save=_trained_whole(model, names) or None,
     )  # fmt: skip
     floats = getattr(model, "main_input_name", "input_ids") == "pixel_values"
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -236,12 +238,26 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     return adapted
 
 
+def _trained_whole(model: nn.Module, targets: list[str]) -> list[str]:
+    """Names of the modules that are trained themselves, beside the adapters on `targets`."""
+    is_language_model = getattr(model, "get_output_embeddings", lambda: None)() is not None
+    found = [] if is_language_model else [name for name, _ in _heads(model)]
+    modules = dict(model.named_modules())
+    for parameter in model.__dict__.get(NEW_PARAMETERS, ()):
+        owner = parameter.rpartition(".")[0]
+        inside = any(owner == name or owner.startswith(f"{name}.") for name in found)
+        if owner and not inside and not isinstance(modules.get(owner), (nn.Embedding, type(None))):
+            found.append(owner)
+    return [name for name in found if not any(target == name or target.startswith(f"{name}.") for target in targets)]
+
+
 def _targets(model: nn.Module, config: TrainingConfig) -> list[str]:
     every = linear_layers(model)
     if config.lora_targets == "auto":
         if not every:
             raise ConfigError(
-                f"finetune: got 'lora', and {type(model).__name__} has no linear layer that an adapter can be put on; set 'full', "
+                f"finetune: got 'lora', and {type(model).__name__} has no linear layer that an adapter can be put on; "
+                "set 'full', "
                 "'head' or 'last_layers'."
             )
         return every
@@ -277,7 +293,10 @@ def base_of(model: nn.Module) -> nn.Module:
 def _note_base(model: nn.Module) -> None:
     if _RECORD in model.__dict__:
         return
-    frozen = sorted((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    # What stands in for a module that is trained whole is never used.
+    frozen = sorted(
+        (name, p) for name, p in model.named_parameters() if not p.requires_grad and ".original_module." not in name
+    )
     digest = hashlib.blake2b(digest_size=20)
     for name, parameter in frozen:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
@@ -310,11 +329,13 @@ def check_base(checkpoint: Mapping[str, Any], model: nn.Module, source: str) -> 
         return
     if here is None:
         raise CheckpointError(
-            f"{source} holds adapters of {_named(there)} and not the model itself. Resume with finetune='lora' and that base model."
+            f"{source} holds adapters of {_named(there)} and not the model itself. Resume with finetune='lora' "
+            "and that base model."
         )
     if there.get("digest") != here["digest"]:
         raise CheckpointError(
-            f"{source} holds adapters of the base model {_named(there)}; got {_named(here)}, whose weights are others. Load the base "
+            f"{source} holds adapters of the base model {_named(there)}; got {_named(here)}, whose weights are "
+            "others. Load the base "
             "model that the run started from."
         )
 

@@ -56,7 +56,9 @@ class MovementCallback(Callback):
 
     def _compare(self, trainer: Trainer) -> None:
         now = _checksums(trainer)
-        self.unmoved = self._facts["unmoved"] = [name for name, before in self._before.items() if now.get(name) == before]
+        self.unmoved = self._facts["unmoved"] = [
+            name for name, before in self._before.items() if now.get(name) == before
+        ]
         if self.unmoved:
             more = f" and {len(self.unmoved) - 5} more" if len(self.unmoved) > 5 else ""
             trainer.notice(

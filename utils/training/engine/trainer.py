@@ -186,7 +186,8 @@ class Trainer:
         """
         if self.own_parts is not None and self.training_config.finetune != "full":
             raise ConfigError(
-                f"finetune: got {self.training_config.finetune!r} with an optimizer of yours, which holds its own parameters; set "
+                f"finetune: got {self.training_config.finetune!r} with an optimizer of yours, which holds its own "
+                "parameters; set "
                 "'full' and freeze by requires_grad_(False)."
             )
         try:
