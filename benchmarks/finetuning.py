@@ -109,7 +109,7 @@ def tune(folder: Path, task: str, mode: str, output: Path, stop_after: int | Non
     loaded = load_family(folder, task)
     data = samples(task)
     config = TrainingConfig(**{
-        "finetune": mode, "epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "run_name": "run", "output_dir": str(output),
+        "finetune": mode, "epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "run_name": "run", "output_dir": str(output),
         "precision": "32", "lora_rank": 4, "lora_dropout": 0.1, **changes,
     })  # fmt: skip
     trainer = Trainer(loaded.model, training_config=config, task_spec=loaded.task_spec, callbacks=[Stop()])
@@ -133,7 +133,7 @@ def _verdicts(name: str, mode: str, folder: Path) -> dict[str, str]:
     task = save_family(name, folder / "base")
     whole = tune(folder / "base", task, mode, folder / "whole")
     found = {
-        "train": "yes" if whole.steps == 8 and whole.loss_history[-1] < whole.loss_history[0] else "does not learn"
+        "train": "yes" if whole.steps == 12 and whole.loss_history[-1] < whole.loss_history[0] else "does not learn"
     }
     tune(folder / "base", task, mode, folder / "parts", stop_after=3)
     again = tune(folder / "base", task, mode, folder / "parts")
@@ -190,8 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
     machine = about["about"] if about else ""
     if options.write:
         lead = (
-            f"Written by `python -m benchmarks.finetuning --write` on {machine} Each model is tiny and random, saved to a local "
-            "folder and loaded with the head of its task. Resume: a run that was stopped after three steps and continued "
+            f"Written by `python -m benchmarks.finetuning --write` on {machine} Each model is tiny and random, saved to a "
+            "local folder and loaded with the head of its task. Resume: a run that was stopped after three steps and continued "
             "with the model loaded anew has the weights of the run that was not stopped, bit for bit."
         )
         write_section(DOCUMENT, "Architectures", f"{lead}\n\n{body}")

@@ -205,7 +205,8 @@ def _stacked_weights(model: nn.Module) -> str | None:
 def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     """`model` inside a peft model with LoRA adapters; a peft model is returned as it is.
 
-    A head for classes or numbers is trained too, and so is every module that the pretrained checkpoint did not contain. The adapters start from `random_seed` alone, and the
+    A head for classes or numbers is trained too, and so is every module that the pretrained checkpoint did not
+    contain. The adapters start from `random_seed` alone, and the
     global random generators are left as they were.
     """
     try:
