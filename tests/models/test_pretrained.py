@@ -75,9 +75,11 @@ def test_what_cannot_be_loaded_is_refused_with_the_way_out(folders, tmp_path):
         inspect_pretrained(tmp_path)
     model = hf.GPT2LMHeadModel.from_pretrained(folders / "GPT-2")
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="allow_pickle=True"):
+    with pytest.raises(ModelError, match="safetensors_only=False"):
         inspect_pretrained(tmp_path)
-    assert not inspect_pretrained(tmp_path, allow_pickle=True).safe
+    assert not inspect_pretrained(tmp_path, safetensors_only=False).safe
+    loaded = load_pretrained(tmp_path, safetensors_only=False).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 16)
     with pytest.raises(ModelError, match="damaged"):
         inspect_pretrained(tmp_path)

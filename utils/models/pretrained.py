@@ -19,7 +19,14 @@ import torch
 from utils.errors import ConfigError, ModelError, ModelNotFoundError
 from utils.models.origins import note_origin
 from utils.models.registry import ModelRegistry
-from utils.models.transformers_models import config_of_file, hub_folder, model_class, quiet_loading, read_json
+from utils.models.transformers_models import (
+    config_of_file,
+    hub_folder,
+    model_class,
+    quiet_loading,
+    read_json,
+    torch_version,
+)
 from utils.schema import shown
 from utils.training.finetuning import NEW_PARAMETERS
 from utils.training.task_spec import TaskSpec
@@ -109,13 +116,13 @@ class Pretrained:
     notices: tuple[str, ...] = field(default=())
 
 
-def inspect_pretrained(source: str | os.PathLike[str], *, allow_pickle: bool = False) -> PretrainedFacts:
+def inspect_pretrained(source: str | os.PathLike[str], *, safetensors_only: bool = True) -> PretrainedFacts:
     """What a pretrained model is, from its files alone.
 
     Args:
         source: a folder of transformers, a run's folder with an export for transformers, or a Hub id ("owner/name",
             "owner/name@revision"), whose files are downloaded.
-        allow_pickle: consent to weights that are not in safetensors files.
+        safetensors_only: False consents to weights in pickle files, of which tensors alone are read.
     Raises:
         ModelNotFoundError: no such folder. HubError: the Hub did not give it.
         ModelError: it is no transformers model, has no weights, or weights that need consent.
@@ -133,11 +140,16 @@ def inspect_pretrained(source: str | os.PathLike[str], *, allow_pickle: bool = F
             f"{source}: there are no weights (model.safetensors) in {folder}. For a model with new weights give load_model its "
             "config.json."
         )
-    if not safe and not allow_pickle:
+    if not safe and safetensors_only:
         raise ModelError(
             f"{source}: its weights are in {weights[0]} only, a pickle file, which can run code when it is read. "
             "Convert them to "
-            "safetensors, or consent with allow_pickle=True."
+            "safetensors, or consent with safetensors_only=False."
+        )
+    if not safe and torch_version() < (2, 10):
+        raise ModelError(
+            f"{source}: its weights are in {weights[0]} only, which torch {torch.__version__} cannot load safely. Use torch "
+            "2.10 or newer, or convert them to safetensors."
         )
     parameters, dtype = _numbers_in([folder / name for name in safe])
     text = values.get("text_config") if isinstance(values.get("text_config"), dict) else {}
@@ -158,7 +170,7 @@ def load_pretrained(
     *,
     labels: Sequence[str] | None = None,
     dtype: str = "auto",
-    allow_pickle: bool = False,
+    safetensors_only: bool = True,
     seed: int = 0,
 ) -> Pretrained:
     """Load a pretrained model with the head that a task needs, and its tokenizer.
@@ -169,14 +181,14 @@ def load_pretrained(
             were saved from. A head that the checkpoint does not have is initialised anew and listed.
         labels: names of the classes, in the order of their numbers.
         dtype: number format of the weights: "auto" (as saved), "float32", "bfloat16", "float16".
-        allow_pickle: as `inspect_pretrained`.
+        safetensors_only: as `inspect_pretrained`.
         seed: of the new values of what the checkpoint does not contain.
     Raises:
         As `inspect_pretrained`.
         ConfigError: transformers has no such head for this architecture, or the number of classes is missing.
         ModelError: the weights are of another model, or the repository needs code of its own.
     """
-    facts = inspect_pretrained(source, allow_pickle=allow_pickle)
+    facts = inspect_pretrained(source, safetensors_only=safetensors_only)
     spec = _spec_of(task_spec)
     if facts.own_code:
         raise ModelError(
@@ -198,7 +210,7 @@ def load_pretrained(
         torch.manual_seed(seed)
         model, report = chosen.from_pretrained(
             facts.folder, config=config, local_files_only=True, output_loading_info=True, use_safetensors=facts.safe,
-            ignore_mismatched_sizes=spec is not None and spec.task_type in _WITH_LABELS,
+            weights_only=True, ignore_mismatched_sizes=spec is not None and spec.task_type in _WITH_LABELS,
             dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         )  # fmt: skip
     own = {name for name, _ in model.named_parameters()}
@@ -223,10 +235,10 @@ def pretrained_model(
     task_spec: TaskSpec | Mapping[str, Any] | str | None = None,
     labels: Sequence[str] | None = None,
     dtype: str = "auto",
-    allow_pickle: bool = False,
+    safetensors_only: bool = True,
 ) -> nn.Module:
     """The model of `load_pretrained`, without its tokenizer; for `ModelRegistry.create("pretrained", source=...)`."""
-    return load_pretrained(source, task_spec, labels=labels, dtype=dtype, allow_pickle=allow_pickle).model
+    return load_pretrained(source, task_spec, labels=labels, dtype=dtype, safetensors_only=safetensors_only).model
 
 
 def extend_vocabulary(model: nn.Module, tokenizer: Any, tokens: Sequence[str]) -> list[int]:

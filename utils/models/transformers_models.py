@@ -219,7 +219,7 @@ def load_folder(
             f"{where} has a config.json, but no weights (model.safetensors). For a model with new weights give the file "
             "config.json itself."
         )
-    if not any(name.endswith(".safetensors") for name in weights) and _torch_version() < (2, 10):
+    if not any(name.endswith(".safetensors") for name in weights) and torch_version() < (2, 10):
         raise ModelError(
             f"{where} has its weights as {weights[0]} only, which torch {torch.__version__} cannot load safely. Use torch 2.10 "
             "or newer, or convert them to safetensors."
@@ -389,6 +389,6 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
 
 
-def _torch_version() -> tuple[int, int]:
+def torch_version() -> tuple[int, int]:
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
