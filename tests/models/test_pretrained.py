@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers as hf
 
 from benchmarks.finetuning import save_family
+from utils.data import prepare_data
 from utils.errors import ConfigError, ModelError, ModelNotFoundError
 from utils.models import ModelRegistry, extend_vocabulary, inspect_pretrained, load_pretrained
 from utils.tokenization import train_bpe
+from utils.ui.setup_config import SetupConfig
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +116,19 @@ def test_a_tokenizer_of_another_model_is_named(folders, tmp_path):
     loaded = load_pretrained(tmp_path)
     assert len(loaded.tokenizer) > 60
     assert any("the model 60 rows" in sentence for sentence in loaded.notices)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "chat.jsonl"])
+def test_data_are_prepared_with_the_tokenizer_of_the_checkpoint(tmp_path, name):
+    tokenizer = train_bpe(["What comes after 7? 8.\n"] * 5, 300)
+    size = {"vocab_size": 300, "n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    hf.GPT2LMHeadModel(hf.GPT2Config(**size)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    lines = [f"What comes after {n}? {n + 1}." for n in range(200)]
+    if name == "chat.jsonl":
+        lines = [json.dumps(dict(zip(("question", "answer"), line.split("? "), strict=True))) for line in lines]
+    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    model = ModelRegistry.create("pretrained", source=tmp_path / "model")
+    setup = SetupConfig(dataset_source="local", dataset_path=str(tmp_path / name), max_length=64, vocab_size=300)
+    data = prepare_data(setup, model)
+    assert tokenizer.get_vocab().items() <= data.tokenizer.get_vocab().items()  # a chat template may add to it

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.errors import ConfigError, ModelError, ModelNotFoundError
-from utils.models.origins import note_origin
+from utils.models.origins import note_origin, note_tokenizer
 from utils.models.registry import ModelRegistry
 from utils.models.transformers_models import (
     config_of_file,
@@ -222,6 +222,8 @@ def load_pretrained(
             f"{source}: none of its weights has a name that {type(model).__name__} has, so the model would be untrained."
         )
     tokenizer = _tokenizer_of(facts.folder)
+    if tokenizer is not None:
+        note_tokenizer(model, tokenizer)
     notices = [*_listed(missing, unexpected, reshaped, type(model).__name__), *_mismatches(model, tokenizer)]
     arguments: dict[str, Any] = {} if spec is None or spec.num_classes is None else {"num_labels": spec.num_classes}
     model.__dict__[NEW_PARAMETERS] = (*missing, *reshaped)
