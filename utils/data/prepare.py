@@ -127,7 +127,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     Args:
         setup: data source, sizes and split (`DataSetup`).
         model: the `nn.Module` to be trained; its vocabulary and its longest input are limits, and its config is given the
-            special ids of the tokenizer. None: only the setup's.
+            special ids of the tokenizer. One of `load_pretrained` brings its tokenizer, which is used unless the setup's
+            `tokenizer_strategy` asks for another. None: only the setup's.
     Raises:
         ConfigError: setup and model contradict each other; lists every problem, before anything is read.
         DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
@@ -142,6 +143,7 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         vocab_size=vocab_size,
         block_size=setup.max_length,
         model_vocab_size=vocab_size_of(model),
+        tokenizer=_own_tokenizer(setup, model),
         tokenizer_strategy=setup.tokenizer_strategy,
         val_split=setup.val_split,
         random_seed=setup.random_seed,
@@ -321,11 +323,22 @@ def _conversations(setup: DataSetup, model: Any, vocab_size: int) -> PreparedDat
         return None
     found = load_conversation_files(path, with_validation=setup.val_split > 0)
     data = prepare_conversations(
-        found.records, model=model, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
-        random_seed=setup.random_seed, validation=found.validation, source=found.source, on_bad_row="skip",
+        found.records, tokenizer=_own_tokenizer(setup, model), model=model, max_length=setup.max_length,
+        vocab_size=vocab_size, val_split=setup.val_split, random_seed=setup.random_seed, validation=found.validation,
+        source=found.source, on_bad_row="skip",
     )  # fmt: skip
     data.report.notes.extend(found.notes)
     return data
+
+
+def _own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that came with a pretrained model; None where there is none, or the setup asks for one of its own."""
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.models.origins import tokenizer_of
+
+    found = tokenizer_of(model) if setup.tokenizer_strategy == "auto" else None
+    return found if isinstance(found, PreTrainedTokenizerFast) else None
 
 
 def _load(setup: DataSetup) -> LoadedTexts:

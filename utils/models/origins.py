@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+_tokenizers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _origins: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -22,6 +23,16 @@ def origin_of(model: nn.Module) -> dict[str, Any] | None:
     """{"name": source, **arguments} for `load_model`, as a job file's `model` section; None where it is not known."""
     found = _origins.get(model)
     return None if found is None else dict(found)
+
+
+def note_tokenizer(model: nn.Module, tokenizer: Any) -> None:
+    """Record the tokenizer that came with a pretrained `model`."""
+    _tokenizers[model] = tokenizer
+
+
+def tokenizer_of(model: nn.Module | None) -> Any:
+    """The tokenizer that came with a pretrained model; None where there is none."""
+    return None if model is None else _tokenizers.get(model)
 
 
 def _is_plain(value: Any) -> bool:

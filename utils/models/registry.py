@@ -27,7 +27,8 @@ class ModelRegistry(Registry):
         from utils.models.origins import note_origin
 
         model: nn.Module = super().create(name, **arguments)
-        note_origin(model, name.strip().lower(), arguments)
+        if name.strip().lower() != "pretrained":  # which notes the folder that the weights came from
+            note_origin(model, name.strip().lower(), arguments)
         return model
 
     @classmethod

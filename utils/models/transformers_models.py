@@ -29,7 +29,9 @@ logger = logging.getLogger("trainbook.models")
 _ANSWER_TIMEOUT_S = 15.0
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Files of a repository that a model is loaded from.
-_NEEDED = ("*.json", "*.py", "*.safetensors", "*.safetensors.index.json")
+_NEEDED = (
+    "*.json", "*.py", "*.safetensors", "*.safetensors.index.json", "*.jinja", "merges.txt", "vocab.txt", "*.model", "README.md",
+)  # fmt: skip
 _WAY_OUT = "Give the folder of a model on this machine, or the name of a model of ModelRegistry."
 
 
@@ -217,7 +219,7 @@ def load_folder(
             f"{where} has a config.json, but no weights (model.safetensors). For a model with new weights give the file "
             "config.json itself."
         )
-    if not any(name.endswith(".safetensors") for name in weights) and _torch_version() < (2, 10):
+    if not any(name.endswith(".safetensors") for name in weights) and torch_version() < (2, 10):
         raise ModelError(
             f"{where} has its weights as {weights[0]} only, which torch {torch.__version__} cannot load safely. Use torch 2.10 "
             "or newer, or convert them to safetensors."
@@ -230,7 +232,7 @@ def load_folder(
         config = config_of_file(folder / "config.json", values)
         found = model_class(config, wanted, where)
     config = changed(config, overrides, where) if overrides else config
-    with _quiet_loading(where):
+    with quiet_loading(where):
         model, report = found.from_pretrained(folder, config=config, local_files_only=True, output_loading_info=True)
     _check_loaded(model, report, where)
     loaded: nn.Module = model
@@ -285,7 +287,7 @@ def _custom_class(
             f"{where}: config.json does not say which of its model classes to use: {', '.join(models.values()) or 'none'}. "
             "Name one after a colon."
         )
-    with _quiet_loading(where):
+    with quiet_loading(where):
         if "AutoConfig" in classes:
             config = load(classes["AutoConfig"]).from_pretrained(folder, local_files_only=True)
         else:
@@ -307,6 +309,12 @@ def load_from_hub(
         HubError: the Hub cannot be reached and there is no copy, has no such model, or gives it only to those it knows.
         As `load_folder`.
     """
+    folder = hub_folder(repository, revision)
+    return load_folder(folder, wanted, overrides, trust, call, f"Hugging Face Hub: {repository}")
+
+
+def hub_folder(repository: str, revision: str | None) -> Path:
+    """The local folder with a Hub repository's config, weights and tokenizer. Raises `HubError`; `ModelError`: no config."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -332,7 +340,7 @@ def load_from_hub(
         logger.warning("%s: the Hub did not answer; the copy on this machine is used.", repository)
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{repository} has no config.json, so transformers cannot load it. {_WAY_OUT}")
-    return load_folder(Path(folder), wanted, overrides, trust, call, f"Hugging Face Hub: {repository}")
+    return Path(folder)
 
 
 def _refusal(repository: str, error: Exception) -> str:
@@ -355,7 +363,7 @@ def _refusal(repository: str, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_loading(where: str) -> Iterator[None]:
+def quiet_loading(where: str) -> Iterator[None]:
     """transformers' errors as `ModelError`; without its progress bars and its report of the keys, which we give ourselves."""
     from transformers.utils import logging as verbosity
 
@@ -381,6 +389,6 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
 
 
-def _torch_version() -> tuple[int, int]:
+def torch_version() -> tuple[int, int]:
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)

@@ -28,6 +28,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "with_optimization": _names(
         "compile_mode gradient_accumulation_steps gradient_checkpointing fused_loss precision use_amp auto_batch_size"
     ),
+    "with_fine_tuning": _names("finetune finetune_layers lora_rank lora_alpha lora_dropout lora_targets"),
     "with_scheduler": _names("use_lr_schedule lr_schedule warmup_ratio warmup_steps min_lr_ratio lr_decay_ratio"),
     "with_hardware": _names("precision use_amp compile_mode strategy devices num_nodes num_workers"),
     "with_logging": _names("use_wandb wandb_project wandb_entity run_name output_dir notes"),
@@ -170,6 +171,10 @@ class TrainingConfigBuilder:
         """The learning rate over time: use_lr_schedule, lr_schedule, warmup_ratio or warmup_steps, min_lr_ratio,
         lr_decay_ratio."""
         return self._changed("with_scheduler", values)
+
+    def with_fine_tuning(self, /, **values: Any) -> Self:
+        """Which parameters are trained: finetune, finetune_layers, lora_rank, lora_alpha, lora_dropout, lora_targets."""
+        return self._changed("with_fine_tuning", values)
 
     def with_hardware(self, /, **values: Any) -> Self:
         """Where it runs: precision or use_amp, compile_mode, strategy, devices, num_nodes, num_workers."""

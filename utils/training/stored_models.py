@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, ModelNotFoundError
 from utils.schema import nearest
 from utils.training.config_files import read_config_file
+from utils.training.finetuning import check_base, with_lora
 from utils.training.run_state import read_state
 from utils.training.task_spec import TaskSpec
+from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +102,6 @@ def load_results(
     from utils.training.engine.checkpoint import BEST, entries_of, newest, read_header
     from utils.training.engine.results import TrainingResults
     from utils.training.engine.state import TrainState
-    from utils.training.training_config import TrainingConfig
 
     settings = _config_of(folder).get("training") or {}
     config = TrainingConfig.from_dict(settings)
@@ -136,8 +137,12 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
     from utils.models import load_model
     from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
 
-    weights = read_checkpoint(path)["model"]
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["model"]
     model = load_model(name, **arguments)
+    if "base_model" in checkpoint:
+        model = with_lora(model, TrainingConfig.from_dict(TrainingConfig.from_saved(checkpoint["config"])[0]))
+        check_base(checkpoint, model, str(path))
     try:
         load_model_weights(model, weights, str(path))
     except CheckpointError as error:

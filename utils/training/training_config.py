@@ -25,6 +25,8 @@ ExportFormat = Literal[
     "gguf-q8_0", "peft",
 ]
 LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau", "wsd"]
+FineTuningMode = Literal["full", "lora", "head", "last_layers"]
+LayerName = Annotated[str, Strict(), Field(min_length=1)]
 
 # Spellings of other systems. "16" is half precision as the device has it; "bf16", "fp16" and "32" are literal.
 _PRECISIONS: Mapping[Any, Precision] = {
@@ -130,6 +132,20 @@ class TrainingConfig(Schema):
         0.1, "Final learning rate", "Share of the learning rate that is left at the end.", ge=0, le=1
     )
     label_smoothing: float = _field(0.0, "Label smoothing", "Share of the target spread over all classes.", ge=0, lt=1)
+
+    # Which parameters
+    finetune: FineTuningMode = _field(
+        "full", "Fine-tuning", "Which parameters are trained: all, LoRA adapters, the head, or the last layers with the head."
+    )
+    finetune_layers: int = _field(
+        2, "Last layers", "How many layers finetune='last_layers' trains.", unit="layers", ge=1, le=10_000
+    )
+    lora_rank: int = _field(8, "LoRA rank", "Rank of the matrices that LoRA adds.", ge=1, le=4096)
+    lora_alpha: float = _field(16.0, "LoRA alpha", "LoRA's update is scaled by alpha / rank.", gt=0, le=65_536)
+    lora_dropout: float = _field(0.0, "LoRA dropout", "Share of an adapter's inputs set to 0 in training.", ge=0, lt=1)
+    lora_targets: Literal["auto"] | tuple[LayerName, ...] = _field(
+        "auto", "LoRA targets", "Linear layers that get an adapter; auto: every one of the blocks."
+    )
 
     # On what
     precision: Precision = _field(
@@ -246,6 +262,11 @@ class TrainingConfig(Schema):
         for name in ("betas", "export_formats"):
             if isinstance(values.get(name), str):
                 problems.append(Problem(name, f"got {shown(values[name])}; must be a list"))
+        targets = values.get("lora_targets")
+        if isinstance(targets, str) and targets != "auto":
+            values["lora_targets"] = tuple(name.strip() for name in targets.split(",") if name.strip())
+        elif isinstance(targets, list):
+            values["lora_targets"] = tuple(targets)
         precision = values.get("precision")
         if isinstance(precision, (str, int)) and not isinstance(precision, bool) and precision in _PRECISIONS:
             values["precision"] = _PRECISIONS[precision]
@@ -279,6 +300,10 @@ class TrainingConfig(Schema):
                 Problem("optimizer", "got 'muon' with strategy='fsdp', which splits the matrices that Muon needs whole; set "
                         "optimizer='adamw', or strategy='ddp'", "adamw")
             )  # fmt: skip
+        if values["finetune"] == "lora" and values["strategy"] == "fsdp":
+            problems.append(Problem("strategy", "got 'fsdp' with finetune='lora'; adapters are small: set 'ddp'", "ddp"))
+        if values["lora_targets"] == ():
+            problems.append(Problem("lora_targets", "got no name; set 'auto' or names of linear layers", "auto"))
         metric = str(values["monitor"]).split("/")[-1]
         wanted = "max" if metric in _GROWING else "min" if metric in _FALLING else None
         if wanted and values["mode"] != wanted:

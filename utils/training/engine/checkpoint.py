@@ -36,6 +36,7 @@ from utils.training.engine.checkpoint_reading import (
 )
 from utils.training.engine.checkpoint_writing import write_file
 from utils.training.engine.snapshot import storage_bytes
+from utils.training.finetuning import base_record, checkpoint_state
 
 log = logging.getLogger("trainbook.engine")
 
@@ -55,7 +56,7 @@ _GROWTH_BYTES = 16 << 10
 # What a header has: everything that says which run this is and how far it was, and no tensor.
 _HEADER = (
     "format", "schema", "run", "state", "value", "regular", "optimizer_kind", "batch_plan", "config", "task_spec",
-    "fingerprint", "environment",
+    "fingerprint", "environment", "base_model",
 )  # fmt: skip
 
 
@@ -92,10 +93,11 @@ def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], so
         CheckpointError: names the first differences; the model is unchanged.
     """
     weights = fitting_weights(model, weights, source)
+    whole = base_record(model) is None  # else the frozen weights stay
     # What is no tensor is kept by the module as it is, and may be a view of a mapped file.
     model.load_state_dict({
         name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in weights.items()
-    })  # fmt: skip
+    }, strict=whole)  # fmt: skip
 
 
 def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -105,7 +107,7 @@ def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], sourc
     Raises:
         CheckpointError: names the first differences.
     """
-    own = model.state_dict()
+    own = checkpoint_state(model)
     weights = under_names_of(own, weights)
     differences = [f"{name}: only in the checkpoint" for name in weights if name not in own]
     differences += [f"{name}: only in the model" for name in own if name not in weights]

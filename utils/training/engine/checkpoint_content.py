@@ -28,7 +28,7 @@ from utils.training.engine.state import TrainState
 from utils.training.training_config import TrainingConfig
 
 FORMAT = 1  # layout of the file: which entries there are
-SCHEMA = 3  # fields of config and state; files that do not state it have 1
+SCHEMA = 4  # fields of config and state; files that do not state it have 1
 
 REQUIRED = (
     "format", "run", "state", "value", "regular", "model", "optimizer", "schedule", "rng", "config", "fingerprint",
@@ -161,7 +161,7 @@ def _check_entries(payload: Payload) -> None:
     scaler, others = payload.get("scaler"), payload.get("other_processes", [])
     _require(scaler is None or isinstance(scaler, dict), "scaler", scaler, "a dict or None")
     _require(isinstance(others, list), "other_processes", others, "a list")
-    for name in ("callbacks", "task_spec", "run_state"):
+    for name in ("callbacks", "task_spec", "run_state", "base_model"):
         _require(isinstance(payload.get(name, {}), dict), name, payload.get(name), "a dict")
 
 

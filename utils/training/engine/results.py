@@ -36,6 +36,8 @@ class TrainingResults(Mapping[str, Any]):
         task_spec, training_config: what was learnt and how.
         run_dir: the run's folder (Path); run_name: its name.
         state: the TrainState at the end.
+        fine_tuning: of a run that trained a part of the model: its mode, the parameters that were trained, all of them, their
+            share, the optimizer's bytes and the names of trained tensors that did not move; else None.
         notices: sentences the user should know: inferences, fallbacks, failed services.
         checkpoint_path: newest checkpoint; best_model_path: best one; checkpoint_paths: all that are kept, oldest first.
         export_dir: the export bundle, where the config asks for one; export_error: why there is none, else None.
@@ -52,6 +54,7 @@ class TrainingResults(Mapping[str, Any]):
         self, *, state: TrainState, model: nn.Module, tokenizer: Any, task_spec: TaskSpec | None,
         training_config: TrainingConfig,
         run_dir: Path, precision: str, checkpoints: list[Path], best_model_path: Path | None, notices: list[str],
+        fine_tuning: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.state, self.model, self.tokenizer = state, model, tokenizer
         self.task_spec, self.training_config = task_spec, training_config
@@ -61,6 +64,7 @@ class TrainingResults(Mapping[str, Any]):
         self.checkpoint_path = self.checkpoint_paths[-1] if checkpoints else None
         self.best_model_path = str(best_model_path) if best_model_path else None
         self.notices = notices
+        self.fine_tuning = fine_tuning
         self.export_dir: str | None = None
         self.export_error: str | None = None
 

@@ -23,6 +23,7 @@ from utils.training.engine.parts import Parts
 from utils.training.engine.sharding import whole
 from utils.training.engine.snapshot import NoRoomError, SnapshotMemory, storage_bytes
 from utils.training.engine.state import TrainState
+from utils.training.finetuning import base_record, checkpoint_state
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
@@ -185,7 +186,7 @@ class RunSaver:
             "state": self.state.to_dict(),
             "value": value,
             "regular": regular,
-            "model": self._whole(parts.model.state_dict()),
+            "model": self._whole(checkpoint_state(parts.model)),
             "optimizer": self._whole(parts.optimizer.state_dict()),
             "optimizer_kind": type(parts.optimizer).__name__,
             "schedule": parts.schedule.state_dict(),
@@ -200,6 +201,8 @@ class RunSaver:
         }
         if carried := run_states(parts.model):
             payload["run_state"] = carried
+        if base := base_record(parts.model):
+            payload["base_model"] = base
         return {**self._extras(payload), **payload}
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:

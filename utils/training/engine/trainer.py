@@ -20,6 +20,7 @@ from utils.data.inspection.training import data_notices, refuse_float_ids
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
+    ConfigError,
     DataError,
     ModelError,
     TrainbookError,
@@ -59,6 +60,7 @@ from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.master_weights import fp32_weights
 from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
+from utils.training.engine.movement import MovementCallback
 from utils.training.engine.objective import Objective, check_monitor
 from utils.training.engine.own_loss import own_loss_notice
 from utils.training.engine.own_parts import OwnParts
@@ -73,6 +75,7 @@ from utils.training.engine.tasks.inference import task_type_of
 from utils.training.engine.trial import first_samples_notices
 from utils.training.engine.trial_rules import RULES
 from utils.training.engine.world import World, check_launch, check_settings, join
+from utils.training.finetuning import FineTuned, check_base, fine_tuned
 from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec
 from utils.training.tracking import RunFacts, Tracker, Trackers, check_trackers, make_trackers
@@ -139,6 +142,8 @@ class Trainer:
         self.task: Task | None = None
         self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
+        self._tuned: FineTuned | None = None
+        self._facts: dict[str, Any] = {}
         check_settings(self.training_config)
 
     @property
@@ -179,14 +184,23 @@ class Trainer:
             NonFiniteError, CallbackError: training stopped; a checkpoint of the last good step is kept.
             TrainingInterrupted: Ctrl-C; saved; carries the results.
         """
+        if self.own_parts is not None and self.training_config.finetune != "full":
+            raise ConfigError(
+                f"finetune: got {self.training_config.finetune!r} with an optimizer of yours, which holds its own "
+                "parameters; set 'full' and freeze by requires_grad_(False)."
+            )
         try:
-            return self._train(train_data, val_data, resume_from)
+            with fine_tuned(self.model, self.training_config) as tuned:
+                self.model, self._tuned, self._facts = tuned.model, tuned, tuned.facts
+                return self._train(train_data, val_data, resume_from)
         finally:
             # Not at the start, where a request may have been made already.
             self.control.clear()
 
     def _train(self, train_data: Any, val_data: Any, resume_from: Any) -> TrainingResults:
         self.notices = []
+        for sentence in [] if self._tuned is None else self._tuned.notices:
+            self.notice(sentence)
         config = self.training_config
         resume_from = absolute_source(resume_from)
         for sentence in check_launch(config):
@@ -480,6 +494,7 @@ class Trainer:
         if checkpoint is None:
             start.folder.keep_history(0, ())
             return TrainState()
+        check_base(checkpoint, parts.model, str(start.source))
         for sentence in check_same(start, self.training_config, environment_facts(parts), fingerprint):
             self.notice(sentence)
         state = self._state_to_continue(start, checkpoint, parts.world)
@@ -544,7 +559,7 @@ class Trainer:
         samples = {"train_samples": data.num_train, "validation_samples": data.num_validation}
         sections: dict[str, Any] = {"data": samples, "setup": None if setup is None else dict(setup)}
         as_made = (start.checkpoint is None or start.in_place) and _TRAINED.get(self.model) in (None, start.folder.path)
-        sections["model"] = origin_of(self.model) if as_made else None
+        sections["model"] = origin_of(self.model if self._tuned is None else self._tuned.base) if as_made else None
         known = {name: section for name, section in sections.items() if section is not None}
         start.folder.write_description(
             self.training_config.to_dict(), task_spec.to_dict(), **{**known, **self.description}
@@ -578,6 +593,8 @@ class Trainer:
             found.append(HooksCallback(self.hooks, train_data, val_data))
         if not any(isinstance(callback, DoctorCallback) for callback in found):
             found.append(DoctorCallback())
+        if self._tuned is not None and self._tuned.mode != "full":
+            found.append(MovementCallback(self._facts))
         if self.parts is not None and not self.parts.world.is_main:
             return [callback for callback in found if not callback.main_only]
         trackers = make_trackers(config, self.trackers, self.notices)
@@ -622,6 +639,7 @@ class Trainer:
             state=self.state, model=self.model, tokenizer=self.tokenizer, task_spec=task_spec,
             training_config=self.training_config, run_dir=folder.path, precision=self.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
+            fine_tuning=None if self.training_config.finetune == "full" else dict(self._facts),
         )  # fmt: skip
 
 

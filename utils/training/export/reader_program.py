@@ -113,7 +113,7 @@ class Reader:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, dtype=torch.float32, local_files_only=True, **known
         )
-        self._model = loaded.eval()
+        self._model = loaded.train(False)
 
     def module(self, loader: tuple[str, str], config: str | None, path: list[str]) -> None:
         """A new module of a class: from a config of transformers, as JSON, or without arguments."""

@@ -131,7 +131,7 @@ def _made_by(model: nn.Module) -> dict[str, Any]:
     """How another process makes a module of the same class. Raises UnreadableError: only the model's owner knows how."""
     made, config = type(model), getattr(model, "config", None)
     found = {"loader": (made.__module__, made.__qualname__), "path": list(sys.path)}
-    if callable(getattr(model, "save_pretrained", None)) and callable(getattr(config, "to_json_string", None)):
+    if config is not None and hasattr(model, "save_pretrained") and hasattr(config, "to_json_string"):
         return {**found, "config": config.to_json_string(use_diff=False)}
     parameters = inspect.signature(made).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind not in _OPTIONAL]

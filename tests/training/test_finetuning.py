@@ -1,0 +1,160 @@
+"""Fine-tuning: which parameters are trained, small checkpoints, exact resume, another base refused, merge and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from benchmarks.finetuning import STEPS, load_family, samples, save_family, tune, verdicts
+from utils.errors import CheckpointError, ConfigError, ModelError
+from utils.training import Trainer, TrainingConfig
+from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.finetuning import fine_tuned, linear_layers
+from utils.training.stored_models import load_results
+
+pytest.importorskip("peft")
+
+# peft asks transformers for it by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    save_family("Llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora_run(llama, tmp_path_factory):
+    return tune(llama, "causal_lm", "lora", tmp_path_factory.mktemp("runs"))
+
+
+# The other families and modes are in docs/FINETUNING.md, by benchmarks/finetuning.py.
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("GPT-2", "lora"),
+        ("BERT", "lora"),
+        ("ViT", "lora"),
+        pytest.param("T5", "lora", marks=pytest.mark.slow),
+        pytest.param("GPT-2", "full", marks=pytest.mark.slow),
+        pytest.param("ViT", "full", marks=pytest.mark.slow),
+    ],
+)
+def test_a_family_is_trained_resumed_merged_exported_and_reloaded(name, mode, tmp_path):
+    found = verdicts(name, mode, tmp_path)
+    assert found == {**dict.fromkeys(STEPS, "yes"), **({"merge": "-"} if mode == "full" else {})}
+
+
+def test_a_checkpoint_of_a_lora_run_holds_only_what_was_trained(llama, lora_run):
+    checkpoint = read_checkpoint(lora_run.checkpoint_path)
+    assert checkpoint["model"]
+    assert all("lora_" in name for name in checkpoint["model"])
+    assert checkpoint["base_model"]["class"] == "LlamaForCausalLM"
+    base = hf.LlamaForCausalLM.from_pretrained(llama).state_dict()
+    inside = lora_run.model.get_base_model().state_dict()
+    assert all(torch.equal(value, inside[name.replace(".weight", ".base_layer.weight")]) for name, value in base.items()
+               if name.endswith("q_proj.weight"))  # fmt: skip
+
+
+def test_the_share_and_the_memory_are_reported_and_every_trained_tensor_moved(lora_run):
+    facts = lora_run.fine_tuning
+    trained = sum(p.numel() for p in lora_run.model.parameters() if p.requires_grad)
+    assert (facts["mode"], facts["trained"], facts["unmoved"]) == ("lora", trained, [])
+    # Adam keeps two fp32 numbers a parameter and a step count a tensor.
+    tensors = sum(p.requires_grad for p in lora_run.model.parameters())
+    assert facts["optimizer_bytes"] == 8 * trained + 4 * tensors
+    assert any(f"{trained:,} of" in sentence for sentence in lora_run.notices)
+    assert any("optimizer's state takes" in sentence for sentence in lora_run.notices)
+
+
+def test_a_trained_tensor_that_no_gradient_reaches_is_named(tmp_path):
+    class WithUnused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(60, 8)
+            self.head = nn.Linear(8, 60)
+            self.head.unused = nn.Parameter(torch.ones(3))
+
+        def forward(self, input_ids):
+            return self.head(self.embed(input_ids))
+
+    config = TrainingConfig(finetune="head", epochs=2, batch_size=4, run_name="r", output_dir=str(tmp_path))
+    model = WithUnused()
+    before = model.embed.weight.detach().clone()
+    results = Trainer(model, training_config=config, task_spec={"name": "x", "task_type": "causal_lm"}).train(
+        samples("causal_lm")
+    )
+    assert results.fine_tuning["unmoved"] == ["head.unused"]
+    assert any("did not change in the first steps: head.unused" in sentence for sentence in results.notices)
+    assert torch.equal(model.embed.weight, before)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_another_base_is_refused_by_name(llama, lora_run, tmp_path):
+    other = hf.LlamaForCausalLM.from_pretrained(llama)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    other.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="adapters of the base model LlamaForCausalLM"):
+        tune(tmp_path, "causal_lm", "lora", Path(lora_run.run_dir).parent)
+
+
+def test_a_finished_run_is_loaded_from_its_folder(llama, lora_run):
+    found = load_results(Path(lora_run.run_dir), str(llama), {}, {"name": str(llama)})
+    mine, theirs = lora_run.model.state_dict(), found.model.state_dict()
+    assert mine.keys() == theirs.keys()
+    best = read_checkpoint(lora_run.best_model_path)["model"]
+    assert all(torch.equal(theirs[name], value) for name, value in best.items())
+
+
+def test_the_fused_loss_and_gradient_checkpointing_give_the_same(llama, lora_run, tmp_path):
+    for number, changes in enumerate(({"fused_loss": "on"}, {"gradient_checkpointing": True})):
+        other = tune(llama, "causal_lm", "lora", tmp_path / str(number), **changes)
+        assert other.loss_history == pytest.approx(lora_run.loss_history, rel=1e-4)
+        assert other.fine_tuning["unmoved"] == []
+
+
+def test_the_last_layers_and_what_follows_them_are_trained(llama):
+    model = load_family(llama, "causal_lm").model
+    config = TrainingConfig(finetune="last_layers", finetune_layers=1)
+    with fine_tuned(model, config):
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        name for name, _ in model.named_parameters() if name.startswith(("model.layers.1.", "model.norm.", "lm_head."))
+    }
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ConfigError, match="has 2 blocks"), fine_tuned(model, config.replace(finetune_layers=3)):
+        pass
+
+
+def test_targets_are_found_for_a_plain_network_and_checked_by_name(llama):
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert linear_layers(plain) == ["0", "2"]
+    model = load_family(llama, "causal_lm").model
+    assert len(linear_layers(model)) == 14
+    with (
+        pytest.raises(ConfigError, match=r"no linear layer 'q_prj'. Did you mean 'q_proj'"),
+        fine_tuned(model, TrainingConfig(finetune="lora", lora_targets=["q_prj"])),
+    ):
+        pass
+    with fine_tuned(model, TrainingConfig(finetune="lora", lora_targets=["q_proj"])) as tuned:
+        assert sum(hasattr(module, "lora_A") for module in tuned.model.modules()) == 2
+    with (
+        pytest.raises(ModelError, match="adapters of an earlier run"),
+        fine_tuned(model, TrainingConfig(finetune="lora")),
+    ):
+        pass
+
+
+def test_settings_that_exclude_each_other_are_refused():
+    with pytest.raises(ConfigError, match="strategy"):
+        TrainingConfig(finetune="lora", strategy="fsdp")
+    assert TrainingConfig(lora_targets="q_proj, v_proj").lora_targets == ("q_proj", "v_proj")
+    with pytest.raises(ConfigError, match="lora_targets"):
+        TrainingConfig(lora_targets=[])

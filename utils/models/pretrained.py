@@ -1,0 +1,430 @@
+"""Pretrained models: what a checkpoint is before it is loaded, the model with a head for the task, and its tokenizer.
+
+Weights are read from safetensors; files that can run code when they are read (pickle) are read only with consent, and code that
+a repository carries is never run from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from utils.errors import ConfigError, ModelError, ModelNotFoundError
+from utils.models.origins import note_origin, note_tokenizer
+from utils.models.registry import ModelRegistry
+from utils.models.transformers_models import (
+    config_of_file,
+    hub_folder,
+    model_class,
+    quiet_loading,
+    read_json,
+    torch_version,
+)
+from utils.schema import shown
+from utils.training.finetuning import NEW_PARAMETERS
+from utils.training.task_spec import TaskSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@(?P<revision>[\w./-]+))?")
+_LARGEST_HEADER = 100 << 20  # what the safetensors format allows
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
+)  # fmt: skip
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8", "U8": "uint8"}
+
+#: Task type -> transformers' table of the classes with the head for it.
+_HEADS: Mapping[str, str] = {
+    "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING", "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING",
+    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "text_classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "regression": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "token_classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    "image_classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+}  # fmt: skip
+_WITH_LABELS = ("text_classification", "token_classification", "image_classification", "regression")
+
+
+@dataclass(frozen=True)
+class PretrainedFacts:
+    """A pretrained model as its files describe it; nothing of it was loaded. None where they do not say.
+
+    Attributes:
+        source: as given; folder: where its files are on this machine.
+        architecture: the model class that the weights were saved from; model_type: transformers' name of the family.
+        bytes_on_disk: of the weights; parameters: numbers in them, from the headers of safetensors files.
+        dtype: format of most of the numbers: "fp32", "bf16", …
+        vocab_size, context_length: token ids, and positions; licence: from the model card.
+        files: names of all files; weights: those with weights.
+        safe: whether all weights are in safetensors files; own_code: whether the config asks for code of the repository.
+    """
+
+    source: str
+    folder: Path
+    architecture: str | None
+    model_type: str
+    bytes_on_disk: int
+    parameters: int | None
+    dtype: str | None
+    vocab_size: int | None
+    context_length: int | None
+    licence: str | None
+    files: tuple[str, ...]
+    weights: tuple[str, ...]
+    safe: bool
+    own_code: bool
+
+    def __str__(self) -> str:
+        unknown = "unknown"
+        numbers = unknown if self.parameters is None else f"{self.parameters:,}"
+        return (
+            f"{self.architecture or self.model_type}: {numbers} parameters in {self.dtype or unknown}, "
+            f"{self.bytes_on_disk / 2**20:,.1f} MiB on disk, vocabulary {self.vocab_size or unknown}, "
+            f"context {self.context_length or unknown}, licence {self.licence or unknown}."
+        )
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A loaded model with its tokenizer and what the checkpoint did not contain.
+
+    Attributes:
+        model: in evaluation mode; tokenizer: None where the source has none.
+        facts: what the files say; task_spec: the task that the head was chosen for, None where none was given.
+        missing: parameters of the model that the checkpoint does not hold, now with new values.
+        unexpected: tensors of the checkpoint that the model does not use.
+        reinitialised: parameters that the checkpoint holds in another shape, now with new values.
+        notices: sentences for the user: the lists above, and where tokenizer and model do not fit.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    facts: PretrainedFacts
+    task_spec: TaskSpec | None
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reinitialised: tuple[str, ...]
+    notices: tuple[str, ...] = field(default=())
+
+
+def inspect_pretrained(source: str | os.PathLike[str], *, safetensors_only: bool = True) -> PretrainedFacts:
+    """What a pretrained model is, from its files alone.
+
+    Args:
+        source: a folder of transformers, a run's folder with an export for transformers, or a Hub id ("owner/name",
+            "owner/name@revision"), whose files are downloaded.
+        safetensors_only: False consents to weights in pickle files, of which tensors alone are read.
+    Raises:
+        ModelNotFoundError: no such folder. HubError: the Hub did not give it.
+        ModelError: it is no transformers model, has no weights, or weights that need consent.
+    """
+    folder = _folder_of(source)
+    values = read_json(folder / "config.json")
+    if "model_type" not in values:
+        raise ModelError(f"{folder / 'config.json'} has no model_type, so it is no config of transformers.")
+    files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    safe = [name for name in files if name.endswith(".safetensors")]
+    pickled = [name for name in files if name.startswith("pytorch_model") and name.endswith(".bin")]
+    weights = tuple(safe or pickled)
+    if not weights:
+        raise ModelError(
+            f"{source}: there are no weights (model.safetensors) in {folder}. For a model with new weights give load_model its "
+            "config.json."
+        )
+    if not safe and safetensors_only:
+        raise ModelError(
+            f"{source}: its weights are in {weights[0]} only, a pickle file, which can run code when it is read. "
+            "Convert them to "
+            "safetensors, or consent with safetensors_only=False."
+        )
+    if not safe and torch_version() < (2, 10):
+        raise ModelError(
+            f"{source}: its weights are in {weights[0]} only, which torch {torch.__version__} cannot load safely. Use torch "
+            "2.10 or newer, or convert them to safetensors."
+        )
+    parameters, dtype = _numbers_in([folder / name for name in safe])
+    text = values.get("text_config") if isinstance(values.get("text_config"), dict) else {}
+    described = {**(text or {}), **values}
+    architectures = values.get("architectures") or [None]
+    return PretrainedFacts(
+        source=str(source), folder=folder, architecture=architectures[0], model_type=str(values["model_type"]),
+        bytes_on_disk=sum((folder / name).stat().st_size for name in weights), parameters=parameters,
+        dtype=dtype or described.get("dtype") or described.get("torch_dtype"),
+        vocab_size=_count(described, ("vocab_size",)), context_length=_count(described, _POSITIONS),
+        licence=_licence_of(folder), files=files, weights=weights, safe=bool(safe), own_code=bool(values.get("auto_map")),
+    )  # fmt: skip
+
+
+def load_pretrained(
+    source: str | os.PathLike[str],
+    task_spec: TaskSpec | Mapping[str, Any] | str | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    dtype: str = "auto",
+    safetensors_only: bool = True,
+    seed: int = 0,
+) -> Pretrained:
+    """Load a pretrained model with the head that a task needs, and its tokenizer.
+
+    Args:
+        source: as `inspect_pretrained`.
+        task_spec: the task, as an object, a mapping or its name ("text_classification"); None: the class that the weights
+            were saved from. A head that the checkpoint does not have is initialised anew and listed.
+        labels: names of the classes, in the order of their numbers.
+        dtype: number format of the weights: "auto" (as saved), "float32", "bfloat16", "float16".
+        safetensors_only: as `inspect_pretrained`.
+        seed: of the new values of what the checkpoint does not contain.
+    Raises:
+        As `inspect_pretrained`.
+        ConfigError: transformers has no such head for this architecture, or the number of classes is missing.
+        ModelError: the weights are of another model, or the repository needs code of its own.
+    """
+    facts = inspect_pretrained(source, safetensors_only=safetensors_only)
+    spec = _spec_of(task_spec)
+    if facts.own_code:
+        raise ModelError(
+            f"{source}: its config.json asks for code of the repository (auto_map), which is not run from here. "
+            f"load_model({str(source)!r}) shows the code and loads the model if you trust it."
+        )
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype: got {shown(dtype)}; must be 'auto', 'float32', 'bfloat16' or 'float16'.")
+    config = config_of_file(facts.folder / "config.json", read_json(facts.folder / "config.json"))
+    chosen = model_class(config, None, str(source)) if spec is None else _class_for(config, spec, str(source))
+    if spec is not None and spec.task_type in _WITH_LABELS:
+        _set_labels(config, spec, labels)
+    elif labels is not None:
+        raise ConfigError(
+            f"labels: got {len(labels)} names, and the task has no classes; give a task such as classification."
+        )
+    # New values are the same each time, so that adapters on top of them can be resumed.
+    with quiet_loading(str(source)), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, report = chosen.from_pretrained(
+            facts.folder, config=config, local_files_only=True, output_loading_info=True, use_safetensors=facts.safe,
+            weights_only=True, ignore_mismatched_sizes=spec is not None and spec.task_type in _WITH_LABELS,
+            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+        )  # fmt: skip
+    own = {name for name, _ in model.named_parameters()}
+    missing = tuple(sorted(name for name in report.get("missing_keys") or () if name in own))
+    unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
+    reshaped = tuple(sorted(entry[0] for entry in report.get("mismatched_keys") or ()))
+    if len(missing) >= len(own):
+        raise ModelError(
+            f"{source}: none of its weights has a name that {type(model).__name__} has, so the model would be untrained."
+        )
+    tokenizer = _tokenizer_of(facts.folder)
+    if tokenizer is not None:
+        note_tokenizer(model, tokenizer)
+    notices = [*_listed(missing, unexpected, reshaped, type(model).__name__), *_mismatches(model, tokenizer)]
+    arguments: dict[str, Any] = {} if spec is None or spec.num_classes is None else {"num_labels": spec.num_classes}
+    model.__dict__[NEW_PARAMETERS] = (*missing, *reshaped)
+    note_origin(model, f"{facts.folder}:{type(model).__name__}", arguments)
+    return Pretrained(model.eval(), tokenizer, facts, spec, missing, unexpected, reshaped, tuple(notices))
+
+
+@ModelRegistry.register("pretrained")
+def pretrained_model(
+    source: str | os.PathLike[str],
+    task_spec: TaskSpec | Mapping[str, Any] | str | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: str = "auto",
+    safetensors_only: bool = True,
+) -> nn.Module:
+    """The model of `load_pretrained`, without its tokenizer; for `ModelRegistry.create("pretrained", source=...)`."""
+    return load_pretrained(source, task_spec, labels=labels, dtype=dtype, safetensors_only=safetensors_only).model
+
+
+def extend_vocabulary(model: nn.Module, tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """Add special tokens to a tokenizer and rows for them to a model. Returns the ids of `tokens`.
+
+    New rows, of the input embeddings and of the output layer, start as the mean of the rows in use; tied weights stay tied.
+    Tokens that the tokenizer has already keep their ids and their rows.
+    """
+    transformer: Any = model
+    known = tokenizer.get_vocab()
+    new = [token for token in dict.fromkeys(tokens) if token not in known]
+    used = len(tokenizer)
+    tokenizer.add_tokens(new, special_tokens=True)
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+    added = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
+    if not added:
+        return ids
+    rows = transformer.get_input_embeddings().weight.shape[0]
+    if max(added) >= rows:
+        transformer.resize_token_embeddings(max(len(tokenizer), max(added) + 1), mean_resizing=False)
+    seen: set[int] = set()
+    with torch.no_grad():
+        for layer in (transformer.get_input_embeddings(), transformer.get_output_embeddings()):
+            for parameter in () if layer is None else (layer.weight, getattr(layer, "bias", None)):
+                if parameter is None or id(parameter) in seen:
+                    continue
+                seen.add(id(parameter))
+                mean = parameter[: min(used, rows)].float().mean(0)
+                parameter[added] = mean.to(parameter.dtype)
+    return ids
+
+
+def _folder_of(source: str | os.PathLike[str]) -> Path:
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        for folder in (path, path / "exports" / "hf", path / "hf"):
+            if (folder / "config.json").is_file():
+                return folder.absolute()
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{path} is an adapter of peft: load_model({text!r}) puts it on its base model, and an export of the "
+                "format 'hf' is "
+                "the merged model."
+            )
+        raise ModelError(
+            f"{path} has no config.json. A folder of transformers has one, and so has a run after "
+            "export_model(results, ['hf'])."
+        )
+    if path.exists() or text.startswith(("/", "./", "../", "~")):
+        raise ModelNotFoundError(f"{path} is no folder of a pretrained model; the working folder is {Path.cwd()}.")
+    match = _HUB_ID.fullmatch(text)
+    if match is None:
+        raise ModelNotFoundError(f"{shown(text)} is no folder here and no Hub id (owner/name).")
+    return hub_folder(match["id"], match["revision"])
+
+
+def _spec_of(given: TaskSpec | Mapping[str, Any] | str | None) -> TaskSpec | None:
+    if given is None or isinstance(given, TaskSpec):
+        return given
+    return TaskSpec(given, task_type=given) if isinstance(given, str) else TaskSpec.from_dict(given)
+
+
+def _class_for(config: Any, spec: TaskSpec, source: str) -> Any:
+    from transformers.models.auto import modeling_auto
+
+    kind = spec.task_type or ""
+    table = getattr(modeling_auto, _HEADS[kind]) if kind in _HEADS else {}
+    if type(config) not in table:
+        fitting = [task for task, name in _HEADS.items() if type(config) in getattr(modeling_auto, name)]
+        raise ConfigError(
+            f"task_spec: got the task {kind!r}, and transformers has no such head for {source} "
+            f"({type(config).__name__}); it has "
+            f"heads for {', '.join(fitting) or 'none of the tasks here'}."
+        )
+    found = table[type(config)]
+    return found[0] if isinstance(found, (tuple, list)) else found
+
+
+def _set_labels(config: Any, spec: TaskSpec, labels: Sequence[str] | None) -> None:
+    count = spec.num_classes or (len(labels) if labels is not None else None)
+    if count is None and spec.task_type == "regression":
+        count = 1
+    if count is None:
+        return  # as the checkpoint has them
+    if labels is not None and len(labels) != count:
+        raise ConfigError(f"labels: got {len(labels)} names for {count} classes.")
+    if labels is not None or config.num_labels != count:
+        names = list(labels) if labels is not None else [f"LABEL_{number}" for number in range(count)]
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+    if spec.task_type == "regression":
+        config.problem_type = "regression"
+    elif spec.multi_label is not None:
+        config.problem_type = "multi_label_classification" if spec.multi_label else "single_label_classification"
+
+
+def _numbers_in(files: Sequence[Path]) -> tuple[int | None, str | None]:
+    """How many numbers safetensors files hold, and the format of most; only their headers are read."""
+    counts: dict[str, int] = {}
+    for file in files:
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= _LARGEST_HEADER:
+                raise ModelError(f"{file} is damaged: its header would have {length:,} bytes. Download it again.")
+            try:
+                header = json.loads(opened.read(length))
+                entries = [entry for name, entry in header.items() if name != "__metadata__"]
+                for entry in entries:
+                    counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + _product(entry["shape"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(
+                    f"{file} is damaged: its header cannot be read ({error}). Download it again."
+                ) from None
+    if not counts:
+        return None, None
+    most = max(counts, key=lambda name: counts[name])
+    return sum(counts.values()), _DTYPES.get(most, most.lower())
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= int(size)
+    return total
+
+
+def _count(values: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    found = (values.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
+
+
+def _licence_of(folder: Path) -> str | None:
+    card = folder / "README.md"
+    if card.is_file():
+        head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
+        if head.startswith("---") and (
+            match := re.search(r"^license:\s*(.+)$", head.split("\n---", 1)[0], re.MULTILINE)
+        ):
+            return match[1].strip().strip("'\"")
+    return next((path.name for path in sorted(folder.glob("LICEN[CS]E*"))), None)
+
+
+def _tokenizer_of(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    with quiet_loading(f"the tokenizer in {folder}"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _listed(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str], kind: str) -> list[str]:
+    def names(found: Sequence[str]) -> str:
+        return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+
+    said = []
+    if missing:
+        said.append(f"Not in the checkpoint, so {kind} starts with new values for them: {names(missing)}.")
+    if reshaped:
+        said.append(
+            f"Of another shape in the checkpoint, so {kind} starts with new values for them: {names(reshaped)}."
+        )
+    if unexpected:
+        said.append(f"In the checkpoint and not used by {kind}: {names(unexpected)}.")
+    return said
+
+
+def _mismatches(model: Any, tokenizer: Any) -> list[str]:
+    """Where tokenizer and model do not fit each other."""
+    embeddings = model.get_input_embeddings() if tokenizer is not None else None
+    rows = getattr(getattr(embeddings, "weight", None), "shape", (None,))[0]
+    said = []
+    if rows is not None and len(tokenizer) > rows:
+        said.append(
+            f"The tokenizer has {len(tokenizer):,} tokens and the model {rows:,} rows: ids from {rows:,} on "
+            "cannot be read. Use the "
+            "model's own tokenizer, or extend_vocabulary."
+        )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id") if tokenizer is not None else ():
+        here, there = getattr(model.config, name, None), getattr(tokenizer, name, None)
+        accepted = here if isinstance(here, list) else [here]
+        if here is not None and there is not None and there not in accepted:
+            said.append(
+                f"{name}: {there} in the tokenizer and {here} in the model's config; training sets the tokenizer's."
+            )
+    return said
