@@ -80,6 +80,39 @@ def test_the_wizard_and_its_kin_import_without_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_f50_without_any_optional_package_everything_imports_and_training_and_export_work(tmp_path):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    optional = {name.replace("-", "_") for extra, names in extras.items() if extra != "test" for name in names}
+    # Both say at their import which package is missing: the first under `cli.run_notebook`'s own message.
+    need_one = ("cli.notebook_client", "utils.training.export.bundle_files.serve")
+    modules = [name for name in modules_of("utils", "widgets", "cli") if name not in need_one]
+    program = f"""
+import importlib, sys
+for name in {sorted(optional | {"mlflow", "tensorboard"})!r}:
+    sys.modules[name] = None
+for name in {modules!r}:
+    importlib.import_module(name)
+from tests.kit.toys import golden_config, tiny_gpt, train_set
+from utils.errors import MissingPackageError
+from utils.training import Trainer, export_model
+results = Trainer(tiny_gpt(), None, golden_config(epochs=1)).train(train_set())
+print(export_model(results, formats=["safetensors"])["safetensors"].path.name)
+try:
+    Trainer(tiny_gpt(), None, golden_config(epochs=1, finetune="lora", run_name="lora")).train(train_set())
+except MissingPackageError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    exported, refusal = done.stdout.splitlines()[-2:]
+    assert exported == "safetensors"
+    assert "peft" in refusal
+    assert "pip install" in refusal
+
+
 def test_importing_every_module_changes_nothing_in_the_process(tmp_path):
     program = f"""
 import importlib, os, random, signal, sys, threading, warnings

@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,10 @@ from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
 from tests.kit.tree import dotted, python_sources
 from tests.training.test_tracking import FakeWandb
 from utils import colab
-from utils.errors import ConfigError, DataError, Problem, TrainingInterrupted
+from utils.errors import CallbackError, ConfigError, DataError, Problem, TrainingInterrupted
 from utils.scrubbing import LOGGERS, describe_error, remember_secret, scrub, scrubbed
 from utils.storage import write_json
-from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
+from utils.training import Callback, JobConfig, JobQueue, RunTable, TaskSpec, Trainer, TrainingConfig, export_model
 from utils.training.engine.checkpoint import newest
 from utils.training.search import search_hyperparameters
 from utils.ui import SetupConfig
@@ -125,6 +126,40 @@ def test_no_file_of_a_run_that_failed_holds_a_secret(caplog):
     assert "ConnectionError: cannot reach https://***@example.org" in json.loads(Path("runs/leaky/state.json").read_text())["error"]
     _, payload = newest(Path("runs/leaky/checkpoints"))
     assert_clean({"config": payload["config"], "task_spec": payload["task_spec"]})
+
+
+def test_f35_a_key_of_the_environment_is_in_nothing_that_is_written_sent_or_shown(monkeypatch, caplog, capfd):
+    """The key has no shape by which it could be known: only its value gives it away."""
+    caplog.set_level(logging.DEBUG)
+    key = "CANARY" + "quietAfternoon" * 2
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    service = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    settings = {"notes": f"asked with {key}", "wandb_project": "p"}
+
+    class Refused(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            raise ConnectionError(f"401 for {key}")
+
+    results = Trainer(tiny_gpt(), None, golden_config(run_name="good", epochs=1, **settings)).train(train_set(), validation_set())
+    exported = export_model(results, formats=["safetensors"], output_dir="exports")
+    with pytest.raises(CallbackError) as caught:
+        Trainer(tiny_gpt(), None, golden_config(run_name="bad", epochs=1, **settings), callbacks=[Refused()]).train(train_set())
+    job = {"model_factory": "tests.kit.toys:plain_lm", "train_data": "tests.kit.toys:train_set", "max_attempts": 1}
+    with closing(JobQueue("sqlite:///jobs.db")) as queue:
+        with pytest.raises(ConfigError, match="a queue must not store"):
+            queue.submit_job(JobConfig(**job, training_config=golden_config(run_name=None, **settings)))
+        number = queue.submit_job(JobConfig(**job, training_config=golden_config(run_name=None)))
+        queue.work(1, callbacks=[Refused()])
+        status, messages = queue.get_job_status(number), queue.get_job_logs(number).to_string()
+    print(*RunTable("runs").list_runs(), results, exported, results.notices)
+    written = everything_in(".")
+    assert {".pt", ".db", ".json", ".jsonl", ".safetensors", ".sqlite"} <= {path.suffix for path in written}
+    shown = {"error": caught.value, "log": caplog.text, "screen": "".join(capfd.readouterr()), "job": f"{status} {messages}"}
+    sent = {"run": service.inits, "rows": service.rows}
+    for name, content in {**written, **shown, **sent}.items():
+        assert key.encode() not in (content if isinstance(content, bytes) else str(content).encode()), name
+    assert "401 for ***" in str(shown["job"])
 
 
 def test_a_run_whose_settings_held_a_secret_is_resumed_exactly():
