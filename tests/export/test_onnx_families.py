@@ -8,13 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.kit.task_toys import PAD, VOCAB, PlainEncoderDecoder, tiny_bert, tiny_t5
 from tests.kit.toys import tiny_llama
 from utils.adapters import ComputationalGraphExecutor
 from utils.errors import ExportError
 from utils.models.images import LeNet
+from utils.training import export_model
 from utils.training.export import onnx_measures
 from utils.training.export.onnx import export_onnx, export_onnx_int8
 
@@ -199,3 +200,21 @@ def test_int8_weights_that_change_predictions_are_not_exported(tmp_path, monkeyp
     ):
         export_onnx_int8(table().eval(), None, tmp_path / "onnx-int8", "test")
     assert list(tmp_path.iterdir()) == []
+
+
+class Recurrent(nn.Module):
+    """Ids (B, T) -> logits (B, T, V) by a recurrent layer, which the exporter writes as a loop over T."""
+
+    def __init__(self, layer: type[nn.Module]) -> None:
+        super().__init__()
+        self.embedding, self.layer, self.head = nn.Embedding(9, 8), layer(8, 8, batch_first=True), nn.Linear(8, 9)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.layer(self.embedding(input_ids))[0])
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+def test_a_recurrent_model_is_exported_a_second_time_as_well(layer, tmp_path):
+    for _ in range(2):
+        result = export_model(Recurrent(layer), ["onnx"], output_dir=tmp_path)["onnx"]
+        assert result.other_process["greedy_tokens_equal"] == 64

@@ -29,6 +29,7 @@ MADE = {
     "safetensors": plain_lm,
     "gguf": with_adapter,
     "torchscript": plain_lm,
+    "onnx": plain_lm,
 }
 
 
@@ -95,6 +96,27 @@ def test_weights_that_another_process_reads_differently_are_not_exported(tmp_pat
     with pytest.raises(ExportError, match=r"does not load as the same model: .* differs; nothing was exported"):
         export_model(plain_lm(), ["safetensors"], output_dir=tmp_path / "out")
     assert not (tmp_path / "out" / "safetensors").exists()
+
+
+def test_a_graph_that_another_process_reads_differently_is_not_exported(tmp_path, monkeypatch):
+    import onnx
+
+    from utils.training.export import onnx_verification
+
+    real = onnx_verification.loaded_elsewhere
+
+    def altered(request, room):
+        path = next(tmp_path.rglob("model.onnx"))
+        graph = onnx.load(path)
+        weights = next(tensor for tensor in graph.graph.initializer if tensor.raw_data and len(tensor.dims) == 2)
+        weights.raw_data = bytes(len(weights.raw_data))
+        onnx.save(graph, path)
+        return real(request, room)
+
+    monkeypatch.setattr(onnx_verification, "loaded_elsewhere", altered)
+    with pytest.raises(ExportError, match="differ"):
+        export_model(plain_lm(), ["onnx"], output_dir=tmp_path / "out")
+    assert not (tmp_path / "out" / "onnx").exists()
 
 
 def test_a_file_that_does_not_load_there_says_why(tmp_path):

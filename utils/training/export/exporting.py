@@ -108,7 +108,7 @@ def export_model(
 #: The process that each format is loaded in, see `other_process`. That of safetensors depends on the model.
 _ROOMS = {
     **dict.fromkeys(("hf", "peft", "gguf", "gguf-f32", "gguf-q8_0"), "transformers"),
-    **dict.fromkeys(("torchscript", "torch_export", "aot_inductor"), "torch"),
+    **dict.fromkeys(("torchscript", "torch_export", "aot_inductor", "onnx", "onnx-int8"), "torch"),
 }
 
 #: A model to export, where its weights come from, what to say of them, the run's folder and the step.

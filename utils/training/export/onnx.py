@@ -144,7 +144,9 @@ def _export(
         raise ExportError(
             f"{target} could not be written: {error.strerror or error}. What was there before is unchanged."
         ) from error
-    return ExportResult(kind, target, size_of(target), files.parity, files.benchmark, notes, files.opset)
+    return ExportResult(
+        kind, target, size_of(target), files.parity, files.benchmark, notes, files.opset, other_process=files.parity or None
+    )
 
 
 def write_onnx(model: nn.Module, folder: Path, options: OnnxOptions, tokenizer: Any = None) -> OnnxFiles:

@@ -227,7 +227,7 @@ def write_graph(graph: Graph, file: Path, owner: str, external_data: bool) -> No
     rest = tuple(dynamic[name] for name in graph.inputs if name not in parameters)
     shapes = (*named, rest) if rest else named
     try:
-        with silent(), torch.no_grad():
+        with silent(), torch.no_grad(), _fresh_recurrent_layers():
             program = torch.onnx.export(
                 graph.module.eval(),
                 tuple(graph.inputs.values()),
@@ -248,6 +248,26 @@ def write_graph(graph: Graph, file: Path, owner: str, external_data: bool) -> No
         raise ExportError(
             f"{owner} cannot be written as ONNX: {reason(error)} Other formats are not affected."
         ) from error
+
+
+@contextlib.contextmanager
+def _fresh_recurrent_layers() -> Iterator[None]:
+    """Forget which decomposition GRU and LSTM had, before and after.
+
+    The exporter registers one for any sequence length while it traces, but what an earlier export or compilation left in the
+    operators' dispatch cache comes first: the second export of a GRU in a process would be traced for one length, and refused.
+    """
+    operators = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
+
+    def forget() -> None:
+        for operator in operators:
+            operator._dispatch_cache.clear()
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 def _positional(module: nn.Module) -> list[str]:

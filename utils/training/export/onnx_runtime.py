@@ -4,20 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from utils.errors import ExportError
 from utils.training.export.onnx_graphs import reason
+from utils.training.export.other_process import Loaded, UnreadableError
 
 
-class Session:
-    """`Session(file)(inputs) -> outputs`, both by name, with as many threads as torch has.
+class Session(Protocol):
+    """An ONNX file that is loaded: `session(inputs) -> outputs`, both by name.
 
+    Attributes:
+        inputs: shapes of the inputs by name, in the file's order. outputs: names of the outputs.
     Raises:
         ExportError: ONNX Runtime cannot load the file, or cannot compute inputs of that shape.
     """
+
+    inputs: dict[str, list[int | str | None]]
+    outputs: list[str]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+class OtherSession:
+    """A `Session` in another process."""
+
+    def __init__(self, loaded: Loaded, file: Path) -> None:
+        self._loaded, self._file = loaded, str(file)
+        self.inputs, self.outputs = loaded.ask("onnx_session", file=self._file)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: inputs[name].detach().cpu() for name in self.inputs}
+        try:
+            found: dict[str, Tensor] = self._loaded.ask("onnx_run", file=self._file, inputs=given)
+        except UnreadableError as error:
+            raise ExportError(f"the exported file cannot compute {_shapes(inputs)}: {reason(error)}") from error
+        return found
+
+
+class LocalSession:
+    """A `Session` in this process, with as many threads as torch has."""
 
     def __init__(self, file: Path) -> None:
         import onnxruntime  # type: ignore[import-untyped]

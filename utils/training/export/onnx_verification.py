@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.training.export.onnx_graphs import CACHE_FILE, DECODER_FILE, ENCODER_FILE, FILE_NAME, Graph
 from utils.training.export.onnx_measures import int8_quality
-from utils.training.export.onnx_runtime import CachedRun, EncoderDecoderRun, ForwardRun, Session
+from utils.training.export.onnx_runtime import (
+    CachedRun,
+    EncoderDecoderRun,
+    ForwardRun,
+    LocalSession,
+    OtherSession,
+    Session,
+)
+from utils.training.export.other_process import loaded_elsewhere
 from utils.training.export.parity import Logits, compare_greedy_tokens, compare_logits
 
 # Both sides compute in float32 but sum in another order: below 1e-6 of the largest logit on models of 2 to 12 layers.
@@ -28,7 +37,7 @@ _PROMPT_LENGTH = 8
 
 
 class OnnxVerification:
-    """Compares the files of a folder with a model.
+    """Compares the files of a folder, loaded in another process, with a model.
 
     Args:
         batches: what they are compared on.
@@ -51,17 +60,22 @@ class OnnxVerification:
         taken = (tensor.shape[1] for batch in self.batches for tensor in batch.values() if tensor.dim() > 1)
         self._max_length = max_length or max(taken, default=None)
 
-    def run(self, folder: Path, planned: Mapping[str, Graph]) -> Logits:
-        """Logits of the forward pass by the files in `folder`."""
+    def run(self, folder: Path, planned: Mapping[str, Graph], load: Callable[[Path], Session] = LocalSession) -> Logits:
+        """Logits of the forward pass by the files in `folder`, in this process unless `load` says otherwise."""
         if ENCODER_FILE in planned:
-            return EncoderDecoderRun(Session(folder / ENCODER_FILE), Session(folder / DECODER_FILE))
-        return ForwardRun(Session(folder / FILE_NAME), self._names)
+            return EncoderDecoderRun(load(folder / ENCODER_FILE), load(folder / DECODER_FILE))
+        return ForwardRun(load(folder / FILE_NAME), self._names)
 
     def parity(self, folder: Path, planned: Mapping[str, Graph]) -> dict[str, Any]:
         """Compare logits, and the greedy tokens of language models, of every file. Raises ExportError."""
-        runs: list[Logits] = [self.run(folder, planned)]
-        if CACHE_FILE in planned:
-            runs.append(CachedRun(Session(folder / CACHE_FILE)))
+        with loaded_elsewhere("onnx", "torch") as loaded:
+            load = partial(OtherSession, loaded)
+            runs: list[Logits] = [self.run(folder, planned, load)]
+            if CACHE_FILE in planned:
+                runs.append(CachedRun(load(folder / CACHE_FILE)))
+            return self._compared(runs)
+
+    def _compared(self, runs: Sequence[Logits]) -> dict[str, Any]:
         prompt = self._prompt()
         found: list[dict[str, Any]] = []
         for run in runs:
@@ -80,12 +94,14 @@ class OnnxVerification:
 
     def quality(self, folder: Path, planned: Mapping[str, Graph]) -> dict[str, Any]:
         """Measure what int8 weights leave of the model's predictions. Raises ExportError below the limits."""
-        run = self.run(folder, planned)
-        quality = int8_quality(self.model, self.original, run, self.batches[-1], self._tokenizer)
-        if CACHE_FILE in planned:
-            cached = CachedRun(Session(folder / CACHE_FILE))
-            compare_logits(run, cached, self.batches, _LARGEST_INT8_DIFF)
-        return {**compare_logits(self.original, run, self.batches, float("inf")), **quality}
+        with loaded_elsewhere("onnx", "torch") as loaded:
+            load = partial(OtherSession, loaded)
+            run = self.run(folder, planned, load)
+            quality = int8_quality(self.model, self.original, run, self.batches[-1], self._tokenizer)
+            if CACHE_FILE in planned:
+                cached = CachedRun(load(folder / CACHE_FILE))
+                compare_logits(run, cached, self.batches, _LARGEST_INT8_DIFF)
+            return {**compare_logits(self.original, run, self.batches, float("inf")), **quality}
 
     def _prompt(self) -> dict[str, Tensor] | None:
         """What a language model continues; None for other models, and where sizes are fixed."""

@@ -94,6 +94,23 @@ class Reader:
 
         self._model = torch._inductor.aoti_load_package(file)
 
+    def onnx(self) -> None:
+        """No file yet: `onnx_session` opens them."""
+        self._model = {}
+
+    def onnx_session(self, file: str) -> tuple[dict[str, list[Any]], list[str]]:
+        """Open a file with ONNX Runtime. Returns the shapes of its inputs by name, and the names of its outputs."""
+        import onnxruntime  # type: ignore[import-untyped]
+        import torch
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; they are also raised
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self._model[file] = session
+        inputs = {one.name: list(one.shape) for one in session.get_inputs()}
+        return inputs, [one.name for one in session.get_outputs()]
+
     def hf(self, folder: str, loader: tuple[str, str], path: list[str]) -> None:
         """`loader`: the module and the name of the class whose `from_pretrained` is called."""
         self._model = _class(loader, path).from_pretrained(folder, local_files_only=True).eval()
@@ -141,6 +158,15 @@ class Reader:
 
         with torch.no_grad():
             return _picked(self._model(*arguments, **named))
+
+    def onnx_run(self, file: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute the outputs of an opened ONNX file, by name."""
+        import torch
+
+        session = self._model[file]
+        names = [one.name for one in session.get_outputs()]
+        found = session.run(names, {name: value.numpy() for name, value in inputs.items()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
 
     def token_ids(self, folder: str, text: str) -> list[int]:
         """The ids of a text by the tokenizer in a folder."""
