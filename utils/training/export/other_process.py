@@ -118,6 +118,12 @@ class _Pool:
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._holders = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """In a fork of this process: the processes are those of the parent, and so is whoever holds the lock."""
+        self._lock, self._idle, self._holders = threading.Lock(), [], 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -127,7 +133,7 @@ class _Pool:
             yield
         finally:
             with self._lock:
-                self._holders -= 1
+                self._holders = max(0, self._holders - 1)
                 ended = [] if self._holders else self._idle
                 self._idle = self._idle if self._holders else []
             for process in ended:
