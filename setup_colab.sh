@@ -4,6 +4,7 @@
 #   bash setup_colab.sh run     make .venv, install, execute training.ipynb from top to bottom
 #   bash setup_colab.sh test    the same with the test tools, then every check and the whole test suite
 #   bash setup_colab.sh lab     open the notebook in JupyterLab
+#   bash setup_colab.sh notebook  write dist/training-colab.ipynb, one file that carries the library, for Colab and Kaggle
 #   bash setup_colab.sh         in Colab only: install what the notebook still needs, touch nothing else
 #
 # TRAINBOOK_VENV names another environment folder than .venv. pip's own configuration (pip.conf, PIP_*) applies.
@@ -165,6 +166,16 @@ open_lab() {
   "$PYTHON" -m jupyterlab "${as_root[@]+"${as_root[@]}"}" training.ipynb
 }
 
+# ---- notebook ----
+
+write_notebook() {
+  need_notebook
+  open_log
+  set_up notebook
+  close_log
+  "$PYTHON" -m cli.notebook_alone
+}
+
 # ---- test ----
 
 FAILED=""
@@ -313,7 +324,7 @@ PY
 set_up_colab() {
   local folder
   PYTHON="$(find_python)"
-  in_colab || refuse "which one? bash setup_colab.sh run | test | lab (no word is for Colab, and this is not Colab)"
+  in_colab || refuse "which one? bash setup_colab.sh run | test | lab | notebook (no word is for Colab, and this is not Colab)"
   open_log
   folder="$(mktemp -d)"
   trap 'rm -rf "'"$folder"'"' EXIT
@@ -327,13 +338,14 @@ set_up_colab() {
 }
 
 main() {
-  [[ $# -le 1 ]] || refuse "one word at most, got: $*; the words are run, test, lab"
+  [[ $# -le 1 ]] || refuse "one word at most, got: $*; the words are run, test, lab, notebook"
   case "${1-}" in
     run) run_notebook ;;
     test) run_tests ;;
     lab) open_lab ;;
+    notebook) write_notebook ;;
     "") set_up_colab ;;
-    *) refuse "unknown word '$1'; the words are run, test, lab (and none, in Colab)" ;;
+    *) refuse "unknown word '$1'; the words are run, test, lab, notebook (and none, in Colab)" ;;
   esac
 }
 

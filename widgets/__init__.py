@@ -40,16 +40,18 @@ if TYPE_CHECKING:
     from widgets.checks import offer_checks, run_checks
     from widgets.export_view import export_panel
     from widgets.live import train_live
+    from widgets.play import playground
     from widgets.queue_view import queue_panel
 
 _EXPORTS = {
     "export_panel": "widgets.export_view",
     "offer_checks": "widgets.checks",
+    "playground": "widgets.play",
     "queue_panel": "widgets.queue_view",
     "run_checks": "widgets.checks",
     "show_live": "widgets.attach",
     "train_live": "widgets.live",
 }
-__all__ = ["export_panel", "offer_checks", "queue_panel", "run_checks", "show_live", "train_live"]
+__all__ = ["export_panel", "offer_checks", "playground", "queue_panel", "run_checks", "show_live", "train_live"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

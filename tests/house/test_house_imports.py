@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -54,8 +55,11 @@ def test_a_utils_of_the_users_own_is_named_with_the_way_out(place, imported, tmp
 
 def test_the_notebook_checks_for_a_utils_of_the_users_own_before_it_imports_the_library():
     cells = json.loads((ROOT / "training.ipynb").read_text(encoding="utf-8"))["cells"]
-    first = next(cell for cell in cells if cell["cell_type"] == "code")
-    assert first["source"][0].startswith("import widgets")
+    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    first = next(
+        lines for lines in sources if any(re.match(r"(import|from) (utils|widgets|cli)\b", line) for line in lines)
+    )
+    assert first[0].startswith("import widgets")
 
 
 @pytest.mark.parametrize("package", ["utils", "utils.training", "utils.training.engine", "utils.errors"])

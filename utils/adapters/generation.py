@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ def generate(
     vocab_size: int | None = None,
     attention_mask: Tensor | None = None,
     use_cache: bool | None = None,
+    on_token: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Continue sequences of token ids by sampling, or greedily with `temperature=0`.
 
@@ -57,6 +58,7 @@ def generate(
         vocab_size: ids from this one on are never drawn; for models with more ids than their tokenizer.
         attention_mask: (B, T), 1 at tokens, 0 at padding, which decoders take on the left only; None: no padding.
         use_cache: False: no key/value cache; None or True: where the model has one, see above.
+        on_token: called with the new ids, int64 (B,), after each step; an exception that it raises ends the generation.
     Returns:
         int64, shape (B, T + n), n <= max_new_tokens, on the device of `input_ids`: the prompts and what follows them; of an
         encoder-decoder (B, 1 + n), the start token and what follows it.
@@ -88,6 +90,8 @@ def generate(
                 next_B = next_B.masked_fill(ended_B, eos_token_id)
                 ended_B |= next_B == eos_token_id
             ids_BT = torch.cat([ids_BT, next_B[:, None]], dim=1)
+            if on_token is not None:
+                on_token(next_B)
             if eos_token_id is not None and bool(ended_B.all()):
                 break
     return ids_BT.to(input_ids.device)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from utils import HOME, __version__
 from utils.environment import describe
 from utils.views.display import show_text
 
@@ -27,9 +28,10 @@ CELL_OF: Mapping[str, str] = {
 
 
 def start_notebook() -> None:
-    """Say in one line what this machine is, and from now on name the cell to run first when one is run too early."""
+    """Say in one line which library this is and what the machine is; from now on, name the cell to run first when one is
+    run too early."""
     explain_cell_order()
-    show_text(describe())
+    show_text(f"Trainbook {__version__} in {HOME}; {describe()}")
 
 
 def explain_cell_order() -> None:

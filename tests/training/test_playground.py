@@ -1,0 +1,165 @@
+"""The playground: generated text is streamed, stoppable and reproducible; classes; runs, exports and what has none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from utils.adapters import generate
+from utils.errors import ConfigError
+from utils.tokenization.character import build_character_tokenizer
+from utils.training.playground import Playground, open_playground
+
+CONTEXT = 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_character_tokenizer(["abcdefgh ijkl\n"])
+
+
+def sizes(tokenizer):
+    return {"vocab_size": len(tokenizer), "n_positions": CONTEXT, "n_embd": 16, "n_layer": 1, "n_head": 2}
+
+
+@pytest.fixture(scope="module")
+def writer(tokenizer):
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(**sizes(tokenizer)))
+
+
+@pytest.fixture(scope="module")
+def classifier(tokenizer):
+    torch.manual_seed(0)
+    labels = {0: "sad", 1: "glad", 2: "mad"}
+    return GPT2ForSequenceClassification(GPT2Config(**sizes(tokenizer), id2label=labels, pad_token_id=0))
+
+
+def test_streamed_tokens_are_those_of_the_call_without_streaming(writer):
+    prompts = torch.tensor([[1, 2], [3, 4]])
+    streamed = []
+    ids = generate(writer, prompts, 8, seed=3, on_token=lambda next_B: streamed.append(next_B.clone()))
+    assert torch.equal(torch.stack(streamed, dim=1), ids[:, 2:])
+    assert torch.equal(ids, generate(writer, prompts, 8, seed=3))
+
+
+def test_an_exception_of_the_callback_ends_the_generation_and_restores_mode_and_random_state(writer):
+    class EnoughError(Exception):
+        pass
+
+    seen = []
+
+    def stop(next_B):
+        seen.append(next_B)
+        if len(seen) == 2:
+            raise EnoughError
+
+    writer.train()
+    state = torch.get_rng_state()
+    with pytest.raises(EnoughError):
+        generate(writer, torch.tensor([[1]]), 8, on_token=stop)
+    assert len(seen) == 2
+    assert writer.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prompt_is_continued_and_the_text_grows(writer, tokenizer):
+    told = []
+    play = Playground(writer, tokenizer)
+    written = play.generate("abc", max_new_tokens=6, seed=1, on_text=told.append)
+    assert play.kind == "text"
+    assert written.text
+    assert all(written.text.startswith(text) for text in told)
+    assert written == play.generate("abc", max_new_tokens=6, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["text", "classes"])
+def test_what_does_not_fit_is_cut_and_counted(kind, writer, classifier, tokenizer):
+    long = "abcd" * CONTEXT
+    extra = len(tokenizer.encode(long)) - CONTEXT
+    if kind == "text":
+        assert Playground(writer, tokenizer).generate(long, max_new_tokens=1, seed=0).cut == extra
+    else:
+        assert Playground(classifier, tokenizer, "classification").classify(long)[1] == extra
+
+
+def test_class_probabilities_are_sorted_named_and_sum_to_one(classifier, tokenizer):
+    classifier.train()
+    found, cut = Playground(classifier, tokenizer, "classification").classify("abc")
+    assert classifier.training
+    assert cut == 0
+    assert {name for name, _ in found} == {"sad", "glad", "mad"}
+    values = [value for _, value in found]
+    assert values == sorted(values, reverse=True)
+    assert sum(values) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("prompt", ["", "  "])
+@pytest.mark.parametrize("kind", ["text", "classes"])
+def test_an_empty_prompt_is_refused_in_words(kind, prompt, writer, classifier, tokenizer):
+    ask = Playground(writer, tokenizer).generate
+    if kind == "classes":
+        ask = Playground(classifier, tokenizer, "classification").classify
+    with pytest.raises(ConfigError, match="empty"):
+        ask(prompt)
+
+
+@pytest.mark.parametrize(
+    ("has_tokenizer", "task", "named"), [(False, None, "tokenizer"), (True, "regression", "regression")]
+)
+def test_a_model_without_a_playground_is_refused_with_the_reason(has_tokenizer, task, named, writer, tokenizer):
+    with pytest.raises(ConfigError, match=named):
+        Playground(writer, tokenizer if has_tokenizer else None, task)
+
+
+@pytest.fixture(scope="module")
+def fast_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: place for place, word in enumerate(["<end>", "<user>", "<bot>", "a", "b", "c", "?"])}
+    made = Tokenizer(models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?", eos_token="<end>", pad_token="<end>")
+
+
+@pytest.mark.parametrize("made", [GPT2LMHeadModel, GPT2ForSequenceClassification])
+def test_an_exported_folder_opens_as_what_it_is(made, fast_tokenizer, tmp_path):
+    made(GPT2Config(**sizes(fast_tokenizer), pad_token_id=0)).save_pretrained(tmp_path)
+    fast_tokenizer.save_pretrained(tmp_path)
+    opened = open_playground(tmp_path)
+    assert opened.kind == ("text" if made is GPT2LMHeadModel else "classes")
+    assert opened.generate("a b", max_new_tokens=2) if opened.kind == "text" else opened.classify("a b")
+
+
+def test_a_folder_that_is_neither_run_nor_export_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="neither"):
+        open_playground(tmp_path)
+
+
+def test_a_conversation_is_answered_up_to_the_end_of_the_turn(fast_tokenizer):
+    class Scripted(torch.nn.Module):
+        """Answers `c`, then ends its turn; the most likely token is nearly certain."""
+
+        def __init__(self):
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids):
+            after = torch.where(input_ids == 5, 0, 5)
+            return 50.0 * torch.nn.functional.one_hot(after, 7).float() + self.anchor
+
+    template = (
+        "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content }} "
+        "{% if m.role == 'assistant' %}<end> {% endif %}{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
+    )
+    import copy
+
+    chatting = copy.deepcopy(fast_tokenizer)
+    chatting.chat_template = template
+    play = Playground(Scripted(), chatting)
+    assert play.kind == "chat"
+    assert play.answer([{"role": "user", "content": "a b"}], max_new_tokens=9, temperature=0).text == "c"
+    with pytest.raises(ConfigError, match="empty"):
+        play.answer([{"role": "user", "content": " "}])

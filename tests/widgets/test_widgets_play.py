@@ -1,0 +1,118 @@
+"""The panel to try a model: Generate, Enter, Stop, chat and classes; without widgets, text."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import widgets.play
+from utils.errors import ConfigError
+from utils.training.playground import Generated
+from widgets.guarded import watching
+from widgets.play import PlayPanel, playground
+
+
+class Model:
+    """A playground whose text is fixed."""
+
+    def __init__(self, kind="text", cut=0):
+        self.kind, self.cut, self.asked = kind, cut, []
+
+    def generate(self, prompt, *, on_text=lambda text: None, **settings):
+        if not prompt.strip():
+            raise ConfigError("the prompt is empty; type at least one character")
+        self.asked.append((prompt, settings))
+        for text in ("one", "one\n<two>", "one\n<two> three"):
+            on_text(text)
+        return Generated("one\n<two> three", self.cut)
+
+    def answer(self, messages, **settings):
+        self.asked.append([dict(message) for message in messages])
+        return Generated(f"answer {len(messages)}", self.cut)
+
+    def classify(self, prompt):
+        return [("glad", 0.75), ("sad", 0.25)], self.cut
+
+
+def press_enter(panel):
+    panel.prompt._handle_custom_msg({"event": "submit"}, [])
+
+
+@pytest.mark.parametrize("way", ["click", "enter"])
+def test_text_is_generated_with_the_settings_and_shown_with_its_line_breaks(way):
+    model = Model()
+    panel = PlayPanel(model, "Once ")
+    panel.temperature.value, panel.top_p.value, panel.length.value = 0.5, 0.7, 12
+    press_enter(panel) if way == "enter" else panel.job.start.click()
+    ((prompt, settings),) = model.asked
+    assert prompt == "Once "
+    assert {name: settings[name] for name in ("temperature", "top_p", "max_new_tokens")} == {
+        "temperature": 0.5, "top_p": 0.7, "max_new_tokens": 12,
+    }  # fmt: skip
+    assert "Once one\n&lt;two&gt; three" in panel.output.value
+    assert "pre-wrap" in panel.output.value
+
+
+def test_stop_ends_it_at_the_next_token_and_keeps_what_was_written():
+    model = Model()
+    panel = PlayPanel(model, "Once ")
+    stop = lambda change: panel.job.cancel.click() if "one" in change["new"] else None  # noqa: E731
+    panel.job.line.observe(stop, "value")
+    panel.job.start.click()
+    assert "Once one" in panel.output.value
+    assert "three" not in panel.output.value
+    assert not panel.job.start.disabled
+
+
+def test_an_empty_prompt_is_said_in_the_panel_and_the_next_text_removes_it():
+    panel = PlayPanel(Model(), "")
+    panel.job.start.click()
+    assert "the prompt is empty" in panel._alert.value
+    panel.prompt.value = "a"
+    panel.job.start.click()
+    assert panel._alert.value == ""
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "classes"])
+@pytest.mark.parametrize(("cut", "said"), [(1, "1 token was cut"), (1200, "1,200 tokens were cut")])
+def test_it_says_how_many_tokens_were_cut(kind, cut, said):
+    panel = PlayPanel(Model(kind, cut), "a")
+    panel.job.start.click()
+    assert said in panel.output.value
+
+
+def test_a_chat_keeps_its_history_and_empties_the_box():
+    model = Model("chat")
+    panel = PlayPanel(model, "hello")
+    panel.job.start.click()
+    assert panel.prompt.value == ""
+    panel.prompt.value = "and now?"
+    panel.job.start.click()
+    assert [turn["content"] for turn in model.asked[1]] == ["hello", "answer 1", "and now?"]
+    assert panel.output.value.index("hello") < panel.output.value.index("and now?")
+
+
+def test_classes_are_a_table_with_probabilities():
+    panel = PlayPanel(Model("classes"), "a")
+    panel.job.start.click()
+    assert "75.0%" in panel.output.value
+    assert panel.output.value.index("glad") < panel.output.value.index("sad")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("text", "Continued: one"), ("chat", "answer 1"), ("classes", "glad  75.0%")]
+)
+def test_without_widgets_one_sample_is_printed_and_no_widget_is_made(kind, said, monkeypatch, capsys):
+    monkeypatch.setattr(widgets.play, "open_playground", lambda source: Model(kind))
+    monkeypatch.setattr(widgets.play, "PlayPanel", None)
+    playground(SimpleNamespace(), ui="text")
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ui", ["text", "widget"])
+def test_a_model_without_a_playground_ends_in_a_sentence(ui, tmp_path, capsys):
+    with watching() as failures:
+        playground(tmp_path, ui=ui)
+    assert failures == []
+    assert "Nothing to play with" in capsys.readouterr().out

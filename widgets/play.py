@@ -1,0 +1,157 @@
+"""A panel to try a trained model: a prompt with streamed text, a chat, or a text with class probabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+
+from utils.environment import ui_mode
+from utils.errors import TrainbookError
+from utils.training.playground import Generated, Playground, open_playground
+from utils.ui.background import Progress
+from utils.views.display import LiveOutput, show_text
+from utils.views.html import Html, alert, columns, element, joined, text
+from widgets.forms import heading, markup_box, paragraph, row, set_markup
+from widgets.guarded import error_details, error_sentence, guarded
+from widgets.jobs import JobRow, Outcome, watch_cells
+
+if TYPE_CHECKING:
+    from utils.training.engine.results import TrainingResults
+
+_EXAMPLE = "The "
+
+
+def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, ui: str | None = None) -> None:
+    """Show a panel to try a trained model.
+
+    A language model continues a prompt, one with a chat template answers in a conversation, and a text classifier shows the
+    probability of every class. Without widgets the output for `prompt` is printed; a model without a playground is named in
+    a sentence, so that the notebook goes on.
+
+    Args:
+        source: a training's results, a run's folder, or a folder exported for transformers.
+        prompt: what stands in the box at first.
+        ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
+    """
+    mode = ui_mode(ui)
+    if mode == "none":
+        return
+    try:
+        opened = open_playground(source)
+        if mode != "widget":
+            show_text(_sample(opened, prompt))
+            return
+    except TrainbookError as error:
+        show_text(f"Nothing to play with: {error}")
+        return
+    panel = PlayPanel(opened, prompt)
+    LiveOutput(panel.box, "The playground").describe("The playground: run this cell again to use it.")
+
+
+def _sample(opened: Playground, prompt: str) -> str:
+    if opened.kind == "classes":
+        found, _ = opened.classify(prompt)
+        return "\n".join([f"Classes of {prompt!r}:", *(f"  {name}  {value:.1%}" for name, value in found)])
+    if opened.kind == "chat":
+        return f"Answer to {prompt!r}: {opened.answer([_user(prompt)], max_new_tokens=40, seed=0).text}"
+    return f"Prompt: {prompt}\nContinued: {opened.generate(prompt, max_new_tokens=40, seed=0).text}"
+
+
+def _user(message: str) -> dict[str, str]:
+    return {"role": "user", "content": message}
+
+
+class PlayPanel:
+    """The panel of one model. The fields are read when the work begins; Stop takes effect at the next token.
+
+    Attributes:
+        box: what is shown; prompt, temperature, top_p, length: its fields; job: Generate and Stop.
+        messages: of a chat, the turns so far.
+    """
+
+    def __init__(self, opened: Playground, prompt: str = _EXAMPLE) -> None:
+        self._opened = opened
+        self.messages: list[dict[str, str]] = []
+        self._partial = self._asked = ""
+        self.prompt = ipywidgets.Text(value=prompt, description="Text" if opened.kind == "classes" else "Prompt")
+        self.prompt.layout.width = "100%"
+        self.prompt.add_class("tb-play-prompt")
+        self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
+        self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
+        self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens")
+        label = {"text": "Generate", "chat": "Send", "classes": "Classify"}[opened.kind]
+        self.job = JobRow(label, "tb-play", self._work, self._done, self._failed)
+        self.job.start.button_style = "primary"
+        self.job.cancel.description = "Stop"
+        self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")
+        submit = guarded(lambda _: self.job.begin(), self._failed)
+        # The front end's message for Enter; `on_submit` is deprecated in ipywidgets 8.
+        self.prompt.on_msg(lambda _, content, __: submit() if content.get("event") == "submit" else None)
+        settings = [] if opened.kind == "classes" else [row(self.temperature, self.top_p, self.length)]
+        parts = [self.output, self.prompt] if opened.kind == "chat" else [self.prompt]
+        tail = [] if opened.kind == "chat" else [self.output]
+        self.box = ipywidgets.VBox(
+            [markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert]
+        )
+        self.box.add_class("tb-play-panel")
+        watch_cells()
+
+    def _work(self, progress: Progress) -> Any:
+        # Read once: somebody may type on while the model writes.
+        prompt = self._asked = self.prompt.value
+        self._partial = ""
+        with progress.undisturbed():
+            if self._opened.kind == "classes":
+                return self._opened.classify(prompt)
+
+            def note(so_far: str) -> None:
+                self._partial = so_far
+                progress.report(so_far or "Generating")
+
+            chosen: dict[str, Any] = {
+                "max_new_tokens": self.length.value,
+                "temperature": self.temperature.value,
+                "top_p": self.top_p.value,
+                "on_text": note,
+            }
+            if self._opened.kind == "chat":
+                return self._opened.answer([*self.messages, _user(prompt)], **chosen)
+            return self._opened.generate(prompt, **chosen)
+
+    def _done(self, outcome: Outcome) -> None:
+        set_markup(self._alert, text(""))
+        if outcome.error is not None:
+            self._failed(outcome.error)
+            return
+        if self._opened.kind == "classes":
+            if not outcome.cancelled:
+                found, cut = outcome.result
+                bars = [(name, f"{value:.1%}", "█" * round(20 * value)) for name, value in found]
+                set_markup(self.output, joined([columns("Classes", ("class", "probability", ""), bars), _cut(cut)]))
+            return
+        written = Generated(self._partial) if outcome.cancelled else outcome.result
+        if self._opened.kind == "chat":
+            self.messages += [_user(self._asked), {"role": "assistant", "content": written.text}]
+            self.prompt.value = ""
+            turns = [_block(f"{turn['role']}: {turn['content']}") for turn in self.messages]
+            set_markup(self.output, joined([*turns, _cut(written.cut)]))
+            return
+        set_markup(self.output, joined([_block(self._asked + written.text), _cut(written.cut)]))
+
+    def _failed(self, error: BaseException) -> None:
+        set_markup(self._alert, alert(error_sentence(error), error_details(error)))
+
+
+def _block(content: str) -> Html:
+    """Text with its own line breaks."""
+    return element("div", text(content), style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 0.5em")
+
+
+def _cut(count: int) -> Html:
+    if not count:
+        return text("")
+    return paragraph(
+        f"The text is longer than the model's context: {count:,} token{'s were' if count > 1 else ' was'} cut."
+    )
