@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tests.kit.crash import in_child
+from tests.kit.crash import Child, in_child
 from tests.kit.toys import PlainLM, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import ConfigError, DataError, DataTypeError, ModelError, TrainingInterrupted
 from utils.training import Trainer, TrainingConfig
@@ -334,6 +337,115 @@ def test_a_killed_search_repeats_and_loses_no_trial(database_url):
     assert len({trial.params["learning_rate"] for trial in trials}) == 3
     storage.remove_session()
     storage.engine.dispose()
+
+
+# ---- several processes ----
+
+BOTH_TRAIN_S = 120.0
+
+
+class Together(Recorder):
+    """In its first run, waits until the other process trains too; at `kill_at` steps of that run it kills its process."""
+
+    def __init__(self, barrier, kill_at=None):
+        super().__init__()
+        self.barrier, self.kill_at = barrier, kill_at
+
+    def on_train_begin(self, trainer, logs=None):
+        super().on_train_begin(trainer, logs)
+        if len(self.runs) == 1:
+            self.barrier.wait(BOTH_TRAIN_S)
+
+    def on_step_end(self, step, trainer, logs=None):
+        if step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def searching_together(space, options, kill_at=None):
+    """Two processes that search at the same time; how each ended, with its trials as plain values and the runs it trained."""
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+
+    def search(kill_at):
+        watch = Together(barrier, kill_at)
+        results = found(space, name="mine", callbacks=[watch], **options)
+        return [trial.to_dict() for trial in results.trials], watch.runs
+
+    children = [Child(lambda at=at: search(at)) for at in (kill_at, None)]
+    return [child.join() for child in children]
+
+
+def studied(url):
+    """The trials in the stored study."""
+    import optuna
+
+    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
+    trials = optuna.load_study(study_name="mine", storage=storage).trials
+    storage.remove_session()
+    storage.engine.dispose()
+    return trials
+
+
+@pytest.mark.parametrize(("strategy", "rates"), [("grid", [1e-4, 1e-3, 1e-2, 3e-2]), ("optuna", (1e-4, 1e-1))])
+def test_processes_share_a_search(strategy, rates):
+    options = {"strategy": strategy, "n_trials": 4}
+    (first, runs), (second, other_runs) = (ended.value for ended in searching_together({"lr": rates}, options))
+    assert sorted(runs + other_runs) == [f"mine-trial{n}" for n in range(4)]
+    assert runs
+    assert other_runs
+    assert first == second
+    assert [trial["status"] for trial in first] == ["finished"] * 4
+    assert len({trial["params"]["learning_rate"] for trial in first}) == 4
+    assert not list(Path("runs/mine").glob("trial*.lock"))
+
+
+def test_processes_share_a_stored_study(database_url):
+    options = {"strategy": "optuna", "n_trials": 4, "storage": database_url}
+    (first, runs), (second, other_runs) = (ended.value for ended in searching_together({"lr": (1e-4, 1e-1)}, options))
+    assert sorted(runs + other_runs) == [f"mine-trial{n}" for n in range(4)]
+    assert first == second
+    trials = studied(database_url)
+    assert [trial.value for trial in trials] == [trial["value"] for trial in first]
+    assert len({trial.params["learning_rate"] for trial in trials}) == 4
+
+
+def test_the_trial_of_a_killed_process_is_continued_by_another_one(database_url):
+    options = {"strategy": "optuna", "n_trials": 4, "storage": database_url}
+    killed, other = searching_together({"lr": (1e-4, 1e-1)}, options, kill_at=2)
+    assert killed.killed
+    trials, runs = other.value
+    assert sorted(runs) == [f"mine-trial{n}" for n in range(4)]
+    assert [trial["status"] for trial in trials] == ["finished"] * 4
+    assert {trial["steps"] for trial in trials} == {5}
+    assert [trial.value for trial in studied(database_url)] == [trial["value"] for trial in trials]
+    assert len({trial["params"]["learning_rate"] for trial in trials}) == 4
+
+
+class KillOnWaiting(logging.Handler):
+    """Kills a process when the search says that it waits for others."""
+
+    def __init__(self, pid):
+        super().__init__()
+        self.pid = pid
+
+    def emit(self, record):
+        if "Waiting for the trials" in record.getMessage():
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def test_a_search_waits_for_the_trials_of_other_processes_and_takes_over_what_they_leave(caplog):
+    trains = multiprocessing.get_context("fork").Event()
+    hang = StopIn("mine-trial0", 2, lambda trainer: (trains.set(), threading.Event().wait(BOTH_TRAIN_S)))
+    other = Child(lambda: found({"lr": [1e-3]}, name="mine", callbacks=[hang]))
+    assert trains.wait(BOTH_TRAIN_S)
+    log, handler = logging.getLogger("trainbook.search"), KillOnWaiting(other.pid)
+    caplog.set_level(logging.INFO, log.name)
+    log.addHandler(handler)
+    try:
+        results = found({"lr": [1e-3]}, name="mine")
+    finally:
+        log.removeHandler(handler)
+    assert other.join().killed
+    assert [(trial.status, trial.steps) for trial in results.trials] == [("finished", 5)]
 
 
 def test_hopeless_trials_are_pruned():

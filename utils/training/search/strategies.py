@@ -40,7 +40,8 @@ class Strategy(Protocol):
     """Says what the next trial is, knowing those before."""
 
     def known(self, trials: list[Trial]) -> list[Trial]:
-        """Take up the trials of an earlier session; returns them, with what the strategy's own storage knows better."""
+        """Take up the trials of earlier sessions and other processes; returns them, with what the strategy's own storage knows
+        better. Called again before every `ask`."""
 
     def ask(self, number: int) -> dict[str, Any] | None:
         """The values of trial `number`; None when there are no more."""
@@ -143,6 +144,7 @@ class OptunaStudy:
         self._distributions = {key: _distribution(dimension) for key, dimension in space.dimensions.items()}
         self._space, self._prune, self._seed, self._own_sampler = space, prune, seed, sampler
         self._asked: dict[int, Any] = {}
+        self._known = 0  # trials that were asked for here or taken up
         # Where the combinations can be counted, those that were not tried yet, in a random order that the seed fixes.
         self._left: list[dict[str, Any]] | None = None
         self._verbosity = optuna.logging.get_verbosity()
@@ -167,15 +169,19 @@ class OptunaStudy:
                 merged.append(Trial(frozen.number, self._values(frozen.params)))
             if frozen.state.is_finished() and not merged[frozen.number].is_over:
                 _take_over(merged[frozen.number], frozen)
+            elif merged[frozen.number].is_over and not frozen.state.is_finished():
+                self.tell(merged[frozen.number])  # another process ran it, and this study is in memory
         for trial in merged[len(there) :]:
             self.study.add_trial(self._frozen(trial))
-        if merged and self._own_sampler is None:
-            # From the seed alone, the next draws would be those of the first session once more.
+        new = [self._params(trial.params) for trial in merged[self._known :]]
+        if new and self._own_sampler is None:
+            # From the seed alone, the next draws would be those of another session once more.
             self.study.sampler = self._optuna.samplers.TPESampler(seed=(self._seed + len(merged)) % 2**32)
-        if self._space.size is not None and self._space.size <= _ORDERED:
-            tried = [self._params(trial.params) for trial in merged]
-            order = _shuffled(self._space, np.random.default_rng(self._seed))
-            self._left = [values for values in map(self._params, order) if values not in tried]
+        if self._left is None and self._space.size is not None and self._space.size <= _ORDERED:
+            self._left = [self._params(values) for values in _shuffled(self._space, np.random.default_rng(self._seed))]
+        if self._left is not None and new:
+            self._left = [values for values in self._left if values not in new]
+        self._known = len(merged)
         return merged
 
     def ask(self, number: int) -> dict[str, Any] | None:
@@ -196,6 +202,7 @@ class OptunaStudy:
                 f"another process searches in the study {self.study.study_name!r} too; give this search a name of its own."
             )
         self._asked[number] = trial
+        self._known = number + 1
         if self._left is not None:
             self._left = [values for values in self._left if values != trial.params]
         return self._values(trial.params)
