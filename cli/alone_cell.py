@@ -140,7 +140,7 @@ def _install_missing(home: Path) -> list[str]:
     try:
         from packaging.requirements import Requirement
     except ImportError:  # pip always carries a copy
-        from pip._vendor.packaging.requirements import Requirement
+        from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
 
     missing = []
     for line in _requirements(home):

@@ -88,7 +88,7 @@ class PlayPanel:
         self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")
         submit = guarded(lambda _: self.job.begin(), self._failed)
         # The front end's message for Enter; `on_submit` is deprecated in ipywidgets 8.
-        self.prompt.on_msg(lambda _, content, __: submit() if content.get("event") == "submit" else None)
+        self.prompt.on_msg(lambda _, content, __: submit(None) if content.get("event") == "submit" else None)
         settings = [] if opened.kind == "classes" else [row(self.temperature, self.top_p, self.length)]
         parts = [self.output, self.prompt] if opened.kind == "chat" else [self.prompt]
         tail = [] if opened.kind == "chat" else [self.output]

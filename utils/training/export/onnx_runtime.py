@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ class Session(Protocol):
     """An ONNX file that is loaded: `session(inputs) -> outputs`, both by name.
 
     Attributes:
-        inputs: shapes of the inputs by name, in the file's order. outputs: names of the outputs.
+        inputs: shapes of the inputs by name, in the file's order; a size that may vary is a name or None.
+        outputs: names of the outputs.
     Raises:
         ExportError: ONNX Runtime cannot load the file, or cannot compute inputs of that shape.
     """
 
-    inputs: dict[str, list[int | str | None]]
+    inputs: dict[str, list[Any]]
     outputs: list[str]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
