@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from utils.adapters import generate
 from utils.errors import ConfigError
@@ -131,6 +131,34 @@ def test_an_exported_folder_opens_as_what_it_is(made, fast_tokenizer, tmp_path):
     opened = open_playground(tmp_path)
     assert opened.kind == ("text" if made is GPT2LMHeadModel else "classes")
     assert opened.generate("a b", max_new_tokens=2) if opened.kind == "text" else opened.classify("a b")
+
+
+@pytest.mark.parametrize(("settings", "total"), [({}, 1.0), ({"problem_type": "multi_label_classification"}, None)])
+def test_several_classes_at_once_have_a_probability_each(settings, total, fast_tokenizer, tmp_path):
+    model = GPT2ForSequenceClassification(GPT2Config(**sizes(fast_tokenizer), pad_token_id=0, num_labels=3, **settings))
+    model.save_pretrained(tmp_path)
+    fast_tokenizer.save_pretrained(tmp_path)
+    found = dict(open_playground(tmp_path).classify("a b")[0])
+    logits = model.eval()(torch.tensor([fast_tokenizer.encode("a b")])).logits[0]
+    expected = logits.softmax(-1) if total else logits.sigmoid()
+    assert [found[f"LABEL_{place}"] for place in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda sizes: GPT2ForSequenceClassification(GPT2Config(**sizes, pad_token_id=0, num_labels=1)),
+        lambda sizes: BertForMaskedLM(
+            BertConfig(vocab_size=sizes["vocab_size"], hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ),
+    ],
+    ids=["regression", "masked"],
+)
+def test_an_export_of_another_kind_is_refused_by_name(model, fast_tokenizer, tmp_path):
+    model(sizes(fast_tokenizer)).save_pretrained(tmp_path)
+    fast_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="the playground takes language models and text classifiers"):
+        open_playground(tmp_path)
 
 
 def test_a_folder_that_is_neither_run_nor_export_is_named(tmp_path):

@@ -39,14 +39,15 @@ class Playground:
 
     Args:
         model, tokenizer: of one training.
-        task_type: what it was trained for; None: a language model.
+        task_type: what it was trained for; None: a causal language model.
+        multi_label: whether a text may have several classes, so that each has a probability of its own.
     Attributes:
         kind: "text", "chat" (the tokenizer has a chat template) or "classes".
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, task_type: str | None = None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, task_type: str | None = None, *, multi_label: bool = False) -> None:
         if tokenizer is None:
             raise ConfigError(
                 "typed text needs the model's tokenizer, and none is known here; pass a tokenizer to the Trainer, "
@@ -54,7 +55,7 @@ class Playground:
             )
         if task_type not in (None, "causal_lm", "classification", "text_classification"):
             raise ConfigError(f"got a model for {task_type}; the playground takes language models and text classifiers")
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
         self.kind: Kind = "classes"
         if task_type in (None, "causal_lm"):
             self.kind = "chat" if getattr(tokenizer, "chat_template", None) else "text"
@@ -108,6 +109,8 @@ class Playground:
     def classify(self, prompt: str) -> tuple[list[tuple[str, float]], int]:
         """(class, probability) of every class, the most likely first, and how many tokens at the end were cut.
 
+        The probabilities are a softmax over the classes, or a sigmoid of each where a text may have several.
+
         Raises:
             ConfigError: the text is empty.
         """
@@ -127,9 +130,10 @@ class Playground:
         self.model.eval()
         try:
             with torch.no_grad():
-                probabilities = ModelCall(self.model)(batch)[0].float().softmax(-1).tolist()
+                logits_C = ModelCall(self.model)(batch)[0].float()
         finally:
             self.model.train(was_training)
+        probabilities = (logits_C.sigmoid() if self._multi_label else logits_C.softmax(-1)).tolist()
         names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
         found = [(str(names.get(place, f"class {place}")), value) for place, value in enumerate(probabilities)]
         return sorted(found, key=lambda entry: -entry[1]), cut
@@ -179,8 +183,10 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
         ConfigError: the folder is neither, or holds no tokenizer; CheckpointError, ModelError: it cannot be loaded.
     """
     if not isinstance(source, (str, Path)):
-        task = source.task_spec.task_type if source.task_spec is not None else None
-        return Playground(source.model, source.tokenizer, task)
+        spec = source.task_spec
+        if spec is None:
+            return Playground(source.model, source.tokenizer)
+        return Playground(source.model, source.tokenizer, spec.task_type, multi_label=bool(spec.multi_label))
     from utils.training.stored_models import load_results, load_stored_model
 
     folder = Path(source)
@@ -198,5 +204,11 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
     model = load_stored_model(str(folder), "", {}).model
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
-    classifies = type(model).__name__.endswith("ForSequenceClassification")
-    return Playground(model, tokenizer, "classification" if classifies else None)
+    name = type(model).__name__
+    if not name.endswith("ForSequenceClassification"):
+        writes = model.can_generate() and not model.config.is_encoder_decoder
+        return Playground(model, tokenizer, None if writes else name)
+    # As transformers: a single output, or the problem type where it is stated, is a regression.
+    problem = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
+    task = "regression" if problem == "regression" else "classification"
+    return Playground(model, tokenizer, task, multi_label=problem == "multi_label_classification")
