@@ -76,11 +76,12 @@ class PlayPanel:
         self.messages: list[dict[str, str]] = []
         self._partial = self._asked = ""
         self.prompt = ipywidgets.Text(value=prompt, description="Text" if opened.kind == "classes" else "Prompt")
-        self.prompt.layout.width = "100%"
+        self.prompt.layout.width = "auto"  # 100% would add the margins and overflow
         self.prompt.add_class("tb-play-prompt")
         self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
         self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
         self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens")
+        self.temperature.style.description_width = "initial"
         label = {"text": "Generate", "chat": "Send", "classes": "Classify"}[opened.kind]
         self.job = JobRow(label, "tb-play", self._work, self._done, self._failed)
         self.job.start.button_style = "primary"

@@ -22,24 +22,43 @@ ONLY = ["shapes", "output stability"]
 
 
 class At(Causal):
-    """Does something at its third call."""
+    """Does something at its third call, or at the first one after an event."""
 
-    def __init__(self, do):
+    def __init__(self, do, after=None):
         super().__init__()
         object.__setattr__(self, "counting", itertools.count())
+        object.__setattr__(self, "after", after)
         self.do = do
 
     def forward(self, *args, **named):
-        if next(self.counting) == 2:
+        if self.after is None:
+            due = next(self.counting) == 2
+        else:
+            due = self.after.is_set() and next(self.counting) == 0
+        if due:
             self.do()
         return super().forward(*args, **named)
+
+
+@pytest.fixture
+def in_a_check(monkeypatch):
+    """An event: the first check has begun, and its progress is what the next look shows."""
+    begun, note = threading.Event(), widgets.checks._Session._note
+
+    def noted(session, progress):
+        note(session, progress)
+        if progress.name:
+            begun.set()
+
+    monkeypatch.setattr(widgets.checks._Session, "_note", noted)
+    return begun
 
 
 def run(model, **options):
     return asyncio.run(run_checks(model, **options))
 
 
-def test_it_is_the_report_of_the_tier(capsys, monkeypatch):
+def test_it_is_the_report_of_the_tier(capsys, monkeypatch, in_a_check):
     shown_once = threading.Event()  # the line of a check that has ended before the next look is not shown
 
     def show_text(text):
@@ -47,7 +66,7 @@ def test_it_is_the_report_of_the_tier(capsys, monkeypatch):
         shown_once.set()
 
     monkeypatch.setattr(widgets.checks, "show_text", show_text)
-    report = run(At(lambda: shown_once.wait(60)), only=ONLY)
+    report = run(At(lambda: shown_once.wait(60), in_a_check), only=ONLY)
     plain = run_all_tier1_tests(Causal(), only=ONLY)
     assert [(r.name, r.verdict, r.summary) for r in report.results] == [
         (r.name, r.verdict, r.summary) for r in plain.results
@@ -102,8 +121,8 @@ def view(monkeypatch):
     return made
 
 
-def test_the_line_says_which_check_runs_and_how_long_it_takes(view):
-    run(At(lambda: view.shown.wait(60)), only=ONLY)
+def test_the_line_says_which_check_runs_and_how_long_it_takes(view, in_a_check):
+    run(At(lambda: view.shown.wait(60), in_a_check), only=ONLY)
     shown = "".join(view[0].lines)
     assert "shapes (1 of 2)" in shown
     assert "of about" in shown
