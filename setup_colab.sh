@@ -5,6 +5,7 @@
 #   bash setup_colab.sh test    the same with the test tools, then every check and the whole test suite
 #   bash setup_colab.sh lab     open the notebook in JupyterLab
 #   bash setup_colab.sh notebook  write dist/training-colab.ipynb, one file that carries the library, for Colab and Kaggle
+#   bash setup_colab.sh docs    build the documentation as a site in the folder site
 #   bash setup_colab.sh         in Colab only: install what the notebook still needs, touch nothing else
 #
 # TRAINBOOK_VENV names another environment folder than .venv. pip's own configuration (pip.conf, PIP_*) applies.
@@ -127,7 +128,7 @@ print(hashlib.sha256(b"".join(pathlib.Path(name).read_bytes() for name in sys.ar
 PY
 }
 
-is_installed() {  # extra   `test` holds all of `notebook`.
+is_installed() {  # extra   `test` holds all of `notebook` and of `docs`.
   [[ -f "$STAMP" ]] && grep -qx -e "test $(fingerprint)" -e "$1 $(fingerprint)" "$STAMP"
 }
 
@@ -176,6 +177,22 @@ write_notebook() {
   "$PYTHON" -m cli.notebook_alone
 }
 
+# ---- docs ----
+
+build_site() {  # folder
+  # Without --quiet, which hides warnings from --strict too. The variable silences an advertisement of another generator.
+  NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --site-dir "$1"
+}
+
+build_docs() {
+  open_log
+  set_up docs
+  close_log
+  say "building the documentation"
+  build_site "$ROOT/site" || stop "the documentation could not be built; what is wrong is named above"
+  say "the documentation is in $ROOT/site; open $ROOT/site/index.html"
+}
+
 # ---- test ----
 
 FAILED=""
@@ -211,6 +228,14 @@ colab_world() {  # Colab's versions of ipykernel, IPython and ipywidgets, to cli
     say "Colab's notebook versions could not be installed ($(grep -m 1 '^ERROR' "$LOG" || tail -n 1 "$LOG")): tests with them are skipped"
     rm -rf "$folder"
   fi
+}
+
+check_documentation() {
+  local folder status=0
+  folder="$(mktemp -d)"
+  build_site "$folder" || status=1
+  rm -rf "$folder"
+  return "$status"
 }
 
 check_notebook() {
@@ -259,6 +284,7 @@ run_tests() {
   part "ruff" "$PYTHON" -m ruff check --output-format concise .
   part "mypy" "$PYTHON" -m mypy
   part "import contracts" "$VENV/bin/lint-imports" --no-logo
+  part "documentation" check_documentation
   part "notebook" check_notebook
   # The suite comes last: the output ends with pytest's closing line, and tests/kit/failed_before.py names failed parts and
   # unstable tests above it.
@@ -324,7 +350,7 @@ PY
 set_up_colab() {
   local folder
   PYTHON="$(find_python)"
-  in_colab || refuse "which one? bash setup_colab.sh run | test | lab | notebook (no word is for Colab, and this is not Colab)"
+  in_colab || refuse "which one? bash setup_colab.sh run | test | lab | notebook | docs (no word is for Colab, and this is not Colab)"
   open_log
   folder="$(mktemp -d)"
   trap 'rm -rf "'"$folder"'"' EXIT
@@ -338,14 +364,15 @@ set_up_colab() {
 }
 
 main() {
-  [[ $# -le 1 ]] || refuse "one word at most, got: $*; the words are run, test, lab, notebook"
+  [[ $# -le 1 ]] || refuse "one word at most, got: $*; the words are run, test, lab, notebook, docs"
   case "${1-}" in
     run) run_notebook ;;
     test) run_tests ;;
     lab) open_lab ;;
     notebook) write_notebook ;;
+    docs) build_docs ;;
     "") set_up_colab ;;
-    *) refuse "unknown word '$1'; the words are run, test, lab, notebook (and none, in Colab)" ;;
+    *) refuse "unknown word '$1'; the words are run, test, lab, notebook, docs (and none, in Colab)" ;;
   esac
 }
 

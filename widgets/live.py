@@ -82,7 +82,7 @@ async def train_live(
             trained by processes of its own (docs/several-devices.md), which this view and its buttons follow.
     Raises:
         TrainingInterrupted: the kernel was interrupted; saved; carries the results.
-        Whatever `Trainer.train` raises.
+        TrainbookError: as `Trainer.train`.
     """
     changes = {name: value for name, value in (("strategy", strategy), ("devices", devices)) if value is not None}
     if changes:

@@ -13,7 +13,7 @@ from utils.training import TrainingConfig
 
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "utils/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "utils/**/*.md")
     for path in HOME.glob(pattern)
     if "```python" in path.read_text("utf-8")
 )

@@ -61,14 +61,14 @@ def test_unknown_words_are_refused(words):
     done = run_script(*words)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "run, test, lab" in done.stderr
+    assert "run, test, lab, docs" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_without_a_word_outside_colab_it_says_which_words_there_are(house):
     done = run_script(script=house / "setup_colab.sh")
     assert done.returncode == 2
-    assert "run | test | lab" in done.stderr
+    assert "run | test | lab | docs" in done.stderr
 
 
 def test_in_colab_nothing_happens_when_everything_is_there(house):
@@ -128,7 +128,7 @@ def test_in_colab_an_old_torch_is_named_and_left_alone(house):
     assert "Change runtime type" in done.stderr
 
 
-@pytest.mark.parametrize("word", ["run", "test"])
+@pytest.mark.parametrize("word", ["run", "test", "docs"])
 def test_a_folder_that_is_not_an_environment_is_left_alone(house, tmp_path, word):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -189,7 +189,7 @@ def test_passes():
 # Everything but pytest is taken to pass; of its plugins only xdist is loaded, since the others take seconds to import.
 STUB_PYTHON = """#!/usr/bin/env bash
 case "$*" in
-  "-m ruff"* | "-m mypy"* | *--nbmake*) exit 0 ;;
+  "-m ruff"* | "-m mypy"* | "-m mkdocs"* | *--nbmake*) exit 0 ;;
   "-m pytest"*) shift 2; PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec "{python}" -m pytest -p xdist.plugin "$@" ;;
   *) exec "{python}" "$@" ;;
 esac

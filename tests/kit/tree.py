@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Folders that hold nothing of the repository, for a copy without git.
-_NOT_OURS = {"__pycache__", "build", "checkpoints", "dist", "node_modules", "runs", "wandb"}
+_NOT_OURS = {"__pycache__", "build", "checkpoints", "dist", "node_modules", "runs", "site", "wandb"}
 
 
 @cache

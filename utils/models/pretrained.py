@@ -184,7 +184,7 @@ def load_pretrained(
         safetensors_only: as `inspect_pretrained`.
         seed: of the new values of what the checkpoint does not contain.
     Raises:
-        As `inspect_pretrained`.
+        ModelNotFoundError, HubError: as `inspect_pretrained`.
         ConfigError: transformers has no such head for this architecture, or the number of classes is missing.
         ModelError: the weights are of another model, or the repository needs code of its own.
     """

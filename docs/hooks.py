@@ -1,0 +1,85 @@
+"""What the site holds beside the files of docs/: documents that live elsewhere in the repository, and the reference."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Documents outside docs/ -> their place in the site.
+ELSEWHERE = {"utils/training/engine/README.md": "engine.md", "CONTRIBUTING.md": "contributing.md"}
+
+#: Each gets a page with every name of its `__all__`.
+PACKAGES = (
+    "utils.training", "utils.data", "utils.tokenization", "utils.models", "utils.adapters", "utils.checks", "utils.ui",
+    "widgets",
+)  # fmt: skip
+#: Each gets a page with its public members.
+MODULES = ("utils.errors",)
+
+_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the documents from elsewhere and the pages of the reference."""
+    for source, page in ELSEWHERE.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for package in PACKAGES:
+        files.append(File.generated(config, f"reference/{package}.md", content=_package_page(package)))
+    for module in MODULES:
+        content = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
+        files.append(File.generated(config, f"reference/{module}.md", content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links that are right in the repository into links that are right in the site."""
+    sources = {place: source for source, place in ELSEWHERE.items()}
+    source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+
+    def in_site(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
+        place = ELSEWHERE.get(target, target.removeprefix("docs/"))
+        return match[1] + posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
+
+    return _LINK.sub(in_site, markdown)
+
+
+def _package_page(package: str) -> str:
+    """The page of a package: its docstring, then each public name under the name by which it is imported."""
+    module = import_module(package)
+    parts = [f"# {package}", module.__doc__ or ""]
+    for name in module.__all__:
+        # The anchor makes the import path linkable; the object itself is documented where it is defined.
+        anchor, target = f'<span id="{package}.{name}"></span>', f"{_defined_in(package, name)}.{name}"
+        owner = _owner(target, name)
+        if owner == package:
+            parts += [anchor, f"::: {target}\n    options:\n      heading: {name}\n      toc_label: {name}"]
+        else:
+            parts += [anchor, f"## {name}", f"The same as [`{owner}.{name}`]({owner}.md#{owner}.{name})."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _owner(target: str, name: str) -> str:
+    """The package on whose page an object is documented: of those that export it, the one that holds it, else the first."""
+    exporting = [p for p in PACKAGES if name in import_module(p).__all__ and f"{_defined_in(p, name)}.{name}" == target]
+    return next((package for package in exporting if target.startswith(package + ".")), exporting[0])
+
+
+def _defined_in(package: str, name: str) -> str:
+    """The module that holds an export. mkdocstrings reads sources without running them, so lazy exports are followed here."""
+    exports = getattr(import_module(package), "_EXPORTS", {})
+    if name not in exports:
+        return package
+    spec = find_spec(exports[name])
+    if spec is not None and spec.submodule_search_locations:
+        return _defined_in(exports[name], name)
+    return str(exports[name])
