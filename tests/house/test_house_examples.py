@@ -30,10 +30,10 @@ def test_the_examples_of_a_document_run(document: Path, capsys):
         exec(compile("\n" * line + match[1], str(document), "exec"), scope)  # noqa: S102 - our own documents
 
 
-def test_the_readme_shows_the_error_that_is_raised():
+def test_the_tour_shows_the_error_that_is_raised():
     with pytest.raises(ConfigError) as caught:
         TrainingConfig(learning_rat=1e-4, batch_size=-4)
-    assert str(caught.value) in (HOME / "README.md").read_text(encoding="utf-8")
+    assert str(caught.value) in (HOME / "docs" / "tour.md").read_text(encoding="utf-8")
 
 
 def test_links_and_images_lead_somewhere():
@@ -42,10 +42,10 @@ def test_links_and_images_lead_somewhere():
             assert (HOME / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_readmes_job_file_is_a_valid_job(tmp_path, monkeypatch, capsys):
+def test_the_tours_job_file_is_a_valid_job(tmp_path, monkeypatch, capsys):
     from cli.run_training import main
 
-    job = re.search(r"```yaml\n(.*?)```", (HOME / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    job = re.search(r"```yaml\n(.*?)```", (HOME / "docs" / "tour.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     Path("job.yaml").write_text(job, encoding="utf-8")
     Path("my.txt").write_text("a line of text\n" * 2000, encoding="utf-8")
     assert main(["--config", "job.yaml", "--dry-run"]) == 0
