@@ -61,14 +61,14 @@ def test_unknown_words_are_refused(words):
     done = run_script(*words)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "run, test, lab, docs" in done.stderr
+    assert "run, test, lab, notebook, docs" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_without_a_word_outside_colab_it_says_which_words_there_are(house):
     done = run_script(script=house / "setup_colab.sh")
     assert done.returncode == 2
-    assert "run | test | lab | docs" in done.stderr
+    assert "run | test | lab | notebook | docs" in done.stderr
 
 
 def test_in_colab_nothing_happens_when_everything_is_there(house):
