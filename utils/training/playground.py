@@ -201,7 +201,7 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
         raise ConfigError(f"{folder} is neither a run's folder nor an exported folder for transformers")
     from transformers import AutoTokenizer
 
-    model = load_stored_model(str(folder), "", {}).model
+    model: Any = load_stored_model(str(folder), "", {}).model  # of transformers
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
     name = type(model).__name__
