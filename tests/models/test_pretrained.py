@@ -1,4 +1,4 @@
-"""Pretrained models: what is said before loading, the head of the task, what the checkpoint lacks, new tokens."""
+"""Pretrained models: facts shown before loading, the head of the task, what the checkpoint lacks, new tokens."""
 
 from __future__ import annotations
 

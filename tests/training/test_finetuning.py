@@ -152,6 +152,19 @@ def test_targets_are_found_for_a_plain_network_and_checked_by_name(llama):
         pass
 
 
+def test_a_cell_with_lora_can_be_run_twice(llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = load_family(llama, "causal_lm").model
+    config = TrainingConfig(finetune="lora", max_steps=4, batch_size=4, run_name="twice", precision="32")
+
+    def cell(config):
+        return Trainer(model, None, config).train(samples("causal_lm"), resume_from="auto")
+
+    first, again, other = cell(config), cell(config), cell(config.replace(run_name="other"))
+    assert (first.steps, again.steps, other.steps) == (4, 4, 4)
+    assert first.model is again.model is other.model
+
+
 def test_settings_that_exclude_each_other_are_refused():
     with pytest.raises(ConfigError, match="strategy"):
         TrainingConfig(finetune="lora", strategy="fsdp")

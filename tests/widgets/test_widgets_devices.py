@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import widgets
-from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, train_set, validation_set
+from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import ConfigError, DataError, MissingPackageError
 from utils.storage import write_json
 from utils.training import Callback, Trainer
@@ -73,6 +73,19 @@ def test_a_model_of_the_notebook_is_trained_by_two_processes_stopped_and_continu
     alone = trainer_of(model_of_a_cell(), run_name="alone", batch_size=2, gradient_accumulation_steps=4)
     expected = alone.train(DATA.train, DATA.validation)
     assert results.loss_history == pytest.approx(expected.loss_history, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_is_trained_by_two_processes_and_its_adapters_come_back():
+    pytest.importorskip("peft")
+    results = live(trainer_of(tiny_gpt(), finetune="lora", epochs=2), strategy="ddp", devices=2)
+    stored = read_checkpoint(Path(results.checkpoint_path))["model"]
+    assert all("lora_" in name for name in stored)
+    weights = results.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in stored.items())
+    assert any(tensor.abs().max() > 0 for name, tensor in stored.items() if "lora_B" in name)
+    assert results.fine_tuning["unmoved"] == []
 
 
 @pytest.mark.slow

@@ -142,9 +142,8 @@ def inspect_pretrained(source: str | os.PathLike[str], *, safetensors_only: bool
         )
     if not safe and safetensors_only:
         raise ModelError(
-            f"{source}: its weights are in {weights[0]} only, a pickle file, which can run code when it is read. "
-            "Convert them to "
-            "safetensors, or consent with safetensors_only=False."
+            f"{source}: its weights are in {weights[0]} only, a pickle file, which can run code when it is read. Convert them "
+            "to safetensors, or consent with safetensors_only=False."
         )
     if not safe and torch_version() < (2, 10):
         raise ModelError(
@@ -282,9 +281,8 @@ def _folder_of(source: str | os.PathLike[str]) -> Path:
                 return folder.absolute()
         if (path / "adapter_config.json").is_file():
             raise ModelError(
-                f"{path} is an adapter of peft: load_model({text!r}) puts it on its base model, and an export of the "
-                "format 'hf' is "
-                "the merged model."
+                f"{path} is an adapter of peft: load_model({text!r}) puts it on its base model, and an export of the format "
+                "'hf' is the merged model."
             )
         raise ModelError(
             f"{path} has no config.json. A folder of transformers has one, and so has a run after "
@@ -313,8 +311,7 @@ def _class_for(config: Any, spec: TaskSpec, source: str) -> Any:
         fitting = [task for task, name in _HEADS.items() if type(config) in getattr(modeling_auto, name)]
         raise ConfigError(
             f"task_spec: got the task {kind!r}, and transformers has no such head for {source} "
-            f"({type(config).__name__}); it has "
-            f"heads for {', '.join(fitting) or 'none of the tasks here'}."
+            f"({type(config).__name__}); it has heads for {', '.join(fitting) or 'none of the tasks here'}."
         )
     found = table[type(config)]
     return found[0] if isinstance(found, (tuple, list)) else found
@@ -416,9 +413,8 @@ def _mismatches(model: Any, tokenizer: Any) -> list[str]:
     said = []
     if rows is not None and len(tokenizer) > rows:
         said.append(
-            f"The tokenizer has {len(tokenizer):,} tokens and the model {rows:,} rows: ids from {rows:,} on "
-            "cannot be read. Use the "
-            "model's own tokenizer, or extend_vocabulary."
+            f"The tokenizer has {len(tokenizer):,} tokens and the model {rows:,} rows: ids from {rows:,} on have no embedding. "
+            "Use the model's own tokenizer, or extend_vocabulary."
         )
     for name in ("pad_token_id", "bos_token_id", "eos_token_id") if tokenizer is not None else ():
         here, there = getattr(model.config, name, None), getattr(tokenizer, name, None)

@@ -22,6 +22,8 @@ from utils.training.training_config import TrainingConfig
 
 # Attribute of a model with adapters: what identifies the base model that its checkpoints do not hold.
 _RECORD = "_trainbook_base"
+# Attribute of a base model with adapters in it: their settings, and the peft model around it.
+_ADAPTED = "_trainbook_adapted"
 #: Attribute of a pretrained model: names of the parameters that its checkpoint did not contain.
 NEW_PARAMETERS = "_trainbook_new_parameters"
 
@@ -202,7 +204,8 @@ def _stacked_weights(model: nn.Module) -> str | None:
 
 
 def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
-    """`model` inside a peft model with LoRA adapters; a peft model is returned as it is.
+    """`model` inside a peft model with LoRA adapters; a peft model is returned as it is, and a model that got adapters of the
+    same settings before is returned inside the peft model of that time, so that a cell can be run twice.
 
     A head for classes or numbers is trained too, and so is every module that the pretrained checkpoint did not
     contain. The adapters start from `random_seed` alone, and the
@@ -215,10 +218,14 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     if isinstance(model, PeftModel):
         _note_base(model)
         return model
+    chosen = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    earlier, adapted_before = model.__dict__.get(_ADAPTED, (None, None))
+    if isinstance(adapted_before, nn.Module) and earlier == chosen:
+        return adapted_before
     if any(_is_adapted(module) for module in model.modules()):
         raise ModelError(
-            f"{type(model).__name__} holds the adapters of an earlier run. Give that run's model (results.model), "
-            "or load the base model again."
+            f"{type(model).__name__} holds the adapters of an earlier run with other LoRA settings. Give that run's model "
+            "(results.model), or load the base model again."
         )
     names = _targets(model, config)
     modules = dict(model.named_modules())
@@ -235,6 +242,7 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
         made: Any = get_peft_model(model, settings, autocast_adapter_dtype=not floats)  # type: ignore[arg-type, unused-ignore]
     _note_base(made)
     adapted: nn.Module = made
+    model.__dict__[_ADAPTED] = (chosen, adapted)
     return adapted
 
 
@@ -329,14 +337,13 @@ def check_base(checkpoint: Mapping[str, Any], model: nn.Module, source: str) -> 
         return
     if here is None:
         raise CheckpointError(
-            f"{source} holds adapters of {_named(there)} and not the model itself. Resume with finetune='lora' "
-            "and that base model."
+            f"{source} holds adapters of {_named(there)} and not the model itself. Resume with finetune='lora' and that base "
+            "model."
         )
     if there.get("digest") != here["digest"]:
         raise CheckpointError(
-            f"{source} holds adapters of the base model {_named(there)}; got {_named(here)}, whose weights are "
-            "others. Load the base "
-            "model that the run started from."
+            f"{source} holds adapters of the base model {_named(there)}; got {_named(here)}, whose weights differ. Load the "
+            "base model that the run started from."
         )
 
 

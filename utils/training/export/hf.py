@@ -145,7 +145,7 @@ def loader_elsewhere(loader: type, model: nn.Module) -> tuple[str, dict[str, Any
 def _compared(
     model: nn.Module, tokenizer: Any, folder: Path, loader: Any, batches: Sequence[Mapping[str, Tensor]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Compare `model` with the folder, loaded in another process. Where only this session has its class, the folder is loaded
+    """Compare `model` with the folder, loaded in another process. Where only this process has its class, the folder is loaded
     here, and the second value says so."""
     call = ModelCall(model)
     expected = scores_of(model, call)

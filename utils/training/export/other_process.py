@@ -1,4 +1,4 @@
-"""Exported files, loaded and run in another process that has nothing of Trainbook and nothing of this session in it."""
+"""Exported files, loaded and run in another process, which imports nothing of Trainbook and shares no state with this one."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def export_peft(
 def _compared(
     model: Any, tokenizer: Any, adapter: Path, batches: Sequence[Mapping[str, Tensor]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Compare `model` with its base model and the adapter, loaded in another process. Where only this session has the base
+    """Compare `model` with its base model and the adapter, loaded in another process. Where only this process has the base
     model's class, they are loaded here, and the second value says so."""
     from peft import PeftModel
     from transformers import PreTrainedModel

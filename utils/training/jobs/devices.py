@@ -185,6 +185,7 @@ def main(job_file: str) -> int:
         raise
     if first:
         more = {"precision": results.precision, "export_dir": results.export_dir, "export_error": results.export_error}
+        more["fine_tuning"] = results.fine_tuning
         spec = None if results.task_spec is None else results.task_spec.to_dict()
         write_json(folder / "outcome.json", {"results": kept(results), **more, "task_spec": spec})
     return 0

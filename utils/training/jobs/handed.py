@@ -32,6 +32,7 @@ from utils.training.engine.results import TrainingResults
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.engine.world import Launch
+from utils.training.finetuning import check_base, with_lora
 from utils.training.jobs import process
 from utils.training.jobs.devices import POLL_S, no_results, read, started
 from utils.training.run_folder import absolute_source
@@ -221,6 +222,9 @@ def _results(trainer: Trainer, outcome: Mapping[str, Any]) -> TrainingResults:
     if values["checkpoint_path"] is not None:
         path = Path(values["checkpoint_path"])
         checkpoint = read_checkpoint(path, mapped=True)
+        if "base_model" in checkpoint:
+            trainer.model = with_lora(trainer.model, trainer.training_config)
+            check_base(checkpoint, trainer.model, str(path))
         load_model_weights(trainer.model, in_formats_of(trainer.model, checkpoint["model"]), str(path))
         load_run_states(trainer.model, checkpoint.get("run_state", {}))
         state = TrainState.from_dict(checkpoint["state"])
@@ -231,7 +235,7 @@ def _results(trainer: Trainer, outcome: Mapping[str, Any]) -> TrainingResults:
         state=state, model=trainer.model, tokenizer=trainer.tokenizer, task_spec=spec,
         training_config=trainer.training_config, run_dir=trainer.run_dir, precision=outcome["precision"],
         checkpoints=[Path(path) for path in values["checkpoint_paths"]],
-        best_model_path=None if best is None else Path(best), notices=trainer.notices,
+        best_model_path=None if best is None else Path(best), notices=trainer.notices, fine_tuning=outcome["fine_tuning"],
     )  # fmt: skip
     results.export_dir, results.export_error = outcome["export_dir"], outcome["export_error"]
     return results
