@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from utils.training import Callback, Trainer, TrainingConfig
-from utils.training.engine import saving
+from utils.training.engine.checkpointing import saver as saving
 
 QUIET_STEPS = 8
 WAYS = {"waiting": 1 << 62, "overlapping": 0}  # the smallest checkpoint that is written by a thread, in bytes

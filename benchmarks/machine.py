@@ -54,7 +54,7 @@ def facts(device: str) -> dict[str, str] | None:
     import torch
 
     from utils.environment import detect_device
-    from utils.training.engine.precision import resolve_precision
+    from utils.training.engine.hardware.precision import resolve_precision
 
     if device == "cuda" and not torch.cuda.is_available():
         return None

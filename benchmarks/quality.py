@@ -70,7 +70,7 @@ def images(parsed: argparse.Namespace) -> list[str]:
 def classification(parsed: argparse.Namespace) -> list[str]:
     """A row of the table: paragraphs by chapter."""
     from benchmarks.quality_data import chapter_task
-    from utils.data.labelled import prepare_examples
+    from utils.data.labelled.prepare import prepare_examples
     from utils.models import ModelRegistry
     from utils.training import Trainer, TrainingConfig
 
@@ -97,7 +97,7 @@ def seq2seq(parsed: argparse.Namespace) -> list[str]:
     import torch
 
     from benchmarks.quality_data import vowel_task, word_accuracy
-    from utils.data.labelled import prepare_examples
+    from utils.data.labelled.prepare import prepare_examples
     from utils.models import ModelRegistry
     from utils.training import Trainer, TrainingConfig
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from utils.data.corpus import builtin_topics
+from utils.data.text.corpus import builtin_topics
 
 #: Topic of `pydoc_data.topics` -> the chapter of Python's documentation that it is from. Topics that other versions of Python
 #: may have beside these are passed over.

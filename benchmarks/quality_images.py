@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from utils.data.image_files import read_idx
-from utils.data.images import MNISTDataset
+from utils.data.images.builtin import MNISTDataset
+from utils.data.images.files import read_idx
 from utils.errors import DataNotFoundError, TrainbookError
 from utils.models import ModelRegistry
 from utils.training import TaskSpec, Trainer, TrainingConfig
 
 if TYPE_CHECKING:
-    from utils.data.image_sets import ImageSamples
+    from utils.data.images.samples import ImageSamples
 
 #: What is aimed at, for the defaults.
 GOAL = 0.96

@@ -135,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
     import torch
 
     from utils.compat.environment import get_device
-    from utils.data.registry import DatasetRegistry
+    from utils.data.images.registry import DatasetRegistry
 
     torch.manual_seed(settings.random_seed)
     device = get_device(settings.device)
@@ -257,7 +257,7 @@ def _epoch_line(epoch: int, epochs: int, row: Mapping[str, Any]) -> str:
 
 
 def _train(trainer: Trainer, settings: ImageSettings) -> int:
-    from utils.training.engine.checkpoint import write_file
+    from utils.training.engine.checkpointing.store import write_file
 
     folder = Path(trainer.experiment_manager.checkpoints_dir)
     try:

@@ -126,7 +126,7 @@ def _stop_after(steps: int) -> Any:
 
 def _differences(record: Mapping[str, Any], trainer: Any) -> list[str]:
     """What is another here than in the run, and may change the losses."""
-    from utils.training.engine.saving import environment_facts
+    from utils.training.engine.checkpointing.saver import environment_facts
 
     here, there = environment_facts(trainer.parts), record.get("environment") or {}
     found = [

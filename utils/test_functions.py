@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import utils.checks
 
 if TYPE_CHECKING:
+    from utils.check_result import CheckReport, CheckResult
     from utils.checks.attention import test_attention_patterns
     from utils.checks.attribution import test_attribution_analysis
     from utils.checks.calibration import test_calibration
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from utils.checks.learning import test_overfit_one_batch
     from utils.checks.memory import test_memory_footprint
     from utils.checks.outputs import test_output_stability
-    from utils.checks.result import CheckReport, CheckResult
     from utils.checks.robustness import test_robustness
     from utils.checks.search_works import test_search
     from utils.checks.shapes import test_shape_robustness

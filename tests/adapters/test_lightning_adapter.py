@@ -17,8 +17,8 @@ from tests.kit.toys import LENGTH, VOCAB_SIZE, plain_lm, same_weights, tiny_gpt,
 from utils.adapters import ModelCall, UniversalModelAdapter
 from utils.errors import ConfigError, ModelError
 from utils.training import TrainingConfig
-from utils.training.engine.optim import Schedule
-from utils.training.engine.tasks import CausalLM
+from utils.training.engine.compute.optim import Schedule
+from utils.training.engine.loss.tasks import CausalLM
 from utils.training.task_spec import TaskSpec
 
 pytestmark = [

@@ -163,7 +163,7 @@ def test_the_hub_is_read_by_its_own_names(monkeypatch):
         "validation_mismatched": [{"premise": "e", "hypothesis": "f", "label": 1}],
     }
     table = SimpleNamespace(splits=splits)
-    monkeypatch.setattr("utils.data.hub.load_hub_table", lambda *names: asked.append(names) or table)
+    monkeypatch.setattr("utils.data.text.hub.load_hub_table", lambda *names: asked.append(names) or table)
     data = load_task(TASKS["MNLI"], None)
     assert asked == [("nyu-mll/glue", "mnli")]
     assert data.train == [{"text": "a", "pair": "b", "label": 0}]
@@ -175,7 +175,7 @@ def test_an_unreachable_hub_says_what_else_works(monkeypatch):
     def fail(*names):
         raise HubError("The Hub cannot be reached.")
 
-    monkeypatch.setattr("utils.data.hub.load_hub_table", fail)
+    monkeypatch.setattr("utils.data.text.hub.load_hub_table", fail)
     result = evaluate_glue(tiny_gpt(), tokenizer(), ["CoLA"])["GLUE CoLA"]
     assert result.verdict == "not run"
     assert "data_dir=" in result.remedy

@@ -358,7 +358,7 @@ def test_a_fault_of_half_precision_is_named(make, cause):
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_same_results():
     from utils.environment import detect_device
-    from utils.training.engine.compiling import check_compiler
+    from utils.training.engine.compute.compiling import check_compiler
 
     try:
         check_compiler("default", detect_device())
@@ -374,7 +374,7 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     def refuse(mode, device):
         raise ConfigError("compile_mode needs g++")
 
-    monkeypatch.setattr("utils.training.engine.compiling.check_compiler", refuse)
+    monkeypatch.setattr("utils.training.engine.compute.compiling.check_compiler", refuse)
     result = test_compile(TableModel(2))
     assert (result.verdict, "g++" in result.summary) == ("not run", True)
 

@@ -8,9 +8,9 @@ import pytest
 
 from utils.checks.data_quality import QualityThresholds, check_data_quality
 from utils.checks.drift import check_drift
-from utils.data.corpus import builtin_corpus
-from utils.data.drift import js_distance
-from utils.data.quality import profile_texts
+from utils.data.quality.drift import js_distance
+from utils.data.quality.texts import profile_texts
+from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import train_bpe
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from utils.checks import check_data_quality
-from utils.data.inspection import Expectations, Sample, inspect_samples
+from utils.data.quality.inspection import Expectations, Sample, inspect_samples
 from utils.errors import DataTypeError
 from utils.training import TaskSpec, Trainer, TrainingConfig
 

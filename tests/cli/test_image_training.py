@@ -19,10 +19,10 @@ from utils.compat.image_config import (
     get_default_config,
     load_config,
 )
-from utils.data.registry import DatasetRegistry
+from utils.data.images.registry import DatasetRegistry
 from utils.errors import ConfigError
 from utils.models import ModelRegistry
-from utils.training.engine.checkpoint import read_plain
+from utils.training.engine.checkpointing.store import read_plain
 
 
 class Quadrants:

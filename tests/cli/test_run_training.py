@@ -15,7 +15,7 @@ import pytest
 
 from cli.run_training import JobConfig, main
 from utils.errors import ConfigError
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.ui import SetupConfig
 from utils.ui.progress import progress_line
 

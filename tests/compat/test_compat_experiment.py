@@ -19,7 +19,7 @@ from tests.kit.toys import same_weights
 from utils.compat.experiment import Trainer
 from utils.errors import CheckpointError, ConfigError, ModelError, NonFiniteError, TrainingInterrupted
 from utils.training import Callback, CheckpointManager, ExperimentManager
-from utils.training.engine.checkpoint import read_plain
+from utils.training.engine.checkpointing.store import read_plain
 
 
 @pytest.fixture(autouse=True)

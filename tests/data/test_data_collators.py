@@ -9,10 +9,11 @@ from torch.utils.data import TensorDataset
 
 from tests.kit.labelled import CLS, MASK, PAD, SEP, SPECIAL, bert_like_tokenizer, ids_of
 from utils.data.collators import collator_for, register_collator
-from utils.data.examples import DatasetSource, TextCollator
 from utils.data.masking import MaskedLMCollator
 from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks
+from utils.data.sources import DatasetSource
+from utils.data.text_collator import TextCollator
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.training.task_spec import TaskSpec
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from tests.kit.tree import ROOT
-from utils.data.corpus import builtin_corpus, without_repeats
+from utils.data.text.corpus import builtin_corpus, without_repeats
 
 
 def words_of(paragraph):
@@ -29,7 +29,7 @@ def test_no_paragraph_occurs_twice():
 
 def test_it_is_the_same_in_another_process():
     code = (
-        "import zlib; from utils.data.corpus import builtin_corpus; print(zlib.crc32(repr(builtin_corpus()).encode()))"
+        "import zlib; from utils.data.text.corpus import builtin_corpus; print(zlib.crc32(repr(builtin_corpus()).encode()))"
     )
     digests = {
         subprocess.run(

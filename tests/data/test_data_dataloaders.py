@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorD
 
 from tests.kit.toys import assert_same_run, golden_config, plain_lm, token_rows
 from utils.data import UniversalDataModule
-from utils.data.examples import StreamSource
+from utils.data.sources import StreamSource
 from utils.errors import DataError
 from utils.training import Callback, Trainer
 

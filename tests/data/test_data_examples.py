@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from utils.data.examples import DatasetSource, IdSource, StreamSource, TextCollator, as_batch, as_source, labels_of
+from utils.data.batch import as_batch
+from utils.data.padding import labels_of
+from utils.data.sources import DatasetSource, IdSource, StreamSource, as_source
+from utils.data.text_collator import TextCollator
 from utils.errors import DataTypeError
 
 

@@ -11,8 +11,12 @@ import textwrap
 import pytest
 from datasets import Dataset
 
-from utils.data import DatasetLoader, decoding, json_rows, tables, text_rows
-from utils.data.text_rows import LONGEST_TEXT
+from utils.data import DatasetLoader
+from utils.data.read import arrow as tables
+from utils.data.read import decoding
+from utils.data.read import json as json_rows
+from utils.data.read import txt as text_rows
+from utils.data.read.txt import LONGEST_TEXT
 from utils.errors import ConfigError, DataError, DataNotFoundError
 
 ROWS = [{"text": "the first", "label": 0}, {"text": "zwei\nlines, größe", "label": 1}, {"text": 'a "third"', "label": 2}]

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from tests.kit.hub_server import MAIN, PARQUET, serving
 from tests.kit.tree import ROOT
 from utils.data import prepare_data
-from utils.data.hub import dataset_name_problem, load_hub_texts, plain_error
+from utils.data.text.hub import dataset_name_problem, load_hub_texts, plain_error
 from utils.errors import ConfigError, DataError, HubError
 from utils.ui.setup_config import SetupConfig
 
@@ -278,7 +278,7 @@ def answers(endpoint, *calls):
     code = """
         import json, sys
         from utils.data import hub
-        from utils.data.hub import load_hub_texts
+        from utils.data.text.hub import load_hub_texts
         from utils.errors import TrainbookError
         hub.RETRY_WAITS_S = (0.0, 0.0)
         for call in json.loads(sys.argv[1]):

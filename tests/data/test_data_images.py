@@ -13,9 +13,9 @@ import torch
 
 from tests.kit.image_files import bars, cifar_files, cifar_rows, image_tree, mnist_files, write_idx
 from utils.data import UniversalDataModule
-from utils.data.images import BaseDataset, MNISTDataset
-from utils.data.registry import DatasetRegistry
-from utils.data.transforms import Normalize, RandomAffine, RandomCrop, RandomFlip, torchvision_transforms
+from utils.data.images.builtin import BaseDataset, MNISTDataset
+from utils.data.images.registry import DatasetRegistry
+from utils.data.images.transforms import Normalize, RandomAffine, RandomCrop, RandomFlip, torchvision_transforms
 from utils.errors import ConfigError, DataError, DataNotFoundError, MissingPackageError
 from utils.models import ModelRegistry
 

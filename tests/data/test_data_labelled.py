@@ -11,7 +11,7 @@ from tests.kit.toys import tiny_gpt
 from utils.data import TokenBlocks, prepare_examples
 from utils.data.encoded import EncodedExamples, Ragged
 from utils.data.module import UniversalDataModule
-from utils.data.splitting import split_examples
+from utils.data.text.splitting import split_examples
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.training.task_spec import TaskSpec
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.data import prepare_text
-from utils.data.splitting import Cut, Selected, select, split_documents
+from utils.data.text.splitting import Cut, Selected, select, split_documents
 from utils.errors import DataError
 from utils.tokenization import encoding, train_bpe
 
@@ -65,7 +65,7 @@ def test_validation_documents_of_their_own_may_be_lazy_too():
 def test_memory_does_not_grow_with_the_text(monkeypatch):
     monkeypatch.setattr("utils.data.prepare._IN_MEMORY_CHARACTERS", 1000)
     monkeypatch.setattr(encoding, "_BATCH", 20_000)
-    monkeypatch.setattr("utils.data.report._COUNTED_AT_ONCE", 10_000)
+    monkeypatch.setattr("utils.data.text.report._COUNTED_AT_ONCE", 10_000)
     text = "".join(LINES)[:3000]
     tokenizer = train_bpe(LINES, 400)
 

@@ -17,11 +17,11 @@ from datasets import Dataset, DatasetDict
 from tests.kit.hub_server import MAIN, serving
 from tests.kit.tree import ROOT
 from utils.data import DatasetLoader, DatasetUploader, prepare_data
-from utils.data.files import find_files
-from utils.data.local_texts import load_local_texts
-from utils.data.stored_texts import StoredTexts
-from utils.data.text_rules import SeenTexts
-from utils.data.text_statistics import percentiles
+from utils.data.read.files import find_files
+from utils.data.read.stored_texts import StoredTexts
+from utils.data.read.text_rules import SeenTexts
+from utils.data.text.local import load_local_texts
+from utils.data.text.statistics import percentiles
 from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.ui.setup_config import SetupConfig
 
@@ -325,7 +325,7 @@ def test_a_large_table_is_read_from_disk_and_prepares_to_the_same_blocks(folder,
         dataset_path=str(folder / "a.jsonl"), vocab_size=300, max_length=16, tokenizer_strategy="character"
     )
     held = prepare_data(setup)
-    monkeypatch.setattr("utils.data.stored_texts.HELD_BYTES", 100)
+    monkeypatch.setattr("utils.data.read.stored_texts.HELD_BYTES", 100)
     assert isinstance(load_local_texts(folder / "a.jsonl").documents, StoredTexts)
     stored = prepare_data(setup)
     assert (stored.train.blocks == held.train.blocks).all()

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.kit.tree import ROOT
 from utils.data import PreparedData, prepare_data, prepare_text
-from utils.data.report import unigram_loss
+from utils.data.text.report import unigram_loss
 from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.models import ModelRegistry
 from utils.tokenization import build_character_tokenizer

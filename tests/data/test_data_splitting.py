@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.splitting import MANY_DOCUMENTS, split_documents
+from utils.data.text.splitting import MANY_DOCUMENTS, split_documents
 from utils.errors import ConfigError
 
 DOCUMENTS = st.lists(st.text("ab \n", min_size=1, max_size=60), min_size=1, max_size=30)

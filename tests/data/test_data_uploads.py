@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.data.uploads import safe_name, save_upload
+from utils.data.read.uploads import safe_name, save_upload
 from utils.errors import DataError
 
 

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
 
 from tests.kit.toys import VOCAB_SIZE, assert_same_run, golden_config, plain_lm, tiny_gpt, token_rows
-from utils.data.examples import TextCollator
 from utils.data.module import UniversalDataModule
+from utils.data.text_collator import TextCollator
 from utils.data.workers import LoaderProcesses
 from utils.errors import DataError
 from utils.training import Trainer

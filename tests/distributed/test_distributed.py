@@ -21,7 +21,7 @@ from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_
 from utils.errors import CallbackError, CheckpointError, ConfigError, DataError, NonFiniteError, PeerProcessError
 from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
-from utils.training.engine.checkpoint import newest, read_checkpoint
+from utils.training.engine.checkpointing.store import newest, read_checkpoint
 from utils.training.monitors import LoggingCallback
 
 pytestmark = pytest.mark.slow
@@ -331,7 +331,7 @@ def test_a_process_that_is_killed_ends_the_other():
 
 def test_what_goes_wrong_on_all_processes_keeps_a_checkpoint_of_the_last_step(monkeypatch):
     # Both processes fail at the same step; on a loaded machine one of them may report it much later than the other.
-    monkeypatch.setattr("utils.training.engine.world._PATIENCE", timedelta(seconds=60))
+    monkeypatch.setattr("utils.training.engine.distributed.world._PATIENCE", timedelta(seconds=60))
 
     def all_fail(rank):
         with pytest.raises(CallbackError) as caught:
@@ -415,7 +415,7 @@ def test_torchrun_starts_the_command_line_which_prints_once(tmp_path):
 
 
 def test_f44_a_notebook_refuses_several_processes_and_names_the_command(monkeypatch):
-    import utils.training.engine.world as world
+    import utils.training.engine.distributed.world as world
 
     monkeypatch.setattr(world, "front_end", lambda: "notebook")
     for changes in ({"strategy": "ddp"}, {"strategy": "fsdp"}, {"devices": 3}, {"num_nodes": 2}):

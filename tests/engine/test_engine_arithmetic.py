@@ -23,10 +23,10 @@ from tests.kit.toys import (
 from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks, pack
 from utils.training import Callback, Trainer
-from utils.training.engine.optim import Schedule, parameter_groups
-from utils.training.engine.parts import assemble
+from utils.training.engine.compute.optim import Schedule, parameter_groups
+from utils.training.engine.compute.parts import assemble
+from utils.training.engine.loss.tasks import CausalLM
 from utils.training.engine.step import UPDATED, train_step
-from utils.training.engine.tasks import CausalLM
 
 GOLDEN = [
     3.473247, 3.434201, 3.376454, 3.216708, 3.170549, 3.099134, 2.996836, 2.978371, 2.91813, 2.844708,

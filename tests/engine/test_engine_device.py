@@ -10,7 +10,7 @@ from utils import environment
 from utils.environment import Device, detect_device
 from utils.errors import ConfigError
 from utils.training import Trainer
-from utils.training.engine.precision import ResolvedPrecision, check_attention
+from utils.training.engine.hardware.precision import ResolvedPrecision, check_attention
 
 CPU_ONLY = ("present: cpu", "Use one of these, or 'auto'")
 

@@ -25,10 +25,11 @@ from utils.adapters import ModelCall
 from utils.adapters.output_layer import find_output_layer
 from utils.errors import ConfigError, ModelError, NonFiniteError
 from utils.training import Callback, Trainer
-from utils.training.engine import fast_paths, fused_loss
 from utils.training.engine import loop as loop_module
 from utils.training.engine import trainer as trainer_module
-from utils.training.engine.tasks import CausalLM
+from utils.training.engine.hardware import fast_paths
+from utils.training.engine.loss import fused as fused_loss
+from utils.training.engine.loss.tasks import CausalLM
 
 
 def both_ways(rows, width, vocabulary, dtype=torch.float64, bias=True, smoothing=0.0, ignored=0, autocast=False):
@@ -398,7 +399,7 @@ def test_a_fault_that_is_seen_late_is_named_and_nothing_after_it_is_learnt():
     with pytest.raises(NonFiniteError, match=r"^step 7: loss is nan"):
         golden_run(model, run_name="bad", lr_schedule="cosine", max_steps=6 + 5, **changes)
     assert good.steps == 6
-    from utils.training.engine.checkpoint import read_checkpoint
+    from utils.training.engine.checkpointing.store import read_checkpoint
 
     kept = read_checkpoint("runs/bad/checkpoints/step_6.pt")
     assert kept["state"]["step"] == 6

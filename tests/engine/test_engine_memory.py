@@ -13,7 +13,7 @@ from torch import nn
 from tests.kit.toys import assert_same_run, golden_config, normed_lm, plain_lm, token_rows, train_set, validation_set
 from utils.errors import CallbackError, OutOfMemoryError
 from utils.training import Callback, Trainer
-from utils.training.engine.memory import Pieces, is_out_of_memory, largest_that_fits, split
+from utils.training.engine.hardware.memory import Pieces, is_out_of_memory, largest_that_fits, split
 
 CUDA_WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.75 GiB"
 
@@ -225,14 +225,14 @@ def test_auto_batch_size_is_bounded_by_the_memory_that_is_free(monkeypatch):
     model = Hungry(most=99)
     parameters = sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(
-        "utils.training.engine.memory.free_memory_bytes", lambda kind: (12 * parameters + 200_000) / 0.8
+        "utils.training.engine.hardware.memory.free_memory_bytes", lambda kind: (12 * parameters + 200_000) / 0.8
     )
     results = run(model, auto_batch_size=True, run_name="unbroken")
     assert 1 <= results.state.pieces.most < 12
     run(Hungry(most=99), auto_batch_size=True, stop_at=4)
-    monkeypatch.setattr("utils.training.engine.memory.free_memory_bytes", lambda kind: 2**40)
+    monkeypatch.setattr("utils.training.engine.hardware.memory.free_memory_bytes", lambda kind: 2**40)
     assert_same_run(results, run(Hungry(most=99), auto_batch_size=True, resume_from="auto"))
-    monkeypatch.setattr("utils.training.engine.memory.free_memory_bytes", lambda kind: 10 * parameters)
+    monkeypatch.setattr("utils.training.engine.hardware.memory.free_memory_bytes", lambda kind: 10 * parameters)
     with pytest.raises(OutOfMemoryError, match="with a single sample, and .* MiB are free"):
         run(Hungry(most=99), auto_batch_size=True, run_name="none")
 
@@ -288,7 +288,7 @@ KEPT = """
 import os, sys, torch
 sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
-from utils.training.engine.memory import _glibc, freed_memory_kept
+from utils.training.engine.hardware.memory import _glibc, freed_memory_kept
 if _glibc() is None:
     print("SKIP"); sys.exit()
 def held():

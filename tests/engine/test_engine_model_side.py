@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from tests.kit.task_toys import tiny_bert, tiny_t5
 from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, tiny_llama, token_rows, train_set
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
-from utils.training.engine.parts import assemble
+from utils.training.engine.compute.parts import assemble
+from utils.training.engine.loss.tasks import CausalLM, Seq2Seq
 from utils.training.engine.step import train_step
-from utils.training.engine.tasks import CausalLM, Seq2Seq
 
 CLASSES = TaskSpec("text_classification", pad_token_id=0)
 RAGGED = [{"input_ids": [8], "labels": 1}, {"input_ids": [1] * 8, "labels": 0}]

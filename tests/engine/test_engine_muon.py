@@ -12,8 +12,8 @@ from tests.kit.healthy_models import HEALTHY
 from tests.kit.toys import golden_config, plain_lm, tiny_gpt, tiny_llama, train_set, validation_set
 from utils.errors import ConfigError
 from utils.training import Trainer, TrainingConfig
-from utils.training.engine.muon import hidden_matrices
-from utils.training.engine.optim import Schedule, make_optimizer
+from utils.training.engine.compute.muon import hidden_matrices
+from utils.training.engine.compute.optim import Schedule, make_optimizer
 
 
 def names(model):

@@ -24,9 +24,9 @@ from utils.storage import json_line, read_json_lines
 from utils.training import Callback, Trainer
 from utils.training.engine import loop as loop_module
 from utils.training.engine import trainer as trainer_module
-from utils.training.engine.checkpoint import read_checkpoint
-from utils.training.engine.optim import leaves_steps_out, make_optimizer
-from utils.training.engine.own_parts import OwnParts
+from utils.training.engine.checkpointing.store import read_checkpoint
+from utils.training.engine.compute.optim import leaves_steps_out, make_optimizer
+from utils.training.engine.compute.own_parts import OwnParts
 
 
 class Spoilt(nn.Module):

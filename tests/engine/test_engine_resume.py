@@ -24,7 +24,7 @@ from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
 from utils.training.checkpoint_manager import CheckpointManager
 from utils.training.engine import EarlyStopping
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 
 STEPS = 12
 

@@ -18,9 +18,16 @@ from tests.kit.slow_disk import PATIENCE_S, SlowDisk, save_in_background
 from tests.kit.toys import VOCAB_SIZE, assert_same_run, golden_config, tiny_gpt, train_set, validation_set
 from utils.errors import CallbackError, CheckpointWriteError, TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.background import BackgroundCommit
-from utils.training.engine.checkpoint import FORMAT, CheckpointStore, Entry, entries_of, newest, read_checkpoint
-from utils.training.engine.snapshot import SnapshotMemory, storage_bytes
+from utils.training.engine.checkpointing.background import BackgroundCommit
+from utils.training.engine.checkpointing.snapshot import SnapshotMemory, storage_bytes
+from utils.training.engine.checkpointing.store import (
+    FORMAT,
+    CheckpointStore,
+    Entry,
+    entries_of,
+    newest,
+    read_checkpoint,
+)
 
 FOLDER = Path("runs/golden/checkpoints")
 
@@ -285,7 +292,7 @@ def test_a_save_that_failed_is_one_warning_where_that_was_asked_for(monkeypatch,
 
 def test_without_memory_for_a_copy_training_waits_and_says_so_once(monkeypatch, caplog, unbroken):
     save_in_background(monkeypatch)
-    monkeypatch.setattr("utils.training.engine.snapshot.free_memory_bytes", lambda kind: 1000)
+    monkeypatch.setattr("utils.training.engine.checkpointing.snapshot.free_memory_bytes", lambda kind: 1000)
     started = []
     monkeypatch.setattr(BackgroundCommit, "start", lambda self: started.append(self))
     with caplog.at_level(logging.WARNING, logger="trainbook"):

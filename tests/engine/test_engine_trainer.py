@@ -21,7 +21,7 @@ from tests.kit.toys import (
 )
 from utils.errors import CallbackError, ConfigError, DataError, DataTypeError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig, TrainingHooks, UniversalDataModule
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.trainer import TrainingHooks as HooksFromTrainer
 
 

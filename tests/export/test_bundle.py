@@ -24,7 +24,7 @@ from utils.adapters import generate
 from utils.errors import ExportError, TrainingInterrupted
 from utils.tokenization.character import build_character_tokenizer
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig, TrainingConfigBuilder, create_export_bundle
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.export.bundle_privacy import portable
 from utils.training.export.bundle_texts import TESTED, dockerfile
 from utils.training.export.exporting import FORMATS

@@ -20,7 +20,7 @@ from tests.kit.toys import LENGTH, VOCAB_SIZE, golden_config, plain_lm, tiny_gpt
 from utils.errors import CheckpointError, ExportError
 from utils.tokenization.character import build_character_tokenizer
 from utils.training import Trainer, export_model
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.export.folders import MARKER
 
 ROOT = Path(__file__).resolve().parents[2]

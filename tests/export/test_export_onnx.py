@@ -22,7 +22,7 @@ from tests.kit.toys import LENGTH, VOCAB_SIZE, plain_lm, tiny_gpt
 from utils.errors import ExportError
 from utils.tokenization.character import build_character_tokenizer
 from utils.training import export_model
-from utils.training.engine import checkpoint
+from utils.training.engine.checkpointing import store as checkpoint
 from utils.training.export import onnx as exporter
 from utils.training.export.folders import MARKER
 

@@ -55,4 +55,4 @@ class SlowDisk:
 
 def save_in_background(monkeypatch: pytest.MonkeyPatch, always: bool = True) -> None:
     """Toy models are written by a thread too, or (not `always`) nothing ever is."""
-    monkeypatch.setattr("utils.training.engine.saving.SMALLEST_IN_BACKGROUND_BYTES", 0 if always else 1 << 62)
+    monkeypatch.setattr("utils.training.engine.checkpointing.saver.SMALLEST_IN_BACKGROUND_BYTES", 0 if always else 1 << 62)

@@ -20,8 +20,8 @@ from tests.kit.crash import Ended, Fuse, in_child, watch_files
 from tests.kit.toys import PlainLM, golden_config, plain_lm, tiny_gpt, train_set, validation_set, without_times
 from utils.storage import read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine import saving
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing import saver as saving
+from utils.training.engine.checkpointing.store import read_checkpoint
 
 # Saves after every step, whatever the clock says.
 _BY_CLOCK = {"save_every_minutes": 1e-9}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from utils.data.examples import Batch
+from utils.data.batch import Batch
 
 VOCAB, CLASSES, PAD, MASK = 24, 4, 0, 1
 FIRST = 4  # ids before it are special

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from tests.kit.slow_disk import save_in_background
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, token_rows, train_set, validation_set
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
+from utils.training.engine.checkpointing.store import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
 
 
 def train(model=None, *callbacks: Callback, resume_from=None, validation=None, **changes) -> TrainingResults:

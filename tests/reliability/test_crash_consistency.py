@@ -16,9 +16,16 @@ from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, 
 from utils.errors import CheckpointNotFoundError
 from utils.storage import read_json_lines
 from utils.training import Trainer
-from utils.training.engine.background import BackgroundCommit
-from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, checkpoint_files, newest, read_checkpoint
-from utils.training.engine.snapshot import SnapshotMemory
+from utils.training.engine.checkpointing.background import BackgroundCommit
+from utils.training.engine.checkpointing.snapshot import SnapshotMemory
+from utils.training.engine.checkpointing.store import (
+    BEST,
+    FORMAT,
+    CheckpointStore,
+    checkpoint_files,
+    newest,
+    read_checkpoint,
+)
 
 VALUES = {
     1: 3.0,

@@ -15,7 +15,7 @@ from tests.kit.toys import assert_same_run, golden_config, plain_lm, same_weight
 from utils.errors import CheckpointError, CheckpointNotFoundError
 from utils.storage import host_name
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
+from utils.training.engine.checkpointing.store import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
 
 DEAD_PID = 2**22 + 1  # above any pid_max
 

@@ -18,7 +18,7 @@ from tests.kit.golden import golden_parts
 from tests.kit.toys import same_weights
 from utils.errors import CheckpointError
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import CheckpointStore, newest, read_checkpoint, read_plain
+from utils.training.engine.checkpointing.store import CheckpointStore, newest, read_checkpoint, read_plain
 
 
 def shared_lists(levels: int) -> list[Any]:

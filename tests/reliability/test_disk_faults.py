@@ -19,7 +19,7 @@ from tests.kit.toys import assert_same_run, golden_config, same_weights, tiny_gp
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError, RunLockedError, TrainbookError
 from utils.storage import FolderLock, atomic_write, read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
-from utils.training.engine.checkpoint import (
+from utils.training.engine.checkpointing.store import (
     BEST,
     FORMAT,
     CheckpointStore,

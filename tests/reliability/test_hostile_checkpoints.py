@@ -15,7 +15,7 @@ from tests.kit.toys import golden_config, tiny_gpt, train_set
 from utils.errors import CheckpointError, CheckpointWriteError
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.checkpoint_manager import CheckpointManager
-from utils.training.engine.checkpoint import newest, read_checkpoint, read_header
+from utils.training.engine.checkpointing.store import newest, read_checkpoint, read_header
 from utils.training.experiments import newest_file
 
 TRICKS = sorted(hostile_pickles(Path("canary")))

@@ -19,7 +19,7 @@ from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, t
 from utils.errors import ConfigError, TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine import Control
-from utils.training.engine.checkpoint import checkpoint_files, newest, read_checkpoint
+from utils.training.engine.checkpointing.store import checkpoint_files, newest, read_checkpoint
 from utils.training.engine.interrupts import Interrupts
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -320,7 +320,7 @@ class InterruptWhileWriting(Callback):
     """Two signals while torch writes the n-th checkpoint, in a call that C++ makes."""
 
     def __init__(self, monkeypatch, n: int) -> None:
-        from utils.training.engine import checkpoint_writing
+        from utils.training.engine.checkpointing import writing as checkpoint_writing
 
         write, left = checkpoint_writing._Pieces.write, n
 

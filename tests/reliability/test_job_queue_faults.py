@@ -21,7 +21,7 @@ from tests.kit.queue_storm import storm
 from tests.kit.toys import golden_config, plain_lm, train_set
 from utils.errors import LeaseLostError, QueueBusyError, QueueError
 from utils.training import Callback, JobConfig, JobQueue, Trainer
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 
 URL = "sqlite:///jobs.db"
 CONFIG = golden_config(run_name=None, early_stopping_patience=None)

@@ -13,7 +13,7 @@ import torch
 from tests.kit.golden import GoldenLM, golden_parts
 from utils.errors import CheckpointError
 from utils.training import Trainer, TrainingConfig, TrainingResults
-from utils.training.engine.checkpoint import SCHEMA, newest, read_checkpoint
+from utils.training.engine.checkpointing.store import SCHEMA, newest, read_checkpoint
 from utils.training.engine.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"

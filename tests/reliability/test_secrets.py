@@ -20,7 +20,7 @@ from utils.errors import CallbackError, ConfigError, DataError, Problem, Trainin
 from utils.scrubbing import LOGGERS, describe_error, remember_secret, scrub, scrubbed
 from utils.storage import write_json
 from utils.training import Callback, JobConfig, JobQueue, RunTable, TaskSpec, Trainer, TrainingConfig, export_model
-from utils.training.engine.checkpoint import newest
+from utils.training.engine.checkpointing.store import newest
 from utils.training.search import search_hyperparameters
 from utils.ui import SetupConfig
 from utils.ui.wizard_code import CODE_FORMS, setup_code

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from tests.kit.golden import golden_parts
 from tests.kit.toys import same_weights, tiny_gpt, token_rows
 from utils.compat.experiment_log import ExperimentLog
-from utils.data.loader import DatasetLoader
-from utils.data.table_cache import TableCache
-from utils.data.uploads import save_upload
+from utils.data.read.cache import TableCache
+from utils.data.read.uploads import save_upload
+from utils.data.text.loader import DatasetLoader
 from utils.tokenization.cache import cache_folder
 from utils.training import Callback, Trainer, TrainingConfig, TrainingResults, export_model
 from utils.training.checkpoint_manager import CheckpointManager

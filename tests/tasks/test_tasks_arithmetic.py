@@ -25,10 +25,8 @@ from tests.kit.task_toys import (
     tiny_t5,
 )
 from tests.kit.toys import golden_config
-from utils.training.engine.metrics import Sums
-from utils.training.engine.parts import assemble
-from utils.training.engine.step import train_step
-from utils.training.engine.tasks import (
+from utils.training.engine.compute.parts import assemble
+from utils.training.engine.loss.tasks import (
     MaskedLM,
     MultiLabelClassification,
     Regression,
@@ -36,7 +34,9 @@ from utils.training.engine.tasks import (
     TextClassification,
     TokenClassification,
 )
-from utils.training.engine.tasks.classes import class_loss, f1_macro, f1_micro
+from utils.training.engine.loss.tasks.classes import class_loss, f1_macro, f1_micro
+from utils.training.engine.metrics import Sums
+from utils.training.engine.step import train_step
 
 ROWS = id_rows(10)
 
@@ -217,7 +217,7 @@ def test_a_label_that_is_not_known_is_not_scored(kind, label):
 
 def test_only_masked_positions_are_given_logits(monkeypatch):
     """The product with the output layer has as many rows as there are masked positions."""
-    from utils.training.engine import fused_loss
+    from utils.training.engine.loss import fused as fused_loss
 
     seen = []
     real = fused_loss.linear_cross_entropy

@@ -12,7 +12,7 @@ from tests.kit.toys import golden_config
 from utils.errors import ConfigError, ModelError
 from utils.training import Task, TaskSpec, Trainer, register_task
 from utils.training.engine import Loss
-from utils.training.engine.tasks import find_task
+from utils.training.engine.loss.tasks import find_task
 
 SAMPLES = samples_of(id_rows(16), amount_of)
 

@@ -32,7 +32,7 @@ from utils.errors import ConfigError, DataError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
 from utils.training.engine import loop as loop_module
 from utils.training.engine import trainer as trainer_module
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.samples import SamplePredictions, SampleTexts, as_prompt_and_text, read_samples
 from utils.ui import show_samples
 

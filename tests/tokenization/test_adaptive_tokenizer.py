@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from tests.kit.hub_server import MAIN, serving
 from tests.kit.tree import ROOT
-from utils.data.corpus import builtin_corpus
+from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.tokenization import SPECIAL_TOKENS, AdaptiveTokenizer, CharacterLevelTokenizer, TokenizerValidator, train_bpe
 from utils.tokenization.pretrained import KNOWN, Candidate, find_pretrained, verify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from utils.data.corpus import builtin_corpus
+from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import BPETrainerConfig, FastBPETrainer, train_bpe
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.corpus import builtin_corpus
 from utils.data.packing import blocks_of, pack
+from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import build_character_tokenizer, encode_corpus, encode_documents, train_bpe
 from utils.tokenization import encoding as encoding_module

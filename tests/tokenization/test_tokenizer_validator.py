@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from utils.data.corpus import builtin_corpus
+from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataTypeError
 from utils.tokenization import CharacterLevelTokenizer, TokenizerValidator, build_character_tokenizer, train_bpe
 from utils.tokenization.validator import SENTENCES

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from utils.data.corpus import builtin_corpus
+from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import (
     SPECIAL_TOKENS,

@@ -14,7 +14,7 @@ from torch import nn
 
 from utils.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError, ConfigError
 from utils.training import CheckpointManager
-from utils.training.engine.checkpoint import read_plain
+from utils.training.engine.checkpointing.store import read_plain
 
 
 def net(classes=3, hidden=4):
@@ -216,7 +216,7 @@ def test_a_torn_file_is_named_and_an_absent_one_is_not_found(manager, saved):
 
 def test_a_full_disk_leaves_the_checkpoint_before(manager, saved, monkeypatch):
     model, optimizer, path = saved
-    monkeypatch.setattr("utils.training.engine.checkpoint_writing.free_bytes", lambda folder: 10)
+    monkeypatch.setattr("utils.training.engine.checkpointing.writing.free_bytes", lambda folder: 10)
     with pytest.raises(CheckpointWriteError, match="10 are free"):
         manager.save_latest_checkpoint(model, optimizer, 4, 0.1, 99.0)
     assert read_plain(path)["epoch"] == 3

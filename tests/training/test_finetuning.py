@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.finetuning import STEPS, load_family, samples, save_family, tune, verdicts
 from utils.errors import CheckpointError, ConfigError, ModelError
 from utils.training import Trainer, TrainingConfig
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.finetuning import fine_tuned, linear_layers
 from utils.training.stored_models import load_results
 

@@ -15,7 +15,7 @@ from tests.kit.attacked import processes_of
 from tests.kit.toys import golden_config
 from tests.kit.tree import ROOT
 from utils.training import JobConfig, JobQueue
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.run_state import read_state
 
 pytestmark = [

@@ -17,7 +17,7 @@ from tests.kit.toys import golden_config, plain_lm, train_set
 from tests.kit.tree import ROOT
 from utils.errors import ConfigError, JobNotFoundError, LeaseLostError, QueueError
 from utils.training import JobConfig, JobQueue, Trainer
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 
 URL = "sqlite:///jobs.db"
 CONFIG = golden_config(run_name=None, early_stopping_patience=None)

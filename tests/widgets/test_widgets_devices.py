@@ -17,7 +17,7 @@ from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, train_
 from utils.errors import ConfigError, DataError, MissingPackageError
 from utils.storage import write_json
 from utils.training import Callback, Trainer
-from utils.training.engine.checkpoint import read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.ui.run_on_disk import RunFollower
 
 DATA = SimpleNamespace(train=train_set(), validation=validation_set())

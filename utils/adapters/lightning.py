@@ -14,14 +14,15 @@ from utils.adapters import generation
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.graph import runnable
-from utils.data.examples import Batch, as_batch, labels_of
+from utils.data.batch import Batch, as_batch
+from utils.data.padding import labels_of
 from utils.errors import ConfigError, ModelError, Problem
 from utils.schema import shown
 from utils.training.engine import rng
+from utils.training.engine.compute.optim import Schedule, parameter_groups
+from utils.training.engine.loss.objective import Loss, with_auxiliary_loss
+from utils.training.engine.loss.tasks import make_task
 from utils.training.engine.metrics import perplexity
-from utils.training.engine.objective import Loss, with_auxiliary_loss
-from utils.training.engine.optim import Schedule, parameter_groups
-from utils.training.engine.tasks import make_task
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from utils.check_result import CheckReport, CheckResult, Finding, Limit
     from utils.checks.attention import test_attention_patterns
     from utils.checks.attribution import test_attribution_analysis
     from utils.checks.calibration import test_calibration
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from utils.checks.learning import test_overfit_one_batch
     from utils.checks.memory import test_memory_footprint
     from utils.checks.outputs import test_output_stability
-    from utils.checks.result import CheckReport, CheckResult, Finding, Limit
     from utils.checks.robustness import test_robustness
     from utils.checks.running import CheckProgress
     from utils.checks.search_works import test_search
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from utils.checks.token_losses import test_token_losses
 
 _EXPORTS = {
-    "CheckReport": "utils.checks.result",
-    "CheckResult": "utils.checks.result",
-    "Finding": "utils.checks.result",
-    "Limit": "utils.checks.result",
+    "CheckReport": "utils.check_result",
+    "CheckResult": "utils.check_result",
+    "Finding": "utils.check_result",
+    "Limit": "utils.check_result",
     "CheckProgress": "utils.checks.running",
     "expected_seconds": "utils.checks.expected",
     "QualityThresholds": "utils.checks.data_quality",

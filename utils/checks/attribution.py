@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from utils.check_result import CheckResult, Finding
 from utils.checks.probe import Probe, check
-from utils.checks.result import CheckResult, Finding
 from utils.checks.robustness import token_table
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.checks.real_data import CheckData, batches, class_counts
-from utils.data.examples import IGNORED
+from utils.data.batch import IGNORED
 
 # The L2 penalty of scikit-learn's LogisticRegression and Ridge: half the squared norm against the sum over all samples.
 _PENALTY = 0.5

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.check_result import Finding
 from utils.checks.probe import Probe, counted, few, relative
-from utils.checks.result import Finding
 from utils.training.engine import rng
 
 # Largest model that is copied for the save and load round trip: 50 M parameters, 200 MB in fp32.

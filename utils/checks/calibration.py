@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
+from utils.check_result import CheckResult, Finding
 from utils.checks.probe import Probe, check
 from utils.checks.real_data import CLASS_TASKS, DATA_ERRORS, CheckData, NoDataError, data_for, scored
-from utils.checks.result import CheckResult, Finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
+from utils.check_result import CheckResult
 from utils.checks.probe import Probe, check, one_line, relative
-from utils.checks.result import CheckResult
 from utils.environment import detect_device
 from utils.errors import ConfigError
 
@@ -33,7 +33,7 @@ def test_compile(found: Probe, mode: str = "default", repetitions: int = _REPETI
     dropout, in fp32. Fails when results differ by more than 1 %; warns when the model cannot be compiled. "Not run" without a
     compiler. Takes up to a minute. Times are medians of alternating repetitions, measured and not judged.
     """
-    from utils.training.engine.compiling import check_compiler  # heavy, and the other tiers do without it
+    from utils.training.engine.compute.compiling import check_compiler  # heavy, and the other tiers do without it
 
     try:
         check_compiler(mode, detect_device())

@@ -141,8 +141,8 @@ def seconds_per_step(found: Probe, data: CheckData, batch_size: int, model: nn.M
 
 def _with_decoder(model: nn.Module, data: CheckData, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch as the task calls the model with it."""
-    from utils.training.engine.tasks.base import make_task
-    from utils.training.engine.tasks.tokens import TokenTask
+    from utils.training.engine.loss.tasks.base import make_task
+    from utils.training.engine.loss.tasks.tokens import TokenTask
 
     task = make_task(data.task_spec, TrainingConfig())
     return task.inputs(model, batch) if isinstance(task, TokenTask) else batch

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from utils.checks.result import CheckReport, CheckResult, Finding, Verdict
+from utils.check_result import CheckReport, CheckResult, Finding, Verdict
 from utils.checks.sample_quality import check_samples
-from utils.data.inspection.class_labels import class_findings
-from utils.data.inspection.sampling import own_generators_kept
-from utils.data.labelled_tables import is_missing
-from utils.data.prepare import PreparedData
-from utils.data.quality import MOST_COMPARED, NEAR, TextProfile, profile_texts, shared_rows
+from utils.data.labelled.table import is_missing
+from utils.data.prepared import PreparedData
+from utils.data.quality.inspection.class_labels import class_findings
+from utils.data.quality.inspection.sampling import own_generators_kept
+from utils.data.quality.texts import MOST_COMPARED, NEAR, TextProfile, profile_texts, shared_rows
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.schema import Schema, shown
 

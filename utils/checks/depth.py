@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.adapters.maturity import is_untrained
+from utils.check_result import Finding
 from utils.checks.probe import Probe, few
-from utils.checks.result import Finding
 
 # Gradient of the first block of a stack against that of the last: residual and normalised stacks stay within 30, plain ones
 # of well-scaled layers within 100 (He et al. 2015); a thousand leaves the early layers, or the late ones, untrained.

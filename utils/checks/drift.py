@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from utils.check_result import CheckReport, CheckResult
 from utils.checks.data_quality import above, labels_in, texts_in
-from utils.checks.result import CheckReport, CheckResult
-from utils.data.drift import measure_drift
-from utils.data.quality import profile_texts
+from utils.data.quality.drift import measure_drift
+from utils.data.quality.texts import profile_texts
 from utils.errors import DataError
 
-#: Distances (see `utils.data.drift.Drift`) from which on a drift is a warning and a failure. Two halves of the lines of one
-#: text, divided at random, were 0.01 (characters) to 0.06 (lengths) from each other, 600- and 5,000-word pieces of it 1.0.
+#: Distances (see `utils.data.quality.drift.Drift`) from which on a drift is a warning and a failure. Two halves of the lines of
+#: one text, divided at random, were 0.01 (characters) to 0.06 (lengths) from each other, 600- and 5,000-word pieces of it 1.0.
 WARN, FAIL = 0.2, 0.4
 
 _REMEDIES = {

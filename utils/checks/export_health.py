@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
+from utils.check_result import CheckReport, CheckResult, Verdict
 from utils.checks.exported_files import Run, canonical, find_artifact, known_formats, load_artifact
 from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, one_line, probe
-from utils.checks.result import CheckReport, CheckResult, Verdict
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, ExportError, TrainbookError
 from utils.schema import nearest

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
+from utils.check_result import CheckResult, Finding
 from utils.checks import baselines
 from utils.checks.baselines import Baseline
 from utils.checks.copies import Budget, Trained, seconds_per_step, train_copy
 from utils.checks.learning import LOWER
 from utils.checks.probe import Probe, check
 from utils.checks.real_data import DATA_ERRORS, CheckData, NoDataError, data_for, scored
-from utils.checks.result import CheckResult, Finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.adapters.forward import logits_of
+from utils.check_result import Finding
 from utils.checks.probe import Probe, relative
-from utils.checks.result import Finding
 
 _LENGTH, _PROMPT, _PADS = 10, 4, 3
 

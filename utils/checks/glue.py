@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.maturity import is_untrained
+from utils.check_result import CheckReport, CheckResult, Limit
 from utils.checks.copies import Budget, Watch
 from utils.checks.glue_data import GlueData, GlueTask, chosen_tasks, load_task
 from utils.checks.glue_head import glue_model
 from utils.checks.real_data import DATA_ERRORS, CheckData, scored
-from utils.checks.result import CheckReport, CheckResult, Limit
-from utils.data.labelled import prepare_examples
+from utils.data.labelled.prepare import prepare_examples
 from utils.errors import ModelError
 from utils.models.inspect import max_seq_len_of
 from utils.training.engine import rng

@@ -185,7 +185,7 @@ def _label(task: GlueTask, text: str) -> int | float | None:
 
 
 def _from_hub(task: GlueTask) -> GlueData:
-    from utils.data.hub import load_hub_table
+    from utils.data.text.hub import load_hub_table
 
     try:
         table = load_hub_table(HUB_NAME, task.hub)

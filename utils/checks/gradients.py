@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from utils.adapters.forward import ModelCall
+from utils.check_result import CheckResult, Verdict
 from utils.checks.bookkeeping import frozen_by_mistake, unregistered
 from utils.checks.depth import gradients_through_depth
 from utils.checks.probe import Probe, check, counted, few
-from utils.checks.result import CheckResult, Verdict
 from utils.checks.slope import recomputed_activations, slope
 
 if TYPE_CHECKING:

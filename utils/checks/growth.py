@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from utils.check_result import Finding
 from utils.checks.probe import Probe
-from utils.checks.result import Finding
 
 # Numbers for each pair of positions in the largest tensor. Attention scores have one for each head, and heads are 16 wide
 # or wider in every design in use; a whole vector for each pair is T x T x d.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
+from utils.check_result import CheckResult, Finding
 from utils.checks.probe import Probe, check, few, one_line
-from utils.checks.result import CheckResult, Finding
 
 NAME = "half precision"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.check_result import Finding
 from utils.checks.probe import Probe, relative
-from utils.checks.result import Finding
 from utils.training.engine import rng
 
 

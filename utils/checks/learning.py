@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from utils.adapters.forward import ModelCall
+from utils.check_result import CheckResult
 from utils.checks.copies import Budget, Watch
 from utils.checks.probe import Probe, check
-from utils.checks.result import CheckResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

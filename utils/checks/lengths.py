@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.check_result import Finding
 from utils.checks.probe import Probe, reserved_positions
-from utils.checks.result import Finding
 
 # Longest input that is given here: the stated maximum of small models, and enough of the others' to see overflow.
 _LONGEST = 2048

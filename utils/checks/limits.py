@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from utils.check_result import Limit
 from utils.checks import (
     attention,
     attribution,
@@ -34,7 +35,6 @@ from utils.checks import (
     token_losses,
     usage,
 )
-from utils.checks.result import Limit
 
 _ROUNDING = "1,000 units in the last place of the model's number format (0.1 in half precision)"
 _OWN_CHOICE = "this project's choice"

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
 from utils.adapters.output_reach import last_layer, output_reach
+from utils.check_result import Finding
 from utils.checks.probe import Probe
-from utils.checks.result import Finding
 from utils.training.engine import rng
 
 # Factor on the weights of the last layer that drives whatever is behind it into saturation.

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
+from utils.check_result import Finding
 from utils.checks.probe import Probe
-from utils.checks.result import Finding
 
 # Nats above ln V at which a model that has not been trained starts wrongly: logits with a standard deviation of s add
 # s^2 / 2 (their moment-generating function), and the usual initialisations keep s below 1. 2 nats are s = 2.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.check_result import Finding
 from utils.checks.probe import Probe, relative, reserved_positions
-from utils.checks.result import Finding
 
 _REAL, _PADS = 6, 4
 

@@ -20,7 +20,7 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.inputs import forward_parameters
 from utils.adapters.kept_attributes import KeptAttributes
-from utils.checks.result import CheckResult, Finding, Limit
+from utils.check_result import CheckResult, Finding, Limit
 from utils.errors import ModelError
 from utils.training.engine import rng
 from utils.training.engine.step import modes_kept

@@ -18,9 +18,10 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.special_ids import model_pad_token_id
 from utils.checks.probe import Probe, left_as_it_was
-from utils.data.examples import IGNORED, Batch, StreamSource
+from utils.data.batch import IGNORED, Batch
 from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks
+from utils.data.sources import StreamSource
 from utils.errors import ConfigError, DataError, HubError, ModelError
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
@@ -132,9 +133,9 @@ def _halved(data: Any) -> tuple[Any, Any]:
 
 def _builtin(found: Probe, train: bool) -> Any:
     """The built-in corpus in the model's sizes."""
-    from utils.data.corpus import BUILTIN_NAME, builtin_corpus
-    from utils.data.labelled import prepare_examples
-    from utils.data.prepare import prepare_text
+    from utils.data.labelled.prepare import prepare_examples
+    from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
+    from utils.data.text.prepare import prepare_text
 
     lm = found.over_tokens and found.output == "tokens" and found.scores_vocabulary and not found.encoder_decoder
     if not lm:
@@ -156,7 +157,7 @@ def _builtin(found: Probe, train: bool) -> Any:
 
 
 def _task(found: Probe, data: Any, tokenizer: Any, spec: Any) -> TaskSpec:
-    from utils.training.engine.tasks.inference import infer_task_spec
+    from utils.training.engine.loss.tasks.inference import infer_task_spec
 
     source = _module(found.model, data, tokenizer, spec, 2).train
     first = next(iter(source)) if isinstance(source, StreamSource) else source.take([0])
@@ -172,7 +173,7 @@ def _task(found: Probe, data: Any, tokenizer: Any, spec: Any) -> TaskSpec:
 
 
 def _module(model: nn.Module, data: Any, tokenizer: Any, spec: Any, batch_size: int) -> UniversalDataModule:
-    from utils.training.engine.tasks.inference import task_type_of
+    from utils.training.engine.loss.tasks.inference import task_type_of
 
     if (spec is None or spec.task_type is None) and (named := task_type_of(model)) is not None:
         spec = (spec or TaskSpec("task")).replace(task_type=named)  # it decides how samples become a batch
@@ -210,8 +211,8 @@ def scored(
         ModelError: the outputs are not scores for these targets.
         NoDataError: a task whose targets are neither classes, tokens nor numbers.
     """
-    from utils.training.engine.tasks.base import make_task
-    from utils.training.engine.tasks.tokens import TokenTask
+    from utils.training.engine.loss.tasks.base import make_task
+    from utils.training.engine.loss.tasks.tokens import TokenTask
 
     part = data.validation if part is None else part
     task = make_task(data.task_spec, TrainingConfig(fused_loss="off"))

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from utils.check_result import CheckReport, CheckResult
 from utils.checks.expected import expected_seconds
-from utils.checks.result import CheckReport, CheckResult
 from utils.errors import ConfigError
 from utils.views.report import duration
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
-from utils.checks.result import CheckReport, CheckResult, Finding
-from utils.data.examples import IGNORED, StreamSource
-from utils.data.inspection import DataFinding, Expectations, Sample, inspect_samples, read_sample
-from utils.data.inspection.sampling import NO_TOKEN, own_generators_kept
-from utils.data.inspection.training import expectations
+from utils.check_result import CheckReport, CheckResult, Finding
+from utils.data.batch import IGNORED
 from utils.data.module import UniversalDataModule
+from utils.data.quality.inspection import DataFinding, Expectations, Sample, inspect_samples, read_sample
+from utils.data.quality.inspection.sampling import NO_TOKEN, own_generators_kept
+from utils.data.quality.inspection.training import expectations
+from utils.data.sources import StreamSource
 from utils.errors import DataError, DataTypeError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _with_classes(expected: Expectations, model: Any, train: Sample) -> Expectat
     """With the number of scores that a model gives for one class a row."""
     import dataclasses
 
-    from utils.data.inspection.model_probe import answers
+    from utils.data.quality.inspection.model_probe import answers
 
     if train.label_kind(expected.task_type) != "classes" or train.labels is None or train.labels.dtype.kind == "f":
         return expected

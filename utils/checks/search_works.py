@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
+from utils.check_result import CheckResult, Finding
 from utils.checks.copies import Budget, Watch, seconds_per_step
 from utils.checks.probe import Probe, check
 from utils.checks.real_data import DATA_ERRORS, CheckData, data_for, scored
-from utils.checks.result import CheckResult, Finding
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
+from utils.check_result import Finding
 from utils.checks.probe import Probe, few
-from utils.checks.result import Finding
 from utils.training.engine import rng
 
 # Largest model that is copied in fp64: 160 MB.

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from utils.check_result import CheckResult, Verdict
 from utils.checks.probe import Probe, check
-from utils.checks.result import CheckResult, Verdict
 
 NAME = "inference speed"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from utils.check_result import CheckReport, CheckResult
 from utils.checks import gradients, initialization, memory, outputs, shapes, speed
-from utils.checks.result import CheckReport, CheckResult
 from utils.checks.running import CheckProgress, chosen, run_checks
 
 #: By the name that their results have, in the order in which they run.

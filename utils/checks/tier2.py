@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from utils.check_result import CheckReport, CheckResult
 from utils.checks import attention, attribution, calibration, robustness, token_losses
-from utils.checks.result import CheckReport, CheckResult
 from utils.checks.running import CheckProgress, chosen, run_checks
 
 #: By the name that their results have, in the order in which they run.

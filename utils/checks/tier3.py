@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from utils.check_result import CheckReport, CheckResult
 from utils.checks import comparison, compiled, fine_tuning, glue, half_precision, learning, search_works
 from utils.checks.copies import Budget, seconds_per_step
 from utils.checks.glue_data import chosen_tasks
 from utils.checks.probe import CannotProbeError, probe
 from utils.checks.real_data import DATA_ERRORS, data_for
-from utils.checks.result import CheckReport, CheckResult
 from utils.checks.running import CheckProgress, chosen, joined, run_checks
 from utils.checks.tier1 import run_all_tier1_tests
 from utils.checks.tier2 import run_all_tier2_tests

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.check_result import Finding
 from utils.checks.probe import Probe, relative
-from utils.checks.result import Finding
 
 # Changes below this share of the outputs' size are rounding, not use; a weak but real path leaves 1e-3 and more.
 _LEAST_CHANGE = 1e-6

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
-from utils.data.image_sets import pairs
-from utils.data.images import MNISTDataset
-from utils.data.transforms import Transform
+from utils.data.images.builtin import MNISTDataset
+from utils.data.images.samples import pairs
+from utils.data.images.transforms import Transform
 
 Loaders = tuple[DataLoader[Any], DataLoader[Any]]
 

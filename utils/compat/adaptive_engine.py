@@ -13,17 +13,17 @@ from utils.compat.adaptive_callbacks import CallbackList
 from utils.compat.experiment_run import _NoSaver
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.callbacks import CallbackList as EngineCallbacks
-from utils.training.engine.checkpoint import Payload
+from utils.training.engine.checkpointing.store import Payload
+from utils.training.engine.compute.master_weights import fp32_weights
+from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.parts import Parts, assemble
 from utils.training.engine.data import UniversalDataModule
+from utils.training.engine.distributed.world import World
 from utils.training.engine.interrupts import Control
 from utils.training.engine.loop import TrainingLoop
-from utils.training.engine.master_weights import fp32_weights
-from utils.training.engine.own_parts import OwnParts
-from utils.training.engine.parts import Parts, assemble
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import evaluate, modes_kept, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
-from utils.training.engine.world import World
 from utils.training.run_folder import Start
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig

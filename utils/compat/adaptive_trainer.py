@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from utils.compat.adaptive_callbacks import Callback, CallbackList, ProgressBar
 from utils.compat.adaptive_engine import FitEvents, FitTrainer, as_loader, renamed
 from utils.errors import CallbackError, CheckpointError, ConfigError
-from utils.training.engine.checkpoint import read_plain, write_file
-from utils.training.engine.criterion import CriterionObjective
-from utils.training.engine.objective import Loss
-from utils.training.engine.own_parts import OwnParts, parameters_of
+from utils.training.engine.checkpointing.store import read_plain, write_file
+from utils.training.engine.compute.own_parts import OwnParts, parameters_of
+from utils.training.engine.loss.criterion import CriterionObjective
+from utils.training.engine.loss.objective import Loss
 from utils.training.training_config import TrainingConfig
 
 _RESUME = "resume"

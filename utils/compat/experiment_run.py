@@ -13,21 +13,21 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from utils.compat.experiment_log import HISTORY, ExperimentLog
-from utils.data.examples import DatasetSource, StreamSource
+from utils.data.sources import DatasetSource, StreamSource
 from utils.errors import CheckpointError
 from utils.training.checkpoint_manager import CheckpointManager, core_entries
 from utils.training.engine.callbacks import Callback, CallbackList
-from utils.training.engine.checkpoint import CheckpointStore, Payload
+from utils.training.engine.checkpointing.store import CheckpointStore, Payload
+from utils.training.engine.compute.master_weights import fp32_weights
+from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.parts import Parts, assemble
 from utils.training.engine.data import UniversalDataModule
+from utils.training.engine.distributed.world import World
 from utils.training.engine.interrupts import Control
 from utils.training.engine.loop import TrainingLoop
-from utils.training.engine.master_weights import fp32_weights
-from utils.training.engine.own_parts import OwnParts
-from utils.training.engine.parts import Parts, assemble
 from utils.training.engine.state import Best, Row, TrainState
 from utils.training.engine.step import evaluate, modes_kept, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
-from utils.training.engine.world import World
 from utils.training.experiments import ExperimentManager
 from utils.training.run_folder import RunFolder, Start
 from utils.training.task_spec import TaskSpec
@@ -357,7 +357,7 @@ def refuse_foreign(experiment: ExperimentManager) -> None:
     Raises:
         CheckpointError: its checkpoints are not the engine's.
     """
-    from utils.training.engine.checkpoint import checkpoint_files, newest
+    from utils.training.engine.checkpointing.store import checkpoint_files, newest
 
     folder = Path(experiment.checkpoints_dir)
     if not checkpoint_files(folder):

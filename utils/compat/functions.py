@@ -19,7 +19,7 @@ from utils.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from utils.data.prepare import PreparedData
+    from utils.data.prepared import PreparedData
     from utils.training.engine.results import TrainingResults
     from utils.training.search import SearchResults
     from utils.training.task_spec import TaskSpec
@@ -204,8 +204,8 @@ def _example(maker: Any, seed: int) -> nn.Module:
 def _builtin_data(model: nn.Module, config: Any, seed: int) -> tuple[PreparedData, str]:
     """The built-in corpus in the model's sizes, and the sentence that says that it was taken."""
     from utils.adapters.facts import model_facts
-    from utils.data.corpus import BUILTIN_NAME, builtin_corpus
-    from utils.data.prepare import prepare_text
+    from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
+    from utils.data.text.prepare import prepare_text
 
     facts = model_facts(model)
     vocab_size = facts.vocab_size or getattr(config, "vocab_size", None) or _BUILTIN_VOCAB_SIZE

@@ -23,12 +23,12 @@ _TRAINER = {"Trainer": "utils.compat.adaptive_trainer:Trainer"}
 #: Module -> its names -> "module:attribute" of this library. Modules above these ("src") come by themselves.
 OLD_MODULES: Mapping[str, Mapping[str, str]] = {
     "src.datasets": {
-        "BaseDataset": "utils.data.images:BaseDataset",
-        "MNISTDataset": "utils.data.images:MNISTDataset",
-        "CIFARDataset": "utils.data.images:CIFARDataset",
-        "DatasetRegistry": "utils.data.registry:DatasetRegistry",
+        "BaseDataset": "utils.data.images.builtin:BaseDataset",
+        "MNISTDataset": "utils.data.images.builtin:MNISTDataset",
+        "CIFARDataset": "utils.data.images.builtin:CIFARDataset",
+        "DatasetRegistry": "utils.data.images.registry:DatasetRegistry",
     },
-    "src.datasets.base": {"BaseDataset": "utils.data.images:BaseDataset"},
+    "src.datasets.base": {"BaseDataset": "utils.data.images.builtin:BaseDataset"},
     "src.models": {
         "BaseModel": "utils.models.images:BaseModel",
         "LeNet": "utils.models.images:LeNet",

@@ -1,8 +1,9 @@
-"""Files and corpora -> documents -> token ids -> blocks -> batches.
+"""Files and corpora -> documents or records -> token ids -> batches.
 
-Reading order: readers and corpus (documents), prepare (the whole path), splitting, packing (blocks), module (batches).
-Labelled records: records, columns and labels (what was given), labelled (the whole path), encoded (ids), collators (batches).
-Conversations: the package `conversations`.
+Open `prepare.py` first. Packages, from the bottom up: `read/` (files -> records), `text/` (documents -> blocks of token ids),
+`labelled/` (records with labels -> samples), `conversations/` (dialogues -> samples), `images/` (files -> samples), `quality/`
+(measures and findings). Modules beside them: `sources.py` takes whatever a user calls data, `packing.py`, `collators.py` and
+`masking.py` make samples and batches of it, `module.py` decides their order, `workers.py` prepares batches in other processes.
 """
 
 from __future__ import annotations
@@ -14,44 +15,46 @@ from utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from utils.data.collators import collator_for, register_collator
     from utils.data.conversations import prepare_conversations
-    from utils.data.corpus import builtin_corpus
-    from utils.data.image_sets import BaseDataset, ImageSamples
-    from utils.data.labelled import prepare_examples
-    from utils.data.load_report import LoadReport
-    from utils.data.loader import DatasetLoader, DatasetUploader
+    from utils.data.images.registry import DatasetRegistry
+    from utils.data.images.samples import BaseDataset, ImageSamples
+    from utils.data.labelled.prepare import prepare_examples
     from utils.data.module import UniversalDataModule
     from utils.data.packing import TokenBlocks, pack
-    from utils.data.prepare import DataSetup, PreparedData, prepare_data, prepare_text
-    from utils.data.preview import preview_batch
-    from utils.data.readers import TextDocument, read_text_file
-    from utils.data.registry import DatasetRegistry
-    from utils.data.report import DataReport, ExamplesReport
+    from utils.data.prepare import DataSetup, prepare_data
+    from utils.data.prepared import PreparedData
+    from utils.data.read.load_report import LoadReport
+    from utils.data.read.whole_file import TextDocument, read_text_file
+    from utils.data.text.corpus import builtin_corpus
+    from utils.data.text.loader import DatasetLoader, DatasetUploader
+    from utils.data.text.prepare import prepare_text
+    from utils.data.text.preview import preview_batch
+    from utils.data.text.report import DataReport, ExamplesReport
 
 # Exported name -> the module that holds it, imported on first use: torch is slow to import.
 _EXPORTS = {
     "collator_for": "utils.data.collators",
     "register_collator": "utils.data.collators",
     "prepare_conversations": "utils.data.conversations",
-    "builtin_corpus": "utils.data.corpus",
-    "BaseDataset": "utils.data.image_sets",
-    "ImageSamples": "utils.data.image_sets",
-    "DatasetRegistry": "utils.data.registry",
-    "DatasetLoader": "utils.data.loader",
-    "DatasetUploader": "utils.data.loader",
-    "LoadReport": "utils.data.load_report",
-    "prepare_examples": "utils.data.labelled",
+    "builtin_corpus": "utils.data.text.corpus",
+    "BaseDataset": "utils.data.images.samples",
+    "ImageSamples": "utils.data.images.samples",
+    "DatasetRegistry": "utils.data.images.registry",
+    "DatasetLoader": "utils.data.text.loader",
+    "DatasetUploader": "utils.data.text.loader",
+    "LoadReport": "utils.data.read.load_report",
+    "prepare_examples": "utils.data.labelled.prepare",
     "UniversalDataModule": "utils.data.module",
     "TokenBlocks": "utils.data.packing",
     "pack": "utils.data.packing",
-    "preview_batch": "utils.data.preview",
-    "DataReport": "utils.data.report",
-    "ExamplesReport": "utils.data.report",
+    "preview_batch": "utils.data.text.preview",
+    "DataReport": "utils.data.text.report",
+    "ExamplesReport": "utils.data.text.report",
     "DataSetup": "utils.data.prepare",
     "PreparedData": "utils.data.prepare",
     "prepare_data": "utils.data.prepare",
     "prepare_text": "utils.data.prepare",
-    "TextDocument": "utils.data.readers",
-    "read_text_file": "utils.data.readers",
+    "TextDocument": "utils.data.read.whole_file",
+    "read_text_file": "utils.data.read.whole_file",
 }
 
 __all__ = [

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.examples import IGNORED, Batch, Collate, TextCollator
-from utils.data.labels import is_list
+from utils.data.batch import IGNORED, Batch, Collate
+from utils.data.encoding import encode_pairs_of_sequences, encode_texts, encode_words
+from utils.data.labelled.labels import is_list
+from utils.data.labelled.usable_rows import input_problem
 from utils.data.masking import SHARE_CHOSEN, masked_lm_collator
 from utils.data.padding import labels_of, padding_of
-from utils.data.parts import input_problem
-from utils.data.rows import listed
-from utils.data.task_columns import Columns, find_columns
-from utils.data.text_encoding import encode_pairs_of_sequences, encode_texts, encode_words
+from utils.data.read.rows import listed
+from utils.data.read.task_columns import Columns, find_columns
+from utils.data.text_collator import TextCollator
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.schema import shown
 
@@ -44,7 +45,7 @@ def register_collator(task_type: str, make: MakeCollate) -> None:
 
     Args:
         make: called with the TaskSpec and the tokenizer (None where there is none). A collator that draws at random has
-            `prepare` and `collate` (`utils.data.examples.PreparingCollate`).
+            `prepare` and `collate` (`utils.data.batch.PreparingCollate`).
     """
     if not isinstance(task_type, str) or not task_type or not callable(make):
         raise ConfigError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils.data.examples import Batch, Collate, as_batch
+from utils.data.batch import Batch, Collate, as_batch
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.data.examples import IGNORED, Batch, TextCollator
+from utils.data.batch import IGNORED, Batch
+from utils.data.text_collator import TextCollator
 from utils.errors import ConfigError, DataTypeError
 
 #: Devlin et al., BERT, section 3.1 (arXiv 1810.04805): 15 % of the positions are predicted. Of those, 80 % become the mask

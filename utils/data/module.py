@@ -11,23 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from utils.data.batch import IGNORED, Batch, Collate
 from utils.data.collators import AnyCollator, collator_for
 from utils.data.dataloaders import EpochPlan
-from utils.data.examples import (
-    IGNORED,
-    Batch,
-    Collate,
-    DatasetSource,
-    IdSource,
-    Source,
-    StreamSource,
-    as_source,
-    epoch_seed,
-    loader_of,
-)
-from utils.data.ids import SAMPLED, Limits, check_batch, check_source
+from utils.data.id_limits import SAMPLED, Limits, check_batch, check_source
 from utils.data.packing import TokenBlocks
 from utils.data.padding import evident_padding
+from utils.data.sources import DatasetSource, IdSource, Source, StreamSource, as_source, epoch_seed, loader_of
 from utils.data.workers import TIMEOUT_S, LoaderProcesses
 from utils.errors import DataError, DataTypeError
 
@@ -46,7 +36,7 @@ class StepBatches:
 
 
 class UniversalDataModule:
-    """Training and validation data as batches, from whatever the user has (see `utils.data.examples`).
+    """Training and validation data as batches, from whatever the user has (see `utils.data.sources`).
 
     Args:
         train_dataset, val_dataset: the data; `train_data` and `val_data` are accepted as names too.

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Label of a position that is not scored, as in torch and transformers.
-IGNORED = -100
+from utils.data.batch import IGNORED
 
 # A run of equal ids at the edge of a row counts as evidence of padding from this length on, and in this share of the rows.
 _SHORTEST_RUN = 2

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.data.examples import Batch, DatasetSource, Source, one_line
+from utils.data.batch import Batch, one_line
+from utils.data.sources import DatasetSource, Source
 from utils.errors import DataError, TrainbookError
 
 #: Seconds without a batch after which a loader process is taken to hang.

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.data.examples import TextCollator, epoch_seed
-from utils.data.prepare import prepare_text
-from utils.data.splitting import split_documents
+from utils.data.sources import epoch_seed
+from utils.data.text.prepare import prepare_text
+from utils.data.text.splitting import split_documents
+from utils.data.text_collator import TextCollator
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization.encoding import encode_documents
 from utils.tokenization.texts import as_sequence, count_texts, texts_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from utils.data.conversations.report import ConversationsReport
-    from utils.data.report import DataReport, ExamplesReport
+    from utils.data.text.report import DataReport, ExamplesReport
 
 log = logging.getLogger("trainbook.tokenization")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.data.rows import excerpt
+from utils.data.read.rows import excerpt
 from utils.errors import DataError, DataNotFoundError, DataTypeError
 
 if TYPE_CHECKING:

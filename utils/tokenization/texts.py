@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.data.rows import listed
+from utils.data.read.rows import listed
 from utils.errors import DataError, DataTypeError
 from utils.schema import nearest
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, DataTypeError, OutOfMemoryError
 from utils.training.engine.callbacks import Callback, Logs
-from utils.training.engine.master_weights import bytes_in_training
-from utils.training.engine.memory import KeptForBackward, free_memory
+from utils.training.engine.compute.master_weights import bytes_in_training
+from utils.training.engine.hardware.memory import KeptForBackward, free_memory
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.trial_training import TrialTraining

@@ -134,7 +134,7 @@ class CheckpointManager:
             ConfigError: additional_info has a name of `CORE_KEYS`.
             CheckpointWriteError: it could not be written; what was there before is intact.
         """
-        from utils.training.engine.checkpoint import write_file
+        from utils.training.engine.checkpointing.store import write_file
 
         extra = dict(additional_info or {})
         if taken := sorted(set(extra) & set(CORE_KEYS)):
@@ -234,7 +234,7 @@ class CheckpointManager:
         path = filepath if filepath is not None else checkpoint_path
         if model is None:
             return self._lightning.read(None if path is None else Path(path))
-        from utils.training.engine.checkpoint import refuse_foreign_file_on_old_torch
+        from utils.training.engine.checkpointing.store import refuse_foreign_file_on_old_torch
 
         path = absolute_path(self.folder / LATEST if path is None else path)
         is_own = path.resolve().parent == self.folder.resolve()
@@ -251,7 +251,7 @@ class CheckpointManager:
         path = self.folder / BEST_MODEL
         if not same_model or not path.is_file():
             return
-        from utils.training.engine.checkpoint import read_plain
+        from utils.training.engine.checkpointing.store import read_plain
 
         try:
             content = read_plain(path, mapped=True)
@@ -336,7 +336,7 @@ def core_entries(
 
 def restore(path: Path, model: nn.Module, optimizer: Optimizer | None, strict: bool) -> dict[str, Any]:
     """Put a checkpoint into `model` and `optimizer`; see `CheckpointManager.load_checkpoint`."""
-    from utils.training.engine.checkpoint import load_model_weights, read_plain
+    from utils.training.engine.checkpointing.store import load_model_weights, read_plain
 
     content = read_plain(path)
     if isinstance(content, dict) and "model_state_dict" not in content and "format" in content:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.checks.result import CheckReport, CheckResult, Finding
+from utils.check_result import CheckReport, CheckResult, Finding
 from utils.errors import DataTypeError
 from utils.storage import absolute_path
 from utils.training.diagnosis.record import RunRecord

@@ -181,7 +181,7 @@ def newest_file(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none; says what was tried. CheckpointNotFoundError: there is no file at all.
     """
-    from utils.training.engine.checkpoint import newest, read_plain
+    from utils.training.engine.checkpointing.store import newest, read_plain
 
     try:
         return newest(folder, mapped=True)[0]

@@ -18,7 +18,7 @@ from utils.adapters.facts import model_facts
 from utils.errors import ConfigError, DataError, NonFiniteError
 from utils.training.batch_size_finder import BatchSizeSuggestion, find_batch_size
 from utils.training.engine.callbacks import Callback, Logs
-from utils.training.engine.optim import Schedule
+from utils.training.engine.compute.optim import Schedule
 from utils.training.engine.trainer import Trainer
 from utils.training.training_config import TrainingConfig
 from utils.training.trial_training import TrialTraining

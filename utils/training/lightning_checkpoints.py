@@ -137,7 +137,7 @@ class LightningCheckpoints:
     def chosen(self, path: Path | None) -> Path:
         """The file that is meant: `path`, else the best, else the newest. Raises `CheckpointNotFoundError`."""
         if path is not None:
-            from utils.training.engine.checkpoint import refuse_foreign_file_on_old_torch
+            from utils.training.engine.checkpointing.store import refuse_foreign_file_on_old_torch
 
             if path.resolve().parent != self.folder.resolve():
                 refuse_foreign_file_on_old_torch(path)
@@ -154,7 +154,7 @@ class LightningCheckpoints:
 
     def read(self, path: Path | None) -> dict[str, Any]:
         """The content of the file that is meant."""
-        from utils.training.engine.checkpoint import read_plain
+        from utils.training.engine.checkpointing.store import read_plain
 
         path = self.chosen(path)
         content = read_lightning(path) if path.suffix == ".ckpt" else read_plain(path)
@@ -164,7 +164,7 @@ class LightningCheckpoints:
 
     def load_model(self, model_class: Any, path: Path | None, arguments: Mapping[str, Any]) -> nn.Module:
         """A new module of `model_class` with the weights of the file that is meant, in evaluation mode."""
-        from utils.training.engine.checkpoint import load_model_weights
+        from utils.training.engine.checkpointing.store import load_model_weights
 
         path = self.chosen(path)
         content = self.read(path)
@@ -211,7 +211,7 @@ def read_lightning(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     Raises:
         CheckpointError: such objects, with what to do; or a damaged file.
     """
-    from utils.training.engine.checkpoint import read_plain
+    from utils.training.engine.checkpointing.store import read_plain
 
     try:
         content = read_plain(path, mapped=mapped)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils.training.engine.memory import free_memory
+from utils.training.engine.hardware.memory import free_memory
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

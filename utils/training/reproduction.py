@@ -19,7 +19,7 @@ from utils.environment import package_versions
 from utils.errors import CheckpointError, DataNotFoundError, ExportError
 from utils.storage import absolute_path, atomic_write, read_json_lines, write_json, write_text
 from utils.training.config_files import read_config_file, write_config_file
-from utils.training.engine.checkpoint import newest, read_header
+from utils.training.engine.checkpointing.store import newest, read_header
 
 #: Names of the files in a bundle.
 RECORD, JOB, EXPECTED, ENVIRONMENT, PROGRAM = (

@@ -49,7 +49,7 @@ from utils.storage import (
     write_json,
 )
 from utils.training.config_files import write_config_file
-from utils.training.engine.checkpoint import (
+from utils.training.engine.checkpointing.store import (
     BEST,
     Entry,
     Payload,
@@ -60,7 +60,7 @@ from utils.training.engine.checkpoint import (
     read_checkpoint,
     read_header,
 )
-from utils.training.engine.world import World
+from utils.training.engine.distributed.world import World
 from utils.training.training_config import TrainingConfig, run_name_problem
 
 # Rows of steps are written together: opening the file costs more than a small model's step may.

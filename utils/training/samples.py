@@ -116,8 +116,8 @@ def _predicted(trainer: Trainer, tokenizer: Any, count: int) -> list[dict[str, A
     """Rows of the task's predictions for some of the validation samples; none for a stream, or a task that shows none."""
     from utils.adapters.forward import ModelCall
     from utils.adapters.output_layer import state_kept
-    from utils.data.examples import StreamSource
-    from utils.training.engine.tasks import Wording
+    from utils.data.sources import StreamSource
+    from utils.training.engine.loss.tasks import Wording
 
     assert trainer.task is not None
     assert trainer.data is not None

@@ -99,7 +99,7 @@ def load_results(
     Raises:
         ConfigError, ModelError, CheckpointError: as `load_stored_model`.
     """
-    from utils.training.engine.checkpoint import BEST, entries_of, newest, read_header
+    from utils.training.engine.checkpointing.store import BEST, entries_of, newest, read_header
     from utils.training.engine.results import TrainingResults
     from utils.training.engine.state import TrainState
 
@@ -120,7 +120,7 @@ def load_results(
 
 
 def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: bool) -> StoredModel:
-    from utils.training.engine.checkpoint import BEST, newest
+    from utils.training.engine.checkpointing.store import BEST, newest
 
     export = folder / "exports" / "hf"
     if exported and (export / "config.json").is_file():
@@ -135,7 +135,7 @@ def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: boo
 
 def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any]) -> StoredModel:
     from utils.models import load_model
-    from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
+    from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
 
     checkpoint = read_checkpoint(path)
     weights = checkpoint["model"]

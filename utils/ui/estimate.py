@@ -15,7 +15,7 @@ from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_texts import counted
 
 if TYPE_CHECKING:
-    from utils.data.prepare import PreparedData
+    from utils.data.prepared import PreparedData
     from utils.training.training_config import TrainingConfig
 
 _MIB = 2**20

@@ -17,7 +17,7 @@ from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_texts import counted
 
 if TYPE_CHECKING:
-    from utils.data.prepare import PreparedData
+    from utils.data.prepared import PreparedData
 
 CheckName = Literal["hub", "data", "batch", "causality", "run"]
 Verdict = Literal["pending", "passed", "failed", "not run"]
@@ -237,7 +237,7 @@ def _first_line(error: BaseException) -> str:
 
 @_reported("hub")
 def _check_hub(session: _Session) -> Check:
-    from utils.data.hub import load_hub_table
+    from utils.data.text.hub import load_hub_table
 
     setup = session.setup
     assert setup.dataset_name is not None
@@ -268,8 +268,8 @@ def _check_data(session: _Session) -> Check:
 
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
-    from utils.data.hub import load_hub_table, table_texts
-    from utils.data.prepare import prepare_text
+    from utils.data.text.hub import load_hub_table, table_texts
+    from utils.data.text.prepare import prepare_text
     from utils.models.inspect import vocab_size_of
 
     setup = session.setup

@@ -14,7 +14,7 @@ from utils.ui.background import Cancelled, Progress
 from utils.ui.setup_config import SetupConfig
 
 if TYPE_CHECKING:
-    from utils.data.prepare import PreparedData
+    from utils.data.prepared import PreparedData
     from utils.training.engine.trainer import Trainer
     from utils.training.peak_memory import PeakMemory
 
@@ -128,7 +128,7 @@ class _FirstStep(Callback):
         self.fingerprint: dict[str, str] = {}
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
-        from utils.training.engine.continuing import fingerprint_of
+        from utils.training.engine.checkpointing.resume import fingerprint_of
 
         assert trainer.data is not None
         self.fingerprint = fingerprint_of(trainer.data, trainer.tokenizer, self._model)

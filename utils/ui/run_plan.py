@@ -41,7 +41,7 @@ def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = Non
         fingerprint: of data, tokenizer and frozen parameters (`fingerprint_of`), compared with the checkpoint's;
             None: only the settings are compared.
     """
-    from utils.training.engine.checkpoint import newest_header
+    from utils.training.engine.checkpointing.store import newest_header
 
     name, output_dir = config.run_name, Path(config.output_dir)
     if name is None and config.checkpoint_dir is None:
@@ -106,7 +106,7 @@ def _is_named(owner: str, name: str) -> bool:
 
 def _changes(payload: Mapping[str, Any], config: TrainingConfig, fingerprint: Mapping[str, str] | None) -> list[str]:
     """What differs from the run's newest checkpoint, a phrase each."""
-    from utils.training.engine.continuing import settings_changed
+    from utils.training.engine.checkpointing.resume import settings_changed
     from utils.ui.wizard_texts import shown_value, titled
 
     known = type(config).model_fields

@@ -255,7 +255,7 @@ class WizardState:
 
     def upload(self, name: str, content: bytes) -> None:
         """Keep an uploaded file and train on it. Raises `DataError` when it cannot be kept."""
-        from utils.data.uploads import UPLOADS, save_upload
+        from utils.data.read.uploads import UPLOADS, save_upload
 
         saved = save_upload(name, content, self.setup.home / UPLOADS)
         with self._change():

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
-from utils.data.files import path_problem
-from utils.data.hub import dataset_name_problem
+from utils.data.read.files import path_problem
+from utils.data.text.hub import dataset_name_problem
 from utils.errors import DataError, Problem
 from utils.models.inspect import vocab_size_of
 from utils.schema import Schema

@@ -9,7 +9,7 @@ from utils.views.html import Html, columns, element, joined, text
 from utils.views.tables import columns_text, on_one_line
 
 if TYPE_CHECKING:
-    from utils.data.preview import SampleView, TokenView
+    from utils.data.text.preview import SampleView, TokenView
 
 # Positions of a sample that are shown.
 _MOST = 48

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.data.columns import KNOWN_NAMES
 from utils.data.conversations.layouts import find_layout
-from utils.data.files import find_files, format_of
-from utils.data.records import read_tables
-from utils.data.rows import BadLines, ReadOptions
+from utils.data.read.columns import KNOWN_NAMES
+from utils.data.read.files import find_files, format_of
+from utils.data.read.records import read_tables
+from utils.data.read.rows import BadLines, ReadOptions
 from utils.errors import DataError
 
 

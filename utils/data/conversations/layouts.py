@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from utils.data.labelled_tables import Table, as_table, is_missing
-from utils.data.rows import excerpt, listed
+from utils.data.labelled.table import Table, as_table, is_missing
+from utils.data.read.rows import excerpt, listed
 from utils.errors import ConfigError, DataError
 from utils.schema import nearest, shown
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
+from utils.data.batch import IGNORED
 from utils.data.conversations.rendering import TokenizedConversation
-from utils.data.padding import IGNORED
 from utils.errors import ModelError
 
 # Logits of a segment alone and beside another differ by rounding only; attention across segments changes them by far more.

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from utils.adapters.special_ids import set_special_ids
+from utils.data.batch import IGNORED
 from utils.data.conversations.layouts import Conversation, ReadConversations, read_conversations
 from utils.data.conversations.packing import Truncated, keeps_segments_apart, pack_rows, truncate
 from utils.data.conversations.rendering import Renderer, RenderingNotes, TokenizedConversation, TrainOn
 from utils.data.conversations.report import ConversationsReport
 from utils.data.conversations.templates import CHAT_TEMPLATES, set_chat_template
 from utils.data.encoded import EncodedExamples, Ragged
-from utils.data.examples import TextCollator
-from utils.data.learnt_tokenizer import VOCAB_SIZE
-from utils.data.padding import IGNORED
-from utils.data.prepare import PreparedData
-from utils.data.splitting import check_val_split, split_examples
+from utils.data.labelled.learnt_tokenizer import VOCAB_SIZE
+from utils.data.prepared import PreparedData
+from utils.data.text.splitting import check_val_split, split_examples
+from utils.data.text_collator import TextCollator
 from utils.errors import ConfigError, DataError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown

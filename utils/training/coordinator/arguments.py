@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
-from utils.data.files import FORMAT_OF_SUFFIX, is_pattern
-from utils.data.hub import dataset_name_problem
+from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
+from utils.data.text.hub import dataset_name_problem
 from utils.errors import Problem
 from utils.schema import nearest, shown
 from utils.tokenization.adaptive import STRATEGIES

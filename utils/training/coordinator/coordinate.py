@@ -23,7 +23,7 @@ from utils.training.coordinator.arguments import DataArguments
 from utils.training.coordinator.given_data import prepared
 from utils.training.coordinator.record import KeepDataArguments, is_given_again, kept_arguments
 from utils.training.coordinator.results import CoordinatorResults
-from utils.training.engine.checkpoint import entries_of, newest, read_header
+from utils.training.engine.checkpointing.store import entries_of, newest, read_header
 from utils.training.engine.trainer import Trainer
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig

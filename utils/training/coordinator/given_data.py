@@ -14,18 +14,18 @@ from torch.utils.data import Subset, TensorDataset
 
 from utils import colab
 from utils.adapters.facts import model_facts
-from utils.data.corpus import BUILTIN_NAME, builtin_corpus
-from utils.data.hub import LoadedTexts, load_hub_texts, table_texts
-from utils.data.labelled import prepare_examples
-from utils.data.local_texts import load_local_texts
-from utils.data.prepare import prepare_text
+from utils.data.labelled.prepare import prepare_examples
+from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
+from utils.data.text.hub import LoadedTexts, load_hub_texts, table_texts
+from utils.data.text.local import load_local_texts
+from utils.data.text.prepare import prepare_text
 from utils.errors import DataError, HubError
 from utils.training.coordinator.arguments import DataArguments
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from utils.data.conversations.report import ConversationsReport
-    from utils.data.report import DataReport, ExamplesReport
+    from utils.data.text.report import DataReport, ExamplesReport
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from utils.adapters.lightning import UniversalModelAdapter
     from utils.data.conversations.report import ConversationsReport
-    from utils.data.report import DataReport, ExamplesReport
+    from utils.data.text.report import DataReport, ExamplesReport
     from utils.training.engine.trainer import Trainer
 
 

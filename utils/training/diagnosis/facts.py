@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from utils.data.examples import IGNORED, Batch, DatasetSource, Source, StreamSource
+from utils.data.batch import IGNORED, Batch
+from utils.data.sources import DatasetSource, Source, StreamSource
 from utils.errors import TrainbookError
 from utils.training.engine import rng
-from utils.training.engine.criterion import CriterionObjective
-from utils.training.engine.tasks.tokens import TokenTask
+from utils.training.engine.loss.criterion import CriterionObjective
+from utils.training.engine.loss.tasks.tokens import TokenTask
 
 if TYPE_CHECKING:
+    from utils.training.engine.compute.parts import Parts
     from utils.training.engine.metrics import Sums
-    from utils.training.engine.parts import Parts
     from utils.training.engine.trainer import Trainer
 
 #: Samples that are read: of data that lie in memory, and of others, which may have to be loaded from disk.

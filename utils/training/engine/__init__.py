@@ -14,13 +14,13 @@ _EXPORTS = {
     "CallbackList": "utils.training.engine.callbacks",
     "EarlyStopping": "utils.training.engine.callbacks",
     "Control": "utils.training.engine.interrupts",
-    "Loss": "utils.training.engine.objective",
-    "Objective": "utils.training.engine.objective",
-    "Task": "utils.training.engine.tasks",
-    "register_task": "utils.training.engine.tasks",
-    "infer_task_spec": "utils.training.engine.tasks",
+    "Loss": "utils.training.engine.loss.objective",
+    "Objective": "utils.training.engine.loss.objective",
+    "Task": "utils.training.engine.loss.tasks",
+    "register_task": "utils.training.engine.loss.tasks",
+    "infer_task_spec": "utils.training.engine.loss.tasks",
     "UniversalDataModule": "utils.training.engine.data",
-    "read_checkpoint": "utils.training.engine.checkpoint",
+    "read_checkpoint": "utils.training.engine.checkpointing.store",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -11,14 +11,14 @@ from typing import Protocol
 
 import torch
 
-from utils.data.examples import Batch
+from utils.data.batch import Batch
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
+from utils.training.engine.compute.parts import Parts
 from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
-from utils.training.engine.parts import Parts
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
 from utils.training.engine.watch import BatchEvents, StepWatch

@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.errors import ModelError
 
 if TYPE_CHECKING:
-    from utils.training.engine.objective import Objective
+    from utils.training.engine.loss.objective import Objective
 
 # What an objective counts: name -> how many numbers that are (1 for a scalar, C for one a class).
 CountSizes = Mapping[str, int]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from utils.training.doctor import Diagnosis
-    from utils.training.engine.tasks import Task
+    from utils.training.engine.loss.tasks import Task
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
 
@@ -131,7 +131,7 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def _task(self) -> type[Task]:
-        from utils.training.engine.tasks import Task, find_task
+        from utils.training.engine.loss.tasks import Task, find_task
 
         if self.task_spec is None:
             return find_task("causal_lm")
@@ -205,8 +205,8 @@ class TrainingResults(Mapping[str, Any]):
     def final_model_state(self) -> dict[str, Tensor]:
         """The final weights on the CPU in the model's number formats, read from the newest checkpoint on each access."""
         if self.checkpoint_path and Path(self.checkpoint_path).is_file():
-            from utils.training.engine.checkpoint import read_checkpoint
-            from utils.training.engine.master_weights import in_formats_of
+            from utils.training.engine.checkpointing.store import read_checkpoint
+            from utils.training.engine.compute.master_weights import in_formats_of
 
             weights = read_checkpoint(self.checkpoint_path, mapped=True)["model"]
             return copy.deepcopy(in_formats_of(self.bare_model, weights))  # of the mapped file, which may change or go

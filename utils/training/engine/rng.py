@@ -138,7 +138,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Only algorithms that give the same bits each time, for the length of the block; `deterministic=True` in the config.
 
     torch's algorithms, cuDNN's choice among its own, and cuBLAS's workspace. What data sets draw is a function of seed, epoch
-    and sample anyway (`utils.data.examples.DatasetSource`). `environment.json` says what was set.
+    and sample anyway (`utils.data.sources.DatasetSource`). `environment.json` says what was set.
     Raises:
         ConfigError: an operation has no such algorithm; names it and the switch.
     Not covered: cuBLAS may have read its setting before, if this process has used the GPU already.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from utils.training.engine.memory import Pieces
+from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums
 
 Row = dict[str, Any]

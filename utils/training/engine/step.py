@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from utils.data.examples import Batch
-from utils.training.engine.memory import Pieces
+from utils.data.batch import Batch
+from utils.training.engine.compute.parts import Parts
+from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums, exact, gradient_norm, pack_counts, unpack_counts
-from utils.training.engine.parts import Parts
 from utils.training.engine.watch import StepWatch
 
 # Outcomes of a step: a number was not finite; the parameters were updated (or there was nothing to learn); fp16's scaling was

@@ -15,8 +15,9 @@ from torch import nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.special_ids import model_pad_token_id, set_special_ids
-from utils.data.examples import Batch, StreamSource
-from utils.data.inspection.training import data_notices, refuse_float_ids
+from utils.data.batch import Batch
+from utils.data.quality.inspection.training import data_notices, refuse_float_ids
+from utils.data.sources import StreamSource
 from utils.environment import detect_device
 from utils.errors import (
     CheckpointError,
@@ -30,12 +31,8 @@ from utils.models.origins import origin_of
 from utils.scrubbing import describe_error, scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
-from utils.training.engine.arguments import check_arguments, whole_number
-from utils.training.engine.buffers import load_run_states
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
-from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
-from utils.training.engine.compiling import check_compiler, compile_now
-from utils.training.engine.continuing import (
+from utils.training.engine.checkpointing.resume import (
     best_to_continue,
     check_restorable,
     check_same,
@@ -44,10 +41,29 @@ from utils.training.engine.continuing import (
     restore_optimizer,
     settings_changed,
 )
-from utils.training.engine.criterion import CriterionObjective
+from utils.training.engine.checkpointing.saver import RunSaver, environment_facts
+from utils.training.engine.checkpointing.store import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
+from utils.training.engine.compute.buffers import load_run_states
+from utils.training.engine.compute.compiling import check_compiler, compile_now
+from utils.training.engine.compute.master_weights import fp32_weights
+from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.parts import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.data import UniversalDataModule
-from utils.training.engine.fast_paths import fast_paths
-from utils.training.engine.fit import (
+from utils.training.engine.distributed.sharding import give_weights, parted_weights
+from utils.training.engine.distributed.world import World, check_launch, check_settings, join
+from utils.training.engine.hardware.fast_paths import fast_paths
+from utils.training.engine.hardware.memory import Pieces, largest_that_fits, rows_of, split
+from utils.training.engine.hooks import HooksCallback, TrainingHooks
+from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
+from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.loss.criterion import CriterionObjective
+from utils.training.engine.loss.objective import Objective, check_monitor
+from utils.training.engine.loss.tasks import Task, infer_task_spec, make_task
+from utils.training.engine.loss.tasks.inference import task_type_of
+from utils.training.engine.movement import MovementCallback
+from utils.training.engine.results import TrainingResults
+from utils.training.engine.sanity.arguments import check_arguments, whole_number
+from utils.training.engine.sanity.fit import (
     check_fit,
     check_gradients_are_dense,
     check_last_batch,
@@ -55,26 +71,11 @@ from utils.training.engine.fit import (
     initialise_lazy_layers,
     normalises_over_batch,
 )
-from utils.training.engine.hooks import HooksCallback, TrainingHooks
-from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
-from utils.training.engine.loop import TrainingLoop
-from utils.training.engine.master_weights import fp32_weights
-from utils.training.engine.memory import Pieces, largest_that_fits, rows_of, split
-from utils.training.engine.movement import MovementCallback
-from utils.training.engine.objective import Objective, check_monitor
-from utils.training.engine.own_loss import own_loss_notice
-from utils.training.engine.own_parts import OwnParts
-from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
-from utils.training.engine.results import TrainingResults
-from utils.training.engine.saving import RunSaver, environment_facts
-from utils.training.engine.sharding import give_weights, parted_weights
+from utils.training.engine.sanity.own_loss import own_loss_notice
+from utils.training.engine.sanity.rules import RULES
+from utils.training.engine.sanity.trial import first_samples_notices
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept, switch_to_training
-from utils.training.engine.tasks import Task, infer_task_spec, make_task
-from utils.training.engine.tasks.inference import task_type_of
-from utils.training.engine.trial import first_samples_notices
-from utils.training.engine.trial_rules import RULES
-from utils.training.engine.world import World, check_launch, check_settings, join
 from utils.training.finetuning import FineTuned, check_base, fine_tuned
 from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec

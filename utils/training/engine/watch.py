@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from utils.training.engine.callbacks import CallbackList, Logs
 
 if TYPE_CHECKING:
-    from utils.data.examples import Batch
-    from utils.training.engine.objective import Loss
+    from utils.data.batch import Batch
+    from utils.training.engine.loss.objective import Loss
 
 
 class StepWatch:

@@ -116,7 +116,7 @@ def write_bundle(
 
 
 def _task_of(model: nn.Module) -> TaskSpec:
-    from utils.training.engine.tasks.inference import task_type_of
+    from utils.training.engine.loss.tasks.inference import task_type_of
 
     task_type = task_type_of(model)
     images = task_type == "image_classification" or getattr(model, "main_input_name", "") == "pixel_values"

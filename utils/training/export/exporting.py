@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
-from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
+from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
 from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
 from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports

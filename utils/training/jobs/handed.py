@@ -23,15 +23,15 @@ from utils import errors
 from utils.errors import ConfigError, MissingPackageError, PeerProcessError, TrainbookError
 from utils.models.origins import origin_of
 from utils.storage import write_json, write_text
-from utils.training.engine.buffers import load_run_states
 from utils.training.engine.callbacks import Callback
-from utils.training.engine.checkpoint import load_model_weights, read_checkpoint
+from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
+from utils.training.engine.compute.buffers import load_run_states
+from utils.training.engine.compute.master_weights import in_formats_of
+from utils.training.engine.distributed.world import Launch
 from utils.training.engine.interrupts import Control
-from utils.training.engine.master_weights import in_formats_of
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
-from utils.training.engine.world import Launch
 from utils.training.finetuning import check_base, with_lora
 from utils.training.jobs import process
 from utils.training.jobs.devices import POLL_S, no_results, read, started

@@ -26,7 +26,7 @@ from utils.errors import (
 from utils.scrubbing import scrub
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, Logs
-from utils.training.engine.memory import is_out_of_memory
+from utils.training.engine.hardware.memory import is_out_of_memory
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.trainer import Trainer
 from utils.training.search.space import MODEL, SearchSpace

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from utils.errors import TrainingInterrupted
-from utils.training.engine.memory import free_memory
+from utils.training.engine.hardware.memory import free_memory
 from utils.training.search.job import Deadline, Ending, SearchJob
 from utils.training.search.record import SearchRecord
 from utils.training.search.results import SearchResults

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.data.examples import one_line
+from utils.data.batch import one_line
 from utils.scrubbing import scrub
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.tracking.tracker import RunEnding, RunFacts, Tracker

@@ -1,0 +1,43 @@
+"""PreparedData: what every way of preparing data returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.data.conversations.report import ConversationsReport
+    from utils.data.encoded import EncodedExamples
+    from utils.data.packing import TokenBlocks
+    from utils.data.text.report import DataReport, ExamplesReport
+    from utils.data.text.splitting import Split
+    from utils.training.task_spec import TaskSpec
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Data that are ready to train on.
+
+    Attributes:
+        train: what to train on: blocks of tokens (`TokenBlocks`) for language models, else `EncodedExamples`.
+        validation: the same, never seen in training; None when `val_split` is 0.
+        tokenizer: given, or learnt from the training part; to be saved with the model.
+        task_spec: the task with these sizes.
+        report: what became of the data; `data.report.show()`.
+        texts: the documents of both parts, for `utils.checks.check_data_quality(data)`; None where records were given.
+    """
+
+    train: TokenBlocks | EncodedExamples
+    validation: TokenBlocks | EncodedExamples | None
+    tokenizer: PreTrainedTokenizerFast
+    task_spec: TaskSpec
+    report: DataReport | ExamplesReport | ConversationsReport
+    texts: Split | None = field(default=None, repr=False, compare=False)
+
+    def show_samples(self, n: int = 3) -> None:
+        """Show the first `n` training samples as the model gets them: tokens, labels, masks."""
+        from utils.data.text.preview import show_samples
+
+        show_samples(self, n)

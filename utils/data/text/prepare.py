@@ -1,0 +1,175 @@
+"""prepare_text: documents -> split -> tokenizer -> token ids -> blocks, checked and reported at each stop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.data.packing import UNMARKED_ENDS, TokenBlocks, blocks_of
+from utils.data.prepared import PreparedData
+from utils.data.text.report import DataReport, unigram_loss
+from utils.data.text.splitting import Split, select, split_documents
+from utils.errors import DataError, DataTypeError
+from utils.tokenization.adaptive import check_fits, choose_tokenizer
+from utils.tokenization.corpus_file import encode_corpus, encode_flat
+from utils.tokenization.texts import checked_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.training.task_spec import TaskSpec
+
+# Above this, token ids go to a file: there they take no memory, below it is faster not to.
+_IN_MEMORY_CHARACTERS = 64_000_000
+
+
+def prepare_text(
+    documents: Sequence[str],
+    *,
+    vocab_size: int,
+    block_size: int,
+    model_vocab_size: int | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    tokenizer_strategy: str = "auto",
+    val_split: float = 0.1,
+    random_seed: int = 42,
+    validation_documents: Sequence[str] | None = None,
+    source: str = "texts",
+    notes: Sequence[str] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> PreparedData:
+    """Split, tokenize and pack documents.
+
+    Args:
+        documents: texts; those without a visible character are passed over. A sequence that is no list is gone through from
+            its beginning to its end, several times, and never held as a whole.
+        vocab_size: most tokens of the tokenizer.
+        block_size: tokens per block, T.
+        model_vocab_size: token ids that the model takes; None: `vocab_size`.
+        tokenizer: one that exists already; None: one is learnt from the training part (`choose_tokenizer`).
+        tokenizer_strategy, val_split, random_seed: see `DataSetup`.
+        validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
+            used when `val_split` is 0.
+        source, notes: for the report.
+        cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in
+            memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
+    Raises:
+        ConfigError: the tokenizer does not fit the vocabulary, or `val_split` is out of range.
+        DataTypeError: documents that are no texts.
+        DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
+    """
+    model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
+    texts = _with_text(documents)
+    if validation_documents is None or val_split == 0:
+        split = split_documents(texts, val_split, random_seed)
+    else:
+        split = _given_split(texts, _with_text(validation_documents))
+    if tokenizer is None:
+        choice = choose_tokenizer(split.train, vocab_size, tokenizer_strategy)
+        tokenizer, kind = choice.tokenizer, choice.reason
+    else:
+        kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
+    smaller = check_fits(tokenizer, model_vocab_size)
+
+    train_ids = _encoded(tokenizer, split.train, cache_dir)
+    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
+    num_train, num_validation = len(train_ids), len(validation_ids)
+    _check_enough(num_train, num_validation, block_size, val_split)
+    train = TokenBlocks(blocks_of(train_ids, block_size))
+    validation = TokenBlocks(blocks_of(validation_ids, block_size)) if val_split > 0 else None
+    for part, blocks in (("training", train), ("validation", validation)):
+        _check_ids(part, blocks, model_vocab_size)
+
+    passed_over = len(documents) - len(texts)
+    report = DataReport(
+        source=source,
+        num_documents=len(texts),
+        num_characters=sum(map(len, texts)),
+        split=split.rule,
+        num_train_tokens=train.num_tokens,
+        num_validation_tokens=0 if validation is None else validation.num_tokens,
+        block_size=block_size,
+        num_train_blocks=len(train),
+        num_validation_blocks=0 if validation is None else len(validation),
+        dropped_tokens=num_train
+        - train.num_tokens
+        + (0 if validation is None else num_validation - validation.num_tokens),
+        tokenizer=kind,
+        vocab_size=len(tokenizer),
+        unigram_loss=None if validation is None else unigram_loss(train.blocks, validation.blocks, len(tokenizer)),
+        notes=[
+            *notes,
+            *([f"{passed_over:,} documents without text were passed over."] if passed_over else []),
+            *([smaller] if smaller else []),
+            *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
+        ],
+    )
+    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
+    return PreparedData(train, validation, tokenizer, task_spec, report, split)
+
+
+def _given_split(train: Sequence[str], validation: Sequence[str]) -> Split:
+    kept, held_out = sum(map(len, train)), sum(map(len, validation))
+    share = held_out / (kept + held_out)
+    rule = f"{len(validation):,} documents of their own are for validation: {share:.1%} of the characters"
+    return Split(train, validation, rule)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, documents: Sequence[str], cache_dir: str | os.PathLike[str] | None
+) -> np.ndarray:
+    """The ids of the documents with their ends, flat: in memory, or on disk where they are many or to be kept."""
+    if cache_dir is not None and len(documents):
+        return encode_corpus(tokenizer, documents, cache_dir=cache_dir)
+    if sum(map(len, documents)) > _IN_MEMORY_CHARACTERS:
+        return encode_corpus(tokenizer, documents)
+    return encode_flat(tokenizer, documents)
+
+
+def _with_text(documents: Sequence[str]) -> Sequence[str]:
+    """The documents that hold a visible character. Raises when there is none, or one is no text."""
+    if isinstance(documents, str):
+        raise DataTypeError("got one text as the documents; give a list: [text].")
+    texts = checked_texts(documents, "document")
+    visible = np.fromiter((bool(text) and not text.isspace() for text in texts), dtype=bool)
+    if not visible.any():
+        raise DataError(f"none of the {len(documents):,} documents holds any text.")
+    return documents if visible.all() else select(documents, visible)
+
+
+def _check_enough(num_train: int, num_validation: int, block_size: int, val_split: float) -> None:
+    """Raises DataError, with the counts and settings that would work, when a part does not fill one block."""
+    parts = [("training", num_train)] + ([("validation", num_validation)] if val_split > 0 else [])
+    short = [(part, count) for part, count in parts if count < block_size]
+    if not short:
+        return
+    counts = " and ".join(f"the {part} part has {count:,} token{'' if count == 1 else 's'}" for part, count in short)
+    longest = min(count for _, count in parts)
+    ways = [f"max_length={longest} (or less)"] if longest >= 2 else []
+    if num_train >= block_size:
+        ways.append("val_split=0 (no validation)")
+    ways.append("more text")
+    raise DataError(
+        f"too little text: {counts}, but one block takes max_length={block_size:,}. What works: {', or '.join(ways)}."
+    )
+
+
+def _check_ids(part: str, blocks: TokenBlocks | None, vocab_size: int) -> None:
+    if blocks is None or blocks.max_id() < vocab_size:
+        return
+    block, position = np.unravel_index(int(blocks.blocks.argmax()), blocks.blocks.shape)
+    raise DataError(
+        f"the {part} data holds the token id {blocks.max_id():,} (block {block:,}, position {position:,}), but the "
+        f"model's vocabulary has ids 0 to {vocab_size - 1:,}. Use the model's own tokenizer, or a larger vocabulary."
+    )
+
+
+def _task_spec(tokenizer: PreTrainedTokenizerFast, vocab_size: int, block_size: int) -> TaskSpec:
+    from utils.training.task_spec import TaskSpec
+
+    return TaskSpec.language_modeling(
+        vocab_size=vocab_size, max_seq_len=block_size, pad_token_id=tokenizer.pad_token_id
+    )

@@ -1,0 +1,159 @@
+"""What the model sees of some samples: tokens, ids, masks and labels, read from a batch as training makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from utils.data.batch import IGNORED, Batch
+from utils.data.module import UniversalDataModule
+from utils.data.sources import StreamSource
+from utils.errors import DataTypeError
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One position.
+
+    Attributes:
+        token: its text; leading and trailing spaces and line ends as signs.
+        id: token id.
+        attended: False for padding.
+        label: what is to be predicted here; None: nothing.
+        token_type: 0 for the first text, 1 for the second; None where it is not told.
+    """
+
+    token: str
+    id: int
+    attended: bool = True
+    label: str | None = None
+    token_type: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One sample of a batch.
+
+    Attributes:
+        number: of the sample in the data.
+        text: the tokens that are no padding, as text; for images shape and range of the pixels.
+        label: what is to be predicted of the whole sample; None: each token has a label, or there is none.
+        tokens: the input; empty for images.
+        target: the target text of a sequence-to-sequence model.
+    """
+
+    number: int
+    text: str
+    label: str | None
+    tokens: tuple[TokenView, ...] = ()
+    target: tuple[TokenView, ...] = ()
+
+
+def preview_batch(data: Any, n: int = 3) -> list[SampleView]:
+    """The first `n` training samples as the model gets them in the first epoch.
+
+    Args:
+        data: a PreparedData, or anything with `train`, `tokenizer` and `task_spec`.
+    Raises:
+        DataTypeError: data that only come in their own order.
+    """
+    module = UniversalDataModule(data.train, None, data.task_spec, data.tokenizer)
+    if isinstance(module.train, StreamSource):
+        raise DataTypeError("data that only come in their own order have no samples by number to show; give a Dataset.")
+    numbers = list(range(min(n, len(module.train))))
+    batch = module.train.take(numbers)
+    return [_sample(number, row, batch, data.task_spec, data.tokenizer) for row, number in enumerate(numbers)]
+
+
+def show_samples(data: Any, n: int = 3) -> None:
+    """Show `preview_batch`: tables in a notebook, text elsewhere."""
+    from utils.views.display import show_html
+    from utils.views.samples import samples_html, samples_text
+
+    samples = preview_batch(data, n)
+    show_html(samples_html(samples), samples_text(samples))
+
+
+def _sample(number: int, row: int, batch: Batch, task_spec: Any, tokenizer: Any) -> SampleView:
+    labels = batch.get("labels")
+    ids_BT = batch.get("input_ids")
+    if ids_BT is None:
+        return SampleView(number, _pixels(batch["pixel_values"][row]), _label_of(labels, row, task_spec))
+    if labels is not None and task_spec.task_type == "seq2seq":
+        target = tuple(_token(int(i), tokenizer) for i in labels[row] if i != IGNORED)
+        return SampleView(number, _text(batch, row, tokenizer), None, _tokens(batch, row, None, tokenizer), target)
+    if labels is None or labels.shape != ids_BT.shape or labels.is_floating_point():
+        label = _label_of(labels, row, task_spec)
+        return SampleView(number, _text(batch, row, tokenizer), label, _tokens(batch, row, None, tokenizer))
+    names = [_label_name(int(i), task_spec, tokenizer) for i in labels[row]]
+    if task_spec.task_type == "causal_lm":
+        names = [*names[1:], None]  # a position predicts the next token
+    return SampleView(number, _text(batch, row, tokenizer), None, _tokens(batch, row, names, tokenizer))
+
+
+def _tokens(batch: Batch, row: int, labels: list[str | None] | None, tokenizer: Any) -> tuple[TokenView, ...]:
+    ids = batch["input_ids"][row].tolist()
+    mask = batch["attention_mask"][row].tolist() if "attention_mask" in batch else [1] * len(ids)
+    types = batch["token_type_ids"][row].tolist() if "token_type_ids" in batch else [None] * len(ids)
+    names = labels or [None] * len(ids)
+    return tuple(
+        _token(i, tokenizer, attended=bool(seen), label=name, token_type=kind)
+        for i, seen, name, kind in zip(ids, mask, names, types, strict=True)
+    )
+
+
+def _token(token_id: int, tokenizer: Any, **values: Any) -> TokenView:
+    return TokenView(_piece(token_id, tokenizer), token_id, **values)
+
+
+def _piece(token_id: int, tokenizer: Any) -> str:
+    """A token as text: spaces at its ends and line ends as signs; one that is a part of a character as the tokenizer has it."""
+    if tokenizer is None:
+        return f"<{token_id}>"
+    piece = str(tokenizer.decode([token_id]))
+    if "\ufffd" in piece or not piece:
+        piece = str(tokenizer.convert_ids_to_tokens(token_id))
+    inner = piece.strip(" ")
+    start = len(piece) - len(piece.lstrip(" "))
+    marked = "␣" * start + inner + "␣" * (len(piece) - start - len(inner)) if inner else "␣" * len(piece)
+    return marked.replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _text(batch: Batch, row: int, tokenizer: Any) -> str:
+    ids = batch["input_ids"][row]
+    if "attention_mask" in batch:
+        ids = ids[batch["attention_mask"][row] != 0]
+    return "" if tokenizer is None else str(tokenizer.decode(ids.tolist()))
+
+
+def _label_name(label: int, task_spec: Any, tokenizer: Any) -> str | None:
+    """A label of a position: a class where the task has some, else a token."""
+    if label == IGNORED:
+        return None
+    return _class_name(label, task_spec) if task_spec.task_type == "token_classification" else _piece(label, tokenizer)
+
+
+def _label_of(labels: Tensor | None, row: int, task_spec: Any) -> str | None:
+    """The label of a whole sample."""
+    if labels is None:
+        return None
+    label = labels[row]
+    if task_spec.task_type == "regression" or (label.dim() == 0 and label.is_floating_point()):
+        return ", ".join(f"{value:g}" for value in label.flatten().tolist())
+    if label.dim() == 0:
+        return _class_name(int(label), task_spec)
+    return ", ".join(_class_name(place, task_spec) for place in label.nonzero()[:, 0].tolist()) or "none"
+
+
+def _class_name(number: int, task_spec: Any) -> str:
+    names = task_spec.preprocessing_config.get("class_names") or []
+    return f"{names[number]} ({number})" if 0 <= number < len(names) and names[number] != str(number) else str(number)
+
+
+def _pixels(pixels: Tensor) -> str:
+    shape = " × ".join(map(str, pixels.shape))
+    return (
+        f"{shape} numbers from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, mean {float(pixels.mean()):.3g}"
+    )

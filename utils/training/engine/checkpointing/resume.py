@@ -1,0 +1,186 @@
+"""Resume from a checkpoint: which differences are refused or reported, and the parts that take up its content."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from utils.data.module import UniversalDataModule
+from utils.errors import CheckpointError
+from utils.schema import shown
+from utils.training.engine.checkpointing.store import Payload, fitting_weights, plain_name
+from utils.training.engine.compute.parts import Parts
+from utils.training.engine.distributed.sharding import parted_optimizer_state
+from utils.training.engine.state import Best, TrainState
+from utils.training.restoring import averages_misfit
+from utils.training.run_folder import Start
+from utils.training.training_config import TrainingConfig
+
+# What stands for this version's value of a setting that only another version has.
+UNKNOWN = "unknown to this version"
+
+# What a fingerprint calls which parameters were not trained; absent where all were.
+_FROZEN = "frozen parameters"
+
+# What an optimizer keeps for every parameter that it has changed.
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+_AVERAGES = {"adamw": _ADAM, "adam": _ADAM, "muon": ("step",)}
+
+# Of the environment, what may change the last bits of a result.
+_LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_paths")
+
+
+def fingerprint_of(data: UniversalDataModule, tokenizer: Any, model: nn.Module) -> dict[str, str]:
+    """What a run must have in common with its checkpoints besides the settings: name -> digest."""
+    return {"data": data.digest(), "tokenizer": _tokenizer_digest(tokenizer), **_frozen_digest(model)}
+
+
+def settings_changed(checkpoint: Payload, config: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that change what is learnt and differ from the checkpoint's: {name: (there, here)}."""
+    here = config.to_dict()
+    there, unknown = TrainingConfig.from_saved(checkpoint["config"])
+    names = [name for name in here if name not in TrainingConfig.NOT_LEARNT]
+    changed = {name: (there[name], here[name]) for name in names if there[name] != here[name]}
+    return {**changed, **{name: (value, UNKNOWN) for name, value in unknown.items()}}
+
+
+def check_same(
+    start: Start, config: TrainingConfig, environment: dict[str, Any], fingerprint: dict[str, str]
+) -> list[str]:
+    """Refuse or name every difference that would make the continued run another one.
+
+    Args:
+        environment: `environment_facts` of this process.
+    Returns:
+        a sentence for each kind of difference that there is.
+    Raises:
+        CheckpointError: settings or data differ, and the config says that this is an error; lists them all.
+    """
+    checkpoint = start.checkpoint
+    assert checkpoint is not None
+    changes = [
+        f"{name}: {there!r} there, {here!r} here" for name, (there, here) in settings_changed(checkpoint, config).items()
+    ]
+    changes += [
+        f"{name}: not the same as when it was saved"
+        for name in {**fingerprint, **checkpoint["fingerprint"]}
+        if checkpoint["fingerprint"].get(name) != fingerprint.get(name)
+    ]
+    if changes and start.in_place and config.on_config_change == "error":
+        listed = "\n  ".join(changes)
+        raise CheckpointError(
+            f"{start.source} was trained with other settings:\n  {listed}\nTo train anew, choose another run_name; to go "
+            'on with the new settings, set on_config_change="continue".'
+        )
+    said = []
+    if changes:
+        said.append(f"Continued with other settings, so not exactly the run that was saved: {'; '.join(changes)}.")
+    moved = [
+        f"{name} {checkpoint['environment'].get(name)} there, {environment[name]} here"
+        for name in _LAST_BITS
+        if checkpoint["environment"].get(name) != environment[name]
+    ]
+    if moved:
+        said.append(f"Continued elsewhere, so the last bits may differ: {'; '.join(moved)}.")
+    return said
+
+
+def best_to_continue(state: TrainState, checkpoint: Payload, config: TrainingConfig, in_place: bool) -> Best:
+    """The best so far, of a run that is continued in its place or of a new run that starts from the checkpoint.
+
+    A new run's best is one of its own checkpoints, and the first of these is the one that it starts from.
+    """
+    there = checkpoint["config"]
+    if (there.get("monitor", config.monitor), there.get("mode", config.mode)) != (config.monitor, config.mode):
+        return Best()  # the value is of another metric
+    if in_place or state.is_best:
+        return state.best
+    value = checkpoint["value"]
+    return Best() if value is None else Best(value, max(1, state.epoch + bool(state.samples_done)), state.step)
+
+
+def optimizer_starts_afresh(
+    checkpoint: Payload, parts: Parts, config: TrainingConfig, fingerprint: dict[str, str], *, own: bool
+) -> str | None:
+    """Why the optimizer's averages are not taken from the checkpoint, a sentence; None when they are.
+
+    Args:
+        own: the optimizer is the caller's, not the config's.
+    """
+    if checkpoint["fingerprint"].get(_FROZEN) != fingerprint.get(_FROZEN):
+        return "The optimizer starts afresh: other parameters were trained, and its averages are theirs."
+    there = checkpoint.get("optimizer_kind") if own else TrainingConfig.from_saved(checkpoint["config"])[0]["optimizer"]
+    here = type(parts.optimizer).__name__ if own else config.optimizer
+    return None if there == here else f"The optimizer starts afresh: {there}'s averages do not fit another one."
+
+
+def check_restorable(
+    checkpoint: Payload, parts: Parts, config: TrainingConfig, source: str, *, afresh: bool, own: bool
+) -> None:
+    """Raise `CheckpointError` when a part cannot take up what the checkpoint holds for it; nothing is changed before.
+
+    Args:
+        afresh: the optimizer's averages are not taken up; own: the optimizer is the caller's, not the config's.
+    """
+    fitting_weights(parts.model, checkpoint["model"], source)
+    reasons = []
+    if not afresh:
+        needed = () if own else _AVERAGES.get(config.optimizer, ())
+        optimizer = checkpoint["optimizer"]
+        reason = averages_misfit(parts.optimizer, optimizer, needed) if optimizer else "it is empty"
+        reasons += [f"optimizer: {reason}"] if reason else []
+    memories: list[tuple[str, Any, dict[str, Any]]] = [("schedule", parts.schedule, checkpoint["schedule"])]
+    if parts.scaler is not None and checkpoint.get("scaler"):
+        memories.append(("scaler", parts.scaler, checkpoint["scaler"]))
+    for name, part, saved in memories:
+        reasons += [f"{name}.{entry}" for entry in _wrong_numbers(part.state_dict(), saved)]
+    states = [checkpoint["rng"], *(other["rng"] for other in checkpoint.get("other_processes", ()))]
+    if any(missing := [name for name in ("python", "numpy", "torch") if name not in state] for state in states):
+        reasons.append(f"rng: it lacks {', '.join(missing)}")
+    if reasons:
+        raise CheckpointError(f"{source} cannot be resumed from: {'; '.join(reasons)}. Use an older checkpoint.")
+
+
+def _wrong_numbers(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Entries that are numbers in a part's own state_dict and something else, or NaN, in the saved one."""
+    return [
+        f"{name}: got {shown(saved[name])}; must be a number"
+        for name, value in own.items()
+        if type(value) in (int, float) and name in saved and not _like(saved[name], value)
+    ]
+
+
+def _like(saved: Any, value: float) -> bool:
+    return type(saved) is int if type(value) is int else type(saved) in (int, float) and not math.isnan(saved)
+
+
+def restore_optimizer(checkpoint: Payload, parts: Parts) -> None:
+    """Take the optimizer's averages from the checkpoint, its settings as they are now: on a change, these hold."""
+    groups = parts.optimizer.param_groups
+    # The learning rate stays the checkpoint's: the schedule sets it before each step, and a row may come before one.
+    settings = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
+    saved = checkpoint["optimizer"]
+    if parts.device.kind == "cpu":
+        # On the same device the optimizer keeps the tensors that it is given, and these are views of the file.
+        saved = {**saved, "state": copy.deepcopy(saved["state"])}
+    parts.optimizer.load_state_dict(parted_optimizer_state(parts.optimizer, saved))
+    for group, own in zip(parts.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+
+
+def _frozen_digest(model: nn.Module) -> dict[str, str]:
+    frozen = [plain_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return {_FROZEN: hashlib.sha256("\n".join(frozen).encode()).hexdigest()} if frozen else {}
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Changes when the tokenizer's vocabulary does; empty without a tokenizer."""
+    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
+        return ""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.blake2b(repr(vocabulary).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,62 @@
+"""Lightning Fabric for this process's device: alone, or as one of several that train together."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from utils.environment import Device
+from utils.training.engine.distributed.sharding import shard
+from utils.training.engine.distributed.world import Launch, World
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+
+def make_fabric(device: Device, world: World, sharded: bool) -> Fabric:
+    """Fabric for this process's device; with several processes, as one of them.
+
+    Args:
+        sharded: whether each process holds a part of every parameter.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    launch = Launch.from_environment() if world.size > 1 else None
+    if launch is None:
+        return Fabric(accelerator=device.kind, devices=1, precision="32-true")
+    fabric = Fabric(
+        accelerator=device.kind, devices=launch.local_size, num_nodes=launch.num_nodes, precision="32-true",
+        strategy=_shards(world) if sharded else _replicas(), plugins=TorchElasticEnvironment(),
+    )  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
+def _replicas() -> DDPStrategy:
+    """Fabric's data-parallel strategy without torch's DistributedDataParallel around the module.
+
+    That one sends gradients from within the last backward pass, which every process must then have: one whose share of a
+    ragged last step is empty would keep the others waiting for ever, and so would one that repeats a pass in which it ran
+    out of memory. `World.sum_gradients` sends them after it.
+    """
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    class Replicas(DDPStrategy):
+        def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+            return module
+
+    return Replicas()
+
+
+def _shards(world: World) -> ModelParallelStrategy:
+    """Fabric's strategy for `fully_shard`, over all processes."""
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    return ModelParallelStrategy(shard, data_parallel_size=world.size, tensor_parallel_size=1)
