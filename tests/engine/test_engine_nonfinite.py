@@ -27,6 +27,8 @@ from utils.training.engine import trainer as trainer_module
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.compute.optim import leaves_steps_out, make_optimizer
 from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.plan import Given
+from utils.training.engine.planning import plan_data
 
 
 class Spoilt(nn.Module):
@@ -59,14 +61,20 @@ def run(model, **changes):
     return Trainer(model, None, golden_config(**changes)).train(train_set(), validation_set())
 
 
+def run_data(model):
+    """The training data as the run of this model has them."""
+    given = Given(model, golden_config())
+    return plan_data(given, train_set(), None, None, lambda sentence: None)
+
+
 def test_f11_nan_loss_stops_with_step_samples_and_a_checkpoint_of_the_last_good_step(tmp_path):
     model = Spoilt({5})
     with pytest.raises(NonFiniteError) as caught:
         run(model)
     message = str(caught.value)
     assert message.startswith("step 5: loss is nan")
-    data_order = Trainer(model, None, golden_config())._data(train_set(), None).order(0)
-    assert ", ".join(map(str, data_order[16:20])) in message
+    order = run_data(model).order(0)
+    assert ", ".join(map(str, order[16:20])) in message
     assert "learning rate" in message
     checkpoint = read_checkpoint("runs/golden/checkpoints/step_4.pt")
     assert checkpoint["state"]["step"] == 4

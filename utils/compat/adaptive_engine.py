@@ -10,17 +10,17 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from utils.compat.adaptive_callbacks import CallbackList
-from utils.compat.experiment_run import _NoSaver
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.callbacks import CallbackList as EngineCallbacks
+from utils.training.engine.checkpointing.saver import RunSaver
 from utils.training.engine.checkpointing.store import Payload
 from utils.training.engine.compute.master_weights import fp32_weights
 from utils.training.engine.compute.own_parts import OwnParts
 from utils.training.engine.compute.parts import Parts, assemble
 from utils.training.engine.data import UniversalDataModule
-from utils.training.engine.distributed.world import World
-from utils.training.engine.interrupts import Control
-from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.facade import RunFacade
+from utils.training.engine.loop import train_one_epoch
+from utils.training.engine.planning import plan_data
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import evaluate, modes_kept, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
@@ -137,82 +137,87 @@ def as_loader(batches: Any) -> Any:
     )
 
 
-class FitTrainer(EngineTrainer):
-    """The engine's trainer for a fit: the caller's parts, and a position that the object before it left in memory.
+class FitFacade(RunFacade):
+    """What a fit changes about a run: its objective, an order without shuffling, and a position that is kept in memory.
 
     Attributes:
         memory: a checkpoint's entries without weights, of the position to continue from; None: from the start.
         kept: the same, of the latest save.
+        saver: what saves the run under way; None before the first.
     """
 
-    def __init__(
-        self, model: nn.Module, config: TrainingConfig, own_parts: OwnParts, objective: Any, *,
-        callbacks: list[Callback] | None = None, memory: Payload | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            model, training_config=config, task_spec=TaskSpec("fit", "vision", task_type="image_classification"),
-            data_collator=default_collate, own_parts=own_parts, callbacks=callbacks or [],
-        )  # fmt: skip
-        self.objective, self.memory, self.kept = objective, memory, memory
-        self._saver: Any = None
+    def __init__(self, objective: Any, memory: Payload | None, callbacks: list[Callback]) -> None:
+        self._objective, self.memory, self.kept, self._callbacks = objective, memory, memory, callbacks
+        self.saver: RunSaver | None = None
 
-    def _objective(self, task_spec: TaskSpec, config: TrainingConfig, data: UniversalDataModule) -> Any:
-        return self.objective
+    def objective(self) -> Any:
+        return self._objective
 
-    def _data(self, train_data: Any, val_data: Any, world: World | None = None) -> UniversalDataModule:
-        data = super()._data(train_data, val_data, world)
+    def data_ready(self, data: UniversalDataModule, train_data: Any) -> None:
         data.shuffle = not (isinstance(train_data, DataLoader) and isinstance(train_data.sampler, SequentialSampler))
-        return data
 
-    def _restore(
-        self, start: Start, parts: Parts, fingerprint: dict[str, str], data: UniversalDataModule
-    ) -> TrainState:
+    def before_restore(self, start: Start, parts: Parts) -> None:
         if self.memory is not None:
             live = {"model": parts.model.state_dict(), "optimizer": parts.optimizer.state_dict()}
             live["schedule"] = parts.schedule.state_dict()
             start.checkpoint = {**copy.deepcopy(self.memory), **live, "callbacks": {}}
             start.checkpoint.pop("run_state", None)  # the model has it
             start.source = Path("this trainer's latest fit")
-        return super()._restore(start, parts, fingerprint, data)
 
-    def _run(self, loop: TrainingLoop, saver: Any, events: Any, start: Start, interrupts: Any) -> None:
-        self._saver = saver
-        super()._run(loop, saver, events, start, interrupts)
+    def before_loop(self, saver: RunSaver) -> None:
+        self.saver = saver
 
-    def _checkpoint_extras(self, payload: Payload) -> Payload:
+    def checkpoint_entries(self, payload: Payload) -> Payload:
         self.kept = {name: value for name, value in payload.items() if name not in ("model", "optimizer")}
-        history = [event.history for event in self.callbacks if isinstance(event, FitEvents)]
+        history = [event.history for event in self._callbacks if isinstance(event, FitEvents)]
         return {
             "epoch": max(0, payload["state"]["epoch"] - 1), "model_state_dict": payload["model"],
             "optimizer_state_dict": payload["optimizer"], "metrics_history": history[0] if history else [],
         }  # fmt: skip
 
+
+class FitTrainer(EngineTrainer):
+    """The engine's trainer for a fit: the caller's parts, and a position that the object before it left in memory."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, own_parts: OwnParts, objective: Any, *,
+        callbacks: list[Callback] | None = None, memory: Payload | None = None,
+    ) -> None:  # fmt: skip
+        self.fit = FitFacade(objective, memory, callbacks or [])
+        super().__init__(
+            model, training_config=config, task_spec=TaskSpec("fit", "vision", task_type="image_classification"),
+            data_collator=default_collate, own_parts=own_parts, callbacks=callbacks or [], facade=self.fit,
+        )  # fmt: skip
+
     def position(self) -> Payload | None:
         """The position as it is now; of the latest save where no training is under way."""
-        if self._saver is not None and self._saver.state.stop_reason is None:
-            self._saver.payload(None, True)
-        return self.kept
+        saver = self.fit.saver
+        if saver is not None and saver.state.stop_reason is None:
+            saver.payload(None, True)
+        return self.fit.kept
 
     def one_epoch(self, train_data: Any, epoch: int) -> Row:
         """Train one epoch outside of any run: nothing is saved or validated. Returns the engine's row."""
-        rows: list[Row] = []
-        data = self._data(train_data, None)
+        data = self._batches(train_data, None)
         assert self.own_parts is not None
         with modes_kept(self.model), fp32_weights(self.model, self.own_parts.optimizer):
             switch_to_training(self.model)
-            parts = self.parts = assemble(
-                self.model, self.objective, self.training_config, None, own_parts=self.own_parts
-            )
+            parts = self._assembled()
             self.state = TrainState(epoch=epoch)
-            TrainingLoop(
-                parts, data, self.state, self.training_config, EngineCallbacks(self.callbacks, self, False), Control(),
-                _NoSaver(), rows.append, None, "train/loss", "min",
-            ).run()  # fmt: skip
-        return rows[-1]
+            events = EngineCallbacks(self.callbacks, self, False)
+            return train_one_epoch(parts, data, self.state, self.training_config, events)
 
     def one_validation(self, data: Any) -> dict[str, float]:
         """One pass over validation data: the objective's metrics by name; empty without targets."""
-        module = self._data(data, data)
-        parts = self.parts = assemble(self.model, self.objective, self.training_config, None, own_parts=self.own_parts)
-        sums = evaluate(parts, module.validation_batches())
-        return self.objective.metrics(sums) if sums.targets else {}
+        batches = self._batches(data, data).validation_batches()
+        sums = evaluate(self._assembled(), batches)
+        return self.fit.objective().metrics(sums) if sums.targets else {}
+
+    def _batches(self, train_data: Any, val_data: Any) -> UniversalDataModule:
+        data = self.data = plan_data(self.given(), train_data, val_data, None, self.notice)
+        self.fit.data_ready(data, train_data)
+        return data
+
+    def _assembled(self) -> Parts:
+        self.parts = assemble(self.model, self.fit.objective(), self.training_config, None, own_parts=self.own_parts)
+        return self.parts

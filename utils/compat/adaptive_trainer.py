@@ -194,7 +194,7 @@ class Trainer:
             keep = True  # the message names the checkpoint there
             raise
         finally:
-            self._memory = copy.deepcopy(engine.kept)
+            self._memory = copy.deepcopy(engine.fit.kept)
             if engine.parts is not None and engine.parts.scaler is not None:
                 self.scaler = engine.parts.scaler
             self._engine = None

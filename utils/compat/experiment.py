@@ -124,7 +124,7 @@ class Trainer:
             finally:
                 self._state = engine.state
                 self._take_over(engine.state)
-            trained_before = engine.epochs_before
+            trained_before = engine.experiment.epochs_before
         return {
             "epochs_trained": len(self._record.epochs) - trained_before, "best_accuracy": self.best_accuracy,
             "training_time": time.monotonic() - began, "history": self.history,

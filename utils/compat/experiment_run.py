@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -22,14 +23,14 @@ from utils.training.engine.compute.master_weights import fp32_weights
 from utils.training.engine.compute.own_parts import OwnParts
 from utils.training.engine.compute.parts import Parts, assemble
 from utils.training.engine.data import UniversalDataModule
-from utils.training.engine.distributed.world import World
-from utils.training.engine.interrupts import Control
-from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.facade import RunFacade
+from utils.training.engine.loop import train_one_epoch
+from utils.training.engine.planning import plan_data, plan_objective
 from utils.training.engine.state import Best, Row, TrainState
 from utils.training.engine.step import evaluate, modes_kept, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
 from utils.training.experiments import ExperimentManager
-from utils.training.run_folder import RunFolder, Start
+from utils.training.run_folder import Start
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
@@ -184,57 +185,53 @@ class ExperimentRecord(Callback):
             self.history[name][:] = [row[name] for row in rows]
 
 
-class ExperimentTrainer(EngineTrainer):
-    """The engine's trainer as an experiment needs it.
+class ExperimentFacade(RunFacade):
+    """What an experiment changes about a run: names and numbers of its files, its history, and when it goes on.
 
     Args:
         record: keeps the log.
         save_frequency: epochs whose checkpoint is never removed; None: no such ones.
         first_epoch: completed epochs to begin with, where there is no checkpoint.
         live: what the parts hold is newer than the checkpoint: weights, optimizer and scheduler stay as they are.
+
+    Attributes:
+        epochs_before: in the history, when training begins.
     """
 
     def __init__(
-        self, model: nn.Module, training_config: TrainingConfig, task_spec: TaskSpec, own_parts: OwnParts,
-        record: ExperimentRecord, *, callbacks: list[Callback], save_frequency: int | None = None, first_epoch: int = 0,
-        live: bool = False,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, record: ExperimentRecord, *,
+        save_frequency: int | None, first_epoch: int, live: bool,
     ) -> None:  # fmt: skip
-        from torch.utils.data import default_collate
+        self._model, self._optimizer, self._config, self.record = model, optimizer, config, record
+        self._save_frequency, self._first_epoch, self._live = save_frequency, first_epoch, live
+        self.epochs_before = len(record.epochs)
 
-        super().__init__(
-            model, training_config=training_config, task_spec=task_spec, data_collator=default_collate, own_parts=own_parts,
-            callbacks=[record, *callbacks],
-        )  # fmt: skip
-        self.record, self.save_frequency, self.first_epoch, self.live = record, save_frequency, first_epoch, live
-        self.data: UniversalDataModule | None = None
-        self.epochs_before = len(record.epochs)  # in the history, when training begins
-        if record.experiment.settings:
-            self.description = {"experiment": record.experiment.settings}
-
-    def _data(self, train_data: Any, val_data: Any, world: World | None = None) -> UniversalDataModule:
-        data = self.data = super()._data(train_data, val_data, world)
+    def data_ready(self, data: UniversalDataModule, train_data: Any) -> None:
         data.shuffle = not (isinstance(train_data, DataLoader) and isinstance(train_data.sampler, SequentialSampler))
         self.record.val_batches = _validation_batches(data)
-        return data
 
-    def _store(self, folder: RunFolder, mode: str, world: World) -> CheckpointStore:
-        store = super()._store(folder, mode, world)
-        store.keep_every_n_epochs = self.save_frequency
-        return store
+    def store_ready(self, store: CheckpointStore) -> None:
+        store.keep_every_n_epochs = self._save_frequency
 
-    def _restore(
-        self, start: Start, parts: Parts, fingerprint: dict[str, str], data: UniversalDataModule
-    ) -> TrainState:
-        if start.checkpoint is not None and self.live:
+    def before_restore(self, start: Start, parts: Parts) -> None:
+        if start.checkpoint is not None and self._live:
             own = {
                 "model": parts.model.state_dict(), "optimizer": parts.optimizer.state_dict(),
                 "schedule": parts.schedule.state_dict(),
             }  # fmt: skip
             start.checkpoint = {**start.checkpoint, **own}
-        said = len(self.notices)
-        state = super()._restore(start, parts, fingerprint, data)
-        if not self.live:  # who calls train() again has the same parts, and knows of the epochs that he asks for
-            for sentence in self.notices[said:]:
+
+    def resumed(self, state: TrainState, checkpoint: Payload) -> None:
+        """Who asks for more epochs after an early stop gets them, with all patience."""
+        stopped_early = checkpoint["state"]["stop_reason"] == "early_stopping"
+        if state.epoch < self._config.epochs:
+            state.stop_reason = None
+            if stopped_early or self._live:
+                state.best.waits = 0
+
+    def restored(self, start: Start, state: TrainState, notices: list[str]) -> None:
+        if not self._live:  # who calls train() again has the same parts, and knows of the epochs that he asks for
+            for sentence in notices:
                 log.warning(sentence)
         if start.checkpoint is None:
             self._begin(state)
@@ -244,16 +241,24 @@ class ExperimentTrainer(EngineTrainer):
         manager = self.record.manager
         if isinstance(manager, CheckpointManager) and state.best.value is not None and self._monitors_accuracy:
             manager.best_accuracy = max(manager.best_accuracy, 100.0 * state.best.value)
-        return state
+
+    def checkpoint_entries(self, payload: Payload) -> Payload:
+        """The documented names of a checkpoint's entries. Tensors are those of the engine's entries: stored once."""
+        state, rows = payload["state"], [row for row in payload["state"]["history"] if row["event"] == "epoch"]
+        last = self.record.row_of(rows[-1]) if rows else self.record.row_of({})
+        core = core_entries(self._model, self._optimizer, state["epoch"], last["val_loss"], last["val_accuracy"])
+        same = {"model_state_dict": payload["model"], "optimizer_state_dict": payload["optimizer"]}
+        return {**core, **same, "train_loss": last["train_loss"], "train_accuracy": last["train_accuracy"]}
 
     @property
     def _monitors_accuracy(self) -> bool:
-        return self.training_config.monitor.endswith("/accuracy")
+        return self._config.monitor.endswith("/accuracy")
 
     def _begin(self, state: TrainState) -> None:
         """A new run: after the epochs that are said to be done, with the accuracy to beat that the manager was given."""
-        state.epoch = self.first_epoch
-        kept = [(epoch, row) for epoch, row in zip(*self.record.log.read(), strict=True) if epoch <= self.first_epoch]
+        first = self._first_epoch
+        state.epoch = first
+        kept = [(epoch, row) for epoch, row in zip(*self.record.log.read(), strict=True) if epoch <= first]
         self.record.replace([epoch for epoch, _ in kept], [row for _, row in kept])
         manager = self.record.manager
         if isinstance(manager, CheckpointManager) and manager.has_best and self._monitors_accuracy:
@@ -268,46 +273,45 @@ class ExperimentTrainer(EngineTrainer):
         rows = [row for row in state.history if row["event"] == "epoch"]
         self.record.replace([row["epoch"] + 1 for row in rows], [self.record.row_of(row) for row in rows])
 
-    def _state_to_continue(self, start: Start, checkpoint: Payload, world: World) -> TrainState:
-        """As the engine's; who asks for more epochs after an early stop gets them, with all patience."""
-        state = super()._state_to_continue(start, checkpoint, world)
-        stopped_early = checkpoint["state"]["stop_reason"] == "early_stopping"
-        if state.epoch < self.training_config.epochs:
-            state.stop_reason = None
-            if stopped_early or self.live:
-                state.best.waits = 0
-        return state
 
-    def _checkpoint_extras(self, payload: Payload) -> Payload:
-        """The documented names of a checkpoint's entries. Tensors are those of the engine's entries: stored once."""
-        state, rows = payload["state"], [row for row in payload["state"]["history"] if row["event"] == "epoch"]
-        last = self.record.row_of(rows[-1]) if rows else self.record.row_of({})
-        assert self.optimizer is not None
-        core = core_entries(self.model, self.optimizer, state["epoch"], last["val_loss"], last["val_accuracy"])
-        same = {"model_state_dict": payload["model"], "optimizer_state_dict": payload["optimizer"]}
-        return {**core, **same, "train_loss": last["train_loss"], "train_accuracy": last["train_accuracy"]}
+class ExperimentTrainer(EngineTrainer):
+    """The engine's trainer as an experiment needs it; the keywords are those of `ExperimentFacade`."""
+
+    def __init__(
+        self, model: nn.Module, training_config: TrainingConfig, task_spec: TaskSpec, own_parts: OwnParts,
+        record: ExperimentRecord, *, callbacks: list[Callback], save_frequency: int | None = None, first_epoch: int = 0,
+        live: bool = False,
+    ) -> None:  # fmt: skip
+        from torch.utils.data import default_collate
+
+        self.experiment = ExperimentFacade(
+            model, own_parts.optimizer, training_config, record, save_frequency=save_frequency, first_epoch=first_epoch,
+            live=live,
+        )  # fmt: skip
+        super().__init__(
+            model, training_config=training_config, task_spec=task_spec, data_collator=default_collate, own_parts=own_parts,
+            callbacks=[record, *callbacks], facade=self.experiment,
+        )  # fmt: skip
+        self.record = record
+        if record.experiment.settings:
+            self.description = {"experiment": record.experiment.settings}
 
     def one_epoch(self, train_data: Any, epoch: int) -> Row:
         """Train one epoch outside of any run: nothing is saved, logged or validated. Returns the engine's row."""
-        data = self._data(train_data, None)
-        rows: list[Row] = []
+        data = self._batches(train_data, None)
         assert self.own_parts is not None
         with modes_kept(self.model), fp32_weights(self.model, self.own_parts.optimizer):
             switch_to_training(self.model)
-            parts = self.parts = self._parts(data)
+            parts = self._assembled(data)
             self.state = TrainState(epoch=epoch)
-            loop = TrainingLoop(
-                parts, data, self.state, self.training_config, CallbackList([], self, False), Control(), _NoSaver(),
-                rows.append, None, "train/loss", "min",
-            )  # fmt: skip
-            loop.run()
+            row = train_one_epoch(parts, data, self.state, self.training_config, CallbackList([], self, False))
         self.record.measures_accuracy = _counts_accuracy(parts)
-        return rows[-1]
+        return row
 
     def one_validation(self, train_data: Any, val_data: Any) -> tuple[float, float, int]:
         """One pass over the validation data: mean loss, accuracy (0 to 1, NaN where classes are not scored), samples."""
-        data = self._data(train_data, val_data)
-        parts = self.parts = self._parts(data)
+        data = self._batches(train_data, val_data)
+        parts = self._assembled(data)
         sums = evaluate(parts, data.validation_batches())
         self.record.measures_accuracy = _counts_accuracy(parts)
         if not sums.targets:
@@ -316,27 +320,16 @@ class ExperimentTrainer(EngineTrainer):
         metrics = objective.metrics(sums)
         return metrics["loss"], metrics.get("accuracy", math.nan), sums.targets
 
-    def _parts(self, data: UniversalDataModule) -> Parts:
+    def _batches(self, train_data: Any, val_data: Any) -> UniversalDataModule:
+        data = self.data = plan_data(self.given(), train_data, val_data, None, self.notice)
+        self.experiment.data_ready(data, train_data)
+        return data
+
+    def _assembled(self, data: UniversalDataModule) -> Parts:
         assert self.task_spec is not None
-        config = self.training_config
-        objective = self._objective(self.task_spec, config, data)
-        return assemble(self.model, objective, config, None, own_parts=self.own_parts)
-
-
-class _NoSaver:
-    """Keeps nothing."""
-
-    def after_step(self) -> None:
-        """Nothing."""
-
-    def after_evaluation(self, value: float | None) -> None:
-        """Nothing."""
-
-    def after_epoch(self, value: float | None) -> None:
-        """Nothing."""
-
-    def save(self, *, wait: bool = False) -> None:
-        """Nothing."""
+        objective = plan_objective(self.given(), self.task_spec, data, None)
+        self.parts = assemble(self.model, objective, self.training_config, None, own_parts=self.own_parts)
+        return self.parts
 
 
 def _counts_accuracy(parts: Parts) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,9 +19,11 @@ from utils.training.engine.compute.parts import Parts
 from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
+from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
 from utils.training.engine.watch import BatchEvents, StepWatch
+from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
@@ -71,28 +73,66 @@ class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation
     """A stop was asked for in the middle of a validation."""
 
 
+class Records(Protocol):
+    """Where history rows go, and where a request to stop may come from: a run's folder."""
+
+    def record(self, row: Row) -> None:
+        """Take one row."""
+
+    def stop_requested(self) -> bool:
+        """Whether a STOP file was made; asked at most once a second."""
+
+
+class KeptRows:
+    """Rows in memory, without a folder."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def record(self, row: Row) -> None:
+        """Take one row."""
+        self.rows.append(row)
+
+    def stop_requested(self) -> bool:
+        """Nobody asks."""
+        return False
+
+
+class NoSaver:
+    """Saves nothing."""
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def after_evaluation(self, value: float | None) -> None:
+        """Nothing."""
+
+    def after_epoch(self, value: float | None) -> None:
+        """Nothing."""
+
+    def save(self, *, wait: bool = False) -> None:
+        """Nothing."""
+
+
 class TrainingLoop:
     """Epochs, steps, validations: from wherever `state` stands until the plan is done or somebody asks to stop.
 
     Args:
-        watch_stop_file: looks whether a STOP file was made; called at most once a second.
-        record: takes each history row.
-        accumulation: batches of `data` in a step; None: as the config says.
-        patience: values of `monitor` in a row without improvement that end the run; None: never.
+        plan: what the run will do.
+        parts: model, optimizer, schedule and precision.
+        state: where the run stands; changed as it proceeds.
+        events: the callbacks; control: requests to stop, pause or save.
+        saver: commits checkpoints; records: takes the history rows.
     """
 
     def __init__(
-        self, parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList,
-        control: Control, saver: Saver, record: Callable[[Row], None], total_steps: int | None, monitor: str, mode: str,
-        watch_stop_file: Callable[[], bool] = lambda: False, accumulation: int | None = None, patience: int | None = None,
+        self, plan: RunPlan, parts: Parts, state: TrainState, events: CallbackList, control: Control, saver: Saver,
+        records: Records,
     ) -> None:  # fmt: skip
-        self.parts, self.data, self.state, self.config = parts, data, state, config
-        self.events, self.control, self.saver, self._record = events, control, saver, record
-        self.monitor, self.mode, self.total_steps = monitor, mode, total_steps
-        self._patience = patience
-        self._watch_stop_file = watch_stop_file
-        self._accumulation = accumulation or config.gradient_accumulation_steps
-        self._rows_every = max(1, math.ceil((total_steps or 0) / _MOST_STEP_ROWS))
+        self.plan, self.config, self.data, self.total_steps = plan, plan.config, plan.data, plan.total_steps
+        self.parts, self.state, self.events, self.control = parts, state, events, control
+        self.saver, self._records = saver, records
+        self._rows_every = max(1, math.ceil((plan.total_steps or 0) / _MOST_STEP_ROWS))
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
         self.before_step: rng.Snapshot | None = None  # set while a step is under way
         self._unread: list[_Done] = []
@@ -141,7 +181,7 @@ class TrainingLoop:
         """The steps of this epoch that are still to be done, up to the step limit."""
         if self._at_step_limit():
             return
-        steps = self.data.steps(epoch, self.state.samples_done, self._accumulation)
+        steps = self.data.steps(epoch, self.state.samples_done, self.plan.accumulation)
         while True:
             began = time.monotonic()
             batches = next(steps, None)
@@ -264,7 +304,7 @@ class TrainingLoop:
 
     def _write(self, row: Row) -> None:
         self.state.rows_written += 1
-        self._record(row)
+        self._records.record(row)
 
     def _finish_epoch(self, epoch: int, began: float, targets_before: int) -> None:
         """Validation, the epoch's row, what is best, and the end of the plan."""
@@ -283,7 +323,7 @@ class TrainingLoop:
                 self._evaluate()
             row |= {name: value for name, value in state.history[-1].items() if name.startswith("val/")}
         # After the validation, which a stop may leave undone: the epoch is then finished, and judged, by who continues.
-        if self.monitor.startswith("train/"):
+        if self.plan.monitor.startswith("train/"):
             self._judge(row)
         row |= {"time/loading_s": loading, "time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
         # A stream's length is not known: only reading on would tell whether the limit came at its end.
@@ -302,8 +342,8 @@ class TrainingLoop:
         self._write(row)
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._take_stop_request()
-        measured = self.monitor.startswith("train/") or state.evaluated_step == state.step
-        self.saver.after_epoch(row.get(self.monitor) if measured else None)
+        measured = self.plan.monitor.startswith("train/") or state.evaluated_step == state.step
+        self.saver.after_epoch(row.get(self.plan.monitor) if measured else None)
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
@@ -319,21 +359,21 @@ class TrainingLoop:
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums
-        if self.monitor.startswith("val/"):
+        if self.plan.monitor.startswith("val/"):
             self._judge(metrics)
         self._write(row)
         self.events.fire("on_evaluate_end", logs=metrics)
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Record the monitored metric's new value: best so far, early stopping, and a schedule that follows it."""
-        value = metrics.get(self.monitor)
+        value = metrics.get(self.plan.monitor)
         if value is None:
             self.events.notice(
-                f"The monitored metric {self.monitor} could not be computed at least once; best checkpoint and early stopping "
-                f"skipped it there. Computed were: {', '.join(_monitorable(metrics))}."
+                f"The monitored metric {self.plan.monitor} could not be computed at least once; best checkpoint and early "
+                f"stopping skipped it there. Computed were: {', '.join(_monitorable(metrics))}."
             )
             return
-        improved = self.state.judge(value, self.mode, self.config.min_delta, self._patience)
+        improved = self.state.judge(value, self.plan.mode, self.config.min_delta, self.plan.patience)
         self.parts.schedule.after_evaluation(improved)
 
     def _finish_pending_evaluation(self) -> bool:
@@ -345,7 +385,7 @@ class TrainingLoop:
         if state.step % every or state.evaluated_step == state.step:
             return False
         self._evaluate()
-        self.saver.after_evaluation(state.history[-1].get(self.monitor))
+        self.saver.after_evaluation(state.history[-1].get(self.plan.monitor))
         return True
 
     def _skips_borne(self, step: int) -> tuple[int, float]:
@@ -399,7 +439,7 @@ class TrainingLoop:
             self.control.request_stop("time_limit")
         if now - self._looked >= 1.0:
             self._looked = now
-            if self._watch_stop_file():
+            if self._records.stop_requested():
                 self.control.request_stop("stop_file")
         stop, save, pause = self._requests()
         if self.before_step is None and save:
@@ -423,7 +463,7 @@ class TrainingLoop:
         stop, pause = False, True
         while pause and not stop:
             self.control.stop.wait(0.05)
-            if self._watch_stop_file():
+            if self._records.stop_requested():
                 self.control.request_stop("stop_file")
             stop, _, pause = self._requests()
         waited = time.monotonic() - began
@@ -467,3 +507,16 @@ def _monitorable(metrics: dict[str, float]) -> list[str]:
 def _few(sample_ids: list[int], limit: int = 8) -> str:
     more = f" and {len(sample_ids) - limit} more" if len(sample_ids) > limit else ""
     return ", ".join(map(str, sample_ids[:limit])) + more
+
+
+def train_one_epoch(
+    parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList
+) -> Row:
+    """The epoch `state.epoch`, outside of any run: nothing is saved or validated. Returns its row of metrics."""
+    plan = RunPlan(
+        config, data, TaskSpec("training"), parts.objective, parts.world, config.gradient_accumulation_steps, None,
+        "train/loss", "min",
+    )  # fmt: skip
+    kept = KeptRows()
+    TrainingLoop(plan, parts, state, events, Control(), NoSaver(), kept).run()
+    return kept.rows[-1]

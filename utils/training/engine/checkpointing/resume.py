@@ -13,10 +13,18 @@ from torch import nn
 from utils.data.module import UniversalDataModule
 from utils.errors import CheckpointError
 from utils.schema import shown
-from utils.training.engine.checkpointing.store import Payload, fitting_weights, plain_name
+from utils.training.engine import rng
+from utils.training.engine.checkpointing.saver import environment_facts
+from utils.training.engine.checkpointing.store import Payload, fitting_weights, load_model_weights, plain_name
+from utils.training.engine.compute.buffers import load_run_states
 from utils.training.engine.compute.parts import Parts
-from utils.training.engine.distributed.sharding import parted_optimizer_state
+from utils.training.engine.distributed.sharding import parted_optimizer_state, parted_weights
+from utils.training.engine.distributed.world import World
+from utils.training.engine.facade import Notice, RunFacade
+from utils.training.engine.hardware.memory import Pieces
+from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Best, TrainState
+from utils.training.finetuning import check_base
 from utils.training.restoring import averages_misfit
 from utils.training.run_folder import Start
 from utils.training.training_config import TrainingConfig
@@ -33,6 +41,94 @@ _AVERAGES = {"adamw": _ADAM, "adam": _ADAM, "muon": ("step",)}
 
 # Of the environment, what may change the last bits of a result.
 _LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_paths")
+
+
+def restore_run(
+    start: Start, plan: RunPlan, parts: Parts, fingerprint: dict[str, str], *, own: bool, facade: RunFacade, notice: Notice
+) -> TrainState:
+    """The state to go on from; model, optimizer, schedule and random state are set to it.
+
+    Args:
+        fingerprint: `fingerprint_of` this run; own: the optimizer is the caller's, not the config's.
+    Raises:
+        CheckpointError: the checkpoint does not belong to this run, or a part cannot take it up; nothing was changed then.
+    """
+    facade.before_restore(start, parts)
+    said: list[str] = []
+
+    def told(sentence: str) -> None:
+        said.append(sentence)
+        notice(sentence)
+
+    state = _restored(start, plan, parts, fingerprint, own, facade, told)
+    facade.restored(start, state, said)
+    return state
+
+
+def _restored(
+    start: Start, plan: RunPlan, parts: Parts, fingerprint: dict[str, str], own: bool, facade: RunFacade, notice: Notice
+) -> TrainState:
+    checkpoint, config, source = start.checkpoint, plan.config, str(start.source)
+    if checkpoint is None:
+        start.folder.keep_history(0, ())
+        return TrainState()
+    check_base(checkpoint, parts.model, source)
+    for sentence in check_same(start, config, environment_facts(parts), fingerprint):
+        notice(sentence)
+    state = state_to_continue(start, checkpoint, config, parts.world)
+    facade.resumed(state, checkpoint)
+    afresh = optimizer_starts_afresh(checkpoint, parts, config, fingerprint, own=own)
+    check_restorable(checkpoint, parts, config, source, afresh=afresh is not None, own=own)
+    load_model_weights(parts.model, parted_weights(parts.model, checkpoint["model"]), source)
+    load_run_states(parts.model, checkpoint.get("run_state", {}))
+    if afresh is None:
+        restore_optimizer(checkpoint, parts)
+    else:
+        notice(afresh)
+    parts.schedule.load_state_dict(checkpoint["schedule"])
+    if parts.scaler is not None and checkpoint.get("scaler"):
+        parts.scaler.load_state_dict(checkpoint["scaler"])
+    start.release()
+    if state.ended and start.in_place:
+        return state
+    if parts.world.is_main:
+        rng.restore(checkpoint["rng"])
+    else:
+        process = checkpoint["other_processes"][parts.world.rank - 1]
+        rng.restore(process["rng"])
+        state.pieces, state.validation_pieces = Pieces(process["pieces"]), Pieces(process["validation_pieces"])
+    count = state.rows_written if start.in_place else 0
+    state.rows_written = start.folder.keep_history(count, state.history)
+    if not plan.data.resumable and state.samples_done:
+        notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
+    return state
+
+
+def state_to_continue(start: Start, checkpoint: Payload, config: TrainingConfig, world: World) -> TrainState:
+    """The checkpoint's state, with `stop_reason` None when there is more to do.
+
+    Raises:
+        CheckpointError: it is to be continued by another number of processes than wrote it.
+    """
+    state = TrainState.from_dict(checkpoint["state"])
+    more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
+    stopped_early = state.stop_reason == "early_stopping"
+    stopped_for_good = stopped_early and start.in_place and not settings_changed(checkpoint, config)
+    if not state.ended or (more_to_do and not stopped_for_good):
+        state.stop_reason = None
+        if stopped_early:
+            state.best.waits = 0  # or it would stop again at its first validation
+    if not (state.ended and start.in_place):
+        state.best = best_to_continue(state, checkpoint, config, start.in_place)
+    saved_by = 1 + len(checkpoint.get("other_processes", ()))
+    if saved_by != world.size and not (state.ended and start.in_place):
+        start_with = f"torchrun --nproc_per_node={saved_by}" if saved_by > 1 else "no torchrun"
+        raise CheckpointError(
+            f"{start.source} was saved by {saved_by} process{'es' if saved_by > 1 else ''}, and this training has "
+            f"{world.size}: a step would hold other samples, and dropout would be another. Continue it with {start_with}; "
+            "to go on from its weights in a new run, load them into the model first."
+        )
+    return state
 
 
 def fingerprint_of(data: UniversalDataModule, tokenizer: Any, model: nn.Module) -> dict[str, str]:

@@ -23,10 +23,9 @@ from utils.training.engine.compute.buffers import run_states
 from utils.training.engine.compute.parts import Parts
 from utils.training.engine.distributed.sharding import whole
 from utils.training.engine.hardware import fast_paths
+from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import TrainState
 from utils.training.finetuning import base_record, checkpoint_state
-from utils.training.task_spec import TaskSpec
-from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
 
@@ -54,6 +53,7 @@ class RunSaver:
     Errors and `on_checkpoint_saved` reach the training's thread at its next step boundary, save or end.
 
     Args:
+        plan: what the run does; parts, state: what is saved; store: where to.
         before_save: brings the state up to date (its clock).
         after_commit: told of each commit, its file and content, by the thread that made it.
         extras: further entries for a payload, under names of their own.
@@ -61,14 +61,13 @@ class RunSaver:
     """
 
     def __init__(
-        self, store: CheckpointStore, parts: Parts, state: TrainState, config: TrainingConfig, task_spec: TaskSpec,
-        events: CallbackList, run_name: str, fingerprint: dict[str, str], batch_size: int,
-        after_commit: Callable[[Path, Payload], None], extras: Callable[[Payload], Payload] = lambda payload: {},
+        self, plan: RunPlan, parts: Parts, state: TrainState, store: CheckpointStore, events: CallbackList, *,
+        run_name: str, fingerprint: dict[str, str], after_commit: Callable[[Path, Payload], None],
+        extras: Callable[[Payload], Payload] = lambda payload: {},
     ) -> None:  # fmt: skip
-        self.store, self.parts, self.state, self.config = store, parts, state, config
-        self._task_spec, self._events, self._run_name = task_spec, events, run_name
-        self._fingerprint, self._batch_size, self._after_commit = fingerprint, batch_size, after_commit
-        self._world, self._extras = parts.world, extras
+        self.plan, self.config, self.store, self.parts, self.state = plan, plan.config, store, parts, state
+        self._events, self._run_name, self._fingerprint = events, run_name, fingerprint
+        self._after_commit, self._world, self._extras = after_commit, parts.world, extras
         self.before_save: Callable[[], None] = lambda: None
         self._saved_at = time.monotonic()
         self._memory: SnapshotMemory | None = SnapshotMemory()
@@ -194,9 +193,9 @@ class RunSaver:
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
             **self._of_each_process(),
             "callbacks": self._events.state_dict(),
-            "batch_plan": {"batch_size": self._batch_size, "accumulation": self.config.gradient_accumulation_steps},
+            "batch_plan": {"batch_size": self.plan.data.batch_size, "accumulation": self.config.gradient_accumulation_steps},
             "config": scrubbed(self.config.to_dict()),
-            "task_spec": scrubbed(self._task_spec.to_dict()),
+            "task_spec": scrubbed(self.plan.task_spec.to_dict()),
             "fingerprint": self._fingerprint,
             "environment": environment_facts(parts),
         }

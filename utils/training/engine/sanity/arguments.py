@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from utils.errors import ConfigError, Problem
 from utils.schema import shown
 from utils.training.engine.callbacks import Callback, check_handlers
+from utils.training.engine.compute.own_parts import OwnParts
 from utils.training.engine.hooks import TrainingHooks
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
@@ -41,9 +42,12 @@ def check_arguments(config: Any, training_config: Any, task_spec: Any, callbacks
         check_handlers(hooks, TrainingHooks, "hooks")
 
 
-def whole_number(config: Any, name: str) -> int | None:
-    """A whole number in the model's configuration; None where there is none. Raises `ConfigError` for anything else."""
-    value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise ConfigError(f"config.{name}: got {shown(value)}; expected a whole number or None.")
+
+
+def check_finetune(config: TrainingConfig, own_parts: OwnParts | None) -> None:
+    """Raises `ConfigError` when adapters or frozen layers are asked for beside an optimizer of the caller's."""
+    if own_parts is not None and config.finetune != "full":
+        raise ConfigError(
+            f"finetune: got {config.finetune!r} with an optimizer of yours, which holds its own "
+            "parameters; set 'full' and freeze by requires_grad_(False)."
+        )
