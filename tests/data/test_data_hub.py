@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict
 from tests.kit.hub_server import MAIN, PARQUET, serving
 from tests.kit.tree import ROOT
 from utils.data import prepare_data
-from utils.data.text.hub import dataset_name_problem, load_hub_texts, plain_error
+from utils.data.text.hub import dataset_name_problem, load_hub_texts
+from utils.data.text.hub_errors import plain_error
 from utils.errors import ConfigError, DataError, HubError
 from utils.ui.setup_config import SetupConfig
 

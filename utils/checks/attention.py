@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding
-from utils.checks.probe import Probe, check, counted, few
+from utils.checks.checking import check
+from utils.checks.probe import Probe, counted, few
 from utils.checks.usage import context_is_used, order_matters, shifted_positions
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.check_result import CheckResult, Finding
-from utils.checks.probe import Probe, check
+from utils.checks.checking import check
+from utils.checks.probe import Probe
 from utils.checks.robustness import token_table
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding
-from utils.checks.probe import Probe, check
+from utils.checks.checking import check
+from utils.checks.probe import Probe
 from utils.checks.real_data import CLASS_TASKS, DATA_ERRORS, CheckData, NoDataError, data_for, scored
 
 if TYPE_CHECKING:

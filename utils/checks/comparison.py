@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from utils.adapters.forward import ModelCall
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding
+from utils.checks.checking import check
 from utils.checks.copies import Budget, seconds_per_step, train_copy
 from utils.checks.fine_tuning import FRESH_RATE, held_out_errors, metric_of
-from utils.checks.probe import CannotProbeError, Probe, check, probe
+from utils.checks.probe import CannotProbeError, Probe, probe
 from utils.checks.real_data import DATA_ERRORS, CheckData, data_for, scored
 
 NAME = "reference comparison"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
 from utils.check_result import CheckResult
-from utils.checks.probe import Probe, check, one_line, relative
+from utils.checks.checking import check
+from utils.checks.probe import Probe, one_line, relative
 from utils.environment import detect_device
 from utils.errors import ConfigError
 

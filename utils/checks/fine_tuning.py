@@ -16,9 +16,10 @@ from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding
 from utils.checks import baselines
 from utils.checks.baselines import Baseline
+from utils.checks.checking import check
 from utils.checks.copies import Budget, Trained, seconds_per_step, train_copy
 from utils.checks.learning import LOWER
-from utils.checks.probe import Probe, check
+from utils.checks.probe import Probe
 from utils.checks.real_data import DATA_ERRORS, CheckData, NoDataError, data_for, scored
 
 if TYPE_CHECKING:

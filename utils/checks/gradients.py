@@ -14,8 +14,9 @@ from torch import nn
 from utils.adapters.forward import ModelCall
 from utils.check_result import CheckResult, Verdict
 from utils.checks.bookkeeping import frozen_by_mistake, unregistered
+from utils.checks.checking import check
 from utils.checks.depth import gradients_through_depth
-from utils.checks.probe import Probe, check, counted, few
+from utils.checks.probe import Probe, counted, few
 from utils.checks.slope import recomputed_activations, slope
 
 if TYPE_CHECKING:

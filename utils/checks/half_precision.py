@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
 from utils.check_result import CheckResult, Finding
-from utils.checks.probe import Probe, check, few, one_line
+from utils.checks.checking import check
+from utils.checks.probe import Probe, few, one_line
 
 NAME = "half precision"
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult
 from utils.checks.bookkeeping import broken_ties, dropout_rates, repeated_modules, round_trip, unsaved_state
+from utils.checks.checking import check
 from utils.checks.depth import activations_through_depth, activations_through_time, dead_units, only_linear
-from utils.checks.probe import Probe, check, counted, few
+from utils.checks.probe import Probe, counted, few
 
 NAME = "parameter initialisation"
 

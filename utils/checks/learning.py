@@ -13,8 +13,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from utils.adapters.forward import ModelCall
 from utils.check_result import CheckResult
+from utils.checks.checking import check
 from utils.checks.copies import Budget, Watch
-from utils.checks.probe import Probe, check
+from utils.checks.probe import Probe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,9 @@ from torch import nn
 
 from utils.check_result import CheckResult
 from utils.checks.bookkeeping import growth_between_calls
+from utils.checks.checking import check
 from utils.checks.growth import largest_tensor
-from utils.checks.probe import Probe, check
+from utils.checks.probe import Probe
 from utils.environment import free_memory_bytes
 from utils.training.engine.compute.master_weights import bytes_in_training
 from utils.training.engine.hardware.memory import KeptForBackward

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from utils.check_result import CheckResult, Verdict
 from utils.checks.bookkeeping import draws_in_evaluation, inputs_changed
+from utils.checks.checking import check
 from utils.checks.output_range import output_range
 from utils.checks.own_loss import own_loss, starting_loss
-from utils.checks.probe import Probe, check, few
+from utils.checks.probe import Probe, few
 from utils.training.engine import rng
 
 NAME = "output stability"

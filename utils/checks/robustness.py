@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.check_result import CheckResult, Finding
+from utils.checks.checking import check
 from utils.checks.depth import outputs_of, signal, stacks_of
-from utils.checks.probe import Probe, check
+from utils.checks.probe import Probe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

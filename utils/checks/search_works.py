@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding
+from utils.checks.checking import check
 from utils.checks.copies import Budget, Watch, seconds_per_step
-from utils.checks.probe import Probe, check
+from utils.checks.probe import Probe
 from utils.checks.real_data import DATA_ERRORS, CheckData, data_for, scored
 from utils.training.training_config import TrainingConfig
 

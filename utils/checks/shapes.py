@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from utils.check_result import CheckResult
+from utils.checks.checking import check
 from utils.checks.generation import key_value_cache
 from utils.checks.independence import carried_state, encoder_is_used, later_positions, other_rows_in_training
 from utils.checks.lengths import lengths
 from utils.checks.padding import padding
-from utils.checks.probe import Probe, check, counted, few, one_line, relative
+from utils.checks.probe import Probe, counted, few, one_line, relative
 from utils.errors import ModelError
 
 NAME = "shapes"

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from utils.check_result import CheckResult, Verdict
-from utils.checks.probe import Probe, check
+from utils.checks.checking import check
+from utils.checks.probe import Probe
 
 NAME = "inference speed"
 

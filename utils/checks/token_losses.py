@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding
-from utils.checks.probe import Probe, check, few
+from utils.checks.checking import check
+from utils.checks.probe import Probe, few
 from utils.checks.real_data import DATA_ERRORS, CheckData, batches, class_counts, data_for, scored
 from utils.data.packing import TokenBlocks
 

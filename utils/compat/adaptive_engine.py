@@ -19,12 +19,12 @@ from utils.training.engine.compute.own_parts import OwnParts
 from utils.training.engine.compute.parts import Parts, assemble
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import RunFacade
-from utils.training.engine.loop import train_one_epoch
 from utils.training.engine.planning import plan_data
+from utils.training.engine.session import train_one_epoch
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import evaluate, modes_kept, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
-from utils.training.run_folder import Start
+from utils.training.run_start import Start
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 

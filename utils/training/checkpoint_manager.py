@@ -336,7 +336,8 @@ def core_entries(
 
 def restore(path: Path, model: nn.Module, optimizer: Optimizer | None, strict: bool) -> dict[str, Any]:
     """Put a checkpoint into `model` and `optimizer`; see `CheckpointManager.load_checkpoint`."""
-    from utils.training.engine.checkpointing.store import load_model_weights, read_plain
+    from utils.training.engine.checkpointing.store import read_plain
+    from utils.training.engine.checkpointing.weights import load_model_weights
 
     content = read_plain(path)
     if isinstance(content, dict) and "model_state_dict" not in content and "format" in content:

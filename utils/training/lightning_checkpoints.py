@@ -164,7 +164,7 @@ class LightningCheckpoints:
 
     def load_model(self, model_class: Any, path: Path | None, arguments: Mapping[str, Any]) -> nn.Module:
         """A new module of `model_class` with the weights of the file that is meant, in evaluation mode."""
-        from utils.training.engine.checkpointing.store import load_model_weights
+        from utils.training.engine.checkpointing.weights import load_model_weights
 
         path = self.chosen(path)
         content = self.read(path)

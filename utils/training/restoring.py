@@ -40,7 +40,7 @@ def load_fitting_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Res
 
     Names are compared without what torch.compile adds to them.
     """
-    from utils.training.engine.checkpointing.store import under_names_of
+    from utils.training.engine.checkpointing.weights import under_names_of
 
     own = model.state_dict()
     weights = under_names_of(own, weights)

@@ -135,7 +135,8 @@ def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: boo
 
 def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any]) -> StoredModel:
     from utils.models import load_model
-    from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
+    from utils.training.engine.checkpointing.store import read_checkpoint
+    from utils.training.engine.checkpointing.weights import load_model_weights
 
     checkpoint = read_checkpoint(path)
     weights = checkpoint["model"]

@@ -18,8 +18,9 @@ from typing import Any
 from utils.data.read.columns import one_text, text_column_of
 from utils.data.read.rows import listed
 from utils.data.read.stored_texts import HELD_BYTES, StoredTexts
-from utils.errors import DataError, HubError, TrainbookError
-from utils.schema import nearest, shown
+from utils.data.text.hub_errors import first_line, no_configuration, plain_errors
+from utils.errors import DataError
+from utils.schema import shown
 
 #: Characters of a stream that are read at most: its texts are held in memory, beside their ids, about 4 bytes a token.
 MOST_CHARACTERS = 1_000_000_000
@@ -37,13 +38,7 @@ _VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 _ROWS_AT_ONCE = 1000
 # What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for data sets).
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
-# Those that reading a data set goes through; httpx's network errors are OSErrors in some of its versions only.
-_PACKAGES = ("aiohttp", "datasets", "fsspec", "httpcore", "httpx", "httpx2", "huggingface_hub", "pyarrow", "requests")
-_NETWORK_PACKAGES = ("aiohttp", "httpcore", "httpx", "httpx2", "requests")
 _log = logging.getLogger("trainbook.data")
-_WAYS_OUT = 'use the built-in corpus (dataset="builtin") or a file of yours (dataset_path="my.txt")'
-
-
 @dataclass(frozen=True)
 class HubTable:
     """A split of a data set.
@@ -78,7 +73,7 @@ def load_hub_table(
     if problem := dataset_name_problem(name):
         raise DataError(f"dataset_name: {problem}")
     folder = _folder(name)
-    with _plain_errors(name, config_name), _quiet(folder is not None):
+    with plain_errors(name, config_name), _quiet(folder is not None):
         splits, notes = _splits(name, folder, config_name, streaming)
         chosen = _chosen_split(splits, split.partition("[")[0], notes)
         rows = _part(splits[chosen], chosen, split) if "[" in split else splits[chosen]
@@ -132,7 +127,7 @@ def load_hub_texts(
     """
     loaded = load_hub_table(name, config_name, split)
     notes = list(loaded.notes)
-    with _plain_errors(name, config_name), _quiet(_folder(name) is not None):
+    with plain_errors(name, config_name), _quiet(_folder(name) is not None):
         column = _text_column(loaded.rows, text_column, name)
         documents, complete = _texts(loaded.rows, column, max_characters)
         if not complete:
@@ -160,7 +155,7 @@ def table_texts(
         DataError: an unknown column, or no single one of texts.
     """
     name = f"the {type(table).__name__}"
-    with _plain_errors(name, None):
+    with plain_errors(name, None):
         if isinstance(table, (list, tuple)):
             table = _datasets().Dataset.from_list([dict(record) for record in table])
         elif not hasattr(table, "column_names"):
@@ -302,7 +297,7 @@ def _converted_builder(name: str, config_name: str | None) -> Any:
     configs = sorted(entry.path for entry in entries if isinstance(entry, RepoFolder))
     wanted = configs[0] if config_name is None and len(configs) == 1 else config_name
     if wanted not in configs:
-        raise _no_configuration(name, config_name, configs)
+        raise no_configuration(name, config_name, configs)
     return _datasets().load_dataset_builder(name, data_dir=wanted, revision=_PARQUET_BRANCH)
 
 
@@ -326,7 +321,7 @@ def _part(rows: Any, name: str, split: str) -> Any:
         ranges = _datasets().ReadInstruction.from_spec(part).to_absolute({name: rows.num_rows})
     except (ValueError, AssertionError) as error:
         raise DataError(
-            f'split: got {split!r} ({_first_line(str(error))}); write a part as "train[:1000]" or "train[10%:20%]".'
+            f'split: got {split!r} ({first_line(str(error))}); write a part as "train[:1000]" or "train[10%:20%]".'
         ) from error
     return rows.select([number for one in ranges for number in range(one.from_ or 0, one.to or rows.num_rows)])
 
@@ -370,85 +365,3 @@ def _quiet(quiet: bool) -> Iterator[None]:
     finally:
         if not were_disabled:
             datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _plain_errors(name: str, config_name: str | None) -> Iterator[None]:
-    """Errors of datasets, huggingface_hub, pyarrow and the network as one of ours, in plain words."""
-    try:
-        yield
-    except TrainbookError:
-        raise
-    except Exception as error:  # whose classes belong to half a dozen packages; what is none of theirs goes on
-        foreign = type(error).__module__.partition(".")[0] in _PACKAGES
-        if not foreign and not isinstance(error, (OSError, ValueError, RuntimeError)):
-            raise
-        raise plain_error(error, name, config_name) from error
-
-
-def plain_error(error: BaseException, name: str, config_name: str | None = None) -> TrainbookError:
-    """What went wrong while a data set was loaded, as one sentence with the way on. Only its type and text are read."""
-    told = _known_refusal(error, name)
-    if told is not None:
-        return told
-    text = str(error)
-    if configs := re.search(r"(?:Available: |available configs: )(\[.*?\])", text):
-        return _no_configuration(name, config_name, [part.strip(" '\"") for part in configs[1].strip("[]").split(",")])
-    if "scripts are no longer supported" in text:
-        return DataError(
-            f"{name} is a loading script, which is not run. Give the data files themselves, or {_WAYS_OUT}."
-        )
-    if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
-        return DataError(f"{name} holds no data files that can be read (.txt, .csv, .json, .jsonl, .parquet).")
-    if "disk space" in text:
-        return DataError(f"{name} does not fit on the disk: {_first_line(text)} Free some space, or {_WAYS_OUT}.")
-    return DataError(f"{name} cannot be read: {_first_line(_deepest(error))} Try another data set, or {_WAYS_OUT}.")
-
-
-def _no_configuration(name: str, config_name: str | None, known: Sequence[str]) -> DataError:
-    got = f"has no configuration {config_name!r}" if config_name else "has several configurations"
-    guess = nearest(config_name, known) if config_name else None
-    hint = f" Did you mean {guess!r}?" if guess else ""
-    names = listed(known)
-    return DataError(f"{name} {got}; set config_name to one of: {names}.{hint}")
-
-
-def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
-    """The Hub's own refusals, and a Hub that does not answer; None for everything else."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if "GatedRepoError" in kinds or "gated dataset" in text:
-        return HubError(
-            f"{name} is gated: its owner gives it only to those who asked. Ask on its page of the Hub, log in with "
-            f"huggingface_hub.login(), and try again; or {_WAYS_OUT}."
-        )
-    if "OfflineModeIsEnabled" in kinds or "(OfflineModeIsEnabled)" in text:
-        return HubError(
-            f"{name} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub. Unset it, or {_WAYS_OUT}."
-        )
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status in (401, 403, 404):
-        return HubError(
-            f"the Hugging Face Hub has no data set {name!r}, or it is private. Check the spelling (owner/name), log in "
-            f"with huggingface_hub.login() if it is yours, or {_WAYS_OUT}."
-        )
-    network = kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "LocalEntryNotFoundError", "gaierror"}
-    if network or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES:
-        reason = f"it answered {status}" if status else _first_line(_deepest(error))
-        return HubError(
-            f"the Hugging Face Hub could not be reached for {name}: {reason.rstrip('.')}. Check the connection and try "
-            f"again, or {_WAYS_OUT}."
-        )
-    return None
-
-
-def _deepest(error: BaseException) -> str:
-    """The text of the first cause: what the reader of a file said, not that generating the data set failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
-
-
-def _first_line(text: str) -> str:
-    line = (text.strip().splitlines() or [""])[0][:300]
-    return line if line.endswith(".") else f"{line}."

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from utils.training.engine.data import UniversalDataModule
     from utils.training.engine.loss.objective import Objective
     from utils.training.engine.state import TrainState
-    from utils.training.run_folder import Start
+    from utils.training.run_start import Start
 
 
 class RunFacade:

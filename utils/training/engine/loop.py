@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -16,15 +15,14 @@ from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.compute.parts import Parts
-from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
+from utils.training.engine.data import StepBatches, nothing_to_learn
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
+from utils.training.engine.outlets import Records, Saver
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
 from utils.training.engine.watch import BatchEvents, StepWatch
-from utils.training.task_spec import TaskSpec
-from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
 
@@ -53,65 +51,8 @@ class _Done:
     before_samples: int
 
 
-class Saver(Protocol):
-    """Where the loop leaves its state. Decides nothing about training."""
-
-    def after_step(self) -> None:
-        """Save when a time-based save is due."""
-
-    def after_evaluation(self, value: float | None) -> None:
-        """Save when this validation, within an epoch, is one of the best."""
-
-    def after_epoch(self, value: float | None) -> None:
-        """Save when an epoch's end is due or one of the best."""
-
-    def save(self, *, wait: bool = False) -> object:
-        """Save now; with `wait`, return when it is on disk."""
-
-
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation that need not be finished
     """A stop was asked for in the middle of a validation."""
-
-
-class Records(Protocol):
-    """Where history rows go, and where a request to stop may come from: a run's folder."""
-
-    def record(self, row: Row) -> None:
-        """Take one row."""
-
-    def stop_requested(self) -> bool:
-        """Whether a STOP file was made; asked at most once a second."""
-
-
-class KeptRows:
-    """Rows in memory, without a folder."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def record(self, row: Row) -> None:
-        """Take one row."""
-        self.rows.append(row)
-
-    def stop_requested(self) -> bool:
-        """Nobody asks."""
-        return False
-
-
-class NoSaver:
-    """Saves nothing."""
-
-    def after_step(self) -> None:
-        """Nothing."""
-
-    def after_evaluation(self, value: float | None) -> None:
-        """Nothing."""
-
-    def after_epoch(self, value: float | None) -> None:
-        """Nothing."""
-
-    def save(self, *, wait: bool = False) -> None:
-        """Nothing."""
 
 
 class TrainingLoop:
@@ -507,16 +448,3 @@ def _monitorable(metrics: dict[str, float]) -> list[str]:
 def _few(sample_ids: list[int], limit: int = 8) -> str:
     more = f" and {len(sample_ids) - limit} more" if len(sample_ids) > limit else ""
     return ", ".join(map(str, sample_ids[:limit])) + more
-
-
-def train_one_epoch(
-    parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList
-) -> Row:
-    """The epoch `state.epoch`, outside of any run: nothing is saved or validated. Returns its row of metrics."""
-    plan = RunPlan(
-        config, data, TaskSpec("training"), parts.objective, parts.world, config.gradient_accumulation_steps, None,
-        "train/loss", "min",
-    )  # fmt: skip
-    kept = KeptRows()
-    TrainingLoop(plan, parts, state, events, Control(), NoSaver(), kept).run()
-    return kept.rows[-1]

@@ -72,9 +72,7 @@ def plan_run(
     )  # fmt: skip
 
 
-def plan_data(
-    given: Given, train_data: Any, val_data: Any, world: World | None, notice: Notice
-) -> UniversalDataModule:
+def plan_data(given: Given, train_data: Any, val_data: Any, world: World | None, notice: Notice) -> UniversalDataModule:
     """The data as batches, in an order that seed and epoch decide; each process of `world` gets its share of a step."""
     config, spec = given.config, given.task_spec
     if (spec is None or spec.task_type is None) and (named := task_type_of(given.model)) is not None:

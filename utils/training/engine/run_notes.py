@@ -14,7 +14,8 @@ from utils.training.engine.checkpointing.store import Payload
 from utils.training.engine.facade import Notice
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import TrainState
-from utils.training.run_folder import RunFolder, Start
+from utils.training.run_folder import RunFolder
+from utils.training.run_start import Start
 
 # Model -> the run that trained it last in this process.
 _TRAINED: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()

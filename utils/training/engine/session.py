@@ -8,18 +8,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.data.module import UniversalDataModule
 from utils.errors import CheckpointError, TrainbookError
 from utils.scrubbing import describe_error
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpointing.saver import RunSaver
+from utils.training.engine.compute.parts import Parts
 from utils.training.engine.distributed.world import World
 from utils.training.engine.facade import Notice
-from utils.training.engine.interrupts import Interrupts, stop_at_once
+from utils.training.engine.interrupts import Control, Interrupts, stop_at_once
 from utils.training.engine.loop import TrainingLoop
+from utils.training.engine.outlets import KeptRows, NoSaver
+from utils.training.engine.plan import RunPlan
 from utils.training.engine.run_notes import note_state
-from utils.training.engine.state import TrainState
-from utils.training.run_folder import Start
+from utils.training.engine.state import Row, TrainState
+from utils.training.run_start import Start
+from utils.training.task_spec import TaskSpec
+from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.engine")
 
@@ -121,3 +127,16 @@ def failures_reported(world: World, step: Callable[[], int]) -> Iterator[None]:
         elif isinstance(error, TrainbookError):
             error.told_by_main = not world.is_main
         raise
+
+
+def train_one_epoch(
+    parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList
+) -> Row:
+    """The epoch `state.epoch`, outside of any run: nothing is saved or validated. Returns its row of metrics."""
+    plan = RunPlan(
+        config, data, TaskSpec("training"), parts.objective, parts.world, config.gradient_accumulation_steps, None,
+        "train/loss", "min",
+    )  # fmt: skip
+    kept = KeptRows()
+    TrainingLoop(plan, parts, state, events, Control(), NoSaver(), kept).run()
+    return kept.rows[-1]

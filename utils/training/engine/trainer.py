@@ -48,7 +48,8 @@ from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept, switch_to_training
 from utils.training.engine.warm_up import compile_model, find_batch_size
 from utils.training.finetuning import FineTuned, fine_tuned
-from utils.training.run_folder import RunFolder, Start, absolute_source, decide_start
+from utils.training.run_folder import RunFolder
+from utils.training.run_start import Start, absolute_source, decide_start
 from utils.training.task_spec import TaskSpec
 from utils.training.tracking import RunFacts, Tracker, Trackers, check_trackers, make_trackers
 from utils.training.training_config import TrainingConfig

@@ -9,7 +9,8 @@ from typing import Any
 
 from utils.errors import ExportError, TrainbookError
 from utils.scrubbing import scrub
-from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
+from utils.training.engine.checkpointing.weights import load_model_weights
 from utils.training.export.bundle import write_bundle
 from utils.training.export.exporting import _checkpoint_of, _cpu_copy, _portable
 from utils.training.task_spec import TaskSpec

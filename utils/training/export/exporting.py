@@ -15,7 +15,8 @@ from torch import nn
 
 from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
-from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
+from utils.training.engine.checkpointing.weights import load_model_weights
 from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
 from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports

@@ -24,7 +24,8 @@ from utils.errors import ConfigError, MissingPackageError, PeerProcessError, Tra
 from utils.models.origins import origin_of
 from utils.storage import write_json, write_text
 from utils.training.engine.callbacks import Callback
-from utils.training.engine.checkpointing.store import load_model_weights, read_checkpoint
+from utils.training.engine.checkpointing.store import read_checkpoint
+from utils.training.engine.checkpointing.weights import load_model_weights
 from utils.training.engine.compute.buffers import load_run_states
 from utils.training.engine.compute.master_weights import in_formats_of
 from utils.training.engine.distributed.world import Launch
@@ -35,7 +36,7 @@ from utils.training.engine.trainer import Trainer
 from utils.training.finetuning import check_base, with_lora
 from utils.training.jobs import process
 from utils.training.jobs.devices import POLL_S, no_results, read, started
-from utils.training.run_folder import absolute_source
+from utils.training.run_start import absolute_source
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 

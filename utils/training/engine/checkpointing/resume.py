@@ -15,7 +15,8 @@ from utils.errors import CheckpointError
 from utils.schema import shown
 from utils.training.engine import rng
 from utils.training.engine.checkpointing.saver import environment_facts
-from utils.training.engine.checkpointing.store import Payload, fitting_weights, load_model_weights, plain_name
+from utils.training.engine.checkpointing.store import Payload
+from utils.training.engine.checkpointing.weights import fitting_weights, load_model_weights, plain_name
 from utils.training.engine.compute.buffers import load_run_states
 from utils.training.engine.compute.parts import Parts
 from utils.training.engine.distributed.sharding import parted_optimizer_state, parted_weights
@@ -26,7 +27,7 @@ from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Best, TrainState
 from utils.training.finetuning import check_base
 from utils.training.restoring import averages_misfit
-from utils.training.run_folder import Start
+from utils.training.run_start import Start
 from utils.training.training_config import TrainingConfig
 
 # What stands for this version's value of a setting that only another version has.

@@ -11,17 +11,12 @@ is verified and read as a whole.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from utils.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
 from utils.storage import atomic_write, link_or_copy, remove_stale_temporaries
@@ -36,20 +31,17 @@ from utils.training.engine.checkpointing.reading import (
 )
 from utils.training.engine.checkpointing.snapshot import storage_bytes
 from utils.training.engine.checkpointing.writing import write_file
-from utils.training.finetuning import base_record, checkpoint_state
 
 log = logging.getLogger("trainbook.engine")
 
 __all__ = [
-    "BEST", "FORMAT", "SCHEMA", "CheckpointStore", "Entry", "FollowersStore", "Payload", "check_kinds", "checkpoint_files",
-    "entries_of", "fitting_weights", "load_model_weights", "newest", "newest_header", "read_checkpoint", "read_header",
-    "read_plain", "refuse_foreign_file_on_old_torch", "verify", "write_file",
+    "BEST", "FORMAT", "SCHEMA", "CheckpointStore", "Entry", "FollowersStore", "Payload", "checkpoint_files", "entries_of",
+    "newest", "newest_header", "read_checkpoint", "read_header", "read_plain", "refuse_foreign_file_on_old_torch", "verify",
+    "write_file",
 ]  # fmt: skip
 
 BEST = "best.pt"
 _NAME = re.compile(r"^(epoch|step)_(\d+)\.pt$")
-_COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's parameters
-
 # Between two checkpoints the history grows, and nothing else does.
 _GROWTH_BYTES = 16 << 10
 
@@ -84,73 +76,6 @@ def read_header(path: str | Path) -> Payload:
     verify_header(path)
     payload = checked_content(load_verified(path, mapped=True), str(path), random_state=False)
     return {name: payload[name] for name in _HEADER if name in payload}
-
-
-def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `model`; every name, shape and kind of number must fit.
-
-    Raises:
-        CheckpointError: names the first differences; the model is unchanged.
-    """
-    weights = fitting_weights(model, weights, source)
-    whole = base_record(model) is None  # else the frozen weights stay
-    # What is no tensor is kept by the module as it is, and may be a view of a mapped file.
-    model.load_state_dict({
-        name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in weights.items()
-    }, strict=whole)  # fmt: skip
-
-
-def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """`weights` under the names that `model` has for them: they may differ in what torch.compile adds.
-
-    So weights of a compiled model fit the plain one, and the reverse.
-    Raises:
-        CheckpointError: names the first differences.
-    """
-    own = checkpoint_state(model)
-    weights = under_names_of(own, weights)
-    differences = [f"{name}: only in the checkpoint" for name in weights if name not in own]
-    differences += [f"{name}: only in the model" for name in own if name not in weights]
-    differences += [
-        f"{name}: {reason}" for name in own if name in weights and (reason := misfit(weights[name], own[name]))
-    ]
-    if differences:
-        more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
-        listed = "\n  ".join(differences[:5])
-        raise CheckpointError(f"{source} is of another model; {len(differences)} entries differ:\n  {listed}{more}")
-    return weights
-
-
-def under_names_of(own: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` under the names of `own`, where they differ only in what torch.compile adds."""
-    names = {plain_name(name): name for name in own}
-    return {names.get(plain_name(name), name): tensor for name, tensor in weights.items()}
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile adds."""
-    return name.replace(_COMPILED, "")
-
-
-def check_kinds(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Raise `CheckpointError` where a weight has the model's name and shape and another kind of number: it is damaged."""
-    own = model.state_dict()
-    for name, tensor in under_names_of(own, weights).items():
-        if name in own and getattr(own[name], "shape", None) == tensor.shape and (reason := misfit(tensor, own[name])):
-            raise CheckpointError(f"{source} is damaged in its content: model.{name}: {reason}. Use an older checkpoint.")
-
-
-def misfit(saved: Any, own: Any) -> str | None:
-    """Why a saved tensor does not fit the model's own, None when it does or is none."""
-    if not isinstance(own, Tensor):
-        return None
-    if not isinstance(saved, Tensor):
-        return f"a {type(saved).__name__} in the checkpoint, a tensor in the model"
-    if saved.shape != own.shape:
-        return f"{tuple(saved.shape)} in the checkpoint, {tuple(own.shape)} in the model"
-    if (saved.is_complex(), saved.is_floating_point()) != (own.is_complex(), own.is_floating_point()):
-        return f"{saved.dtype} in the checkpoint, {own.dtype} in the model"
-    return None
 
 
 @dataclass(frozen=True)

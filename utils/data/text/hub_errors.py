@@ -1,0 +1,98 @@
+"""Errors of the Hub, the network and the readers of files in plain words, each with a way on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+
+from utils.data.read.rows import listed
+from utils.errors import DataError, HubError, TrainbookError
+from utils.schema import nearest
+
+# Those that reading a data set goes through; httpx's network errors are OSErrors in some of its versions only.
+_PACKAGES = ("aiohttp", "datasets", "fsspec", "httpcore", "httpx", "httpx2", "huggingface_hub", "pyarrow", "requests")
+_NETWORK_PACKAGES = ("aiohttp", "httpcore", "httpx", "httpx2", "requests")
+WAYS_OUT = 'use the built-in corpus (dataset="builtin") or a file of yours (dataset_path="my.txt")'
+
+
+@contextlib.contextmanager
+def plain_errors(name: str, config_name: str | None) -> Iterator[None]:
+    """Errors of datasets, huggingface_hub, pyarrow and the network as one of ours, in plain words."""
+    try:
+        yield
+    except TrainbookError:
+        raise
+    except Exception as error:  # whose classes belong to half a dozen packages; what is none of theirs goes on
+        foreign = type(error).__module__.partition(".")[0] in _PACKAGES
+        if not foreign and not isinstance(error, (OSError, ValueError, RuntimeError)):
+            raise
+        raise plain_error(error, name, config_name) from error
+
+
+def plain_error(error: BaseException, name: str, config_name: str | None = None) -> TrainbookError:
+    """What went wrong while a data set was loaded, as one sentence with the way on. Only its type and text are read."""
+    told = _known_refusal(error, name)
+    if told is not None:
+        return told
+    text = str(error)
+    if configs := re.search(r"(?:Available: |available configs: )(\[.*?\])", text):
+        return no_configuration(name, config_name, [part.strip(" '\"") for part in configs[1].strip("[]").split(",")])
+    if "scripts are no longer supported" in text:
+        return DataError(
+            f"{name} is a loading script, which is not run. Give the data files themselves, or {WAYS_OUT}."
+        )
+    if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
+        return DataError(f"{name} holds no data files that can be read (.txt, .csv, .json, .jsonl, .parquet).")
+    if "disk space" in text:
+        return DataError(f"{name} does not fit on the disk: {first_line(text)} Free some space, or {WAYS_OUT}.")
+    return DataError(f"{name} cannot be read: {first_line(deepest(error))} Try another data set, or {WAYS_OUT}.")
+
+
+def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -> DataError:
+    got = f"has no configuration {config_name!r}" if config_name else "has several configurations"
+    guess = nearest(config_name, known) if config_name else None
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    names = listed(known)
+    return DataError(f"{name} {got}; set config_name to one of: {names}.{hint}")
+
+
+def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
+    """The Hub's own refusals, and a Hub that does not answer; None for everything else."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if "GatedRepoError" in kinds or "gated dataset" in text:
+        return HubError(
+            f"{name} is gated: its owner gives it only to those who asked. Ask on its page of the Hub, log in with "
+            f"huggingface_hub.login(), and try again; or {WAYS_OUT}."
+        )
+    if "OfflineModeIsEnabled" in kinds or "(OfflineModeIsEnabled)" in text:
+        return HubError(
+            f"{name} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub. Unset it, or {WAYS_OUT}."
+        )
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status in (401, 403, 404):
+        return HubError(
+            f"the Hugging Face Hub has no data set {name!r}, or it is private. Check the spelling (owner/name), log in "
+            f"with huggingface_hub.login() if it is yours, or {WAYS_OUT}."
+        )
+    network = kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "LocalEntryNotFoundError", "gaierror"}
+    if network or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES:
+        reason = f"it answered {status}" if status else first_line(deepest(error))
+        return HubError(
+            f"the Hugging Face Hub could not be reached for {name}: {reason.rstrip('.')}. Check the connection and try "
+            f"again, or {WAYS_OUT}."
+        )
+    return None
+
+
+def deepest(error: BaseException) -> str:
+    """The text of the first cause: what the reader of a file said, not that generating the data set failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def first_line(text: str) -> str:
+    line = (text.strip().splitlines() or [""])[0][:300]
+    return line if line.endswith(".") else f"{line}."
