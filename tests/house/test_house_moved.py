@@ -1,0 +1,56 @@
+"""Modules that have moved: importable under their former names, used nowhere under them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit.tree import ROOT, repository_files
+from utils.moved import _MOVED, new_name_of
+
+FORMER = [package + name for package, moved in _MOVED.items() for name in moved]
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_a_former_name_gives_the_same_module_and_says_where_it_is(former):
+    sys.modules.pop(former, None)
+    with pytest.warns(DeprecationWarning, match=re.escape(f"{former} is {new_name_of(former)} now")):
+        module = importlib.import_module(former)
+    assert module is importlib.import_module(new_name_of(former))
+    assert module.__spec__.name == new_name_of(former)
+
+
+def test_a_module_below_a_package_that_has_moved_is_not_loaded_twice():
+    script = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from utils.training.engine.tasks.base import Task as former\n"
+        "from utils.training.engine.loss.tasks.base import Task as now\n"
+        "assert former is now\n"
+        "from utils.data import hub\n"
+        "import utils.data.text.hub\n"
+        "assert hub is utils.data.text.hub\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=300)
+
+
+def test_names_that_have_not_moved_are_left_to_the_import_system():
+    assert new_name_of("utils.data.packing") is None
+    assert new_name_of("utils.training.engine.trainer") is None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("utils.data.no_such_module")
+
+
+def test_the_house_uses_the_names_of_today():
+    former = re.compile(rf"\b(?:{'|'.join(map(re.escape, FORMER))})\b(?![\w.]*\()")
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in repository_files()
+        if path.suffix in {".py", ".md", ".ipynb", ".toml", ".yml"} and path != Path(__file__) and path.exists()
+        for match in former.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
