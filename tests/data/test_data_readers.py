@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from utils.data.read import decoding
-from utils.data.read.whole_file import read_text_file
+from utils.data.read.text_file import read_text_file
 from utils.errors import ConfigError, DataError, DataNotFoundError
 
 
@@ -172,7 +172,7 @@ def test_a_long_line_takes_little_more_memory_than_itself(tmp_path, bad):
     path.write_bytes(b"word " * 8_000_000 + bad)
     code = """
         import re, sys
-        from utils.data.read.whole_file import read_text_file
+        from utils.data.read.text_file import read_text_file
         from utils.errors import DataError
         # This program's own peak; getrusage would count the parent it was forked from.
         peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

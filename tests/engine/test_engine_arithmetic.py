@@ -23,8 +23,8 @@ from tests.kit.toys import (
 from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks, pack
 from utils.training import Callback, Trainer
+from utils.training.engine.compute.assembly import assemble
 from utils.training.engine.compute.optim import Schedule, parameter_groups
-from utils.training.engine.compute.parts import assemble
 from utils.training.engine.loss.tasks import CausalLM
 from utils.training.engine.step import UPDATED, train_step
 

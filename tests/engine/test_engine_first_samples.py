@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from tests.kit.fault_tools import kinds, line, mlp, numbers, signs
 from tests.kit.toys import NormedLM, golden_config, plain_lm, same_weights, tiny_gpt, tiny_llama, train_set
 from utils.training import TaskSpec, Trainer, TrainingConfig
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 
 REGRESSION = TaskSpec.regression()
 # Sentences of the rules, as opposed to those on task, data and precision.

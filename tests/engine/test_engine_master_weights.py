@@ -23,7 +23,7 @@ from tests.kit.toys import (
 from utils.errors import CallbackError, ModelError, TrainingInterrupted
 from utils.training import Callback, Trainer
 from utils.training.engine.checkpointing.store import read_checkpoint
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 
 MODELS = {"gpt2, tied": tiny_gpt, "llama": tiny_llama, "recurrent": plain_lm, "batch norm": normed_lm}
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}

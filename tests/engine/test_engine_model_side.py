@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tests.kit.task_toys import tiny_bert, tiny_t5
 from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, tiny_gpt, tiny_llama, token_rows, train_set
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
-from utils.training.engine.compute.parts import assemble
+from utils.training.engine.compute.assembly import assemble
 from utils.training.engine.loss.tasks import CausalLM, Seq2Seq
 from utils.training.engine.step import train_step
 

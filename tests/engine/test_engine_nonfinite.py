@@ -26,7 +26,7 @@ from utils.training.engine import loop as loop_module
 from utils.training.engine import trainer as trainer_module
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.compute.optim import leaves_steps_out, make_optimizer
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.plan import Given
 from utils.training.engine.planning import plan_data
 

@@ -11,7 +11,7 @@ from tests.kit.pictures import pictures, small_net
 from tests.kit.toys import plain_lm, same_weights, token_rows, train_set
 from utils.errors import CheckpointError, ConfigError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 
 
 class StopAt(Callback):

@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 from utils.checks import CheckReport, check_data_quality, run_all_tier1_tests
 from utils.errors import DataTypeError, TrainbookError
 from utils.training import TaskSpec, Trainer, TrainingConfig
-from utils.training.engine.compute.own_parts import Criterion, OwnParts
+from utils.training.engine.compute.user_supplied import Criterion, OwnParts
 from utils.training.engine.results import TrainingResults
 
 SIDE, SIGNS = 12, 10

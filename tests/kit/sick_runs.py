@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from utils.training import TaskSpec, Trainer, TrainingConfig
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.results import TrainingResults
 
 CLASSES = TaskSpec("classes", "tabular", task_type="text_classification", num_classes=3)

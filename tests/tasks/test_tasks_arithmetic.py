@@ -25,7 +25,7 @@ from tests.kit.task_toys import (
     tiny_t5,
 )
 from tests.kit.toys import golden_config
-from utils.training.engine.compute.parts import assemble
+from utils.training.engine.compute.assembly import assemble
 from utils.training.engine.loss.tasks import (
     MaskedLM,
     MultiLabelClassification,

@@ -14,9 +14,9 @@ from utils.training.engine.callbacks import Callback
 from utils.training.engine.callbacks import CallbackList as EngineCallbacks
 from utils.training.engine.checkpointing.saver import RunSaver
 from utils.training.engine.checkpointing.store import Payload
+from utils.training.engine.compute.assembly import Parts, assemble
 from utils.training.engine.compute.master_weights import fp32_weights
-from utils.training.engine.compute.own_parts import OwnParts
-from utils.training.engine.compute.parts import Parts, assemble
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data

@@ -20,7 +20,7 @@ from utils.compat.adaptive_callbacks import Callback, CallbackList, ProgressBar
 from utils.compat.adaptive_engine import FitEvents, FitTrainer, as_loader, renamed
 from utils.errors import CallbackError, CheckpointError, ConfigError
 from utils.training.engine.checkpointing.store import read_plain, write_file
-from utils.training.engine.compute.own_parts import OwnParts, parameters_of
+from utils.training.engine.compute.user_supplied import OwnParts, parameters_of
 from utils.training.engine.loss.criterion import CriterionObjective
 from utils.training.engine.loss.objective import Loss
 from utils.training.training_config import TrainingConfig

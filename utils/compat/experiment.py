@@ -20,7 +20,7 @@ from utils.compat.experiment_run import ExperimentRecord, ExperimentTrainer, His
 from utils.errors import ConfigError, DataError
 from utils.training.checkpoint_manager import CheckpointManager
 from utils.training.engine.callbacks import Callback
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.state import TrainState
 from utils.training.experiments import ExperimentManager
 from utils.training.metrics_tracker import MetricsTracker

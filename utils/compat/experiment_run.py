@@ -19,9 +19,9 @@ from utils.errors import CheckpointError
 from utils.training.checkpoint_manager import CheckpointManager, core_entries
 from utils.training.engine.callbacks import Callback, CallbackList
 from utils.training.engine.checkpointing.store import CheckpointStore, Payload
+from utils.training.engine.compute.assembly import Parts, assemble
 from utils.training.engine.compute.master_weights import fp32_weights
-from utils.training.engine.compute.own_parts import OwnParts
-from utils.training.engine.compute.parts import Parts, assemble
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data, plan_objective

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from utils.data.prepare import DataSetup, prepare_data
     from utils.data.prepared import PreparedData
     from utils.data.read.load_report import LoadReport
-    from utils.data.read.whole_file import TextDocument, read_text_file
+    from utils.data.read.text_file import TextDocument, read_text_file
     from utils.data.text.corpus import builtin_corpus
     from utils.data.text.loader import DatasetLoader, DatasetUploader
     from utils.data.text.prepare import prepare_text
@@ -53,8 +53,8 @@ _EXPORTS = {
     "PreparedData": "utils.data.prepare",
     "prepare_data": "utils.data.prepare",
     "prepare_text": "utils.data.prepare",
-    "TextDocument": "utils.data.read.whole_file",
-    "read_text_file": "utils.data.read.whole_file",
+    "TextDocument": "utils.data.read.text_file",
+    "read_text_file": "utils.data.read.text_file",
 }
 
 __all__ = [

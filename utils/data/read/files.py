@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.data.read.whole_file import existing_file
+from utils.data.read.text_file import existing_file
 from utils.errors import DataError, DataNotFoundError, DataTypeError
 from utils.schema import shown
 

@@ -11,7 +11,7 @@ from utils.data.read.files import find_files, format_of
 from utils.data.read.load_report import LoadReport
 from utils.data.read.rows import ReadOptions
 from utils.data.read.stored_texts import HELD_BYTES, held_or_stored
-from utils.data.read.whole_file import read_text_file
+from utils.data.read.text_file import read_text_file
 from utils.data.text.hub import LoadedTexts
 
 # A text up to this size is one document. The half of what is held: a character may take two bytes in memory.

@@ -21,7 +21,7 @@ from utils.training.engine.loss.criterion import CriterionObjective
 from utils.training.engine.loss.tasks.tokens import TokenTask
 
 if TYPE_CHECKING:
-    from utils.training.engine.compute.parts import Parts
+    from utils.training.engine.compute.assembly import Parts
     from utils.training.engine.metrics import Sums
     from utils.training.engine.trainer import Trainer
 

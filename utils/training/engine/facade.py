@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from utils.training.engine.checkpointing.saver import RunSaver
     from utils.training.engine.checkpointing.store import CheckpointStore, Payload
-    from utils.training.engine.compute.parts import Parts
+    from utils.training.engine.compute.assembly import Parts
     from utils.training.engine.data import UniversalDataModule
     from utils.training.engine.loss.objective import Objective
     from utils.training.engine.state import TrainState

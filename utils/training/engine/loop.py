@@ -14,7 +14,7 @@ from utils.data.batch import Batch
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.data import StepBatches, nothing_to_learn
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts

@@ -12,7 +12,7 @@ from utils.schema import shown
 if TYPE_CHECKING:
     from torch import nn
 
-    from utils.training.engine.compute.own_parts import OwnParts
+    from utils.training.engine.compute.user_supplied import OwnParts
     from utils.training.engine.data import UniversalDataModule
     from utils.training.engine.distributed.world import World
     from utils.training.engine.loss.objective import Objective

@@ -25,7 +25,7 @@ from utils.training.engine.loss.objective import Objective, check_monitor
 from utils.training.engine.loss.tasks import infer_task_spec, make_task
 from utils.training.engine.loss.tasks.inference import task_type_of
 from utils.training.engine.plan import Given, RunPlan, whole_number
-from utils.training.engine.sanity.fit import (
+from utils.training.engine.sanity.compatibility import (
     check_fit,
     check_gradients_are_dense,
     first_samples,

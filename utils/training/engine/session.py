@@ -14,7 +14,7 @@ from utils.scrubbing import describe_error
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpointing.saver import RunSaver
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.distributed.world import World
 from utils.training.engine.facade import Notice
 from utils.training.engine.interrupts import Control, Interrupts, stop_at_once

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.data.batch import Batch
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums, exact, gradient_norm, pack_counts, unpack_counts
 from utils.training.engine.watch import StepWatch

@@ -21,9 +21,9 @@ from utils.training.engine.callbacks import Callback, CallbackList
 from utils.training.engine.checkpointing.resume import fingerprint_of, restore_run
 from utils.training.engine.checkpointing.saver import RunSaver
 from utils.training.engine.checkpointing.store import BEST, CheckpointStore, FollowersStore
+from utils.training.engine.compute.assembly import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.compute.master_weights import fp32_weights
-from utils.training.engine.compute.own_parts import OwnParts
-from utils.training.engine.compute.parts import Parts, assemble, switch_activation_checkpointing
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.distributed.sharding import give_weights
 from utils.training.engine.distributed.world import World, check_settings
@@ -39,8 +39,8 @@ from utils.training.engine.planning import plan_run
 from utils.training.engine.results import TrainingResults
 from utils.training.engine.run_notes import note_commit, note_state, note_weights, nothing_left, write_description
 from utils.training.engine.sanity.arguments import check_arguments, check_finetune
-from utils.training.engine.sanity.fit import check_last_batch
-from utils.training.engine.sanity.own_loss import own_loss_notice
+from utils.training.engine.sanity.compatibility import check_last_batch
+from utils.training.engine.sanity.model_loss import own_loss_notice
 from utils.training.engine.sanity.rules import RULES
 from utils.training.engine.sanity.trial import first_samples_notices
 from utils.training.engine.session import Session, failures_reported

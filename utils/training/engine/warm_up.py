@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from utils.data.batch import Batch
 from utils.data.sources import StreamSource
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.compiling import compile_now
-from utils.training.engine.compute.parts import Parts
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import Notice
 from utils.training.engine.hardware.memory import largest_that_fits, rows_of, split
 from utils.training.engine.plan import RunPlan
-from utils.training.engine.sanity.fit import normalises_over_batch
+from utils.training.engine.sanity.compatibility import normalises_over_batch
 from utils.training.engine.state import TrainState
 
 

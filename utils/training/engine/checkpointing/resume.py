@@ -17,8 +17,8 @@ from utils.training.engine import rng
 from utils.training.engine.checkpointing.saver import environment_facts
 from utils.training.engine.checkpointing.store import Payload
 from utils.training.engine.checkpointing.weights import fitting_weights, load_model_weights, plain_name
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.buffers import load_run_states
-from utils.training.engine.compute.parts import Parts
 from utils.training.engine.distributed.sharding import parted_optimizer_state, parted_weights
 from utils.training.engine.distributed.world import World
 from utils.training.engine.facade import Notice, RunFacade

@@ -19,8 +19,8 @@ from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpointing.background import BackgroundCommit
 from utils.training.engine.checkpointing.snapshot import NoRoomError, SnapshotMemory, storage_bytes
 from utils.training.engine.checkpointing.store import FORMAT, SCHEMA, CheckpointStore, Payload
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.buffers import run_states
-from utils.training.engine.compute.parts import Parts
 from utils.training.engine.distributed.sharding import whole
 from utils.training.engine.hardware import fast_paths
 from utils.training.engine.plan import RunPlan

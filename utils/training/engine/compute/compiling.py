@@ -10,7 +10,7 @@ import time
 from utils.data.batch import Batch
 from utils.environment import Device
 from utils.errors import ConfigError, ModelError
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 
 _COMPILERS = ("g++", "c++", "clang++", "cl")
 

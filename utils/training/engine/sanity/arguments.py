@@ -8,7 +8,7 @@ from typing import Any
 from utils.errors import ConfigError, Problem
 from utils.schema import shown
 from utils.training.engine.callbacks import Callback, check_handlers
-from utils.training.engine.compute.own_parts import OwnParts
+from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.hooks import TrainingHooks
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.training.engine.compute.own_parts import parameters_of
+from utils.training.engine.compute.user_supplied import parameters_of
 from utils.training.engine.sanity.trial import Trial
 
 # Samples in a backward pass: it takes as much memory as a step.

@@ -23,7 +23,7 @@ from utils.data.batch import Batch
 from utils.data.module import UniversalDataModule
 from utils.data.sources import StreamSource
 from utils.training.engine import rng
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.hardware.memory import rows_of
 from utils.training.engine.loss.criterion import CriterionObjective
 from utils.training.engine.loss.objective import Objective, with_auxiliary_loss

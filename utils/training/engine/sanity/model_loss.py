@@ -17,7 +17,7 @@ from utils.adapters.inputs import unwrapped
 from utils.adapters.output_layer import state_kept
 from utils.data.module import UniversalDataModule
 from utils.data.sources import StreamSource
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.loss.tasks import Task
 from utils.training.engine.loss.tasks.tokens import TokenTask
 

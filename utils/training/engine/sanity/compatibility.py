@@ -15,7 +15,7 @@ from utils.data.id_limits import Limits
 from utils.data.module import UniversalDataModule
 from utils.data.sources import DatasetSource, StreamSource
 from utils.errors import DataError, ModelError
-from utils.training.engine.compute.parts import Parts
+from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.loss.tasks import Task
 from utils.training.engine.loss.tasks.inference import first_sample, try_task
 from utils.training.task_spec import TaskSpec

@@ -18,7 +18,7 @@ from utils.training.engine.compute.buffers import KeptBuffers
 from utils.training.engine.compute.master_weights import HALF
 from utils.training.engine.compute.muon import described
 from utils.training.engine.compute.optim import Schedule, allocate_momentum, leaves_steps_out, make_optimizer
-from utils.training.engine.compute.own_parts import OwnParts, OwnSchedule, parameters_of
+from utils.training.engine.compute.user_supplied import OwnParts, OwnSchedule, parameters_of
 from utils.training.engine.distributed.fabric import make_fabric
 from utils.training.engine.distributed.sharding import shardable_copy
 from utils.training.engine.distributed.world import World
