@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -61,10 +62,18 @@ def wait_for(queue, *numbers):
         time.sleep(0.1)
 
 
+def opened(url):
+    """Ray gives its server for a new client half a minute to start, which a busy machine may exceed."""
+    for _ in range(2):
+        with contextlib.suppress(QueueError):
+            return JobQueue(url)
+    return JobQueue(url)
+
+
 @pytest.fixture(scope="module")
 def queue(ray_url):
     """The one connection of this process; a search uses it as well."""
-    found = JobQueue(ray_url)
+    found = opened(ray_url)
     yield found
     found.close()
 

@@ -189,9 +189,7 @@ class QueueKeeper:
     """The actor: keeps the jobs, and has as many tasks as there are jobs to run."""
 
     def __init__(self) -> None:
-        import ray
-
-        self._ray = ray
+        self._ray = ray = import_ray("within a Ray cluster")
         self._store = JobStore(Database(_database_url(ray.get_runtime_context().gcs_address), metadata, 10.0, None))
         self._me = ray.get_runtime_context().current_actor
         self._tasks: list[Any] = []

@@ -18,6 +18,7 @@ from utils.scrubbing import scrub
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.jobs.ray_address import connect, import_ray
 from utils.training.search.job import Deadline, Ending, SearchJob
+from utils.training.search.mailbox import Mailbox
 from utils.training.search.session import POLL_S, SearchSession
 from utils.training.search.strategies import Pruning
 from utils.training.search.trial import Trial
@@ -170,40 +171,6 @@ class _RayRun:
 # ---- in the cluster ----
 
 
-class Mailbox:
-    """An actor between the workers and the process that searches: questions whether a trial is hopeless, requests to stop."""
-
-    def __init__(self) -> None:
-        self._questions: list[tuple[int, int, float]] = []
-        self._answers: dict[tuple[int, int], bool] = {}
-        self._reason: str | None = None
-
-    def ask(self, number: int, epoch: int, value: float) -> None:
-        """A trial's value after an epoch."""
-        self._questions.append((number, epoch, value))
-
-    def questions(self) -> list[tuple[int, int, float]]:
-        """Those that were not taken yet."""
-        taken, self._questions = self._questions, []
-        return taken
-
-    def answer(self, number: int, epoch: int, hopeless: bool) -> None:
-        """The answer to a question."""
-        self._answers[number, epoch] = hopeless
-
-    def take_answer(self, number: int, epoch: int) -> bool | None:
-        """None: not yet."""
-        return self._answers.pop((number, epoch), None)
-
-    def stop(self, reason: str) -> None:
-        """All trials are to stop."""
-        self._reason = reason
-
-    def stop_reason(self) -> str | None:
-        """Why the trials are to stop; None when they are not."""
-        return self._reason
-
-
 def train_trial(
     job: SearchJob, trial: Trial, name: str, mailbox: Any, left_s: float, monitor: str | None, models_differ: bool
 ) -> Ending:
@@ -227,8 +194,7 @@ def train_trial(
 
 
 def _is_hopeless(mailbox: Any, number: int, value: float, epoch: int) -> bool:
-    import ray
-
+    ray = import_ray("within a Ray cluster")
     ray.get(mailbox.ask.remote(number, epoch, value))
     while True:
         answer: bool | None = ray.get(mailbox.take_answer.remote(number, epoch))
@@ -248,9 +214,7 @@ class _StopRequests(Callback):
     def on_batch_begin(self, batch_idx: int, trainer: Trainer, logs: Logs | None = None) -> None:
         if time.monotonic() < self._next_look:
             return
-        import ray
-
         self._next_look = time.monotonic() + _LOOK_S
-        reason = ray.get(self._mailbox.stop_reason.remote())
+        reason = import_ray("within a Ray cluster").get(self._mailbox.stop_reason.remote())
         if reason is not None:
             trainer.request_stop(reason)
