@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data import ConcatDataset
 
 from tests.kit.databases import stored_trials
 from tests.kit.toys import golden_config, plain_lm, train_set, validation_set
-from utils.errors import ConfigError, JobNotFoundError, LeaseLostError, QueueError
+from utils.errors import ConfigError, JobNotFoundError, LeaseLostError, QueueError, TrainingInterrupted
 from utils.training import JobConfig, JobQueue, Trainer, TrainingConfig, search_hyperparameters
+from utils.training.engine.callbacks import Callback
 
 CONFIG = golden_config(run_name=None, early_stopping_patience=None)
 _PATIENCE_S = 180.0
@@ -54,20 +57,22 @@ def rows_that_kill_once(marker):
     return KilledInTheSecondEpoch(train_set(), marker)
 
 
-def wait_for(queue, *numbers):
-    """Wait until these jobs have ended."""
+def wait_until(condition):
+    """Wait for what another process does."""
     deadline = time.monotonic() + _PATIENCE_S
-    while any(queue.get_job_status(number) in ("pending", "running") for number in numbers):
-        assert time.monotonic() < deadline, queue.list_jobs()
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 def opened(url):
-    """Ray gives its server for a new client half a minute to start, which a busy machine may exceed."""
-    for _ in range(2):
-        with contextlib.suppress(QueueError):
-            return JobQueue(url)
-    return JobQueue(url)
+    """The queue. Ray gives its server for a new client half a minute to start, which a busy machine may exceed."""
+    with contextlib.suppress(QueueError):
+        return JobQueue(url)
+    try:
+        return JobQueue(url)
+    except QueueError as error:
+        pytest.skip(f"Ray's client server did not answer: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_a_ray_cluster_runs_the_jobs_of_a_queue(queue, tmp_path):
         JobQueue("ray://127.0.0.1:9")
     with pytest.raises(JobNotFoundError, match="no job 999"):
         queue.get_job_status(999)
-    wait_for(queue, good, bad, killed)
+    wait_until(lambda: not any(queue.get_job_status(n) in ("pending", "running") for n in (good, bad, killed)))
     alone = Trainer(plain_lm(), None, CONFIG).train(train_set())["final_loss"]
     assert queue.get_job_results(good)["final_loss"] == alone
     assert queue.get_job(killed).attempts == 2
@@ -114,6 +119,17 @@ def test_a_ray_cluster_runs_the_jobs_of_a_queue(queue, tmp_path):
     done = queue.get_job(good)
     with pytest.raises(LeaseLostError, match="no longer owned"):
         queue.complete_job(done, {"final_loss": 0.0})
+
+
+@pytest.mark.slow
+def test_a_running_job_of_a_ray_cluster_is_cancelled_and_keeps_its_checkpoint(queue):
+    number = queue.submit_job(job(training_config=CONFIG.replace(epochs=100_000, save_every_n_epochs=100_000)))
+    wait_until(lambda: queue.get_job(number).progress.get("step"))
+    assert queue.get_job_status(number) == "running"
+    assert queue.cancel_job(number)
+    wait_until(lambda: queue.get_job_status(number) != "running")
+    assert queue.get_job_status(number) == "cancelled"
+    assert list(Path(queue.get_job(number).run_dir, "checkpoints").glob("*.pt"))
 
 
 # ---- searches ----
@@ -146,6 +162,57 @@ def test_a_search_on_a_ray_cluster_is_the_same_search(queue, tmp_path):
         plain_lm, space, data, validation_set(), name="mine", storage="sqlite:///study.db", **options
     )
     assert [trial.to_dict() for trial in again.trials] == [trial.to_dict() for trial in results.trials]
+
+
+class Steps(Callback):
+    """Writes down every step of every trial. In its second step, trial 1 waits until the search is interrupted, and takes its
+    time from then on, so that the request to stop reaches it before its end."""
+
+    def __init__(self, file, interrupted):
+        self.file, self.interrupted = Path(file), Path(interrupted)
+
+    def on_step_end(self, step, trainer, logs=None):
+        with self.file.open("a") as file:
+            file.write(f"{trainer.run_dir.name.removeprefix('mine-trial')} {step}\n")
+        if trainer.run_dir.name == "mine-trial1" and step >= 2 and not self.interrupted.with_suffix(".over").exists():
+            wait_until(self.interrupted.exists)
+            threading.Event().wait(0.25)
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_on_a_ray_cluster_continues_and_repeats_no_step(queue, tmp_path):
+    optuna = pytest.importorskip("optuna")
+    rates = [1e-2, 2e-2, 3e-2, 1.5e-2, 1e-7]
+
+    class InOrder(optuna.samplers.RandomSampler):
+        def sample_independent(self, study, trial, name, distribution):
+            return rates[trial.number]
+
+    def interrupt(trial):
+        interrupted.touch()
+        raise KeyboardInterrupt
+
+    interrupted, steps = tmp_path / "interrupted", tmp_path / "steps"
+    rows = ConcatDataset([train_set()] * 24)  # 816 rows, 102 steps an epoch
+    options = {
+        "name": "mine", "strategy": "optuna", "storage": "sqlite:///study.db", "sampler": InOrder(), "backend": "ray", "prune": True,
+        "training_config": TrainingConfig(epochs=2, batch_size=8), "callbacks": [Steps(steps, interrupted)], "n_trials": 5,
+    }  # fmt: skip
+    with pytest.raises(TrainingInterrupted, match="name='mine'") as info:
+        search_hyperparameters(
+            plain_lm, {"lr": (1e-8, 1e-1)}, rows, validation_set(), on_trial_end=interrupt, **options
+        )
+    first, second = info.value.results.trials
+    assert (first.status, second.status) == ("finished", "stopped")
+    assert 2 <= second.steps < first.steps == 204
+    interrupted.with_suffix(".over").touch()
+    results = search_hyperparameters(plain_lm, {"lr": (1e-8, 1e-1)}, rows, validation_set(), **options)
+    # Two trials run at once: when the fifth begins, three have finished, which is what Optuna's median needs.
+    assert [trial.status for trial in results.trials] == ["finished"] * 4 + ["pruned"]
+    assert [trial.params["learning_rate"] for trial in results.trials] == rates
+    done = [tuple(map(int, line.split())) for line in steps.read_text().splitlines()]
+    assert sorted(done) == [(n, step) for n in range(5) for step in range(1, 205 if n < 4 else 103)]
+    assert not list(results.folder.glob("trial*.lock"))
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,9 @@ class OptunaStudy:
         return [Pruning(lambda value, epoch: self.is_hopeless(number, value, epoch), monitor)]
 
     def is_hopeless(self, number: int, value: float, epoch: int) -> bool:
-        trial = self._asked[number]
+        trial = self._asked.get(number)
+        if trial is None:  # it has ended meanwhile: its worker died after it had asked
+            return False
         # A run that continues after a crash may repeat an epoch.
         if epoch not in self.study.get_trials(deepcopy=False)[number].intermediate_values:
             trial.report(value, epoch)
