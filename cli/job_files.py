@@ -90,6 +90,7 @@ class SweepConfig(Schema):
     timeout_s: float | None = Field(None, gt=0, title="Time limit", description="For all trials together, in seconds.")
     storage: str | None = Field(None, title="Storage", description="Optuna's study, such as sqlite:///runs/study.db.")
     prune: bool = Field(False, title="Prune", description="End trials early that are worse than others (Optuna).")
+    backend: str = Field("local", title="Backend", description="local, ray, or a Ray cluster such as ray://host:10001.")
 
     @classmethod
     def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:

@@ -218,8 +218,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
     def check(setup: SetupConfig) -> None:
         from utils.training.search import SearchSpace
+        from utils.training.search.running import check_backend
         from utils.training.search.strategies import strategy_name
 
+        check_backend(sweep.backend)
         space = SearchSpace(sweep.parameters, setup.training_config)
         if strategy_name(sweep.method) == "grid":
             space.grid()
@@ -235,8 +237,9 @@ def _sweep(options: argparse.Namespace) -> int:
     results = search_hyperparameters(
         make_model, sweep.parameters, data, training_config=setup, strategy=sweep.method, n_trials=sweep.n_trials,
         name=sweep.name, seed=sweep.seed, timeout_s=sweep.timeout_s, storage=sweep.storage, prune=sweep.prune,
+        backend=sweep.backend,
         monitor=sweep.metric.get("name"), mode=sweep.mode, on_trial_end=_print_trial,
-        callbacks=[ProgressBar()] if sys.stderr.isatty() else [],
+        callbacks=[ProgressBar()] if sys.stderr.isatty() and sweep.backend == "local" else [],
     )  # fmt: skip
     results.show()
     print(f"search folder  {results.folder}")

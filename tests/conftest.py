@@ -26,14 +26,15 @@ import pytest
 
 from tests.kit.databases import database_url, new_postgres  # noqa: F401 - fixtures for all tests
 from tests.kit.failed_before import pytest_terminal_summary, remember_failures  # noqa: F401 - the first is a hook
+from tests.kit.ray_cluster import ray_url  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: What a test must not inherit: credentials, settings of the services, a launcher's ranks, a front end.
-_SCRUBBED_PREFIXES = ("HF_", "WANDB_", "TRAINBOOK_", "COLAB_", "JPY_", "MPL", "CUBLAS_", "OMP_", "MKL_")
+_SCRUBBED_PREFIXES = ("HF_", "WANDB_", "TRAINBOOK_", "COLAB_", "JPY_", "MPL", "CUBLAS_", "OMP_", "MKL_", "RAY_")
 _SCRUBBED_SUFFIXES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_PROXY")
 _SCRUBBED_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "CI", "PYTHONWARNINGS")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "127.0.0.2", "localhost", "::1")  # Ray takes 127.0.0.1 for the machine's outer address
 
 #: What third parties start or install once for the life of a process, by design: class or function, by module.
 _KEPT_THREADS = ("tqdm._monitor",)

@@ -17,7 +17,7 @@ CHOSEN = [
     *("torch", "pytorch-lightning", "transformers", "tokenizers", "datasets", "safetensors", "pydantic", "pyyaml"),
     *("ipywidgets", "matplotlib", "pandas", "tqdm", "optuna", "sqlalchemy", "onnx", "onnxruntime", "onnxscript"),
 ]
-PINNED_EXTRAS = ("docs", "tracking", "notebook", "postgres", "test")
+PINNED_EXTRAS = ("cluster", "docs", "tracking", "notebook", "postgres", "test")
 
 
 def lines_of(name: str) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import pytest
 
@@ -122,3 +123,15 @@ def database_url(request: pytest.FixtureRequest) -> str:
         return "sqlite:///jobs.db"
     make: Callable[[], str] = request.getfixturevalue("new_postgres")
     return make()
+
+
+def stored_trials(url: str, study: str) -> list[Any]:
+    """The trials of an Optuna study in a database."""
+    import optuna
+
+    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        return list(optuna.load_study(study_name=study, storage=storage).trials)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()

@@ -254,3 +254,16 @@ def test_the_job_of_a_killed_worker_is_finished_exactly_by_the_next_one(tmp_path
     checkpoint = queue.get_job_results(number)["checkpoint_path"]
     for name, tensor in unbroken.model.state_dict().items():
         assert torch.equal(read_checkpoint(Path(checkpoint))["model"][name], tensor)
+
+
+@pytest.mark.parametrize("url", ["ray://", "ray://host", "ray:///queue.db", "ray://host:port"])
+def test_a_url_that_names_no_cluster_is_refused_with_an_example(url):
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match="ray://host:10001"):
+        JobQueue(url)
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once():
+    pytest.importorskip("ray")
+    with pytest.raises(QueueError, match="ray start --head"):
+        JobQueue("ray://127.0.0.1:9", timeout_s=5.0)

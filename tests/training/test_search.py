@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from tests.kit.crash import Child, in_child
+from tests.kit.databases import stored_trials
 from tests.kit.toys import PlainLM, plain_lm, tiny_gpt, train_set, validation_set
 from utils.errors import ConfigError, DataError, DataTypeError, ModelError, TrainingInterrupted
 from utils.training import Trainer, TrainingConfig
@@ -374,17 +375,6 @@ def searching_together(space, options, kill_at=None):
     return [child.join() for child in children]
 
 
-def studied(url):
-    """The trials in the stored study."""
-    import optuna
-
-    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
-    trials = optuna.load_study(study_name="mine", storage=storage).trials
-    storage.remove_session()
-    storage.engine.dispose()
-    return trials
-
-
 @pytest.mark.parametrize(("strategy", "rates"), [("grid", [1e-4, 1e-3, 1e-2, 3e-2]), ("optuna", (1e-4, 1e-1))])
 def test_processes_share_a_search(strategy, rates):
     options = {"strategy": strategy, "n_trials": 4}
@@ -403,7 +393,7 @@ def test_processes_share_a_stored_study(database_url):
     (first, runs), (second, other_runs) = (ended.value for ended in searching_together({"lr": (1e-4, 1e-1)}, options))
     assert sorted(runs + other_runs) == [f"mine-trial{n}" for n in range(4)]
     assert first == second
-    trials = studied(database_url)
+    trials = stored_trials(database_url, "mine")
     assert [trial.value for trial in trials] == [trial["value"] for trial in first]
     assert len({trial.params["learning_rate"] for trial in trials}) == 4
 
@@ -416,7 +406,7 @@ def test_the_trial_of_a_killed_process_is_continued_by_another_one(database_url)
     assert sorted(runs) == [f"mine-trial{n}" for n in range(4)]
     assert [trial["status"] for trial in trials] == ["finished"] * 4
     assert {trial["steps"] for trial in trials} == {5}
-    assert [trial.value for trial in studied(database_url)] == [trial["value"] for trial in trials]
+    assert [trial.value for trial in stored_trials(database_url, "mine")] == [trial["value"] for trial in trials]
     assert len({trial["params"]["learning_rate"] for trial in trials}) == 4
 
 

@@ -24,6 +24,8 @@ from utils.schema import nearest, shown
 from utils.training.jobs import process
 from utils.training.jobs.config import JobConfig
 from utils.training.jobs.database import Database
+from utils.training.jobs.ray_address import is_ray
+from utils.training.jobs.ray_cluster import RayCluster, RayStore
 from utils.training.jobs.store import STATES, Job, JobStore, metadata
 
 if TYPE_CHECKING:
@@ -39,24 +41,42 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class JobQueue:
-    """A queue of trainings in SQLite (one host) or PostgreSQL (several). Safe to use from several threads and processes.
+    """A queue of trainings in SQLite (one host), PostgreSQL (several) or on a Ray cluster. Safe to use from several threads and
+    processes.
 
     Args:
-        url: sqlite:///file.db (relative to the current folder), or postgresql://user@host/database.
+        url: sqlite:///file.db (relative to the current folder), postgresql://user@host/database, or ray://host:10001, which
+            is the client server of a running Ray cluster; the cluster runs the jobs, and no worker has to be started.
         timeout_s: how long to wait for another process that has the database locked.
         clock: seconds since 1970, instead of the database's clock; for tests.
 
     Attributes:
         url: with an absolute path and without a password; notices: what happened at the opening that you should know.
     Raises:
-        ConfigError: the URL is not one of a queue. MissingPackageError: psycopg for PostgreSQL.
+        ConfigError: the URL is not one of a queue. MissingPackageError: psycopg for PostgreSQL, ray for Ray.
         QueueError: it cannot be opened or written; says why. QueueBusyError: another process keeps it locked.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, clock: Callable[[], float] | None = None) -> None:
-        self._database = Database(url, metadata, timeout_s, clock)
-        self.store = JobStore(self._database)
-        self.url, self.notices = self._database.url, self._database.notices
+        place: Database | RayCluster
+        if is_ray(url):
+            place = RayCluster(url, timeout_s)
+            self._use(RayStore(place), place)
+        else:
+            place = Database(url, metadata, timeout_s, clock)
+            self._use(JobStore(place), place)
+
+    @classmethod
+    def of_store(cls, store: RayStore, place: RayCluster) -> JobQueue:
+        """The queue as a task of a Ray cluster sees it."""
+        queue = cls.__new__(cls)
+        queue._use(store, place)
+        return queue
+
+    def _use(self, store: JobStore, place: Database | RayCluster) -> None:
+        self.store, self._place = store, place
+        self.url, self.notices = place.url, place.notices
+        self._one_host = isinstance(place, Database) and place.is_sqlite
         self._results: dict[int, Any] = {}
 
     def __repr__(self) -> str:
@@ -64,7 +84,7 @@ class JobQueue:
 
     def close(self) -> None:
         """Close the connections; the queue stays usable."""
-        self._database.close()
+        self._place.close()
 
     # ---- jobs ----
 
@@ -86,8 +106,13 @@ class JobQueue:
             raise ConfigError.from_problems(
                 "submit_job", [Problem("priority", f"Priority must be 1-10; got {shown(priority)}")]
             )
+        if job_config.devices > 1 and isinstance(self._place, RayCluster):
+            raise ConfigError(
+                f"devices={job_config.devices}: a Ray cluster runs each job on one device. Submit it with devices=1, or to a "
+                "queue in SQLite or PostgreSQL, whose workers start one process a device."
+            )
         obstacles = job_config.obstacles()
-        remote = job_config.durable or job_config.devices > 1 or not self._database.is_sqlite
+        remote = job_config.durable or job_config.devices > 1 or not self._one_host
         local = bool(obstacles) and (job_config.durable is False or not remote) and job_config.devices == 1
         spec = {"local": job_config.keep_here()} if local else job_config.spec()
         try:

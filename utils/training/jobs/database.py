@@ -25,7 +25,7 @@ log = logging.getLogger("trainbook.queue")
 #: Version of the tables. A database of another version is refused by name, never changed.
 SCHEMA = 1
 
-_EXAMPLES = "sqlite:///training_jobs.db, or postgresql://user@host/database for several hosts"
+_EXAMPLES = "sqlite:///training_jobs.db, postgresql://user@host/database for several hosts, or ray://host:10001"
 # Endings of files that may be moved aside when they hold no database; another file was probably named by mistake.
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
 _HEADER = b"SQLite format 3\0"

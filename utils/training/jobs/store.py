@@ -251,14 +251,18 @@ class JobStore:
         return job
 
     @functools.cached_property
+    def _is_due(self) -> Any:
+        now = self.database.now()
+        # A wait longer than the longest one comes from a clock that was put back.
+        return sa.or_(_j.not_before <= now, _j.not_before > now + LONGEST_BACKOFF_S)
+
+    @functools.cached_property
     def _claiming(self) -> Any:
         # Made once: SQLAlchemy takes longer to put this statement together than SQLite to run it.
         now = self.database.now()
-        # A wait longer than the longest one comes from a clock that was put back.
-        due = sa.or_(_j.not_before <= now, _j.not_before > now + LONGEST_BACKOFF_S)
         first = (
             sa.select(_j.id)
-            .where(_j.status == "pending", due, sa.or_(_j.home.is_(None), _j.home == sa.bindparam("of_home")))
+            .where(_j.status == "pending", self._is_due, sa.or_(_j.home.is_(None), _j.home == sa.bindparam("of_home")))
             .order_by(_j.priority.desc(), _j.id).limit(1).with_for_update(skip_locked=True)
         )  # fmt: skip
         lease_s = sa.bindparam("for_s", type_=sa.Double)
@@ -289,9 +293,17 @@ class JobStore:
         return sa.insert(_logs).values(**columns, at=self.database.now())
 
     def sweep(self) -> None:
-        """Take jobs away from processes of this host that are gone, without waiting for their leases."""
+        """Take jobs away from owners whose lease has ended, and from processes of this host that are gone, without waiting for
+        their leases."""
         with self.database.writing() as c:
             self._expire_the_dead(c)
+            self._end_leases(c)
+
+    def due(self) -> int:
+        """How many waiting jobs any process could claim now."""
+        with self.database.reading() as c:
+            query = sa.select(sa.func.count()).where(_j.status == "pending", self._is_due, _j.home.is_(None))
+            return int(c.execute(query).scalar_one())
 
     def heartbeat(self, job: Job, progress: Mapping[str, Any] | None = None) -> bool:
         """Extend the lease, counted from now; returns whether somebody asked to cancel.

@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from utils.errors import ConfigError
-from utils.schema import shown
+from utils.schema import nearest, shown
 from utils.training.engine.callbacks import Callback
+from utils.training.jobs.ray_address import is_ray
 from utils.training.search.job import SearchJob
 from utils.training.search.record import SearchRecord
 from utils.training.search.results import SearchResults
@@ -31,7 +32,7 @@ def search_hyperparameters(
     task_spec: TaskSpec | None = None, tokenizer: Any = None, data_collator: Any = None, monitor: str | None = None,
     mode: str | None = None, name: str | None = None, seed: int | None = None, timeout_s: float | None = None,
     storage: Any = None, prune: bool = False, sampler: Any = None, callbacks: Sequence[Callback] = (),
-    on_trial_end: Callable[[Trial], None] | None = None,
+    on_trial_end: Callable[[Trial], None] | None = None, backend: str = "local",
 ) -> SearchResults:  # fmt: skip
     """Train one model for each combination of hyper-parameters and say which was best.
 
@@ -59,9 +60,11 @@ def search_hyperparameters(
         storage, prune, sampler: for Optuna: a study's URL (sqlite:///runs/study.db) or storage object; end trials that are
             worse than the median of the others after as many epochs; a sampler instead of TPE.
         callbacks: for every trial's Trainer; on_trial_end: called with each `Trial` that has just ended.
+        backend: "local": in this process; "ray" or "ray://host:10001": on a Ray cluster, as many trials at once as it has GPUs
+            or else CPUs. Model, data and callbacks are pickled, and output_dir is on a disk that all machines share.
     Raises:
         ConfigError, DataError, ModelError: what would make every trial fail; before any work.
-        MissingPackageError: strategy "optuna" without Optuna.
+        MissingPackageError: strategy "optuna" without Optuna, backend "ray" without Ray.
         CheckpointError, RunLockedError: the disk is full, or another process trains in a trial's run folder.
         TrainingInterrupted: Ctrl-C; saved; `.results` are the SearchResults so far.
     Not covered: whether the data are still the same when a search continues. Processes that share a search use the same
@@ -70,6 +73,7 @@ def search_hyperparameters(
     job = SearchJob.of(
         model, train_data, val_data, training_config, config, task_spec, tokenizer, data_collator, callbacks
     )
+    check_backend(backend)
     job.config = _monitoring(job.config, monitor, mode)
     kind = strategy_name(strategy)
     if not isinstance(space, SearchSpace) or space.base != job.config:
@@ -94,8 +98,24 @@ def search_hyperparameters(
         stack.callback(chosen.close)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         session = SearchSession(job, space, chosen, record, limit, deadline, on_trial_end or (lambda trial: None))
-        session.run()
+        if backend == "local":
+            session.run()
+        else:
+            from utils.training.search.on_ray import run_on_ray
+
+            run_on_ray(session, None if backend == "ray" else backend)
     return session.results()
+
+
+def check_backend(backend: Any) -> None:
+    """Raise `ConfigError` for a backend that there is not."""
+    if backend in ("local", "ray") or is_ray(backend):
+        return
+    guess = nearest(str(backend), ("local", "ray"))
+    hint = f"; did you mean {guess!r}?" if guess else ""
+    raise ConfigError(
+        f"backend is 'local', 'ray' or a cluster's URL such as 'ray://host:10001'; got {shown(backend)}{hint}"
+    )
 
 
 def _monitoring(config: TrainingConfig, monitor: str | None, mode: str | None) -> TrainingConfig:

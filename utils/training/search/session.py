@@ -220,6 +220,12 @@ class SearchSession:
                 self._discard_if_nothing_was_trained()
                 raise self.first_refusal
 
+    def forget_if_nothing_was_trained(self) -> None:
+        """After an error: leave no record of a search whose every trial was refused."""
+        if self.first_refusal is not None:
+            with self.record.shared():
+                self._discard_if_nothing_was_trained()
+
     def _discard_if_nothing_was_trained(self) -> None:
         """Leave no record of a search in which nothing was trained, here or in another process."""
         if all(trial.run_dir is None and trial.status != "running" for trial in self.record.trials):

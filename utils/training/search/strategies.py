@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -50,7 +50,10 @@ class Strategy(Protocol):
         """Take up how a trial ended."""
 
     def callbacks(self, number: int, monitor: str) -> list[Callback]:
-        """What watches that trial's run."""
+        """What watches that trial's run in this process."""
+
+    def is_hopeless(self, number: int, value: float, epoch: int) -> bool:
+        """Whether that trial is to end, with this value after this epoch. Asked of trials that have callbacks."""
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -88,6 +91,9 @@ class Planned:
 
     def callbacks(self, number: int, monitor: str) -> list[Callback]:
         return []
+
+    def is_hopeless(self, number: int, value: float, epoch: int) -> bool:
+        return False
 
     def close(self) -> None:
         """Nothing is held."""
@@ -224,8 +230,18 @@ class OptunaStudy:
             self.study.tell(known, trial.value)
 
     def callbacks(self, number: int, monitor: str) -> list[Callback]:
+        if not self._prune or number not in self._asked:
+            return []
+        return [Pruning(lambda value, epoch: self.is_hopeless(number, value, epoch), monitor)]
+
+    def is_hopeless(self, number: int, value: float, epoch: int) -> bool:
         trial = self._asked.get(number)
-        return [_Pruning(trial, monitor)] if self._prune and trial is not None else []
+        if trial is None:  # it has ended meanwhile: its worker died after it had asked
+            return False
+        # A run that continues after a crash may repeat an epoch.
+        if epoch not in self.study.get_trials(deepcopy=False)[number].intermediate_values:
+            trial.report(value, epoch)
+        return bool(trial.should_prune())
 
     def close(self) -> None:
         self._optuna.logging.set_verbosity(self._verbosity)
@@ -263,18 +279,17 @@ class OptunaStudy:
         return frozen
 
 
-class _Pruning(Callback):
-    """Reports each epoch's value and ends the run when Optuna expects nothing of it."""
+class Pruning(Callback):
+    """Asks after each epoch, with its value and number, whether the run is hopeless, and ends one that is."""
 
-    def __init__(self, trial: optuna.Trial, monitor: str) -> None:
-        self._trial, self._monitor = trial, monitor
+    def __init__(self, is_hopeless: Callable[[float, int], bool], monitor: str) -> None:
+        self._is_hopeless, self._monitor = is_hopeless, monitor
 
     def on_epoch_end(self, epoch: int, trainer: Trainer, logs: Logs | None = None) -> None:
         value = (logs or {}).get(self._monitor)
         if value is None or not math.isfinite(value):
             return
-        self._trial.report(value, epoch)
-        if self._trial.should_prune():
+        if self._is_hopeless(value, epoch):
             trainer.request_stop(PRUNED)
 
 
