@@ -14,6 +14,7 @@ import torch
 from utils.data.examples import Batch
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
+from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
@@ -79,17 +80,20 @@ class TrainingLoop:
         record: takes each history row.
         accumulation: batches of `data` in a step; None: as the config says.
         patience: values of `monitor` in a row without improvement that end the run; None: never.
+        validation_bytes: counts the bytes of the validation's text, for `val/bits_per_byte`; None: not counted.
     """
 
     def __init__(
         self, parts: Parts, data: UniversalDataModule, state: TrainState, config: TrainingConfig, events: CallbackList,
         control: Control, saver: Saver, record: Callable[[Row], None], total_steps: int | None, monitor: str, mode: str,
         watch_stop_file: Callable[[], bool] = lambda: False, accumulation: int | None = None, patience: int | None = None,
+        validation_bytes: ValidationBytes | None = None,
     ) -> None:  # fmt: skip
         self.parts, self.data, self.state, self.config = parts, data, state, config
         self.events, self.control, self.saver, self._record = events, control, saver, record
         self.monitor, self.mode, self.total_steps = monitor, mode, total_steps
         self._patience = patience
+        self._bytes = validation_bytes or ValidationBytes(parts.objective, None, notice=events.notice)
         self._watch_stop_file = watch_stop_file
         self._accumulation = accumulation or config.gradient_accumulation_steps
         self._rows_every = max(1, math.ceil((total_steps or 0) / _MOST_STEP_ROWS))
@@ -311,11 +315,12 @@ class TrainingLoop:
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
-            batches = self.data.validation_batches()
+            batches = self._bytes.watching(self.data.validation_batches())
             sums = evaluate(self.parts, batches, self._poll, state.validation_pieces)
         metrics = metrics_of(sums, self.parts.objective, "val")
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
+        metrics |= self._bytes.metrics(sums, self.parts.world)
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums

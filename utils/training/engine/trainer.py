@@ -31,6 +31,7 @@ from utils.scrubbing import describe_error, scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
 from utils.training.engine.arguments import check_arguments, whole_number
+from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.buffers import load_run_states
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
@@ -281,6 +282,9 @@ class Trainer:
             loop = TrainingLoop(
                 parts, data, self.state, config, events, self.control, saver, start.folder.record, total_steps, monitor,
                 config.mode, start.folder.stop_requested, accumulation, self._patience(),
+                ValidationBytes(
+                    objective, self.tokenizer, changes=isinstance(data.validation, StreamSource), notice=self.notice
+                ),
             )  # fmt: skip
 
             def settle() -> None:
