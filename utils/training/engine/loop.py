@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from utils.data.batch import Batch
+from utils.data.sources import StreamSource
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
+from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.data import StepBatches, nothing_to_learn
@@ -73,6 +75,8 @@ class TrainingLoop:
         self.plan, self.config, self.data, self.total_steps = plan, plan.config, plan.data, plan.total_steps
         self.parts, self.state, self.events, self.control = parts, state, events, control
         self.saver, self._records = saver, records
+        streamed = isinstance(plan.data.validation, StreamSource)
+        self._bytes = ValidationBytes(parts.objective, plan.tokenizer, changes=streamed, notice=events.notice)
         self._rows_every = max(1, math.ceil((plan.total_steps or 0) / _MOST_STEP_ROWS))
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
         self.before_step: rng.Snapshot | None = None  # set while a step is under way
@@ -292,11 +296,12 @@ class TrainingLoop:
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
-            batches = self.data.validation_batches()
+            batches = self._bytes.watching(self.data.validation_batches())
             sums = evaluate(self.parts, batches, self._poll, state.validation_pieces)
         metrics = metrics_of(sums, self.parts.objective, "val")
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
+        metrics |= self._bytes.metrics(sums, self.parts.world)
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums

@@ -66,6 +66,7 @@ class RunPlan:
         total_steps: optimizer steps of the whole run; None: unknown, because the length of the data is.
         monitor: the metric that decides which state is best, and mode: whether "min" or "max" of it is.
         patience: values of `monitor` in a row without improvement that end the run; None: never.
+        tokenizer: it made the ids of text; None: unknown, and no metric per byte of text.
     """
 
     config: TrainingConfig
@@ -78,6 +79,7 @@ class RunPlan:
     monitor: str
     mode: str
     patience: int | None = None
+    tokenizer: Any = None
 
 
 def whole_number(config: Any, name: str) -> int | None:

@@ -68,7 +68,7 @@ def plan_run(
             notice(sentence)
     return RunPlan(
         config, data, task_spec, objective, world, accumulation, total_steps, monitor, config.mode,
-        _patience(config, callbacks),
+        _patience(config, callbacks), given.tokenizer,
     )  # fmt: skip
 
 

@@ -130,6 +130,12 @@ class TrainingResults(Mapping[str, Any]):
         return perplexity(loss / sums.targets) if sums.targets else None
 
     @property
+    def bits_per_byte(self) -> float | None:
+        """Cross-entropy of the last validation in bits per UTF-8 byte of its text, which runs with different tokenizers have in
+        common. None where nothing was validated, or the bytes of the text are not known (the notices say why)."""
+        return self.evaluate_rows[-1].get("val/bits_per_byte") if self.evaluate_rows else None
+
+    @property
     def _task(self) -> type[Task]:
         from utils.training.engine.loss.tasks import Task, find_task
 
@@ -241,6 +247,8 @@ class TrainingResults(Mapping[str, Any]):
             last = self.val_loss_history[-1]
             measured = self.final_perplexity
             more = f" (perplexity {measured:.1f})" if measured is not None else ""
+            if self.bits_per_byte is not None:
+                more = f"{more.removesuffix(')')}, {self.bits_per_byte:.3f} bits per byte)"
             rows[VALIDATION_LOSS] = f"{last:.4f} {self._task.loss_unit}{more}"
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"

@@ -20,6 +20,7 @@ class CausalLM(TokenTask):
 
     name = "causal_lm"
     shift = 1
+    writes_text = True
     left_to_right = True
     label_kind = "id"
     deed = "predicting the next token"

@@ -32,6 +32,7 @@ class Seq2Seq(TokenTask):
     """
 
     name = "seq2seq"
+    writes_text = True
     deed = "writing one text for another"
 
     def __init__(

@@ -44,12 +44,14 @@ class TokenTask(Task):
 
     Attributes:
         shift: the logits of position t are scored on the label of position t + shift.
+        writes_text: whether the targets are a text as a whole, so that its loss per byte means something.
         deed: what the task does, for messages.
     """
 
     over_tokens = True
     label_kind: ClassVar[LabelKind] = "token"
     shift: ClassVar[int] = 0
+    writes_text: ClassVar[bool] = False
     deed: ClassVar[str]
 
     def __init__(
