@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -37,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for module in MODULES:
         content = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
         files.append(File.generated(config, f"reference/{module}.md", content=content))
+    files.append(File.generated(config, "reference/settings.md", content=settings_page()))
     return files
 
 
@@ -51,6 +54,54 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return match[1] + posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
 
     return _LINK.sub(in_site, markdown)
+
+
+def settings_page() -> str:
+    """Every setting of `TrainingConfig` and of the wizard's data and tokenizer steps, from the schemas that validate them."""
+    from utils.training.training_config import TrainingConfig
+    from utils.ui.setup_config import DataSettings
+
+    aliases: dict[str, list[str]] = {}
+    for alias, name in TrainingConfig.aliases.items():
+        aliases.setdefault(name, []).append(alias)
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "## Training",
+            "",
+            "Fields of [`TrainingConfig`](utils.training.md#utils.training.TrainingConfig): arguments in Python, keys of a",
+            "config file, values of `trainbook train --set name=value`, and fields of the wizard's Training step.",
+            "",
+            *_settings_table(TrainingConfig.model_fields, aliases),
+            "",
+            "## Data and tokenizer",
+            "",
+            "Fields of a setup, as the wizard's Data and Tokenizer steps and `prepare_data` have them.",
+            "",
+            *_settings_table(DataSettings.model_fields, {}),
+            "",
+        ]
+    )
+
+
+def _settings_table(names: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> list[str]:
+    from utils.ui.wizard_steps import wizard_field
+    from utils.ui.wizard_texts import help_text
+
+    rows = ["| setting | title | default | meaning |", "| --- | --- | --- | --- |"]
+    for name in names:
+        field = wizard_field(name)
+        default = "not set" if field.default is None else f"`{_plain(field.default)}`"
+        choices = " One of " + ", ".join(f"`{choice}`" for choice in field.choices) + "." if field.choices else ""
+        also = " Also: " + ", ".join(f"`{alias}`" for alias in aliases[name]) + "." if name in aliases else ""
+        text = f"{help_text(field)}{choices}{also}".replace("|", "\\|")
+        rows.append(f'| <span id="settings.{name}"></span>`{name}` | {field.title} | {default} | {text} |')
+    return rows
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _package_page(package: str) -> str:

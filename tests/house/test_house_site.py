@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -51,6 +52,19 @@ def test_every_public_name_is_in_the_reference(site, package):
     assert missing == []
     undocumented = [name for name in names if not re.search(rf"<h2[^>]*>\s*{name}\b", found[f"{package}.{name}"])]
     assert undocumented == [], "an anchor with nothing below it"
+
+
+@pytest.mark.slow
+def test_every_setting_is_in_the_reference_with_title_and_meaning(site):
+    from utils.training import TrainingConfig
+    from utils.ui.setup_config import DataSettings
+
+    page = (site / "reference" / "settings.html").read_text(encoding="utf-8")
+    for name, field in {**TrainingConfig.model_fields, **DataSettings.model_fields}.items():
+        row = re.search(rf'<tr>\s*<td><span id="settings\.{name}"></span>.*?</tr>', page, re.DOTALL)
+        assert row is not None, name
+        assert html.escape(str(field.title), quote=False) in row[0]
+        assert field.description
 
 
 @pytest.mark.slow

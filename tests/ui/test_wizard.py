@@ -91,8 +91,10 @@ def test_fields_know_their_control_range_and_unit():
 
 def test_help_says_range_unit_and_whether_a_field_may_be_empty():
     assert help_text(wizard_field("learning_rate")).endswith("More than 0, less than 1.")
-    assert help_text(wizard_field("batch_size")).endswith("In samples, 1 to 65,536.")
-    assert help_text(wizard_field("run_name")).endswith("May be left empty.")
+    assert help_text(wizard_field("batch_size")).endswith("1–65,536 samples.")
+    assert help_text(wizard_field("max_steps")).endswith("Leave empty for no limit. At least 1 step.")
+    assert help_text(wizard_field("wandb_project")).endswith("May be left empty.")
+    assert help_text(wizard_field("run_name")).count("empty") == 1
     assert "empty" not in help_text(wizard_field("dataset_path"))
 
 

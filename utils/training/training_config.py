@@ -84,156 +84,171 @@ class TrainingConfig(Schema):
     # How long, and with what steps
     epochs: int = _field(10, "Epochs", "Passes over the training data, in total.", ge=1, le=100_000)
     max_steps: int | None = _field(
-        None, "Step limit", "Stop after this many optimizer steps. Empty: no limit.", unit="steps", ge=1
+        None, "Step limit", "Stop after this many optimizer steps. Leave empty for no limit.", unit="steps", ge=1
     )
     max_time_hours: float | None = _field(
-        None, "Time limit", "Save and stop after this time. Empty: no limit.", unit="hours", gt=0
+        None, "Time limit", "Save a checkpoint and stop after this time. Leave empty for no limit.", unit="hours", gt=0
     )
     batch_size: int = _field(
-        4, "Batch size", "Samples in one forward pass (a micro-batch).", unit="samples", ge=1, le=65_536
+        4, "Batch size", "Samples per forward pass (micro-batch).", unit="samples", ge=1, le=65_536
     )
     gradient_accumulation_steps: int = _field(
-        1, "Gradient accumulation", "Micro-batches in one optimizer step.", unit="micro-batches", ge=1, le=65_536
+        1, "Gradient accumulation", "Micro-batches per optimizer step.", unit="micro-batches", ge=1, le=65_536
     )
-    learning_rate: float = _field(5e-5, "Learning rate", "Peak step size, after warm-up.", gt=0, lt=1)
+    learning_rate: float = _field(5e-5, "Learning rate", "Peak learning rate, reached after warm-up.", gt=0, lt=1)
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = _field(
-        "adamw", "Optimizer", "How gradients become updates; muon: Muon for hidden matrices, AdamW for everything else."
+        "adamw", "Optimizer", "muon uses Muon for hidden weight matrices and AdamW for all other parameters."
     )
     weight_decay: float = _field(
-        0.01, "Weight decay", "Pull of matrices towards zero; biases, norms and other vectors have none.", ge=0, lt=1
+        0.01, "Weight decay", "Weight decay of matrices; biases, norms and other vectors are excluded.", ge=0, lt=1
     )
     betas: tuple[BelowOne, BelowOne] = _field(
-        (0.9, 0.999), "Betas", "Decay of Adam's two running averages; the first is SGD's momentum.", strict=False
+        (0.9, 0.999), "Betas", "Adam's decay rates of the first and second moment; the first is SGD's momentum.", strict=False
     )
-    eps: float = _field(1e-8, "Epsilon", "Added to Adam's denominator.", gt=0, lt=1)
+    eps: float = _field(1e-8, "Epsilon", "Term added to Adam's denominator for numerical stability.", gt=0, lt=1)
     max_grad_norm: float = _field(
-        1.0, "Gradient clipping", "Largest L2 norm of all gradients; 0 turns clipping off.", ge=0
+        1.0, "Gradient clipping", "Maximum global L2 norm of the gradients; 0 disables clipping.", ge=0
     )
     use_lr_schedule: bool = _field(
-        True, "Learning-rate schedule", "Warm up and decay; off: the learning rate is constant."
+        True, "Learning-rate schedule", "Warm up, then decay. Off: constant learning rate."
     )
     lr_schedule: LRSchedule = _field(
-        "cosine", "Schedule", "How the learning rate falls after warm-up; wsd: only in the last steps."
+        "cosine", "Schedule", "Decay after warm-up; wsd (warmup-stable-decay) decays in the last steps only."
     )
     lr_decay_ratio: float = _field(
-        0.2, "Decay", "Share of all steps in which the wsd schedule falls, at the end.", gt=0, le=1
+        0.2, "Decay fraction", "Fraction of all steps over which the wsd schedule decays, at the end.", gt=0, le=1
     )
     warmup_ratio: float | None = _field(
         0.1,
-        "Warm-up",
-        "Share of all steps in which the learning rate rises; None when warmup_steps is set.",
+        "Warm-up fraction",
+        "Fraction of all steps used for linear warm-up. Leave empty to use warm-up steps instead.",
         ge=0,
         le=1,
     )
     warmup_steps: int | None = _field(
-        None, "Warm-up steps", "Steps in which the learning rate rises, instead of warmup_ratio.", unit="steps", ge=0
+        None, "Warm-up steps", "Steps of linear warm-up, instead of a fraction of all steps.", unit="steps", ge=0
     )
     min_lr_ratio: float = _field(
-        0.1, "Final learning rate", "Share of the learning rate that is left at the end.", ge=0, le=1
+        0.1, "Final learning rate", "Learning rate at the end, as a fraction of the peak.", ge=0, le=1
     )
-    label_smoothing: float = _field(0.0, "Label smoothing", "Share of the target spread over all classes.", ge=0, lt=1)
+    label_smoothing: float = _field(0.0, "Label smoothing", "Probability mass spread uniformly over all classes.", ge=0, lt=1)
 
     # Which parameters
     finetune: FineTuningMode = _field(
-        "full", "Fine-tuning", "Which parameters are trained: all, LoRA adapters, the head, or the last layers with the head."
+        "full", "Fine-tuning", "Parameters to train: all, LoRA adapters, the head only, or the last layers with the head."
     )
     finetune_layers: int = _field(
-        2, "Last layers", "How many layers finetune='last_layers' trains.", unit="layers", ge=1, le=10_000
+        2, "Last layers", "Number of layers trained with finetune='last_layers'.", unit="layers", ge=1, le=10_000
     )
-    lora_rank: int = _field(8, "LoRA rank", "Rank of the matrices that LoRA adds.", ge=1, le=4096)
-    lora_alpha: float = _field(16.0, "LoRA alpha", "LoRA's update is scaled by alpha / rank.", gt=0, le=65_536)
-    lora_dropout: float = _field(0.0, "LoRA dropout", "Share of an adapter's inputs set to 0 in training.", ge=0, lt=1)
+    lora_rank: int = _field(8, "LoRA rank", "Rank of the adapter matrices.", ge=1, le=4096)
+    lora_alpha: float = _field(16.0, "LoRA alpha", "The adapter's update is scaled by alpha / rank.", gt=0, le=65_536)
+    lora_dropout: float = _field(0.0, "LoRA dropout", "Dropout probability on the adapter's inputs.", ge=0, lt=1)
     lora_targets: Literal["auto"] | tuple[LayerName, ...] = _field(
-        "auto", "LoRA targets", "Linear layers that get an adapter; auto: every one of the blocks."
+        "auto", "LoRA targets", "Linear layers that get an adapter; auto: all linear layers of the transformer blocks."
     )
 
     # On what
     precision: Precision = _field(
         "auto",
         "Precision",
-        "auto: bf16 where the device has it, else fp16 on CUDA, else 32; 16: half as the device has it.",
+        "auto: bf16 if the device supports it, else fp16 on CUDA, else fp32. 16: bf16 or fp16, whichever the device supports.",
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = _field(
-        None, "Compile", "torch.compile's mode. Empty: not compiled."
+        None, "Compile mode", "Mode of torch.compile. Leave empty to run without compilation."
     )
     gradient_checkpointing: bool = _field(
-        False, "Gradient checkpointing", "Recompute activations in the backward pass: less memory, more time."
+        False, "Gradient checkpointing", "Recompute activations in the backward pass: less memory, slower steps."
     )
     fused_loss: Literal["auto", "on", "off"] = _field(
-        "auto", "Fused loss", "Compute loss and output layer together, in chunks: less memory for large vocabularies."
+        "auto", "Fused loss", "Compute the output layer and its cross-entropy in chunks: less memory for large vocabularies."
     )
-    strategy: Literal["auto", "ddp", "fsdp"] = _field("auto", "Strategy", "How several devices share the work.")
-    devices: AtLeastOne | Literal["auto"] = _field("auto", "Devices", "How many devices; auto: one.")
-    num_nodes: int = _field(1, "Hosts", "How many machines train together.", ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = _field(
+        "auto", "Strategy", "How several devices train together: data parallel (ddp) or sharded (fsdp)."
+    )
+    devices: AtLeastOne | Literal["auto"] = _field("auto", "Devices", "Number of devices; auto: one.")
+    num_nodes: int = _field(1, "Nodes", "Number of machines that train together.", ge=1)
     num_workers: int = _field(
-        0, "Loader processes", "Processes that prepare batches; 0: in this process.", ge=0, le=256
+        0, "DataLoader workers", "Processes that load batches; 0: the main process.", ge=0, le=256
     )
-    auto_batch_size: bool = _field(False, "Automatic batch size", "Find the largest micro-batch that fits.")
+    auto_batch_size: bool = _field(False, "Automatic batch size", "Find the largest micro-batch that fits into memory.")
 
     # Watched how
-    eval_every: Literal["epoch"] | AtLeastOne = _field("epoch", "Validate every", "epoch, or a number of steps.")
+    eval_every: Literal["epoch"] | AtLeastOne = _field("epoch", "Validation interval", "epoch, or a number of optimizer steps.")
     early_stopping_patience: int | None = _field(
-        None, "Patience", "Stop after this many validations without improvement. Empty: never.", unit="validations", ge=1
+        None,
+        "Early-stopping patience",
+        "Stop after this many validations without improvement. Leave empty to disable early stopping.",
+        unit="validations",
+        ge=1,
     )
     monitor: str = _field(
-        "val/loss", "Monitored metric", "Metric that decides what is best.", pattern=r"^(train|val)/[A-Za-z0-9_.]+$"
+        "val/loss",
+        "Monitored metric",
+        "Metric that selects the best checkpoint and drives early stopping.",
+        pattern=r"^(train|val)/[A-Za-z0-9_.]+$",
     )
-    mode: Literal["min", "max"] = _field("min", "Direction", "Whether the monitored metric should fall or grow.")
-    min_delta: float = _field(0.0, "Least improvement", "Smaller changes of the monitored metric do not count.", ge=0)
+    mode: Literal["min", "max"] = _field(
+        "min", "Direction", "Whether lower or higher values of the monitored metric are better."
+    )
+    min_delta: float = _field(
+        0.0, "Minimum improvement", "Smaller changes of the monitored metric do not count as improvement.", ge=0
+    )
     max_train_samples: int | None = _field(
-        None, "Training samples", "Use only the first n. Empty: all.", unit="samples", ge=1
+        None, "Training sample limit", "Train on the first n samples only. Leave empty for all.", unit="samples", ge=1
     )
     max_val_samples: int | None = _field(
-        None, "Validation samples", "Use only the first n. Empty: all.", unit="samples", ge=1
+        None, "Validation sample limit", "Validate on the first n samples only. Leave empty for all.", unit="samples", ge=1
     )
 
     # Kept where
     checkpoint_dir: str | None = _field(
-        None, "Checkpoint folder", "Where checkpoints go. Empty: inside the run's folder.", min_length=1
+        None, "Checkpoint folder", "Folder for checkpoints. Leave empty for the run's own folder.", min_length=1
     )
-    save_every_n_epochs: int = _field(1, "Save every", "Epochs between checkpoints.", unit="epochs", ge=1)
+    save_every_n_epochs: int = _field(1, "Checkpoint interval", "Epochs between checkpoints.", unit="epochs", ge=1)
     save_every_minutes: float | None = _field(
         None,
-        "Save every (time)",
-        "Minutes between checkpoints within an epoch. Empty: only at the end of each epoch.",
+        "Checkpoint interval (time)",
+        "Minutes between checkpoints within an epoch. Leave empty to save at the end of epochs only.",
         unit="minutes",
         gt=0,
     )
-    keep_best_k: int = _field(1, "Best checkpoints kept", "How many of the best are kept.", ge=1)
+    keep_best_k: int = _field(1, "Best checkpoints kept", "Number of best checkpoints to keep.", ge=1)
     keep_last_n: int | None = _field(
         2,
         "Last checkpoints kept",
-        "How many of the newest are kept; empty: all that save_every_n_epochs asks for, the default where that is given.",
+        "Number of newest checkpoints to keep. Leave empty to keep all of them, the default if a checkpoint interval is given.",
         ge=2,
     )
-    on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and train on.")
+    on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and continue training.")
     on_nonfinite: Literal["stop", "skip"] = _field(
-        "stop", "If the loss is NaN", "Stop, or skip the step (at most 3 in a row and 1 % of all)."
+        "stop", "If the loss is NaN", "Stop, or skip the step (at most 3 in a row and 1 % of all steps)."
     )
     on_config_change: Literal["error", "continue"] = _field(
-        "error", "If the settings changed", "On resume with other settings: refuse, or continue with the new ones."
+        "error", "If settings changed", "When a run is resumed with other settings: refuse, or continue with the new ones."
     )
-    isolate_callbacks: bool = _field(False, "Isolate callbacks", "Switch a failing callback off instead of stopping.")
+    isolate_callbacks: bool = _field(False, "Isolate callbacks", "Disable a callback that raises, instead of stopping the run.")
 
     # Repeatable
-    random_seed: int = _field(42, "Seed", "Start of every random sequence: order, dropout, workers.", ge=0, lt=2**32)
-    deterministic: bool = _field(False, "Deterministic", "Only algorithms that give the same bits each time; slower.")
+    random_seed: int = _field(42, "Seed", "Seed of data order, dropout and worker processes.", ge=0, lt=2**32)
+    deterministic: bool = _field(False, "Deterministic", "Use deterministic algorithms only (bit-identical results); slower.")
 
     # Recorded where
-    use_wandb: bool | None = _field(None, "Weights & Biases", "Empty: on exactly when a project is given.")
+    use_wandb: bool | None = _field(
+        None, "Weights & Biases", "Log to Weights & Biases. Leave empty to log if a project is given."
+    )
     wandb_project: str | None = _field(None, "W&B project", "Project to log to.", min_length=1)
     wandb_entity: str | None = _field(None, "W&B entity", "Team or user that owns the project.", min_length=1)
-    run_name: str | None = _field(None, "Run name", "Name of the run's folder. Empty: the next free expN.")
-    output_dir: str = _field("runs", "Output folder", "Folder that holds the runs.", min_length=1)
-    notes: str = _field("", "Notes", "Free text, kept with the run.")
+    run_name: str | None = _field(None, "Run name", "Name of the run's folder. Leave empty for exp1, exp2, …")
+    output_dir: str = _field("runs", "Output folder", "Folder that contains the runs.", min_length=1)
+    notes: str = _field("", "Notes", "Free text, stored with the run.")
 
     # Taken home how
-    export_bundle: bool = _field(False, "Export bundle", "Write a deployable bundle when training ends.")
+    export_bundle: bool = _field(False, "Export bundle", "Write a deployment bundle when training ends.")
     export_formats: tuple[ExportFormat, ...] = _field(
         ("onnx", "torchscript"), "Export formats", "Model formats in the bundle.", strict=False, min_length=1
     )
     export_dir: str | None = _field(
-        None, "Export folder", "Where exports go. Empty: inside the run's folder.", min_length=1
+        None, "Export folder", "Folder for exports. Leave empty for the run's own folder.", min_length=1
     )
 
     #: Fields that do not change what is learnt: they may differ when a run is continued.

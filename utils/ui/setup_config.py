@@ -40,49 +40,49 @@ class DataSettings(Schema):
     dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = _field(
         "builtin",
         "Data",
-        "builtin: the Python language reference, no network needed; local: files of yours; huggingface: a data set of "
-        "the Hugging Face Hub; drive: files of your Google Drive; upload: a file uploaded here.",
+        "builtin: the Python language reference, works offline. local: your own files. huggingface: a dataset of "
+        "the Hugging Face Hub. drive: files on your Google Drive. upload: a file uploaded here.",
     )
     dataset_path: str | None = _field(
         None,
         "File",
-        "A text, csv, tsv, json, jsonl or parquet file, a folder of them, or a pattern such as data/*.txt. Empty: none.",
+        "A .txt, .csv, .tsv, .json, .jsonl or .parquet file, a folder of such files, or a pattern such as data/*.txt.",
         min_length=1,
     )
     dataset_name: str | None = _field(
         None,
-        "Data set",
-        "Its id on the Hub, for instance Salesforce/wikitext, or a folder of data files. Empty: none.",
+        "Dataset",
+        "Id on the Hub, such as Salesforce/wikitext, or a local folder of data files.",
         min_length=1,
     )
     config_name: str | None = _field(
-        None, "Configuration", "Which part or version of the data set. Empty: its default.", min_length=1
+        None, "Configuration", "Configuration of the dataset. Leave empty for its default.", min_length=1
     )
     text_column: str | None = _field(
-        None, "Text column", "The tables' column with the text. Empty: detected automatically.", min_length=1
+        None, "Text column", "Column that contains the text. Leave empty to detect it.", min_length=1
     )
     val_split: float = _field(
         0.1,
-        "Validation share",
-        "Share of the text that is kept from training and measures what was learnt; 0: none.",
+        "Validation split",
+        "Fraction of the text held out for validation; 0 disables validation.",
         ge=0,
         le=0.5,
     )
     tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
         "auto",
         "Tokenizer",
-        "bpe: pieces of words, learnt from the text; character: one id a character; auto: chosen by vocabulary.",
+        "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary size.",
     )
     vocab_size: int | None = _field(
         None,
-        "Vocabulary",
-        "Most token ids the tokenizer may use. Empty: as many as the model has.",
+        "Vocabulary size",
+        "Maximum number of tokens of the tokenizer. Leave empty for the vocabulary size of the model.",
         unit="tokens",
         ge=2,
         le=2_000_000,
     )
     max_length: int = _field(
-        128, "Block length", "Tokens that the model sees at once, T.", unit="tokens", ge=2, le=1_000_000
+        128, "Block length", "Context length in tokens of each training sample.", unit="tokens", ge=2, le=1_000_000
     )
 
     @classmethod

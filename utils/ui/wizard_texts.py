@@ -117,31 +117,35 @@ def value_text(field: WizardField, value: Any) -> str:
     text = f"{value:,}" if isinstance(value, int) and field.name != "random_seed" else f"{value}"
     if not field.unit:
         return text
-    singular = field.unit.removesuffix("es") if field.unit.endswith("ches") else field.unit.removesuffix("s")
-    return f"{text} {singular if value == 1 else field.unit}"
+    return f"{text} {_singular(field.unit) if value == 1 else field.unit}"
 
 
 def help_text(field: WizardField) -> str:
     """A setting's help: what it does, its range and its unit."""
     sentences = [field.description, _range(field)]
-    if field.optional and field.name not in PLACES:
+    if field.optional and field.name not in PLACES and "empty" not in field.description:
         sentences.append("May be left empty.")
     return " ".join(filter(None, sentences))
 
 
 def _range(field: WizardField) -> str:
-    """A number's bounds and unit, as a sentence."""
+    """A number's bounds and unit, as a sentence such as "1–65,536 samples."."""
     low = None if field.minimum is None else _number(field.minimum)
     high = None if field.maximum is None else _number(field.maximum)
     above = f"{'more than' if field.minimum_excluded else 'at least'} {low}"
     below = f"{'less than' if field.maximum_excluded else 'at most'} {high}"
-    parts = [f"in {field.unit}"] if field.unit else []
     if low is not None and high is not None and not field.minimum_excluded and not field.maximum_excluded:
-        parts.append(f"{low} to {high}")
+        sentence = f"{low}–{high}"
     else:
-        parts += ([above] if low is not None else []) + ([below] if high is not None else [])
-    sentence = ", ".join(parts)
+        sentence = ", ".join(([above] if low is not None else []) + ([below] if high is not None else []))
+    if field.unit:
+        unit = _singular(field.unit) if not high and low == "1" else field.unit
+        sentence = f"{sentence} {unit}" if sentence else f"in {field.unit}"
     return f"{sentence[0].upper()}{sentence[1:]}." if sentence else ""
+
+
+def _singular(unit: str) -> str:
+    return unit.removesuffix("es") if unit.endswith("ches") else unit.removesuffix("s")
 
 
 def _number(value: float) -> str:
