@@ -25,6 +25,8 @@ _EXPORTS = {
     "CheckpointManager": "utils.training.checkpoint_manager",
     "ExperimentManager": "utils.training.experiments",
     "MetricsTracker": "utils.training.metrics_tracker",
+    "evaluate_generation": "utils.training.evaluation",
+    "GenerationReport": "utils.training.evaluation",
     "diagnose": "utils.training.doctor",
     "DoctorCallback": "utils.training.diagnosis.watch",
     "create_export_bundle": "utils.training.export",
