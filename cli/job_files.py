@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from utils.errors import ConfigError, Problem
-from utils.schema import Schema
+from utils.schema import Schema, shown
 from utils.training.config_files import parse_value, read_config_file
 from utils.ui.presets import ConfigPresets
 from utils.ui.setup_config import SetupConfig, field_of, values_of_sections
@@ -126,19 +126,26 @@ _WANDB_ONLY = ("program", "command", "project", "entity", "description")
 
 
 def setup_of(job: JobConfig, model: nn.Module | None = None) -> SetupConfig:
-    """The setup of a job; with a model, fitted to it. Raises `ConfigError` that lists every mistake."""
+    """The setup of a job; with a model, fitted to it. Raises `ConfigError` that lists every mistake.
+
+    A job whose setup names a pretrained model is fitted to that one.
+    """
     values = values_of_sections({"setup": job.setup, "training": job.training})
     preset = ConfigPresets().get(job.preset)
-    if model is not None:
+    if model is not None and values.get("pretrained_model") is None:
         return SetupWizard().run(model=model, interactive=False, preset=preset, **values)
     SetupConfig().update(**values)
     return SetupWizard().run(interactive=False, preset=preset, **values)
 
 
 def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
-    """A function that makes the job's model; keyword arguments replace the job's."""
+    """A function that makes the job's model; keyword arguments replace the job's. A setup with a pretrained model needs no
+    `model` section. Raises `ConfigError` where it has one all the same."""
     from utils.models import load_model
 
+    setup = values_of_sections({"setup": job.setup, "training": job.training})
+    if setup.get("pretrained_model") is not None:
+        return _pretrained_maker(job)
     preset = ConfigPresets().get(job.preset)
     name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
 
@@ -151,6 +158,24 @@ def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
         return load_model(name, **arguments)
 
     return make_model
+
+
+def _pretrained_maker(job: JobConfig) -> Callable[..., nn.Module]:
+    """A function that loads the pretrained model of the job's setup."""
+    if job.model:
+        raise ConfigError(
+            f"model: got {shown(job.model)} together with the setup's pretrained_model; keep one. A pretrained model "
+            "brings its own architecture."
+        )
+
+    def load(**changes: Any) -> nn.Module:
+        from utils.ui.model_source import load_source
+
+        if changes:
+            raise ConfigError(f"a pretrained model takes no arguments; got {', '.join(changes)}")
+        return load_source(setup_of(job)).model
+
+    return load
 
 
 def model_of(section: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -11,14 +11,19 @@ import ipywidgets
 
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.background import Progress
+from utils.ui.model_source import exported_runs, source_facts, source_rows, tokenizer_sentence
 from utils.ui.preflight import Check, WayOut
 from utils.ui.wizard_code import CODE_FORMS, setup_code
+from utils.ui.wizard_model import MODEL_SOURCES, tuning_sentence
 from utils.ui.wizard_preview import DataPreview, check_model, estimate_rows, preview_data
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardField, WizardStep, step_of
 from utils.ui.wizard_texts import model_rows, shown_value, titled
 from utils.views.html import Html, element, joined, text
+from utils.views.samples import samples_html
 from widgets.forms import (
+    CONTROL_WIDTH,
+    LABEL_WIDTH,
     FieldForm,
     Report,
     button,
@@ -56,6 +61,7 @@ class Page:
         self._general = markup_box(f"tb-problems-{step.name}")
         self.box = ipywidgets.VBox([
             markup_box(markup=joined([heading(f"{STEPS.index(step) + 1}. {step.title}"), paragraph(step.help)])),
+            *self.above(),
             self._fields,
             *self.extras(),
             *([row(self._more), self._advanced] if step.advanced else []),
@@ -64,8 +70,12 @@ class Page:
         ])  # fmt: skip
         self.box.add_class(f"tb-page-{step.name}")
 
+    def above(self) -> list[ipywidgets.Widget]:
+        """What the page has before its settings."""
+        return []
+
     def extras(self) -> list[ipywidgets.Widget]:
-        """What the page has besides its settings."""
+        """What the page has behind its settings."""
         return []
 
     def opened(self, problems: Problems) -> None:
@@ -76,7 +86,8 @@ class Page:
         is_open = self._is_open(problems)
         fields = [f for f in self.state.fields(self.step) if f not in self.step.advanced]
         self._show(self._fields, fields, problems)
-        self._show(self._advanced, self.step.advanced if is_open else (), problems)
+        advanced = [f for f in self.state.fields(self.step) if f in self.step.advanced]
+        self._show(self._advanced, advanced if is_open else (), problems)
         self._more.description = f"{'Hide' if is_open else 'Show'} advanced settings"
         shown = {field.name for field in (*fields, *self.step.advanced)}
         rest = [p for p in problems[self.step.name] if p.field not in shown] if self.step is not STEPS[-1] else []
@@ -159,12 +170,15 @@ class DataPage(Page):
         self._preview = self._job("Preview the data", "preview", self._read, self._show_preview)
         self._result = self._parts["preview-result"] = markup_box("tb-preview-result")
         self._stale = markup_box()
+        self._found = self._parts["recognised"] = markup_box("tb-recognised")
         self._previewed: dict[str, Any] | None = None
-        return [self._upload_row, self._upload_message, self._preview.box, self._stale, self._result]
+        return [self._found, self._upload_row, self._upload_message, self._preview.box, self._stale, self._result]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
         self._upload_row.layout.display = None if self.state.source in ("local", "upload") else "none"
+        found = self.state.recognised
+        set_markup(self._found, paragraph(f"In the file: {found.sentence}" if found.columns else ""))
         stale = self._previewed is not None and self._previewed != self.state.setup.sections()["setup"]
         set_markup(self._stale, paragraph("The settings have changed since this preview." if stale else ""))
 
@@ -180,7 +194,7 @@ class DataPage(Page):
     def _read(self, progress: Progress) -> tuple[DataPreview, dict[str, Any]]:
         progress.report("Reading the data")
         setup = self.state.setup.copy()
-        return preview_data(setup, self.state.model), setup.sections()["setup"]
+        return preview_data(setup, self.state.choice.load()), setup.sections()["setup"]
 
     def _show_preview(self, outcome: Outcome) -> None:
         if outcome.cancelled:
@@ -194,24 +208,112 @@ class DataPage(Page):
         self.refresh(self.state.visible_problems())
 
 
-class ModelPage(Page):
-    """What the model says about itself, and a check of it."""
+class TokenizerPage(Page):
+    """How text becomes token ids, and whose tokenizer it is."""
 
     def extras(self) -> list[ipywidgets.Widget]:
-        self._facts = self._parts["facts"] = markup_box("tb-facts")
-        self._check = self._job("Check the model", "check", self._check_it, self._show_check)
-        self._check.start.disabled = self.state.model is None
-        self._result = self._parts["check-result"] = markup_box("tb-check-result")
-        return [self._facts, self._check.box, self._result]
+        self._own = self._parts["own-tokenizer"] = markup_box("tb-own-tokenizer")
+        return [self._own]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        set_markup(self._facts, data_table("The model", model_rows(self.state.facts)))
+        set_markup(self._own, paragraph(tokenizer_sentence(self.state.setup)))
+
+
+class ModelPage(Page):
+    """Where the model comes from, what it says about itself, and a check of it."""
+
+    def above(self) -> list[ipywidgets.Widget]:
+        self._drawing = False
+        self._named = self.state.setup.pretrained_model
+        self._chosen = "notebook" if self._named is None else "pretrained"
+        self._source = self._menu("Model source", "model-source", self._source_chosen)
+        self._source.options = [(label, name) for name, label in MODEL_SOURCES.items()]
+        self._runs = self._menu("Run", "model-run", self._run_chosen)
+        self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
+        return [self._source, self._runs, self._no_runs]
+
+    def extras(self) -> list[ipywidgets.Widget]:
+        self._files = self._parts["model-files"] = markup_box("tb-model-files")
+        self._load = self._job("Load the model", "load", self._load_it, self._show_loaded)
+        self._loaded = self._parts["load-result"] = markup_box("tb-load-result")
+        self._facts = self._parts["facts"] = markup_box("tb-facts")
+        self._check = self._job("Check the model", "check", self._check_it, self._show_check)
+        self._result = self._parts["check-result"] = markup_box("tb-check-result")
+        return [self._files, self._load.box, self._loaded, self._facts, self._check.box, self._result]
+
+    def refresh(self, problems: Problems) -> None:
+        super().refresh(problems)
+        setup = self.state.setup
+        if setup.pretrained_model is not None and self._chosen == "notebook":
+            self._chosen = "pretrained"
+        elif setup.pretrained_model is None and self._named is not None:
+            self._chosen = "notebook"
+        self._named = setup.pretrained_model
+        runs = exported_runs(setup) if self._chosen == "run" else []
+        self._drawing = True
+        try:
+            self._source.value = self._chosen
+            self._runs.options = [("choose a run", ""), *((run, run) for run in runs)]
+            self._runs.value = self._named if self._named in runs else ""
+        finally:
+            self._drawing = False
+        self._runs.layout.display = None if runs else "none"
+        hint = f"No run in {setup.output_dir} has an export of the format hf. The folder of one elsewhere can be entered below."
+        set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
+        self._fields.layout.display = None if self._chosen != "notebook" else "none"
+        self._load.box.layout.display = None if self._named is not None else "none"
+        set_markup(self._files, self._files_markup())
+        loaded = self.state.choice.loaded
+        set_markup(self._loaded, text("") if loaded is None else _loaded_markup(loaded.notices))
+        set_markup(self._facts, data_table("The model in training", model_rows(self.state.facts)))
+        self._check.start.disabled = not self.state.choice.exists
+
+    def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
+        layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
+        made = ipywidgets.Dropdown(description=title, style={"description_width": LABEL_WIDTH}, layout=layout)
+        made.add_class(f"tb-{key}")
+        made.observe(guarded(handler, self._report), "value")
+        self._parts[key] = made
+        return made
+
+    def _files_markup(self) -> Html:
+        """What the files of a pretrained model say, before it is loaded."""
+        if self.state.setup.pretrained_model is None:
+            return text("")
+        found = source_facts(self.state.setup)
+        if found is None:
+            return paragraph("Its files are not on this machine. Loading the model downloads them from the Hub.")
+        if found.facts is None:
+            return text("")
+        tokenizer = "comes with the model" if found.has_tokenizer else "none: it has to come with the model"
+        return data_table("The pretrained model, by its files", {**source_rows(found.facts), "Tokenizer": tokenizer})
+
+    def _source_chosen(self, change: Mapping[str, Any]) -> None:
+        if self._drawing or not change["new"]:
+            return
+        self._chosen = change["new"]
+        if self._chosen == "notebook" and self._named is not None:
+            self.state.set("pretrained_model", None)
+        self.refresh(self.state.visible_problems())
+
+    def _run_chosen(self, change: Mapping[str, Any]) -> None:
+        if not self._drawing and change["new"]:
+            self.state.set("pretrained_model", change["new"])
+
+    def _load_it(self, progress: Progress) -> None:
+        progress.report("Loading the model")
+        self.state.choice.load()
+
+    def _show_loaded(self, outcome: Outcome) -> None:
+        self.refresh(self.state.visible_problems())
+        if outcome.error is not None:
+            set_markup(self._loaded, self._failure(outcome.error))
 
     def _check_it(self, progress: Progress) -> Html:
         progress.report("Checking")
         with progress.undisturbed():
-            return check_model(self.state.model, self.state.setup.copy())
+            return check_model(self.state.choice.load(), self.state.setup.copy())
 
     def _show_check(self, outcome: Outcome) -> None:
         if outcome.error is not None:
@@ -225,20 +327,22 @@ class TrainingPage(Page):
 
     def extras(self) -> list[ipywidgets.Widget]:
         self._measure = self._job("Measure time and memory", "measure", self._measure_it, self._show_estimate)
-        self._measure.start.disabled = self.state.model is None
+        self._tuning = self._parts["tuning"] = markup_box("tb-tuning")
         self._estimate = self._parts["estimate"] = markup_box("tb-estimate")
         self._measured_with: Any = None
-        return [self._measure.box, self._estimate]
+        return [self._tuning, self._measure.box, self._estimate]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
+        self._measure.start.disabled = not self.state.choice.exists
+        set_markup(self._tuning, paragraph(tuning_sentence(self.state.choice)))
         if self._measured_with is not None and self._measured_with != self.state.setup.sections():
             self._measured_with = None
             set_markup(self._estimate, paragraph("The settings have changed since it was measured."))
 
     def _measure_it(self, progress: Progress) -> tuple[Mapping[str, str], Any]:
         setup = self.state.setup.copy()
-        return estimate_rows(setup, self.state.model, progress), setup.sections()
+        return estimate_rows(setup, self.state.choice.load(), progress), setup.sections()
 
     def _show_estimate(self, outcome: Outcome) -> None:
         if outcome.cancelled:
@@ -352,7 +456,7 @@ class SummaryPage(Page):
 
 PAGES: Mapping[str, type[Page]] = {
     "dataset": DataPage,
-    "tokenizer": Page,
+    "tokenizer": TokenizerPage,
     "model": ModelPage,
     "training": TrainingPage,
     "summary": SummaryPage,
@@ -366,8 +470,18 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
     return [(str(file["name"]), bytes(file["content"])) for file in value]
 
 
+def _loaded_markup(notices: Sequence[str]) -> Html:
+    """What a checkpoint did not contain, and where tokenizer and model do not fit."""
+    if not notices:
+        return paragraph("Loaded. The checkpoint contains every weight of the model, and its tokenizer fits.")
+    return joined([paragraph("Loaded."), *(paragraph(notice) for notice in notices)])
+
+
 def _preview_markup(preview: DataPreview) -> Html:
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;margin:0 0 8px 0;color:inherit;background:none"
+    if preview.samples:
+        title = paragraph("The first training samples, as the model sees them.")
+        return joined([data_table("Data", preview.rows), title, samples_html(preview.samples)])
     blocks = [
         joined(
             [element("pre", text(written), style=style), element("pre", text(tokens), style=f"{style};opacity:0.85")]

@@ -8,6 +8,7 @@ import ipywidgets
 
 from utils.errors import ConfigError
 from utils.ui.preset_fitting import model_code, model_sentence
+from utils.ui.presets import Preset
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep
 from utils.ui.wizard_texts import counted, preset_help
@@ -136,12 +137,16 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
             self._drawing = False
         preset = self.state.presets[self.state.preset]
         lines = [paragraph(preset_help(preset))]
-        if preset is not None and (sentence := model_sentence(preset, self.state.facts)):
+        if preset is not None and (sentence := self._model_sentence(preset)):
             lines += [small(sentence), code(model_code(preset))]
         set_markup(self._preset_help, joined(lines))
         set_markup(self._clicks, paragraph(self.state.clicks_sentence))
         self._reset.disabled = not self.state.clicks.values
         self._undo.layout.display = None if self.state.can_undo else "none"
+
+    def _model_sentence(self, preset: Preset) -> str:
+        # A pretrained model was chosen in the form: no preset is meant to replace it.
+        return "" if self.state.setup.pretrained_model is not None else model_sentence(preset, self.state.facts)
 
     def _page(self) -> Page:
         """The current step's page, made when it is first shown."""

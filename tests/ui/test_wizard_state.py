@@ -174,7 +174,7 @@ def test_only_the_settings_of_the_chosen_source_are_shown():
     for source in names:
         if source != "builtin":
             refused(state, "dataset_source", source)
-        names[source] = [field.name for field in state.fields("dataset")][1:-3]
+        names[source] = [field.name for field in state.fields("dataset")][2:-3]
     assert names == {
         "builtin": [],
         "local": ["dataset_path", "text_column"],

@@ -83,7 +83,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     """Load, check, tokenize and pack the text that `setup` names, for `model`.
 
     Files of conversations (`utils.data.conversations.LAYOUTS`) become rows of a chat template's tokens, with the loss on the
-    answers only; with a column of texts, or a `text_column`, they are read as texts.
+    answers only; with a column of texts, or a `text_column`, they are read as texts. A setup with `task` "text_classification"
+    makes examples of the rows of its files. Such a setup also has `label_column` and `conversation_layout`.
 
     Args:
         setup: data source, sizes and split (`DataSetup`).
@@ -96,15 +97,15 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         HubError: the data set cannot be had from the Hub.
     """
     vocab_size = _checked_vocab_size(setup, model)
-    if (conversations := _conversations(setup, model, vocab_size)) is not None:
-        return conversations
+    if (records := _records(setup, model, vocab_size)) is not None:
+        return records
     loaded = _load(setup)
     data = prepare_text(
         loaded.documents,
         vocab_size=vocab_size,
         block_size=setup.max_length,
         model_vocab_size=vocab_size_of(model),
-        tokenizer=_own_tokenizer(setup, model),
+        tokenizer=own_tokenizer(setup, model),
         tokenizer_strategy=setup.tokenizer_strategy,
         val_split=setup.val_split,
         random_seed=setup.random_seed,
@@ -161,7 +162,7 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
     return vocab_size
 
 
-def _files_of(setup: DataSetup) -> str | os.PathLike[str]:
+def files_of(setup: DataSetup) -> str | os.PathLike[str]:
     """Where the files of the setup are."""
     assert setup.dataset_path is not None
     if setup.dataset_source == "drive":
@@ -169,27 +170,26 @@ def _files_of(setup: DataSetup) -> str | os.PathLike[str]:
     return path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
 
 
-def _conversations(setup: DataSetup, model: Any, vocab_size: int) -> PreparedData | None:
-    """The data of files that hold conversations; None: they hold texts."""
-    if setup.dataset_source not in _OF_FILES or setup.text_column is not None:
+def _records(setup: DataSetup, model: Any, vocab_size: int | None) -> PreparedData | None:
+    """The data of files that hold records; None: texts for a language model."""
+    task = getattr(setup, "task", "causal_lm")
+    if setup.dataset_source not in _OF_FILES:
+        if task != "causal_lm":
+            raise ConfigError(
+                f"task: got {task!r}, which is learnt from files with labels: set dataset_path to a csv, tsv, json, jsonl or "
+                "parquet file."
+            )
         return None
-    from utils.data.conversations.files import holds_conversations, load_conversation_files
-    from utils.data.conversations.prepare import prepare_conversations
+    from utils.data.file_records import prepare_files
 
-    path = _files_of(setup)
-    if not holds_conversations(path):
-        return None
-    found = load_conversation_files(path, with_validation=setup.val_split > 0)
-    data = prepare_conversations(
-        found.records, tokenizer=_own_tokenizer(setup, model), model=model, max_length=setup.max_length,
-        vocab_size=vocab_size, val_split=setup.val_split, random_seed=setup.random_seed, validation=found.validation,
-        source=found.source, on_bad_row="skip",
+    return prepare_files(
+        files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
+        random_seed=setup.random_seed, text_column=setup.text_column, label_column=getattr(setup, "label_column", None),
+        layout=getattr(setup, "conversation_layout", None), tokenizer=own_tokenizer(setup, model), model=model,
     )  # fmt: skip
-    data.report.notes.extend(found.notes)
-    return data
 
 
-def _own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | None:
+def own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | None:
     """The tokenizer that came with a pretrained model; None where there is none, or the setup asks for one of its own."""
     from transformers import PreTrainedTokenizerFast
 
@@ -208,4 +208,4 @@ def _load(setup: DataSetup) -> LoadedTexts:
         return load_hub_texts(
             setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
         )
-    return load_local_texts(_files_of(setup), setup.text_column, with_validation=setup.val_split > 0)
+    return load_local_texts(files_of(setup), setup.text_column, with_validation=setup.val_split > 0)

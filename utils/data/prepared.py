@@ -27,6 +27,7 @@ class PreparedData:
         task_spec: the task with these sizes.
         report: what became of the data; `data.report.show()`.
         texts: the documents of both parts, for `utils.checks.check_data_quality(data)`; None where records were given.
+        roles: of conversations, whose turn each token of the first rows of `train` belongs to; None for padding.
     """
 
     train: TokenBlocks | EncodedExamples
@@ -35,6 +36,7 @@ class PreparedData:
     task_spec: TaskSpec
     report: DataReport | ExamplesReport | ConversationsReport
     texts: Split | None = field(default=None, repr=False, compare=False)
+    roles: tuple[tuple[str | None, ...], ...] = field(default=(), repr=False, compare=False)
 
     def show_samples(self, n: int = 3) -> None:
         """Show the first `n` training samples as the model gets them: tokens, labels, masks."""

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@(?P<revision>[\w./-]+))?")
 _LARGEST_HEADER = 100 << 20  # what the safetensors format allows
-_TOKENIZER_FILES = (
+#: Names of files that hold a tokenizer.
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
 )  # fmt: skip
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
@@ -189,11 +190,7 @@ def load_pretrained(
     """
     facts = inspect_pretrained(source, safetensors_only=safetensors_only)
     spec = _spec_of(task_spec)
-    if facts.own_code:
-        raise ModelError(
-            f"{source}: its config.json asks for code of the repository (auto_map), which is not run from here. "
-            f"load_model({str(source)!r}) shows the code and loads the model if you trust it."
-        )
+    _refuse_own_code(facts)
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype: got {shown(dtype)}; must be 'auto', 'float32', 'bfloat16' or 'float16'.")
     config = config_of_file(facts.folder / "config.json", read_json(facts.folder / "config.json"))
@@ -224,10 +221,50 @@ def load_pretrained(
     if tokenizer is not None:
         note_tokenizer(model, tokenizer)
     notices = [*_listed(missing, unexpected, reshaped, type(model).__name__), *_mismatches(model, tokenizer)]
+    if tokenizer is None and isinstance(getattr(config, "vocab_size", None), int):
+        notices.append(
+            f"{source} has no tokenizer. The ids of another one mean nothing to these weights: put the tokenizer's files into "
+            "the folder, or train the model as one with new weights."
+        )
     arguments: dict[str, Any] = {} if spec is None or spec.num_classes is None else {"num_labels": spec.num_classes}
     model.__dict__[NEW_PARAMETERS] = (*missing, *reshaped)
     note_origin(model, f"{facts.folder}:{type(model).__name__}", arguments)
     return Pretrained(model.eval(), tokenizer, facts, spec, missing, unexpected, reshaped, tuple(notices))
+
+
+def outline_pretrained(
+    source: str | os.PathLike[str],
+    task_spec: TaskSpec | Mapping[str, Any] | str | None = None,
+    *,
+    safetensors_only: bool = True,
+) -> nn.Module:
+    """The model that `load_pretrained` would load, on torch's meta device: its sizes without its weights.
+
+    It takes no memory and cannot compute. Arguments and errors are those of `load_pretrained`, of which this finds all that do
+    not need the weights.
+    """
+    facts = inspect_pretrained(source, safetensors_only=safetensors_only)
+    _refuse_own_code(facts)
+    spec = _spec_of(task_spec)
+    config = config_of_file(facts.folder / "config.json", read_json(facts.folder / "config.json"))
+    chosen = model_class(config, None, str(source)) if spec is None else _class_for(config, spec, str(source))
+    if spec is not None and spec.task_type in _WITH_LABELS:
+        _set_labels(config, spec, None)
+    with torch.device("meta"), quiet_loading(str(source)):
+        outlined: nn.Module = chosen(config)
+    return outlined.eval()
+
+
+def checkpoint_labels(facts: PretrainedFacts) -> tuple[str, ...]:
+    """The names of the classes that a checkpoint was trained on, in order; () where its config only numbers them."""
+    names = read_json(facts.folder / "config.json").get("id2label")
+    if not isinstance(names, Mapping):
+        return ()
+    try:
+        found = tuple(str(names[number]) for number in sorted(names, key=int))
+    except ValueError:
+        return ()
+    return () if all(name.startswith("LABEL_") for name in found) else found
 
 
 @ModelRegistry.register("pretrained")
@@ -270,6 +307,14 @@ def extend_vocabulary(model: nn.Module, tokenizer: Any, tokens: Sequence[str]) -
                 mean = parameter[: min(used, rows)].float().mean(0)
                 parameter[added] = mean.to(parameter.dtype)
     return ids
+
+
+def _refuse_own_code(facts: PretrainedFacts) -> None:
+    if facts.own_code:
+        raise ModelError(
+            f"{facts.source}: its config.json asks for code of the repository (auto_map), which is not run from here. "
+            f"load_model({facts.source!r}) shows the code and loads the model if you trust it."
+        )
 
 
 def _folder_of(source: str | os.PathLike[str]) -> Path:
@@ -382,7 +427,7 @@ def _licence_of(folder: Path) -> str | None:
 
 
 def _tokenizer_of(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 

@@ -27,6 +27,9 @@ _ADAPTED = "_trainbook_adapted"
 #: Attribute of a pretrained model: names of the parameters that its checkpoint did not contain.
 NEW_PARAMETERS = "_trainbook_new_parameters"
 
+# Bytes of a trained parameter's gradient and optimizer state, all in fp32.
+_TRAINED_BYTES = {"adamw": 12, "adam": 12, "sgd": 8, "muon": 8}
+
 # Their fused kernels read the weights of the layers inside and would ignore an adapter.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
@@ -95,6 +98,49 @@ def _described(model: nn.Module, base: nn.Module, config: TrainingConfig) -> Fin
     else:
         how = "The head only" if config.finetune == "head" else f"The last {config.finetune_layers} layers and the head"
     return FineTuned(model, base, config.finetune, trained, total, (f"{how}: {share}",))
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """What a fine-tuning mode would train, counted before anything is changed.
+
+    Attributes:
+        mode: the value of `finetune`.
+        trained, total: parameters that would be trained, and all of them, adapters included.
+        saved_bytes: memory for gradients and optimizer state that training every parameter would need beyond this mode.
+    """
+
+    mode: str
+    trained: int
+    total: int
+    saved_bytes: int
+
+    @property
+    def share(self) -> float:
+        """Trained parameters as a share of all."""
+        return self.trained / max(self.total, 1)
+
+
+def tuning_plan(model: nn.Module, config: TrainingConfig) -> TuningPlan:
+    """What `config.finetune` would train of `model`, which stays as it is and may be on the meta device.
+
+    Raises:
+        ConfigError: the model has no such parts, see `fine_tuned`.
+    """
+    whole = trained = total = sum(_size(p) for p in model.parameters())
+    if any(_is_adapted(module) for module in model.modules()):  # an earlier run has put its adapters into the model
+        trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
+    elif config.finetune == "lora":
+        modules = dict(model.named_modules())
+        targets = _targets(model, config)
+        added = sum(config.lora_rank * sum(modules[name].weight.shape) for name in targets)  # type: ignore[misc, arg-type]
+        copied = sum(_size(p) for name in _trained_whole(model, targets) for p in modules[name].parameters())
+        trained, total = added + copied, whole + added + copied
+    elif config.finetune != "full":
+        last = config.finetune == "last_layers"
+        chosen = last_parameters(model, config.finetune_layers) if last else head_parameters(model)
+        trained = sum(_size(p) for p in model.parameters() if id(p) in chosen)
+    return TuningPlan(config.finetune, trained, total, (whole - trained) * _TRAINED_BYTES[config.optimizer])
 
 
 def _size(parameter: Tensor) -> int:

@@ -6,6 +6,7 @@ for the settings that they were made with: what changes those makes the checks c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,12 +93,17 @@ class _Session:
     """What the checks of one run of `Preflight.run` have in common, on a copy of the setup."""
 
     setup: SetupConfig
-    model: Any
+    load: Callable[[], Any]
     progress: Progress
     data: PreparedData | None = None
     table: Any = None
     passed: dict[CheckName, bool] = field(default_factory=dict)
     fingerprint: dict[str, str] | None = None
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """What is trained; a pretrained model is loaded now."""
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,12 @@ class Preflight:
     Args:
         setup: whose training is checked. It may change at any time.
         model: what is trained; None: what needs a model cannot be checked.
+        load: gives the model when a check first needs it; None: it is `model`.
     """
 
-    def __init__(self, setup: SetupConfig, model: Any = None) -> None:
+    def __init__(self, setup: SetupConfig, model: Any = None, load: Callable[[], Any] | None = None) -> None:
         self.setup, self.model = setup, model
+        self._load = load
         self._results: dict[CheckName, _Result] = {}
 
     @property
@@ -154,7 +162,7 @@ class Preflight:
         Raises:
             Cancelled: somebody cancelled; the checks made until then hold.
         """
-        session = _Session(self.setup.copy(), self.model, progress or Progress())
+        session = _Session(self.setup.copy(), self._load or (lambda: self.model), progress or Progress())
         for name in _needed(session.setup):
             known = self._results.get(name)
             if known is None or self._current(name, session.setup).verdict != "passed":
@@ -268,6 +276,7 @@ def _check_data(session: _Session) -> Check:
 
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
+    from utils.data.prepare import own_tokenizer
     from utils.data.text.hub import load_hub_table, table_texts
     from utils.data.text.prepare import prepare_text
     from utils.models.inspect import vocab_size_of
@@ -282,7 +291,8 @@ def _check_hub_data(session: _Session) -> Check:
     assert vocab_size is not None  # the settings are checked first
     session.data = prepare_text(
         texts.documents, vocab_size=vocab_size, block_size=setup.max_length, model_vocab_size=model_vocab_size,
-        tokenizer_strategy=setup.tokenizer_strategy, val_split=0, random_seed=setup.random_seed, source=table.source,
+        tokenizer=own_tokenizer(setup, session.model), tokenizer_strategy=setup.tokenizer_strategy, val_split=0,
+        random_seed=setup.random_seed, source=table.source,
     )  # fmt: skip
     return Check(
         "data", "passed", f"The first {counted(len(records), 'row')} were read: {table.source}, {texts.source}."

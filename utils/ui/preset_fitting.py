@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
+from utils.ui.model_source import source_facts
 from utils.ui.presets import ConfigPresets, Preset
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_texts import parameters_text, shown_value, titled
@@ -20,15 +21,30 @@ def find_preset(preset: str | Preset | None) -> Preset | None:
 def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping[str, Any]) -> SetupConfig:
     """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
 
-    The model gives its vocabulary, and its positions where they are fewer than the preset's. Raises `ConfigError`.
+    The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained one that
+    `overrides` name, else the one of `facts`. Raises `ConfigError`.
     """
     setup = SetupConfig() if preset is None else preset.setup()
-    if facts is not None and facts.vocab_size is not None:
-        setup.vocab_size = facts.vocab_size
-    if facts is not None and facts.max_length is not None:
-        setup.max_length = min(setup.max_length, facts.max_length)
+    if overrides.get("pretrained_model") is not None:
+        setup.update(**{name: overrides[name] for name in ("pretrained_model", "task") if name in overrides})
+        found = source_facts(setup)
+        facts = None if found is None else found.model_facts
+    setup.update(**fitted_sizes(setup, facts))
     setup.update(**overrides)
     return setup
+
+
+def fitted_sizes(setup: SetupConfig, facts: ModelFacts | None, longest: int | None = None) -> dict[str, Any]:
+    """The sizes of `setup` that a model changes: its vocabulary, and its positions where they are fewer than `longest` (None:
+    the setup's)."""
+    if facts is None:
+        return {}
+    length = setup.max_length if longest is None else longest
+    wanted = {
+        "vocab_size": facts.vocab_size or setup.vocab_size,
+        "max_length": length if facts.max_length is None else min(length, facts.max_length),
+    }
+    return {name: value for name, value in wanted.items() if value != getattr(setup, name)}
 
 
 def differences(before: SetupConfig, after: SetupConfig) -> list[str]:

@@ -61,6 +61,30 @@ class DataSettings(Schema):
     text_column: str | None = _field(
         None, "Text column", "Column that contains the text. Leave empty to detect it.", min_length=1
     )
+    task: Literal["causal_lm", "text_classification"] = _field(
+        "causal_lm",
+        "Task",
+        "causal_lm: to continue text, or to answer in conversations; text_classification: to name the class of a text, "
+        "from files with a column of texts and one of labels.",
+    )
+    label_column: str | None = _field(
+        None,
+        "Label column",
+        "The files' column with the class of each text. Empty: label or another usual name.",
+        min_length=1,
+    )
+    conversation_layout: Literal[
+        "messages", "sharegpt", "instruction", "prompt_completion", "question_answer"
+    ] | None = _field(
+        None, "Conversations", "Which columns hold the conversations, where files have several. Empty: recognised."
+    )
+    pretrained_model: str | None = _field(
+        None,
+        "Pretrained model",
+        "A folder saved by transformers, the folder of a run or of its export, or an id on the Hub such as owner/name. "
+        "Empty: the notebook's model.",
+        min_length=1,
+    )
     val_split: float = _field(
         0.1,
         "Validation split",
@@ -92,7 +116,8 @@ class DataSettings(Schema):
     @classmethod
     def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """`dataset` becomes `dataset_name`, the name "builtin" a source; one place that is named says which source."""
-        values = {name: path_text(value) if name in _PLACES else value for name, value in values.items()}
+        paths = (*_PLACES, "pretrained_model")
+        values = {name: path_text(value) if name in paths else value for name, value in values.items()}
         problems = [
             Problem(name, f"got {shown(values[name])}; it holds a NUL character, which no path or data set's id does")
             for name in _PLACES
@@ -163,6 +188,8 @@ _PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
         ("huggingface", "local", "drive", "upload"),
         "a data set of the Hub or a file: name that too, as dataset_name or dataset_path",
     ),
+    "label_column": (_PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
+    "conversation_layout": (_PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
 }
 
 # The names that seed data and training settings have as arguments of TrainingCoordinator.train.
@@ -193,6 +220,10 @@ class SetupConfig:
         dataset_name: str | None
         config_name: str | None
         text_column: str | None
+        task: str
+        label_column: str | None
+        conversation_layout: str | None
+        pretrained_model: str | None
         val_split: float
         tokenizer_strategy: str
         vocab_size: int | None
@@ -236,8 +267,8 @@ class SetupConfig:
         """Change several fields at once, or none: raises `ConfigError` that lists every problem.
 
         A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that data set of the Hub; each
-        forgets the other, and `dataset_source="builtin"` alone forgets both. Another data set forgets `config_name`
-        and `text_column`.
+        forgets the other, and `dataset_source="builtin"` alone forgets both. Another data set forgets `config_name`,
+        `text_column`, `label_column` and `conversation_layout`.
         """
         data, training, problems = self._sorted(values)
         new_data, new_training = self._data, self._training
@@ -268,7 +299,7 @@ class SetupConfig:
         return unobserve
 
     def to_dict(self) -> dict[str, Any]:
-        """The keyword arguments of `TrainingCoordinator.train` that say the same.
+        """The keyword arguments of `TrainingCoordinator.train` that say the same; the model is its own argument.
 
         Data, sizes and the customary training settings always; others where they differ from the default.
         """
@@ -280,8 +311,11 @@ class SetupConfig:
             "max_length": self._data.max_length,
             "val_split": self._data.val_split,
         }
-        if self._data.text_column is not None:
-            arguments["text_column"] = self._data.text_column
+        for name in ("text_column", "label_column", "conversation_layout"):
+            if (value := getattr(self._data, name)) is not None:
+                arguments[name] = value
+        if self._data.task != "causal_lm":
+            arguments["task"] = self._data.task
         if self._data.dataset_source in ("drive", "upload"):
             arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
         if self._data.tokenizer_strategy != "auto":

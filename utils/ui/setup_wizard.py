@@ -13,6 +13,7 @@ from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_memory import cell_key, remember, remembered
+from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
 from utils.ui.wizard_texts import counted, model_rows, value_text
@@ -35,6 +36,18 @@ class SetupWizard:
         self.state: WizardState | None = None
         self.view: WizardView | None = None
 
+    @property
+    def model(self) -> Any:
+        """The model that the setup of the last `run` trains: the one that `run` was given, or the pretrained model that the
+        setup names, which is loaded when it is first asked for. Cells after the wizard take it from here.
+
+        Raises:
+            ConfigError: there was no `run` yet. TrainbookError: the pretrained model cannot be loaded; says what would work.
+        """
+        if self.state is None:
+            raise ConfigError("there is no setup yet; call run(model=model) first.")
+        return self.state.choice.load()
+
     def run(
         self,
         model: Any = None,
@@ -49,7 +62,8 @@ class SetupWizard:
         returned setup follows later clicks, and the form shows what stands in the way of training.
 
         Args:
-            model: the `nn.Module` that will be trained; None: its sizes are not compared.
+            model: the `nn.Module` that will be trained, unless the setup names a pretrained model; None: its sizes are not
+                compared.
             interactive: whether to show the form; None: where the front end can (`utils.environment.ui_mode`), and else
                 a static summary, if anything. True without a notebook's kernel: one line says so, and it goes on
                 without. False: nothing is shown.
@@ -133,13 +147,13 @@ class SetupWizard:
         """Print the setup by the five steps. `model` defaults to the one of the last `run`, when that made `config`."""
         setup = config if isinstance(config, SetupConfig) else _setup_of(config)
         known = self.state if self.state is not None and self.state.setup is setup else None
-        if known is not None and model in (None, known.model):
+        if known is not None and (model is None or model is known.model):
             model = known.model
         else:
             known = None
         state = WizardState(setup.copy(), model)
         if known is not None:
-            state.preflight = known.preflight
+            state.preflight, state.choice = known.preflight, known.choice
         show_text("\n".join(_step_text(number, step, state) for number, step in enumerate(STEPS, start=1)))
 
 
@@ -162,12 +176,21 @@ def _setup_of(values: Mapping[str, Any]) -> SetupConfig:
     return SetupConfig(**{str(name): value for name, value in values.items()})
 
 
+def _source_rows(state: WizardState) -> dict[str, str]:
+    """Where a pretrained model comes from, and what its checkpoint does not contain."""
+    if state.setup.pretrained_model is None:
+        return {}
+    loaded = state.choice.loaded
+    rows = {"Pretrained model": state.setup.pretrained_model, "Fine-tuning": tuning_sentence(state.choice)}
+    return rows if loaded is None else {**rows, **({"Notices": "\n".join(loaded.notices)} if loaded.notices else {})}
+
+
 def _step_text(number: int, step: WizardStep, state: WizardState) -> str:
     changed = SetupConfig().differences().keys() ^ state.setup.differences().keys()
     fields = [f for f in state.fields(step) if f not in step.advanced or f.name in changed]
     rows = {f.title: value_text(f, getattr(state.setup, f.name)) for f in fields}
     if step.name == "model":
-        rows = model_rows(state.facts)
+        rows = {**_source_rows(state), **model_rows(state.facts)}
     problems = step.check(state.setup, state.facts)
     if step.name == "summary":
         rows = {"Ready": "yes" if state.ready else f"no, {counted(len(problems), 'problem')}" if problems else "not known"}

@@ -98,6 +98,8 @@ def _cli_setup() -> SetupConfig:
 
 def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, Any]:
     """Arguments of the command line's model in which it would differ from the model of `facts`, or not take the setup."""
+    if setup.pretrained_model is not None:
+        return {}  # it has its own
     usual = PRESETS[_CLI_PRESET].model_arguments
     vocab_size = (facts and facts.vocab_size) or setup.vocab_size
     positions = (facts and facts.max_length) or max(setup.max_length, usual["max_seq_len"])

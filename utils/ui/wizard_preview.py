@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.ui.background import Progress
 from utils.ui.setup_config import SetupConfig
 from utils.views.html import Html
+
+if TYPE_CHECKING:
+    from utils.data.text.preview import SampleView
 
 # Tokens of a block that are shown, and blocks.
 _TOKENS, _BLOCKS = 48, 3
@@ -16,28 +19,31 @@ _TOKENS, _BLOCKS = 48, 3
 
 @dataclass(frozen=True)
 class DataPreview:
-    """The text of a setup, prepared.
+    """The data of a setup, prepared.
 
     Attributes:
-        rows: its statistics, as `DataReport.rows` has them.
-        blocks: the beginnings of the first training blocks, each as (the text, its tokens with marks between them).
+        rows: their statistics, as the report has them.
+        blocks: of texts, the beginnings of the first training blocks, each as (the text, its tokens with marks between them).
+        samples: of conversations and texts with labels, the first training samples.
     """
 
     rows: Mapping[str, str]
-    blocks: tuple[tuple[str, str], ...]
+    blocks: tuple[tuple[str, str], ...] = ()
+    samples: tuple[SampleView, ...] = ()
 
 
 def preview_data(setup: SetupConfig, model: Any = None) -> DataPreview:
-    """Read the text, learn the tokenizer and pack the blocks, just as training will.
+    """Read the data, learn the tokenizer or take the model's, and encode them, just as training will.
 
     Raises:
-        ConfigError, DataError, HubError: it cannot be read or prepared; says what would work.
+        ConfigError, DataError, HubError: they cannot be read or prepared; says what would work.
     Not covered: a large text takes as long as it takes for training; it is read whole.
     """
-    from utils.data import TokenBlocks, prepare_data
+    from utils.data import TokenBlocks, prepare_data, preview_batch
 
     data = prepare_data(setup, model)
-    assert isinstance(data.train, TokenBlocks)
+    if not isinstance(data.train, TokenBlocks):
+        return DataPreview(data.report.rows(), samples=tuple(preview_batch(data, _BLOCKS)))
     blocks = data.train.blocks[:_BLOCKS, :_TOKENS].tolist()
     shown = tuple((str(data.tokenizer.decode(ids)), _tokens(data.tokenizer, ids)) for ids in blocks)
     return DataPreview(data.report.rows(), shown)

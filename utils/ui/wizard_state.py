@@ -9,27 +9,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
 from utils.ui.preflight import Preflight, WayOut
-from utils.ui.preset_fitting import differences, find_preset, prepared
+from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, prepared
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setup_config import SetupConfig, field_of
+from utils.ui.wizard_model import ModelChoice
 from utils.ui.wizard_records import Clicks, Entry, Replaced
 from utils.ui.wizard_steps import (
     FIELDS_OF_SOURCE,
+    MEANT_WITH,
     PLACES,
     STEPS,
     WizardField,
     WizardStep,
     concerns,
-    facts_of,
+    recognised_files,
     wizard_field,
 )
-from utils.ui.wizard_texts import counted, titled, typed_value, value_text
+from utils.ui.wizard_texts import counted, shown_value, titled, typed_value, value_text
+
+if TYPE_CHECKING:
+    from utils.data.file_records import Recognised
 
 StepStatus = Literal["current", "done", "blocked", "open"]
 
@@ -42,7 +47,7 @@ class WizardState:
 
     Attributes:
         setup: the settings that the steps edit.
-        model: the model that they are compared with, or None.
+        choice: the model that they are for.
         preflight: the checks before training, and their results.
         notice, notice_details: what the last action did, a sentence and what there is to add.
         restored: names of settings that `replay` took from earlier clicks.
@@ -56,8 +61,8 @@ class WizardState:
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.setup = setup
-        self.model = model
-        self.preflight = Preflight(setup, model)
+        self.choice = ModelChoice(setup, model)
+        self.preflight = Preflight(setup, model, self.choice.load)
         self.notice = self.notice_details = ""
         self.restored: tuple[str, ...] = ()
         self._overrides = dict(overrides or {})
@@ -69,6 +74,9 @@ class WizardState:
         self._before: Replaced | None = None
         self._clicking = False
         self._open_changes = 0
+        # Sizes that were set with the last change because the model has them.
+        self._fitted: dict[str, Any] = {}
+        self._fits_sizes = True
         self._observers: list[Callable[[], None]] = []
         setup.observe(self._setup_changed)
 
@@ -118,12 +126,20 @@ class WizardState:
             self._say(f"Step {index + 1} of {len(STEPS)}: {self.current.title}.")
         return self.current
 
-    # ---- what stands in the way ----
+    # ---- the model ----
+
+    @property
+    def model(self) -> Any:
+        """The model that the settings are compared with: the notebook's, or the pretrained one once it is loaded. None: there
+        is none yet."""
+        return self.choice.model
 
     @property
     def facts(self) -> ModelFacts | None:
-        """What the model says about itself now."""
-        return None if self.model is None else facts_of(self.model)
+        """What the model says about itself now; of a pretrained one that is not loaded yet its files."""
+        return self.choice.facts
+
+    # ---- what stands in the way ----
 
     @property
     def complete(self) -> bool:
@@ -212,7 +228,21 @@ class WizardState:
     def fields(self, step: str | WizardStep | None = None) -> tuple[WizardField, ...]:
         """The settings of a step (default: the current one) that have a meaning for the chosen source of data."""
         chosen = self.current if step is None else step if isinstance(step, WizardStep) else STEPS[self._position(step)]
-        return tuple(field for field in chosen.all_fields if concerns(field, self.source))
+        return tuple(
+            field for field in chosen.all_fields if concerns(field, self.source) and self._has_meaning(field.name)
+        )
+
+    def _has_meaning(self, name: str) -> bool:
+        """Whether a setting has a meaning beside the values of the others."""
+        if name == "conversation_layout":
+            return self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
+        depends = MEANT_WITH.get(name)
+        return depends is None or getattr(self.setup, depends[0]) in depends[1]
+
+    @property
+    def recognised(self) -> Recognised:
+        """What the first rows of the chosen files hold; nothing where they cannot be read."""
+        return recognised_files(self.setup)
 
     def entry(self, name: str) -> Entry | None:
         """What was entered for a setting and refused; None when the setup's value is what was entered."""
@@ -265,6 +295,7 @@ class WizardState:
     def _enter(self, name: str, value: Any, text: str | None) -> None:
         name = field_of(name)
         known = name in SetupConfig.field_names()
+        self._fitted = {}
         with self._change(clicking=True):
             try:
                 self.setup.update(**self._changes(name, value))
@@ -280,7 +311,9 @@ class WizardState:
                 raise
             self._entries.pop(name, None)
             self._retry()
-            self._say(f"{titled(name)}: {value_text(wizard_field(name), getattr(self.setup, name))}.")
+            said = f"{titled(name)}: {value_text(wizard_field(name), getattr(self.setup, name))}."
+            sizes = ", ".join(f"{titled(size)} {shown_value(size, new)}" for size, new in self._fitted.items())
+            self._say(f"{said} Set to fit the model: {sizes}." if sizes else said)
 
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
@@ -322,7 +355,7 @@ class WizardState:
             PresetNotFoundError: no such preset; ConfigError: what the cell gave does not fit to it.
         """
         preset = self._given if key == AS_GIVEN and AS_GIVEN in self.presets else ConfigPresets().get(key)
-        fresh = prepared(preset, self.facts, self._overrides)
+        fresh = prepared(preset, self.choice.given_facts, self._overrides)
         before = self._snapshot()
         with self._change():
             self._entries.clear()
@@ -362,7 +395,23 @@ class WizardState:
         return Replaced(self.setup.copy(), self._preset, dict(self._entries), clicked, self.restored)
 
     def _take(self, setup: SetupConfig) -> None:
-        self.setup.update(**{name: getattr(setup, name) for name in SetupConfig.field_names()})
+        self._fits_sizes = False
+        try:
+            self.setup.update(**{name: getattr(setup, name) for name in SetupConfig.field_names()})
+        finally:
+            self._fits_sizes = True
+
+    def _fit(self, names: tuple[str, ...]) -> None:
+        """Set the sizes that nobody chose to those of another model."""
+        usual = (SetupConfig() if self._preset is None else self._preset.setup()).max_length
+        chosen = {*names, *self._clicked}
+        wanted = fitted_sizes(self.setup, self.facts, usual)
+        self._fitted = {name: value for name, value in wanted.items() if name not in chosen}
+        was_clicking, self._clicking = self._clicking, False
+        try:
+            self.setup.update(**self._fitted)
+        finally:
+            self._clicking = was_clicking
 
     def _click_again(self, values: Mapping[str, Any]) -> list[str]:
         """Make changes once more, as clicks. Returns the names of those that no longer fit, which are left out."""
@@ -472,6 +521,8 @@ class WizardState:
         for name in names:
             self._entries.pop(name, None)
         self._clicked = self._clicked | set(names) if self._clicking else self._clicked - set(names)
+        if self._fits_sizes and {"pretrained_model", "task"} & set(names):
+            self._fit(names)
         self._tell()
 
     def _position(self, step: str | int) -> int:

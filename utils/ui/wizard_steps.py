@@ -7,18 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
-from utils.data.read.files import path_problem
+from utils.data.read.files import find_files, path_problem
+from utils.data.read.rows import listed
 from utils.data.text.hub import dataset_name_problem
-from utils.errors import DataError, Problem
+from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
-from utils.schema import Schema
+from utils.schema import Schema, shown
 from utils.storage import path_from
 from utils.training.training_config import TrainingConfig
+from utils.ui.model_source import source_problems
 from utils.ui.setup_config import DataSettings, SetupConfig
+
+if TYPE_CHECKING:
+    from utils.data.file_records import Recognised
 
 Kind = Literal["whole number", "number", "switch", "choice", "text", "path", "value"]
 Check = Callable[[SetupConfig, ModelFacts | None], list[Problem]]
@@ -129,24 +134,70 @@ def _kind(name: str, options: list[dict[str, Any]]) -> Kind:
     return kinds.get(options[0].get("type", ""), "value") if len(options) == 1 else "value"
 
 
+def data_path(setup: SetupConfig) -> str | None:
+    """Where the setup's files are; None where there are none, or they cannot be looked at.
+
+    Raises:
+        DataError: the path cannot be one of Google Drive.
+    """
+    if setup.dataset_path is None:
+        return None
+    if setup.dataset_source == "drive":
+        return None if drive_is_unknown(setup.dataset_path) else str(drive_path(setup.dataset_path))
+    return path_from(setup.home, setup.dataset_path)
+
+
+def recognised_files(setup: SetupConfig) -> Recognised:
+    """What the first rows of the setup's files hold; nothing where they cannot be read, which other checks report."""
+    from utils.data.file_records import Recognised, recognise
+
+    try:
+        path = data_path(setup)
+        if path is None or path_problem(path):
+            return Recognised()
+        file = find_files(path).files[0]
+        state = file.stat()
+        key = (str(file), state.st_mtime_ns, state.st_size)
+        if key not in _recognised:
+            _recognised[key] = recognise(path)
+        return _recognised[key]
+    except (TrainbookError, OSError):
+        return Recognised()
+
+
+# What files hold, by path, time of the last change and size.
+_recognised: dict[tuple[str, int, int], Recognised] = {}
+
+
 def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
     if setup.dataset_source == "huggingface":
         message = dataset_name_problem(setup.dataset_name)
-        return [Problem("dataset_name", message)] if message else []
-    if setup.dataset_path is None:
+        return [Problem("dataset_name", message)] if message else _check_task(setup)
+    try:
+        path = data_path(setup)
+    except DataError as error:
+        return [Problem("dataset_path", str(error))]
+    problem = path_problem(path) if path is not None else None
+    return [Problem("dataset_path", problem)] if problem else _check_task(setup)
+
+
+def _check_task(setup: SetupConfig) -> list[Problem]:
+    """Why the data cannot be learnt from as the task needs them."""
+    found = recognised_files(setup)
+    if setup.task == "text_classification":
+        if setup.dataset_path is None:
+            message = "text_classification is learnt from files with labels: choose local, drive or upload as the data"
+            return [Problem("task", message)]
+        if setup.label_column is not None and found.columns and setup.label_column not in found.columns:
+            return [Problem("label_column", f"got {shown(setup.label_column)}; the columns are {listed(found.columns)}")]
         return []
-    path = setup.dataset_path
-    if setup.dataset_source == "drive":
-        if drive_is_unknown(path):
-            return []
-        try:
-            path = str(drive_path(path))
-        except DataError as error:
-            return [Problem("dataset_path", str(error))]
-    else:
-        path = path_from(setup.home, path)
-    problem = path_problem(path)
-    return [Problem("dataset_path", problem)] if problem else []
+    layout = setup.conversation_layout
+    if layout is not None and found.columns and layout not in found.layouts:
+        return [Problem("conversation_layout", f"got {layout!r}; the columns are {listed(found.columns)}")]
+    if layout is None and setup.text_column is None and len(found.layouts) > 1 and not found.has_texts:
+        message = f"the file can be read as {' or '.join(found.descriptions)}; choose one"
+        return [Problem("conversation_layout", message, found.layouts[0])]
+    return []
 
 
 def _check_tokenizer(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
@@ -176,6 +227,8 @@ def _check_tokenizer(setup: SetupConfig, facts: ModelFacts | None) -> list[Probl
 
 
 def _check_model(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    if problems := source_problems(setup):
+        return problems
     if facts is None:
         return []
     if facts.parameters is None:
@@ -224,7 +277,9 @@ def _fields(names: str) -> tuple[WizardField, ...]:
 STEPS: tuple[WizardStep, ...] = (
     WizardStep(
         "dataset", "Data", "What the model learns from.",
-        _fields("dataset_source dataset_path dataset_name config_name text_column val_split"),
+        _fields(
+            "task dataset_source dataset_path dataset_name config_name text_column label_column conversation_layout val_split"
+        ),
         _fields("max_train_samples max_val_samples"),
         _check_dataset,
     ),
@@ -232,16 +287,19 @@ STEPS: tuple[WizardStep, ...] = (
         "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
         _fields("tokenizer_strategy vocab_size max_length"), (), _check_tokenizer,
     ),
-    WizardStep("model", "Model", "What is trained. Its sizes are read from the model itself.", (), (), _check_model),
+    WizardStep(
+        "model", "Model", "What is trained. Its sizes are read from the model itself.", _fields("pretrained_model"), (),
+        _check_model,
+    ),
     WizardStep(
         "training", "Training", "How long, how fast, and where it is kept.",
         _fields(
             "epochs batch_size gradient_accumulation_steps learning_rate warmup_ratio lr_schedule precision "
-            "early_stopping_patience max_time_hours run_name"
+            "finetune finetune_layers lora_rank lora_alpha early_stopping_patience max_time_hours run_name"
         ),
         _fields(
             "optimizer weight_decay betas max_grad_norm max_steps warmup_steps min_lr_ratio lr_decay_ratio "
-            "label_smoothing finetune lora_rank lora_alpha gradient_checkpointing num_workers eval_every "
+            "label_smoothing lora_dropout gradient_checkpointing num_workers eval_every "
             "save_every_n_epochs save_every_minutes keep_best_k "
             "keep_last_n on_nonfinite on_config_change random_seed deterministic output_dir notes"
         ),
@@ -253,10 +311,19 @@ STEPS: tuple[WizardStep, ...] = (
 #: Fields that only one source of data has.
 FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "builtin": (),
-    "local": ("dataset_path", "text_column"),
+    "local": ("dataset_path", "text_column", "label_column", "conversation_layout"),
     "huggingface": ("dataset_name", "config_name", "text_column"),
-    "drive": ("dataset_path", "text_column"),
-    "upload": ("dataset_path", "text_column"),
+    "drive": ("dataset_path", "text_column", "label_column", "conversation_layout"),
+    "upload": ("dataset_path", "text_column", "label_column", "conversation_layout"),
+}
+
+#: Fields that have a meaning only beside some values of another one.
+MEANT_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "label_column": ("task", ("text_classification",)),
+    "lora_rank": ("finetune", ("lora",)),
+    "lora_alpha": ("finetune", ("lora",)),
+    "lora_dropout": ("finetune", ("lora",)),
+    "finetune_layers": ("finetune", ("last_layers",)),
 }
 
 #: Of those, the ones that say where the data is, each with what to enter: without it the source cannot be used.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from utils.views.html import Html, columns, element, joined, text
 from utils.views.tables import columns_text, on_one_line
+from utils.views.turns import is_conversation, turns_html, turns_text
 
 if TYPE_CHECKING:
     from utils.data.text.preview import SampleView, TokenView
@@ -19,18 +20,21 @@ _KEY = f"label {_NOT_SCORED}: not scored; mask 0: padding, which is not read"
 
 
 def samples_html(samples: Sequence[SampleView]) -> Html:
-    """Every sample as a table with a column for each position, and its text and label above."""
+    """Every sample as a table with a column for each position, and its text and label above; conversations as turns."""
+    key = [element("div", text(_KEY), style="font-size:smaller;color:inherit")]
     return joined(
         [
-            *(_sample_html(sample) for sample in samples),
-            element("div", text(_KEY), style="font-size:smaller;color:inherit"),
+            *(turns_html(sample) if is_conversation(sample) else _sample_html(sample) for sample in samples),
+            *([] if all(map(is_conversation, samples)) else key),
         ]
     )
 
 
 def samples_text(samples: Sequence[SampleView]) -> str:
-    """The same for a terminal: a line for each position."""
-    return "\n\n".join([*(_sample_text(sample) for sample in samples), f"({_KEY})"])
+    """The same for a terminal: a line for each position, or turn."""
+    key = [] if all(map(is_conversation, samples)) else [f"({_KEY})"]
+    written = (turns_text(sample) if is_conversation(sample) else _sample_text(sample) for sample in samples)
+    return "\n\n".join([*written, *key])
 
 
 def _sample_html(sample: SampleView) -> Html:

@@ -107,8 +107,7 @@ def find_layout(records: Any, layout: str | None = None) -> Layout | None:
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(f"got layout={shown(layout)}; must be one of {', '.join(LAYOUTS)}.{hint}")
     table = records if isinstance(records, Table) else as_table(records, "causal_lm")
-    example = table.example()
-    fitting = [found for name in LAYOUTS if (found := _FINDERS[name](example)) is not None]
+    fitting = fitting_layouts(table)
     if layout is not None:
         wanted = next((found for found in fitting if found.name == layout), None)
         if wanted is None:
@@ -123,6 +122,13 @@ def find_layout(records: Any, layout: str | None = None) -> Layout | None:
             f"{' or '.join(f'layout={found.name!r}' for found in fitting)}."
         )
     return fitting[0] if fitting else None
+
+
+def fitting_layouts(records: Any) -> list[Layout]:
+    """Every layout in which `records`, as for `find_layout`, can be read; empty where they hold no conversations."""
+    table = records if isinstance(records, Table) else as_table(records, "causal_lm")
+    example = table.example()
+    return [found for name in LAYOUTS if (found := _FINDERS[name](example)) is not None]
 
 
 def read_conversations(

@@ -59,18 +59,21 @@ def truncate(conversations: Sequence[TokenizedConversation], max_length: int) ->
     return Truncated(kept, shortened, dropped, lost)
 
 
-def pack_rows(conversations: Sequence[TokenizedConversation], length: int, pad_id: int) -> dict[str, np.ndarray]:
+def pack_rows(
+    conversations: Sequence[TokenizedConversation], length: int, pad_id: int, rows: Sequence[Sequence[int]] | None = None
+) -> dict[str, np.ndarray]:
     """Conversations in rows of `length`, by best fit in order of decreasing length (Johnson, 1974: at most 22 % more rows
     than needed, for large inputs).
 
     Args:
         conversations: each of at most `length` tokens.
         pad_id: fills the rows up; filled positions are no targets and a segment of their own.
+        rows: the conversations of each row, by number; None: found by `best_fit`.
     Returns:
         `input_ids`, `labels` (-100 where nothing is predicted) and `position_ids`, which begin at 0 with each conversation:
         int32 (N, T). There is no attention mask: models keep segments apart by the positions (`keeps_segments_apart`).
     """
-    rows = best_fit([len(one) for one in conversations], length)
+    rows = best_fit([len(one) for one in conversations], length) if rows is None else rows
     ids = np.full((len(rows), length), pad_id, np.int32)
     labels = np.full((len(rows), length), IGNORED, np.int32)
     positions = np.zeros((len(rows), length), np.int32)

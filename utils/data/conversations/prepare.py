@@ -11,9 +11,10 @@ import numpy as np
 from utils.adapters.special_ids import set_special_ids
 from utils.data.batch import IGNORED
 from utils.data.conversations.layouts import Conversation, ReadConversations, read_conversations
-from utils.data.conversations.packing import Truncated, keeps_segments_apart, pack_rows, truncate
+from utils.data.conversations.packing import Truncated, best_fit, keeps_segments_apart, pack_rows, truncate
 from utils.data.conversations.rendering import Renderer, RenderingNotes, TokenizedConversation, TrainOn
 from utils.data.conversations.report import ConversationsReport
+from utils.data.conversations.roles import token_roles
 from utils.data.conversations.templates import CHAT_TEMPLATES, set_chat_template
 from utils.data.encoded import EncodedExamples, Ragged
 from utils.data.labelled.learnt_tokenizer import VOCAB_SIZE
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 #: Longest row where neither arguments, model nor tokenizer say one, tokens.
 MAX_LENGTH = 1024
+
+# Rows of which `PreparedData.roles` says whose turn each token is.
+_SHOWN_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ def prepare_conversations(
         reason = "no model is given" if model is None else f"{type(model).__name__} would let them see each other"
         notes.append(f"Each row holds one conversation: {reason}.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    data = [_examples(part, sizes.max_length, pad_id, packed) for part in parts]
+    members = [_members(part, sizes.max_length, packed) for part in parts]
+    data = [_examples(*part, sizes.max_length, pad_id, packed) for part in zip(parts, members, strict=True)]
+    roles = _first_roles(renderer, train, parts[0], members[0], len(data[0].columns["input_ids"][0]) if packed else 0)
     kept = [one for part in parts for one in part.truncated.kept]
     report = ConversationsReport(
         source=source or type(records).__name__, layout=str(read.layout), num_rows=read.num_rows,
@@ -126,7 +132,7 @@ def prepare_conversations(
         name="conversations", vocab_size=sizes.model_vocab_size or len(tokenizer), max_seq_len=sizes.max_length,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    return PreparedData(data[0], data[1] if len(data[1]) else None, tokenizer, spec, report)
+    return PreparedData(data[0], data[1] if len(data[1]) else None, tokenizer, spec, report, roles=roles)
 
 
 def _sizes(tokenizer: Any, model: Any, max_length: int | None, vocab_size: int | None) -> _Sizes:
@@ -247,11 +253,30 @@ def _check_targets(parts: Sequence[_Part], max_length: int) -> None:
         raise DataError("no conversation is left to train on: the chat template refuses every one of them.")
 
 
-def _examples(part: _Part, length: int, pad_id: int, packed: bool) -> EncodedExamples:
+def _members(part: _Part, length: int, packed: bool) -> list[list[int]]:
+    """The conversations of each row, by number."""
+    lengths = [len(one) for one in part.truncated.kept]
+    return best_fit(lengths, length) if packed else [[number] for number in range(len(lengths))]
+
+
+def _first_roles(
+    renderer: Renderer, conversations: Sequence[Conversation], part: _Part, members: Sequence[Sequence[int]], length: int
+) -> tuple[tuple[str | None, ...], ...]:
+    """Whose turn each token of the first rows belongs to. `length`: of a row that is filled up; 0: rows end with their text."""
+    by_row = {one.row: one for one in conversations}
+    found = []
+    for numbers in members[:_SHOWN_ROWS]:
+        kept = (part.truncated.kept[number] for number in numbers)
+        roles = [role for one in kept for role in token_roles(renderer, by_row[one.row], one)]
+        found.append((*roles, *([None] * (length - len(roles)))))
+    return tuple(found)
+
+
+def _examples(part: _Part, members: list[list[int]], length: int, pad_id: int, packed: bool) -> EncodedExamples:
     kept = part.truncated.kept
     collate = TextCollator(pad_id)
     if packed:
-        return EncodedExamples(pack_rows(kept, length, pad_id), collate)
+        return EncodedExamples(pack_rows(kept, length, pad_id, members), collate)
     labels = [np.where(one.targets, one.ids, IGNORED).tolist() for one in kept]
     return EncodedExamples({"input_ids": Ragged.of([one.ids.tolist() for one in kept]), "labels": Ragged.of(labels)}, collate)
 

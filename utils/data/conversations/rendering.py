@@ -126,6 +126,10 @@ class Renderer:
         """
         return self._text(messages, prompt=True)
 
+    def text(self, messages: Sequence[Message]) -> str:
+        """The rendering of `messages`, without a generation prompt. Raises `DataError` as `prompt`."""
+        return self._text(messages)
+
     def _text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         from jinja2 import TemplateError
 

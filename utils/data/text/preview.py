@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +25,9 @@ class TokenView:
         attended: False for padding.
         label: what is to be predicted here; None: nothing.
         token_type: 0 for the first text, 1 for the second; None where it is not told.
+        role: whose turn it belongs to, in a conversation; None elsewhere.
+        is_target: whether the model is trained to produce it; None where labels are not tokens.
+        begins: whether a conversation begins with it.
     """
 
     token: str
@@ -30,6 +35,9 @@ class TokenView:
     attended: bool = True
     label: str | None = None
     token_type: int | None = None
+    role: str | None = None
+    is_target: bool | None = None
+    begins: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,17 @@ def preview_batch(data: Any, n: int = 3) -> list[SampleView]:
         raise DataTypeError("data that only come in their own order have no samples by number to show; give a Dataset.")
     numbers = list(range(min(n, len(module.train))))
     batch = module.train.take(numbers)
-    return [_sample(number, row, batch, data.task_spec, data.tokenizer) for row, number in enumerate(numbers)]
+    roles = getattr(data, "roles", ())[: len(numbers)]
+    samples = [_sample(number, row, batch, data.task_spec, data.tokenizer) for row, number in enumerate(numbers)]
+    positions = batch.get("position_ids")
+    return [
+        _with_roles(sample, roles[row], None if positions is None else positions[row].tolist()) if row < len(roles) else sample
+        for row, sample in enumerate(samples)
+    ]
 
 
 def show_samples(data: Any, n: int = 3) -> None:
-    """Show `preview_batch`: tables in a notebook, text elsewhere."""
+    """Show `preview_batch`: tables in a notebook, text elsewhere; conversations turn by turn, with what is trained on."""
     from utils.views.display import show_html
     from utils.views.samples import samples_html, samples_text
 
@@ -88,19 +102,35 @@ def _sample(number: int, row: int, batch: Batch, task_spec: Any, tokenizer: Any)
         label = _label_of(labels, row, task_spec)
         return SampleView(number, _text(batch, row, tokenizer), label, _tokens(batch, row, None, tokenizer))
     names = [_label_name(int(i), task_spec, tokenizer) for i in labels[row]]
+    targets = None
     if task_spec.task_type == "causal_lm":
+        targets = [False, *(name is not None for name in names[1:])]
         names = [*names[1:], None]  # a position predicts the next token
-    return SampleView(number, _text(batch, row, tokenizer), None, _tokens(batch, row, names, tokenizer))
+    return SampleView(number, _text(batch, row, tokenizer), None, _tokens(batch, row, names, tokenizer, targets))
 
 
-def _tokens(batch: Batch, row: int, labels: list[str | None] | None, tokenizer: Any) -> tuple[TokenView, ...]:
+def _with_roles(sample: SampleView, roles: Sequence[str | None], positions: Sequence[int] | None) -> SampleView:
+    """The sample with the role of each token; positions that begin again at 0 begin a conversation."""
+    tokens = [
+        replace(token, role=role, begins=role is not None and place == 0)
+        for token, role, place in zip_longest(
+            sample.tokens, roles[: len(sample.tokens)], positions or range(len(sample.tokens))
+        )
+    ]
+    return replace(sample, tokens=tuple(tokens))
+
+
+def _tokens(
+    batch: Batch, row: int, labels: list[str | None] | None, tokenizer: Any, targets: Sequence[bool] | None = None
+) -> tuple[TokenView, ...]:
     ids = batch["input_ids"][row].tolist()
     mask = batch["attention_mask"][row].tolist() if "attention_mask" in batch else [1] * len(ids)
     types = batch["token_type_ids"][row].tolist() if "token_type_ids" in batch else [None] * len(ids)
     names = labels or [None] * len(ids)
+    produced = targets or [None] * len(ids)
     return tuple(
-        _token(i, tokenizer, attended=bool(seen), label=name, token_type=kind)
-        for i, seen, name, kind in zip(ids, mask, names, types, strict=True)
+        _token(i, tokenizer, attended=bool(seen), label=name, token_type=kind, is_target=target)
+        for i, seen, name, kind, target in zip(ids, mask, names, types, produced, strict=True)
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
+from utils.data.file_records import TASKS
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
 from utils.data.text.hub import dataset_name_problem
 from utils.errors import Problem
@@ -31,6 +32,9 @@ _TEXT_KINDS = ("builtin", "named", "file", "table", "texts")
 _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "config_name": ("named",),
     "text_column": ("named", "file", "table"),
+    "task": ("file",),
+    "label_column": ("file",),
+    "conversation_layout": ("file",),
     "max_length": _TEXT_KINDS,
     "tokenizer_strategy": _TEXT_KINDS,
     "val_split": (*_TEXT_KINDS, "rows"),
@@ -72,6 +76,7 @@ class DataArguments:
         datamodule: has `train_dataloader()` and perhaps `val_dataloader()`; or what `prepare_data` returned.
         task_spec: what is learnt; None: to predict the next token. For other tasks a table has labels.
         seed: draws the validation part.
+        task, label_column, conversation_layout: of files with records, see `utils.data.file_records.prepare_files`.
     """
 
     dataset: Any = None
@@ -87,6 +92,9 @@ class DataArguments:
     task_spec: TaskSpec | None = None
     seed: int = 42
     dataset_source: str | None = None
+    task: str = "causal_lm"
+    label_column: str | None = None
+    conversation_layout: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -181,6 +189,11 @@ class DataArguments:
         return found
 
     def _task_problems(self) -> list[Problem]:
+        if self.task not in TASKS:
+            guess = nearest(str(self.task), TASKS)
+            return [Problem("task", f"got {shown(self.task)}; must be one of {', '.join(TASKS)}", guess)]
+        if self.task != "causal_lm" and self.task_spec is not None:
+            return [Problem("task_spec", f"given together with task={self.task!r}; keep one of the two")]
         wanted = getattr(self.task_spec, "task_type", None)
         if not self.is_text or self.is_labelled or wanted in (None, "causal_lm"):
             return []

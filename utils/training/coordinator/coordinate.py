@@ -98,6 +98,9 @@ class TrainingCoordinator:
         dataset_source: str | None = None,
         tokenizer_strategy: str = "auto",
         task_spec: TaskSpec | None = None,
+        task: str = "causal_lm",
+        label_column: str | None = None,
+        conversation_layout: str | None = None,
         callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> CoordinatorResults:
@@ -127,6 +130,8 @@ class TrainingCoordinator:
             seed: start of every random sequence.
             task_spec: what is learnt; None: to predict the next token from texts, inferred from the first sample otherwise.
                 For other tasks the data are a table with labels, or a datamodule.
+            task: what is learnt from files: "causal_lm", which includes conversations, or "text_classification".
+            label_column: the files' column of classes; conversation_layout: which columns hold the conversations.
             callbacks: watch the run.
             settings: every other field of TrainingConfig, or its alias.
         Returns:
@@ -147,7 +152,7 @@ class TrainingCoordinator:
         given = DataArguments(
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
-            dataset_source,
+            dataset_source, task, label_column, conversation_layout,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

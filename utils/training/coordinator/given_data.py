@@ -14,6 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from utils import colab
 from utils.adapters.facts import model_facts
+from utils.data.file_records import prepare_files
 from utils.data.labelled.prepare import prepare_examples
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.text.hub import LoadedTexts, load_hub_texts, table_texts
@@ -60,11 +61,13 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         return _with_vocabulary(found, given)
     if given.is_labelled:
         return _labelled(given, model)
-    loaded = documents(given)
     length = given.block_length(model)
     known = model_facts(model).vocab_size
     vocab_size = given.vocab_size if given.vocab_size is not None else known
     assert vocab_size is not None
+    if given.kind == "file" and (records := _records(given, model, length, vocab_size)) is not None:
+        return records
+    loaded = documents(given)
     texts = prepare_text(
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
         tokenizer_strategy=given.tokenizer_strategy, val_split=given.val_split, random_seed=given.seed,
@@ -76,6 +79,24 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     return GivenData(texts.train, texts.validation, texts.tokenizer, texts.task_spec, texts.report, notices)
 
 
+def _records(given: DataArguments, model: nn.Module, length: int, vocab_size: int) -> GivenData | None:
+    """The data of files of conversations, or of texts with labels; None: they hold texts."""
+    found = prepare_files(
+        _file_path(given), task=given.task, max_length=length, vocab_size=vocab_size, val_split=given.val_split,
+        random_seed=given.seed, text_column=given.text_column, label_column=given.label_column,
+        layout=given.conversation_layout, tokenizer=given.tokenizer, model=model,
+    )  # fmt: skip
+    if found is None:
+        return None
+    notes = list(found.report.notes)
+    return GivenData(found.train, found.validation, found.tokenizer, found.task_spec, found.report, notes)
+
+
+def _file_path(given: DataArguments) -> Any:
+    source: Any = given.dataset if given.dataset_path is None else given.dataset_path
+    return colab.drive_path(source) if given.dataset_source == "drive" else source
+
+
 def documents(given: DataArguments) -> LoadedTexts:
     """The texts that were named: the one place where a source becomes documents."""
     source: Any = given.dataset if given.dataset_path is None else given.dataset_path
@@ -83,8 +104,7 @@ def documents(given: DataArguments) -> LoadedTexts:
     if given.kind == "builtin":
         return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")
     if given.kind == "file":
-        path = colab.drive_path(source) if given.dataset_source == "drive" else source
-        return load_local_texts(path, given.text_column, with_validation=with_validation)
+        return load_local_texts(_file_path(given), given.text_column, with_validation=with_validation)
     if given.kind == "named":
         return _named(str(source), given.config_name, given.text_column, with_validation)
     if given.kind == "table":

@@ -1,0 +1,219 @@
+"""Files whose rows are records: conversations, and texts with the class of each.
+
+`recognise` says what the first rows hold, `prepare_files` makes training data of all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from utils.data.read.columns import KNOWN_NAMES
+from utils.data.read.files import find_files, format_of
+from utils.data.read.records import read_tables
+from utils.data.read.rows import BadLines, ReadOptions, listed
+from utils.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.data.prepared import PreparedData
+
+#: Tasks that files can be read for.
+TASKS = ("causal_lm", "text_classification")
+
+# Rows that tell what a file holds.
+_FIRST_ROWS = 100
+
+
+@dataclass(frozen=True)
+class FileRecords:
+    """The records of files.
+
+    Attributes:
+        records: one dict a row; validation: those of files that are named so, None where there are none.
+        source: what they are, for the report.
+        notes: what the user should know.
+    """
+
+    records: list[dict[str, Any]]
+    validation: list[dict[str, Any]] | None
+    source: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the first rows of files hold.
+
+    Attributes:
+        columns: names of the columns; none for plain text.
+        layouts: names of the conversation layouts that fit, see `utils.data.conversations.LAYOUTS`.
+        descriptions: the same with their columns, for messages.
+        has_texts: whether a column has a usual name of texts, which is read unless a layout is chosen.
+    """
+
+    columns: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    has_texts: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in a sentence."""
+        if not self.columns:
+            return "Plain text."
+        found = f"Columns: {listed(self.columns)}."
+        if not self.layouts:
+            return found
+        layouts = " or ".join(self.descriptions)
+        if self.has_texts:
+            return f"{found} Read as texts; as conversations they would be {layouts}."
+        return f"{found} Conversations found: {layouts}."
+
+
+def recognise(path: str | os.PathLike[str]) -> Recognised:
+    """What the first rows of the first file at `path` hold.
+
+    Raises:
+        DataNotFoundError, DataError: there is no such file, or it cannot be read.
+    """
+    from utils.data.conversations.layouts import fitting_layouts
+
+    file = find_files(path).files[0]
+    if format_of(file) == "txt":
+        return Recognised()
+    first = next((table for _, table in read_tables([file], ReadOptions(), BadLines("skip"))), None)
+    if first is None:
+        return Recognised()
+    rows = first.slice(0, _FIRST_ROWS).to_pylist()
+    fitting = fitting_layouts(rows)
+    has_texts = any(isinstance(rows[0].get(name), str) for name in KNOWN_NAMES)
+    return Recognised(
+        tuple(first.column_names), tuple(layout.name for layout in fitting), tuple(map(str, fitting)), has_texts
+    )
+
+
+def load_records(
+    path: str | os.PathLike[str], *, with_validation: bool = True, keep_empty: bool = False
+) -> FileRecords:
+    """The rows of a file, a folder or a pattern of paths, held in memory.
+
+    Args:
+        with_validation: also read the files of a folder whose names say that they are for validation.
+        keep_empty: keep columns without a value in a row; else the row's dict leaves them out.
+    Raises:
+        DataNotFoundError, DataError: what is wrong, with path:line.
+    """
+    found = find_files(path)
+    options = ReadOptions()
+    records = _records(found.files, options, keep_empty)
+    if not records:
+        raise DataError(f"{os.fspath(path)}: holds no rows. Give a file with at least one.")
+    has_validation = with_validation and bool(found.validation)
+    validation = _records(found.validation, options, keep_empty) if has_validation else None
+    notes = list(found.notes)
+    if validation is not None:
+        notes.append(f"Validation is the files that are named so (files: {len(found.validation):,}).")
+    counted = "" if len(found.files) == 1 else f", {len(found.files):,} files"
+    return FileRecords(records, validation, f"{os.fspath(path)}{counted}", notes)
+
+
+def label_names(
+    path: str | os.PathLike[str], *, text_column: str | None = None, label_column: str | None = None
+) -> tuple[str, ...]:
+    """The classes in the files at `path`, in the order of their numbers.
+
+    Raises:
+        DataNotFoundError, DataError, ConfigError: the files cannot be read, or have no column of labels; says which they have.
+    """
+    from utils.data.labelled.table import as_table
+    from utils.data.labelled.targets import read_targets
+    from utils.data.labelled.usable_rows import usable_rows
+    from utils.data.read.task_columns import find_columns
+
+    task_type = "text_classification"
+    table = as_table(_labelled_rows(path, with_validation=False).records, task_type)
+    columns = find_columns(task_type, table.example(), text=text_column, label=label_column)
+    part = usable_rows(table, columns, task_type, "skip", "records")
+    targets, _ = read_targets([part.labels()], task_type, None, None)
+    classes = targets[0].classes
+    return () if classes is None else classes.names
+
+
+def prepare_files(
+    path: str | os.PathLike[str], *, task: str, max_length: int, vocab_size: int | None, val_split: float, random_seed: int,
+    text_column: str | None = None, label_column: str | None = None, layout: str | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None, model: Any = None,
+) -> PreparedData | None:  # fmt: skip
+    """Training data from files of records; None: they hold plain texts for a language model.
+
+    Args:
+        path: a file, a folder or a pattern of paths.
+        task: one of `TASKS`.
+        layout: of conversations, see `utils.data.conversations.LAYOUTS`; None: found by the columns.
+        max_length, vocab_size, val_split, random_seed, text_column, label_column, tokenizer, model: as for
+            `prepare_examples` and `prepare_conversations`.
+    Raises:
+        ConfigError, DataError: as for these.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task: got {task!r}; must be one of {', '.join(TASKS)}.")
+    if task == "text_classification":
+        from utils.data.labelled.prepare import prepare_examples
+
+        rows = _labelled_rows(path, with_validation=val_split > 0)
+        data = prepare_examples(
+            rows.records, task, tokenizer, text_column=text_column, label_column=label_column, max_length=max_length,
+            val_split=val_split, random_seed=random_seed, vocab_size=None if tokenizer is not None else vocab_size,
+            validation=rows.validation, class_names=named_classes(model), on_bad_row="skip", model=model,
+            source=rows.source,
+        )  # fmt: skip
+        data.report.notes.extend(rows.notes)
+        return data
+    if text_column is not None:
+        return None
+    from utils.data.conversations.files import holds_conversations
+    from utils.data.conversations.prepare import prepare_conversations
+
+    if not holds_conversations(path, layout):
+        return None
+    found = load_records(path, with_validation=val_split > 0)
+    data = prepare_conversations(
+        found.records, tokenizer=tokenizer, model=model, layout=layout, max_length=max_length, vocab_size=vocab_size,
+        val_split=val_split, random_seed=random_seed, validation=found.validation, source=found.source,
+        on_bad_row="skip",
+    )  # fmt: skip
+    data.report.notes.extend(found.notes)
+    return data
+
+
+def named_classes(model: Any) -> list[str] | None:
+    """The names of a classifier's classes in the order of their numbers; None where its config only numbers them."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, Mapping) or not names:
+        return None
+    found = [str(names[number]) for number in sorted(names, key=int)]
+    return None if all(name.startswith("LABEL_") for name in found) else found
+
+
+def _labelled_rows(path: str | os.PathLike[str], *, with_validation: bool) -> FileRecords:
+    if format_of(find_files(path).files[0]) == "txt":
+        raise DataError(
+            f"{os.fspath(path)} is plain text, which has no labels. Give a csv, tsv, json, jsonl or parquet file with a "
+            "column of texts and one of labels."
+        )
+    return load_records(path, with_validation=with_validation, keep_empty=True)
+
+
+def _records(files: Sequence[Any], options: ReadOptions, keep_empty: bool) -> list[dict[str, Any]]:
+    bad = BadLines(options.on_bad_line)
+    rows = (row for _, table in read_tables(files, options, bad) for row in table.to_pylist())
+    return list(rows) if keep_empty else [_without_nulls(row) for row in rows]
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without columns that only other rows have."""
+    return {name: value for name, value in row.items() if value is not None}
