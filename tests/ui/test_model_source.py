@@ -54,7 +54,7 @@ def test_sizes_follow_the_model_unless_somebody_chose_them(folders):
     state.set("pretrained_model", folders["llama"])
     vocab_size = state.facts.vocab_size
     assert (state.setup.vocab_size, state.setup.max_length) == (vocab_size, 96)
-    assert f"Vocabulary {vocab_size} tokens" in state.notice
+    assert f"Vocabulary size {vocab_size} tokens" in state.notice
     state.set("pretrained_model", None)
     assert (state.setup.vocab_size, state.setup.max_length) == (64, 32)
     state.set("max_length", 16)

@@ -114,6 +114,7 @@ class Trainer:
         self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
         self._tuned: FineTuned | None = None
+        self._facts: dict[str, Any] = {}  # of the fine-tuning; filled while training
         check_settings(self.training_config)
 
     @property
@@ -159,7 +160,7 @@ class Trainer:
         self.notices = []
         try:
             with fine_tuned(self.model, self.training_config) as tuned:
-                self.model, self._tuned = tuned.model, tuned
+                self.model, self._tuned, self._facts = tuned.model, tuned, tuned.facts
                 for sentence in tuned.notices:
                     self.notice(sentence)
                 plan = self._plan(train_data, val_data)
@@ -278,7 +279,7 @@ class Trainer:
         if not any(isinstance(callback, DoctorCallback) for callback in found):
             found.append(DoctorCallback())
         if self._tuned is not None and self._tuned.mode != "full":
-            found.append(MovementCallback(self._tuned.facts))
+            found.append(MovementCallback(self._facts))
         if self.parts is not None and not self.parts.world.is_main:
             return [callback for callback in found if not callback.main_only]
         trackers = make_trackers(config, self.trackers, self.notices)
@@ -318,12 +319,11 @@ class Trainer:
         kept, has_best = plan.world.broadcast(
             (sorted(run.store.entries, key=lambda entry: entry.step), run.store.best is not None and best.exists())
         )
-        tuned = None if self._tuned is None or plan.config.finetune == "full" else dict(self._tuned.facts)
         return TrainingResults(
             state=self.state, model=self.model, tokenizer=self.tokenizer, task_spec=plan.task_spec,
             training_config=self.training_config, run_dir=run.start.folder.path, precision=run.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
-            fine_tuning=tuned,
+            fine_tuning=None if plan.config.finetune == "full" else dict(self._facts),
         )  # fmt: skip
 
 
