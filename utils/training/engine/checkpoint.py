@@ -100,6 +100,21 @@ def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], so
     }, strict=whole)  # fmt: skip
 
 
+def weights_to_use(checkpoint: Payload) -> dict[str, Tensor]:
+    """The weights that a checkpoint's model is used with: the averaged ones where they were better at the latest validation,
+    else the trained ones. A run is continued from the trained ones, `checkpoint["model"]`."""
+    trained: dict[str, Tensor] = checkpoint["model"]
+    if not averaged_is_better(checkpoint):
+        return trained
+    return {**trained, **under_names_of(trained, checkpoint["averaged"]["weights"])}
+
+
+def averaged_is_better(checkpoint: Payload) -> bool:
+    """Whether a checkpoint holds averaged weights that were better than the trained ones at the latest validation."""
+    averaged = checkpoint.get("averaged")
+    return averaged is not None and bool(averaged["better"])
+
+
 def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """`weights` under the names that `model` has for them: they may differ in what torch.compile adds.
 

@@ -14,6 +14,7 @@ import torch
 from utils.data.examples import Batch
 from utils.errors import DataError, NonFiniteError
 from utils.training.engine import rng
+from utils.training.engine.averaging import AVERAGED
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.data import StepBatches, UniversalDataModule, nothing_to_learn
 from utils.training.engine.interrupts import Control
@@ -158,6 +159,8 @@ class TrainingLoop:
         before = self.before_step = rng.snapshot()
         self.parts.buffers.keep()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
+        if self.parts.average is not None:
+            self.parts.average.step = state.step
         skips = self._skips_borne(state.step)
         num_targets = self._targets_of_all(batches.micro_batches)
 
@@ -303,7 +306,7 @@ class TrainingLoop:
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._take_stop_request()
         measured = self.monitor.startswith("train/") or state.evaluated_step == state.step
-        self.saver.after_epoch(row.get(self.monitor) if measured else None)
+        self.saver.after_epoch(self._value(row) if measured else None)
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
@@ -316,6 +319,7 @@ class TrainingLoop:
         metrics = metrics_of(sums, self.parts.objective, "val")
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
+        metrics |= self._averaged_metrics(metrics)
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums
@@ -324,9 +328,29 @@ class TrainingLoop:
         self._write(row)
         self.events.fire("on_evaluate_end", logs=metrics)
 
+    def _averaged_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The same validation with the averaged weights, where there are any; notes whether they are better."""
+        average = self.parts.average
+        if average is None or not average.count:
+            return {}
+        with rng.preserved(), average.applied():
+            sums = evaluate(self.parts, self.data.validation_batches(), self._poll, self.state.validation_pieces)
+        found = metrics_of(sums, self.parts.objective, "val")
+        own, averaged = metrics.get(self.monitor, math.nan), found.get(self.monitor, math.nan)
+        average.better = averaged < own if self.mode == "min" else averaged > own
+        return {f"{name}{AVERAGED}": value for name, value in found.items()}
+
+    def _value(self, metrics: Row) -> float | None:
+        """The monitored metric: of the averaged weights where these are better."""
+        name = self.monitor
+        if self.parts.average is not None and self.parts.average.better and f"{name}{AVERAGED}" in metrics:
+            name = f"{name}{AVERAGED}"
+        value: float | None = metrics.get(name)
+        return value
+
     def _judge(self, metrics: dict[str, float]) -> None:
         """Record the monitored metric's new value: best so far, early stopping, and a schedule that follows it."""
-        value = metrics.get(self.monitor)
+        value = self._value(metrics)
         if value is None:
             self.events.notice(
                 f"The monitored metric {self.monitor} could not be computed at least once; best checkpoint and early stopping "
@@ -345,7 +369,7 @@ class TrainingLoop:
         if state.step % every or state.evaluated_step == state.step:
             return False
         self._evaluate()
-        self.saver.after_evaluation(state.history[-1].get(self.monitor))
+        self.saver.after_evaluation(self._value(state.history[-1]))
         return True
 
     def _skips_borne(self, step: int) -> tuple[int, float]:

@@ -31,6 +31,7 @@ from utils.scrubbing import describe_error, scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
 from utils.training.engine.arguments import check_arguments, whole_number
+from utils.training.engine.averaging import WeightAverage
 from utils.training.engine.buffers import load_run_states
 from utils.training.engine.callbacks import Callback, CallbackList, EarlyStopping
 from utils.training.engine.checkpoint import BEST, CheckpointStore, FollowersStore, Payload, load_model_weights
@@ -65,7 +66,7 @@ from utils.training.engine.objective import Objective, check_monitor
 from utils.training.engine.own_loss import own_loss_notice
 from utils.training.engine.own_parts import OwnParts
 from utils.training.engine.parts import Parts, assemble, switch_activation_checkpointing
-from utils.training.engine.results import TrainingResults
+from utils.training.engine.results import TrainingResults, Weights
 from utils.training.engine.saving import RunSaver, environment_facts
 from utils.training.engine.sharding import give_weights, parted_weights
 from utils.training.engine.state import TrainState
@@ -507,6 +508,8 @@ class Trainer:
             restore_optimizer(checkpoint, parts)
         else:
             self.notice(afresh)
+        if parts.average is not None:
+            self._restore_average(checkpoint.get("averaged"), parts.average)
         parts.schedule.load_state_dict(checkpoint["schedule"])
         if parts.scaler is not None and checkpoint.get("scaler"):
             parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -524,6 +527,14 @@ class Trainer:
         if not data.resumable and state.samples_done:
             self.notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
         return state
+
+    def _restore_average(self, saved: Mapping[str, Any] | None, average: WeightAverage) -> None:
+        if (reason := average.misfit(saved)) is None:
+            assert saved is not None
+            average.load_state_dict(saved)
+        else:
+            average.restart()
+            self.notice(f"The average of the weights starts afresh: {reason}.")
 
     def _state_to_continue(self, start: Start, checkpoint: Payload, world: World) -> TrainState:
         """The checkpoint's state, with `stop_reason` None when there is more to do.
@@ -629,6 +640,7 @@ class Trainer:
 
     def _results(self, folder: RunFolder, store: CheckpointStore, task_spec: TaskSpec) -> TrainingResults:
         assert self.parts is not None
+        weights = self._choose_weights(self.parts.average)
         if self.parts.model is not self.model:
             give_weights(self.parts.model, self.model)
         best = store.folder / BEST
@@ -639,8 +651,22 @@ class Trainer:
             state=self.state, model=self.model, tokenizer=self.tokenizer, task_spec=task_spec,
             training_config=self.training_config, run_dir=folder.path, precision=self.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
-            fine_tuning=None if self.training_config.finetune == "full" else dict(self._facts),
+            fine_tuning=None if self.training_config.finetune == "full" else dict(self._facts), weights=weights,
         )  # fmt: skip
+
+    def _choose_weights(self, average: WeightAverage | None) -> Weights:
+        """Give the model the averaged weights, if they were better at the latest validation, and say which it has."""
+        if average is None:
+            return "trained"
+        if average.better:
+            average.take()
+            self.notice("The model has the averaged weights, which were better than the trained ones at the latest validation.")
+            return "averaged"
+        why = "were not better at the latest validation" if average.count else "do not exist yet"
+        if average.count and not any(row["event"] == "evaluate" for row in self.state.history):
+            why = "were not compared, because nothing was validated"
+        self.notice(f"The model has the trained weights: the averaged ones {why}.")
+        return "trained"
 
 
 def _nothing_left(start: Start, state: TrainState) -> str:
