@@ -23,7 +23,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "with_optimizer": _names(
         "optimizer learning_rate weight_decay betas eps max_grad_norm warmup_ratio warmup_steps "
-        "gradient_accumulation_steps"
+        "gradient_accumulation_steps weight_averaging ema_decay averaging_ratio"
     ),
     "with_optimization": _names(
         "compile_mode gradient_accumulation_steps gradient_checkpointing fused_loss precision use_amp auto_batch_size"
@@ -160,7 +160,7 @@ class TrainingConfigBuilder:
         return self._changed("with_training", values).with_dataset(val_split=split)
 
     def with_optimizer(self, /, **values: Any) -> Self:
-        """How gradients become updates: optimizer, weight_decay, betas, eps, max_grad_norm, warmup_ratio, …"""
+        """How gradients become updates: optimizer, weight_decay, betas, eps, max_grad_norm, weight_averaging, …"""
         return self._changed("with_optimizer", values)
 
     def with_optimization(self, /, **values: Any) -> Self:

@@ -116,6 +116,7 @@ def load_results(
         task_spec=stored.task_spec, training_config=config, run_dir=folder,
         precision=header["environment"].get("precision", "32"), checkpoints=[*kept, path],
         best_model_path=best if best.is_file() else None, notices=[],
+        weights=None,
     )  # fmt: skip
 
 
@@ -136,10 +137,10 @@ def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: boo
 def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any]) -> StoredModel:
     from utils.models import load_model
     from utils.training.engine.checkpointing.store import read_checkpoint
-    from utils.training.engine.checkpointing.weights import load_model_weights
+    from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
 
     checkpoint = read_checkpoint(path)
-    weights = checkpoint["model"]
+    weights = weights_to_use(checkpoint)
     model = load_model(name, **arguments)
     if "base_model" in checkpoint:
         model = with_lora(model, TrainingConfig.from_dict(TrainingConfig.from_saved(checkpoint["config"])[0]))

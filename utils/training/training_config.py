@@ -25,6 +25,7 @@ ExportFormat = Literal[
     "gguf-q8_0", "peft",
 ]
 LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau", "wsd"]
+WeightAveraging = Literal["none", "ema", "last"]
 FineTuningMode = Literal["full", "lora", "head", "last_layers"]
 LayerName = Annotated[str, Strict(), Field(min_length=1)]
 
@@ -130,6 +131,18 @@ class TrainingConfig(Schema):
     )
     min_lr_ratio: float = _field(
         0.1, "Final learning rate", "Learning rate at the end, as a fraction of the peak.", ge=0, le=1
+    )
+    weight_averaging: WeightAveraging = _field(
+        "none",
+        "Weight averaging",
+        "Average the weights over steps: ema (exponential moving average) or last (mean of the last steps). "
+        "Validated beside the trained weights and used when better.",
+    )
+    ema_decay: float = _field(
+        0.999, "EMA decay", "Decay of the moving average per step; lower in the first steps.", gt=0, lt=1
+    )
+    averaging_ratio: float = _field(
+        0.2, "Averaged fraction", "Fraction of all steps, at the end, that weight averaging 'last' averages.", gt=0, le=1
     )
     label_smoothing: float = _field(0.0, "Label smoothing", "Probability mass spread uniformly over all classes.", ge=0, lt=1)
 
@@ -314,6 +327,11 @@ class TrainingConfig(Schema):
             problems.append(
                 Problem("optimizer", "got 'muon' with strategy='fsdp', which splits the matrices that Muon needs whole; set "
                         "optimizer='adamw', or strategy='ddp'", "adamw")
+            )  # fmt: skip
+        if values["weight_averaging"] != "none" and values["strategy"] == "fsdp":
+            problems.append(
+                Problem("weight_averaging", f"got {values['weight_averaging']!r} with strategy='fsdp', which splits "
+                        "the weights; set weight_averaging='none', or strategy='ddp'", "none")
             )  # fmt: skip
         if values["finetune"] == "lora" and values["strategy"] == "fsdp":
             problems.append(Problem("strategy", "got 'fsdp' with finetune='lora'; adapters are small: set 'ddp'", "ddp"))

@@ -299,6 +299,7 @@ STEPS: tuple[WizardStep, ...] = (
         ),
         _fields(
             "optimizer weight_decay betas max_grad_norm max_steps warmup_steps min_lr_ratio lr_decay_ratio "
+            "weight_averaging ema_decay averaging_ratio "
             "label_smoothing lora_dropout gradient_checkpointing num_workers eval_every "
             "save_every_n_epochs save_every_minutes keep_best_k "
             "keep_last_n on_nonfinite on_config_change random_seed deterministic output_dir notes"

@@ -17,6 +17,7 @@ from utils.training.engine import rng
 from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.compute.assembly import Parts
+from utils.training.engine.compute.averaging import AVERAGED
 from utils.training.engine.data import StepBatches, nothing_to_learn
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
@@ -143,6 +144,8 @@ class TrainingLoop:
         before = self.before_step = rng.snapshot()
         self.parts.buffers.keep()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
+        if self.parts.average is not None:
+            self.parts.average.step = state.step
         skips = self._skips_borne(state.step)
         num_targets = self._targets_of_all(batches.micro_batches)
 
@@ -288,7 +291,7 @@ class TrainingLoop:
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._take_stop_request()
         measured = self.plan.monitor.startswith("train/") or state.evaluated_step == state.step
-        self.saver.after_epoch(row.get(self.plan.monitor) if measured else None)
+        self.saver.after_epoch(self._value(row) if measured else None)
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
@@ -302,6 +305,7 @@ class TrainingLoop:
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         metrics |= self._bytes.metrics(sums, self.parts.world)
+        metrics |= self._averaged_metrics(metrics)
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums
@@ -310,9 +314,29 @@ class TrainingLoop:
         self._write(row)
         self.events.fire("on_evaluate_end", logs=metrics)
 
+    def _averaged_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The same validation with the averaged weights, where there are any; notes whether they are better."""
+        average = self.parts.average
+        if average is None or not average.count:
+            return {}
+        with rng.preserved(), average.applied():
+            sums = evaluate(self.parts, self.data.validation_batches(), self._poll, self.state.validation_pieces)
+        found = metrics_of(sums, self.parts.objective, "val")
+        own, averaged = metrics.get(self.plan.monitor, math.nan), found.get(self.plan.monitor, math.nan)
+        average.better = averaged < own if self.plan.mode == "min" else averaged > own
+        return {f"{name}{AVERAGED}": value for name, value in found.items()}
+
+    def _value(self, metrics: Row) -> float | None:
+        """The monitored metric: of the averaged weights where these are better."""
+        name = self.plan.monitor
+        if self.parts.average is not None and self.parts.average.better and f"{name}{AVERAGED}" in metrics:
+            name = f"{name}{AVERAGED}"
+        value: float | None = metrics.get(name)
+        return value
+
     def _judge(self, metrics: dict[str, float]) -> None:
         """Record the monitored metric's new value: best so far, early stopping, and a schedule that follows it."""
-        value = metrics.get(self.plan.monitor)
+        value = self._value(metrics)
         if value is None:
             self.events.notice(
                 f"The monitored metric {self.plan.monitor} could not be computed at least once; best checkpoint and early "
@@ -331,7 +355,7 @@ class TrainingLoop:
         if state.step % every or state.evaluated_step == state.step:
             return False
         self._evaluate()
-        self.saver.after_evaluation(state.history[-1].get(self.plan.monitor))
+        self.saver.after_evaluation(self._value(state.history[-1]))
         return True
 
     def _skips_borne(self, step: int) -> tuple[int, float]:

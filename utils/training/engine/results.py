@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.state import Row, TrainState
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
 
+Weights = Literal["trained", "averaged"]
+
 # Columns that readers of metrics_summary rely on; unknown values are NaN there.
 _COLUMNS = (
     "epoch", "train/loss", "val/loss", "train/accuracy", "val/accuracy", "train/perplexity", "val/perplexity",
@@ -33,6 +35,8 @@ class TrainingResults(Mapping[str, Any]):
 
     Attributes:
         model: the trained model, as it stands after the last step; tokenizer: what was given to the Trainer.
+        weights: "trained": the model has the weights of the last step; "averaged": it has their average (`weight_averaging`),
+            which was better at the latest validation; None: not known, of results that were read from a run's folder.
         task_spec, training_config: what was learnt and how.
         run_dir: the run's folder (Path); run_name: its name.
         state: the TrainState at the end.
@@ -54,7 +58,7 @@ class TrainingResults(Mapping[str, Any]):
         self, *, state: TrainState, model: nn.Module, tokenizer: Any, task_spec: TaskSpec | None,
         training_config: TrainingConfig,
         run_dir: Path, precision: str, checkpoints: list[Path], best_model_path: Path | None, notices: list[str],
-        fine_tuning: dict[str, Any] | None = None,
+        fine_tuning: dict[str, Any] | None = None, weights: Weights | None = "trained",
     ) -> None:  # fmt: skip
         self.state, self.model, self.tokenizer = state, model, tokenizer
         self.task_spec, self.training_config = task_spec, training_config
@@ -64,7 +68,7 @@ class TrainingResults(Mapping[str, Any]):
         self.checkpoint_path = self.checkpoint_paths[-1] if checkpoints else None
         self.best_model_path = str(best_model_path) if best_model_path else None
         self.notices = notices
-        self.fine_tuning = fine_tuning
+        self.fine_tuning, self.weights = fine_tuning, weights
         self.export_dir: str | None = None
         self.export_error: str | None = None
 
@@ -212,9 +216,10 @@ class TrainingResults(Mapping[str, Any]):
         """The final weights on the CPU in the model's number formats, read from the newest checkpoint on each access."""
         if self.checkpoint_path and Path(self.checkpoint_path).is_file():
             from utils.training.engine.checkpointing.store import read_checkpoint
+            from utils.training.engine.checkpointing.weights import weights_to_use
             from utils.training.engine.compute.master_weights import in_formats_of
 
-            weights = read_checkpoint(self.checkpoint_path, mapped=True)["model"]
+            weights = weights_to_use(read_checkpoint(self.checkpoint_path, mapped=True))
             return copy.deepcopy(in_formats_of(self.bare_model, weights))  # of the mapped file, which may change or go
         return {name: tensor.detach().cpu().clone() for name, tensor in self.bare_model.state_dict().items()}
 
@@ -258,6 +263,8 @@ class TrainingResults(Mapping[str, Any]):
             step = self.state.best.step
             where = "" if step is None else f" (step {step:,})"
             rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f}{where}"
+        if self.training_config.weight_averaging != "none":
+            rows["weights"] = self.weights or "those of the best checkpoint"
         rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
         if self.best_model_path:
             rows["best checkpoint"] = self.best_model_path

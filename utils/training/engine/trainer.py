@@ -22,6 +22,7 @@ from utils.training.engine.checkpointing.resume import fingerprint_of, restore_r
 from utils.training.engine.checkpointing.saver import RunSaver
 from utils.training.engine.checkpointing.store import BEST, CheckpointStore, FollowersStore
 from utils.training.engine.compute.assembly import Parts, assemble, switch_activation_checkpointing
+from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.master_weights import fp32_weights
 from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.data import UniversalDataModule
@@ -36,7 +37,7 @@ from utils.training.engine.loss.tasks import Task
 from utils.training.engine.movement import MovementCallback
 from utils.training.engine.plan import Given, RunPlan
 from utils.training.engine.planning import plan_run
-from utils.training.engine.results import TrainingResults
+from utils.training.engine.results import TrainingResults, Weights
 from utils.training.engine.run_notes import note_commit, note_state, note_weights, nothing_left, write_description
 from utils.training.engine.sanity.arguments import check_arguments, check_finetune
 from utils.training.engine.sanity.compatibility import check_last_batch
@@ -313,6 +314,7 @@ class Trainer:
         return results
 
     def _results(self, run: _OpenRun, plan: RunPlan) -> TrainingResults:
+        weights = self._choose_weights(run.parts.average)
         if run.parts.model is not self.model:
             give_weights(run.parts.model, self.model)
         best = run.store.folder / BEST
@@ -323,8 +325,36 @@ class Trainer:
             state=self.state, model=self.model, tokenizer=self.tokenizer, task_spec=plan.task_spec,
             training_config=self.training_config, run_dir=run.start.folder.path, precision=run.parts.precision.compute,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
-            fine_tuning=None if plan.config.finetune == "full" else dict(self._facts),
+            fine_tuning=None if plan.config.finetune == "full" else dict(self._facts), weights=weights,
         )  # fmt: skip
+
+    def _choose_weights(self, average: WeightAverage | None) -> Weights:
+        """Give the model the averaged weights, if they were better at the latest validation, and say which it has."""
+        if average is None:
+            return "trained"
+        if average.better:
+            average.take()
+            self.notice("The model has the averaged weights, which were better than the trained ones at the latest validation.")
+            return "averaged"
+        why = "were not better at the latest validation" if average.count else "do not exist yet"
+        if average.count and not any(row["event"] == "evaluate" for row in self.state.history):
+            why = "were not compared, because nothing was validated"
+        self.notice(f"The model has the trained weights: the averaged ones {why}.")
+        return "trained"
+
+    def _choose_weights(self, average: WeightAverage | None) -> Weights:
+        """Give the model the averaged weights, if they were better at the latest validation, and say which it has."""
+        if average is None:
+            return "trained"
+        if average.better:
+            average.take()
+            self.notice("The model has the averaged weights, which were better than the trained ones at the latest validation.")
+            return "averaged"
+        why = "were not better at the latest validation" if average.count else "do not exist yet"
+        if average.count and not any(row["event"] == "evaluate" for row in self.state.history):
+            why = "were not compared, because nothing was validated"
+        self.notice(f"The model has the trained weights: the averaged ones {why}.")
+        return "trained"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import ExportError, TrainbookError
 from utils.scrubbing import scrub
 from utils.training.engine.checkpointing.store import read_checkpoint
-from utils.training.engine.checkpointing.weights import load_model_weights
+from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
 from utils.training.export.bundle import write_bundle
 from utils.training.export.exporting import _checkpoint_of, _cpu_copy, _portable
 from utils.training.task_spec import TaskSpec
@@ -45,7 +45,7 @@ def _made(results: Any, run_id: str, config: Any) -> Path:
     path, _ = _checkpoint_of(results, "best")
     checkpoint = read_checkpoint(path, mapped=True)
     model = _cpu_copy(results.bare_model)
-    load_model_weights(model, checkpoint["model"], path)
+    load_model_weights(model, weights_to_use(checkpoint), path)
     run = {
         "run": {
             "name": results.run_name, "id": run_id, "step": (checkpoint["state"] or {}).get("step"),

@@ -16,7 +16,7 @@ from torch import nn
 from utils.errors import ExportError, TrainbookError
 from utils.schema import nearest, shown
 from utils.training.engine.checkpointing.store import read_checkpoint
-from utils.training.engine.checkpointing.weights import load_model_weights
+from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
 from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
 from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports
@@ -135,7 +135,7 @@ def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -
     def read() -> _Weights:
         checkpoint = read_checkpoint(path, mapped=True)
         model = _cpu_copy(trained)
-        load_model_weights(model, checkpoint["model"], str(path))
+        load_model_weights(model, weights_to_use(checkpoint), str(path))
         run_dir = Path(results.run_dir).absolute()
         return model, _portable(path, run_dir), notes, run_dir, (checkpoint["state"] or {}).get("step")
 

@@ -25,12 +25,12 @@ from utils.models.origins import origin_of
 from utils.storage import write_json, write_text
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.checkpointing.store import read_checkpoint
-from utils.training.engine.checkpointing.weights import load_model_weights
+from utils.training.engine.checkpointing.weights import averaged_is_better, load_model_weights, weights_to_use
 from utils.training.engine.compute.buffers import load_run_states
 from utils.training.engine.compute.master_weights import in_formats_of
 from utils.training.engine.distributed.world import Launch
 from utils.training.engine.interrupts import Control
-from utils.training.engine.results import TrainingResults
+from utils.training.engine.results import TrainingResults, Weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.finetuning import check_base, with_lora
@@ -220,14 +220,16 @@ def _error_of(outcome: Mapping[str, Any]) -> Exception:
 def _results(trainer: Trainer, outcome: Mapping[str, Any]) -> TrainingResults:
     values = outcome["results"]
     state = TrainState()
+    weights: Weights = "trained"
     if values["checkpoint_path"] is not None:
         path = Path(values["checkpoint_path"])
         checkpoint = read_checkpoint(path, mapped=True)
         if "base_model" in checkpoint:
             trainer.model = with_lora(trainer.model, trainer.training_config)
             check_base(checkpoint, trainer.model, str(path))
-        load_model_weights(trainer.model, in_formats_of(trainer.model, checkpoint["model"]), str(path))
+        load_model_weights(trainer.model, in_formats_of(trainer.model, weights_to_use(checkpoint)), str(path))
         load_run_states(trainer.model, checkpoint.get("run_state", {}))
+        weights = "averaged" if averaged_is_better(checkpoint) else "trained"
         state = TrainState.from_dict(checkpoint["state"])
     best = values["best_model_path"]
     spec = None if outcome["task_spec"] is None else TaskSpec.from_dict(outcome["task_spec"])
@@ -237,6 +239,7 @@ def _results(trainer: Trainer, outcome: Mapping[str, Any]) -> TrainingResults:
         training_config=trainer.training_config, run_dir=trainer.run_dir, precision=outcome["precision"],
         checkpoints=[Path(path) for path in values["checkpoint_paths"]],
         best_model_path=None if best is None else Path(best), notices=trainer.notices, fine_tuning=outcome["fine_tuning"],
+        weights=weights,
     )  # fmt: skip
     results.export_dir, results.export_error = outcome["export_dir"], outcome["export_error"]
     return results

@@ -28,7 +28,7 @@ from utils.training.engine.state import TrainState
 from utils.training.training_config import TrainingConfig
 
 FORMAT = 1  # layout of the file: which entries there are
-SCHEMA = 4  # fields of config and state; files that do not state it have 1
+SCHEMA = 5  # fields of config and state; files that do not state it have 1
 
 REQUIRED = (
     "format", "run", "state", "value", "regular", "model", "optimizer", "schedule", "rng", "config", "fingerprint",
@@ -72,6 +72,7 @@ def checked_content(payload: Any, source: str, *, random_state: bool = True) -> 
         _check_entries(payload)
         _check_model(payload["model"])
         _check_optimizer(payload["optimizer"])
+        _check_averaged(payload.get("averaged"))
         if random_state:
             _check_random_state(payload)
         _check_config(payload["config"])
@@ -195,6 +196,22 @@ def _check_optimizer(optimizer: dict[Any, Any]) -> None:
         numbers = group.get("params") if isinstance(group, dict) else None
         right = isinstance(numbers, list) and all(type(number) is int for number in numbers)
         _require(right, "optimizer.param_groups", group, "dicts with the numbers of their params")
+
+
+def _check_averaged(averaged: Any) -> None:
+    if averaged is None:
+        return
+    _require(isinstance(averaged, dict), "averaged", averaged, "a dict")
+    kind, count, better = (averaged.get(name) for name in ("kind", "count", "better"))
+    _require(isinstance(kind, str), "averaged.kind", kind, "text")
+    _require(type(count) is int and count >= 0, "averaged.count", count, "a whole number of at least 0")
+    _require(isinstance(better, bool), "averaged.better", better, "True or False")
+    weights = averaged.get("weights")
+    _require(isinstance(weights, dict), "averaged.weights", weights, "a dict")
+    assert isinstance(weights, dict)
+    for name, tensor in weights.items():
+        _require(isinstance(name, str), "averaged.weights", name, "names of parameters")
+        _require(_is_dense(tensor), f"averaged.weights.{name}", tensor, "a dense tensor")
 
 
 def _check_random_state(payload: Payload) -> None:

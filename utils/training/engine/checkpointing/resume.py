@@ -18,6 +18,7 @@ from utils.training.engine.checkpointing.saver import environment_facts
 from utils.training.engine.checkpointing.store import Payload
 from utils.training.engine.checkpointing.weights import fitting_weights, load_model_weights, plain_name
 from utils.training.engine.compute.assembly import Parts
+from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.buffers import load_run_states
 from utils.training.engine.distributed.sharding import parted_optimizer_state, parted_weights
 from utils.training.engine.distributed.world import World
@@ -86,6 +87,8 @@ def _restored(
         restore_optimizer(checkpoint, parts)
     else:
         notice(afresh)
+    if parts.average is not None:
+        _restore_average(checkpoint.get("averaged"), parts.average, notice)
     parts.schedule.load_state_dict(checkpoint["schedule"])
     if parts.scaler is not None and checkpoint.get("scaler"):
         parts.scaler.load_state_dict(checkpoint["scaler"])
@@ -103,6 +106,15 @@ def _restored(
     if not plan.data.resumable and state.samples_done:
         notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
     return state
+
+
+def _restore_average(saved: Mapping[str, Any] | None, average: WeightAverage, notice: Notice) -> None:
+    if (reason := average.misfit(saved)) is None:
+        assert saved is not None
+        average.load_state_dict(saved)
+    else:
+        average.restart()
+        notice(f"The average of the weights starts afresh: {reason}.")
 
 
 def state_to_continue(start: Start, checkpoint: Payload, config: TrainingConfig, world: World) -> TrainState:

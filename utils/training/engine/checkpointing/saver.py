@@ -201,6 +201,8 @@ class RunSaver:
         }
         if carried := run_states(parts.model):
             payload["run_state"] = carried
+        if parts.average is not None:
+            payload["averaged"] = parts.average.state_dict()
         if base := base_record(parts.model):
             payload["base_model"] = base
         return {**self._extras(payload), **payload}

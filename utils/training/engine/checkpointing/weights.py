@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError
+from utils.training.engine.checkpointing.reading import Payload
 from utils.training.finetuning import base_record, checkpoint_state
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's parameters
@@ -27,6 +28,21 @@ def load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], so
     model.load_state_dict({
         name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in weights.items()
     }, strict=whole)  # fmt: skip
+
+
+def weights_to_use(checkpoint: Payload) -> dict[str, Tensor]:
+    """The weights that a checkpoint's model is used with: the averaged ones where they were better at the latest validation,
+    else the trained ones. A run is continued from the trained ones, `checkpoint["model"]`."""
+    trained: dict[str, Tensor] = checkpoint["model"]
+    if not averaged_is_better(checkpoint):
+        return trained
+    return {**trained, **under_names_of(trained, checkpoint["averaged"]["weights"])}
+
+
+def averaged_is_better(checkpoint: Payload) -> bool:
+    """Whether a checkpoint holds averaged weights that were better than the trained ones at the latest validation."""
+    averaged = checkpoint.get("averaged")
+    return averaged is not None and bool(averaged["better"])
 
 
 def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from utils.data.batch import Batch
 from utils.environment import Device, detect_device
 from utils.errors import ConfigError, OutOfMemoryError, Problem
 from utils.training.engine import rng
+from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.buffers import KeptBuffers
 from utils.training.engine.compute.master_weights import HALF
 from utils.training.engine.compute.muon import described
@@ -49,6 +50,7 @@ class Parts:
         world: the processes that train together.
         buffers: the model's buffers as they were before the step that is under way.
         running_statistics: buffers of normalisations that training changes; all processes have the main one's.
+        average: of the weights, where the config asks for one.
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class Parts:
     sharded: bool = False
     world: World = field(default_factory=World)
     running_statistics: list[Tensor] = field(default_factory=list)
+    average: WeightAverage | None = None
     buffers: KeptBuffers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,8 @@ class Parts:
         with self._updating_now():
             if finite:
                 self.optimizer.step()
+                if self.average is not None:
+                    self.average.update()
 
     def update_unseen(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
         """The same without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves.
@@ -234,9 +239,10 @@ def assemble(
     parameters = parameters_of(optimizer)
     parts = Parts(
         model, own, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler, world=world,
-        sharded=sharded, running_statistics=_running_statistics(model),
+        sharded=sharded, running_statistics=_running_statistics(model), average=WeightAverage.of(model, config, total_steps),
     )  # fmt: skip
-    if device.kind == "cuda" and leaves_steps_out(optimizer) and not sharded:
+    # An average takes in no step that is left out, which the host must know then.
+    if device.kind == "cuda" and leaves_steps_out(optimizer) and not sharded and parts.average is None:
         parts.guard = torch.zeros(3, device=fabric.device)
     return parts
 
