@@ -17,6 +17,15 @@ from utils.data.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.local_texts import load_local_texts
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks, blocks_of
+from utils.data.record_sources import (
+    DATA_KINDS,
+    LoadedRecords,
+    builtin_records,
+    file_records,
+    has_answers,
+    hub_records,
+    prepare_records,
+)
 from utils.data.report import DataReport, unigram_loss
 from utils.data.splitting import Split, select, split_documents
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
@@ -40,7 +49,7 @@ _OF_FILES = ("local", "drive", "upload")
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
     "dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "vocab_size", "max_length",
-    "tokenizer_strategy", "val_split", "random_seed",
+    "tokenizer_strategy", "val_split", "random_seed", "data_kind",
 )  # fmt: skip
 
 # Above this, token ids go to a file: there they take no memory, below it is faster not to.
@@ -122,7 +131,9 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     """Load, check, tokenize and pack the text that `setup` names, for `model`.
 
     Files of conversations (`utils.data.conversations.LAYOUTS`) become rows of a chat template's tokens, with the loss on the
-    answers only; with a column of texts, or a `text_column`, they are read as texts.
+    answers only; with a column of texts, or a `text_column`, they are read as texts. A setup may say what its rows are, with
+    `data_kind`: "conversations" or "pairs" (a text, and the text to write for it) from any source, the built-in one included,
+    or "text".
 
     Args:
         setup: data source, sizes and split (`DataSetup`).
@@ -259,6 +270,8 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
         problems.append(Problem("dataset_path", message))
     if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
         problems.append(Problem("dataset_name", problem))
+    if (kind := getattr(setup, "data_kind", "auto")) not in DATA_KINDS:
+        problems.append(Problem("data_kind", f"got {shown(kind)}; must be one of {', '.join(DATA_KINDS)}"))
     available = vocab_size_of(model)
     name = type(model).__name__
     vocab_size = setup.vocab_size if setup.vocab_size is not None else available
@@ -311,9 +324,28 @@ def _files_of(setup: DataSetup) -> str | os.PathLike[str]:
     return path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
 
 
+def _load_records(setup: DataSetup, kind: str) -> LoadedRecords:
+    """The records with answers that the setup names."""
+    if setup.dataset_source == "builtin":
+        return builtin_records(kind)
+    if setup.dataset_source == "huggingface":
+        assert setup.dataset_name is not None
+        return hub_records(setup.dataset_name, setup.config_name, with_validation=setup.val_split > 0)
+    return file_records(_files_of(setup), with_validation=setup.val_split > 0)
+
+
 def _conversations(setup: DataSetup, model: Any, vocab_size: int) -> PreparedData | None:
-    """The data of files that hold conversations; None: they hold texts."""
-    if setup.dataset_source not in _OF_FILES or setup.text_column is not None:
+    """The data of a setup whose rows have answers: it says so, or its files hold conversations. None: they are texts."""
+    kind = getattr(setup, "data_kind", "auto")  # which setups of other make need not have
+    if has_answers(kind):
+        data = prepare_records(
+            _load_records(setup, kind), kind, column=setup.text_column, model=model,
+            tokenizer=_own_tokenizer(setup, model), max_length=setup.max_length, vocab_size=vocab_size,
+            val_split=setup.val_split, seed=setup.random_seed,
+        )  # fmt: skip
+        data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
+        return data
+    if kind == "text" or setup.dataset_source not in _OF_FILES or setup.text_column is not None:
         return None
     from utils.data.conversations.files import holds_conversations, load_conversation_files
     from utils.data.conversations.prepare import prepare_conversations

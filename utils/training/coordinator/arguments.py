@@ -31,6 +31,7 @@ _TEXT_KINDS = ("builtin", "named", "file", "table", "texts")
 _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "config_name": ("named",),
     "text_column": ("named", "file", "table"),
+    "data_kind": ("builtin", "named", "file", "table"),
     "max_length": _TEXT_KINDS,
     "tokenizer_strategy": _TEXT_KINDS,
     "val_split": (*_TEXT_KINDS, "rows"),
@@ -72,6 +73,8 @@ class DataArguments:
         datamodule: has `train_dataloader()` and perhaps `val_dataloader()`; or what `prepare_data` returned.
         task_spec: what is learnt; None: to predict the next token. For other tasks a table has labels.
         seed: draws the validation part.
+        data_kind: what the rows are: "conversations", "pairs" (a text, and the text to write for it), "text", or "auto":
+            texts.
     """
 
     dataset: Any = None
@@ -87,6 +90,7 @@ class DataArguments:
     task_spec: TaskSpec | None = None
     seed: int = 42
     dataset_source: str | None = None
+    data_kind: str = "auto"
 
     @property
     def kind(self) -> Kind:

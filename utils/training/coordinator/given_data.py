@@ -19,6 +19,14 @@ from utils.data.hub import LoadedTexts, load_hub_texts, table_texts
 from utils.data.labelled import prepare_examples
 from utils.data.local_texts import load_local_texts
 from utils.data.prepare import prepare_text
+from utils.data.record_sources import (
+    LoadedRecords,
+    builtin_records,
+    file_records,
+    has_answers,
+    hub_records,
+    prepare_records,
+)
 from utils.errors import DataError, HubError
 from utils.training.coordinator.arguments import DataArguments
 from utils.training.task_spec import TaskSpec
@@ -60,6 +68,8 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         return _with_vocabulary(found, given)
     if given.is_labelled:
         return _labelled(given, model)
+    if has_answers(given.data_kind):
+        return _with_answers(given, model)
     loaded = documents(given)
     length = given.block_length(model)
     known = model_facts(model).vocab_size
@@ -74,6 +84,30 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if not given.names_data:
         notices.insert(0, f"No data named: trained on the built-in corpus ({BUILTIN_NAME}), {len(texts.train)} blocks.")
     return GivenData(texts.train, texts.validation, texts.tokenizer, texts.task_spec, texts.report, notices)
+
+
+def _with_answers(given: DataArguments, model: nn.Module) -> GivenData:
+    """Conversations, or pairs of texts, that were named."""
+    source: Any = given.dataset if given.dataset_path is None else given.dataset_path
+    with_validation = given.val_split > 0
+    if given.kind == "builtin":
+        loaded = builtin_records(given.data_kind)
+    elif given.kind == "file":
+        path = colab.drive_path(source) if given.dataset_source == "drive" else source
+        loaded = file_records(path, with_validation=with_validation)
+    elif given.kind == "named":
+        loaded = hub_records(str(source), given.config_name, with_validation=with_validation)
+    else:
+        records, validation = _parts(given.dataset)
+        rows = records.to_dict("records") if hasattr(records, "iloc") else list(records)
+        loaded = LoadedRecords(rows, None if validation is None else list(validation), f"the {type(records).__name__}")
+    found = prepare_records(
+        loaded, given.data_kind, column=given.text_column, model=model, tokenizer=given.tokenizer,
+        max_length=given.block_length(model), vocab_size=given.vocab_size, val_split=given.val_split, seed=given.seed,
+    )  # fmt: skip
+    return GivenData(
+        found.train, found.validation, found.tokenizer, found.task_spec, found.report, list(found.report.notes)
+    )
 
 
 def documents(given: DataArguments) -> LoadedTexts:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DATA_FILE = "data.json"
 
 _OBJECTS = ("rows", "table", "texts")
-_PLAIN = ("config_name", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "dataset_source", "seed")
+_PLAIN = ("config_name", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "dataset_source", "data_kind", "seed")
 
 
 class KeepDataArguments(Callback):
