@@ -44,7 +44,7 @@ class JobConfig(Schema):
     def from_file(cls, path: str | None, settings: Sequence[str] = ()) -> JobConfig:
         """The job in a file (None: the starter job), with `name=value` settings over it.
 
-        `model.name=value` is an argument of the model.
+        `model.name=value` is an argument of the model, and `preset=name` names the preset.
 
         Raises:
             ConfigError, DataNotFoundError: the file cannot be read, or a setting is not `name=value`.
@@ -63,6 +63,9 @@ class JobConfig(Schema):
             name, equals, text = setting.partition("=")
             if not equals or not name:
                 raise ConfigError(f"--set takes name=value; got {setting!r}")
+            if name == "preset":
+                job = job.replace(preset=text)
+                continue
             if name.startswith("model."):
                 model[name.removeprefix("model.")] = parse_value(text)
                 continue

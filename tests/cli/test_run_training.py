@@ -16,7 +16,7 @@ import pytest
 from cli.run_training import JobConfig, main
 from utils.errors import ConfigError
 from utils.training.engine.checkpointing.store import read_checkpoint
-from utils.ui import SetupConfig
+from utils.ui import PRESETS, SetupConfig
 from utils.ui.progress import progress_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,3 +221,20 @@ def test_a_jobs_model_may_be_a_file_or_somebody_elses_code(job, tmp_path, capsys
     assert main([*theirs, "--set", f"model.trust={digest}"]) == 0
     assert main([*theirs, "--set", "model.wdith=3", "--set", f"model.trust={digest}"]) == 2
     assert "wdith" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_offline_on_its_stand_in(preset, tmp_path, capsys):
+    settings = {
+        "preset": preset, "dataset_source": "builtin", "model.vocab_size": 600, "model.max_seq_len": 160,
+        "model.n_layer": 1, "model.n_embd": 16, "model.n_head": 2, "vocab_size": 600, "max_length": 160,
+        "batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 1, "warmup_steps": 0, "max_val_samples": 8,
+        "output_dir": tmp_path,
+    }  # fmt: skip
+    assert main([word for name, value in settings.items() for word in ("--set", f"{name}={value}")]) == 0
+    out = capsys.readouterr().out
+    has_answers = preset in ("chat", "summarization")
+    assert ("Chat template" in out) == has_answers
+    assert "built-in: Python language reference" in out
+    assert list((tmp_path / preset).glob("checkpoints/*.pt"))

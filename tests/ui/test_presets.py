@@ -171,3 +171,18 @@ def test_presets_survive_copy_and_pickle(presets):
     preset = presets.get("starter")
     assert copy.deepcopy(preset).to_dict() == preset.to_dict()
     assert pickle.loads(pickle.dumps(preset)).to_dict() == preset.to_dict()
+
+
+def test_a_preset_says_what_its_rows_are(presets):
+    kinds = {name: presets.get(name).data_kind for name in PRESETS}
+    assert (kinds.pop("chat"), kinds.pop("summarization")) == ("conversations", "pairs")
+    assert set(kinds.values()) == {"auto"}
+
+
+def test_a_preset_creates_the_model_that_it_starts_from(presets, capsys):
+    preset = presets.get("starter")
+    model = preset.create_model(n_layer=1, n_embd=16, n_head=2)
+    assert (model.config.vocab_size, model.config.n_positions) == (4096, 128)
+    assert (model.config.n_layer, model.config.n_embd) == (1, 16)
+    presets.print_preset("starter")
+    assert "starts from" in capsys.readouterr().out

@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
 from utils.data.prepared import PreparedData
+from utils.data.record_sources import (
+    DATA_KINDS,
+    LoadedRecords,
+    builtin_records,
+    file_records,
+    has_answers,
+    hub_records,
+    prepare_records,
+)
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.text.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.text.local import load_local_texts
@@ -31,7 +40,7 @@ _OF_FILES = ("local", "drive", "upload")
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
     "dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "vocab_size", "max_length",
-    "tokenizer_strategy", "val_split", "random_seed",
+    "tokenizer_strategy", "val_split", "random_seed", "data_kind",
 )  # fmt: skip
 
 
@@ -85,6 +94,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     Files of conversations (`utils.data.conversations.LAYOUTS`) become rows of a chat template's tokens, with the loss on the
     answers only; with a column of texts, or a `text_column`, they are read as texts. A setup with `task` "text_classification"
     makes examples of the rows of its files. Such a setup also has `label_column` and `conversation_layout`.
+    A setup may also say what its rows are, with `data_kind`: "conversations" or "pairs" (a text, and the text to write for it)
+    from any source, the built-in one included, or "text".
 
     Args:
         setup: data source, sizes and split (`DataSetup`).
@@ -136,6 +147,8 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
         problems.append(Problem("dataset_path", message))
     if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
         problems.append(Problem("dataset_name", problem))
+    if (kind := getattr(setup, "data_kind", "auto")) not in DATA_KINDS:
+        problems.append(Problem("data_kind", f"got {shown(kind)}; must be one of {', '.join(DATA_KINDS)}"))
     available = vocab_size_of(model)
     name = type(model).__name__
     vocab_size = setup.vocab_size if setup.vocab_size is not None else available
@@ -170,10 +183,28 @@ def files_of(setup: DataSetup) -> str | os.PathLike[str]:
     return path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
 
 
+def _load_records(setup: DataSetup, kind: str) -> LoadedRecords:
+    """The records with answers that the setup names."""
+    if setup.dataset_source == "builtin":
+        return builtin_records(kind)
+    if setup.dataset_source == "huggingface":
+        assert setup.dataset_name is not None
+        return hub_records(setup.dataset_name, setup.config_name, with_validation=setup.val_split > 0)
+    return file_records(files_of(setup), with_validation=setup.val_split > 0)
+
+
 def _records(setup: DataSetup, model: Any, vocab_size: int | None) -> PreparedData | None:
-    """The data of files that hold records; None: texts for a language model."""
-    task = getattr(setup, "task", "causal_lm")
-    if setup.dataset_source not in _OF_FILES:
+    """The data of rows with answers or labels: the setup says so, or its files hold conversations. None: they are texts."""
+    task, kind = getattr(setup, "task", "causal_lm"), getattr(setup, "data_kind", "auto")
+    if has_answers(kind):
+        data = prepare_records(
+            _load_records(setup, kind), kind, column=setup.text_column, model=model,
+            tokenizer=own_tokenizer(setup, model), max_length=setup.max_length, vocab_size=vocab_size,
+            val_split=setup.val_split, seed=setup.random_seed,
+        )  # fmt: skip
+        data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
+        return data
+    if setup.dataset_source not in _OF_FILES or (kind == "text" and task == "causal_lm"):
         if task != "causal_lm":
             raise ConfigError(
                 f"task: got {task!r}, which is learnt from files with labels: set dataset_path to a csv, tsv, json, jsonl or "

@@ -277,6 +277,7 @@ def _check_data(session: _Session) -> Check:
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
     from utils.data.prepare import own_tokenizer
+    from utils.data.record_sources import LoadedRecords, has_answers, prepare_records
     from utils.data.text.hub import load_hub_table, table_texts
     from utils.data.text.prepare import prepare_text
     from utils.models.inspect import vocab_size_of
@@ -285,6 +286,13 @@ def _check_hub_data(session: _Session) -> Check:
     assert setup.dataset_name is not None
     table = session.table or load_hub_table(setup.dataset_name, setup.config_name, streaming=True)
     records = list(_beginning(table.rows))
+    if has_answers(setup.data_kind):
+        loaded = LoadedRecords(records, None, table.source)
+        session.data = prepare_records(
+            loaded, setup.data_kind, column=setup.text_column, model=session.model, max_length=setup.max_length,
+            vocab_size=setup.vocab_size, val_split=0, seed=setup.random_seed,
+        )  # fmt: skip
+        return Check("data", "passed", f"The first {counted(len(records), 'row')} were read: {table.source}.")
     texts = table_texts(records, setup.text_column, with_validation=False)
     model_vocab_size = vocab_size_of(session.model)
     vocab_size = setup.vocab_size or model_vocab_size

@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError, PresetNotFoundError, Problem
 from utils.schema import nearest, shown
 from utils.ui.setup_config import SetupConfig
 from utils.views.display import show_text
 from utils.views.tables import columns_text, summary_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class Preset:
     def setup(self) -> SetupConfig:
         """A new SetupConfig with this preset's values."""
         return SetupConfig(**self.values)
+
+    def create_model(self, **changes: Any) -> nn.Module:
+        """The model that the preset starts from, with fresh weights; `changes` replace its arguments."""
+        from utils.models import ModelRegistry
+
+        return ModelRegistry.create(self.model_name, **{**self.model_arguments, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """The keyword arguments of `TrainingCoordinator.train`."""
@@ -142,18 +151,19 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         _documented(
-            "chat", "Everyday dialogues from DailyDialog: 125 M parameters.", 6, _GPT2,
+            "chat", "Everyday dialogues from DailyDialog, of which the answers are learnt: 125 M parameters.", 6, _GPT2,
             {
-                "dataset_name": "OpenRL/daily_dialog", "text_column": "dialog", "max_length": 512, "batch_size": 16,
+                "dataset_name": "OpenRL/daily_dialog", "text_column": "dialog", "data_kind": "conversations",
+                "max_length": 512, "batch_size": 16,
                 "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "epochs": 10, "warmup_steps": 1000,
             },
         ),
         _documented(
-            "summarization", "News articles from CNN/DailyMail: 125 M parameters.", 10, _GPT2,
+            "summarization", "News articles and their summaries from CNN/DailyMail: 125 M parameters.", 10, _GPT2,
             {
                 "dataset_name": "abisee/cnn_dailymail", "config_name": "3.0.0", "text_column": "article",
-                "max_length": 1024, "batch_size": 8, "gradient_accumulation_steps": 4, "learning_rate": 5e-5,
-                "epochs": 5, "warmup_steps": 500,
+                "data_kind": "pairs", "max_length": 1024, "batch_size": 8, "gradient_accumulation_steps": 4,
+                "learning_rate": 5e-5, "epochs": 5, "warmup_steps": 500,
             },
         ),
     )
@@ -231,7 +241,7 @@ class ConfigPresets:
         rows = {
             "for": preset.description,
             "reference time": _duration(preset),
-            "model": f"{preset.model_name} ({arguments})",
+            "starts from": f"{preset.model_name} with fresh weights ({arguments})",
             **{name: str(value) for name, value in preset.values.items()},
         }
         show_text(summary_text(preset.name, rows))

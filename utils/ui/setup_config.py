@@ -92,6 +92,12 @@ class DataSettings(Schema):
         ge=0,
         le=0.5,
     )
+    data_kind: Literal["auto", "text", "conversations", "pairs"] = _field(
+        "auto",
+        "Rows are",
+        "conversations: questions and answers, of which the answers are learnt; pairs: a text and the text to write for it, "
+        "such as article and summary; text: text as it is; auto: conversations in files that hold them, else text.",
+    )
     tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
         "auto",
         "Tokenizer",
@@ -225,6 +231,7 @@ class SetupConfig:
         conversation_layout: str | None
         pretrained_model: str | None
         val_split: float
+        data_kind: str
         tokenizer_strategy: str
         vocab_size: int | None
         max_length: int
@@ -318,6 +325,8 @@ class SetupConfig:
             arguments["task"] = self._data.task
         if self._data.dataset_source in ("drive", "upload"):
             arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
+        if self._data.data_kind != "auto":
+            arguments["data_kind"] = self._data.data_kind
         if self._data.tokenizer_strategy != "auto":
             arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
         needed = self._training.differences()

@@ -15,6 +15,7 @@ from utils.data.conversations.packing import Truncated, best_fit, keeps_segments
 from utils.data.conversations.rendering import Renderer, RenderingNotes, TokenizedConversation, TrainOn
 from utils.data.conversations.report import ConversationsReport
 from utils.data.conversations.roles import token_roles
+from utils.data.conversations.shortening import with_shorter_prompt
 from utils.data.conversations.templates import CHAT_TEMPLATES, set_chat_template
 from utils.data.encoded import EncodedExamples, Ragged
 from utils.data.labelled.learnt_tokenizer import VOCAB_SIZE
@@ -53,6 +54,7 @@ class _Part:
     num_answers: int
     longest: int
     truncated: Truncated
+    shortened: int
 
     @property
     def num_tokens(self) -> int:
@@ -64,6 +66,7 @@ def prepare_conversations(
     chat_template: str | None = None, train_on: TrainOn = "assistant", max_length: int | None = None,
     pack: Literal["auto"] | bool = "auto", vocab_size: int | None = None, val_split: float = 0.1, random_seed: int = 42,
     validation: Any = None, on_bad_row: Literal["error", "skip"] = "error", source: str | None = None,
+    shorten_prompts: bool = False,
 ) -> PreparedData:  # fmt: skip
     """Conversations, ready to train a causal language model on: the loss is on the assistant's turns, their ends included.
 
@@ -83,6 +86,8 @@ def prepare_conversations(
         validation: records of their own for validation, in place of `val_split`; not used when that is 0.
         on_bad_row: "error" names rows that cannot be used, "skip" leaves them out and counts them.
         source: what to call the records in the report.
+        shorten_prompts: cut a prompt at its end where it and its answer do not fit into a row, as for articles that are to be
+            summarized. False: such conversations are left out, and counted.
     Raises:
         ConfigError: arguments, tokenizer and model contradict each other.
         DataError: rows cannot be used, no answer fits `max_length`, or nothing is left to train on.
@@ -97,9 +102,14 @@ def prepare_conversations(
     template = set_chat_template(tokenizer, chat_template, sizes.model_vocab_size)
     notes = [note for note in (_smaller(tokenizer, sizes), _changed(model, tokenizer)) if note]
     renderer = Renderer(tokenizer, train_on)
-    parts = [_part(renderer, conversations, sizes.max_length, on_bad_row) for conversations in (train, held_out)]
+    parts = [
+        _part(renderer, conversations, sizes.max_length, on_bad_row, shorten_prompts)
+        for conversations in (train, held_out)
+    ]
     _check_targets(parts, sizes.max_length)
     notes += _stop_ids(model, renderer.notes.end_ids)
+    if shortened := sum(part.shortened for part in parts):
+        notes.append(f"{shortened:,} prompts were cut at their end, so that they fit into a row with their answers.")
     packed = pack is True or (pack == "auto" and model is not None and keeps_segments_apart(model))
     if pack is True and model is not None and not keeps_segments_apart(model):
         raise ConfigError(
@@ -217,11 +227,16 @@ def _stop_ids(model: Any, end_ids: set[int]) -> list[str]:
     ]
 
 
-def _part(renderer: Renderer, conversations: Sequence[Conversation], max_length: int, on_bad_row: str) -> _Part:
+def _part(
+    renderer: Renderer, conversations: Sequence[Conversation], max_length: int, on_bad_row: str, shorten: bool
+) -> _Part:
     samples: list[TokenizedConversation] = []
-    count = 0
+    count = shortened = 0
+    trial = Renderer(renderer.tokenizer, renderer.train_on)  # whose notes nobody reads
     for conversation in conversations:
         try:
+            if shorten and (shorter := with_shorter_prompt(trial, conversation, max_length)) is not None:
+                conversation, shortened = shorter, shortened + 1
             samples += renderer(conversation)
         except DataError as error:
             if on_bad_row == "error":
@@ -232,7 +247,7 @@ def _part(renderer: Renderer, conversations: Sequence[Conversation], max_length:
             count += 1
     answers = sum(len(one.ends) for one in samples)
     longest = max(map(len, samples), default=0)
-    return _Part(count, answers, longest, truncate(samples, max_length))
+    return _Part(count, answers, longest, truncate(samples, max_length), shortened)
 
 
 def _check_targets(parts: Sequence[_Part], max_length: int) -> None:

@@ -60,3 +60,42 @@ def without_repeats(texts: Mapping[str, str]) -> dict[str, str]:
         if re.search(r"\w", text):
             kept[name] = text + "\n"
     return {name: kept[name] for name in sorted(kept)}
+
+
+def builtin_questions() -> list[dict[str, str]]:
+    """A question about each section of the built-in corpus, with the section's first sentence as its answer: `question` and
+    `answer`, always the same list. About 150 records; a stand-in for a data set of conversations."""
+    records = []
+    for title, text in _sections():
+        sentence = re.split(r"(?<=[.:])\s", _first_prose(text), maxsplit=1)[0]
+        if _SHORTEST_ANSWER <= len(sentence) <= _LONGEST_ANSWER:
+            records.append({"question": f"What is said about {title}?", "answer": sentence})
+    return records
+
+
+def builtin_summaries() -> list[dict[str, str]]:
+    """Each section of the built-in corpus with its title: `article` and `summary`, always the same list. About 160 records; a
+    stand-in for a data set of articles with summaries."""
+    return [{"article": text, "summary": title} for title, text in _sections() if text]
+
+
+# Characters of an answer: shorter ones are fragments, longer ones fill the row of a small model.
+_SHORTEST_ANSWER, _LONGEST_ANSWER = 20, 200
+# A heading of reStructuredText: a line, and one of equal marks below it.
+_HEADING = re.compile(r"^(?P<title>\S[^\n]*)\n(?P<mark>[*=\-~^])(?P=mark){2,}\n", re.MULTILINE)
+
+
+def _sections() -> list[tuple[str, str]]:
+    """Title and text of each section of the built-in corpus."""
+    found = []
+    for topic in builtin_topics().values():
+        headings = list(_HEADING.finditer(topic))
+        ends = [*(heading.start() for heading in headings[1:]), len(topic)]
+        found += [(one["title"], topic[one.end() : end].strip()) for one, end in zip(headings, ends, strict=False)]
+    return found
+
+
+def _first_prose(text: str) -> str:
+    """The first paragraph that is neither code nor a list, on one line."""
+    prose = (paragraph for paragraph in text.split("\n\n") if re.match(r"[A-Za-z\"“]", paragraph) and "::=" not in paragraph)
+    return " ".join(next(prose, "").split())

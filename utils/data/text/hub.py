@@ -34,7 +34,7 @@ _BUSY = (429, 500, 502, 503, 504)
 _STREAMED_ABOVE = 4 * MOST_CHARACTERS
 # The branch of every data set in which the Hub keeps its own conversion.
 _PARQUET_BRANCH = "refs/convert/parquet"
-_VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 _ROWS_AT_ONCE = 1000
 # What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for data sets).
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
@@ -135,7 +135,7 @@ def load_hub_texts(
                 f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters, the most "
                 "that is held in memory."
             )
-        own = next((known for known in _VALIDATION_SPLITS if known in loaded.splits and known != loaded.split), None)
+        own = next((known for known in VALIDATION_SPLITS if known in loaded.splits and known != loaded.split), None)
         validation = None
         if with_validation and own is not None:
             validation, _ = _texts(loaded.splits[own], column, max_characters)
@@ -167,7 +167,7 @@ def table_texts(
         documents, complete = _texts(splits[chosen], column, max_characters)
         if not complete:
             notes.append(f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters.")
-        own = next((known for known in _VALIDATION_SPLITS if known in splits and known != chosen), None)
+        own = next((known for known in VALIDATION_SPLITS if known in splits and known != chosen), None)
         validation = _texts(splits[own], column, max_characters)[0] if with_validation and own is not None else None
     return LoadedTexts(documents, validation, f"{name}, column {column}", notes)
 

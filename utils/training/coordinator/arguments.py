@@ -35,6 +35,7 @@ _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "task": ("file",),
     "label_column": ("file",),
     "conversation_layout": ("file",),
+    "data_kind": ("builtin", "named", "file", "table"),
     "max_length": _TEXT_KINDS,
     "tokenizer_strategy": _TEXT_KINDS,
     "val_split": (*_TEXT_KINDS, "rows"),
@@ -77,6 +78,8 @@ class DataArguments:
         task_spec: what is learnt; None: to predict the next token. For other tasks a table has labels.
         seed: draws the validation part.
         task, label_column, conversation_layout: of files with records, see `utils.data.file_records.prepare_files`.
+        data_kind: what the rows are: "conversations", "pairs" (a text, and the text to write for it), "text", or "auto":
+            texts.
     """
 
     dataset: Any = None
@@ -95,6 +98,7 @@ class DataArguments:
     task: str = "causal_lm"
     label_column: str | None = None
     conversation_layout: str | None = None
+    data_kind: str = "auto"
 
     @property
     def kind(self) -> Kind:

@@ -97,6 +97,7 @@ class TrainingCoordinator:
         text_column: str | None = None,
         dataset_source: str | None = None,
         tokenizer_strategy: str = "auto",
+        data_kind: str = "auto",
         task_spec: TaskSpec | None = None,
         task: str = "causal_lm",
         label_column: str | None = None,
@@ -114,6 +115,8 @@ class TrainingCoordinator:
             dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths;
                 instead of dataset. dataset_source="drive": one of the user's Google Drive.
             config_name: the part or version of a named data set; text_column: its column of texts.
+            data_kind: what the rows are: "conversations", of which the answers are learnt; "pairs": a text and the text to
+                write for it; "text" or "auto": texts.
             vocab_size: most token ids that are used; None: as many as the model has.
             batch_size: samples of a micro-batch; accumulate_grad_batches: micro-batches of a step.
             max_length: tokens of a block; None: what the model takes, at most 512.
@@ -152,7 +155,7 @@ class TrainingCoordinator:
         given = DataArguments(
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
-            dataset_source, task, label_column, conversation_layout,
+            dataset_source, task, label_column, conversation_layout, data_kind,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

@@ -16,6 +16,14 @@ from utils import colab
 from utils.adapters.facts import model_facts
 from utils.data.file_records import prepare_files
 from utils.data.labelled.prepare import prepare_examples
+from utils.data.record_sources import (
+    LoadedRecords,
+    builtin_records,
+    file_records,
+    has_answers,
+    hub_records,
+    prepare_records,
+)
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.text.hub import LoadedTexts, load_hub_texts, table_texts
 from utils.data.text.local import load_local_texts
@@ -61,11 +69,14 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         return _with_vocabulary(found, given)
     if given.is_labelled:
         return _labelled(given, model)
+    if has_answers(given.data_kind):
+        return _with_answers(given, model)
     length = given.block_length(model)
     known = model_facts(model).vocab_size
     vocab_size = given.vocab_size if given.vocab_size is not None else known
     assert vocab_size is not None
-    if given.kind == "file" and (records := _records(given, model, length, vocab_size)) is not None:
+    as_text = given.data_kind == "text" and given.task == "causal_lm"
+    if given.kind == "file" and not as_text and (records := _records(given, model, length, vocab_size)) is not None:
         return records
     loaded = documents(given)
     texts = prepare_text(
@@ -95,6 +106,29 @@ def _records(given: DataArguments, model: nn.Module, length: int, vocab_size: in
 def _file_path(given: DataArguments) -> Any:
     source: Any = given.dataset if given.dataset_path is None else given.dataset_path
     return colab.drive_path(source) if given.dataset_source == "drive" else source
+
+
+def _with_answers(given: DataArguments, model: nn.Module) -> GivenData:
+    """Conversations, or pairs of texts, that were named."""
+    source: Any = given.dataset if given.dataset_path is None else given.dataset_path
+    with_validation = given.val_split > 0
+    if given.kind == "builtin":
+        loaded = builtin_records(given.data_kind)
+    elif given.kind == "file":
+        loaded = file_records(_file_path(given), with_validation=with_validation)
+    elif given.kind == "named":
+        loaded = hub_records(str(source), given.config_name, with_validation=with_validation)
+    else:
+        records, validation = _parts(given.dataset)
+        rows = records.to_dict("records") if hasattr(records, "iloc") else list(records)
+        loaded = LoadedRecords(rows, None if validation is None else list(validation), f"the {type(records).__name__}")
+    found = prepare_records(
+        loaded, given.data_kind, column=given.text_column, model=model, tokenizer=given.tokenizer,
+        max_length=given.block_length(model), vocab_size=given.vocab_size, val_split=given.val_split, seed=given.seed,
+    )  # fmt: skip
+    return GivenData(
+        found.train, found.validation, found.tokenizer, found.task_spec, found.report, list(found.report.notes)
+    )
 
 
 def documents(given: DataArguments) -> LoadedTexts:

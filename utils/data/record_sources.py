@@ -1,0 +1,174 @@
+"""Records with a question and an answer, from wherever a setup says: built in, files, the Hub, a table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from utils.adapters.decoding import is_encoder_decoder
+from utils.data.read.task_columns import find_columns
+from utils.data.text.corpus import BUILTIN_NAME, builtin_questions, builtin_summaries
+from utils.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.data.prepared import PreparedData
+
+#: What the rows of a data set are. "auto": conversations in files that hold them, else texts.
+DataKind = Literal["auto", "text", "conversations", "pairs"]
+DATA_KINDS: tuple[str, ...] = get_args(DataKind)
+
+# Characters of a data set of the Hub that are read: records are held in memory.
+_MOST_CHARACTERS = 300_000_000
+
+
+@dataclass(frozen=True)
+class LoadedRecords:
+    """Records as they are in their source.
+
+    Attributes:
+        records: one dict a row; validation: those of the source's own validation part, None where there is none.
+        source: what they are, for the report.
+        notes: what the user should know, one sentence each.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]] | None
+    source: str
+    notes: list[str] = field(default_factory=list)
+
+
+def has_answers(kind: str) -> bool:
+    """Whether rows of this kind are questions with answers, and no texts."""
+    return kind in ("conversations", "pairs")
+
+
+def builtin_records(kind: str) -> LoadedRecords:
+    """The built-in stand-in: questions about the Python language reference, or its sections with their titles."""
+    records = builtin_questions() if kind == "conversations" else builtin_summaries()
+    what = "questions and answers" if kind == "conversations" else "sections and titles"
+    return LoadedRecords(records, None, f"built-in: {BUILTIN_NAME}, {what}, CPython {platform.python_version()}")
+
+
+def file_records(path: Any, *, with_validation: bool) -> LoadedRecords:
+    """The rows of files. Raises as `load_conversation_files`."""
+    from utils.data.conversations.files import load_conversation_files
+
+    found = load_conversation_files(path, with_validation=with_validation)
+    return LoadedRecords(found.records, found.validation, found.source, found.notes)
+
+
+def hub_records(name: str, config_name: str | None, *, with_validation: bool) -> LoadedRecords:
+    """The rows of a data set of the Hub, or of a folder. Raises as `load_hub_texts`."""
+    from utils.data.text.hub import VALIDATION_SPLITS, load_hub_table
+
+    table = load_hub_table(name, config_name)
+    records, complete = _beginning(table.rows)
+    notes = list(table.notes)
+    if not complete:
+        notes.append(f"Only the first {len(records):,} rows were read: as many as are held in memory.")
+    own = next((known for known in VALIDATION_SPLITS if known in table.splits and known != table.split), None)
+    validation = None
+    if with_validation and own is not None:
+        validation, _ = _beginning(table.splits[own])
+        notes.append(f"Validation is the data set's own split {own!r} (rows: {len(validation):,}).")
+    return LoadedRecords(records, validation, table.source, notes)
+
+
+def prepare_records(
+    loaded: LoadedRecords, kind: str, *, column: str | None = None, model: Any = None,
+    tokenizer: PreTrainedTokenizerFast | None = None, max_length: int, vocab_size: int | None, val_split: float, seed: int,
+) -> PreparedData:  # fmt: skip
+    """Rows of tokens with the answers as targets.
+
+    Args:
+        kind: "conversations", or "pairs": a text, and the text to write for it. The text is cut at its end where it is too
+            long for both to fit.
+        column: the column of conversations, or of the first text of a pair; None: found by the columns' names.
+    Raises:
+        ConfigError: the model is an encoder-decoder, or no such column.
+        DataError: the records are of another kind, or nothing is left of them; says what was found.
+    """
+    from utils.data.conversations.prepare import prepare_conversations
+
+    if model is not None and is_encoder_decoder(model):
+        raise ConfigError(
+            f"data_kind={kind!r} trains a decoder, and {type(model).__name__} is an encoder-decoder. Use "
+            "prepare_examples(records, TaskSpec.seq2seq(...)) for it."
+        )
+    convert = _as_messages if kind == "conversations" else _as_completions
+    data = prepare_conversations(
+        convert(loaded.records, column, loaded.source), tokenizer=tokenizer, model=model, max_length=max_length,
+        vocab_size=vocab_size, val_split=val_split, random_seed=seed,
+        validation=None if loaded.validation is None else convert(loaded.validation, column, loaded.source),
+        source=loaded.source, on_bad_row="skip", shorten_prompts=kind == "pairs",
+    )  # fmt: skip
+    return replace(data, report=replace(data.report, notes=[*loaded.notes, *data.report.notes]))  # type: ignore[type-var]
+
+
+def _beginning(rows: Any) -> tuple[list[dict[str, Any]], bool]:
+    """Rows up to the most characters that are held in memory, and whether they are all."""
+    records: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        if characters >= _MOST_CHARACTERS:
+            return records, False
+        characters += len(str(row))
+        records.append(dict(row))
+    return records, True
+
+
+def _as_messages(records: Sequence[Mapping[str, Any]], column: str | None, source: str) -> Sequence[Mapping[str, Any]]:
+    """Records that `read_conversations` takes: a column of lists of texts becomes turns of user and assistant."""
+    from utils.data.conversations.layouts import find_layout
+
+    example = _example(records, source)
+    if column is not None and column not in example:
+        raise ConfigError(f"text_column: there is no column {column!r} in {source}; there are {', '.join(example)}.")
+    if column is None:
+        if find_layout(list(records[:100])) is not None:
+            return records
+        column = next((name for name, value in example.items() if _is_dialogue(value)), None)
+        if column is None:
+            return records  # whose columns the error of read_conversations lists
+    return [{"messages": _turns(record.get(column))} for record in records]
+
+
+def _as_completions(
+    records: Sequence[Mapping[str, Any]], column: str | None, source: str
+) -> Sequence[Mapping[str, Any]]:
+    """Records of prompt and completion."""
+    columns = find_columns("seq2seq", _example(records, source), text=column)
+    assert columns.label is not None
+    return [{"prompt": record.get(columns.text), "completion": record.get(columns.label)} for record in records]
+
+
+def _example(records: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
+    """A value of each column of the first rows."""
+    if not records:
+        raise DataError(f"{source}: holds no rows.")
+    found: dict[str, Any] = {}
+    for name, value in chain.from_iterable(record.items() for record in records[:100]):
+        if found.get(name) is None:
+            found[name] = value
+    return found
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(turn, str) for turn in value)
+
+
+def _turns(value: Any) -> Any:
+    """What was said in turn, the user first; other values as they are."""
+    if not _is_dialogue(value):
+        return value
+    return [{"role": role, "content": text} for role, text in zip(_alternating(), value, strict=False)]
+
+
+def _alternating() -> Iterable[str]:
+    while True:
+        yield from ("user", "assistant")
