@@ -27,6 +27,7 @@ from widgets.forms import (
     heading,
     markup_box,
     paragraph,
+    primary,
     problem_line,
     row,
     set_markup,
@@ -62,7 +63,10 @@ class Page:
             self._general,
             row(*self._navigation()),
         ])  # fmt: skip
-        self.box.add_class(f"tb-page-{step.name}")
+        for name in ("tb-page", f"tb-page-{step.name}"):
+            self.box.add_class(name)
+        for fields in (self._fields, self._advanced):
+            fields.add_class("tb-fields")
 
     def extras(self) -> list[ipywidgets.Widget]:
         """What the page has besides its settings."""
@@ -114,6 +118,8 @@ class Page:
         back = self._button(f"Back: {before}" if before else "Back", "back", self._back)
         forward = self._button(f"Next: {after}" if after else "Next", "next", self._next)
         back.disabled, forward.disabled = not before, not after
+        if after:
+            primary(forward)
         return [back, forward]
 
     def _next(self, _: Any) -> None:
