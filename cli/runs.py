@@ -5,6 +5,7 @@
     trainbook runs compare exp1 exp3                  settings that differ, and the metrics of both
     trainbook runs best val/accuracy                  the run with the best value that this metric ever had
     trainbook runs tag exp3 baseline
+    trainbook runs report exp3                        one HTML file: curves, samples, settings, what was verified
 
 Everything is read from the runs' folders; runs.sqlite beside them is a table made from these, and can be deleted.
 
@@ -76,6 +77,11 @@ def make_parser() -> argparse.ArgumentParser:
     best.add_argument("metric", metavar="METRIC", nargs="?", default="val/loss", help="default: val/loss")
     best.add_argument("--mode", choices=["min", "max"], help="which is better; default: by the metric's name")
     best.set_defaults(run_command=_best)
+
+    report = actions.add_parser("report", parents=[where], help="write a report of a run, one HTML file")
+    report.add_argument("run", metavar="RUN")
+    report.add_argument("--out", metavar="FILE", help="where to write (default: report.html in the run's folder)")
+    report.set_defaults(run_command=_report)
 
     for name, text in (("tag", "add tags to a run"), ("untag", "remove tags from a run")):
         tagging = actions.add_parser(name, parents=[where], help=text)
@@ -161,6 +167,17 @@ def _best(table: RunTable, options: argparse.Namespace) -> int:
         print_json({**_plain(run), "metric": options.metric, "value": value})
     else:
         print(f"{run.name}  {options.metric} {_text(value)}\n{run.path}")
+    return DONE
+
+
+def _report(table: RunTable, options: argparse.Namespace) -> int:
+    from utils.ui.run_report import write_report
+
+    written = write_report(table.get(options.run).path, path=options.out)
+    if options.json:
+        print_json({"report": written})
+    else:
+        print(written)
     return DONE
 
 

@@ -166,6 +166,27 @@ def free_memory_bytes(kind: str, index: int | None = None) -> int | None:
     return int(found[0][1]) * 1024 if found else None
 
 
+def used_memory_bytes(kind: str, index: int | None = None) -> int | None:
+    """Memory that this process uses: of a GPU what torch has allocated for tensors, of a CPU the resident set.
+
+    Args:
+        kind: "cuda", "cpu", … as torch names it; index: which of several.
+    Returns:
+        None where it is not known: other devices, and CPUs of systems other than Linux.
+    """
+    if kind == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated(index))
+    if kind != "cpu":
+        return None
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware; emulated bf16 is slower than fp32."""
     import torch

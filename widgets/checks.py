@@ -21,7 +21,7 @@ from utils.errors import ConfigError
 from utils.ui.background import Cancelled, Progress
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.html import Html, alert, element, status, text
-from widgets.forms import button, markup_box, paragraph, row, set_markup
+from widgets.forms import button, markup_box, panel, paragraph, row, set_markup
 from widgets.guarded import error_details, error_sentence
 from widgets.jobs import JobRow, Outcome
 from widgets.pump import Pump
@@ -168,7 +168,7 @@ class _WidgetView(_NoView):
         self.stop = button(
             "Stop", "tb-checks-stop", self._stop, self._report, "End the checks and keep the report so far."
         )
-        box = ipywidgets.VBox([row(self.stop, self._line), self._status])
+        box = panel(row(self.stop, self._line), self._status)
         self._output = LiveOutput(box, _RUNNING)
         self._drawn_s, self._spoken = 0.0, ""
 
@@ -249,7 +249,7 @@ class OfferedChecks:
         self._shown = markup_box("tb-offered-report")
         self._job = JobRow(label, "tb-offer-checks", self._work, self._done, self._failed)
         self._job.cancel.description = "Stop"
-        self.box = ipywidgets.VBox([markup_box(markup=paragraph(sentence)), self._job.box, self._shown])
+        self.box = panel(markup_box(markup=paragraph(sentence)), self._job.box, self._shown)
 
     def _work(self, progress: Progress) -> CheckReport:
         relay = _Relay(progress)

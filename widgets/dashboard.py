@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import ipywidgets
 
 from utils.views.html import alert, status
-from utils.views.live import LivePicture, live_view
+from utils.views.live import LivePicture, live_content
+from widgets.forms import panel
 from widgets.guarded import error_details, error_sentence
 from widgets.run_controls import RunControls
 
@@ -37,12 +38,12 @@ class Dashboard:
         self._alert.add_class("tb-live-alert")
         self.controls = RunControls(control, self.report)
         self._said = note
-        self.box = ipywidgets.VBox([self.controls.box, self._status, self._alert, self._view])
+        self.box = panel(self.controls.box, self._status, self._alert, self._view)
         self.box.add_class("tb-dashboard")
 
     def draw(self, picture: LivePicture, phase: Phase, said: str) -> None:
         """Show `picture`; `said` goes to screen readers, and only when it changed."""
-        self._view.value = live_view(picture)
+        self._view.value = live_content(picture)
         self.controls.show(phase)
         if said != self._said:
             self._said = said

@@ -23,9 +23,10 @@ from utils.ui.export_choices import (
     verification_rows,
     write_archive,
 )
+from utils.views.design import styled
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.html import Html, alert, columns, element, joined, status, text
-from widgets.forms import button, heading, markup_box, paragraph, row, set_help, set_markup, small
+from widgets.forms import button, heading, markup_box, panel, paragraph, primary, row, set_help, set_markup, small
 from widgets.guarded import error_details, error_sentence
 from widgets.jobs import JobRow, Outcome, watch_cells
 
@@ -68,9 +69,9 @@ def export_panel(
     if output is not None:
         output.describe(plain)
         if link:
-            show_html(link, f"Download: {panel.archive}")
+            show_html(styled(link), f"Download: {panel.archive}")
     elif mode == "html":
-        show_html(joined([panel.table(), link]), plain)
+        show_html(styled(panel.table(), link), plain)
     elif mode == "text":
         show_text(plain)
     return panel.exports
@@ -159,11 +160,10 @@ class ExportPanel(_Exporting):
         lines = [
             ipywidgets.VBox([self.boxes[choice.name], markup_box(markup=_explained(choice))]) for choice in self.choices
         ]
-        self.box = ipywidgets.VBox(
-            [
-                markup_box(markup=heading("Export")), *lines, self._job.box, self._progress, self._table,
-                row(self.download), self._alert, self._status,
-            ]
+        primary(self._job.start)
+        self.box = panel(
+            markup_box(markup=heading("Export")), *lines, self._job.box, self._progress, self._table,
+            row(self.download), self._alert, self._status,
         )  # fmt: skip
         self.box.add_class("tb-export-panel")
         watch_cells()

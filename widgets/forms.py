@@ -16,7 +16,8 @@ from utils.ui.preflight import Check, check_text
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import WizardField
 from utils.ui.wizard_texts import help_text, typed_text
-from utils.views.html import Html, element, table, text
+from utils.views.design import sheet
+from utils.views.html import Html, element, pill, table, text
 from widgets.guarded import guarded
 
 Report = Callable[[BaseException], None]
@@ -24,9 +25,6 @@ Report = Callable[[BaseException], None]
 # Wide enough for every label; a control and its label fit into a narrow notebook.
 LABEL_WIDTH = "180px"
 CONTROL_WIDTH = "560px"
-
-# Help and messages stand under the control, not under its label.
-_INDENT = "188px"
 
 # How a form shows None, which ipywidgets' selections take for nothing being selected.
 _NONE = ""
@@ -46,7 +44,7 @@ class FieldForm:
         self.control = _control(field)
         self.control.add_class(f"tb-field-{field.name}")
         self.message = markup_box(f"tb-error-{field.name}")
-        self.box = ipywidgets.VBox([self.control, markup_box(markup=small(help_text(field), _INDENT)), self.message])
+        self.box = ipywidgets.VBox([self.control, markup_box(markup=small(help_text(field))), self.message])
         self.control.observe(guarded(self._changed, report), "value")
 
     def refresh(self, problems: Mapping[str, list[Problem]]) -> None:
@@ -57,7 +55,7 @@ class FieldForm:
         finally:
             self._drawing = False
         message, hint = self._state.message(self.field.name, problems), self._state.hint(self.field.name)
-        set_markup(self.message, problem_line(message, _INDENT) if message else small(hint, _INDENT))
+        set_markup(self.message, problem_line(message) if message else small(hint))
 
     def _changed(self, change: Mapping[str, Any]) -> None:
         if self._drawing:
@@ -132,47 +130,71 @@ def row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(list(children), layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
 
 
+def panel(*children: ipywidgets.Widget) -> ipywidgets.VBox:
+    """Widgets below each other in the design's style."""
+    box = ipywidgets.VBox([])
+    fill_panel(box, *children)
+    return box
+
+
+def fill_panel(box: ipywidgets.VBox, *children: ipywidgets.Widget) -> None:
+    """Put widgets into `box` in the design's style, whose style sheet comes last."""
+    style = ipywidgets.HTML(sheet(controls=True))
+    style.add_class("tb-style")
+    box.children = (*children, style)
+    for name in ("tb", "tb-panel"):
+        box.add_class(name)
+
+
+def primary(made: ipywidgets.Button) -> ipywidgets.Button:
+    """The button as the one that most people click next. There is one on each screen."""
+    made.button_style = "primary"
+    return made
+
+
 def paragraph(sentence: str) -> Html:
     """A line of text; the empty one is no markup."""
-    return element("div", text(sentence), style="line-height:1.4") if sentence else text("")
+    return element("div", text(sentence)) if sentence else text("")
 
 
 def heading(title: str) -> Html:
     """A page's title."""
-    return element("div", text(title), role="heading", aria_level=3, style="font-size:1.2em;font-weight:600")
+    return element("div", text(title), role="heading", aria_level=3, class_="tb-title")
 
 
 def problem_line(sentence: str, indent: str = "0") -> Html:
     """What is wrong, in words and with a bar, told by screen readers; the empty one is no markup."""
     if not sentence:
         return text("")
-    style = f"border-left:3px solid currentColor;padding-left:8px;margin:0 0 4px {indent};line-height:1.4"
-    return element("div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", style=style)
+    style = None if indent == "0" else f"margin-left:{indent}"
+    return element(
+        "div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", class_="tb-problem", style=style
+    )
 
 
 # A check's verdict as a sign and in words, which screen readers need and which colour-blind readers can tell apart.
-_SIGNS = {"passed": "✓", "failed": "✗", "pending": "…", "not run": "–"}
+_SIGNS = {
+    "passed": ("✓", "tb-pass"), "failed": ("✕", "tb-fail"), "pending": ("…", "tb-none"), "not run": ("–", "tb-none"),
+}  # fmt: skip
 
 
 def check_line(check: Check) -> Html:
     """A check before training: its sign and name, then what was measured or what is wrong."""
-    sign = element("span", text(_SIGNS[check.verdict]), aria_hidden="true")
-    name = element("strong", sign, text(f" {check.title}: "), style="white-space:nowrap")
-    return element("div", name, text(check_text(check)), style="line-height:1.4;margin:0 0 4px 0")
+    icon, css_class = _SIGNS[check.verdict]
+    return element("div", pill(icon, check.title, css_class), text(" "), text(check_text(check)), style="margin:2px 0")
 
 
 def data_table(title: str, rows: Mapping[str, str]) -> Html:
-    """A table in the lines of text; a widget's own are as high as its controls."""
-    return element("div", table(title, rows), style="line-height:1.4")
+    """A table of names and values."""
+    return table(title, rows)
 
 
 def code(line: str) -> Html:
     """A line of code to copy."""
-    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;margin:0 0 4px 0;color:inherit;background:none"
-    return element("pre", text(line), style=style)
+    return element("pre", text(line))
 
 
 def small(sentence: str, indent: str = "0") -> Html:
     """Help and details, still readable; the empty one is no markup."""
-    style = f"font-size:0.85em;line-height:1.3;opacity:0.85;margin:0 0 4px {indent}"
-    return element("div", text(sentence), style=style) if sentence else text("")
+    style = None if indent == "0" else f"margin-left:{indent}"
+    return element("div", text(sentence), class_="tb-help", style=style) if sentence else text("")

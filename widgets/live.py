@@ -23,9 +23,10 @@ from utils.errors import TrainingInterrupted
 from utils.training.engine.interrupts import Interrupts
 from utils.training.samples import SamplePredictions, SampleTexts, prompts_from
 from utils.ui.live_picture import live_picture, phase_text, sentence
-from utils.ui.live_run import LiveFeed, LiveRun, RunEvent, past_of
+from utils.ui.live_run import LiveFeed, LiveRun, RunEvent
 from utils.ui.progress import progress_line
 from utils.ui.run_on_disk import RunFollower
+from utils.ui.run_past import past_of
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.live import live_view
 from widgets.attach import LIVE_TEXT, asks_for_live_view, note_served, show_state

@@ -13,7 +13,7 @@ from utils.training.playground import Generated, Playground, open_playground
 from utils.ui.background import Progress
 from utils.views.display import LiveOutput, show_text
 from utils.views.html import Html, alert, columns, element, joined, text
-from widgets.forms import heading, markup_box, paragraph, row, set_markup
+from widgets.forms import heading, markup_box, panel, paragraph, primary, row, set_markup
 from widgets.guarded import error_details, error_sentence, guarded
 from widgets.jobs import JobRow, Outcome, watch_cells
 
@@ -84,7 +84,7 @@ class PlayPanel:
         self.temperature.style.description_width = "initial"
         label = {"text": "Generate", "chat": "Send", "classes": "Classify"}[opened.kind]
         self.job = JobRow(label, "tb-play", self._work, self._done, self._failed)
-        self.job.start.button_style = "primary"
+        primary(self.job.start)
         self.job.cancel.description = "Stop"
         self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")
         submit = guarded(lambda _: self.job.begin(), self._failed)
@@ -93,9 +93,7 @@ class PlayPanel:
         settings = [] if opened.kind == "classes" else [row(self.temperature, self.top_p, self.length)]
         parts = [self.output, self.prompt] if opened.kind == "chat" else [self.prompt]
         tail = [] if opened.kind == "chat" else [self.output]
-        self.box = ipywidgets.VBox(
-            [markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert]
-        )
+        self.box = panel(markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert)
         self.box.add_class("tb-play-panel")
         watch_cells()
 

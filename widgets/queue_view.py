@@ -11,11 +11,24 @@ from utils.environment import ui_mode
 from utils.ui.live_picture import live_picture, sentence
 from utils.ui.queue_jobs import HEADER, QueueJobs
 from utils.ui.run_on_disk import run_on_disk
+from utils.views.design import styled
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.html import Html, columns, element
 from utils.views.live import live_view
 from widgets.attach import FollowView
-from widgets.forms import button, code, heading, markup_box, paragraph, problem_line, row, set_markup, small
+from widgets.forms import (
+    button,
+    code,
+    heading,
+    markup_box,
+    panel,
+    paragraph,
+    primary,
+    problem_line,
+    row,
+    set_markup,
+    small,
+)
 from widgets.guarded import error_sentence
 
 if TYPE_CHECKING:
@@ -42,7 +55,7 @@ def queue_panel(
     if mode == "widget":
         LiveOutput(QueuePanel(jobs, submits=setup is not None).box, jobs.to_text())
     elif mode == "html":
-        show_html(_table(jobs), jobs.to_text())
+        show_html(styled(_table(jobs)), jobs.to_text())
     elif mode == "text":
         show_text(jobs.to_text())
     return jobs
@@ -52,9 +65,7 @@ def _table(jobs: QueueJobs) -> Html:
     rows = jobs.rows()
     if not rows:
         return paragraph(f"No job in {jobs.url} yet.")
-    return element(
-        "div", columns(f"Jobs in {jobs.url}", HEADER, [found.cells for found in rows]), style="line-height:1.4"
-    )
+    return columns(f"Jobs in {jobs.url}", HEADER, [found.cells for found in rows])
 
 
 class QueuePanel:
@@ -72,19 +83,19 @@ class QueuePanel:
         self.job = ipywidgets.Dropdown(description="Job", layout=ipywidgets.Layout(width="auto", max_width="320px"))
         self.job.add_class("tb-queue-job")
         self.live = ipywidgets.VBox([])
-        self.submit = self._button("Submit this setup", "submit", self._submit)
+        self.submit = primary(self._button("Submit this setup", "submit", self._submit))
         self.refresh = self._button("Refresh", "refresh", lambda _: self._say(""))
         self.open = self._button("Live view", "open", self._open)
         self.cancel = self._button("Cancel job", "cancel", lambda _: self._say(jobs.cancel(self.job.value)))
         self.retry = self._button("Retry", "retry", lambda _: self._say(jobs.retry(self.job.value)))
         self.show_log = self._button("Log", "log-button", self._show_log)
-        self.box = ipywidgets.VBox([
+        self.box = panel(
             markup_box(markup=heading("Job queue")),
             row(*([self.submit] if submits else []), self.refresh), self.table,
             row(self.job, self.open, self.cancel, self.retry, self.show_log), self.message, self.log, self.live,
             markup_box(markup=small("Jobs are run by workers; each of these commands in a terminal starts one:")),
             markup_box(markup=code(jobs.worker_command)),
-        ])  # fmt: skip
+        )  # fmt: skip
         self.draw()
 
     def draw(self) -> None:

@@ -36,6 +36,7 @@ class RunControls:
         self.stop = _button("Stop", "tb-stop", "Finish this step, save, and end the cell. Run it again to continue.")
         self.pause = _button("Pause", "tb-pause", "Finish this step, save, and wait.")
         self.save = _button("Save now", "tb-save", "Write a checkpoint after this step.")
+        self.stop.add_class("tb-danger")
         self.stop.on_click(guarded(self._stop, report))
         shown = [self.stop]
         if isinstance(control, Control):

@@ -32,6 +32,7 @@ from widgets.forms import (
     heading,
     markup_box,
     paragraph,
+    primary,
     problem_line,
     row,
     set_markup,
@@ -68,7 +69,10 @@ class Page:
             self._general,
             row(*self._navigation()),
         ])  # fmt: skip
-        self.box.add_class(f"tb-page-{step.name}")
+        for name in ("tb-page", f"tb-page-{step.name}"):
+            self.box.add_class(name)
+        for fields in (self._fields, self._advanced):
+            fields.add_class("tb-fields")
 
     def above(self) -> list[ipywidgets.Widget]:
         """What the page has before its settings."""
@@ -125,6 +129,8 @@ class Page:
         back = self._button(f"Back: {before}" if before else "Back", "back", self._back)
         forward = self._button(f"Next: {after}" if after else "Next", "next", self._next)
         back.disabled, forward.disabled = not before, not after
+        if after:
+            primary(forward)
         return [back, forward]
 
     def _next(self, _: Any) -> None:

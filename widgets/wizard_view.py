@@ -18,6 +18,7 @@ from widgets.forms import (
     LABEL_WIDTH,
     button,
     code,
+    fill_panel,
     markup_box,
     paragraph,
     problem_line,
@@ -28,6 +29,9 @@ from widgets.forms import (
 from widgets.guarded import error_details, error_sentence, guarded
 from widgets.jobs import watch_cells
 from widgets.wizard_pages import PAGES, Page
+
+# State of a step -> its icon, by its name in Font Awesome 4, which every front end's widgets bring along.
+_ICONS = {"done": "check", "current": "circle"}
 
 # Keys that every page has; they mean the current page's.
 _OF_PAGE = ("next", "back", "advanced")
@@ -53,7 +57,8 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self._status = self._parts["status"] = markup_box("tb-status")
         self._alert = self._parts["alert"] = markup_box("tb-alert")
         self._place = ipywidgets.VBox()
-        super().__init__([*self._header(), self._status, self._alert, self._place])
+        super().__init__()
+        fill_panel(self, *self._header(), self._status, self._alert, self._place)
         self.add_class("tb-wizard")
         self._said = ("", "")
         state.observe(lambda: guarded(self._refresh, self.report)(None))
@@ -100,7 +105,9 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
             "Undo preset", "tb-undo", lambda _: self.state.undo(), self.report, "Bring back the settings that it replaced"
         )
         changes = row(self._clicks, self._reset, self._undo)
-        return [row(*steps), self._preset, self._preset_message, self._preset_help, changes]
+        stepper = row(*steps)
+        stepper.add_class("tb-steps")
+        return [stepper, self._preset, self._preset_message, self._preset_help, changes]
 
     def _step_button(self, step: WizardStep) -> Any:
         made = button(step.title, f"tb-step-{step.name}", lambda _: self.state.goto(step.name), self.report)
@@ -110,7 +117,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
     def _refresh(self, _: Any) -> None:
         problems = self.state.visible_problems()
         for index, step in enumerate(STEPS):
-            self._parts[f"step:{step.name}"].description = self._step_label(index, problems)
+            self._draw_step(self._parts[f"step:{step.name}"], index, problems)
         self._show_preset()
         page = self._page()
         page.refresh(problems)
@@ -120,7 +127,18 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         said = (self.state.notice, self.state.notice_details)
         if said != self._said:
             self._said = said
-            set_markup(self._status, element("div", status(said[0]), small(said[1]), style="line-height:1.4"))
+            set_markup(self._status, element("div", status(said[0]), small(said[1])))
+
+    def _draw_step(self, made: Any, index: int, problems: Any) -> None:
+        """The step's label, icon and colour."""
+        reached, wrong = self.state.status(index, problems), bool(problems[STEPS[index].name])
+        states = {"problem": wrong, "current": reached == "current", "done": reached == "done" and not wrong}
+        states["open"] = not any(states.values())
+        with made.hold_sync():  # one message for all of it
+            made.description = self._step_label(index, problems)
+            made.icon = "exclamation-circle" if wrong else _ICONS.get(reached, "circle-o")
+            for state, holds in states.items():
+                (made.add_class if holds else made.remove_class)(f"tb-state-{state}")
 
     def _step_label(self, index: int, problems: Any) -> str:
         step = STEPS[index]

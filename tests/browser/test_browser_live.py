@@ -138,7 +138,7 @@ def test_a_notebook_saved_mid_run_and_reopened_with_a_new_kernel_shows_the_run(u
     unsaved.run_cell(3)
     unsaved.wait_until_done(3)
     assert "Stopped by the Stop button and saved" in unsaved.output(3)
-    assert unsaved.cell(3).locator("svg[role=img]").count() == 1
+    assert unsaved.cell(3).locator("svg[role=img][aria-label^='Curves of the loss']").count() == 1
 
 
 def test_the_kernels_interrupt_saves_and_raises(notebook):
@@ -158,4 +158,4 @@ def test_the_last_state_stays_in_the_saved_notebook_without_widgets(notebook):
     assert notebook.cell(1).locator(".tb-stop").count() == 0
     output = notebook.output(1)
     assert "Stopped by the Stop button and saved" in output
-    assert notebook.cell(1).locator("svg[role=img]").count() == 1
+    assert notebook.cell(1).locator("svg[role=img][aria-label^='Curves of the loss']").count() == 1

@@ -16,7 +16,9 @@ class PacedTrainer:
     def __init__(self, run_dir: Path, steps: int = 3000, step_s: float = 0.02) -> None:
         self.control, self.callbacks, self.tokenizer, self.notices = Control(), [], None, []
         self.training_config = SimpleNamespace(epochs=1)
-        self.state = SimpleNamespace(step=0, epoch=0, targets_done=0, best=SimpleNamespace(value=None, epoch=None, step=None))
+        best = SimpleNamespace(value=None, epoch=None, step=None)
+        self.state = SimpleNamespace(step=0, epoch=0, targets_done=0, elapsed_s=0.0, best=best)
+        self.parts = None
         self.run_dir = run_dir
         self._steps, self._step_s = steps, step_s
 

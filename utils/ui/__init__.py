@@ -5,6 +5,8 @@ from __future__ import annotations
 from utils.ui.notebook import start_notebook
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.progress import PrintProgress
+from utils.ui.run_comparison import compare_runs
+from utils.ui.run_report import write_report
 from utils.ui.runs import list_runs, show_runs
 from utils.ui.samples import show_samples
 from utils.ui.setup_config import SetupConfig
@@ -14,5 +16,6 @@ from utils.ui.wizard_state import WizardState
 
 __all__ = [
     "PRESETS", "ConfigPresets", "Preset", "PrintProgress", "SetupConfig", "SetupWizard", "WizardState",
-    "list_runs", "show_runs", "show_samples", "show_take_home", "start_notebook",
+    "compare_runs", "list_runs", "show_runs", "show_samples", "show_take_home", "start_notebook",
+    "write_report",
 ]  # fmt: skip

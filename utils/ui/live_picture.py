@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from utils.ui.live_run import LiveRun, Phase
 from utils.views.curves import SMOOTHED_LOSS, VALIDATION_LOSS
-from utils.views.live import LivePicture
+from utils.views.live import LivePicture, Notice, Small, Validation
 
 _DOING: dict[Phase, str] = {
     "starting": "Getting ready",
@@ -33,6 +34,10 @@ ENDINGS = {
 }
 
 
+# Rows of a table and events that are shown; the best validation always is.
+_ROWS, _EVENTS = 7, 6
+
+
 def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | None = None) -> LivePicture:
     """What there is to see of `run` now; with `stop_reason` once it is over."""
     return LivePicture(
@@ -44,13 +49,88 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
         smoothed=run.smoothed.points,
         validation=run.validation.points,
         rate=run.rate.points,
+        smalls=_smalls(run),
+        baselines={} if run.baseline is None else dict([run.baseline]),
         last_step=run.total_steps,
         nonfinite_steps=run.nonfinite_steps,
+        where=" · ".join(_place(run)) if run.phase in ("training", "validating") else "",
+        elapsed="" if run.elapsed_s is None else f"{duration(run.elapsed_s)} elapsed",
+        left=_left(run),
+        validating=_validating(run),
+        validations=_validations(run),
+        metric=run.metric or "",
+        events=list(run.log)[: -_EVENTS - 1 : -1],
         samples=run.samples,
         samples_title=_samples_title(run),
-        notices=[*notices, *([run.error] if run.error else [])],
+        before=run.before,
+        before_title="" if run.before_step is None else f"before, step {run.before_step:,}",
+        notices=[*map(_notice, notices), *([Notice("fail", "failed", run.error)] if run.error else [])],
         over=run.over,
+        state=_state(run, stop_reason),
     )
+
+
+def _state(run: LiveRun, stop_reason: str | None) -> str:
+    """A run that was stopped before its end, or whose process is gone, has not "ended"."""
+    if run.phase != "ended" or stop_reason in (None, "finished", "max_steps", "early_stopping"):
+        return run.phase
+    return "broken off" if stop_reason == "broken off" else "stopped"
+
+
+def _smalls(run: LiveRun) -> list[Small]:
+    """Learning rate, gradient norm, speed and memory."""
+    shown = [
+        ("learning rate", run.rate, "train", lambda value: f"{value:.3g}"),
+        ("gradient norm", run.norm, "base", lambda value: f"{value:.3g}"),
+        ("tokens/s", run.speed, "good", lambda value: f"{value:,.0f}"),
+        ("memory (GiB)", run.memory, "soft", lambda value: f"{value:.2f}"),
+    ]
+    smalls = []
+    for name, curve, colour, words in shown:
+        points = [(step, value / 2**30) for step, value in curve.points] if curve is run.memory else curve.points
+        if points:
+            smalls.append(Small(name, words(points[-1][1]), points, colour))
+    return smalls
+
+
+def _left(run: LiveRun) -> str:
+    going_on = run.phase in ("training", "validating") and run.remaining_s is not None
+    return f"about {duration(run.remaining_s or 0)} left" if going_on else ""
+
+
+def _validating(run: LiveRun) -> str:
+    found = run.validating_s(time.monotonic())
+    if found is None:
+        return ""
+    spent, usual = found
+    return f"validating for {duration(spent)}" + (f" of about {duration(usual)}" if usual else "")
+
+
+def _validations(run: LiveRun) -> list[Validation]:
+    best = None if run.best is None else run.best[1]
+    rows = list(run.validations)[::-1]
+    shown = rows[:_ROWS] + [row for row in rows[_ROWS:] if row.step == best]
+    return [
+        Validation(
+            f"{row.step:,}", _number(row.train, ".3f"), _number(row.loss, ".3f"), _number(row.metric, ".4g"),
+            "" if row.elapsed_s is None else clock(row.elapsed_s), row.step == best,
+        )
+        for row in shown
+    ]  # fmt: skip
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _notice(sentence: str) -> Notice:
+    """A notice of the trainer; the doctor's and those about memory are warnings with a title of their own."""
+    who, _, rest = sentence.partition(": ")
+    if who.startswith("Doctor, ") and rest:
+        return Notice("note" if rest.startswith("no longer") else "warn", who.removeprefix("Doctor, "), rest)
+    if sentence.startswith("Out of memory"):
+        return Notice("warn", "memory", sentence)
+    return Notice("note", "", sentence)
 
 
 def _samples_title(run: LiveRun) -> str:
@@ -68,15 +148,18 @@ def phase_text(run: LiveRun, stop_reason: str | None = None) -> str:
 
 def sentence(run: LiveRun, stop_reason: str | None = None) -> str:
     """One line: what it does, how far it is, how long it will take."""
-    parts = [phase_text(run, stop_reason)]
+    return " · ".join(filter(None, [phase_text(run, stop_reason), *_place(run), _left(run)]))
+
+
+def _place(run: LiveRun) -> list[str]:
+    """How far the run is."""
+    parts = []
     if run.step or run.total_steps:
         total = f" of {run.total_steps:,}" if run.total_steps else ""
         parts.append(f"step {run.step:,}{total}")
     if run.epochs:
         parts.append(f"epoch {min(run.epoch + 1, run.epochs)} of {run.epochs}")
-    if run.phase in ("training", "validating") and run.remaining_s is not None:
-        parts.append(f"about {duration(run.remaining_s)} left")
-    return " · ".join(parts)
+    return parts
 
 
 def duration(seconds: float) -> str:
@@ -89,6 +172,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def clock(seconds: float) -> str:
+    """Seconds as on a clock: "0:08", "3:20", "2:05:00"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def _facts(run: LiveRun) -> dict[str, str]:
     facts = {}
     if run.smoothed.last is not None:
@@ -98,10 +188,12 @@ def _facts(run: LiveRun) -> dict[str, str]:
     if run.best is not None:
         value, step = run.best
         facts["best"] = f"{value:.4f}" if step is None else f"{value:.4f} (step {step:,})"
-    if run.rate.last is not None:
-        facts["learning rate"] = f"{run.rate.last:.2e}"
-    if run.tokens_per_s is not None and run.phase == "training":
-        facts["tokens/s"] = f"{run.tokens_per_s:,.0f}"
+    if run.baseline is not None and run.validation.last is not None:
+        name, loss = run.baseline
+        better = run.validation.last <= loss
+        facts[f"{'below' if better else 'above'} baseline by"] = (
+            f"{abs(loss - run.validation.last):.3f} ({name} {loss:.3f})"
+        )
     if run.saved_file is not None:
         facts["saved"] = run.saved_file
     return facts

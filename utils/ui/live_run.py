@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from utils.environment import used_memory_bytes
 from utils.scrubbing import describe_error
-from utils.storage import read_json_lines
 from utils.training.engine.callbacks import Callback
-from utils.training.samples import as_prompt_and_text, read_samples
-from utils.views.curves import Points, decimated
+from utils.training.samples import as_prompt_and_text
+from utils.ui.run_past import MAX_LIVE_POINTS, Curve, baseline_of, past_of
 
 if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
@@ -22,14 +22,23 @@ if TYPE_CHECKING:
 Phase = Literal["starting", "training", "validating", "pausing", "paused", "stopping", "ended", "failed"]
 Row = Mapping[str, Any]
 
-# Most points of a live curve: it is drawn anew twice a second, and a panel is not wider than this.
-MAX_LIVE_POINTS = 400
-
 # Weight of the past in the smoothed training loss: a mean over about 20 steps, as TensorBoard's slider at 0.95.
 _SMOOTHING = 0.95
 
 # Seconds of steps that the shown speed is a mean of.
 _SPEED_WINDOW_S = 10.0
+
+# Seconds between two readings of the memory, which the training's thread takes.
+_MEMORY_S = 1.0
+
+# Validations and events that are kept: more than a view shows, and the same for a run of any length.
+MAX_VALIDATIONS, MAX_EVENTS = 60, 60
+
+# Steps with a loss that is not finite that are marked; the others are counted.
+_MAX_MARKS = 1000
+
+# A learning rate that was constant for this many steps and then changes by more than this share was changed by a schedule.
+_CONSTANT_STEPS, _RATE_CHANGE = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,18 @@ class RunEvent:
     values: Row
 
 
-def past_of(run_dir: Path) -> dict[str, Any]:
-    """What a run's folder says about its past: "rows" of its history, and "past_samples", the newest, where there are any."""
-    samples = read_samples(run_dir)
-    return {
-        "rows": read_json_lines(run_dir / "history.jsonl"), **({"past_samples": samples[-1]} if samples else {}),
-    }  # fmt: skip
+@dataclass
+class Validated:
+    """One validation: its step, training loss (smoothed) and validation loss by then, a second metric, and seconds of training.
+
+    What is None is not known.
+    """
+
+    step: int
+    train: float | None
+    loss: float | None
+    metric: float | None
+    elapsed_s: float | None
 
 
 class LiveFeed(Callback):
@@ -65,6 +80,8 @@ class LiveFeed(Callback):
 
     def __init__(self, put: Callable[[RunEvent], None]) -> None:
         self._put = put
+        self._memory_read_s = -math.inf
+        self._knows_baseline = False
 
     def _event(self, name: str, trainer: Trainer, values: Row | None) -> None:
         self._put(RunEvent(name, time.monotonic(), trainer.state.step, values or {}))
@@ -75,12 +92,16 @@ class LiveFeed(Callback):
         if "run_dir" in values:
             values |= past_of(Path(values["run_dir"]))
         values |= {"best_value": trainer.state.best.value, "best_step": trainer.state.best.step}
-        values["epochs"] = trainer.training_config.epochs
+        values["epochs"], values["elapsed_s"] = trainer.training_config.epochs, trainer.state.elapsed_s
         self._event("on_train_begin", trainer, values)
 
     def on_step_end(self, step: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        """Every step: a tuple in a queue, so a step costs microseconds more."""
-        self._put(RunEvent("on_step_end", time.monotonic(), step, logs or {}))
+        """Every step: a tuple in a queue, so a step costs microseconds more. Once a second with the memory in use."""
+        now, values = time.monotonic(), logs or {}
+        if now - self._memory_read_s >= _MEMORY_S and trainer.parts is not None:
+            self._memory_read_s = now
+            values = {**values, "memory_bytes": used_memory_bytes(trainer.parts.device.kind)}
+        self._put(RunEvent("on_step_end", now, step, values))
 
     def on_evaluate_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """A validation begins."""
@@ -89,7 +110,12 @@ class LiveFeed(Callback):
     def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """A validation's metrics, and the best value so far."""
         best = trainer.state.best
-        self._event("on_evaluate_end", trainer, {**(logs or {}), "best_value": best.value, "best_step": best.step})
+        values = {**(logs or {}), "best_value": best.value, "best_step": best.step}
+        # The doctor may write it after this callback's beginning.
+        if not self._knows_baseline and trainer.run_dir is not None:
+            values["baseline"] = baseline_of(trainer.run_dir)
+            self._knows_baseline = True
+        self._event("on_evaluate_end", trainer, values)
 
     def on_epoch_end(self, epoch: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """An epoch's row."""
@@ -104,43 +130,22 @@ class LiveFeed(Callback):
         self._event("on_train_end", trainer, logs)
 
 
-class Curve:
-    """Points of one curve, at most `2 * limit` of them: of a longer one the extremes of each stretch are kept."""
-
-    def __init__(self, limit: int = MAX_LIVE_POINTS) -> None:
-        self._limit = limit
-        self._points: Points = []
-
-    def add(self, step: float, value: float | None) -> None:
-        """Add a point; None and values that are not finite are left out."""
-        if value is None or not math.isfinite(value):
-            return
-        self._points.append((float(step), float(value)))
-        if len(self._points) > 2 * self._limit:
-            self._points = decimated(self._points, self._limit)
-
-    @property
-    def points(self) -> Points:
-        """(step, value), at most `limit`."""
-        return decimated(self._points, self._limit)
-
-    @property
-    def last(self) -> float | None:
-        """The newest value."""
-        return self._points[-1][1] if self._points else None
-
-
 class LiveRun:
     """State of a run as its live view shows it.
 
     Attributes:
         name: the run's folder's name; step, total_steps: optimizer steps (total None: not known); epoch: the one under
             way, from 0; epochs: planned.
-        loss, smoothed, validation, rate: `Curve`s over steps; the smoothed one is an exponential mean over about 20 steps.
-        nonfinite_steps: steps whose loss was NaN or infinite.
+        loss, smoothed, validation, rate, norm, speed, memory: `Curve`s over steps; the smoothed one is an exponential mean
+            over about 20 steps, `speed` is in targets per second, `memory` in bytes.
+        baseline: name and loss of a model that ignores its inputs, or None.
+        validations: `Validated`, the newest last; metric: what their second metric is, or None.
+        log: (step, what happened), the newest last.
+        nonfinite_steps: the first steps whose loss was NaN or infinite.
         saved_file: name of the newest checkpoint file, or None. The run may be some steps further than the file.
         best: best value of the monitored metric and the step of its validation (None: not recorded), or None.
         samples: newest sample texts as (prompt, text); predicts: whether they are predictions for samples, (input, text).
+        sampled_step: when they were made; before, before_step: those of the validation before.
     """
 
     def __init__(self) -> None:
@@ -151,11 +156,18 @@ class LiveRun:
         self.epoch, self.epochs = 0, 0
         self.loss, self.validation = Curve(), Curve()
         self.smoothed, self.rate = Curve(MAX_LIVE_POINTS // 2), Curve(MAX_LIVE_POINTS // 4)  # they have few corners
+        self.norm, self.speed, self.memory = (Curve(MAX_LIVE_POINTS // 4) for _ in range(3))
+        self.baseline: tuple[str, float] | None = None
+        self.validations: deque[Validated] = deque(maxlen=MAX_VALIDATIONS)
+        self.metric: str | None = None
+        self.log: deque[tuple[int, str]] = deque(maxlen=MAX_EVENTS)
         self.nonfinite_steps: list[int] = []
         self.saved_file: str | None = None
         self.best: tuple[float, int | None] | None = None
         self.samples: list[tuple[str, str]] = []
+        self.before: list[tuple[str, str]] = []
         self.sampled_step: int | None = None
+        self.before_step: int | None = None
         self.predicts = False
         self.error: str | None = None
         self._phase: Phase = "starting"
@@ -163,6 +175,10 @@ class LiveRun:
         self._mean = self._weight = 0.0
         self._timed_s, self._timed_steps = 0.0, 0
         self._last_step_s: float | None = None
+        self._past_s = self._past_epochs_s = 0.0
+        self._constant_steps, self._constant_rate = 0, math.nan
+        self._validation_began_s: float | None = None
+        self._validation_s: float | None = None
         self._window: deque[tuple[float, int]] = deque()
 
     def apply(self, event: RunEvent) -> None:
@@ -221,6 +237,20 @@ class LiveRun:
             return None
         return max(0, self.total_steps - self.step) * self._timed_s / self._timed_steps
 
+    @property
+    def elapsed_s(self) -> float | None:
+        """Seconds of training, without pauses, those before the run was continued included; None: not known."""
+        return (self._past_s + self._timed_s) or None
+
+    def validating_s(self, now_s: float) -> tuple[float, float | None] | None:
+        """Seconds since the validation under way began, and how long the last one took (None: not known).
+
+        None: no validation is under way.
+        """
+        if self.phase != "validating" or self._validation_began_s is None:
+            return None
+        return max(0.0, now_s - self._validation_began_s), self._validation_s
+
     # ---- events ----
 
     def _ignore(self, event: RunEvent) -> None:
@@ -233,22 +263,28 @@ class LiveRun:
         self.name = Path(self.run_dir).name if self.run_dir else ""
         for row in values.get("rows", ()):
             self._past_row(row)
-        if values.get("past_samples"):
-            self._take_samples(int(values["past_samples"]["step"]), values["past_samples"]["samples"])
+        for row in values.get("past_samples", ()):
+            self._take_samples(int(row["step"]), row["samples"])
+        self._past_s = float(values.get("elapsed_s") or self._past_epochs_s)
+        self._take_baseline(values)
         self._take_best(values)
         self._phase = "training"
 
     def _past_row(self, row: Row) -> None:
+        step = int(row["step"])
         if row.get("event") == "step":
-            self._add_loss(int(row["step"]), row.get("train/loss"), row.get("train/learning_rate"))
+            self._add_step(step, row, row.get("time/tokens_per_s"))
         elif row.get("event") == "evaluate":
-            self.validation.add(int(row["step"]), row.get("val/loss"))
+            self._add_validation(step, row, None)
+        elif row.get("event") == "epoch":
+            self._past_epochs_s += float(row.get("time/epoch_s") or 0.0)
+            if self.validations and self.validations[-1].step == step:
+                self.validations[-1].elapsed_s = self._past_epochs_s
 
     def _on_step_end(self, event: RunEvent) -> None:
         values = event.values
         self._phase = "training"
         self.epoch = int(values.get("epoch", self.epoch))
-        self._add_loss(event.step, values.get("train/loss"), values.get("train/learning_rate"))
         if self._last_step_s is not None:
             self._timed_s += event.at_s - self._last_step_s
             self._timed_steps += 1
@@ -256,13 +292,41 @@ class LiveRun:
         self._window.append((event.at_s, int(values.get("targets_done", 0))))
         while event.at_s - self._window[0][0] > _SPEED_WINDOW_S and len(self._window) > 2:
             self._window.popleft()
+        self._add_step(event.step, values, self.tokens_per_s)
 
-    def _add_loss(self, step: int, loss: float | None, rate: float | None) -> None:
+    def _add_step(self, step: int, values: Row, speed: float | None) -> None:
+        """A step's numbers, from its event or from its row in the history."""
+        rate, norm, loss = (values.get(f"train/{name}") for name in ("learning_rate", "grad_norm", "loss"))
         self.rate.add(step, rate)
-        if loss is None:
+        self.norm.add(step, norm)
+        self.speed.add(step, speed)
+        self.memory.add(step, values.get("memory_bytes"))
+        self._note_rate(step, rate)
+        if loss is not None:
+            self._add_loss(step, loss)
+        bad = [
+            f"{name} {value:.4g}" for name, value in (("loss", loss), ("gradient norm", norm))
+            if value is not None and not math.isfinite(value)
+        ]  # fmt: skip
+        if bad or values.get("skipped"):
+            self.log.append((step, f"Step skipped: {', '.join(bad) or values.get('fault', 'not finite')}"))
+
+    def _note_rate(self, step: int, rate: float | None) -> None:
+        """An event where the learning rate was constant and is another now; warm-up and smooth decay make none."""
+        if rate is None:
             return
+        if rate == self._constant_rate:
+            self._constant_steps += 1
+            return
+        before, held = self._constant_rate, self._constant_steps
+        if held >= _CONSTANT_STEPS and abs(rate - before) > _RATE_CHANGE * abs(before):
+            self.log.append((step, f"Learning rate {before:.3g} → {rate:.3g}"))
+        self._constant_rate, self._constant_steps = rate, 0
+
+    def _add_loss(self, step: int, loss: float) -> None:
         if not math.isfinite(loss):
-            self.nonfinite_steps.append(step)
+            if len(self.nonfinite_steps) < _MAX_MARKS:
+                self.nonfinite_steps.append(step)
             return
         self.loss.add(step, loss)
         # Divided by the weights so far, so that the start is not pulled to zero (Kingma & Ba 2014, section 3).
@@ -272,12 +336,30 @@ class LiveRun:
 
     def _on_evaluate_begin(self, event: RunEvent) -> None:
         self._phase = "validating"
+        self._validation_began_s = event.at_s
         self._window.clear()
 
     def _on_evaluate_end(self, event: RunEvent) -> None:
         self._phase = "training"
-        self.validation.add(event.step, event.values.get("val/loss"))
+        if self._validation_began_s is not None:
+            self._validation_s, self._validation_began_s = event.at_s - self._validation_began_s, None
+        self._add_validation(event.step, event.values, self.elapsed_s)
+        self._take_baseline(event.values)
         self._take_best(event.values)
+
+    def _add_validation(self, step: int, values: Row, elapsed_s: float | None) -> None:
+        loss = values.get("val/loss")
+        self.validation.add(step, loss)
+        if self.metric is None:
+            self.metric = next((name for name in ("perplexity", "accuracy") if f"val/{name}" in values), None)
+        found = None if self.metric is None else values.get(f"val/{self.metric}")
+        if self.validations and self.validations[-1].step == step:
+            self.validations.pop()
+        self.validations.append(Validated(step, self.smoothed.last, loss, found, elapsed_s))
+
+    def _take_baseline(self, values: Row) -> None:
+        if values.get("baseline") is not None:
+            self.baseline = values["baseline"]
 
     def _take_best(self, values: Row) -> None:
         if values.get("best_value") is not None:
@@ -286,12 +368,15 @@ class LiveRun:
     def _on_checkpoint_saved(self, event: RunEvent) -> None:
         self.saved_file = Path(event.values["path"]).name
         self._saved_since_pause = True
+        self.log.append((event.step, f"Checkpoint {self.saved_file}"))
 
     def _on_samples(self, event: RunEvent) -> None:
         self._take_samples(event.step, event.values["samples"])
 
     def _take_samples(self, step: int, rows: Iterable[Row]) -> None:
         kept = list(rows)
+        if step != self.sampled_step:
+            self.before, self.before_step = self.samples, self.sampled_step
         self.samples = [as_prompt_and_text(row) for row in kept]
         self.predicts = any("predicted" in row for row in kept)
         self.sampled_step = step

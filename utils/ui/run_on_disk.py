@@ -12,7 +12,8 @@ from utils.errors import ConfigError, DataNotFoundError
 from utils.storage import read_json_lines
 from utils.training.config_files import read_config_file
 from utils.training.run_state import modified_at, read_state, run_status
-from utils.ui.live_run import LiveRun, Row, RunEvent, past_of
+from utils.ui.live_run import LiveRun, Row, RunEvent
+from utils.ui.run_past import past_of
 
 # Values of `RunStatus` that mean: no process trains in this folder now.
 _OVER = ("finished", "stopped", "broken off", "failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import TrainbookError
 from utils.views.display import show_table
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_take_home(results: TrainingResults, exported: Mapping[str, Any]) -> None:
-    """Show the paths of exports, curves and checkpoints of one run.
+    """Show the paths of exports, curves and checkpoints of one run, and of its report, which is written now.
 
     Args:
         results: of the training.
@@ -33,8 +34,19 @@ def show_take_home(results: TrainingResults, exported: Mapping[str, Any]) -> Non
     rows["curves"] = str(results.curves_path.resolve())
     if results.best_model_path is not None:
         rows["best checkpoint"] = results.best_model_path
+    rows["report"] = _report_text(results)
     rows["run folder"] = str(results.run_dir.resolve())
     show_table("Take home", rows)
+
+
+def _report_text(results: TrainingResults) -> str:
+    """Write the run's report; one that cannot be written is a sentence in the table."""
+    from utils.ui.run_report import write_report
+
+    try:
+        return str(write_report(results))
+    except (OSError, TrainbookError) as error:
+        return f"Not written: {error}"
 
 
 def _export_text(result: Any) -> str:

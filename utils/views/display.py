@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.environment import front_end
 from utils.scrubbing import scrub
+from utils.views.design import styled
 from utils.views.html import Html, columns, table
 from utils.views.tables import columns_text, summary_text
 
@@ -46,14 +47,14 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
     """Show a two-column table: HTML with a text form in a notebook, text elsewhere."""
     plain = summary_text(title, rows)
     if in_notebook():
-        _publish({"text/html": table(title, rows), "text/plain": plain})
+        _publish({"text/html": styled(table(title, rows)), "text/plain": plain})
     else:
         show_text(plain)
 
 
 def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Show a table with a row of column headers: HTML with a text form in a notebook, text elsewhere."""
-    show_html(columns(title, header, rows), f"{title}\n{columns_text(header, rows)}")
+    show_html(styled(columns(title, header, rows)), f"{title}\n{columns_text(header, rows)}")
 
 
 def show_html(markup: Html, plain: str) -> None:

@@ -1,6 +1,6 @@
 """The only place where text becomes HTML. Everything that is not markup made here goes through `text`.
 
-Colours come from the page (`currentColor`), so that light and dark themes are both readable.
+Classes refer to the style sheet of `utils.views.design`; without it the markup is plain but complete.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from utils.scrubbing import scrub
 #: Markup that was built here from escaped text. Only this module makes values of this type.
 Html = NewType("Html", str)
 
-_RULE = "border-bottom:1px solid color-mix(in srgb,currentColor 20%,transparent)"
-_CELL = f"padding:2px 12px 2px 0;text-align:left;vertical-align:top;{_RULE}"
-_TABLE = "border-collapse:collapse;color:inherit;background:transparent"
-
-
 def text(value: object) -> Html:
     """`value` as text that a browser shows as it is, without secrets: no tag, attribute or entity in it has an effect."""
     return Html(escape(scrub(str(value)), quote=True))
+
+
+#: Attributes whose values come from outside. The others are geometry and names of the library's own: they are escaped too, but
+#: a search for secrets in the hundreds of them would cost more than all the rest of a drawing.
+_SAYS = frozenset({"alt", "aria_label", "content", "download", "href", "src", "title", "value"})
 
 
 def element(tag: str, *children: Html, **attributes: object) -> Html:
@@ -31,7 +31,7 @@ def element(tag: str, *children: Html, **attributes: object) -> Html:
     left out; `viewBox` and its like keep their case.
     """
     written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{text(value)}"'
+        f' {name.rstrip("_").replace("_", "-")}="{text(value) if name in _SAYS else escape(str(value), quote=True)}"'
         for name, value in attributes.items()
         if value is not None
     )
@@ -64,38 +64,33 @@ def alert(sentence: str, details: str = "") -> Html:
     more = (
         element("details", element("summary", text("Details")), element("pre", text(details))) if details else text("")
     )
-    return element(
-        "div",
-        element("strong", text("Error: ")),
-        text(sentence),
-        more,
-        role="alert",
-        style="border:2px solid currentColor;padding:4px 8px;margin:4px 0;color:inherit",
-    )
+    return element("div", element("strong", text("Error: ")), text(sentence), more, role="alert", class_="tb-alert")
 
 
 def table(title: str, rows: Mapping[str, str]) -> Html:
     """A two-column table with row headers; line breaks in values are kept."""
-    body = "".join(
-        f'<tr><th scope="row" style="{_CELL};font-weight:600">{text(name)}</th>'
-        f'<td style="{_CELL};white-space:pre-wrap">{text(value)}</td></tr>'
-        for name, value in rows.items()
-    )
-    caption = f'<caption style="text-align:left;font-weight:600;padding-bottom:4px">{text(title)}</caption>'
-    return Html(f'<table class="tb-table" style="{_TABLE}">{caption}{body}</table>')
+    body = (element("tr", element("th", text(name), scope="row"), element("td", text(rows[name]))) for name in rows)
+    return element("table", element("caption", text(title)), element("tbody", *body), class_="tb-table")
+
+
+def facts(rows: Mapping[str, str]) -> Html:
+    """Names and values in as many columns as there is room for."""
+    pairs = (element("div", element("dt", text(name)), element("dd", text(value))) for name, value in rows.items())
+    return element("dl", *pairs, class_="tb-facts")
 
 
 def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table with a row of column headers; the first cell of each row is its header. Line breaks in values are kept."""
-    style = f"{_CELL};white-space:pre-wrap;font-variant-numeric:tabular-nums"
-    head = element("tr", *(element("th", text(name), scope="col", style=f"{_CELL};font-weight:600") for name in header))
+    head = element("tr", *(element("th", text(name), scope="col") for name in header))
     body = (
-        element(
-            "tr",
-            element("th", text(row[0]), scope="row", style=f"{style};font-weight:600"),
-            *(element("td", text(value), style=style) for value in row[1:]),
-        )
+        element("tr", element("th", text(row[0]), scope="row"), *(element("td", text(value)) for value in row[1:]))
         for row in rows
     )
-    caption = element("caption", text(title), style="text-align:left;font-weight:600;padding-bottom:4px")
-    return element("table", caption, head, *body, class_="tb-table", style=_TABLE)
+    caption = element("caption", text(title))
+    return element("table", caption, element("thead", head), element("tbody", *body), class_="tb-table")
+
+
+def pill(icon: str, words: str, css_class: str) -> Html:
+    """A state or verdict: icon, word and colour. `css_class` is one of tb-pass, tb-warn, tb-fail, tb-none and tb-run."""
+    mark = element("span", text(icon), class_="tb-icon", aria_hidden="true")
+    return element("span", mark, element("span", text(words)), class_=f"tb-pill {css_class}")

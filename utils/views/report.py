@@ -1,7 +1,6 @@
 """A report of checks as HTML and as text. Takes plain data.
 
-Every verdict is an icon and a word as well as a colour. Text has the page's own colour, which is readable on light and dark
-pages alike; colour is in icons, borders and tints, with a contrast of at least 3 on both.
+Every verdict is an icon and a word as well as a colour (docs/DESIGN.md).
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from utils.views.html import Html, element, joined, style_sheet, text
+from utils.views.design import styled
+from utils.views.html import Html, element, joined, pill, text
 from utils.views.tables import summary_text
 from utils.views.values import ValueRow
 
@@ -29,70 +29,6 @@ _VERDICTS: Mapping[str, tuple[str, str, str, str]] = {
     "not run": ("○", "none", "not run", "not run"),
 }
 _UNKNOWN = ("•", "none", "", "")
-
-_CSS = """
-.tb-checks{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:inherit;max-width:1120px;
-overflow-wrap:break-word;container-type:inline-size;
---tb-pass:#2da44e;--tb-warn:#c27c0e;--tb-fail:#e5484d;--tb-none:#848d97;
---tb-line:color-mix(in srgb,currentColor 18%,transparent)}
-.tb-checks .tb-top{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:0 0 10px}
-.tb-checks .tb-title{font-size:15px;font-weight:600}
-.tb-checks .tb-time{margin-left:auto}
-.tb-checks .tb-soft{opacity:.78}
-.tb-checks .tb-pill{display:inline-flex;gap:6px;align-items:center;padding:0 10px;border-radius:99px;font-size:12px;
-font-weight:600;line-height:20px;white-space:nowrap;border:1px solid var(--tb-c);
-background:color-mix(in srgb,var(--tb-c) 12%,transparent)}
-.tb-checks .tb-icon{color:var(--tb-c);font-weight:700}
-.tb-checks .tb-pass{--tb-c:var(--tb-pass)}
-.tb-checks .tb-warn{--tb-c:var(--tb-warn)}
-.tb-checks .tb-fail{--tb-c:var(--tb-fail)}
-.tb-checks .tb-none{--tb-c:var(--tb-none)}
-.tb-checks .tb-card{border:1px solid var(--tb-line);border-radius:8px;padding:4px 16px}
-.tb-checks table{border-collapse:collapse;width:100%;margin:0;font:inherit;color:inherit;background:none;border:0}
-.tb-checks th,.tb-checks td{text-align:left;vertical-align:top;padding:7px 14px 7px 0;border:0;
-border-bottom:1px solid var(--tb-line);
-background:none;color:inherit;font-variant-numeric:tabular-nums;white-space:normal;max-width:none}
-.tb-checks tr{text-align:left}
-.tb-checks tbody tr,.tb-checks tbody tr:hover{background:none}
-.tb-checks thead th{font-weight:500}
-.tb-checks .tb-rows tr:last-child .tb-name,.tb-checks .tb-rows tr:last-child .tb-verdict,
-.tb-checks .tb-rows tr:last-child .tb-measured{border-bottom:0}
-.tb-checks .tb-name{font-weight:600;width:11em}
-.tb-checks .tb-verdict{width:7.5em}
-.tb-checks p{margin:0}
-.tb-checks .tb-finding{margin:0 0 8px;padding-left:10px;border-left:3px solid var(--tb-c)}
-.tb-checks .tb-rows .tb-finding:last-child{margin-bottom:0}
-.tb-checks .tb-do{margin-top:2px}
-.tb-checks .tb-do strong{font-weight:600}
-.tb-checks details{margin-top:6px}
-.tb-checks summary{cursor:pointer;font-size:12px}
-.tb-checks .tb-values{font-size:12px;margin-top:4px}
-.tb-checks .tb-values th,.tb-checks .tb-values td{padding:3px 14px 3px 0}
-.tb-checks .tb-values tbody th{font-weight:400}
-.tb-checks .tb-values tbody tr:last-child th,.tb-checks .tb-values tbody tr:last-child td{border-bottom:0}
-.tb-checks .tb-values .tb-number{text-align:right;white-space:nowrap}
-.tb-checks .tb-values .tb-limit{white-space:nowrap}
-.tb-checks .tb-others{font-size:12px;margin-top:6px}
-.tb-checks .tb-others span{margin-right:2px}
-.tb-checks .tb-others strong{font-weight:500;margin-right:12px}
-.tb-checks img{display:block;max-width:min(100%,720px);height:auto;margin-top:8px;border-radius:6px;
-border:1px solid var(--tb-line)}
-.tb-checks .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
-.tb-checks .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
-white-space:pre}
-.tb-checks .tb-token small{font-size:11px;opacity:.85}
-@container (max-width:720px){
-.tb-checks .tb-rows .tb-name,.tb-checks .tb-rows .tb-verdict,.tb-checks .tb-rows .tb-measured{display:inline-block;
-border-bottom:0;padding:6px 10px 0 0;width:auto}
-.tb-checks .tb-rows .tb-measured{display:block;padding-bottom:8px;border-bottom:1px solid var(--tb-line)}
-.tb-checks .tb-head{display:none}
-.tb-checks .tb-values .tb-limit{white-space:normal}
-}
-"""
-
-# Notebooks style the tables in their outputs; by naming the class three times these rules come before theirs.
-_CSS = _CSS.replace(".tb-checks ", ".tb-checks.tb-checks.tb-checks ")
-
 
 @dataclass(frozen=True)
 class Details:
@@ -132,7 +68,7 @@ def report_html(
     names = {name for name, *_ in rows}
     others = joined(_picture(name, figure) for name, figure in (pictures or {}).items() if name not in names)
     card = element("div", table, class_="tb-card")
-    return element("div", style_sheet(_CSS), _top(title, rows, seconds), card, others, class_="tb-checks")
+    return styled(_top(title, rows, seconds), card, others, css_class="tb-checks")
 
 
 _HEADER = ("check", "verdict", "what was measured")
@@ -177,10 +113,7 @@ def duration(seconds: float) -> str:
 
 def _pill(verdict: str, words: str) -> Html:
     icon, css_class, _, _ = _VERDICTS.get(verdict, _UNKNOWN)
-    return element(
-        "span", element("span", text(icon), class_="tb-icon", aria_hidden="true"), element("span", text(words)),
-        class_=f"tb-pill tb-{css_class}",
-    )  # fmt: skip
+    return pill(icon, words, f"tb-{css_class}")
 
 
 def _row(row: Row, picture: Figure | None, details: Details) -> Html:

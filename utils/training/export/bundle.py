@@ -170,6 +170,7 @@ class _Maker:
         }  # fmt: skip
         self._write_programs(metadata)
         self._write_card(metadata)
+        self._attach_report()
         self._describe(metadata)
         self._verify(metadata)
         self._describe(metadata)
@@ -288,6 +289,12 @@ class _Maker:
             self.notes.append(f"There is no model card: {portable(_sentence(error))}")
             return
         write_text(self.folder / "MODEL_CARD.md", portable(bundle_texts.with_usage(card, metadata)))
+
+    def _attach_report(self) -> None:
+        """The run's report, where one was written, without paths of this machine."""
+        report = Path(self.results.run_dir) / "report.html" if self.results is not None else None
+        if report is not None and report.is_file():
+            write_text(self.folder / "REPORT.html", portable(report.read_text(encoding="utf-8")))
 
     def _describe(self, metadata: dict[str, Any]) -> None:
         """Write what depends on which formats there are: requirements, README, metadata with the checksums of all files."""
