@@ -96,6 +96,10 @@ CONFIGURATIONS = {
     "plateau": Configuration({**_BY_CLOCK, "lr_schedule": "plateau", "eval_every": 2}),
     "SGD, saved every two epochs": Configuration({"optimizer": "sgd", "learning_rate": 0.05, "save_every_n_epochs": 2}),
     "step limit within an epoch": Configuration({**_BY_CLOCK, "max_steps": 7, "eval_every": 2, "lr_schedule": "linear"}),
+    "LoRA with dropout": Configuration(
+        {**_BY_CLOCK, "epochs": 2, "finetune": "lora", "lora_rank": 2, "lora_dropout": 0.2},
+        lambda seed: tiny_gpt(),  # a checkpoint of adapters does not hold the base model's weights
+    ),
     "skipped steps": Configuration({**_BY_CLOCK, "on_nonfinite": "skip", "epochs": 3, "eval_every": 2}, _brittle),
 }  # fmt: skip
 

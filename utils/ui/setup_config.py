@@ -126,7 +126,7 @@ class DataSettings(Schema):
         values = {name: path_text(value) if name in paths else value for name, value in values.items()}
         problems = [
             Problem(name, f"got {shown(values[name])}; it holds a NUL character, which no path or data set's id does")
-            for name in _PLACES
+            for name in paths
             if isinstance(values.get(name), str) and "\0" in values[name]
         ]
         dataset = values.pop("dataset", None)
