@@ -44,9 +44,9 @@ def source_path(setup: SetupConfig) -> str:
     """The setup's pretrained model as `load_pretrained` takes it: an absolute path, or an id of the Hub."""
     source = setup.pretrained_model
     assert source is not None
-    path = setup.home / os.path.expanduser(source)
+    path = os.path.join(setup.home, os.path.expanduser(source))
     looks_like_an_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and "\\" not in source
-    return source if looks_like_an_id and not path.exists() else os.fspath(path)
+    return source if looks_like_an_id and not os.path.exists(path) else path  # also where the name is too long for a path
 
 
 def is_on_hub(setup: SetupConfig) -> bool:
@@ -131,6 +131,17 @@ def tokenizer_sentence(setup: SetupConfig) -> str:
             f"{setup.pretrained_model}."
         )
     return f"The tokenizer of {setup.pretrained_model} is used. The vocabulary above is the model's."
+
+
+def adapters_here(setup: SetupConfig) -> str:
+    """The adapters that runs have exported for the setup's pretrained model, a line each; "" where there are none."""
+    from utils.training.export.adapters import list_adapters
+
+    found = source_facts(setup)
+    if found is None or found.facts is None:
+        return ""
+    folder = setup.home / os.path.expanduser(setup.output_dir)
+    return "\n".join(map(str, list_adapters(folder, found.facts.folder)))
 
 
 def exported_runs(setup: SetupConfig) -> list[str]:
