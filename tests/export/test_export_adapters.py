@@ -25,7 +25,9 @@ def write_adapter(run, base, **settings):
 
 def test_several_adapters_on_one_base_are_listed(base, tmp_path):
     runs = tmp_path / "runs"
-    write_adapter(runs / "b", base, r=8, target_modules=["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"])
+    write_adapter(
+        runs / "b", base, r=8, target_modules=["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
+    )
     write_adapter(runs / "a", base, r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"])
     write_adapter(runs / "c", "owner/other", r=2)
     (runs / "d" / "exports" / "peft").mkdir(parents=True)

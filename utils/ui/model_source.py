@@ -46,7 +46,8 @@ def source_path(setup: SetupConfig) -> str:
     assert source is not None
     path = os.path.join(setup.home, os.path.expanduser(source))
     looks_like_an_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and "\\" not in source
-    return source if looks_like_an_id and not os.path.exists(path) else path  # also where the name is too long for a path
+    # A name that is too long for a path does not exist either.
+    return source if looks_like_an_id and not os.path.exists(path) else path
 
 
 def is_on_hub(setup: SetupConfig) -> bool:
@@ -191,7 +192,9 @@ def _reads_both_ways(outline: Any, task: str, facts: PretrainedFacts) -> str:
     config = outline.config
     if task != "causal_lm" or type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False):
         return ""
-    if getattr(config, "is_encoder_decoder", False) or (facts.architecture or "").endswith(("ForCausalLM", "LMHeadModel")):
+    if getattr(config, "is_encoder_decoder", False) or (facts.architecture or "").endswith(
+        ("ForCausalLM", "LMHeadModel")
+    ):
         return ""
     return (
         f"{facts.architecture or facts.model_type} reads a text in both directions and cannot learn to continue it; choose the "

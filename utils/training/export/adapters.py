@@ -37,7 +37,9 @@ class StoredAdapter:
         return f"{self.run}: rank {self.rank}, alpha {self.alpha}, {len(self.targets)} kinds of layers, {size}"
 
 
-def list_adapters(runs: str | os.PathLike[str] = "runs", base: str | os.PathLike[str] | None = None) -> list[StoredAdapter]:
+def list_adapters(
+    runs: str | os.PathLike[str] = "runs", base: str | os.PathLike[str] | None = None
+) -> list[StoredAdapter]:
     """The adapters in the exports of the format "peft", by the names of their runs.
 
     Args:
