@@ -119,11 +119,13 @@ def _submit(queue: JobQueue, options: argparse.Namespace) -> int:
 
     job = JobFile.from_file(options.config, options.set)
     values = job.to_dict()
-    config = setup_of(job).training_config
+    setup = setup_of(job)
+    config, folder = setup.training_config, {"folder": os.getcwd()}
     job_id = queue.submit_job(
         JobConfig(
             model_factory="cli.queue_commands:model_of_job", train_data="cli.queue_commands:data_of_job",
-            arguments={"job": values}, data_arguments={"job": values, "folder": os.getcwd()}, training_config=config,
+            arguments={"job": values, **({} if setup.pretrained_model is None else folder)},
+            data_arguments={"job": values, **folder}, training_config=config,
             priority=options.priority, devices=options.devices, max_attempts=options.max_attempts, durable=True,
         )
     )  # fmt: skip
@@ -131,12 +133,15 @@ def _submit(queue: JobQueue, options: argparse.Namespace) -> int:
     return 0
 
 
-def model_of_job(job: Mapping[str, Any]) -> nn.Module:
-    """The model of a job file's content."""
+def model_of_job(job: Mapping[str, Any], folder: str = ".") -> nn.Module:
+    """The model of a job file's content, with its relative paths starting at `folder`."""
+    import contextlib
+
     from cli.job_files import JobConfig as JobFile
     from cli.job_files import model_maker
 
-    return model_maker(JobFile.from_dict(job))()
+    with contextlib.chdir(folder):
+        return model_maker(JobFile.from_dict(job))()
 
 
 def data_of_job(job: Mapping[str, Any], folder: str, model: nn.Module) -> PreparedData:

@@ -11,7 +11,7 @@ import ipywidgets
 
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.background import Progress
-from utils.ui.model_source import exported_runs, source_facts, source_rows, tokenizer_sentence
+from utils.ui.model_source import adapters_here, exported_runs, source_facts, source_rows, tokenizer_sentence
 from utils.ui.preflight import Check, WayOut
 from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_model import MODEL_SOURCES, tuning_sentence
@@ -293,7 +293,10 @@ class ModelPage(Page):
         if found.facts is None:
             return text("")
         tokenizer = "comes with the model" if found.has_tokenizer else "none: it has to come with the model"
-        return data_table("The pretrained model, by its files", {**source_rows(found.facts), "Tokenizer": tokenizer})
+        rows = {**source_rows(found.facts), "Tokenizer": tokenizer}
+        if adapters := adapters_here(self.state.setup):
+            rows["Adapters made here"] = adapters
+        return data_table("The pretrained model, by its files", rows)
 
     def _source_chosen(self, change: Mapping[str, Any]) -> None:
         if self._drawing or not change["new"]:

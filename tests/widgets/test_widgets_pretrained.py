@@ -69,13 +69,21 @@ def test_a_pretrained_folder_with_lora_on_a_jsonl_of_conversations(folders, tmp_
     view["model-source"].value = "pretrained"
     view["field:pretrained_model"].value = folders["llama"]
     files = view["model-files"].value
-    assert all(word in files for word in ("LlamaForCausalLM", "fp32", "96 tokens", "comes with the model", "not stated"))
+    assert all(
+        word in files for word in ("LlamaForCausalLM", "fp32", "96 tokens", "comes with the model", "not stated")
+    )
     assert wizard.state.choice.loaded is None, "the files are described before the model is loaded"
     assert (setup.vocab_size, setup.max_length) == (wizard.state.facts.vocab_size, 96)
     view["step:tokenizer"].click()
     assert "The tokenizer of" in view["own-tokenizer"].value
     view["step:training"].click()
-    for name, value in {"epochs": "3", "finetune": "lora", "lora_rank": "4", "precision": "32", "run_name": "chat"}.items():
+    for name, value in {
+        "epochs": "3",
+        "finetune": "lora",
+        "lora_rank": "4",
+        "precision": "32",
+        "run_name": "chat",
+    }.items():
         view[f"field:{name}"].value = value
     tuning = view["tuning"].value
     view["step:dataset"].click()
@@ -95,7 +103,10 @@ def test_a_pretrained_folder_with_lora_on_a_jsonl_of_conversations(folders, tmp_
     model = AutoModelForCausalLM.from_pretrained(exported["hf"].path)
     tokenizer = AutoTokenizer.from_pretrained(exported["hf"].path)
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What comes after 3?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": "What comes after 3?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     with torch.no_grad():
         assert torch.allclose(

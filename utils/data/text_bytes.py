@@ -149,8 +149,8 @@ def _is_plain(decoder: dict[str, Any]) -> bool:
 
 def _strips_start(decoder: dict[str, Any]) -> bool:
     if decoder["type"] == "Metaspace":
-        return decoder.get("prepend_scheme", "always") != "never"
-    return decoder["type"] == "Strip" and decoder["start"] == 1
+        return bool(decoder.get("prepend_scheme", "always") != "never")
+    return bool(decoder["type"] == "Strip" and decoder["start"] == 1)
 
 
 def _piece_size(token: str, byte_fallback: bool, replaces_spaces: bool) -> int:

@@ -32,6 +32,7 @@ _EXPORTS = {
     "create_export_bundle": "utils.training.export",
     "TorchScriptExporter": "utils.training.export",
     "export_model": "utils.training.export",
+    "list_adapters": "utils.training.export.adapters",
     "ONNXExporter": "utils.training.export",
     "ModelCardGenerator": "utils.training.export",
     "create_repro_bundle": "utils.training.reproduction",

@@ -44,9 +44,10 @@ def source_path(setup: SetupConfig) -> str:
     """The setup's pretrained model as `load_pretrained` takes it: an absolute path, or an id of the Hub."""
     source = setup.pretrained_model
     assert source is not None
-    path = setup.home / os.path.expanduser(source)
+    path = os.path.join(setup.home, os.path.expanduser(source))
     looks_like_an_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and "\\" not in source
-    return source if looks_like_an_id and not path.exists() else os.fspath(path)
+    # A name that is too long for a path does not exist either.
+    return source if looks_like_an_id and not os.path.exists(path) else path
 
 
 def is_on_hub(setup: SetupConfig) -> bool:
@@ -133,6 +134,17 @@ def tokenizer_sentence(setup: SetupConfig) -> str:
     return f"The tokenizer of {setup.pretrained_model} is used. The vocabulary above is the model's."
 
 
+def adapters_here(setup: SetupConfig) -> str:
+    """The adapters that runs have exported for the setup's pretrained model, a line each; "" where there are none."""
+    from utils.training.export.adapters import list_adapters
+
+    found = source_facts(setup)
+    if found is None or found.facts is None:
+        return ""
+    folder = setup.home / os.path.expanduser(setup.output_dir)
+    return "\n".join(map(str, list_adapters(folder, found.facts.folder)))
+
+
 def exported_runs(setup: SetupConfig) -> list[str]:
     """Folders of the runs in the setup's output folder that were exported for transformers, the newest first."""
     folder = setup.home / os.path.expanduser(setup.output_dir)
@@ -180,7 +192,9 @@ def _reads_both_ways(outline: Any, task: str, facts: PretrainedFacts) -> str:
     config = outline.config
     if task != "causal_lm" or type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False):
         return ""
-    if getattr(config, "is_encoder_decoder", False) or (facts.architecture or "").endswith(("ForCausalLM", "LMHeadModel")):
+    if getattr(config, "is_encoder_decoder", False) or (facts.architecture or "").endswith(
+        ("ForCausalLM", "LMHeadModel")
+    ):
         return ""
     return (
         f"{facts.architecture or facts.model_type} reads a text in both directions and cannot learn to continue it; choose the "

@@ -64,32 +64,24 @@ class QueueJobs:
         """
         from utils.models.origins import origin_of
         from utils.training.job_queue import JobConfig
-        from utils.ui.model_source import source_path
-        from utils.ui.wizard_steps import data_path
 
         if self._setup is None or (self._model is None and self._setup.pretrained_model is None):
             raise ConfigError("there is no setup to submit: open the panel with queue_panel(queue, setup, model).")
-        sections = self._setup.sections()
-        if self._setup.pretrained_model is not None:
-            # The worker loads it with its tokenizer, wherever it runs on this machine.
-            sections["setup"]["pretrained_model"] = source_path(self._setup)
-            if self._setup.task != "causal_lm":  # the model's classes are those of the data
-                sections["setup"]["dataset_path"] = data_path(self._setup)
-            origin: dict[str, Any] | None = {}
-        else:
-            assert self._model is not None
-            origin = origin_of(self._model)
+        # A pretrained model is loaded by the worker as the setup says, with its tokenizer.
+        is_pretrained = self._setup.pretrained_model is not None
+        origin = {} if is_pretrained or self._model is None else origin_of(self._model)
         if origin is None:
             raise ConfigError(
                 f"a worker cannot make this {type(self._model).__name__}, because it was not made by name. Make it with "
                 "ModelRegistry.create(name, …) or load_model('model.py:Class'), or submit a JobConfig whose model_factory is "
                 '"module:function".'
             )
-        job: Mapping[str, Any] = {"model": origin, **sections}
+        job: Mapping[str, Any] = {"model": origin, **self._setup.sections()}
+        folder = {"folder": str(self._setup.home)}
         config = JobConfig(
-            "cli.queue_commands:model_of_job", train_data="cli.queue_commands:data_of_job", arguments={"job": job},
-            data_arguments={"job": job, "folder": str(self._setup.home)}, training_config=self._setup.training_config,
-            priority=priority, durable=True,
+            "cli.queue_commands:model_of_job", train_data="cli.queue_commands:data_of_job",
+            arguments={"job": job, **(folder if is_pretrained else {})}, data_arguments={"job": job, **folder},
+            training_config=self._setup.training_config, priority=priority, durable=True,
         )  # fmt: skip
         return self._opened().submit_job(config)
 

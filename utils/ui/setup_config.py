@@ -73,9 +73,9 @@ class DataSettings(Schema):
         "The files' column with the class of each text. Empty: label or another usual name.",
         min_length=1,
     )
-    conversation_layout: Literal[
-        "messages", "sharegpt", "instruction", "prompt_completion", "question_answer"
-    ] | None = _field(
+    conversation_layout: (
+        Literal["messages", "sharegpt", "instruction", "prompt_completion", "question_answer"] | None
+    ) = _field(
         None, "Conversations", "Which columns hold the conversations, where files have several. Empty: recognised."
     )
     pretrained_model: str | None = _field(

@@ -189,7 +189,9 @@ def _check_task(setup: SetupConfig) -> list[Problem]:
             message = "text_classification is learnt from files with labels: choose local, drive or upload as the data"
             return [Problem("task", message)]
         if setup.label_column is not None and found.columns and setup.label_column not in found.columns:
-            return [Problem("label_column", f"got {shown(setup.label_column)}; the columns are {listed(found.columns)}")]
+            return [
+                Problem("label_column", f"got {shown(setup.label_column)}; the columns are {listed(found.columns)}")
+            ]
         return []
     layout = setup.conversation_layout
     if layout is not None and found.columns and layout not in found.layouts:

@@ -75,7 +75,9 @@ def _turn_html(turn: Sequence[TokenView]) -> Html:
 def _span(token: TokenView, colour: str) -> Html:
     if not _is_target(token):
         return element("span", text(token.token), title=f"id {token.id}")
-    style = f"text-decoration:none;border-bottom:2px solid {colour};background:color-mix(in srgb,{colour} 20%,transparent)"
+    style = (
+        f"text-decoration:none;border-bottom:2px solid {colour};background:color-mix(in srgb,{colour} 20%,transparent)"
+    )
     return element("u", text(token.token), title=f"id {token.id}, trained on", style=style)
 
 

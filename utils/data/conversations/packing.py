@@ -60,7 +60,10 @@ def truncate(conversations: Sequence[TokenizedConversation], max_length: int) ->
 
 
 def pack_rows(
-    conversations: Sequence[TokenizedConversation], length: int, pad_id: int, rows: Sequence[Sequence[int]] | None = None
+    conversations: Sequence[TokenizedConversation],
+    length: int,
+    pad_id: int,
+    rows: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Conversations in rows of `length`, by best fit in order of decreasing length (Johnson, 1974: at most 22 % more rows
     than needed, for large inputs).

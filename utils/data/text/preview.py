@@ -76,7 +76,9 @@ def preview_batch(data: Any, n: int = 3) -> list[SampleView]:
     samples = [_sample(number, row, batch, data.task_spec, data.tokenizer) for row, number in enumerate(numbers)]
     positions = batch.get("position_ids")
     return [
-        _with_roles(sample, roles[row], None if positions is None else positions[row].tolist()) if row < len(roles) else sample
+        _with_roles(sample, roles[row], None if positions is None else positions[row].tolist())
+        if row < len(roles)
+        else sample
         for row, sample in enumerate(samples)
     ]
 
