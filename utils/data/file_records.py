@@ -175,7 +175,6 @@ def prepare_files(
         return data
     if text_column is not None:
         return None
-    from utils.data.conversations.files import holds_conversations
     from utils.data.conversations.prepare import prepare_conversations
 
     if not holds_conversations(path, layout):
@@ -217,3 +216,24 @@ def _records(files: Sequence[Any], options: ReadOptions, keep_empty: bool) -> li
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row without columns that only other rows have."""
     return {name: value for name, value in row.items() if value is not None}
+
+
+def holds_conversations(path: str | os.PathLike[str], layout: str | None = None) -> bool:
+    """Whether the first rows of the first file at `path` are conversations, and no table with a column of texts.
+
+    Args:
+        layout: the layout that somebody chose; then a column of texts does not count.
+    Raises:
+        DataError: several layouts fit; names them.
+    """
+    found = recognise(path)
+    if layout is not None:
+        return bool(found.columns)
+    if found.has_texts or not found.layouts:
+        return False
+    if len(found.layouts) > 1:
+        raise DataError(
+            f"{os.fspath(path)}: the records can be read as {' or '.join(found.descriptions)}; say which with "
+            f"conversation_layout or layout: {' or '.join(map(repr, found.layouts))}."
+        )
+    return True

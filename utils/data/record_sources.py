@@ -55,10 +55,10 @@ def builtin_records(kind: str) -> LoadedRecords:
 
 
 def file_records(path: Any, *, with_validation: bool) -> LoadedRecords:
-    """The rows of files. Raises as `load_conversation_files`."""
-    from utils.data.conversations.files import load_conversation_files
+    """The rows of files. Raises as `load_records`."""
+    from utils.data.file_records import load_records
 
-    found = load_conversation_files(path, with_validation=with_validation)
+    found = load_records(path, with_validation=with_validation)
     return LoadedRecords(found.records, found.validation, found.source, found.notes)
 
 

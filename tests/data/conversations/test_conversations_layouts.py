@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from utils.data.conversations import find_layout, read_conversations
-from utils.data.conversations.files import holds_conversations, load_conversation_files
+from utils.data.file_records import holds_conversations, load_records
 from utils.errors import ConfigError, DataError
 
 TURNS = [("user", "Hello"), ("assistant", "Hi."), ("user", "Bye"), ("assistant", "Goodbye.")]
@@ -137,7 +137,7 @@ def write(path, records):
 def test_every_layout_is_read_from_every_kind_of_file(tmp_path, layout, suffix):
     path = write(tmp_path / f"chat.{suffix}", [RECORDS[layout]] * 3)
     assert holds_conversations(path)
-    read = read_conversations(load_conversation_files(path).records)
+    read = read_conversations(load_records(path).records)
     assert turns(read) == turns(read_conversations([RECORDS[layout]])) * 3
 
 
@@ -150,5 +150,5 @@ def test_a_table_with_a_text_column_is_no_file_of_conversations(tmp_path):
 def test_files_named_for_validation_are_validation(tmp_path):
     write(tmp_path / "train.jsonl", [RECORDS["messages"]] * 2)
     write(tmp_path / "validation.jsonl", [RECORDS["messages"]])
-    found = load_conversation_files(tmp_path)
+    found = load_records(tmp_path)
     assert (len(found.records), len(found.validation)) == (2, 1)
