@@ -82,7 +82,7 @@ def builtin_summaries() -> list[dict[str, str]]:
 # Characters of an answer: shorter ones are fragments, longer ones fill the row of a small model.
 _SHORTEST_ANSWER, _LONGEST_ANSWER = 20, 200
 # A heading of reStructuredText: a line, and one of equal marks below it.
-_HEADING = re.compile(r"^(?P<title>\S[^\n]*)\n(?P<mark>[*=\-~^])(?P=mark){2,}\n", re.MULTILINE)
+_HEADING = re.compile(r"^(?P<name>\S[^\n]*)\n(?P<mark>[*=\-~^])(?P=mark){2,}\n", re.MULTILINE)
 
 
 def _sections() -> list[tuple[str, str]]:
@@ -91,7 +91,7 @@ def _sections() -> list[tuple[str, str]]:
     for topic in builtin_topics().values():
         headings = list(_HEADING.finditer(topic))
         ends = [*(heading.start() for heading in headings[1:]), len(topic)]
-        found += [(one["title"], topic[one.end() : end].strip()) for one, end in zip(headings, ends, strict=False)]
+        found += [(one["name"], topic[one.end() : end].strip()) for one, end in zip(headings, ends, strict=False)]
     return found
 
 
