@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.kit.pretrained import save_llama
@@ -32,7 +34,7 @@ def test_several_adapters_on_one_base_are_listed(base, tmp_path):
     write_adapter(runs / "c", "owner/other", r=2)
     (runs / "d" / "exports" / "peft").mkdir(parents=True)
     (runs / "d" / "exports" / "peft" / "adapter_config.json").write_text("[]")
-    first, second = list_adapters(runs, base.parent / "." / base.name)
+    first, second = list_adapters(runs, os.path.relpath(base))
     assert (first.run, first.rank, first.alpha, first.targets) == ("a", 4, 32, ("q_proj", "v_proj"))
     assert (second.run, second.rank, second.targets) == ("b", 8, ("q_proj",))
     assert second.bytes_on_disk == 2048
