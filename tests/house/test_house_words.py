@@ -11,7 +11,7 @@ from tests.kit.tree import ROOT, repository_files, text_of
 # Names are split by brackets here, so that this file does not find itself.
 FORBIDDEN = {
     "a workplace's path": r"/wor[k]/|/roo[t]/|/hom[e]/[a-z]+/|/op[t]/(?:wheels|pypi)",
-    "a document outside the repository": r"\bdesig[n]\.md\b|\bstyl[e]\.md\b|\.\./share[d]/",
+    "a document outside the repository": r"(?-i:\bdesig[n]\.md\b)|\bstyl[e]\.md\b|\.\./share[d]/",
     "a number that means nothing outside": r"\bissu[e] #?\d|\bP[R] #?\d|\bpull reques[t] #?\d",
     "a package host": r"\bpyp[i]\.org|pythonhoste[d]\.org|registry\.npmj[s]",
     "how it was written": r"\bsub-?agen[t]s?\b|\bcoding agen[t]s?\b|\bClaud[e]\b|\bAnthropi[c]\b",

@@ -189,7 +189,8 @@ _COLOURS = """() => {
   for (let node; (node = walk.nextNode()); ) {
     let at = node.parentElement, alpha = 1;
     if (!node.data.trim() || at.closest('style, .tb-icon')) continue;
-    const ink = getComputedStyle(at).color.match(/[0-9.]+/g).map(Number);
+    const colour = getComputedStyle(at).color, scale = colour.startsWith('color(') ? 255 : 1;
+    const ink = colour.match(/[0-9.]+/g).map((part, index) => index < 3 ? scale * Number(part) : Number(part));
     for (; at; at = at.parentElement) alpha *= Number(getComputedStyle(at).opacity);
     found.push([node.data, [ink[0], ink[1], ink[2], alpha * (ink[3] ?? 1)]]);
   }

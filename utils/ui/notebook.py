@@ -28,10 +28,12 @@ CELL_OF: Mapping[str, str] = {
 
 
 def start_notebook() -> None:
-    """Say in one line which library this is and what the machine is; from now on, name the cell to run first when one is
-    run too early."""
+    """Say in one line which library this is and what the machine is, and in another how to continue the newest run that is
+    not finished; from now on, name the cell to run first when one is run too early."""
+    from utils.ui.runs import continue_sentence
+
     explain_cell_order()
-    show_text(f"Trainbook {__version__} in {HOME}; {describe()}")
+    show_text("\n".join(filter(None, [f"Trainbook {__version__} in {HOME}; {describe()}", continue_sentence()])))
 
 
 def explain_cell_order() -> None:

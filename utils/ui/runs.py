@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from utils.storage import absolute_path, read_json_lines
 from utils.training.run_state import RunStatus, modified_at, read_state, run_status
 from utils.ui.live_picture import ENDINGS
+from utils.ui.run_on_disk import run_on_disk
 from utils.views.display import show_columns, show_text
 
 _TO_DO = {
@@ -75,6 +77,33 @@ def newest_run(output_dir: str | Path = "runs") -> Path | None:
     if not runs:
         return None
     return max(runs, key=lambda run: (run_status(*run) == "running", _written_at(run[0])))[0]
+
+
+def continue_sentence(output_dir: str | Path = "runs", now_s: float | None = None) -> str:
+    """How to continue the newest run in `output_dir`, or start a new one; empty where it is finished, under way, or absent.
+
+    Args:
+        now_s: seconds since 1970; None: now.
+    """
+    folder = newest_run(output_dir)
+    state = None if folder is None else read_state(folder)
+    if folder is None or state is None or run_status(folder, state) not in ("stopped", "broken off"):
+        return ""
+    live, _ = run_on_disk(folder)
+    total = f" of {live.total_steps:,}" if live.total_steps else ""
+    age = _age((time.time() if now_s is None else now_s) - _written_at(folder))
+    return (
+        f"Continue run {folder.name} (step {live.step:,}{total}, {age}): keep run_name={folder.name!r} and run all cells. "
+        "New run: choose another run_name."
+    )
+
+
+def _age(seconds: float) -> str:
+    """How long ago, to one unit."""
+    for name, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {name} ago"
+    return "just now"
 
 
 def show_runs(output_dir: str | Path = "runs") -> None:
