@@ -107,7 +107,7 @@ def prepare_records(
         validation=None if loaded.validation is None else convert(loaded.validation, column, loaded.source),
         source=loaded.source, on_bad_row="skip", shorten_prompts=kind == "pairs",
     )  # fmt: skip
-    return replace(data, report=replace(data.report, notes=[*loaded.notes, *data.report.notes]))  # type: ignore[type-var]
+    return replace(data, report=replace(data.report, notes=[*loaded.notes, *data.report.notes]))
 
 
 def _beginning(rows: Any) -> tuple[list[dict[str, Any]], bool]:

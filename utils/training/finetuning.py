@@ -133,7 +133,7 @@ def tuning_plan(model: nn.Module, config: TrainingConfig) -> TuningPlan:
     elif config.finetune == "lora":
         modules = dict(model.named_modules())
         targets = _targets(model, config)
-        added = sum(config.lora_rank * sum(modules[name].weight.shape) for name in targets)  # type: ignore[misc, arg-type]
+        added = sum(config.lora_rank * sum(modules[name].weight.shape) for name in targets)
         copied = sum(_size(p) for name in _trained_whole(model, targets) for p in modules[name].parameters())
         trained, total = added + copied, whole + added + copied
     elif config.finetune != "full":

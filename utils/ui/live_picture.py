@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from utils.ui.live_run import LiveRun, Phase
+from utils.ui.run_past import Curve
 from utils.views.curves import SMOOTHED_LOSS, VALIDATION_LOSS
 from utils.views.live import LivePicture, Notice, Small, Validation
 
@@ -79,7 +80,7 @@ def _state(run: LiveRun, stop_reason: str | None) -> str:
 
 def _smalls(run: LiveRun) -> list[Small]:
     """Learning rate, gradient norm, speed and memory."""
-    shown = [
+    shown: list[tuple[str, Curve, str, Callable[[float], str]]] = [
         ("learning rate", run.rate, "train", lambda value: f"{value:.3g}"),
         ("gradient norm", run.norm, "base", lambda value: f"{value:.3g}"),
         ("tokens/s", run.speed, "good", lambda value: f"{value:,.0f}"),

@@ -205,7 +205,7 @@ def _reads_both_ways(outline: Any, task: str, facts: PretrainedFacts) -> str:
 def _cached(source: str) -> str | None:
     """The folder of a Hub model that was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     name, _, revision = source.partition("@")
     try:

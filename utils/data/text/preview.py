@@ -129,7 +129,7 @@ def _tokens(
     mask = batch["attention_mask"][row].tolist() if "attention_mask" in batch else [1] * len(ids)
     types = batch["token_type_ids"][row].tolist() if "token_type_ids" in batch else [None] * len(ids)
     names = labels or [None] * len(ids)
-    produced = targets or [None] * len(ids)
+    produced: Sequence[bool | None] = targets or [None] * len(ids)
     return tuple(
         _token(i, tokenizer, attended=bool(seen), label=name, token_type=kind, is_target=target)
         for i, seen, name, kind, target in zip(ids, mask, names, types, produced, strict=True)

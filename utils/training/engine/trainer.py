@@ -342,20 +342,6 @@ class Trainer:
         self.notice(f"The model has the trained weights: the averaged ones {why}.")
         return "trained"
 
-    def _choose_weights(self, average: WeightAverage | None) -> Weights:
-        """Give the model the averaged weights, if they were better at the latest validation, and say which it has."""
-        if average is None:
-            return "trained"
-        if average.better:
-            average.take()
-            self.notice("The model has the averaged weights, which were better than the trained ones at the latest validation.")
-            return "averaged"
-        why = "were not better at the latest validation" if average.count else "do not exist yet"
-        if average.count and not any(row["event"] == "evaluate" for row in self.state.history):
-            why = "were not compared, because nothing was validated"
-        self.notice(f"The model has the trained weights: the averaged ones {why}.")
-        return "trained"
-
 
 @dataclass(frozen=True)
 class _OpenRun:

@@ -56,10 +56,11 @@ def _rouge_l() -> Scorer:
 
 def _sacrebleu(name: str) -> Scorer:
     try:
-        from sacrebleu import metrics
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise MissingPackageError("sacrebleu", "to compute chrF and BLEU", "eval") from error
-    metric: Any = metrics.BLEU() if name == "BLEU" else metrics.CHRF()
+    metric: Any = BLEU() if name == "BLEU" else CHRF()
     # The BLEU of a single text is 0 as soon as one of its n-grams is missing: it is made for many.
     by_text = None if name == "BLEU" else metric.sentence_score
 
