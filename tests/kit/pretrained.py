@@ -34,7 +34,7 @@ def save_bert(folder: Path) -> Path:
              "poor"]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -61,6 +61,6 @@ def write_reviews(path: Path, count: int = 60) -> Path:
     rows = ["text,label"]
     for number in range(count):
         label = ("positive", "negative")[number % 2]
-        rows.append(f"the film was {words[label][number // 2 % 3]}{' very' * (number % 4)},{label}")
+        rows.append(f"the film was {words[label][number // 2 % 3]}{' very' * (number // 6 % 4)},{label}")
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path

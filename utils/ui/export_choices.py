@@ -24,6 +24,7 @@ PURPOSES: Mapping[str, tuple[str, str]] = {
     "gguf-q8_0": ("GGUF, 8 bits", "as GGUF, half the size"),
     "gguf": ("GGUF", "chat on a laptop with llama.cpp, Ollama or LM Studio"),
     "peft": ("PEFT adapter", "share only the adapter; the base model is loaded beside it"),
+    "pytorch": ("PyTorch checkpoint", "load the weights with torch.load, without this library"),
     "safetensors": ("safetensors", "weights of any module, loaded by its own Python code"),
 }
 
@@ -55,7 +56,7 @@ def export_choices(results: Any) -> list[ExportChoice]:
     return [
         ExportChoice(name, title, purpose, _refusal(entry[0], trained))
         for name, entry in FORMATS.items()
-        for title, purpose in [PURPOSES.get(name, (name, "see its documentation"))]
+        for title, purpose in [PURPOSES.get(name, (name, "a format of yours"))]
     ]
 
 

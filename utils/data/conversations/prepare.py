@@ -22,6 +22,7 @@ from utils.data.labelled.learnt_tokenizer import VOCAB_SIZE
 from utils.data.prepared import PreparedData
 from utils.data.text.splitting import check_val_split, split_examples
 from utils.data.text_collator import TextCollator
+from utils.data.unknown_tokens import unknown_note
 from utils.errors import ConfigError, DataError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
@@ -136,7 +137,7 @@ def prepare_conversations(
         longest=max(part.longest for part in parts), packed=packed, num_rows_packed=sum(map(len, data)),
         fill=sum(map(len, kept)) / max(1, sum(_positions(one) for one in data)), chat_template=template, tokenizer=kind,
         vocab_size=len(tokenizer), unigram_loss=_unigram_loss(parts, len(tokenizer)),
-        notes=[*notes, *_notes(read, renderer.notes, tokenizer, train)],
+        notes=[*notes, *unknown_note(data[0], tokenizer), *_notes(read, renderer.notes, tokenizer, train)],
     )  # fmt: skip
     spec = TaskSpec.language_modeling(
         name="conversations", vocab_size=sizes.model_vocab_size or len(tokenizer), max_seq_len=sizes.max_length,

@@ -31,6 +31,7 @@ from utils.data.read.task_columns import TEXT_NAMES, Columns, find_columns
 from utils.data.text.prepare import prepare_text
 from utils.data.text.report import ExamplesReport
 from utils.data.text.splitting import check_val_split, split_documents, split_examples
+from utils.data.unknown_tokens import unknown_note
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
@@ -147,7 +148,8 @@ def prepare_examples(
         max_length=sizes.max_length, median_length=int(np.median(lengths)), longest=int(lengths.max()),
         truncated_examples=int((lost > 0).sum()), lost_tokens=int(lost.sum()), tokenizer=kind, vocab_size=len(tokenizer),
         labels=balance(train.targets, held_out.targets), baseline=baseline(train.targets, held_out.targets),
-        notes=[*(note for part in parts for note in part.notes), *notes, *_leaks(train.part, held_out.part), *more, *changed],
+        notes=[*(note for part in parts for note in part.notes), *notes, *_leaks(train.part, held_out.part), *more, *changed,
+               *unknown_note(train_data, tokenizer)],
     )  # fmt: skip
     return PreparedData(train_data, held_out_data if len(held_out_data) else None, tokenizer, spec, report)
 

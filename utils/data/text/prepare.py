@@ -12,6 +12,7 @@ from utils.data.packing import UNMARKED_ENDS, TokenBlocks, blocks_of
 from utils.data.prepared import PreparedData
 from utils.data.text.report import DataReport, unigram_loss
 from utils.data.text.splitting import Split, select, split_documents
+from utils.data.unknown_tokens import unknown_note
 from utils.errors import DataError, DataTypeError
 from utils.tokenization.adaptive import check_fits, choose_tokenizer
 from utils.tokenization.corpus_file import encode_corpus, encode_flat
@@ -104,6 +105,7 @@ def prepare_text(
             *notes,
             *([f"{passed_over:,} documents without text were passed over."] if passed_over else []),
             *([smaller] if smaller else []),
+            *unknown_note(train, tokenizer),
             *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
         ],
     )
