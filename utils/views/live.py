@@ -242,7 +242,7 @@ def _validations(picture: LivePicture) -> Html:
     rows = []
     for row in picture.validations:
         cells = [row.train, row.loss, *([row.metric] if picture.metric else []), row.time]
-        star = joined([element("span", text("★"), aria_hidden="true"), text(" best")]) if row.best else text("")
+        star = joined([element("span", text("★"), aria_hidden="true"), text("\u00a0best")]) if row.best else text("")
         rows.append(
             element(
                 "tr", element("th", text(row.step), scope="row", class_="tb-number"),

@@ -29,7 +29,7 @@ class ValidationBytes:
 
     Args:
         objective: only a `TokenTask` with `writes_text` has bytes.
-        tokenizer: made the ids; None: nothing is counted.
+        tokenizer: made the ids; None, or one that cannot decode: nothing is counted.
         changes: whether each validation may have other data, so that each is counted.
         notice: called with a sentence when the bytes cannot be known.
     """
@@ -42,7 +42,7 @@ class ValidationBytes:
         self._text: TextBytes | None = None
         self._counted, self._reason = 0, ""  # of this process, in the validation under way
         self._total: int | None = None
-        self._due = self._task is not None and tokenizer is not None
+        self._due = self._task is not None and hasattr(tokenizer, "decode")
 
     def watching(self, batches: Iterable[Batch | None]) -> Iterable[Batch | None]:
         """The batches, counted as they pass where that is due."""
