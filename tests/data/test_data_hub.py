@@ -278,7 +278,7 @@ def answers(endpoint, *calls):
     """What load_hub_texts(*call) gives or says, a line each, in one process whose Hub is `endpoint`."""
     code = """
         import json, sys
-        from utils.data import hub
+        from utils.data.text import hub
         from utils.data.text.hub import load_hub_texts
         from utils.errors import TrainbookError
         hub.RETRY_WAITS_S = (0.0, 0.0)

@@ -49,7 +49,7 @@ def test_a_lazy_sequence_on_disk_gives_what_a_list_in_memory_gives(documents, va
     assert isinstance(kept.train.blocks, np.memmap)
     assert facts(kept) == expected
     assert facts(prepare_text(Lazy(documents), val_split=val_split, cache_dir=tmp_path, **SETTINGS)) == expected
-    monkeypatch.setattr("utils.data.prepare._IN_MEMORY_CHARACTERS", 100)
+    monkeypatch.setattr("utils.data.text.prepare._IN_MEMORY_CHARACTERS", 100)
     large = prepare_text(Lazy(documents), val_split=val_split, **SETTINGS)
     assert isinstance(large.train.blocks, np.memmap)
     assert facts(large) == expected
@@ -63,7 +63,7 @@ def test_validation_documents_of_their_own_may_be_lazy_too():
 
 
 def test_memory_does_not_grow_with_the_text(monkeypatch):
-    monkeypatch.setattr("utils.data.prepare._IN_MEMORY_CHARACTERS", 1000)
+    monkeypatch.setattr("utils.data.text.prepare._IN_MEMORY_CHARACTERS", 1000)
     monkeypatch.setattr(encoding, "_BATCH", 20_000)
     monkeypatch.setattr("utils.data.text.report._COUNTED_AT_ONCE", 10_000)
     text = "".join(LINES)[:3000]

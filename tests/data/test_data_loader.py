@@ -374,7 +374,8 @@ def calls_of(endpoint, *calls, waits=(0.0, 0.0)):
     """What each call of load_huggingface gives or says, in one process whose Hub is `endpoint`."""
     code = """
         import json, sys
-        from utils.data import DatasetLoader, hub
+        from utils.data import DatasetLoader
+        from utils.data.text import hub
         from utils.errors import TrainbookError
         calls, hub.RETRY_WAITS_S = json.loads(sys.argv[1])
         for call in calls:

@@ -53,4 +53,12 @@ def test_the_house_uses_the_names_of_today():
         if path.suffix in {".py", ".md", ".ipynb", ".toml", ".yml"} and path != Path(__file__) and path.exists()
         for match in former.finditer(path.read_text(encoding="utf-8"))
     ]
+    for package, moved in _MOVED.items():
+        imported = re.compile(rf"from {re.escape(package[:-1])} import [^\n(]*\b({'|'.join(moved)})\b")
+        found += [
+            f"{path.relative_to(ROOT)}: {match[0]}"
+            for path in repository_files()
+            if path.suffix in {".py", ".md", ".ipynb"} and path != Path(__file__)
+            for match in imported.finditer(path.read_text(encoding="utf-8"))
+        ]
     assert not found

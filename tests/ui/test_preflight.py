@@ -155,7 +155,7 @@ def hub_checks(endpoint, cache):
     code = """
         import json
         from tests.kit.toys import tiny_gpt
-        from utils.data import hub
+        from utils.data.text import hub
         from utils.ui.setup_config import SetupConfig
         from utils.ui.wizard_state import WizardState
         hub.RETRY_WAITS_S = ()
