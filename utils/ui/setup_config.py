@@ -64,25 +64,23 @@ class DataSettings(Schema):
     task: Literal["causal_lm", "text_classification"] = _field(
         "causal_lm",
         "Task",
-        "causal_lm: to continue text, or to answer in conversations; text_classification: to name the class of a text, "
-        "from files with a column of texts and one of labels.",
+        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text, from files "
+        "with a text column and a label column.",
     )
     label_column: str | None = _field(
         None,
         "Label column",
-        "The files' column with the class of each text. Empty: label or another usual name.",
+        "Column that contains the class of each text. Leave empty to detect it.",
         min_length=1,
     )
     conversation_layout: (
         Literal["messages", "sharegpt", "instruction", "prompt_completion", "question_answer"] | None
-    ) = _field(
-        None, "Conversations", "Which columns hold the conversations, where files have several. Empty: recognised."
-    )
+    ) = _field(None, "Conversation layout", "How conversations are stored in the file. Leave empty to detect it.")
     pretrained_model: str | None = _field(
         None,
         "Pretrained model",
-        "A folder saved by transformers, the folder of a run or of its export, or an id on the Hub such as owner/name. "
-        "Empty: the notebook's model.",
+        "Folder saved by transformers, folder of a run or of its export, or an id on the Hub such as owner/name. "
+        "Leave empty to train the notebook's model.",
         min_length=1,
     )
     val_split: float = _field(
@@ -94,9 +92,9 @@ class DataSettings(Schema):
     )
     data_kind: Literal["auto", "text", "conversations", "pairs"] = _field(
         "auto",
-        "Rows are",
-        "conversations: questions and answers, of which the answers are learnt; pairs: a text and the text to write for it, "
-        "such as article and summary; text: text as it is; auto: conversations in files that hold them, else text.",
+        "Kind of rows",
+        "conversations: dialogues, with the loss on the answers. pairs: a text and the text to generate for it, such as "
+        "article and summary. text: plain text. auto: conversations if the file contains them, else text.",
     )
     tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
         "auto",
