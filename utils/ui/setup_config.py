@@ -64,8 +64,8 @@ class DataSettings(Schema):
     task: Literal["causal_lm", "text_classification"] = _field(
         "causal_lm",
         "Task",
-        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text, from files "
-        "with a text column and a label column.",
+        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text, from "
+        "files with a text column and a label column.",
     )
     label_column: str | None = _field(
         None,
