@@ -230,13 +230,14 @@ class ModelPage(Page):
     """Where the model comes from, what it says about itself, and a check of it."""
 
     def above(self) -> list[ipywidgets.Widget]:
-        self._drawing = False
+        self._drawing = True  # ipywidgets 7 chooses the first of new options by itself
         self._named = self.state.setup.pretrained_model
         self._chosen = "notebook" if self._named is None else "pretrained"
         self._source = self._menu("Model source", "model-source", self._source_chosen)
         self._source.options = [(label, name) for name, label in MODEL_SOURCES.items()]
         self._runs = self._menu("Run", "model-run", self._run_chosen)
         self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
+        self._drawing = False
         return [self._source, self._runs, self._no_runs]
 
     def extras(self) -> list[ipywidgets.Widget]:
