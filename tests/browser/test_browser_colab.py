@@ -90,14 +90,15 @@ def test_the_wizard_can_be_clicked_through(notebook):
 
 def test_pause_and_stop_work_while_the_cell_runs(notebook):
     notebook.run_cell(2)
-    notebook.wait_for_text(".tb-live", "Training · step")
+    notebook.wait_for_text(".tb-live-status", "Training")
     notebook.click(".tb-pause")
-    notebook.wait_for_text(".tb-live", "Paused and saved")
+    notebook.wait_for_text(".tb-live-status", "Paused and saved")
     notebook.click(".tb-pause")
-    notebook.wait_for_text(".tb-live", "Training · step")
+    notebook.wait_for_text(".tb-live-status", "Training")
     notebook.click(".tb-stop")
     notebook.wait_until_done(2)
-    assert re.search(r"Stopped by the Stop button and saved · step \d+ of 3,000", notebook.output(2))
+    assert "Stopped by the Stop button and saved" in notebook.output(2)
+    assert re.search(r"step \d+ of 3,000", notebook.output(2))
     notebook.run_cell(3)
     notebook.wait_until_done(3)
     assert "ended stop_button" in notebook.output(3)
@@ -106,11 +107,11 @@ def test_pause_and_stop_work_while_the_cell_runs(notebook):
 
 def test_with_colabs_versions_too_a_page_loaded_again_gets_view_and_stop_from_one_cell(notebook):
     notebook.run_cell(2)
-    notebook.wait_for_text(".tb-live", "Training · step")
+    notebook.wait_for_text(".tb-live-status", "Training")
     notebook.open()
     assert notebook.page.locator(".tb-stop").count() == 0
     notebook.run_cell(4)
-    notebook.wait_for_text(".tb-live", "Training · step")
+    notebook.wait_for_text(".tb-live-status", "Training")
     assert notebook.is_running(4)
     notebook.click(".tb-stop")
     notebook.wait_until_done(4)
