@@ -20,6 +20,7 @@ from utils.errors import ConfigError, TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine import Control
 from utils.training.engine.checkpointing.store import checkpoint_files, newest, read_checkpoint
+from utils.training.engine.facade import RunFacade
 from utils.training.engine.interrupts import Interrupts
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -402,12 +403,13 @@ def test_a_stop_before_a_training_that_is_refused_does_not_stop_the_next_one():
 def test_a_stop_while_the_training_is_set_up_is_kept(means, monkeypatch):
     """Compiling, or finding the batch size, takes minutes: the run is locked and its folder is there."""
 
-    def asked(self, parts, data):
-        self.request_stop("stop_button") if means == "request" else (self.run_dir / "STOP").touch()
+    class Asked(RunFacade):
+        def before_loop(self, saver):
+            trainer.request_stop("stop_button") if means == "request" else (trainer.run_dir / "STOP").touch()
 
-    monkeypatch.setattr(Trainer, "_compile", asked)
+    trainer = Trainer(plain_lm(), None, golden_config(), facade=Asked())
     clock, calls = time.monotonic, itertools.count()
     monkeypatch.setattr("time.monotonic", lambda: clock() + next(calls))  # the file is looked for once a second
-    results = train(plain_lm())
+    results = trainer.train(train_set(), validation_set())
     assert results.stop_reason == {"request": "stop_button", "file": "stop_file"}[means]
     assert results.steps < 12
