@@ -1,4 +1,4 @@
-"""A Ray cluster of the tests' own: one node on this machine with two workers, for the whole test session."""
+"""A Ray cluster of the tests' own: one node on this machine with two workers, for one test module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _START_S = 180.0
 _HIDDEN = "rfc3987_syntax"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_url() -> Iterator[str]:
     """The URL of a running cluster. Skips where none can be started."""
     if not sys.platform.startswith("linux"):
