@@ -197,7 +197,7 @@ def test_a_run_of_another_process_is_followed_and_stopped_through_its_folder(els
     async def follow():
         view = FollowView(elsewhere.path)
         task = asyncio.ensure_future(view.follow(every_s=0))
-        while "Training · step 5 of 12" not in shown_by(view):
+        while "step 5 of 12" not in shown_by(view):
             await asyncio.sleep(0)
         assert view.dashboard.controls.box.children == (view.dashboard.controls.stop,)
         view.dashboard.controls.stop.click()
