@@ -59,7 +59,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def settings_page() -> str:
     """Every setting of `TrainingConfig` and of the wizard's data and tokenizer steps, from the schemas that validate them."""
     from utils.training.training_config import TrainingConfig
-    from utils.ui.setup_config import DataSettings
+    from utils.ui.data_settings import DataSettings
 
     aliases: dict[str, list[str]] = {}
     for alias, name in TrainingConfig.aliases.items():

@@ -4,160 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets
 
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.background import Progress
-from utils.ui.model_source import adapters_here, exported_runs, source_facts, source_rows, tokenizer_sentence
+from utils.ui.model_source import tokenizer_sentence
 from utils.ui.preflight import Check, WayOut
 from utils.ui.wizard_code import CODE_FORMS, setup_code
-from utils.ui.wizard_model import MODEL_SOURCES, tuning_sentence
-from utils.ui.wizard_preview import DataPreview, check_model, estimate_rows, preview_data
-from utils.ui.wizard_state import WizardState
-from utils.ui.wizard_steps import STEPS, WizardField, WizardStep, step_of
-from utils.ui.wizard_texts import model_rows, shown_value, titled
+from utils.ui.wizard_model import tuning_sentence
+from utils.ui.wizard_preview import DataPreview, estimate_rows, preview_data
+from utils.ui.wizard_steps import STEPS, step_of
+from utils.ui.wizard_texts import shown_value, titled
 from utils.views.html import Html, element, joined, text
 from utils.views.samples import samples_html
 from widgets.forms import (
-    CONTROL_WIDTH,
-    LABEL_WIDTH,
-    FieldForm,
-    Report,
     button,
     check_line,
     data_table,
-    heading,
     markup_box,
     paragraph,
-    primary,
     problem_line,
     row,
     set_markup,
     small,
 )
-from widgets.guarded import error_sentence, guarded
-from widgets.jobs import JobRow, Outcome
-
-Problems = Mapping[str, list[Problem]]
-Parts = MutableMapping[str, ipywidgets.Widget]
-
-
-class Page:
-    """A step: its title, its settings, and Back and Next.
-
-    Attributes:
-        box: what is shown.
-    """
-
-    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
-        self.step, self.state = step, state
-        self._parts, self._report = parts, report
-        self._forms: dict[str, FieldForm] = {}
-        self._shows_advanced = False
-        self._fields, self._advanced = ipywidgets.VBox(), ipywidgets.VBox()
-        self._more = self._button("Show advanced settings", "advanced", self._toggle_advanced)
-        self._general = markup_box(f"tb-problems-{step.name}")
-        self.box = ipywidgets.VBox([
-            markup_box(markup=joined([heading(f"{STEPS.index(step) + 1}. {step.title}"), paragraph(step.help)])),
-            *self.above(),
-            self._fields,
-            *self.extras(),
-            *([row(self._more), self._advanced] if step.advanced else []),
-            self._general,
-            row(*self._navigation()),
-        ])  # fmt: skip
-        for name in ("tb-page", f"tb-page-{step.name}"):
-            self.box.add_class(name)
-        for fields in (self._fields, self._advanced):
-            fields.add_class("tb-fields")
-
-    def above(self) -> list[ipywidgets.Widget]:
-        """What the page has before its settings."""
-        return []
-
-    def extras(self) -> list[ipywidgets.Widget]:
-        """What the page has behind its settings."""
-        return []
-
-    def opened(self, problems: Problems) -> None:
-        """Called when the page becomes the one that is shown."""
-
-    def refresh(self, problems: Problems) -> None:
-        """Show what the state says now."""
-        is_open = self._is_open(problems)
-        fields = [f for f in self.state.fields(self.step) if f not in self.step.advanced]
-        self._show(self._fields, fields, problems)
-        advanced = [f for f in self.state.fields(self.step) if f in self.step.advanced]
-        self._show(self._advanced, advanced if is_open else (), problems)
-        self._more.description = f"{'Hide' if is_open else 'Show'} advanced settings"
-        shown = {field.name for field in (*fields, *self.step.advanced)}
-        rest = [p for p in problems[self.step.name] if p.field not in shown] if self.step is not STEPS[-1] else []
-        set_markup(self._general, joined(problem_line(f"{titled(p.field)}: {p.message}") for p in rest))
-
-    def _show(self, place: ipywidgets.VBox, fields: Sequence[WizardField], problems: Problems) -> None:
-        forms = [self._form(field.name) for field in fields]
-        boxes = tuple(form.box for form in forms)
-        if boxes != place.children:
-            place.children = boxes
-        for form in forms:
-            form.refresh(problems)
-
-    def _is_open(self, problems: Problems) -> bool:
-        """Whether advanced settings are shown: when asked for, and when one of them has a problem."""
-        advanced = {field.name for field in self.step.advanced}
-        return self._shows_advanced or any(problem.field in advanced for problem in problems[self.step.name])
-
-    def _form(self, name: str) -> FieldForm:
-        if name not in self._forms:
-            field = next(field for field in self.step.all_fields if field.name == name)
-            form = self._forms[name] = FieldForm(field, self.state, self._report)
-            self._parts[f"field:{name}"], self._parts[f"error:{name}"] = form.control, form.message
-        return self._forms[name]
-
-    def _toggle_advanced(self, _: Any) -> None:
-        self._shows_advanced = not self._shows_advanced
-        self.refresh(self.state.visible_problems())
-
-    def _navigation(self) -> list[ipywidgets.Widget]:
-        # Each page has its own: the second click of a double click finds that its page is no longer the current one.
-        place = STEPS.index(self.step)
-        before = STEPS[place - 1].title if place else ""
-        after = STEPS[place + 1].title if self.step is not STEPS[-1] else ""
-        back = self._button(f"Back: {before}" if before else "Back", "back", self._back)
-        forward = self._button(f"Next: {after}" if after else "Next", "next", self._next)
-        back.disabled, forward.disabled = not before, not after
-        if after:
-            primary(forward)
-        return [back, forward]
-
-    def _next(self, _: Any) -> None:
-        if self.state.current is self.step:
-            self.state.next()
-
-    def _back(self, _: Any) -> None:
-        if self.state.current is self.step:
-            self.state.back()
-
-    def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> JobRow:
-        """A button that starts work, known as `key`, with one that cancels it, `key-cancel`."""
-        job = JobRow(label, f"tb-{key}", work, done, self._report)
-        self._parts[key], self._parts[f"{key}-cancel"], self._parts[f"{key}-progress"] = job.start, job.cancel, job.line
-        return job
-
-    def _failure(self, error: BaseException) -> Html:
-        """What to show of work that failed. An error that nobody foresaw is reported as a handler's is."""
-        if not isinstance(error, TrainbookError):
-            self._report(error)
-        return problem_line(error_sentence(error))
-
-    def _button(self, label: str, key: str, handler: Any) -> Any:
-        """A button of this page, known as `key:step`."""
-        made = button(label, f"tb-{key}", handler, self._report)
-        self._parts[f"{key}:{self.step.name}"] = made
-        return made
+from widgets.guarded import guarded
+from widgets.jobs import Outcome
+from widgets.wizard_model_page import ModelPage
+from widgets.wizard_page import Page, Problems
 
 
 class DataPage(Page):
@@ -224,112 +101,6 @@ class TokenizerPage(Page):
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
         set_markup(self._own, paragraph(tokenizer_sentence(self.state.setup)))
-
-
-class ModelPage(Page):
-    """Where the model comes from, what it says about itself, and a check of it."""
-
-    def above(self) -> list[ipywidgets.Widget]:
-        self._drawing = True  # ipywidgets 7 chooses the first of new options by itself
-        self._named = self.state.setup.pretrained_model
-        self._chosen = "notebook" if self._named is None else "pretrained"
-        self._source = self._menu("Model source", "model-source", self._source_chosen)
-        self._source.options = [(label, name) for name, label in MODEL_SOURCES.items()]
-        self._runs = self._menu("Run", "model-run", self._run_chosen)
-        self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
-        self._drawing = False
-        return [self._source, self._runs, self._no_runs]
-
-    def extras(self) -> list[ipywidgets.Widget]:
-        self._files = self._parts["model-files"] = markup_box("tb-model-files")
-        self._load = self._job("Load the model", "load", self._load_it, self._show_loaded)
-        self._loaded = self._parts["load-result"] = markup_box("tb-load-result")
-        self._facts = self._parts["facts"] = markup_box("tb-facts")
-        self._check = self._job("Check the model", "check", self._check_it, self._show_check)
-        self._result = self._parts["check-result"] = markup_box("tb-check-result")
-        return [self._files, self._load.box, self._loaded, self._facts, self._check.box, self._result]
-
-    def refresh(self, problems: Problems) -> None:
-        super().refresh(problems)
-        setup = self.state.setup
-        if setup.pretrained_model is not None and self._chosen == "notebook":
-            self._chosen = "pretrained"
-        elif setup.pretrained_model is None and self._named is not None:
-            self._chosen = "notebook"
-        self._named = setup.pretrained_model
-        runs = exported_runs(setup) if self._chosen == "run" else []
-        self._drawing = True
-        try:
-            self._source.value = self._chosen
-            self._runs.options = [("choose a run", ""), *((run, run) for run in runs)]
-            self._runs.value = self._named if self._named in runs else ""
-        finally:
-            self._drawing = False
-        self._runs.layout.display = None if runs else "none"
-        hint = f"No run in {setup.output_dir} has an export of the format hf. The folder of one elsewhere can be entered below."
-        set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
-        self._fields.layout.display = None if self._chosen != "notebook" else "none"
-        self._load.box.layout.display = None if self._named is not None else "none"
-        set_markup(self._files, self._files_markup())
-        loaded = self.state.choice.loaded
-        set_markup(self._loaded, text("") if loaded is None else _loaded_markup(loaded.notices))
-        set_markup(self._facts, data_table("The model in training", model_rows(self.state.facts)))
-        self._check.start.disabled = not self.state.choice.exists
-
-    def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
-        layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
-        made = ipywidgets.Dropdown(description=title, style={"description_width": LABEL_WIDTH}, layout=layout)
-        made.add_class(f"tb-{key}")
-        made.observe(guarded(handler, self._report), "value")
-        self._parts[key] = made
-        return made
-
-    def _files_markup(self) -> Html:
-        """What the files of a pretrained model say, before it is loaded."""
-        if self.state.setup.pretrained_model is None:
-            return text("")
-        found = source_facts(self.state.setup)
-        if found is None:
-            return paragraph("Its files are not on this machine. Loading the model downloads them from the Hub.")
-        if found.facts is None:
-            return text("")
-        tokenizer = "comes with the model" if found.has_tokenizer else "none: it has to come with the model"
-        rows = {**source_rows(found.facts), "Tokenizer": tokenizer}
-        if adapters := adapters_here(self.state.setup):
-            rows["Adapters made here"] = adapters
-        return data_table("The pretrained model, by its files", rows)
-
-    def _source_chosen(self, change: Mapping[str, Any]) -> None:
-        if self._drawing or not change["new"]:
-            return
-        self._chosen = change["new"]
-        if self._chosen == "notebook" and self._named is not None:
-            self.state.set("pretrained_model", None)
-        self.refresh(self.state.visible_problems())
-
-    def _run_chosen(self, change: Mapping[str, Any]) -> None:
-        if not self._drawing and change["new"]:
-            self.state.set("pretrained_model", change["new"])
-
-    def _load_it(self, progress: Progress) -> None:
-        progress.report("Loading the model")
-        self.state.choice.load()
-
-    def _show_loaded(self, outcome: Outcome) -> None:
-        self.refresh(self.state.visible_problems())
-        if outcome.error is not None:
-            set_markup(self._loaded, self._failure(outcome.error))
-
-    def _check_it(self, progress: Progress) -> Html:
-        progress.report("Checking")
-        with progress.undisturbed():
-            return check_model(self.state.choice.load(), self.state.setup.copy())
-
-    def _show_check(self, outcome: Outcome) -> None:
-        if outcome.error is not None:
-            set_markup(self._result, self._failure(outcome.error))
-        elif not outcome.cancelled:
-            set_markup(self._result, element("div", outcome.result, style="line-height:1.4"))
 
 
 class TrainingPage(Page):
@@ -478,13 +249,6 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
     if isinstance(value, Mapping):
         return [(str(name), bytes(file["content"])) for name, file in value.items()]
     return [(str(file["name"]), bytes(file["content"])) for file in value]
-
-
-def _loaded_markup(notices: Sequence[str]) -> Html:
-    """What a checkpoint did not contain, and where tokenizer and model do not fit."""
-    if not notices:
-        return paragraph("Loaded. The checkpoint contains every weight of the model, and its tokenizer fits.")
-    return joined([paragraph("Loaded."), *(paragraph(notice) for notice in notices)])
 
 
 def _preview_markup(preview: DataPreview) -> Html:

@@ -28,7 +28,8 @@ from widgets.forms import (
 )
 from widgets.guarded import error_details, error_sentence, guarded
 from widgets.jobs import watch_cells
-from widgets.wizard_pages import PAGES, Page
+from widgets.wizard_page import Page
+from widgets.wizard_pages import PAGES
 
 # State of a step -> its icon, by its name in Font Awesome 4, which every front end's widgets bring along.
 _ICONS = {"done": "check", "current": "circle"}

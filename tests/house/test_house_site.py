@@ -57,7 +57,7 @@ def test_every_public_name_is_in_the_reference(site, package):
 @pytest.mark.slow
 def test_every_setting_is_in_the_reference_with_title_and_meaning(site):
     from utils.training import TrainingConfig
-    from utils.ui.setup_config import DataSettings
+    from utils.ui.data_settings import DataSettings
 
     page = (site / "reference" / "settings.html").read_text(encoding="utf-8")
     for name, field in {**TrainingConfig.model_fields, **DataSettings.model_fields}.items():

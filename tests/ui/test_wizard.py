@@ -13,7 +13,7 @@ from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
 from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
-from utils.ui.setup_config import DataSettings
+from utils.ui.data_settings import DataSettings
 from utils.ui.wizard_steps import STEPS, wizard_field
 from utils.ui.wizard_texts import help_text
 

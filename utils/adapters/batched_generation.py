@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts, several at once."""
+"""Batched greedy decoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.adapters.generation import generate
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote after a prompt.
+    """Greedy continuation of a prompt.
 
     Attributes:
         ids: the new tokens, without the one that ends them.
@@ -30,7 +30,7 @@ def write_after(
     model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, end_id: int | None, vocab_size: int | None,
     batch_size: int = 16, pad_id: int | None = None,
 ) -> list[Written]:  # fmt: skip
-    """The likeliest continuation of each prompt, token by token, the same as `generate` writes for each alone.
+    """Greedy continuation of each prompt, identical to what `generate` returns for each prompt alone.
 
     Prompts of similar length go through the model together, padded where the model takes an attention mask and positions;
     other models get prompts of equal length only.
@@ -38,11 +38,11 @@ def write_after(
     Args:
         model: a language model or an encoder-decoder.
         prompts: token ids, at least one each.
-        max_new_tokens: at most this many tokens are written for each.
-        end_id: the token that ends an answer; None: nothing ends it.
-        vocab_size: ids from this one on are never written.
-        batch_size: most prompts at once.
-        pad_id: fills up shorter prompts; None: 0.
+        max_new_tokens: maximum number of new tokens per prompt.
+        end_id: id of the end-of-sequence token; without one, every continuation has `max_new_tokens` tokens.
+        vocab_size: ids at or above it are never generated.
+        batch_size: maximum number of prompts per batch.
+        pad_id: id that pads shorter prompts; defaults to 0, which is masked.
     """
     reads_text = is_encoder_decoder(model)
     can_pad = _can_pad(model, reads_text)

@@ -71,6 +71,7 @@ def _input_name(tensor: Tensor) -> str:
 
 
 def described(value: Any) -> str:
+    """The kind of a value for messages, with its keys, its beginning or the kind of its entries."""
     kind = f"a {type(value).__name__}"
     if isinstance(value, Mapping):
         return f"{kind} with keys {sorted(map(str, value))[:8]}"

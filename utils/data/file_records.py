@@ -29,17 +29,17 @@ _FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
-class FileRecords:
-    """The records of files.
+class LoadedRecords:
+    """Records as they are in their source.
 
     Attributes:
-        records: one dict a row; validation: those of files that are named so, None where there are none.
+        records: one dict per row; validation: those of the source's own validation split, None if it has none.
         source: what they are, for the report.
-        notes: what the user should know.
+        notes: what the user should know, one sentence each.
     """
 
-    records: list[dict[str, Any]]
-    validation: list[dict[str, Any]] | None
+    records: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]] | None
     source: str
     notes: list[str] = field(default_factory=list)
 
@@ -98,7 +98,7 @@ def recognise(path: str | os.PathLike[str]) -> Recognised:
 
 def load_records(
     path: str | os.PathLike[str], *, with_validation: bool = True, keep_empty: bool = False
-) -> FileRecords:
+) -> LoadedRecords:
     """The rows of a file, a folder or a pattern of paths, held in memory.
 
     Args:
@@ -118,7 +118,7 @@ def load_records(
     if validation is not None:
         notes.append(f"Validation is the files that are named so (files: {len(found.validation):,}).")
     counted = "" if len(found.files) == 1 else f", {len(found.files):,} files"
-    return FileRecords(records, validation, f"{os.fspath(path)}{counted}", notes)
+    return LoadedRecords(records, validation, f"{os.fspath(path)}{counted}", notes)
 
 
 def label_names(
@@ -148,14 +148,16 @@ def prepare_files(
     text_column: str | None = None, label_column: str | None = None, layout: str | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None, model: Any = None,
 ) -> PreparedData | None:  # fmt: skip
-    """Training data from files of records; None: they hold plain texts for a language model.
+    """Prepare files of conversations, or of texts with labels, for training.
 
     Args:
         path: a file, a folder or a pattern of paths.
         task: one of `TASKS`.
-        layout: of conversations, see `utils.data.conversations.LAYOUTS`; None: found by the columns.
+        layout: name of the conversation layout (`utils.data.conversations.LAYOUTS`); detected from the columns by default.
         max_length, vocab_size, val_split, random_seed, text_column, label_column, tokenizer, model: as for
             `prepare_examples` and `prepare_conversations`.
+    Returns:
+        None if the files contain plain text for a language model.
     Raises:
         ConfigError, DataError: as for these.
     """
@@ -198,7 +200,7 @@ def named_classes(model: Any) -> list[str] | None:
     return None if all(name.startswith("LABEL_") for name in found) else found
 
 
-def _labelled_rows(path: str | os.PathLike[str], *, with_validation: bool) -> FileRecords:
+def _labelled_rows(path: str | os.PathLike[str], *, with_validation: bool) -> LoadedRecords:
     if format_of(find_files(path).files[0]) == "txt":
         raise DataError(
             f"{os.fspath(path)} is plain text, which has no labels. Give a csv, tsv, json, jsonl or parquet file with a "

@@ -1,6 +1,7 @@
 """prepare_data: what a setup names -> data that are ready to train on.
 
-Text goes through `utils.data.text.prepare`, files of conversations through `utils.data.conversations.prepare`.
+Text goes through `utils.data.text.prepare`, files of conversations or of labelled texts through `utils.data.file_records`, and
+other sources of answers through `utils.data.record_sources`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
+from utils.data.file_records import LoadedRecords, load_records, prepare_files
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import (
     DATA_KINDS,
-    LoadedRecords,
     builtin_records,
-    file_records,
     has_answers,
     hub_records,
     prepare_records,
@@ -190,11 +190,11 @@ def _load_records(setup: DataSetup, kind: str) -> LoadedRecords:
     if setup.dataset_source == "huggingface":
         assert setup.dataset_name is not None
         return hub_records(setup.dataset_name, setup.config_name, with_validation=setup.val_split > 0)
-    return file_records(files_of(setup), with_validation=setup.val_split > 0)
+    return load_records(files_of(setup), with_validation=setup.val_split > 0)
 
 
 def _records(setup: DataSetup, model: Any, vocab_size: int | None) -> PreparedData | None:
-    """The data of rows with answers or labels: the setup says so, or its files hold conversations. None: they are texts."""
+    """Prepare rows with answers or labels. None if the setup names plain text."""
     task, kind = getattr(setup, "task", "causal_lm"), getattr(setup, "data_kind", "auto")
     if has_answers(kind):
         data = prepare_records(
@@ -207,12 +207,10 @@ def _records(setup: DataSetup, model: Any, vocab_size: int | None) -> PreparedDa
     if setup.dataset_source not in _OF_FILES or (kind == "text" and task == "causal_lm"):
         if task != "causal_lm":
             raise ConfigError(
-                f"task: got {task!r}, which is learnt from files with labels: set dataset_path to a csv, tsv, json, jsonl or "
-                "parquet file."
+                f"task: got {task!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, .json, .jsonl or "
+                ".parquet file."
             )
         return None
-    from utils.data.file_records import prepare_files
-
     return prepare_files(
         files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
         random_seed=setup.random_seed, text_column=setup.text_column, label_column=getattr(setup, "label_column", None),

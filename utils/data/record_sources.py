@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from utils.adapters.decoding import is_encoder_decoder
+from utils.data.file_records import LoadedRecords
 from utils.data.read.task_columns import find_columns
 from utils.data.text.corpus import BUILTIN_NAME, builtin_questions, builtin_summaries
 from utils.errors import ConfigError, DataError
@@ -26,22 +27,6 @@ DATA_KINDS: tuple[str, ...] = get_args(DataKind)
 _MOST_CHARACTERS = 300_000_000
 
 
-@dataclass(frozen=True)
-class LoadedRecords:
-    """Records as they are in their source.
-
-    Attributes:
-        records: one dict a row; validation: those of the source's own validation part, None where there is none.
-        source: what they are, for the report.
-        notes: what the user should know, one sentence each.
-    """
-
-    records: Sequence[Mapping[str, Any]]
-    validation: Sequence[Mapping[str, Any]] | None
-    source: str
-    notes: list[str] = field(default_factory=list)
-
-
 def has_answers(kind: str) -> bool:
     """Whether rows of this kind are questions with answers, and no texts."""
     return kind in ("conversations", "pairs")
@@ -52,14 +37,6 @@ def builtin_records(kind: str) -> LoadedRecords:
     records = builtin_questions() if kind == "conversations" else builtin_summaries()
     what = "questions and answers" if kind == "conversations" else "sections and titles"
     return LoadedRecords(records, None, f"built-in: {BUILTIN_NAME}, {what}, CPython {platform.python_version()}")
-
-
-def file_records(path: Any, *, with_validation: bool) -> LoadedRecords:
-    """The rows of files. Raises as `load_records`."""
-    from utils.data.file_records import load_records
-
-    found = load_records(path, with_validation=with_validation)
-    return LoadedRecords(found.records, found.validation, found.source, found.notes)
 
 
 def hub_records(name: str, config_name: str | None, *, with_validation: bool) -> LoadedRecords:

@@ -276,8 +276,9 @@ def _check_data(session: _Session) -> Check:
 
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
+    from utils.data.file_records import LoadedRecords
     from utils.data.prepare import own_tokenizer
-    from utils.data.record_sources import LoadedRecords, has_answers, prepare_records
+    from utils.data.record_sources import has_answers, prepare_records
     from utils.data.text.hub import load_hub_table, table_texts
     from utils.data.text.prepare import prepare_text
     from utils.models.inspect import vocab_size_of

@@ -9,192 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Self
 
 from utils.errors import ConfigError, Problem
-from utils.schema import Schema, equal, nearest, path_text, shown
+from utils.schema import equal, nearest, path_text, shown
 from utils.scrubbing import scrubbed
 from utils.training.config_files import read_config_file, save_config_file
 from utils.training.training_config import TrainingConfig
+from utils.ui.data_settings import BUILTIN, PARTS, PLACE_SOURCES, DataSettings
 
 Observer = Callable[[tuple[str, ...]], None]
 
-
-def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
-    return Field(
-        default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules
-    )
-
-
-class DataSettings(Schema):
-    """Where the text comes from and how it becomes token ids. Lengths are in tokens."""
-
-    aliases: ClassVar[Mapping[str, str]] = {
-        "max_seq_len": "max_length",
-        "max_seq_length": "max_length",
-        "validation_split": "val_split",
-    }
-
-    dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = _field(
-        "builtin",
-        "Data",
-        "builtin: the Python language reference, works offline. local: your own files. huggingface: a dataset of "
-        "the Hugging Face Hub. drive: files on your Google Drive. upload: a file uploaded here.",
-    )
-    dataset_path: str | None = _field(
-        None,
-        "File",
-        "A .txt, .csv, .tsv, .json, .jsonl or .parquet file, a folder of such files, or a pattern such as data/*.txt.",
-        min_length=1,
-    )
-    dataset_name: str | None = _field(
-        None,
-        "Dataset",
-        "Id on the Hub, such as Salesforce/wikitext, or a local folder of data files.",
-        min_length=1,
-    )
-    config_name: str | None = _field(
-        None, "Configuration", "Configuration of the dataset. Leave empty for its default.", min_length=1
-    )
-    text_column: str | None = _field(
-        None, "Text column", "Column that contains the text. Leave empty to detect it.", min_length=1
-    )
-    task: Literal["causal_lm", "text_classification"] = _field(
-        "causal_lm",
-        "Task",
-        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text, from "
-        "files with a text column and a label column.",
-    )
-    label_column: str | None = _field(
-        None,
-        "Label column",
-        "Column that contains the class of each text. Leave empty to detect it.",
-        min_length=1,
-    )
-    conversation_layout: (
-        Literal["messages", "sharegpt", "instruction", "prompt_completion", "question_answer"] | None
-    ) = _field(None, "Conversation layout", "How conversations are stored in the file. Leave empty to detect it.")
-    pretrained_model: str | None = _field(
-        None,
-        "Pretrained model",
-        "Folder saved by transformers, folder of a run or of its export, or an id on the Hub such as owner/name. "
-        "Leave empty to train the notebook's model.",
-        min_length=1,
-    )
-    val_split: float = _field(
-        0.1,
-        "Validation split",
-        "Fraction of the text held out for validation; 0 disables validation.",
-        ge=0,
-        le=0.5,
-    )
-    data_kind: Literal["auto", "text", "conversations", "pairs"] = _field(
-        "auto",
-        "Kind of rows",
-        "conversations: dialogues, with the loss on the answers. pairs: a text and the text to generate for it, such as "
-        "article and summary. text: plain text. auto: conversations if the file contains them, else text.",
-    )
-    tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
-        "auto",
-        "Tokenizer",
-        "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary size.",
-    )
-    vocab_size: int | None = _field(
-        None,
-        "Vocabulary size",
-        "Maximum number of tokens of the tokenizer. Leave empty for the vocabulary size of the model.",
-        unit="tokens",
-        ge=2,
-        le=2_000_000,
-    )
-    max_length: int = _field(
-        128, "Block length", "Context length in tokens of each training sample.", unit="tokens", ge=2, le=1_000_000
-    )
-
-    @classmethod
-    def extra_inputs(cls) -> tuple[str, ...]:
-        return ("dataset",)
-
-    @classmethod
-    def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """`dataset` becomes `dataset_name`, the name "builtin" a source; one place that is named says which source."""
-        paths = (*_PLACES, "pretrained_model")
-        values = {name: path_text(value) if name in paths else value for name, value in values.items()}
-        problems = [
-            Problem(name, f"got {shown(values[name])}; it holds a NUL character, which no path or data set's id does")
-            for name in paths
-            if isinstance(values.get(name), str) and "\0" in values[name]
-        ]
-        dataset = values.pop("dataset", None)
-        if dataset is not None and not isinstance(dataset, str):
-            problems.append(Problem("dataset", f"got {shown(dataset)}; {_A_NAME}", BUILTIN))
-            values.pop("dataset_source", None)  # or the name would be reported as missing too
-        elif (
-            dataset is not None
-            and values.get("dataset_name") is not None
-            and not equal(values["dataset_name"], dataset)
-        ):
-            both = f"dataset={shown(dataset)} and dataset_name={shown(values['dataset_name'])}"
-            problems.append(Problem("dataset_name", f"given twice: {both}; keep one"))
-        elif dataset is not None:
-            values["dataset_name"] = dataset
-        if equal(values.get("dataset_name"), BUILTIN):
-            values["dataset_name"] = None
-            if not equal(values.setdefault("dataset_source", BUILTIN), BUILTIN):
-                message = (
-                    f"got {shown(values['dataset_source'])} together with the data set 'builtin'; keep one of the two"
-                )
-                problems.append(Problem("dataset_source", message, BUILTIN))
-        for name, sources in _PLACE_SOURCES.items():
-            if values.get(name) is not None:
-                values.setdefault("dataset_source", sources[0])
-        return values, problems
-
-    @classmethod
-    def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
-        source, path, name = values["dataset_source"], values["dataset_path"], values["dataset_name"]
-        if path is not None and name is not None:
-            message = f"got {shown(path)} together with dataset_name={shown(name)}; keep one of the two"
-            return [Problem("dataset_path", message)]
-        for place, its_sources in _PLACE_SOURCES.items():
-            if source not in its_sources and (value := values[place]) is not None:
-                message = f"got {source!r} together with {place}={shown(value)}; keep one of the two"
-                return [Problem("dataset_source", message, its_sources[0])]
-        for place, its_sources in _PLACE_SOURCES.items():
-            if source in its_sources and values[place] is None:
-                return [Problem(place, f"is required when dataset_source is {source!r}: {_PLACES[place]}")]
-        return [
-            Problem(part, f"got {shown(values[part])}; it is for {owner}")
-            for part, (sources, owner) in _PARTS.items()
-            if values[part] is not None and source not in sources
-        ]
-
-
-#: The source, and the data set's name, that mean the corpus that needs no network.
-BUILTIN = "builtin"
-_A_NAME = "must be text: 'builtin', or a data set's id on the Hugging Face Hub"
-# Where data can be, with what that is; and which source each belongs to.
-_PLACES: Mapping[str, str] = {
-    "dataset": _A_NAME,
-    "dataset_name": "a data set's id on the Hugging Face Hub, such as 'Salesforce/wikitext', or a folder of data files",
-    "dataset_path": "the path of a file, a folder or a pattern of paths",
-}
-_PLACE_SOURCES: Mapping[str, tuple[str, ...]] = {
-    "dataset_path": ("local", "drive", "upload"),
-    "dataset_name": ("huggingface",),
-}
-# What says which part of a data set is meant: the sources that have such parts, and what to say of others.
-_PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "config_name": (("huggingface",), "a data set of the Hub: name that too, as dataset_name"),
-    "text_column": (
-        ("huggingface", "local", "drive", "upload"),
-        "a data set of the Hub or a file: name that too, as dataset_name or dataset_path",
-    ),
-    "label_column": (_PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
-    "conversation_layout": (_PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
-}
 
 # The names that seed data and training settings have as arguments of TrainingCoordinator.train.
 _TRAIN_ARGUMENTS: Mapping[str, str] = {
@@ -480,9 +305,9 @@ def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str,
     if source is None or not all(isinstance(place, (str, NoneType)) for place in (source, *places.values())):
         return dict(changes)
     implied: dict[str, Any] = {"dataset_source": source}
-    implied |= {place: None for place, its_sources in _PLACE_SOURCES.items() if source not in its_sources}
+    implied |= {place: None for place, its_sources in PLACE_SOURCES.items() if source not in its_sources}
     if not _keeps_data(current, source, places):
-        implied |= dict.fromkeys(_PARTS)
+        implied |= dict.fromkeys(PARTS)
     return {**implied, **changes}
 
 
@@ -491,7 +316,7 @@ def _keeps_data(current: DataSettings, source: Any, places: Mapping[str, Any]) -
     path, name = places["dataset_path"], places["dataset_name"]
     if source == "huggingface":
         return name is None or _same_dataset(name, current.dataset_name)
-    known = source in _PLACE_SOURCES["dataset_path"] and current.dataset_path is not None
+    known = source in PLACE_SOURCES["dataset_path"] and current.dataset_path is not None
     return known and path in (None, current.dataset_path)
 
 
@@ -499,10 +324,10 @@ def _implied_source(current: DataSettings, changes: Mapping[str, Any], places: M
     """The source that the named place belongs to; the built-in corpus when its only place is cleared; else None."""
     if equal(places["dataset_name"], BUILTIN):
         return BUILTIN
-    for place, sources in _PLACE_SOURCES.items():
+    for place, sources in PLACE_SOURCES.items():
         if places[place] is not None:
             return current.dataset_source if current.dataset_source in sources else sources[0]
-    cleared = {source for place, sources in _PLACE_SOURCES.items() if place in changes for source in sources}
+    cleared = {source for place, sources in PLACE_SOURCES.items() if place in changes for source in sources}
     cleared |= {"huggingface"} if "dataset" in changes else set()
     return BUILTIN if current.dataset_source in cleared else None
 

@@ -19,8 +19,9 @@ from utils.models.inspect import vocab_size_of
 from utils.schema import Schema, shown
 from utils.storage import path_from
 from utils.training.training_config import TrainingConfig
+from utils.ui.data_settings import DataSettings
 from utils.ui.model_source import source_problems
-from utils.ui.setup_config import DataSettings, SetupConfig
+from utils.ui.setup_config import SetupConfig
 
 if TYPE_CHECKING:
     from utils.data.file_records import Recognised

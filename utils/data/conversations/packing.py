@@ -71,7 +71,7 @@ def pack_rows(
     Args:
         conversations: each of at most `length` tokens.
         pad_id: fills the rows up; filled positions are no targets and a segment of their own.
-        rows: the conversations of each row, by number; None: found by `best_fit`.
+        rows: indices of the conversations in each row; packed by `best_fit` by default.
     Returns:
         `input_ids`, `labels` (-100 where nothing is predicted) and `position_ids`, which begin at 0 with each conversation:
         int32 (N, T). There is no attention mask: models keep segments apart by the positions (`keeps_segments_apart`).

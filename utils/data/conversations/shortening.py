@@ -1,4 +1,4 @@
-"""Prompts that are cut, so that the answer fits into a row with them."""
+"""Truncation of prompts, so that prompt and answer fit into one row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ _TRIES = 4
 
 
 def with_shorter_prompt(renderer: Renderer, conversation: Conversation, max_length: int) -> Conversation | None:
-    """The conversation with its prompt cut at the end, so that it has at most `max_length` tokens; None: it fits already, has
-    other turns besides a prompt and its answer, or would fit only without a prompt.
+    """Truncate the prompt of a conversation at its end, so that the conversation has at most `max_length` tokens.
+
+    Returns:
+        the shorter conversation; None if it fits already, has turns other than one prompt and its answer, or would fit only
+        without its prompt.
 
     Args:
         renderer: its notes count every try.

@@ -14,12 +14,10 @@ from torch.utils.data import Subset, TensorDataset
 
 from utils import colab
 from utils.adapters.facts import model_facts
-from utils.data.file_records import prepare_files
+from utils.data.file_records import LoadedRecords, load_records, prepare_files
 from utils.data.labelled.prepare import prepare_examples
 from utils.data.record_sources import (
-    LoadedRecords,
     builtin_records,
-    file_records,
     has_answers,
     hub_records,
     prepare_records,
@@ -115,7 +113,7 @@ def _with_answers(given: DataArguments, model: nn.Module) -> GivenData:
     if given.kind == "builtin":
         loaded = builtin_records(given.data_kind)
     elif given.kind == "file":
-        loaded = file_records(_file_path(given), with_validation=with_validation)
+        loaded = load_records(_file_path(given), with_validation=with_validation)
     elif given.kind == "named":
         loaded = hub_records(str(source), given.config_name, with_validation=with_validation)
     else:

@@ -39,7 +39,7 @@ def _exact_match() -> Scorer:
 
 def _rouge_l() -> Scorer:
     try:
-        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+        from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise MissingPackageError("rouge-score", "to compute ROUGE-L", "eval") from error
     scorer = RougeScorer(["rougeL"])

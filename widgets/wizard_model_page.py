@@ -1,0 +1,139 @@
+"""The wizard's Model step: where the model comes from, what its files say, loading and checking it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets
+
+from utils.ui.background import Progress
+from utils.ui.model_source import adapters_here, exported_runs, source_facts, source_rows
+from utils.ui.wizard_model import MODEL_SOURCES
+from utils.ui.wizard_preview import check_model
+from utils.ui.wizard_texts import model_rows
+from utils.views.html import Html, element, joined, text
+from widgets.forms import (
+    CONTROL_WIDTH,
+    LABEL_WIDTH,
+    data_table,
+    markup_box,
+    paragraph,
+    set_markup,
+)
+from widgets.guarded import guarded
+from widgets.jobs import Outcome
+from widgets.wizard_page import Page, Problems
+
+
+class ModelPage(Page):
+    """Where the model comes from, what it says about itself, and a check of it."""
+
+    def above(self) -> list[ipywidgets.Widget]:
+        self._drawing = True  # ipywidgets 7 chooses the first of new options by itself
+        self._named = self.state.setup.pretrained_model
+        self._chosen = "notebook" if self._named is None else "pretrained"
+        self._source = self._menu("Model source", "model-source", self._source_chosen)
+        self._source.options = [(label, name) for name, label in MODEL_SOURCES.items()]
+        self._runs = self._menu("Run", "model-run", self._run_chosen)
+        self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
+        self._drawing = False
+        return [self._source, self._runs, self._no_runs]
+
+    def extras(self) -> list[ipywidgets.Widget]:
+        self._files = self._parts["model-files"] = markup_box("tb-model-files")
+        self._load = self._job("Load the model", "load", self._load_it, self._show_loaded)
+        self._loaded = self._parts["load-result"] = markup_box("tb-load-result")
+        self._facts = self._parts["facts"] = markup_box("tb-facts")
+        self._check = self._job("Check the model", "check", self._check_it, self._show_check)
+        self._result = self._parts["check-result"] = markup_box("tb-check-result")
+        return [self._files, self._load.box, self._loaded, self._facts, self._check.box, self._result]
+
+    def refresh(self, problems: Problems) -> None:
+        super().refresh(problems)
+        setup = self.state.setup
+        if setup.pretrained_model is not None and self._chosen == "notebook":
+            self._chosen = "pretrained"
+        elif setup.pretrained_model is None and self._named is not None:
+            self._chosen = "notebook"
+        self._named = setup.pretrained_model
+        runs = exported_runs(setup) if self._chosen == "run" else []
+        self._drawing = True
+        try:
+            self._source.value = self._chosen
+            self._runs.options = [("choose a run", ""), *((run, run) for run in runs)]
+            self._runs.value = self._named if self._named in runs else ""
+        finally:
+            self._drawing = False
+        self._runs.layout.display = None if runs else "none"
+        hint = f"No run in {setup.output_dir} has an export of the format hf. The folder of one elsewhere can be entered below."
+        set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
+        self._fields.layout.display = None if self._chosen != "notebook" else "none"
+        self._load.box.layout.display = None if self._named is not None else "none"
+        set_markup(self._files, self._files_markup())
+        loaded = self.state.choice.loaded
+        set_markup(self._loaded, text("") if loaded is None else _loaded_markup(loaded.notices))
+        set_markup(self._facts, data_table("The model in training", model_rows(self.state.facts)))
+        self._check.start.disabled = not self.state.choice.exists
+
+    def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
+        layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
+        made = ipywidgets.Dropdown(description=title, style={"description_width": LABEL_WIDTH}, layout=layout)
+        made.add_class(f"tb-{key}")
+        made.observe(guarded(handler, self._report), "value")
+        self._parts[key] = made
+        return made
+
+    def _files_markup(self) -> Html:
+        """What the files of a pretrained model say, before it is loaded."""
+        if self.state.setup.pretrained_model is None:
+            return text("")
+        found = source_facts(self.state.setup)
+        if found is None:
+            return paragraph("Its files are not on this machine. Loading the model downloads them from the Hub.")
+        if found.facts is None:
+            return text("")
+        tokenizer = "comes with the model" if found.has_tokenizer else "none: it has to come with the model"
+        rows = {**source_rows(found.facts), "Tokenizer": tokenizer}
+        if adapters := adapters_here(self.state.setup):
+            rows["Adapters made here"] = adapters
+        return data_table("The pretrained model, by its files", rows)
+
+    def _source_chosen(self, change: Mapping[str, Any]) -> None:
+        if self._drawing or not change["new"]:
+            return
+        self._chosen = change["new"]
+        if self._chosen == "notebook" and self._named is not None:
+            self.state.set("pretrained_model", None)
+        self.refresh(self.state.visible_problems())
+
+    def _run_chosen(self, change: Mapping[str, Any]) -> None:
+        if not self._drawing and change["new"]:
+            self.state.set("pretrained_model", change["new"])
+
+    def _load_it(self, progress: Progress) -> None:
+        progress.report("Loading the model")
+        self.state.choice.load()
+
+    def _show_loaded(self, outcome: Outcome) -> None:
+        self.refresh(self.state.visible_problems())
+        if outcome.error is not None:
+            set_markup(self._loaded, self._failure(outcome.error))
+
+    def _check_it(self, progress: Progress) -> Html:
+        progress.report("Checking")
+        with progress.undisturbed():
+            return check_model(self.state.choice.load(), self.state.setup.copy())
+
+    def _show_check(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            set_markup(self._result, self._failure(outcome.error))
+        elif not outcome.cancelled:
+            set_markup(self._result, element("div", outcome.result, style="line-height:1.4"))
+
+
+def _loaded_markup(notices: Sequence[str]) -> Html:
+    """What a checkpoint did not contain, and where tokenizer and model do not fit."""
+    if not notices:
+        return paragraph("Loaded. The checkpoint contains every weight of the model, and its tokenizer fits.")
+    return joined([paragraph("Loaded."), *(paragraph(notice) for notice in notices)])

@@ -1,0 +1,147 @@
+"""Page: one step of the wizard as a form, with its fields, problems and buttons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import ipywidgets
+
+from utils.errors import Problem, TrainbookError
+from utils.ui.background import Progress
+from utils.ui.wizard_state import WizardState
+from utils.ui.wizard_steps import STEPS, WizardField, WizardStep
+from utils.ui.wizard_texts import titled
+from utils.views.html import Html, joined
+from widgets.forms import (
+    FieldForm,
+    Report,
+    button,
+    heading,
+    markup_box,
+    paragraph,
+    primary,
+    problem_line,
+    row,
+    set_markup,
+)
+from widgets.guarded import error_sentence
+from widgets.jobs import JobRow, Outcome
+
+Problems = Mapping[str, list[Problem]]
+Parts = MutableMapping[str, ipywidgets.Widget]
+
+
+class Page:
+    """A step: its title, its settings, and Back and Next.
+
+    Attributes:
+        box: what is shown.
+    """
+
+    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
+        self.step, self.state = step, state
+        self._parts, self._report = parts, report
+        self._forms: dict[str, FieldForm] = {}
+        self._shows_advanced = False
+        self._fields, self._advanced = ipywidgets.VBox(), ipywidgets.VBox()
+        self._more = self._button("Show advanced settings", "advanced", self._toggle_advanced)
+        self._general = markup_box(f"tb-problems-{step.name}")
+        self.box = ipywidgets.VBox([
+            markup_box(markup=joined([heading(f"{STEPS.index(step) + 1}. {step.title}"), paragraph(step.help)])),
+            *self.above(),
+            self._fields,
+            *self.extras(),
+            *([row(self._more), self._advanced] if step.advanced else []),
+            self._general,
+            row(*self._navigation()),
+        ])  # fmt: skip
+        for name in ("tb-page", f"tb-page-{step.name}"):
+            self.box.add_class(name)
+        for fields in (self._fields, self._advanced):
+            fields.add_class("tb-fields")
+
+    def above(self) -> list[ipywidgets.Widget]:
+        """What the page has before its settings."""
+        return []
+
+    def extras(self) -> list[ipywidgets.Widget]:
+        """What the page has behind its settings."""
+        return []
+
+    def opened(self, problems: Problems) -> None:
+        """Called when the page becomes the one that is shown."""
+
+    def refresh(self, problems: Problems) -> None:
+        """Show what the state says now."""
+        is_open = self._is_open(problems)
+        fields = [f for f in self.state.fields(self.step) if f not in self.step.advanced]
+        self._show(self._fields, fields, problems)
+        advanced = [f for f in self.state.fields(self.step) if f in self.step.advanced]
+        self._show(self._advanced, advanced if is_open else (), problems)
+        self._more.description = f"{'Hide' if is_open else 'Show'} advanced settings"
+        shown = {field.name for field in (*fields, *self.step.advanced)}
+        rest = [p for p in problems[self.step.name] if p.field not in shown] if self.step is not STEPS[-1] else []
+        set_markup(self._general, joined(problem_line(f"{titled(p.field)}: {p.message}") for p in rest))
+
+    def _show(self, place: ipywidgets.VBox, fields: Sequence[WizardField], problems: Problems) -> None:
+        forms = [self._form(field.name) for field in fields]
+        boxes = tuple(form.box for form in forms)
+        if boxes != place.children:
+            place.children = boxes
+        for form in forms:
+            form.refresh(problems)
+
+    def _is_open(self, problems: Problems) -> bool:
+        """Whether advanced settings are shown: when asked for, and when one of them has a problem."""
+        advanced = {field.name for field in self.step.advanced}
+        return self._shows_advanced or any(problem.field in advanced for problem in problems[self.step.name])
+
+    def _form(self, name: str) -> FieldForm:
+        if name not in self._forms:
+            field = next(field for field in self.step.all_fields if field.name == name)
+            form = self._forms[name] = FieldForm(field, self.state, self._report)
+            self._parts[f"field:{name}"], self._parts[f"error:{name}"] = form.control, form.message
+        return self._forms[name]
+
+    def _toggle_advanced(self, _: Any) -> None:
+        self._shows_advanced = not self._shows_advanced
+        self.refresh(self.state.visible_problems())
+
+    def _navigation(self) -> list[ipywidgets.Widget]:
+        # Each page has its own: the second click of a double click finds that its page is no longer the current one.
+        place = STEPS.index(self.step)
+        before = STEPS[place - 1].title if place else ""
+        after = STEPS[place + 1].title if self.step is not STEPS[-1] else ""
+        back = self._button(f"Back: {before}" if before else "Back", "back", self._back)
+        forward = self._button(f"Next: {after}" if after else "Next", "next", self._next)
+        back.disabled, forward.disabled = not before, not after
+        if after:
+            primary(forward)
+        return [back, forward]
+
+    def _next(self, _: Any) -> None:
+        if self.state.current is self.step:
+            self.state.next()
+
+    def _back(self, _: Any) -> None:
+        if self.state.current is self.step:
+            self.state.back()
+
+    def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> JobRow:
+        """A button that starts work, known as `key`, with one that cancels it, `key-cancel`."""
+        job = JobRow(label, f"tb-{key}", work, done, self._report)
+        self._parts[key], self._parts[f"{key}-cancel"], self._parts[f"{key}-progress"] = job.start, job.cancel, job.line
+        return job
+
+    def _failure(self, error: BaseException) -> Html:
+        """What to show of work that failed. An error that nobody foresaw is reported as a handler's is."""
+        if not isinstance(error, TrainbookError):
+            self._report(error)
+        return problem_line(error_sentence(error))
+
+    def _button(self, label: str, key: str, handler: Any) -> Any:
+        """A button of this page, known as `key:step`."""
+        made = button(label, f"tb-{key}", handler, self._report)
+        self._parts[f"{key}:{self.step.name}"] = made
+        return made
