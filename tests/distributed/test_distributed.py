@@ -41,7 +41,7 @@ def outcome(results):
     """What a process can send to the test that started it."""
     state = results.state.to_dict()
     state["history"] = without_times(state["history"])
-    del state["elapsed_s"]
+    del state["elapsed_s"], state["energy"]  # of the machine
     weights = {name: tensor.numpy() for name, tensor in results.model.state_dict().items()}
     return {"state": state, "weights": weights, "paths": results.checkpoint_paths, "notices": results.notices}
 

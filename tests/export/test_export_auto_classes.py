@@ -10,12 +10,15 @@ import textwrap
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 
 from tests.kit.toys import VOCAB_SIZE, plain_lm, tiny_gpt
 from utils.errors import ExportError
 from utils.tokenization import build_character_tokenizer
-from utils.training import export_model
+from utils.training import TaskSpec, export_model
 from utils.training.export.folders import MARKER
+from utils.training.export.hf import export_hf
+from utils.training.export.image_processing import save_image_processor
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT = hf.BertConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=12, **SMALL)
@@ -134,3 +137,32 @@ def test_a_folder_works_in_another_process(tmp_path):
     )
     expected = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, do_sample=False, eos_token_id=None)
     assert child.stdout.strip() == str(expected.tolist()[0]), child.stderr
+
+
+def vit(channels):
+    return hf.ViTForImageClassification(hf.ViTConfig(image_size=8, patch_size=4, num_channels=channels, **SMALL)).eval()
+
+
+def image_spec(**stated):
+    return TaskSpec.image_classification(num_classes=2, preprocessing_config=stated)
+
+
+@pytest.mark.parametrize(("channels", "mode", "white"), [(1, "L", [2.0]), (3, "RGB", [2.0, 0.8 / 0.4, 0.5 / 0.25])])
+def test_images_go_into_the_folder_as_the_model_was_trained_on_them(channels, mode, white, tmp_path):
+    spec = image_spec(mean=[0.0, 0.2, 0.5][:channels], std=[0.5, 0.4, 0.25][:channels])
+    folder = tmp_path / "hf"
+    assert not any("image processor" in note for note in export_hf(vit(channels), None, folder, "test", task_spec=spec).notes)
+    processor = hf.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    pixels = processor(Image.new(mode, (20, 12), "white"), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, channels, 8, 8)
+    assert torch.allclose(pixels[0, :, 0, 0], torch.tensor(white))
+
+
+@pytest.mark.parametrize(
+    ("channels", "spec", "word"),
+    [(3, None, "nothing says how images are normalized"), (3, image_spec(mean=[0.5]), "normalized"), (2, image_spec(mean=0, std=1), "1 or 3")],
+)
+def test_an_image_processor_that_nobody_described_is_not_invented(channels, spec, word, tmp_path):
+    notes = save_image_processor(vit(channels), spec, tmp_path)
+    assert word in notes[0]
+    assert list(tmp_path.iterdir()) == []

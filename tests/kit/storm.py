@@ -139,7 +139,7 @@ def outcome_of(results: TrainingResults) -> Outcome:
     assert results.checkpoint_path is not None
     newest = read_checkpoint(results.checkpoint_path)
     state = results.state.to_dict()
-    del state["elapsed_s"]
+    del state["elapsed_s"], state["energy"]  # of the machine
     values = {name: value for name, value in state.items() if name != "history"}
     values["history"] = without_times(state["history"])
     values["history file"] = without_times(read_json_lines(results.run_dir / "history.jsonl"))

@@ -12,15 +12,18 @@ import torch
 
 from utils.data.batch import Batch
 from utils.data.sources import StreamSource
-from utils.errors import DataError, NonFiniteError
+from utils.errors import DataError
 from utils.training.engine import rng
 from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.callbacks import CallbackList
+from utils.training.engine.clock import RunClock
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.averaging import AVERAGED
 from utils.training.engine.data import StepBatches, nothing_to_learn
+from utils.training.engine.hardware.energy import EnergyMeter, counters_of
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
+from utils.training.engine.nonfinite import SkipRule
 from utils.training.engine.outlets import Records, Saver
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Row, TrainState
@@ -30,8 +33,6 @@ from utils.training.engine.watch import BatchEvents, StepWatch
 log = logging.getLogger("trainbook.engine")
 
 _MOST_STEP_ROWS = 1000  # a run's plot is not finer than this, and neither is its history
-_SKIPS_IN_A_ROW = 3
-_SKIPS_SHARE = 0.01
 # fp16's scaling is halved at each overflow: after so many in a row it is not the scaling's fault.
 _OVERFLOWS_IN_A_ROW = 40
 # Steps after which a GPU is asked what they came to: it always has some ahead, and a fault is reported within seconds.
@@ -87,10 +88,13 @@ class TrainingLoop:
         self._read_every = 1 if parts.guard is None or prompt else _READ_EVERY
         if parts.guard is not None:
             parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
+        self._skips = SkipRule(plan.config.on_nonfinite == "skip", state)
         self._overflows = 0
         self._loading_s = 0.0  # of the epoch under way, waiting for its batches
-        self._started = self._looked = self._resumed_at = time.monotonic()
-        self._targets_at_row, self._time_at_row = state.targets_done, self._started
+        self._looked = self._time_at_row = time.monotonic()
+        self._targets_at_row = state.targets_done
+        world = parts.world
+        self._clock = RunClock(state, EnergyMeter(counters_of(parts.fabric.device, world.size)) if world.is_main else None)
 
     def run(self) -> TrainState:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
@@ -146,7 +150,7 @@ class TrainingLoop:
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
         if self.parts.average is not None:
             self.parts.average.step = state.step
-        skips = self._skips_borne(state.step)
+        skips = self._skips.limits(state.step)
         num_targets = self._targets_of_all(batches.micro_batches)
 
         def work(micro_batches: list[Batch]) -> StepResult:
@@ -253,6 +257,7 @@ class TrainingLoop:
     def _write(self, row: Row) -> None:
         self.state.rows_written += 1
         self._records.record(row)
+        self._clock.tick()
 
     def _finish_epoch(self, epoch: int, began: float, targets_before: int) -> None:
         """Validation, the epoch's row, what is best, and the end of the plan."""
@@ -358,42 +363,13 @@ class TrainingLoop:
         self.saver.after_evaluation(self._value(state.history[-1]))
         return True
 
-    def _skips_borne(self, step: int) -> tuple[int, float]:
-        """Steps that may be left out for numbers that are not finite: in a row, and in all after `step` steps."""
-        if self.config.on_nonfinite != "skip":
-            return 0, 0.0
-        return _SKIPS_IN_A_ROW, max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * step)
-
     def _handle_nonfinite(self, done: _Done, loss: float, norm: float) -> None:
-        """Skip within the limits, or stop with everything that helps to find the cause, and the state of the step before."""
-        state, step = self.state, done.before_step + 1
-        in_a_row, in_all = self._skips_borne(done.before_step)
-        if state.skipped_in_a_row < in_a_row and state.skipped_steps < in_all:
-            state.skipped_steps += 1
-            state.skipped_in_a_row += 1
-            log.warning("Step %d skipped: loss or gradient is not finite (samples %s).", step, _few(done.sample_ids))
+        """Skip within the limits, or stop with the state of the step before."""
+        if self._skips.skipped(done.before_step, done.sample_ids):
             return
+        state = self.state
         state.step, state.samples_done, self.before_step = done.before_step, done.before_samples, done.before
-        skipped = f" (after {state.skipped_steps} skipped steps)" if state.skipped_steps else ""
-        raise NonFiniteError(
-            f"step {step}{skipped}: loss is {loss:.4g}, gradient norm is {norm:.4g} "
-            f"(learning rate {done.rate:.3g}, samples {_few(done.sample_ids)}). {self._worst_gradient()} "
-            "The parameters are those of the step before. Lower learning_rate, lengthen the warm-up, look at these samples, "
-            "or set on_nonfinite='skip'."
-        )
-
-    def _worst_gradient(self) -> str:
-        """The parameter with the first non-finite gradient, else the one with the largest."""
-        worst, largest = "", -1.0
-        for name, parameter in self.parts.model.named_parameters():
-            if parameter.grad is None:
-                continue
-            size = float(parameter.grad.detach().abs().max())
-            if not math.isfinite(size):
-                return f"First non-finite gradient: {name}."
-            if size > largest:
-                worst, largest = name, size
-        return f"Largest gradient: {worst} ({largest:.4g})." if worst else ""
+        raise self._skips.error(self.parts.model, done.before_step, loss, norm, done.rate, done.sample_ids)
 
     def _poll(self) -> None:
         if self._stop_asked():
@@ -403,10 +379,10 @@ class TrainingLoop:
         """Budgets, STOP file, pause and save requests; True when the run should end here. All processes do the same."""
         if self.state.stop_reason is not None:
             return True
-        now = time.monotonic()
         limit = self.config.max_time_hours
-        if limit is not None and now - self._started >= limit * 3600:
+        if limit is not None and self._clock.running_s() >= limit * 3600:
             self.control.request_stop("time_limit")
+        now = time.monotonic()
         if now - self._looked >= 1.0:
             self._looked = now
             if self._records.stop_requested():
@@ -437,17 +413,14 @@ class TrainingLoop:
                 self.control.request_stop("stop_file")
             stop, _, pause = self._requests()
         waited = time.monotonic() - began
-        self._started += waited
-        self._resumed_at += waited
+        self._clock.leave_out(waited)
         self._time_at_row += waited
         return stop
 
     def settle(self) -> None:
         """Bring the state up to date, so that it can be saved: numbers that are on their way, and the running time."""
         self.read_numbers()
-        now = time.monotonic()
-        self.state.elapsed_s += now - self._resumed_at
-        self._resumed_at = now
+        self._clock.settle()
 
     def _take_stop_request(self) -> None:
         """What somebody asked for while the epoch ended; a run that is over anyway keeps its own reason."""
@@ -472,8 +445,3 @@ def _numbers(steps: list[_Done]) -> list[Sequence[float]]:
 def _monitorable(metrics: dict[str, float]) -> list[str]:
     """Names of the metrics among a row's entries."""
     return [name for name in metrics if name.startswith(("train/", "val/"))]
-
-
-def _few(sample_ids: list[int], limit: int = 8) -> str:
-    more = f" and {len(sample_ids) - limit} more" if len(sample_ids) > limit else ""
-    return ", ".join(map(str, sample_ids[:limit])) + more

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from utils.training.engine.hardware.energy import EnergyUse
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.state import Row, TrainState
 
@@ -171,6 +172,11 @@ class TrainingResults(Mapping[str, Any]):
     def training_time(self) -> float:
         """Seconds spent training over all sessions of the run, pauses left out."""
         return self.state.elapsed_s
+
+    @property
+    def energy(self) -> EnergyUse:
+        """The energy that processors and GPUs of this machine counted in all sessions; without counters there is none."""
+        return self.state.energy
 
     @property
     def amp_enabled(self) -> bool:

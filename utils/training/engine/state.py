@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from utils.training.engine.hardware.energy import EnergyUse
 from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums
 
@@ -44,6 +45,7 @@ class TrainState:
         evaluated_step: the step after which the latest validation was done, -1 before any.
         rows_written: lines of history.jsonl that belong to this state.
         pieces, validation_pieces: how many samples go through the model at once, after memory ran out.
+        elapsed_s: seconds of training in all sessions; energy: what was counted in them, where the machine counts it.
         stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
             "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs. Early stopping sets
             it together with the count that it follows from, so no checkpoint holds one without the other.
@@ -65,6 +67,7 @@ class TrainState:
     skipped_in_a_row: int = 0
     empty_steps: int = 0
     elapsed_s: float = 0.0
+    energy: EnergyUse = field(default_factory=EnergyUse)
     pieces: Pieces = field(default_factory=Pieces)
     validation_pieces: Pieces = field(default_factory=Pieces)
     stop_reason: str | None = None
@@ -118,7 +121,7 @@ class TrainState:
             "rows_written": self.rows_written,
             "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "empty_steps": self.empty_steps,
             "pieces": self.pieces.most, "validation_pieces": self.validation_pieces.most,
-            "elapsed_s": self.elapsed_s, "stop_reason": self.stop_reason,
+            "elapsed_s": self.elapsed_s, "energy": self.energy.to_dict(), "stop_reason": self.stop_reason,
         }  # fmt: skip
 
     @classmethod
@@ -129,6 +132,7 @@ class TrainState:
             values[name] = Sums.from_dict(values[name])
         for name in ("pieces", "validation_pieces"):
             values[name] = Pieces(values.get(name))
+        values["energy"] = EnergyUse.from_dict(values["energy"])
         values["best"] = Best(**{**vars(Best()), **values["best"]})
         values["history"] = [dict(row) for row in values["history"]]
         return cls(**values)

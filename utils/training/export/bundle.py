@@ -26,7 +26,7 @@ from utils.errors import ExportError, TrainbookError
 from utils.schema import shown
 from utils.scrubbing import scrub
 from utils.storage import absolute_path, write_json, write_text
-from utils.training.export import bundle_facts, bundle_texts, exporting
+from utils.training.export import bundle_facts, bundle_texts, exporting, image_processing
 from utils.training.export.bundle_privacy import names_this_machine, portable, without_debug_records
 from utils.training.export.folders import remove_stale_staging, staged_folder
 from utils.training.export.manifest import MARKER
@@ -243,7 +243,7 @@ class _Maker:
             if not self.has_engine:
                 raise ExportError(f"inference.py runs models over text and images, not over {self.task_spec.modality}")
             if self.vision:
-                preprocessing = bundle_facts.preprocessing_of(self.model, self.config, self.task_spec)
+                preprocessing = image_processing.preprocessing_of(self.model, self.config, self.task_spec)
             example = bundle_facts.example_of(
                 self.model, self.task_spec, sizes, special, preprocessing, tokenizer["size"] if tokenizer else None
             )

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.generation import generate
-from utils.errors import ExportError
 from utils.training.export.hf import save_tokenizer
 from utils.training.task_spec import TaskSpec
 
@@ -97,36 +96,6 @@ def _reads_alike(tokenizer: Any, file: Path) -> bool:
     return all(list(fast.encode(text).ids) == [int(one) for one in tokenizer(text)["input_ids"]] for text in _SAMPLES)
 
 
-def preprocessing_of(model: nn.Module, config: Any, task_spec: TaskSpec) -> dict[str, Any]:
-    """How an image becomes the model's input: {"channels", "height", "width", "mean", "std"}; pixels are scaled to 0 … 1 first.
-
-    From task_spec.preprocessing_config, else from the model or its config.
-
-    Raises:
-        ExportError: nothing says how large the images are.
-    """
-    given = task_spec.preprocessing_config
-    places = [given, config, model, getattr(model, "config", None)]
-    size = _first(places, ("image_size", "input_size", "size"))
-    if isinstance(size, Mapping):
-        size = (size["height"], size["width"]) if "height" in size else next(iter(size.values()))
-    if size is None and (height := _first([given], ("height",))) is not None:
-        size = (height, given.get("width", height))
-    if size is None:
-        raise ExportError(
-            "nothing says how large the model's images are; set TaskSpec.preprocessing_config={'image_size': (height, width)}"
-        )
-    height, width = (int(size), int(size)) if isinstance(size, int) else (int(side) for side in size)
-    channels = (
-        _first(places, ("num_channels", "channels", "input_channels", "in_channels")) or _first_channels(model) or 3
-    )
-    mean, std = (_first([given], (f"image_{name}", name)) for name in ("mean", "std"))
-    return {
-        "channels": int(channels), "height": height, "width": width,
-        "mean": _for_channels(mean, 0.0, int(channels)), "std": _for_channels(std, 1.0, int(channels)),
-    }  # fmt: skip
-
-
 def example_of(
     model: nn.Module, task_spec: TaskSpec, sizes: Mapping[str, Any], special: Mapping[str, Any],
     preprocessing: Mapping[str, Any] | None, vocabulary: int | None,
@@ -189,21 +158,3 @@ def _greedy(
 def _number(source: Any, name: str) -> int | None:
     value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _first(places: list[Any], names: tuple[str, ...]) -> Any:
-    for place in places:
-        for name in names:
-            value = place.get(name) if isinstance(place, Mapping) else getattr(place, name, None)
-            if isinstance(value, (int, float, list, tuple, Mapping)) and not isinstance(value, bool):
-                return value
-    return None
-
-
-def _first_channels(model: nn.Module) -> int | None:
-    return next((one.in_channels for one in model.modules() if isinstance(one, nn.Conv2d)), None)
-
-
-def _for_channels(value: Any, default: float, channels: int) -> list[float]:
-    values = [default] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-    return [float(one) for one in (values * channels if len(values) == 1 else values)]

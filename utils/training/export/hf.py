@@ -17,6 +17,7 @@ from utils.errors import ExportError
 from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.greedy import greedy_parity
+from utils.training.export.image_processing import save_image_processor
 from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import Loaded, UnreadableError, code_room, loaded_elsewhere
 from utils.training.export.parity import Logits, compare_logits, example_batches
@@ -60,7 +61,7 @@ def export_hf(
         target: the folder; an export that is there is replaced.
         source: the checkpoint that the weights come from, for the record.
         notes: further sentences for the result.
-        task_spec: fills what the model does not state of its inputs.
+        task_spec: fills what the model does not state of its inputs; says how images are normalized.
     Raises:
         ExportError: not written, or what was written is not the same model. `target` is then what it was.
     """
@@ -75,6 +76,7 @@ def export_hf(
             merged.save_pretrained(staging)
             if tokenizer is not None or "input_ids" in batches[0]:
                 notes += save_tokenizer(tokenizer, staging)
+            notes += save_image_processor(merged, task_spec, staging)
             loader = auto_class(merged)
             parity, unverified = _compared(merged, tokenizer, staging, loader, batches)
             record = {

@@ -141,7 +141,7 @@ class TrainingRecord:
         return "\n".join([*lines, "", source])
 
     def environment(self, energy_kwh: float | None) -> str:
-        """Machine, packages, duration and energy."""
+        """Machine, packages, duration and energy: what the author gives, else what the run counted."""
         recorded = self._read("environment.json")
         device = recorded.get("device") or {}
         packages = recorded.get("packages") or {}
@@ -154,7 +154,14 @@ class TrainingRecord:
             "Packages": ", ".join(f"{name} {version}" for name, version in packages.items()) or "not recorded",
             "Trainbook": __version__,
             "Training time": f"{seconds:.1f} s" if is_number(seconds) else "not recorded",
-            "Energy": "not measured" if energy_kwh is None else f"{energy_kwh:.4g} kWh",
+            "Energy": self._counted_energy(seconds) if energy_kwh is None else f"{energy_kwh:.4g} kWh",
             "Carbon emissions": "not measured",
         }
         return table(rows)
+
+    def _counted_energy(self, seconds: float | None) -> str:
+        energy = getattr(self.results, "energy", None)
+        if energy is None or energy.kwh is None:
+            return "not measured"
+        part = f" of {seconds:.1f} s" if is_number(seconds) and energy.seconds < 0.99 * seconds else ""
+        return f"{energy.kwh:.4g} kWh, counted by {', '.join(energy.joules)} over {energy.seconds:.1f} s{part}"
