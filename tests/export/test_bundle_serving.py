@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from torch import nn
 
@@ -295,3 +296,20 @@ def test_images_are_prepared_as_the_task_says_and_scored(tmp_path, monkeypatch):
     answers = handler.handle(bodies, None)
     assert [one.get("label_id") for one in answers[:2]] == [int(expected.argmax())] * 2
     assert all("error" in one for one in answers[2:])
+
+
+def test_an_encoder_decoder_answers_as_transformers_does(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = hf.T5Config(
+        vocab_size=VOCAB_SIZE, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0,
+        eos_token_id=VOCAB_SIZE - 1,
+    )  # fmt: skip
+    model, spec = hf.T5ForConditionalGeneration(config).eval(), TaskSpec.seq2seq("shorten", vocab_size=VOCAB_SIZE)
+    bundle = create_export_bundle(
+        model, None, spec, TrainingConfig(export_formats=["hf"]), tmp_path / "exports", tokenizer=tokenizer()
+    )
+    assert json.loads((bundle / "metadata.json").read_text())["task_type"] == "seq2seq"
+    engine = imported(bundle, monkeypatch).load_engine(bundle)
+    ids = torch.tensor([tokenizer()(PROMPT)["input_ids"]])
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)[0, 1:].tolist()
+    assert engine.generate(PROMPT, temperature=0, max_new_tokens=6)["token_ids"] == expected
