@@ -166,7 +166,7 @@ def _install_missing(home: Path) -> list[str]:
 
 
 def _requirements(home: Path) -> list[str]:
-    """What the library needs: from requirements.txt in a checkout, from its metadata where it was unpacked."""
+    """Requirements of the library: from requirements.txt in a checkout, from its metadata where it was unpacked."""
     listed = home / "requirements.txt"
     if listed.is_file():
         lines = (line.split("#")[0].strip() for line in listed.read_text(encoding="utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""What all commands share: their parser, their exit status, and how an error is shown."""
+"""Shared parts of all commands: their parser, their exit status, and how an error is shown."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _stop_after(steps: int) -> Any:
 
 
 def _differences(record: Mapping[str, Any], trainer: Any) -> list[str]:
-    """What is another here than in the run, and may change the losses."""
+    """Differences from the recorded run that may change the losses."""
     from utils.training.engine.checkpointing.saver import environment_facts
 
     here, there = environment_facts(trainer.parts), record.get("environment") or {}

@@ -103,7 +103,7 @@ def _read(notebook: Path) -> NotebookNode:
 
 
 def _describe(client: PrintingClient, error: Exception, copy: Path) -> str:
-    """What failed, in short: cell number, source, the end of the error, and where the rest is."""
+    """Summarise a failure: cell number, source, the end of the error, and where the rest is."""
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     if isinstance(error, CellExecutionError):

@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a measured value is compared with.
+    """A limit that a measured value is compared with.
 
     Attributes:
         measured: key of the value in `CheckResult.measured`, or a description where no single value is kept.
@@ -249,7 +249,7 @@ class CheckReport(Mapping[str, CheckResult]):
 
 
 def _details(result: CheckResult) -> Details:
-    """What a report shows of a result beside its row."""
+    """Details of a result that a report shows beside its row."""
     measured = dict(result.measured)
     not_run = measured.pop("not run", {})
     tokens = measured.get("tokens"), measured.get("scores")

@@ -142,7 +142,7 @@ _WITHOUT_DRIVE = "Without a Drive: upload the file, or put it on this machine an
 
 
 def _told(what: str, call: Callable[[], Any], way_out: str = _WITHOUT_DRIVE) -> Any:
-    """What `call` returns; an error of Colab's, of whatever class, as one of ours. An interrupt goes on."""
+    """Return what `call` returns; convert an error of Colab's, of whatever class, to one of ours. An interrupt propagates."""
     try:
         return call()
     except Exception as error:  # Colab raises ValueError, RuntimeError and classes of its own; raised again as ours

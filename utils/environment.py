@@ -105,7 +105,7 @@ def detect_device(wanted: str | None = None) -> Device:
 
 @contextlib.contextmanager
 def device_chosen(kind: str | None) -> Iterator[None]:
-    """What `detect_device` answers inside the block, in this thread: "cuda", "mps", "cpu" or "auto"; None: as outside."""
+    """Override `detect_device` in this thread inside the block: "cuda", "mps", "cpu" or "auto"; None: no override."""
     token = _CHOSEN_DEVICE.set(kind if kind is not None else _CHOSEN_DEVICE.get())
     try:
         yield
@@ -134,7 +134,7 @@ def _device(kind: str, fallen_back: bool) -> Device:
 
 
 def _why_no_cuda() -> str | None:
-    """Why torch cannot use the NVIDIA GPU of this machine; None when there is none, or it was hidden on purpose."""
+    """Explain why torch cannot use this machine's NVIDIA GPU; None when there is none, or it is hidden on purpose."""
     import torch
 
     if not _NVIDIA_DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -207,8 +207,8 @@ def package_versions() -> dict[str, str]:
 
 
 def snapshot() -> dict[str, Any]:
-    """What a run's `environment.json` holds: Python, system, packages, device, threads, determinism. No paths, and of the
-    environment variables only cuBLAS's, which decides whether it repeats."""
+    """Content of a run's `environment.json`: Python, system, packages, device, threads, determinism. No paths, and of
+    the environment variables only cuBLAS's, which affects determinism."""
     import torch
 
     device = detect_device()
@@ -240,7 +240,7 @@ def flat_environment(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare_environments(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two snapshots: dotted name -> (first's, second's); None where one does not have it."""
+    """Differences between two snapshots: dotted name -> (first's, second's); None where one does not have it."""
     one, other = flat_environment(first), flat_environment(second)
     return {name: (one.get(name), other.get(name)) for name in {**one, **other} if one.get(name) != other.get(name)}
 

@@ -76,7 +76,7 @@ def plain(value: Any) -> Any:
 
 
 def size_problem(value: Any, most_nested: int, most_values: int, most_characters: int) -> str | None:
-    """What makes nested lists and mappings too large for settings ("holds more than …"); None when nothing does."""
+    """Explain why nested lists and mappings are too large for settings ("holds more than …"); None: they are not."""
     values = characters = 0
     waiting: list[tuple[Any, int]] = [(value, 1)]
     while waiting:
@@ -100,7 +100,8 @@ def size_problem(value: Any, most_nested: int, most_values: int, most_characters
 
 
 def _unwritable(value: Any) -> str | None:
-    """Why no config file can hold `value`, by its text, whole numbers and size; None for what can, and for other objects."""
+    """Explain why no config file can hold `value`, by its text, integers and size; None for what can, and for other
+    objects."""
     if (problem := size_problem(value, _MOST_NESTED, _MOST_VALUES, _MOST_CHARACTERS)) is not None:
         return f"it {problem}"
     waiting = [value]
@@ -254,7 +255,7 @@ class Schema(BaseModel):
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What another version of this class wrote with `to_dict`, as this version's fields. Values are not validated.
+        """Translate the output of another version's `to_dict` to this version's fields. Values are not validated.
 
         Returns:
             the fields, renamed ones under their present names, missing ones with their defaults; and the entries that mean

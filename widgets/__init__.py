@@ -1,4 +1,4 @@
-"""What is drawn with ipywidgets: the wizard's forms, the live view of a run, model checks, and the panels of exports and jobs.
+"""ipywidgets front end: the wizard's forms, the live view of a run, model checks, and the panels of exports and jobs.
 
 Imports no torch and touches no files.
 

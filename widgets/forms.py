@@ -163,7 +163,7 @@ def heading(title: str) -> Html:
 
 
 def problem_line(sentence: str, indent: str = "0") -> Html:
-    """What is wrong, in words and with a bar, told by screen readers; the empty one is no markup."""
+    """A problem in words and with a bar, announced by screen readers; the empty one is no markup."""
     if not sentence:
         return text("")
     style = None if indent == "0" else f"margin-left:{indent}"

@@ -44,7 +44,7 @@ _LAST_SAVE_S = 4.0
 
 
 class TrainingData(Protocol):
-    """What is trained on: a PreparedData, or anything with these attributes."""
+    """Training data: a PreparedData, or anything with these attributes."""
 
     @property
     def train(self) -> Any:

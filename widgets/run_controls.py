@@ -18,7 +18,7 @@ _CONTINUE = "Continue"
 
 
 class Stoppable(Protocol):
-    """What can be asked to stop: a run's `Control`, or the STOP file of a run in another process."""
+    """Target of a stop request: a run's `Control`, or the STOP file of a run in another process."""
 
     def request_stop(self, reason: str) -> None:
         """Finish the step, save and end."""

@@ -85,7 +85,7 @@ class ModelPage(Page):
         return made
 
     def _files_markup(self) -> Html:
-        """What the files of a pretrained model say, before it is loaded."""
+        """Facts from the files of a pretrained model, before it is loaded."""
         if self.state.setup.pretrained_model is None:
             return text("")
         found = source_facts(self.state.setup)
@@ -133,7 +133,7 @@ class ModelPage(Page):
 
 
 def _loaded_markup(notices: Sequence[str]) -> Html:
-    """What a checkpoint did not contain, and where tokenizer and model do not fit."""
+    """Tensors that a checkpoint did not contain, and mismatches of tokenizer and model."""
     if not notices:
         return paragraph("Loaded. The checkpoint contains every weight of the model, and its tokenizer fits.")
     return joined([paragraph("Loaded."), *(paragraph(notice) for notice in notices)])

@@ -62,11 +62,11 @@ class Page:
             fields.add_class("tb-fields")
 
     def above(self) -> list[ipywidgets.Widget]:
-        """What the page has before its settings."""
+        """Widgets above the page's settings."""
         return []
 
     def extras(self) -> list[ipywidgets.Widget]:
-        """What the page has behind its settings."""
+        """Widgets below the page's settings."""
         return []
 
     def opened(self, problems: Problems) -> None:
@@ -135,7 +135,7 @@ class Page:
         return job
 
     def _failure(self, error: BaseException) -> Html:
-        """What to show of work that failed. An error that nobody foresaw is reported as a handler's is."""
+        """Error box for work that failed. An unexpected error is reported as a handler's is."""
         if not isinstance(error, TrainbookError):
             self._report(error)
         return problem_line(error_sentence(error))

@@ -126,7 +126,7 @@ class NextLogits:
         return self._last(self._outputs(visible_BT, 0, {}, ids_BT.shape[1]), visible_BT.shape[1])
 
     def _outputs(self, ids_BT: Tensor, seen: int, options: dict[str, Any], length: int | None = None) -> Any:
-        """What the model returns for the columns of `ids_BT` from `seen` on; `length`: of the sequence that they end."""
+        """Run the model on the columns of `ids_BT` from `seen` on; `length`: of the sequence that they end."""
         new_BT = ids_BT[:, seen:]
         if not self.is_encoder_decoder:
             batch = {"input_ids": new_BT, **self._padding(ids_BT, seen, length or ids_BT.shape[1])}

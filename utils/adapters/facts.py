@@ -1,4 +1,4 @@
-"""What a model says about itself: its size, vocabulary and longest input. Imports no torch."""
+"""Size, vocabulary and longest input, read from a model and its config. Imports no torch."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class ModelCall:
         return name in parameters.declared or name in parameters.passed_on
 
     def lost_mask(self, batch: Mapping[str, Tensor]) -> str | None:
-        """Why the batch's `attention_mask` does not reach the model, in a sentence; None where it does, or there is none. Goes
+        """Explain why the batch's `attention_mask` does not reach the model; None where it does, or there is none. Goes
         by names only."""
         if "attention_mask" not in batch:
             return None
@@ -163,7 +163,7 @@ class ModelCall:
         return rows == self._rows
 
     def outputs(self, batch: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Any:
-        """What the model's forward returns for a batch, never compiled.
+        """Call the model's forward on a batch, never compiled, and return its outputs.
 
         Args:
             options: further keyword arguments, in place of the call's own: `past_key_values`, `encoder_outputs`.

@@ -1,4 +1,4 @@
-"""Which tensors of a batch a model's forward accepts, also where a wrapper's `forward(*args, **kwargs)` hides it."""
+"""Resolve which tensors of a batch a model's forward accepts, also behind a wrapper's `forward(*args, **kwargs)`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 class KeptAttributes:
-    """What a module's plain attributes hold, to be put back."""
+    """Snapshot of a module's plain attributes, to be restored."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

@@ -109,7 +109,7 @@ def is_watched(layer: nn.Module, around: tuple[nn.Module, ...]) -> bool:
 
 
 class Taken:
-    """What the output layer was given in one call of the model.
+    """Input of the output layer, captured in one call of the model.
 
     Attributes:
         hidden: its input, (..., D); None before the call.

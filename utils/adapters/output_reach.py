@@ -1,4 +1,4 @@
-"""Which values a model's outputs can take at all: what stands behind its last layer, found by driving that layer's output."""
+"""The range of a model's outputs: operations behind its last layer, found by driving that layer's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's forward wants: its inputs, and outputs of its own nodes that a visual builder made arguments of."""
+"""Inputs that a model's forward takes, and outputs of its own nodes that a visual builder turned into arguments."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _has(holder: Any, name: str, decodes: bool) -> bool:
 
 
 def _decoder_start(config: Any, wanted: Mapping[str, int], tokenizer: Any) -> int | None:
-    """What the decoder should start with; None where that stays as it is."""
+    """Decoder start id to set; None to leave it as it is."""
     old = _value(config, _START)
     if old is None:
         return None if tokenizer is None else wanted.get(_BOS, wanted.get(_PAD))

@@ -163,7 +163,7 @@ class EncoderDecoderSeq2SeqAdapter(TaskAdapter):
         return self._seq2seq.inputs(self.model, ready) if "labels" in ready else ready
 
     def predict(self, batch: Any, max_length: int = _DEFAULT_LENGTH) -> Tensor:
-        """What the model writes for each row, in evaluation mode: (B, n) int64, n <= max_length.
+        """Generate a sequence for each row, in evaluation mode: (B, n) int64, n <= max_length.
 
         A text ends with the end-of-text id of the model's config or the tokenizer; its remaining positions repeat it.
         Not covered: no key/value cache is kept, so each token costs a whole pass.

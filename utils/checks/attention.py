@@ -1,4 +1,4 @@
-"""What attention looks at: weights of every layer and head, whatever computes them, and whether they are sane.
+"""Check attention weights of every layer and head, whatever kernel computes them.
 
 Shapes: B batch, H heads, Q queries, K keys.
 """

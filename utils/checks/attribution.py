@@ -1,4 +1,4 @@
-"""Which inputs a prediction rests on: integrated gradients, with the error of their sum."""
+"""Attribute a prediction to its inputs by integrated gradients, with their completeness error."""
 
 from __future__ import annotations
 

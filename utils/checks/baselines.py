@@ -1,4 +1,4 @@
-"""What a trained model must beat: the frequency of classes or tokens, the mean, and a linear model on the same inputs.
+"""Baselines that a trained model must beat: class or token frequencies, the mean, and a linear model on the same inputs.
 
 Shapes: N samples, F features, C classes, K numbers.
 """

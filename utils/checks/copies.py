@@ -47,7 +47,7 @@ class Budget:
 
     @property
     def reason(self) -> str:
-        """Why it is over, for a result."""
+        """Reason why the budget is used up, for a result."""
         return "it was stopped" if self.stopped else "the time limit was reached"
 
 

@@ -154,7 +154,7 @@ def _ends_at(trained: Trained) -> float:
 
 
 def _why_unknown(found: Probe, trained: Trained, known: _Compared, budget: Budget) -> tuple[str, str] | None:
-    """Why a copy that is no better than the baseline says nothing about the model, and what to do; None: it does."""
+    """Explain why a copy that is no better than the baseline is inconclusive, and what to do; None: it is conclusive."""
     if known.beaten:
         return None
     if trained.ended_early:
@@ -194,7 +194,7 @@ def held_out_errors(parts: list[Any], data: CheckData) -> tuple[Tensor, Tensor, 
 
 
 def _floor(found: Probe, data: CheckData, targets: Tensor, classes: int) -> Baseline:
-    """What needs no input."""
+    """Baseline that uses no input."""
     if data.task_spec.task_type in _TOKEN_TASKS:
         return baselines.unigram(found.model, data, targets, classes)
     return baselines.mean(targets) if data.task_spec.task_type == "regression" else baselines.majority(targets)

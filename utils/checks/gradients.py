@@ -90,7 +90,8 @@ def _dead(trainable: Mapping[str, nn.Parameter], sizes: Sizes) -> set[str]:
 def _dead_when_zeros_move(
     found: Probe, trainable: Mapping[str, nn.Parameter], sizes: Sizes, zeros: set[str]
 ) -> set[str]:
-    """What is still without a gradient after tensors of zeros moved along theirs; they are zeros again afterwards."""
+    """Names of tensors without a gradient even after zero-initialised tensors took a step; they are zeroed again
+    afterwards."""
     moved: set[str] = set()
     try:
         for _ in range(_NUDGES):

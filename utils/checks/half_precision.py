@@ -1,4 +1,4 @@
-"""What half precision does to a model: losses and gradients under autocast, and which values leave fp16's range."""
+"""Compare losses and gradients under autocast with fp32, and find activations outside fp16's range."""
 
 from __future__ import annotations
 

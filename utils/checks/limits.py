@@ -1,4 +1,4 @@
-"""What each check compares its measurements with, and where every limit comes from. Reports show it beside the numbers.
+"""Limits of every check and their sources. Reports show them beside the measured values.
 
 The numbers themselves stand where they are used, at the top of each module.
 """

@@ -95,7 +95,7 @@ def _verdict(found: Probe, measured: dict[str, float]) -> tuple[Verdict, str, st
 
 
 def _misconduct(found: Probe) -> tuple[str, str] | None:
-    """What forward does in training mode to the run around it, and what to do; None: nothing."""
+    """Side effects of forward in training mode on global state, and the remedy; None: there are none."""
     batch = found.batch(2, min(32, found.max_length))
     after = []
     for seed in (0, 1):

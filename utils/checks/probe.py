@@ -1,4 +1,4 @@
-"""What a model takes and gives, found out once for all checks, and the guard that leaves it as it was.
+"""Determine a model's inputs and outputs once for all checks, and guard it against changes by them.
 
 Shapes: B batch, T positions, V vocabulary, C classes.
 """
@@ -213,7 +213,7 @@ def _as_pooled(found: Probe) -> Probe:
 
 
 def _trial_outputs(found: Probe, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """What the model gives for this batch; None where it raises."""
+    """The model's outputs for this batch; None where it raises."""
     try:
         with left_as_it_was(found.model), torch.no_grad():
             found.model.eval()

@@ -77,7 +77,7 @@ class CheckData:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model gives for some targets, and the targets.
+    """Predictions of a model and their targets.
 
     Attributes:
         outputs: (N, C) scores, or (N, K) numbers for regression; fp32.

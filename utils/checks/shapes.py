@@ -132,7 +132,7 @@ def _case(found: Probe, rows: int, length: int) -> _Case:
 
 
 def _problem(cases: list[_Case]) -> tuple[str, str] | None:
-    """What is wrong and what to do; None when every shape is right."""
+    """The shape error and its remedy; None when every shape is right."""
     raised = [case for case in cases if case.error]
     if raised:
         shapes = few([str(case.inputs) for case in raised], 5)

@@ -58,7 +58,7 @@ class _Losses:
 
     @property
     def gain(self) -> Tensor:
-        """What the model knows beyond the frequency of tokens: differences between tokens cancel, and with them most noise."""
+        """Improvement over the unigram loss, token by token; differences between tokens, and most noise with them, cancel."""
         return self.unigram - self.model
 
 

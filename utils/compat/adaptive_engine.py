@@ -138,7 +138,7 @@ def as_loader(batches: Any) -> Any:
 
 
 class FitFacade(RunFacade):
-    """What a fit changes about a run: its objective, an order without shuffling, and a position that is kept in memory.
+    """Adapt a run to `fit`: its objective, an order without shuffling, and a position that is kept in memory.
 
     Attributes:
         memory: a checkpoint's entries without weights, of the position to continue from; None: from the start.

@@ -14,7 +14,7 @@ _ANXIOUS = 5.0
 
 @torch.no_grad()
 def node_metrics(state: NodeState, scheduler: PhaseScheduler, activity_threshold: float) -> dict[str, float]:
-    """What the nodes are like now, over all rows of the latest batch.
+    """Compute the metrics of all nodes over the rows of the latest batch.
 
     `active_node_ratio`: share of nodes that are awake. `*_ratio` of a phase and `active_phase_ratio`: share of nodes in it;
     the latter is that of ACTIVE. `*_sparsity`: share of entries at or below a threshold, 0.001 for energy and

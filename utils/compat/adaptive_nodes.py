@@ -43,7 +43,7 @@ class NodeConfig:
 
 
 class NodeState(nn.Module):
-    """What nodes carry from batch to batch, in buffers outside `state_dict`.
+    """State of nodes that is carried from batch to batch, in buffers outside `state_dict`.
 
     Attributes:
         hidden_state: h (B, N, H), from 0 but for the identity units (see `AdaptiveDynamics`). energy: e (B, N, 1), from 10.

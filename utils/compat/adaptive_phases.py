@@ -15,7 +15,7 @@ from utils.errors import ConfigError
 
 
 class Phase(IntEnum):
-    """What a node does: asleep, it neither takes up input nor spends energy on it."""
+    """Phase of a node. Asleep, it neither takes up input nor spends energy on it."""
 
     ACTIVE = 0
     SLEEP = 1

@@ -186,7 +186,7 @@ class ExperimentRecord(Callback):
 
 
 class ExperimentFacade(RunFacade):
-    """What an experiment changes about a run: names and numbers of its files, its history, and when it goes on.
+    """Adapt a run to an experiment: names and numbers of its files, its history, and when it is resumed.
 
     Args:
         record: keeps the log.

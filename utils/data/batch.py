@@ -40,7 +40,7 @@ def one_line(error: BaseException) -> str:
 
 
 def as_batch(value: Any) -> Batch:
-    """What a collate function or loader made, as a dict of tensors named as transformers names them."""
+    """Convert the output of a collate function or loader to a dict of tensors named as in transformers."""
     if isinstance(value, Mapping):
         return {str(name): _as_tensor(str(name), entry) for name, entry in value.items()}
     if isinstance(value, Tensor):

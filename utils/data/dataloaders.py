@@ -1,4 +1,4 @@
-"""What a DataLoader that a user gives asks for: its samples in an order of ours, or its batches as they come."""
+"""Interpret a DataLoader that a user gives: its samples in our order, or its batches as they come."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHARDING_CALL = "get_worker_info"
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Which samples an epoch has.
+    """Samples of an epoch.
 
     Attributes:
         num_samples: samples of an epoch, as `RandomSampler(num_samples=...)` has it; None: every sample once.

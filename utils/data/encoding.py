@@ -164,7 +164,7 @@ def first_pieces(word_ids: Sequence[int | None], labels: Sequence[int]) -> list[
 
 
 def _cut(encode: Any, count: int, max_length: int | None) -> tuple[Rows, list[int]]:
-    """What `encode` makes of all examples, and of the too long ones once more within `max_length`."""
+    """Encode all examples with `encode`, and those that are too long once more within `max_length`."""
     options: dict[str, Any] = {
         "padding": False, "return_attention_mask": False, "split_special_tokens": True, "verbose": False,
     }  # fmt: skip

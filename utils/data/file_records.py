@@ -46,7 +46,7 @@ class LoadedRecords:
 
 @dataclass(frozen=True)
 class Recognised:
-    """What the first rows of files hold.
+    """Kind of data in the first rows of files.
 
     Attributes:
         columns: names of the columns; none for plain text.
@@ -62,7 +62,7 @@ class Recognised:
 
     @property
     def sentence(self) -> str:
-        """What was found, in a sentence."""
+        """The recognised kind in a sentence."""
         if not self.columns:
             return "Plain text."
         found = f"Columns: {listed(self.columns)}."
@@ -75,7 +75,7 @@ class Recognised:
 
 
 def recognise(path: str | os.PathLike[str]) -> Recognised:
-    """What the first rows of the first file at `path` hold.
+    """Recognise the kind of data from the first rows of the first file at `path`.
 
     Raises:
         DataNotFoundError, DataError: there is no such file, or it cannot be read.

@@ -20,7 +20,7 @@ SAMPLED = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """What ids and labels may be.
+    """Ranges of token ids and labels.
 
     Attributes:
         vocab_size: token ids are from 0 to below it; None: not known.

@@ -111,7 +111,7 @@ class UniversalDataModule:
                 self.num_validation -= self.num_validation % plan.multiple_of
 
     def _planned(self, given: Any, source: Source | StreamSource, argument: str) -> EpochPlan:
-        """Which samples an epoch has, as a given DataLoader says. Raises DataError when none is left."""
+        """Samples of an epoch, as a given DataLoader defines them. Raises DataError when none is left."""
         if not isinstance(given, DataLoader) or isinstance(source, StreamSource):
             return EpochPlan()
         plan = EpochPlan.of(given)
@@ -143,7 +143,8 @@ class UniversalDataModule:
                 check_source(source, name, limits)
 
     def padding_notice(self, *, explicit: bool) -> str | None:
-        """What a user should know about padding in training samples that have neither an attention mask nor ignored labels.
+        """Notice about padding in training samples that have neither an attention mask nor ignored labels; None: there
+        is none.
 
         Args:
             explicit: the padding id was given with tokenizer, task or config, not taken from the model.
@@ -342,7 +343,7 @@ def _limited(source: Source | StreamSource, limit: int | None) -> int | None:
 
 
 def nothing_to_learn(num_samples: int) -> str:
-    """What to say of an epoch of `num_samples` samples without a single target."""
+    """Error message for an epoch of `num_samples` samples without a single target."""
     if num_samples == 0:
         return "train_data gave no batch in a whole epoch. See what its loader or sampler yields."
     return (

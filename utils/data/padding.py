@@ -1,4 +1,4 @@
-"""Which positions of token-id rows are padding, and labels in which padding is not scored."""
+"""Find padding in rows of token ids, and mask it in the labels."""
 
 from __future__ import annotations
 

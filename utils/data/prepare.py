@@ -45,7 +45,7 @@ _SETTINGS = (
 
 
 class DataSetup(Protocol):
-    """What `prepare_data` reads from a setup: a SetupConfig, or anything with these attributes."""
+    """Settings that `prepare_data` reads: a SetupConfig, or anything with these attributes."""
 
     @property
     def dataset_source(self) -> str:

@@ -140,7 +140,7 @@ def _is_dialogue(value: Any) -> bool:
 
 
 def _turns(value: Any) -> Any:
-    """What was said in turn, the user first; other values as they are."""
+    """Alternate messages of user and assistant, the user first; other values unchanged."""
     if not _is_dialogue(value):
         return value
     return [{"role": role, "content": text} for role, text in zip(_alternating(), value, strict=False)]

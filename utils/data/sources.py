@@ -1,4 +1,4 @@
-"""What users call data, as one thing: a source of batches that can be asked for any samples, in any order.
+"""One interface to the kinds of data that users pass: a source that yields batches of any samples, in any order.
 
 `as_source` takes a Dataset, a DataLoader, a Hugging Face Dataset, a list of id tensors, a list of texts or a TensorDataset of
 ids. Nothing is copied that need not be.

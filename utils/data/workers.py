@@ -42,7 +42,7 @@ _TORCH_HANDLERS = "torch.utils.data._utils.signal_handling"
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a loader process sends in place of a batch that it could not prepare."""
+    """Message of a loader process about a batch that it could not prepare."""
 
     worker: int
     pid: int
@@ -131,7 +131,8 @@ class LoaderProcesses:
                 raise DataError(problem)
 
     def _problem(self, error: Exception, k: int, waited_s: float) -> str | None:
-        """What the loader's `error` means while batch k was waited for; None: wait on. Raises it when it is none of ours."""
+        """Interpret the loader's `error` while waiting for batch k; None: keep waiting. Raises it when it is not a
+        loader failure."""
         slow = "timed out" in str(error)
         # What a dying process still held is missed before the process is gone.
         sentinels = [process.sentinel for process in self._processes]

@@ -36,7 +36,7 @@ class Settings(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a model is made with.
+    """Constructor arguments of a model.
 
     Attributes:
         config: a config object that the model takes as it is, or None.

@@ -166,7 +166,7 @@ class _SameHosts(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(address: str, gist: GistAddress, most: int, deadline: float) -> bytes:
-    """What `address` answers, at most `most` bytes."""
+    """Download `address`, at most `most` bytes."""
     _require_origin(address, gist)
     request = urllib.request.Request(address, headers={"User-Agent": "trainbook"})  # noqa: S310 - https, by ORIGINS
     if address.startswith(API):
@@ -204,7 +204,7 @@ def _read(answer: Any, gist: GistAddress, most: int, deadline: float) -> bytes:
 
 
 def _refusal(error: urllib.error.HTTPError, gist: GistAddress) -> str:
-    """What GitHub's status means."""
+    """Error message for GitHub's HTTP status."""
     if error.code in (403, 429) and (error.headers.get("X-RateLimit-Remaining") == "0" or error.code == 429):
         try:
             minutes = max(1, round((int(error.headers.get("X-RateLimit-Reset") or 0) - time.time()) / 60))

@@ -324,7 +324,7 @@ class FPNViT(BaseModel):
 
 
 def _halved(side: int, times: int) -> int:
-    """What is left of `side` pixels after so many convolutions that take every second one: rounded up each time."""
+    """Size of `side` pixels after `times` convolutions of stride 2, rounded up each time."""
     for _ in range(times):
         side = (side + 1) // 2
     return side

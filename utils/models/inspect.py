@@ -1,4 +1,4 @@
-"""What a model says about its sizes, whoever wrote it."""
+"""Read a model's sizes from its config or attributes, whoever wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which call made a model, so that a run can record it and the same model can be made again."""
+"""Record the call that made a model, so that a run can store it and rebuild the same model."""
 
 from __future__ import annotations
 

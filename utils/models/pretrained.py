@@ -118,7 +118,7 @@ class Pretrained:
 
 
 def inspect_pretrained(source: str | os.PathLike[str], *, safetensors_only: bool = True) -> PretrainedFacts:
-    """What a pretrained model is, from its files alone.
+    """Read architecture, sizes and licence of a pretrained model from its files, without loading weights.
 
     Args:
         source: a folder of transformers, a run's folder with an export for transformers, or a Hub id ("owner/name",

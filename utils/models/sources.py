@@ -290,7 +290,7 @@ def _from_foreign(
 
 
 def _from_module(module: str, name: str, trust: str | None, config: Any, overrides: Mapping[str, Any]) -> nn.Module:
-    """What an importable function or class makes."""
+    """Build a model with an importable function or class."""
     from utils.models.code_files import importable, reported
 
     where = f"{module}:{name}"
@@ -322,7 +322,8 @@ def _construct(factory: Callable[..., Any], config: Any, overrides: Mapping[str,
 
 
 def _arguments(config: Any, overrides: Mapping[str, Any], described: Mapping[str, Any] | None = None) -> Any:
-    """What to make the model with; `described` is the config.json beside the code, which an explicit config replaces."""
+    """Constructor arguments for the model; `described` is the config.json beside the code, which an explicit config
+    replaces."""
     from utils.models.construction import Arguments
     from utils.training.config_files import read_config_file
 

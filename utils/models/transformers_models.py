@@ -344,7 +344,7 @@ def hub_folder(repository: str, revision: str | None) -> Path:
 
 
 def _refusal(repository: str, error: Exception) -> str:
-    """Why the Hub did not give a repository."""
+    """Explain why the Hub did not serve a repository."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "OfflineModeIsEnabled" in kinds:

@@ -37,7 +37,7 @@ class AdaptiveTokenizer:
 
     @staticmethod
     def detect_strategy(vocab_size: int, dataset_size: int | None = None) -> Literal["pretrained", "bpe", "character"]:
-        """What `load_or_create` would try first, told from the sizes alone.
+        """Strategy that `load_or_create` tries first, from the sizes alone.
 
         Args:
             vocab_size: tokens of the model.

@@ -29,7 +29,7 @@ _SAMPLE = 500_000
 
 
 class BPETrainerConfig(Schema):
-    """What a BPE tokenizer is learnt with.
+    """Settings for training a BPE tokenizer.
 
     Raises:
         ConfigError: a value is out of range, or an argument unknown; lists every problem.

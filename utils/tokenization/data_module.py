@@ -36,7 +36,7 @@ log = logging.getLogger("trainbook.tokenization")
 
 @dataclass(frozen=True)
 class _Parts:
-    """What both ways of making rows give."""
+    """Prepared data of either way of making rows."""
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
@@ -103,7 +103,7 @@ class TextBatches:
 
     @property
     def report(self) -> DataReport | ExamplesReport | ConversationsReport | None:
-        """What became of the text; None without packing."""
+        """Report on the prepared data; None without packing."""
         return self._made.report
 
     def train_dataloader(self) -> DataLoader[Any]:

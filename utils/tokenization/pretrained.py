@@ -84,7 +84,7 @@ KNOWN: Mapping[int, tuple[Candidate, ...]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What came of looking for a published tokenizer.
+    """Result of looking up a published tokenizer.
 
     Attributes:
         tokenizer: None when none could be had or verified.
@@ -119,7 +119,7 @@ def find_pretrained(vocab_size: int, candidates: Mapping[int, tuple[Candidate, .
 
 
 def verify(tokenizer: PreTrainedTokenizerFast, candidate: Candidate) -> str | None:
-    """Why `tokenizer` is not the candidate that the table describes; None when it is."""
+    """Explain how `tokenizer` differs from the candidate in the table; None when it does not."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return "it has no fast backend"
     if len(tokenizer) != candidate.num_tokens:

@@ -13,7 +13,7 @@ from utils.schema import nearest
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What passed through `checked_texts`."""
+    """Counts of the texts that `checked_texts` yielded."""
 
     num_texts: int
     num_characters: int

@@ -150,7 +150,7 @@ class CheckpointManager:
     def core(
         self, model: nn.Module, optimizer: Optimizer | None, epoch: int, loss: float, accuracy: float
     ) -> dict[str, Any]:
-        """What every checkpoint holds, under `CORE_KEYS`."""
+        """Content that every checkpoint holds, under `CORE_KEYS`."""
         return core_entries(model, optimizer, epoch, loss, accuracy)
 
     def save_best_model(
@@ -404,7 +404,7 @@ def _told(found: Restored) -> str:
 
 
 def _model_config(model: nn.Module) -> dict[str, Any]:
-    """What the model says of itself, as plain values; {} when it says nothing."""
+    """The model's config as plain values; {} when it has none."""
     describe = getattr(model, "get_model_info", None)
     found = describe() if callable(describe) else {}
     return {str(name): _plain(value) for name, value in found.items()} if isinstance(found, Mapping) else {}

@@ -173,7 +173,7 @@ class TrainingConfigBuilder:
         return self._changed("with_scheduler", values)
 
     def with_fine_tuning(self, /, **values: Any) -> Self:
-        """Which parameters are trained: finetune, finetune_layers, lora_rank, lora_alpha, lora_dropout, lora_targets."""
+        """Set the trained parameters: finetune, finetune_layers, lora_rank, lora_alpha, lora_dropout, lora_targets."""
         return self._changed("with_fine_tuning", values)
 
     def with_hardware(self, /, **values: Any) -> Self:
@@ -185,13 +185,13 @@ class TrainingConfigBuilder:
         return self._changed("with_logging", values)
 
     def with_checkpointing(self, /, **values: Any) -> Self:
-        """What is kept: checkpoint_dir, save_every_n_epochs (or `frequency`), keep_best_k, keep_last_n, …"""
+        """Set checkpointing: checkpoint_dir, save_every_n_epochs (or `frequency`), keep_best_k, keep_last_n, …"""
         if "frequency" in values:
             values["checkpoint_frequency"] = values.pop("frequency")
         return self._changed("with_checkpointing", values)
 
     def with_export(self, /, **values: Any) -> Self:
-        """What is written at the end: export_bundle, export_formats, export_dir."""
+        """Set the export at the end: export_bundle, export_formats, export_dir."""
         return self._changed("with_export", values)
 
     def with_reproducibility(self, /, **values: Any) -> Self:
@@ -199,11 +199,11 @@ class TrainingConfigBuilder:
         return self._changed("with_reproducibility", values)
 
     def with_model(self, /, **values: Any) -> Self:
-        """What is trained, for `setup`: model_name, vocab_size, max_seq_len, d_model, num_layers, num_heads, …"""
+        """Set the model, for `setup`: model_name, vocab_size, max_seq_len, d_model, num_layers, num_heads, …"""
         return self._with_setup("with_model", values)
 
     def with_dataset(self, /, **values: Any) -> Self:
-        """What it is trained on, for `setup`: dataset_name or dataset_path, tokenizer_strategy, val_split, …"""
+        """Set the dataset, for `setup`: dataset_name or dataset_path, tokenizer_strategy, val_split, …"""
         return self._with_setup("with_dataset", values)
 
     def __repr__(self) -> str:
@@ -241,7 +241,7 @@ class TrainingConfigBuilder:
 
 
 def _what_it_is(name: str, own: tuple[str, ...] | list[str]) -> str:
-    """Why `name` is not a setting of the method that sets `own`, and where it belongs."""
+    """Explain why `name` is not a setting of the method that sets `own`, and where it belongs."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
     field = TrainingConfig.aliases.get(name, name)

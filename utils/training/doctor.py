@@ -17,7 +17,8 @@ __all__ = ["Diagnosis", "DoctorCallback", "diagnose"]
 
 
 class Diagnosis(CheckReport):
-    """What every rule says about one run: a `CheckReport`, with findings first. A rule that could not run is no failure here.
+    """Results of every rule for one run: a `CheckReport`, with findings first. A rule that could not run is no failure
+    here.
 
     Attributes:
         run_name: name of the run.

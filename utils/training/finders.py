@@ -1,4 +1,4 @@
-"""What to set learning rate and batch size to: tried out with real training steps on a copy of the model.
+"""Suggest learning rate and batch size by real training steps on a copy of the model.
 
 Both finders train with `Trainer` in a temporary folder. The model with its gradients and modes, its optimizer, every random
 generator and the data are as before; the copy needs the model's memory once more, and a temporary folder one checkpoint.
@@ -45,7 +45,7 @@ _FINE_TUNING = "2e-5 to 5e-5"
 
 @dataclass(frozen=True)
 class LearningRateSuggestion:
-    """What a range test showed.
+    """Result of a learning-rate range test.
 
     Attributes:
         steps: optimizer steps, from 1; rates, losses, smoothed: the learning rate of each, its loss (nats per target, before

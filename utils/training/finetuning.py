@@ -102,7 +102,7 @@ def _described(model: nn.Module, base: nn.Module, config: TrainingConfig) -> Fin
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """What a fine-tuning mode would train, counted before anything is changed.
+    """Trainable parameters of a fine-tuning mode, counted before anything is changed.
 
     Attributes:
         mode: the value of `finetune`.
@@ -122,7 +122,7 @@ class TuningPlan:
 
 
 def tuning_plan(model: nn.Module, config: TrainingConfig) -> TuningPlan:
-    """What `config.finetune` would train of `model`, which stays as it is and may be on the meta device.
+    """Count what `config.finetune` would train of `model`, which stays as it is and may be on the meta device.
 
     Raises:
         ConfigError: the model has no such parts, see `fine_tuned`.

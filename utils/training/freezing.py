@@ -63,7 +63,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What `freeze_layers` or `unfreeze_layers` found.
+    """Result of `freeze_layers` or `unfreeze_layers`.
 
     Attributes:
         tensors: parameter tensors that were chosen; parameters: numbers in them. Each once, however often it was chosen.
@@ -178,7 +178,7 @@ def _of_id(layer_id: str, ids: dict[str, str]) -> str:
 
 
 def _near(layer_id: str, ids: dict[str, str]) -> str:
-    """Which ids there are, of its depth or at all."""
+    """Valid ids of the same depth, or at all."""
     depth = layer_id.split("-")[0]
     there = [known for known in ids if known.split("-")[0] == depth]
     if there:

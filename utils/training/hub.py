@@ -39,7 +39,7 @@ _NEVER_SENT = (".git", ".cache")
 
 @dataclass(frozen=True)
 class HubPush:
-    """What was sent to the Hub, or would be.
+    """Files that were pushed to the Hub, or would be.
 
     Attributes:
         repo_id: owner/name.
@@ -154,7 +154,7 @@ def _folder_of(export: Any) -> Path:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """What is sent: path in the repository -> bytes."""
+    """Files to push: path in the repository -> bytes."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -48,7 +48,7 @@ class MetricsTracker:
         self.add(float(loss) * count, right, count)
 
     def add(self, loss_sum: float, right: float, samples: int) -> None:
-        """What somebody else has added up: the sum of losses and the right answers of `samples` samples."""
+        """Add sums computed elsewhere: the sum of losses and the correct predictions of `samples` samples."""
         self._loss_sum += loss_sum
         self._right += right
         self.total_samples += samples

@@ -24,7 +24,7 @@ _UPDATE_S = 0.1
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model wrote.
+    """Output of a model.
 
     Attributes:
         text: without the prompt; cut: tokens at the beginning of the prompt that did not fit into the model's context.

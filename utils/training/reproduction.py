@@ -110,7 +110,7 @@ def _write(run_dir: Path, folder: Path) -> None:
 
 
 def _missing(recorded: Mapping[str, Any]) -> dict[str, str]:
-    """What the run did not record -> why it matters and what to give."""
+    """Parts that the run did not record -> why they matter and what to give."""
     reasons = {}
     if not recorded.get("model"):
         reasons["model"] = (
@@ -135,7 +135,7 @@ def _of_checkpoint(run_dir: Path) -> tuple[Mapping[str, str], Mapping[str, Any],
 
 
 def _ending(run_dir: Path) -> str | None:
-    """Why the run ended; None where it did not, or it is not known."""
+    """Reason why the run ended; None where it did not, or it is not known."""
     file = run_dir / "state.json"
     found = read_config_file(file).get("stop_reason") if file.is_file() else None
     return None if found is None else str(found)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Restored:
-    """What was put in place.
+    """Parts of a checkpoint that were restored.
 
     Attributes:
         loaded: entries of the file's state_dict that are in the model now; total: entries it has.
@@ -65,7 +65,7 @@ def optimizer_kind(optimizer: Optimizer) -> str:
 
 
 def optimizer_misfit(optimizer: Optimizer, state: Mapping[str, Any], kind: str | None) -> str | None:
-    """Why `state` is not one of `optimizer`, None when it is.
+    """Explain why `state` does not belong to `optimizer`; None when it does.
 
     torch itself compares only the number of parameters: Adam's averages in SGD would be found at the next step.
 
@@ -87,7 +87,8 @@ def optimizer_misfit(optimizer: Optimizer, state: Mapping[str, Any], kind: str |
 
 
 def averages_misfit(optimizer: Optimizer, state: Mapping[str, Any], needed: Iterable[str] = ()) -> str | None:
-    """Why the averages in `state`, an optimizer's state_dict, are not of `optimizer`'s parameters; None when they are.
+    """Explain why the moments in `state`, an optimizer's state_dict, do not fit `optimizer`'s parameters; None when
+    they do.
 
     Args:
         needed: names of the averages that each parameter must have.

@@ -181,7 +181,7 @@ def _folder_of_run(run_name: str | None, checkpoint_dir: Path | None, *, may_sta
 
 
 def _newest_header(checkpoint_dir: Path) -> Payload:
-    """What the newest checkpoint of a folder says besides its tensors."""
+    """Header of the newest checkpoint in a folder, without its tensors."""
     entries, _ = entries_of(checkpoint_dir)
     return read_header(entries[0].path) if entries else newest(checkpoint_dir, mapped=True)[1]
 

@@ -31,7 +31,7 @@ def register_task_type(task_type: str, words: Iterable[str] = ()) -> None:
 
 
 class TaskSpec(Schema):
-    """What is learnt: modality, objective, sizes, special ids, metrics.
+    """Description of a training task: modality, objective, sizes, special ids, metrics.
 
     `TaskSpec(name, modality)` is enough; what is not given is inferred from the model and the first batch, and the
     inference is stated in the results' notices.

@@ -51,7 +51,7 @@ def _field(default: Any, title: str, description: str, *, unit: str | None = Non
 
 
 def run_name_problem(name: str) -> str | None:
-    """Why `name` cannot be the name of a run's folder on every system, or None when it can."""
+    """Explain why `name` is not a valid folder name for a run on every system; None when it is."""
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] or "run"
     if not re.fullmatch(r"[^\W_][\w .+=-]*", name) or name.endswith((".", " ")) or ".." in name:
         return f"must start with a letter or digit and hold only letters, digits, space and . _ - + =; try {slug!r}"
@@ -454,7 +454,7 @@ def better_direction(metric: str) -> Literal["min", "max"]:
 
 
 def compare_configs(first: TrainingConfig, second: TrainingConfig) -> dict[str, dict[str, Any]]:
-    """What changed from `first` to `second`.
+    """Differences between `first` and `second`.
 
     Returns:
         {"changed": {field: (first's, second's)}, "added": {...}, "removed": {...}}; a field counts as added when it was

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialTraining:
-    """What is trained, as often as it takes."""
+    """Inputs of repeated trial trainings."""
 
     model: nn.Module
     model_config: Any

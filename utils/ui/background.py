@@ -28,7 +28,7 @@ class Progress:
 
     @property
     def sentence(self) -> str:
-        """What is being done now, without a full stop."""
+        """Current activity, without a full stop."""
         return self._sentence
 
     def report(self, sentence: str) -> None:

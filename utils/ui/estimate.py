@@ -25,7 +25,7 @@ _USABLE = 0.9
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was measured, and what it means for the whole training. Times in seconds.
+    """Measurements, extrapolated to the whole training. Times in seconds.
 
     Attributes:
         step_s: of a step; steps: how many there will be.
@@ -99,7 +99,7 @@ def estimate_training(
 
 
 def _planned(config: TrainingConfig, data: PreparedData, seen: Rehearsed) -> Estimate:
-    """What was seen, extended to the whole plan."""
+    """Extrapolate the measurements to the whole plan."""
     rows = min(len(data.train), config.max_train_samples or len(data.train))
     per_epoch = -(-rows // config.samples_per_step)
     steps = min(per_epoch * config.epochs, config.max_steps or per_epoch * config.epochs)

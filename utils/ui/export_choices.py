@@ -1,4 +1,4 @@
-"""What the export panel shows, as data: formats and their purposes, results with their verification, and the archive."""
+"""Data of the export panel: formats and their purposes, results with their verification, and the archive."""
 
 from __future__ import annotations
 

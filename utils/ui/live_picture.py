@@ -40,7 +40,7 @@ _ROWS, _EVENTS = 7, 6
 
 
 def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | None = None) -> LivePicture:
-    """What there is to see of `run` now; with `stop_reason` once it is over."""
+    """Snapshot of `run` to draw; with `stop_reason` once it is over."""
     return LivePicture(
         heading=run.name or "Training",
         sentence=sentence(run, stop_reason),
@@ -141,7 +141,7 @@ def _samples_title(run: LiveRun) -> str:
 
 
 def phase_text(run: LiveRun, stop_reason: str | None = None) -> str:
-    """What the run is doing, in a few words."""
+    """The run's phase in a few words."""
     if run.phase == "ended" and stop_reason is not None:
         return ENDINGS.get(stop_reason, f"Stopped ({stop_reason}) and saved")
     return _DOING[run.phase]

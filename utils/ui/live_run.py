@@ -187,7 +187,7 @@ class LiveRun:
         getattr(self, f"_{event.name}", self._ignore)(event)
 
     def requested(self, *, pause: bool, stop: bool) -> None:
-        """What the run's control has been asked for by now."""
+        """Take over the requests made to the run's control so far."""
         if pause and not self._pause_asked:
             self._saved_since_pause = False
         if pause or self._pause_asked:
@@ -210,7 +210,7 @@ class LiveRun:
 
     @property
     def phase(self) -> Phase:
-        """What the run is doing."""
+        """Phase of the run."""
         if self.over:
             return self._phase
         if self._stop_asked:

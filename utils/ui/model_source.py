@@ -23,7 +23,7 @@ _known: dict[tuple[Any, ...], SourceFacts] = {}
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What the files of a pretrained model say.
+    """Facts from the files of a pretrained model.
 
     Attributes:
         facts: architecture, sizes, licence; None where they cannot be read.
@@ -56,7 +56,7 @@ def is_on_hub(setup: SetupConfig) -> bool:
 
 
 def source_facts(setup: SetupConfig, *, download: bool = False) -> SourceFacts | None:
-    """What the files of the setup's pretrained model say; None for one of the Hub that is not on this machine.
+    """Facts from the files of the setup's pretrained model; None for one of the Hub that is not cached here.
 
     Args:
         download: have the Hub's files downloaded.
@@ -93,7 +93,7 @@ def load_source(setup: SetupConfig) -> Pretrained:
 
 
 def source_problems(setup: SetupConfig) -> list[Problem]:
-    """Why the setup's pretrained model cannot be used, as far as its files tell."""
+    """Problems with the setup's pretrained model, as far as its files tell."""
     if setup.pretrained_model is None:
         return []
     found = source_facts(setup)
@@ -186,7 +186,7 @@ def _read(source: str, task: str) -> SourceFacts:
 
 
 def _reads_both_ways(outline: Any, task: str, facts: PretrainedFacts) -> str:
-    """Why an encoder cannot learn to continue text; "" for other models and tasks."""
+    """Explain why an encoder cannot be trained on causal language modelling; "" for other models and tasks."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     config = outline.config

@@ -1,4 +1,4 @@
-"""What the first cell of training.ipynb starts: a line about the machine, and help for cells that are run too early."""
+"""Start of training.ipynb's first cell: a line about the machine, and help for cells that are run too early."""
 
 from __future__ import annotations
 

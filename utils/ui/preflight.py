@@ -51,7 +51,7 @@ _STEP_OF: Mapping[CheckName, str] = {
 
 @dataclass(frozen=True)
 class WayOut:
-    """What one click can do about a check that failed.
+    """One-click remedy of a failed check.
 
     Attributes:
         label: of the button.
@@ -79,7 +79,7 @@ class Check:
 
     @property
     def title(self) -> str:
-        """What it checks, as a form shows it."""
+        """Title for a form."""
         return _TITLES[self.name]
 
     @property
@@ -90,7 +90,7 @@ class Check:
 
 @dataclass
 class _Session:
-    """What the checks of one run of `Preflight.run` have in common, on a copy of the setup."""
+    """Shared state of the checks of one `Preflight.run`, on a copy of the setup."""
 
     setup: SetupConfig
     load: Callable[[], Any]
@@ -102,7 +102,7 @@ class _Session:
 
     @functools.cached_property
     def model(self) -> Any:
-        """What is trained; a pretrained model is loaded now."""
+        """Model to train; a pretrained model is loaded now."""
         return self.load()
 
 
@@ -208,7 +208,7 @@ def _is_folder(setup: SetupConfig) -> bool:
 
 
 def _key(name: CheckName, setup: SetupConfig) -> Any:
-    """What a check's result depends on."""
+    """Settings that a check's result depends on."""
     sections = setup.sections()
     data, training = sections["setup"], sections["training"]
     if name in ("hub", "data"):

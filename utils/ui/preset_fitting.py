@@ -48,7 +48,7 @@ def fitted_sizes(setup: SetupConfig, facts: ModelFacts | None, longest: int | No
 
 
 def differences(before: SetupConfig, after: SetupConfig) -> list[str]:
-    """What differs between two setups, a phrase each."""
+    """Differences between two setups, a phrase each."""
     pairs = {name: (getattr(before, name), getattr(after, name)) for name in SetupConfig.field_names()}
     return [
         f"{titled(name)} {shown_value(name, old)} → {shown_value(name, new)}"

@@ -116,7 +116,7 @@ class QueueJobs:
 
     @property
     def worker_command(self) -> str:
-        """What starts a worker of this queue."""
+        """Command that starts a worker of this queue."""
         return f"python cli/run_training.py worker --queue {self.url}"
 
     def to_text(self) -> str:

@@ -38,7 +38,7 @@ _FORWARD_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What one step showed.
+    """Measurements of one step.
 
     Attributes:
         loss: mean per target, before the update; step_s: seconds with the reading of its batch.
@@ -52,7 +52,7 @@ class FirstStep:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What some epochs of a few steps showed. Times in seconds.
+    """Measurements of some epochs of a few steps. Times in seconds.
 
     Attributes:
         start_s: from the call to the first step, and by how much the first steps are slower.
@@ -206,7 +206,7 @@ class _Watch(Callback):
             trainer.request_stop("cancelled")
 
     def rehearsed(self, validation_rows: int, rows_per_step: int) -> Rehearsed:
-        """What was seen, of the first epoch only where nothing else is known."""
+        """Combine the measurements, from the first epoch only where there is no other."""
         # Not those of the third: a checkpoint is written beside them.
         timed = self._epochs[:_SAVED_EVERY]
         second = timed[1:] or timed

@@ -28,7 +28,7 @@ _DASHES = (None, "6 4")
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What a comparison needs of one run.
+    """Data of one run for a comparison.
 
     Attributes:
         validation, smoothed: curves; best: lowest validation loss and its step, or None.

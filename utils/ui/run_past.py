@@ -1,4 +1,4 @@
-"""What a run's folder says about its past, and the curves that are made of it. No widgets, no torch."""
+"""Read a run's past from its folder, and make its curves. No widgets, no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BASELINES = {"unigram_loss": "unigram baseline", "guess_loss": "baseline withou
 
 
 def past_of(run_dir: Path) -> dict[str, Any]:
-    """What a run's folder says about its past.
+    """Read a run's past from its folder.
 
     Returns:
         "rows" of its history; where there are any, "past_samples", of the last two validations, oldest first; and "baseline",

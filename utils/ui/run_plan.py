@@ -1,4 +1,4 @@
-"""What training with a config would do to the runs on disk: begin, continue, show a finished run, or be refused."""
+"""Predict how training with a config treats the runs on disk: begin, resume, show a finished run, or refuse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What `Trainer.train(..., resume_from="auto")` would do.
+    """Predicted outcome of `Trainer.train(..., resume_from="auto")`.
 
     Attributes:
         allowed: whether it would start, continue or return stored results, instead of raising.
@@ -35,7 +35,7 @@ class RunPlan:
 
 
 def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = None) -> RunPlan:
-    """What would become of the run that `config` names. Nothing is written.
+    """Predict what training does with the run that `config` names. Nothing is written.
 
     Args:
         fingerprint: of data, tokenizer and frozen parameters (`fingerprint_of`), compared with the checkpoint's;
@@ -105,7 +105,7 @@ def _is_named(owner: str, name: str) -> bool:
 
 
 def _changes(payload: Mapping[str, Any], config: TrainingConfig, fingerprint: Mapping[str, str] | None) -> list[str]:
-    """What differs from the run's newest checkpoint, a phrase each."""
+    """Differences from the run's newest checkpoint, a phrase each."""
     from utils.training.engine.checkpointing.resume import settings_changed
     from utils.ui.wizard_texts import shown_value, titled
 

@@ -165,7 +165,7 @@ def _verified(
     live: LiveRun, stop_reason: str | None, diagnosis: CheckReport | None, checks: Sequence[CheckReport],
     exports: Iterable[tuple[str, bool, str]],
 ) -> list[Verified]:  # fmt: skip
-    """What was verified of the run, what failed, and what nobody looked at: (verdict, what, in words)."""
+    """Certificate of the run: what was verified, what failed, and what was not checked, as (verdict, what, in words)."""
     planned = stop_reason in ("finished", "max_steps", "early_stopping")
     rows: list[Verified] = [
         ("verified" if planned else "failed" if live.error else "not verified", "Training reached its planned end",

@@ -54,7 +54,7 @@ class RunSummary:
 
     @property
     def to_do(self) -> str:
-        """What can be done with it next."""
+        """Possible next action."""
         change = _TO_TRAIN_FURTHER.get(self.stop_reason or "") if self.status == "finished" else None
         further = "" if change is None else f"; to train further, set {change} and on_config_change='continue'"
         return _TO_DO[self.status] + further

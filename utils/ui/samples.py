@@ -1,4 +1,4 @@
-"""What a model wrote or predicted while it learnt, from the run's folder."""
+"""Texts and predictions of a model during training, from the run's folder."""
 
 from __future__ import annotations
 

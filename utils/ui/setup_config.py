@@ -35,7 +35,7 @@ _ALWAYS = (
 
 
 class SetupConfig:
-    """What the wizard yields: data source, tokenizer and training settings as one object.
+    """Result of the wizard: data source, tokenizer and training settings as one object.
 
     Every field of `DataSettings` and of `TrainingConfig` is an attribute, under its own name and its aliases:
     `setup.batch_size` reads; `setup.batch_size = 8`, `setup.set("batch_size", 8)` and

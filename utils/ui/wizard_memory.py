@@ -1,4 +1,4 @@
-"""What was clicked in this process, so that a cell that is run again shows it again."""
+"""Remember the clicks of this process, so that a cell that is run again shows them again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ _clicks: dict[str, Clicks] = {}
 
 
 def cell_key(preset: Preset | None, overrides: Mapping[str, Any]) -> str:
-    """What makes two runs of a cell the same: its preset and the settings that it gives over it, and in a notebook the cell
-    itself. Not the model: clicks survive a change of it.
-    """
+    """Key under which two runs of a cell count as the same: its preset and overrides, and in a notebook the cell
+    itself. Not the model: clicks survive a change of it."""
     return repr((_cell_id(), preset, sorted(overrides.items())))
 
 

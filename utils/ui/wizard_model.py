@@ -27,7 +27,7 @@ _TRAINS = {"full": "Every parameter", "lora": "LoRA", "head": "The head", "last_
 
 
 class ModelChoice:
-    """Which model a setup trains. A pretrained one is loaded when it is first needed.
+    """Model that a setup trains. A pretrained one is loaded when it is first needed.
 
     Args:
         setup: its `pretrained_model` decides; it may change at any time.
@@ -75,7 +75,7 @@ class ModelChoice:
 
     @property
     def facts(self) -> ModelFacts | None:
-        """What the model says about itself now; of a pretrained one that is not loaded yet its files."""
+        """Current facts about the model; of a pretrained one that is not loaded yet from its files."""
         if self.setup.pretrained_model is not None and self.loaded is None:
             found = source_facts(self.setup)
             return None if found is None else found.model_facts
@@ -83,11 +83,11 @@ class ModelChoice:
 
     @property
     def given_facts(self) -> ModelFacts | None:
-        """What the notebook's model says about itself."""
+        """Facts about the notebook's model."""
         return None if self._given is None else facts_of(self._given)
 
     def tuning(self) -> TuningPlan | None:
-        """What the setup's `finetune` trains of the model; None where there is no model, or its files are not here.
+        """Trainable parameters under the setup's `finetune`; None where there is no model, or its files are not here.
 
         Raises:
             ConfigError: the model has no such parts.
@@ -109,7 +109,7 @@ class ModelChoice:
 
 
 def tuning_sentence(choice: ModelChoice) -> str:
-    """What the setup's way of fine-tuning trains, and the memory that it saves; "" where no model is known."""
+    """Describe what the setup's way of fine-tuning trains, and the memory that it saves; "" where no model is known."""
     try:
         plan = choice.tuning()
     except ConfigError as error:

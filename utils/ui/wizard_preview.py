@@ -1,4 +1,4 @@
-"""What the wizard measures when asked: the text as the model will see it, and the model itself."""
+"""Measurements of the wizard on request: the text as the model will see it, and the model itself."""
 
 from __future__ import annotations
 

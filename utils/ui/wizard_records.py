@@ -1,4 +1,4 @@
-"""What the wizard remembers of what somebody did in it: entries, clicks, and what a preset replaced."""
+"""Records of the wizard: refused entries, clicks, and the state that a preset replaced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Clicks:
-    """What was changed through the wizard, over what a cell gave.
+    """Settings that were changed through the wizard, over those that a cell gave.
 
     Attributes:
         preset: key of the preset that was chosen; None: the one that was given.
@@ -44,7 +44,7 @@ class Clicks:
 
 @dataclass(frozen=True)
 class Replaced:
-    """What a preset replaced.
+    """State that a preset replaced.
 
     Attributes:
         setup, preset: the settings before, and the preset that they came from.

@@ -136,7 +136,7 @@ class WizardState:
 
     @property
     def facts(self) -> ModelFacts | None:
-        """What the model says about itself now; of a pretrained one that is not loaded yet its files."""
+        """Current facts about the model; of a pretrained one that is not loaded yet from its files."""
         return self.choice.facts
 
     # ---- what stands in the way ----
@@ -158,12 +158,12 @@ class WizardState:
         return f"{counted(len(problems), 'problem')} to solve before training." if problems else self.preflight.verdict
 
     def blockers(self, step: str | None = None) -> list[Problem]:
-        """What stands in the way in `step` (default: the current one)."""
+        """Problems that block `step` (default: the current one)."""
         shown_step = self.current if step is None else STEPS[self._position(step)]
         return self.problems()[shown_step.name]
 
     def problems(self) -> dict[str, list[Problem]]:
-        """What stands in the way, by step: refused entries, then what does not fit. The summary has all of it."""
+        """Problems by step: refused entries first, then settings that do not fit. The summary has all of them."""
         facts = self.facts
         found = {s.name: [*self._refused_in(s), *s.check(self.setup, facts)] for s in STEPS[:-1]}
         return {**found, STEPS[-1].name: [problem for problems in found.values() for problem in problems]}
@@ -210,7 +210,7 @@ class WizardState:
         return value_text(wizard_field(name), getattr(self.setup, name))
 
     def hint(self, name: str) -> str:
-        """What to enter into a field without which the chosen source of data cannot be used; else ""."""
+        """Hint for a field without which the chosen data source cannot be used; else ""."""
         entry = self._entries.get("dataset_source")
         if entry is None or not self._awaits(name) or not any(problem.field == name for problem in entry.problems):
             return ""
@@ -241,15 +241,15 @@ class WizardState:
 
     @property
     def recognised(self) -> Recognised:
-        """What the first rows of the chosen files hold; nothing where they cannot be read."""
+        """Kind of data in the first rows of the chosen files; empty where they cannot be read."""
         return recognised_files(self.setup)
 
     def entry(self, name: str) -> Entry | None:
-        """What was entered for a setting and refused; None when the setup's value is what was entered."""
+        """Refused entry for a setting; None when the setup's value is what was entered."""
         return self._entries.get(name)
 
     def message(self, name: str, problems: Mapping[str, list[Problem]] | None = None) -> str:
-        """What to say beside a setting's control: why its entry was refused, or why its value blocks; else ""."""
+        """Message beside a setting's control: why its entry was refused, or why its value blocks; else ""."""
         known = self.problems() if problems is None else problems
         sentences = [problem.message for problem in known["summary"] if problem.field == name]
         entry = self._entries.get(name)
@@ -451,13 +451,13 @@ class WizardState:
 
     @property
     def clicks(self) -> Clicks:
-        """What was changed through the wizard. Changes made by code are no clicks."""
+        """Settings that were changed through the wizard; changes made by code do not count."""
         chosen = None if self._preset == self._given else self.preset
         return Clicks(chosen, {name: getattr(self.setup, name) for name in sorted(self._clicked)})
 
     @property
     def clicks_sentence(self) -> str:
-        """What was changed from the preset in the form, and whether that was before the cell ran again."""
+        """Describe what was changed from the preset in the form, and whether that was before the cell ran again."""
         if not self._clicked:
             return "Using preset defaults."
         kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""

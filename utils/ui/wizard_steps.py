@@ -89,7 +89,7 @@ class WizardStep:
         return name == self.name or any(field.name == name for field in self.all_fields)
 
     def blockers(self, setup: SetupConfig, model: Any = None) -> list[Problem]:
-        """What must be solved before training, as far as this step sees. Without a model its sizes are not compared."""
+        """Problems to solve before training, as far as this step sees. Without a model its sizes are not compared."""
         return self.check(setup, None if model is None else facts_of(model))
 
 
@@ -149,7 +149,7 @@ def data_path(setup: SetupConfig) -> str | None:
 
 
 def recognised_files(setup: SetupConfig) -> Recognised:
-    """What the first rows of the setup's files hold; nothing where they cannot be read, which other checks report."""
+    """Kind of data in the first rows of the setup's files; empty where they cannot be read, which other checks report."""
     from utils.data.file_records import Recognised, recognise
 
     try:
@@ -183,7 +183,7 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
 
 
 def _check_task(setup: SetupConfig) -> list[Problem]:
-    """Why the data cannot be learnt from as the task needs them."""
+    """Problems of the data with the chosen task."""
     found = recognised_files(setup)
     if setup.task == "text_classification":
         if setup.dataset_path is None:
@@ -260,7 +260,7 @@ def _check_training(setup: SetupConfig, facts: ModelFacts | None) -> list[Proble
 
 
 def _not_writable(folder: Path) -> str | None:
-    """Why files cannot be written into `folder`, which need not exist yet; None when nothing speaks against it."""
+    """Explain why files cannot be written into `folder`, which need not exist yet; None when they can."""
     for ancestor in (folder.absolute(), *folder.absolute().parents):
         if ancestor.is_dir():
             return None if os.access(ancestor, os.W_OK | os.X_OK) else f"{ancestor} may not be written to by this user"

@@ -92,7 +92,7 @@ def shown_value(name: str, value: Any) -> str:
 
 
 def model_rows(facts: ModelFacts | None) -> dict[str, str]:
-    """What the model says about itself, as a table."""
+    """Facts about the model as a table."""
     if facts is None:
         return {"Class": "none given: sizes are not compared"}
     counts = {
@@ -153,5 +153,5 @@ def _number(value: float) -> str:
 
 
 def preset_help(preset: Preset | None) -> str:
-    """What a preset is for."""
+    """Purpose of a preset."""
     return "The defaults of every setting." if preset is None else preset.description

@@ -1,1 +1,1 @@
-"""What is shown: matplotlib figures, text tables and HTML. Takes plain data, never engine objects, and no widgets."""
+"""Rendering: matplotlib figures, text tables and HTML. Takes plain data, never engine objects, and no widgets."""

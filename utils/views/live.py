@@ -76,7 +76,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class LivePicture:
-    """What a live view shows at one moment. Points are (optimizer step, value).
+    """Snapshot of a live view. Points are (optimizer step, value).
 
     Attributes:
         heading: the run's name.

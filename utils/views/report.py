@@ -32,7 +32,7 @@ _UNKNOWN = ("•", "none", "", "")
 
 @dataclass(frozen=True)
 class Details:
-    """What a report shows of one check beside its row.
+    """Details of one check, shown beside its row.
 
     Attributes:
         findings: (verdict, summary, remedy) of each problem; where there are any they stand in place of the row's texts.

@@ -73,7 +73,7 @@ def _sample_text(sample: SampleView) -> str:
 
 
 def _rows(tokens: Sequence[TokenView]) -> list[tuple[str, list[str]]]:
-    """What is known of each position, by name; what is the same for all of them is left out, but for ids."""
+    """Facts about each position, by name; those equal for all positions are left out, but for ids."""
     rows = [("id", [str(token.id) for token in tokens])]
     if any(token.token_type for token in tokens):
         rows.append(("type", [str(token.token_type) for token in tokens]))

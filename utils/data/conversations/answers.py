@@ -17,7 +17,7 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
+    """A generated answer.
 
     Attributes:
         text: without the end-of-turn token.

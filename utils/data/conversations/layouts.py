@@ -177,7 +177,7 @@ def read_conversations(
 
 
 class _RowError(Exception):
-    """Why a row is no conversation."""
+    """Reason why a row is not a conversation."""
 
 
 def _rows(table: Table, layout: Layout, at_once: int = 1000) -> Iterator[tuple[Any, ...]]:

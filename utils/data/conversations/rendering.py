@@ -46,7 +46,7 @@ class TokenizedConversation:
 
 @dataclass
 class RenderingNotes:
-    """What a `Renderer` has seen so far, counted.
+    """Counters of a `Renderer`.
 
     Attributes:
         rewritten: conversations whose template renders earlier turns differently once others follow; each of their answers
@@ -119,7 +119,7 @@ class Renderer:
         return [self._tokenized(untils[place], [self._span(messages, place, untils[place])], row) for place in wanted]
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """What the model is given to answer `messages`: their rendering with the generation prompt.
+        """Render `messages` with the generation prompt, as input for the model's next answer.
 
         Raises:
             DataError: the template refuses the messages; gives its reason.

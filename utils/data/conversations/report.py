@@ -1,4 +1,4 @@
-"""What became of conversations: the share of tokens that is trained on, the ends, what was cut."""
+"""Report on prepared conversations: share of supervised tokens, rows with an end-of-turn token, truncation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ConversationsReport:
-    """What became of records of conversations.
+    """Report on prepared conversations.
 
     Attributes:
         source, layout, num_rows, skipped_rows: what was given, how it was read, and rows that were left out.

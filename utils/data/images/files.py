@@ -173,7 +173,7 @@ class _BytesUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """What was read, with arrays in place of what stood for them."""
+    """Replace placeholders in a loaded value by their arrays."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items() if not isinstance(key, _PickledArray)}
     return value.array if isinstance(value, _PickledArray) else value

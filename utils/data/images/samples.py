@@ -184,7 +184,7 @@ class BaseDataset(ABC):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name for messages."""
         return type(self).__name__
 
     def get_dataloaders(

@@ -1,4 +1,4 @@
-"""What is done to an image before a model sees it, with plain tensor operations.
+"""Image preprocessing and augmentation with plain tensor operations.
 
 Each takes and gives one image (C, H, W). What is random is drawn from torch's global generator, so whoever seeds that
 decides it. With torchvision installed the same steps are torchvision's: see `image_transform`.

@@ -1,4 +1,4 @@
-"""What people call labelled data, as one thing: a table whose columns can be read for any rows."""
+"""One interface to the kinds of labelled data that users pass: a table whose columns can be read for any rows."""
 
 from __future__ import annotations
 

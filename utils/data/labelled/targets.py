@@ -25,7 +25,7 @@ from utils.schema import shown
 
 @dataclass(frozen=True)
 class Targets:
-    """What is to be predicted for each example.
+    """Targets of all examples.
 
     Attributes:
         values: class numbers int64 (N,); 0 or 1 for each class uint8 (N, C); numbers float32 (N,) or (N, K); or, for words,
@@ -49,7 +49,7 @@ class Targets:
         return self.classes is not None and isinstance(self.values, np.ndarray) and self.values.ndim == 2
 
     def strata(self, count: int) -> np.ndarray:
-        """What the parts of a split should have alike, (count,): the class, the set of classes, or the (first) number."""
+        """Keys to stratify a split by, (count,): the class, the set of classes, or the (first) number."""
         if not isinstance(self.values, np.ndarray):
             return np.zeros(count, dtype=np.int64)
         if self.several:
@@ -110,7 +110,7 @@ def balance(train: Targets, validation: Targets) -> dict[str, tuple[int, int]]:
 
 
 def baseline(train: Targets, validation: Targets) -> str | None:
-    """What the best constant answer, taken from training, reaches on validation; None where there is no such answer."""
+    """Score on validation data of the best constant prediction, chosen on training data; None where there is none."""
     if train.values is None or validation.values is None or len(validation.values) == 0:
         return None
     if train.classes is None:

@@ -30,7 +30,7 @@ class Drift:
     labels: float | None
 
     def distances(self) -> dict[str, float]:
-        """What was measured, by name."""
+        """Measured distances by name."""
         found = {"lengths": self.lengths, "words": self.words, "characters": self.characters}
         return found if self.labels is None else {**found, "labels": self.labels}
 

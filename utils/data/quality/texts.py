@@ -1,4 +1,4 @@
-"""What the texts of a data set are like, measured in one pass: lengths, characters, damage, duplicates, labels.
+"""Profile the texts of a dataset in one pass: lengths, characters, damage, duplicates, labels.
 
 `profile_texts` measures, `utils.checks.data_quality` judges. Memory grows by about 300 bytes a row, not with the text.
 """
@@ -47,7 +47,7 @@ _HAN = ("CJK", "IDEOGRAPHIC")
 
 @dataclass(frozen=True)
 class TextProfile:
-    """What a data set's texts are like. Row numbers begin at 0, as the texts were given.
+    """Profile of a dataset's texts. Row numbers begin at 0, as the texts were given.
 
     Attributes:
         num_rows: all rows; num_not_text: those that are no str; num_empty: those without a visible character.

@@ -212,7 +212,7 @@ class TableFile:
 
 
 class WrittenNumbers:
-    """Which columns of tables that are `WRITTEN` hold nothing but numbers that keep every digit as numbers.
+    """Columns of `WRITTEN` tables that can be read as numbers without losing a digit.
 
     Leading zeros, as in 007, and numbers with more digits than a double holds stay text. In a column whose name is commonly
     that of a text (`TEXT_NAMES`), numbers must also be written as Python writes them: 0.50 stays text, because 0.5 is another

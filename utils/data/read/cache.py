@@ -75,7 +75,7 @@ class TableCache:
 
 
 def key_of(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
-    """What a table is known by: paths, sizes and times of change of its files, and how they are read."""
+    """Cache key of a table: paths, sizes and modification times of its files, and the reader's settings."""
     stamps = [(str(file.resolve()), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
     text = json.dumps([_FORMAT, stamps, settings], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

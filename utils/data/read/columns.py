@@ -1,4 +1,4 @@
-"""Which column of a table holds the text."""
+"""Choose the text column of a table."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class TextPieces:
         self._column = self._column + len(text) if last < 0 else len(text) - last
 
     def _not_decodable(self, decoder: io.IncrementalNewlineDecoder, head: bytes, error: UnicodeDecodeError) -> str:
-        """What to say of a byte that does not decode: where it is, or what kind of file this is."""
+        """Error message for a byte that does not decode: its position, or the actual kind of file."""
         kind = _signature(head)
         if kind is not None:
             return f"{self.file}: is not a text file. It looks like {kind}. Give a plain text file in UTF-8."

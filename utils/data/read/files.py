@@ -1,4 +1,4 @@
-"""What somebody names as data -> the files: a path, a folder, a pattern, several of them; and what kind each is of."""
+"""Resolve a path, folder, glob pattern or list of them to files, and the format of each."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def find_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def path_problem(path: str) -> str | None:
-    """Why no data can be read from a path, folder or pattern, as far as it shows without reading; None when nothing does."""
+    """Explain why no data can be read from a path, folder or pattern, as far as it shows without reading; None: it can."""
     try:
         if is_pattern(os.path.expanduser(path)):
             found = next(glob.iglob(os.path.expanduser(path), recursive=True), None)
@@ -84,7 +84,7 @@ def path_problem(path: str) -> str | None:
 
 
 def format_of(file: Path) -> str:
-    """What a file holds, by its name; ".gz" at its end does not count. "txt" where the name does not say."""
+    """Format of a file by its suffix, ".gz" ignored; "txt" where the name does not tell."""
     return FORMAT_OF_SUFFIX.get(_suffix(file), "txt")
 
 
@@ -168,7 +168,7 @@ def _fixed_part(pattern: str) -> Path:
 
 
 def _split_of(file: Path) -> str | None:
-    """Which part a file's name, or else that of a folder it is in, says it is."""
+    """Split that the name of a file, or of a folder above it, stands for."""
     for name in reversed(file.parts):
         words = re.split(r"[^a-z]+", name.lower())
         for split, names in _SPLIT_NAMES.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class LoadReport:
-    """What became of the rows of a source.
+    """Counts of the rows of a source: kept, dropped, changed.
 
     Attributes:
         source: what was read.
@@ -39,7 +39,7 @@ class LoadReport:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """What was left out and why, where it was any."""
+        """Number of dropped rows by reason, zeros left out."""
         counts = {
             "without text": self.num_without_text,
             "too short": self.num_too_short,
@@ -51,7 +51,7 @@ class LoadReport:
 
     @property
     def sentence(self) -> str:
-        """What was left out, in one sentence; "" where nothing was."""
+        """The dropped rows in one sentence; "" where there are none."""
         parts = [f"{count:,} {reason}" for reason, count in self.dropped.items()]
         return f"{self.num_kept:,} of {self.num_rows:,} rows were kept; left out: {', '.join(parts)}." if parts else ""
 

@@ -1,4 +1,4 @@
-"""What every reader of records has in common: rows with their line, options, and what happens to a line that is bad."""
+"""Shared parts of all record readers: rows with their line numbers, options, and handling of malformed lines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _choice_problem(name: str, value: Any, allowed: tuple[Any, ...]) -> Problem 
 
 
 class BadLines:
-    """What happens to lines that are no record: an error, or they are counted.
+    """Handling of malformed lines: raise, or count them.
 
     Attributes:
         count: those that were left out.

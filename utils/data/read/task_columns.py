@@ -1,4 +1,4 @@
-"""Which columns of a table hold the texts and the labels of a task, by the names that people commonly give them."""
+"""Choose the input and label columns of a table for a task, by the names that are common for them."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _count_blank_lines(text: str) -> int:
 
 
 def _near(file: Path) -> str:
-    """What is there instead of a missing file."""
+    """Similar file names beside a missing file."""
     folder = file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

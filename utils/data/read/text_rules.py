@@ -1,4 +1,4 @@
-"""Which texts of a source are kept, and how they are cleaned. Every text that is left out is counted."""
+"""Filter and clean the texts of a source. Every dropped text is counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEEN_CACHE_KIB = 1 << 16
 
 @dataclass(frozen=True)
 class TextRules:
-    """What is done with a text.
+    """Rules for filtering and cleaning texts.
 
     Attributes:
         strip: take white space off its two ends. Nothing else is changed in any text.
@@ -106,9 +106,8 @@ class TextFilter:
 
 
 class SeenTexts:
-    """Which texts came before, by a 128-bit hash: of a billion different texts two have the same one with a probability
-    of 1e-21 (n^2 / 2^129). Memory is bounded; beyond it the hashes are in a temporary file of SQLite.
-    """
+    """Set of texts seen so far, by a 128-bit hash: among a billion different texts two collide with a probability of
+    1e-21 (n^2 / 2^129). Memory is bounded; beyond it the hashes are in a temporary file of SQLite."""
 
     def __init__(self) -> None:
         # The empty name is a private database that SQLite keeps in memory until its cache is full, then in a file.

@@ -34,7 +34,7 @@ class Upload:
 
     @property
     def sentence(self) -> str:
-        """What happened, for the user."""
+        """Outcome of the upload in a sentence."""
         size = f"{self.size_bytes / 1e6:,.1f} MB" if self.size_bytes >= 100_000 else f"{self.size_bytes:,} bytes"
         here = Path.cwd()
         path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path

@@ -173,7 +173,7 @@ def table_texts(
 
 
 def dataset_name_problem(name: Any) -> str | None:
-    """Why `name` cannot name a data set, as far as it shows without asking the Hub; None when it can."""
+    """Explain why `name` is not a valid dataset name, as far as it shows without asking the Hub; None: it is."""
     if not isinstance(name, str) or not name.strip():
         return f"got {shown(name)}; must be a data set's id on the Hub, such as 'Salesforce/wikitext'"
     if match := re.match(r"https?://[^/]+/datasets/([^?#]+)", name):
@@ -230,7 +230,7 @@ def _splits(
 
 
 def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
-    """What reads the data set: from the Hub, from its conversion of a loading script, or the copy from an earlier time.
+    """Dataset builder: from the Hub, from its conversion of a loading script, or from the local cache.
 
     The Hub is first asked once, so that a dead line costs seconds and not minutes of retries.
     """
@@ -254,7 +254,7 @@ def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
 
 
 def _asked_again(ask: Callable[[], Any]) -> Any:
-    """What `ask` returns; it is called again, after a pause, while the line breaks or the Hub is busy."""
+    """Call `ask` with retries and back-off while the connection fails or the Hub is busy."""
     for number, wait_s in enumerate(RETRY_WAITS_S, start=1):
         try:
             return ask()

@@ -31,7 +31,7 @@ def plain_errors(name: str, config_name: str | None) -> Iterator[None]:
 
 
 def plain_error(error: BaseException, name: str, config_name: str | None = None) -> TrainbookError:
-    """What went wrong while a data set was loaded, as one sentence with the way on. Only its type and text are read."""
+    """Translate an error of loading a dataset into one sentence with a remedy. Only its type and text are read."""
     told = _known_refusal(error, name)
     if told is not None:
         return told

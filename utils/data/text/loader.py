@@ -183,7 +183,7 @@ class DatasetLoader:
         return self.load_local_file(colab.drive_path(drive_path), text_column=text_column, **options)
 
     def load_upload(self, max_size_mb: float = 500, **options: Any) -> Any:
-        """What the user chooses in the browser, in Colab; see `DatasetUploader`."""
+        """Load the file that the user uploads in the browser, in Colab; see `DatasetUploader`."""
         return DatasetUploader(max_size_mb, loader=self).upload_and_load(**options)
 
     def get_statistics(self, dataset: Any, text_column: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the model sees of some samples: tokens, ids, masks and labels, read from a batch as training makes it."""
+"""Preview of samples as the model sees them: tokens, ids, masks and labels of a batch made as in training."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _COUNTED_AT_ONCE = 1_000_000  # ids
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the text. Sizes of blocks in tokens.
+    """Report on prepared text. Sizes of blocks in tokens.
 
     Attributes:
         source: where the text came from.
@@ -89,7 +89,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class ExamplesReport:
-    """What became of labelled records. Lengths in tokens, special ones included.
+    """Report on prepared labelled records. Lengths in tokens, special ones included.
 
     Attributes:
         source: what was given.

@@ -1,4 +1,4 @@
-"""What a call says about its data, and everything in which that does not fit, before anything is read."""
+"""Data arguments of a call, and their validation before anything is read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _SOURCES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class DataArguments:
-    """What to train on. Lengths are in tokens.
+    """Training data of a call. Lengths are in tokens.
 
     Attributes:
         dataset: "builtin", the id of a data set of the Hugging Face Hub, the path of a folder or a text file; a table (a
@@ -102,7 +102,7 @@ class DataArguments:
 
     @property
     def kind(self) -> Kind:
-        """What was named."""
+        """Kind of dataset that was given."""
         if self.datamodule is not None:
             return "module"
         if self.dataset_path is not None:
@@ -254,7 +254,7 @@ class DataArguments:
 
 
 def kind_of(data: Any) -> Kind:
-    """What `data`, which is not None, is as a data set."""
+    """Kind of dataset that `data`, which is not None, is."""
     if isinstance(data, (str, os.PathLike)):
         return _kind_of_name(data)
     if hasattr(data, "train") and hasattr(data, "task_spec"):

@@ -1,4 +1,4 @@
-"""What a run remembers of its data, so that it can be continued by its checkpoint's path alone."""
+"""Record of a run's data, so that a checkpoint's path alone is enough to resume it."""
 
 from __future__ import annotations
 

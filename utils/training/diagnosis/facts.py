@@ -1,4 +1,4 @@
-"""What a run starts with, measured once on a few batches: labels, padding, nearest neighbours, parameters, optimizer.
+"""Measurements on a few batches at the start of a run: labels, padding, nearest neighbours, parameters, optimizer.
 
 Shapes: N samples, D features, K numbers of a regression target, C classes, V vocabulary.
 """
@@ -237,7 +237,7 @@ def neighbour_score(inputs_ND: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def counted(sums: Sums, multi_label: bool) -> dict[str, Any]:
-    """What the running sums of an epoch or a validation say about targets and outputs."""
+    """Statistics of targets and outputs from the running sums of an epoch or a validation."""
     found: dict[str, Any] = {"targets": sums.targets}
     counts = sums.counts
     if "actual" in counts and not multi_label:

@@ -16,7 +16,7 @@ def _losses(run: RunRecord) -> list[float]:
 
 
 def _scale(run: RunRecord, best: float) -> float:
-    """What there was to gain: from the baseline, or from the first loss, down to the best validation loss."""
+    """Possible improvement: from the baseline, or from the first loss, down to the best validation loss."""
     guess = run.validation_guess or run.guess
     known = guess.loss if guess is not None and math.isfinite(guess.loss) else (run.start if len(run.losses) else best)
     return max(known - best, 0.0)

@@ -78,7 +78,7 @@ def learning(run: RunRecord) -> Outcome:
 
 
 def _reason(run: RunRecord) -> str:
-    """What the neighbours of a sample say about where to look."""
+    """Hint from nearest neighbours on where to look."""
     neighbours, guess = run.facts.get("neighbours"), run.guess
     if run.facts.get("samples_vary"):
         return (

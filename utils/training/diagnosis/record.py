@@ -38,7 +38,7 @@ _TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
 
 @dataclass(frozen=True)
 class Guess:
-    """What a model scores that ignores its inputs: it knows only how often each label occurs.
+    """Score of a model that ignores its inputs and knows only the label frequencies.
 
     Attributes:
         loss: its loss in the task's unit: the entropy of the labels, the variance of the targets, the unigram loss.
@@ -169,7 +169,7 @@ class RunRecord:
 
     @property
     def judged(self) -> str:
-        """Why it is too early to judge what the run has learned; empty when it is not."""
+        """Reason why it is too early to judge what the run has learned; empty when it is not."""
         if self.done < FEWEST_STEPS or len(self.losses) < 10:
             return f"{self.done} optimizer steps are too few to judge; {FEWEST_STEPS} are needed"
         if self.done < MANY_STEPS and len(self.epochs) < FEWEST_EPOCHS:
@@ -182,7 +182,7 @@ class RunRecord:
 
     @cached_property
     def facts(self) -> Row:
-        """What was known at the start: sizes, data, optimizer; {} for runs without measurements."""
+        """Measurements at the start: sizes, data, optimizer; {} for runs without any."""
         found: Row = {}
         for row in self.measurements:
             if row.get("event") == "start":
@@ -190,7 +190,7 @@ class RunRecord:
         return found
 
     def counts(self, part: str) -> list[Row]:
-        """What the targets and outputs of each epoch ("train") or validation ("val") were like, in order."""
+        """Statistics of targets and outputs of each epoch ("train") or validation ("val"), in order."""
         return [row for row in self.measurements if row.get("event") == "counts" and row.get("part") == part]
 
     @cached_property

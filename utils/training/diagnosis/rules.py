@@ -1,4 +1,4 @@
-"""What a rule of the doctor is, and all rules in the order of a report."""
+"""Definition of a doctor's rule, and all rules in the order of a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Judgement = Literal["pass", "warn", "fail", "not run"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rule says about one run.
+    """Result of a rule for one run.
 
     Attributes:
         verdict: "not run" where there is too little evidence; then `summary` is the reason.
@@ -106,7 +106,7 @@ def findings_of(run: RunRecord, *, live: bool = False) -> list[Outcome]:
 
 
 def live_outcomes(run: RunRecord, *, starting: bool = False) -> list[Outcome]:
-    """What the rules say that are reported during a run; `starting`: only those that judge the plan alone."""
+    """Evaluate the rules that are reported during a run; `starting`: only those that judge the plan alone."""
     return run_rules(run, [one for one in all_rules() if one.live and (one.at_start or not starting)])
 
 

@@ -135,7 +135,7 @@ def _probable(name: str, events: Collection[str]) -> str | None:
 
 
 def _misfit(method: Any, event: Any) -> str | None:
-    """Why `method` cannot be called like `event`, a function of the base class; None where it can, or cannot be known."""
+    """Explain why `method` cannot be called like `event`, a function of the base class; None where it can, or is not known."""
     try:
         signature = inspect.signature(method)
     except (TypeError, ValueError):  # callables written in C

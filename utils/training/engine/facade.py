@@ -19,7 +19,7 @@ class RunFacade:
     """Changes nothing. A subclass overrides the places at which its API differs from the engine's."""
 
     def objective(self) -> Objective | None:
-        """What is minimized instead of the task's loss or the caller's criterion; None: these."""
+        """Objective in place of the task's loss or the caller's criterion; None: these."""
         return None
 
     def data_ready(self, data: UniversalDataModule, train_data: Any) -> None:

@@ -423,7 +423,7 @@ class TrainingLoop:
         self._clock.settle()
 
     def _take_stop_request(self) -> None:
-        """What somebody asked for while the epoch ended; a run that is over anyway keeps its own reason."""
+        """Apply a stop that was requested while the epoch ended; a run that is over anyway keeps its own reason."""
         if self._requests()[0] and self.state.stop_reason is None:
             self.state.stop_reason = self.control.reason or "requested"
 
@@ -436,7 +436,7 @@ class TrainingLoop:
 
 
 def _numbers(steps: list[_Done]) -> list[Sequence[float]]:
-    """What each step came to, with one copy from the device for all of them."""
+    """Results of all steps, with one device-to-host copy for all of them."""
     on_their_way = [done.result.numbers for done in steps if isinstance(done.result.numbers, torch.Tensor)]
     read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())
     return [next(read) if isinstance(numbers := done.result.numbers, torch.Tensor) else numbers for done in steps]

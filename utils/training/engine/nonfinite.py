@@ -47,7 +47,7 @@ class SkipRule:
     def error(
         self, model: nn.Module, step: int, loss: float, norm: float, rate: float, sample_ids: Sequence[int]
     ) -> NonFiniteError:
-        """What ended the run in the step after `step` steps, with everything that helps to find the cause."""
+        """Error that ends the run in the step after `step` steps, with everything that helps to find the cause."""
         skips = self._state.skipped_steps
         skipped = f" (after {skips} skipped steps)" if skips else ""
         return NonFiniteError(

@@ -1,4 +1,4 @@
-"""What a trainer was given, and the plan of a run that is made of it: plain values, decided before anything is written."""
+"""The arguments of a trainer, and the run plan made from them: plain values, decided before anything is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What a `Trainer` was given; see there.
+    """Arguments of a `Trainer`; see there.
 
     Attributes:
         config: how to train; model_config: the model's own configuration, where there is one beside it.
@@ -55,7 +55,7 @@ class Given:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do.
+    """Plan of a run.
 
     Attributes:
         config: how to train.

@@ -109,7 +109,7 @@ def plan_task(given: Given, data: UniversalDataModule, notice: Notice) -> TaskSp
 
 
 def plan_objective(given: Given, task_spec: TaskSpec, data: UniversalDataModule, world: World | None) -> Objective:
-    """What is minimized: the caller's criterion, or the loss of the task, which is checked against model and data."""
+    """Objective of the run: the caller's criterion, or the task's loss, which is checked against model and data."""
     if given.criterion is not None:
         return CriterionObjective(given.criterion)
     config = given.config
@@ -151,7 +151,7 @@ def _patience(config: TrainingConfig, callbacks: Sequence[Callback]) -> int | No
 
 
 def _refuse_streams(data: UniversalDataModule) -> None:
-    """What comes in its own order cannot be shared out: nobody knows whether two processes see the same."""
+    """Refuse streams in distributed training: two processes might see the same samples."""
     for name, source in (("train_data", data.train), ("val_data", data.validation)):
         if isinstance(source, StreamSource):
             raise DataError(

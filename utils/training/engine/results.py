@@ -190,7 +190,7 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def stop_reason(self) -> str | None:
-        """Why training ended: "finished", "max_steps", "early_stopping", or what interrupted it."""
+        """Reason why training ended: "finished", "max_steps", "early_stopping", or an interruption."""
         return self.state.stop_reason
 
     @property
@@ -281,7 +281,7 @@ class TrainingResults(Mapping[str, Any]):
         return rows
 
     def _other_metrics(self) -> str:
-        """What the last validation found besides loss and perplexity, for tasks that are not judged by these."""
+        """Metrics of the last validation besides loss and perplexity, for tasks that are not judged by these."""
         row = self.evaluate_rows[-1] if self.evaluate_rows and not self._task.over_tokens else {}
         skipped = ("val/loss", "val/mse")
         return ", ".join(
@@ -291,7 +291,7 @@ class TrainingResults(Mapping[str, Any]):
         )
 
     def diagnose(self) -> Diagnosis:
-        """What the doctor says about the run: `utils.training.diagnose(results)`."""
+        """Run the doctor on this run: `utils.training.diagnose(results)`."""
         from utils.training.doctor import diagnose  # it reads results, and is above the engine
 
         return diagnose(self)

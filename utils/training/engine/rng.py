@@ -85,7 +85,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def problem(state: dict[str, Any]) -> str | None:
-    """Why `state` is not one of `capture`, None when it is. Parts that are missing are no problem here.
+    """Explain why `state` is not a result of `capture`; None when it is. Missing parts are no problem here.
 
     Each part is tried on a generator of its own; the global ones are not touched.
     """

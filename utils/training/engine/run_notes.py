@@ -1,4 +1,4 @@
-"""What a run's folder says about it: config.yaml, state.json, and which run it started from."""
+"""Write a run's config.yaml and state.json, and the run that it was forked from."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ log = logging.getLogger("trainbook.engine")
 
 @dataclass(frozen=True)
 class Session:
-    """What takes part in a run.
+    """Participants of a run.
 
     Attributes:
         start: the run's folder, and the checkpoint that it goes on from.

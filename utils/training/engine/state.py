@@ -139,6 +139,6 @@ class TrainState:
 
     @classmethod
     def renamed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What an earlier version's `to_dict` wrote, under this version's names."""
+        """Rename the fields of an earlier version's `to_dict` to this version's."""
         names = {name: cls.EARLIER.get(name, name) for name in values}
         return {present: values[name] for name, present in names.items() if present is not None}

@@ -26,7 +26,7 @@ FAULT, UPDATED, OVERFLOWED = 0, 1, 2
 
 @dataclass
 class StepResult:
-    """What one optimizer step did.
+    """Result of one optimizer step.
 
     Attributes:
         numbers: sum of losses over targets, what else the objective counted and the auxiliary loss times the targets (see

@@ -177,7 +177,7 @@ class Trainer:
             self.control.clear()
 
     def given(self) -> Given:
-        """What this trainer was given, as the stages of `utils.training.engine.planning` take it."""
+        """This trainer's arguments, as the stages of `utils.training.engine.planning` take them."""
         return Given(
             self.model, self.training_config, self.config, self.task_spec, self.tokenizer, self.data_collator, self.own_parts
         )  # fmt: skip
@@ -367,7 +367,7 @@ def _store(folder: RunFolder, config: TrainingConfig, world: World) -> Checkpoin
 
 
 def _interruption(received: int, results: TrainingResults) -> BaseException:
-    """What a run that a signal has ended raises, once everything is saved."""
+    """Exception that a run raises after a signal has ended it and everything is saved."""
     if received == signal.SIGTERM:
         return SystemExit(143)  # 128 + SIGTERM, what a preempted process is expected to leave
     return TrainingInterrupted(

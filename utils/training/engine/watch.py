@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class StepWatch:
-    """What may look into a step, between micro-batches. The null object: nobody looks."""
+    """Observer of a step between micro-batches. The null object: observes nothing."""
 
     wants_outputs = False
 

@@ -335,7 +335,7 @@ class _Maker:
 
 
 def _verified(folder: Path) -> dict[str, Any]:
-    """What verify.py says of each format, in a process without this library on its path."""
+    """Run verify.py, in a process without this library on its path, and return its verdict on each format."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
     try:

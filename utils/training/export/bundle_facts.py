@@ -1,4 +1,4 @@
-"""What a bundle states about its model: sizes, labels, special ids, preprocessing, and an input with the model's outputs."""
+"""Facts about a bundle's model: sizes, labels, special ids, preprocessing, and an example input with its outputs."""
 
 from __future__ import annotations
 

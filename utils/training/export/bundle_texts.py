@@ -93,7 +93,7 @@ spec:
 
 
 def health(metadata: Mapping[str, Any], not_finite: Sequence[str]) -> dict[str, Any]:
-    """What was checked when the bundle was made: {"health_score" (the share that passed), "all_passed", "checks"}."""
+    """Health report of a bundle: {"health_score" (the share of checks that passed), "all_passed", "checks"}."""
     found = ", ".join(not_finite[:5])
     checks = [
         ("weights are finite", not not_finite, f"NaN or infinity in {found}" if found else "all weights are finite")

@@ -88,7 +88,7 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def _misfit(architecture: Architecture, config: Any) -> str | None:
-    """What in the config readers of this architecture would ignore; None: nothing."""
+    """Name a config value that readers of this architecture would ignore; None: there is none."""
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
     if activation not in architecture.activations:
         return f"its activation is {activation}"

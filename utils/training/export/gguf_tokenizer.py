@@ -30,7 +30,7 @@ _SPECIAL_IDS = ("bos", "eos", "unk", "sep", "pad")
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """What GGUF stores of a tokenizer.
+    """A tokenizer as GGUF stores it.
 
     Attributes:
         pre: GGUF's name of the pre-tokenizer.

@@ -1,4 +1,4 @@
-"""What an exported graph takes and returns: a fixed list of tensors, and the logits."""
+"""Inputs and outputs of an exported graph: a fixed list of tensors, and the logits."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def base_model(model: Any) -> Any:
 
 
 def auto_class(model: Any) -> Any:
-    """What a user loads the folder with: the Auto class that knows the model's class, else the class itself."""
+    """Auto class that loads the folder and knows the model's class; without one the class itself."""
     import transformers
 
     for name in _AUTO_CLASSES:

@@ -1,4 +1,4 @@
-"""Which files an export consists of, with their sizes and SHA-256: recorded when it is written, compared when it is checked."""
+"""Manifest of an export: its files with sizes and SHA-256, recorded when it is written, compared when it is checked."""
 
 from __future__ import annotations
 

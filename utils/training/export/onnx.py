@@ -36,7 +36,7 @@ _PACKAGES = {"onnx": "to write ONNX files", "onnxscript": "to write ONNX files",
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What is written, and how it is verified.
+    """Options of an ONNX export and its verification.
 
     Attributes:
         sizes: (batch, sequence) of graphs of fixed sizes; None: both may vary.
@@ -65,7 +65,7 @@ class OnnxOptions:
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """What `write_onnx` wrote.
+    """Files that `write_onnx` wrote.
 
     Attributes:
         names: files of graphs, without those of external data.
@@ -213,7 +213,7 @@ def _prepared(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _batches(model: nn.Module, options: OnnxOptions) -> list[dict[str, Tensor]]:
-    """What model and files are compared on."""
+    """Example batches for comparing model and files."""
     batches = example_batches(model, options.task_spec)
     if options.sizes is None:
         return batches
@@ -327,7 +327,7 @@ def _replace_by(folder: Path, made: Path, planned: Mapping[str, Graph]) -> None:
 def _described(
     opset: int, planned: Mapping[str, Graph], max_length: int | None, options: OnnxOptions
 ) -> tuple[str, ...]:
-    """What the files take and give, a sentence for each."""
+    """Describe inputs and outputs of the files, a sentence for each."""
     described = []
     for name, graph in planned.items():
         if name == CACHE_FILE:

@@ -1,4 +1,4 @@
-"""Which ONNX graphs a model becomes, and how each is traced and written.
+"""Choose the ONNX graphs for a model, trace and write them.
 
 Most models are one graph. A causal language model with a key/value cache gets a second one, whose inputs and outputs include
 the cache; an encoder-decoder of transformers is an encoder and a decoder, because the decoder runs once for each token.

@@ -1,4 +1,4 @@
-"""What is measured of an exported ONNX file: the quality that int8 weights leave, and the time of a forward pass."""
+"""Measure an exported ONNX file: quality after int8 quantisation, and the time of a forward pass."""
 
 from __future__ import annotations
 

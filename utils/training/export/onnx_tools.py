@@ -1,4 +1,4 @@
-"""What is done with a written ONNX file: check it, fuse its operators, quantise its weights."""
+"""Post-process an ONNX file: check it, fuse its operators, quantise its weights."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class OnnxVerification:
             return {**compare_logits(self.original, run, self.batches, float("inf")), **quality}
 
     def _prompt(self) -> dict[str, Tensor] | None:
-        """What a language model continues; None for other models, and where sizes are fixed."""
+        """Prompt for comparing generated tokens; None for other models, and where sizes are fixed."""
         batch = self.batches[-1]
         ids_BT = batch.get("input_ids")
         if ids_BT is None or len({tuple(one["input_ids"].shape) for one in self.batches}) == 1:

@@ -88,7 +88,7 @@ class ExportResult(Mapping[str, Any]):
 
 
 class Exports(dict[str, ExportResult]):
-    """What `export_model` wrote: {format: ExportResult}.
+    """Results of `export_model`: {format: ExportResult}.
 
     Attributes:
         not_written: {format: reason} of the requested formats that could not be written. Looking one of them up raises a

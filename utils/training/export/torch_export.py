@@ -160,7 +160,7 @@ def _reason(error: Exception) -> str:
 
 
 def _dynamic(model: nn.Module, names: tuple[str, ...], example: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
-    """Which sizes of each input vary: the batch, and the positions of ids."""
+    """Dynamic dimensions of each input: the batch, and the positions of ids."""
     batch = torch.export.Dim("batch")
     if "input_ids" not in names:
         return tuple({0: batch} for _ in example)

@@ -1,4 +1,4 @@
-"""What is known of a training after it: from its results and from the files in its folder."""
+"""Facts about a finished training, from its results and the files in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAINING_METRICS = ("train/loss", "train/accuracy", "train/perplexity")
 
 
 class TrainingRecord:
-    """What is known of a training, from its results and its folder; empty where nothing is."""
+    """Facts about a training from its results and its folder; empty where nothing is recorded."""
 
     def __init__(self, results: Any, exports: Any) -> None:
         self.results = results

@@ -116,7 +116,7 @@ class JobConfig:
             raise ConfigError.from_problems("JobConfig", problems)
 
     def obstacles(self) -> list[Problem]:
-        """What only this process has, so that no other one can run the job; empty for a durable job."""
+        """Parts that exist in this process only, so that no other one can run the job; empty for a durable job."""
         found = []
         if reference_of(self.model_factory) is None:
             found.append(Problem("model_factory", f"{_described(self.model_factory)} cannot be imported; {_MUST_BE}"))
@@ -220,7 +220,7 @@ def reference_of(value: Any) -> str | None:
 
 
 def resolved(value: Any) -> Any:
-    """What "module:function" names; other values as they are. Raises `ConfigError`."""
+    """Import the object that "module:function" names; return other values unchanged. Raises `ConfigError`."""
     if not isinstance(value, str):
         return value
     if (reason := _why_not_importable(value)) is not None:

@@ -158,7 +158,7 @@ class Database:
             self._move_aside(path, reason)
 
     def _damage(self, path: Path) -> str | None:
-        """Why the file is no usable database; None for one that is, that is empty or that is not there."""
+        """Explain why the file is not a usable database; None for one that is, that is empty or that does not exist."""
         try:
             with open(path, "rb") as file:
                 header = file.read(len(_HEADER))

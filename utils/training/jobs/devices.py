@@ -117,7 +117,7 @@ def _kill(processes: subprocess.Popen[bytes]) -> None:
 
 
 def no_results(folder: Path, status: int) -> str:
-    """What to say of processes that ended without an outcome: the end of their output."""
+    """Error message for processes that ended without a result: the end of their output."""
     lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED:]
     quoted = "\n".join(lines)
     return f"the training processes ended with status {status} and no results:\n{quoted}"

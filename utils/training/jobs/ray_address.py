@@ -1,4 +1,4 @@
-"""What the queue and the search have in common on a Ray cluster."""
+"""Shared parts of queue and search on a Ray cluster."""
 
 from __future__ import annotations
 

@@ -80,5 +80,5 @@ def prepare(job: JobConfig, run_name: str, callbacks: Sequence[Callback]) -> tup
 
 
 def kept(results: TrainingResults) -> dict[str, Any]:
-    """What the queue keeps."""
+    """The part of the results that the queue stores."""
     return {name: results[name] for name in KEPT}

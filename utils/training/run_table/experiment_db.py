@@ -80,7 +80,7 @@ class ExperimentDB:
         write_json(path / "state.json", {**state, "status": _STATUSES[status], "ended_at": time.time()})
 
     def get_run(self, run: str) -> dict[str, Any]:
-        """What is known of a run: name, status, settings, the last value of each metric, tags."""
+        """Get a run: name, status, settings, the last value of each metric, tags."""
         return vars(self.table.get(run)) | {}
 
     def list_runs(self, limit: int | None = None, **filters: Any) -> pd.DataFrame:

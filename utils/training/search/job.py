@@ -1,4 +1,4 @@
-"""What the trials of a search share, and the training of one trial: in this process or in another one."""
+"""Shared inputs of a search's trials, and the training of one trial: in this process or in another one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Ending:
 
 @dataclass
 class SearchJob:
-    """What every trial shares: model, data and settings."""
+    """Inputs that all trials share: model, data and settings."""
 
     model: Any
     config: TrainingConfig

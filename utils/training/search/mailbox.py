@@ -1,4 +1,4 @@
-"""What the searching process and the workers of a Ray cluster say to each other. Without torch: it runs as a small actor."""
+"""Messages between the searching process and the workers of a Ray cluster. Without torch: it runs as a small actor."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ class Mailbox:
         self._reason = reason
 
     def stop_reason(self) -> str | None:
-        """Why the trials are to stop; None when they are not."""
+        """Reason why the trials are to stop; None when they are not."""
         return self._reason

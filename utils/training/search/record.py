@@ -1,4 +1,4 @@
-"""What a search has tried, on disk: runs/<name>/search.json, shared by the processes that search under this name.
+"""Record of a search on disk: runs/<name>/search.json, shared by the processes that search under this name.
 
 runs/<name>/          search.json, lock, plots/search.png; trial0.lock while a process runs trial 0
 runs/<name>-trial0/   the first trial's run, and so on

@@ -63,7 +63,7 @@ class SearchResults(Mapping[str, Any]):
 
     @property
     def best_config(self) -> TrainingConfig | None:
-        """What the trials shared with the best values over it, ready for a longer training."""
+        """The trials' shared settings updated with the best values, ready for a longer training."""
         if self.best_params is None:
             return None
         values = {name: value for name, value in self.best_params.items() if not name.startswith(MODEL)}

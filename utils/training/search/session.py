@@ -141,13 +141,13 @@ class SearchSession:
         self.take(ending)
 
     def interrupted(self, when: str) -> TrainingInterrupted:
-        """What Ctrl-C raises: with the results so far, and how to go on."""
+        """Exception for Ctrl-C: with the results so far, and how to resume."""
         sentence = f"The search was interrupted {when} and is saved in {self.record.folder}; {self.how_to_go_on}"
         return TrainingInterrupted(sentence, self.results())
 
     @property
     def how_to_go_on(self) -> str:
-        """What to do to continue the search."""
+        """Instructions for resuming the search."""
         return f"to continue, call it again with name={self.record.name!r}."
 
     def copy_of_twin(self, trial: Trial) -> Ending | None:
@@ -234,7 +234,7 @@ class SearchSession:
             self.record.save()
 
     def results(self) -> SearchResults:
-        """What has come out so far."""
+        """Results so far."""
         return SearchResults(
             name=self.record.name, folder=self.record.folder, strategy=self.record.strategy,
             monitor=self.job.monitor, mode=self.job.config.mode, space=self.space.describe(),

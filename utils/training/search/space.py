@@ -115,7 +115,7 @@ Dimension = Choices | Range
 
 
 class SearchSpace:
-    """Which hyper-parameters are tried, with the config's own names.
+    """Hyper-parameters to search over, under the config's own names.
 
     Args:
         space: name -> a list of choices, `(low, high)`, `Range`, `LogRange`, or a mapping as in a search file: {"min", "max",
@@ -153,7 +153,7 @@ class SearchSpace:
             raise ConfigError.from_problems("the search space", problems)
 
     def _refused(self, given: str, name: str, dimension: Dimension) -> list[Problem]:
-        """What the config says about a dimension's values: of a range its two ends."""
+        """Validate a dimension's values with the config: of a range its two ends."""
         if name.startswith(MODEL):
             return []
         values = dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)

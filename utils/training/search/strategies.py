@@ -50,7 +50,7 @@ class Strategy(Protocol):
         """Take up how a trial ended."""
 
     def callbacks(self, number: int, monitor: str) -> list[Callback]:
-        """What watches that trial's run in this process."""
+        """Callbacks for the run of trial `number` in this process."""
 
     def is_hopeless(self, number: int, value: float, epoch: int) -> bool:
         """Whether that trial is to end, with this value after this epoch. Asked of trials that have callbacks."""
@@ -214,7 +214,7 @@ class OptunaStudy:
         return self._values(trial.params)
 
     def _proposal(self) -> dict[str, Any]:
-        """What the sampler would try next. Asked in a study apart, since a trial that was made cannot be taken back."""
+        """Next suggestion of the sampler. Asked in a separate study, since a trial that was created cannot be withdrawn."""
         apart = self._optuna.create_study(direction=self.study.direction, sampler=self.study.sampler)
         apart.add_trials(self.study.get_trials(deepcopy=False))
         return dict(apart.ask(self._distributions).params)

@@ -1,4 +1,4 @@
-"""Which trackers a training has: by name or as objects, from the Trainer, the environment and the config."""
+"""Choose the trackers of a training: by name or as objects, from the Trainer, the environment and the config."""
 
 from __future__ import annotations
 

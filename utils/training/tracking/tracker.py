@@ -12,7 +12,7 @@ RunEnding = Literal["finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a tracker may know of a run when it starts.
+    """Facts about a run that a tracker gets when it starts.
 
     Attributes:
         name: the run's name; folder: its folder, absolute; run_id: its identity, the same after a resume.

@@ -27,7 +27,7 @@ TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
 
 @dataclass(frozen=True)
 class Expectations:
-    """What model, task and tokenizer expect of the data; None: not known.
+    """Properties of the data that model, task and tokenizer require; None: not known.
 
     Attributes:
         num_classes: classes that the model scores, for labels of one class a row.

@@ -1,4 +1,4 @@
-"""What a model does with a few sampled rows: whether it normalises its inputs, and how large its outputs are."""
+"""Run a model on a few sampled rows: does it normalise its inputs, and how large are its outputs?"""
 
 from __future__ import annotations
 

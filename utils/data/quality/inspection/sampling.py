@@ -69,7 +69,7 @@ class Sample:
         return self.inputs.ndim == 4
 
     def label_kind(self, task_type: str | None = None) -> LabelKind | None:
-        """What the labels are: one class a row, a yes or no for each class, numbers, or a token or class for each position."""
+        """Kind of labels of a task: one class per row, multi-label, numbers, or a token or class per position."""
         labels = self.labels
         if labels is None or not labels.size:
             return None

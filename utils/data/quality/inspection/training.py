@@ -1,4 +1,4 @@
-"""What training reports about its data before the first step: findings as notices, float token ids as an error."""
+"""Check the training data before the first step: findings become notices, float token ids an error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def refuse_float_ids(data: UniversalDataModule, model: nn.Module, task_type: str
 def expectations(
     model: nn.Module | None, spec: Any, tokenizer: Any = None, pad_id: int | None = None, **options: Any
 ) -> Expectations:
-    """What model, task and tokenizer expect of the data."""
+    """Derive what model, task and tokenizer require of the data."""
     task_type = getattr(spec, "task_type", None)
     own_eos = getattr(tokenizer, "eos_token_id", None)
     eos_id = getattr(getattr(model, "config", None), "eos_token_id", None) if own_eos is None else own_eos

@@ -113,7 +113,7 @@ def _check_records(path: Path, wanted: Callable[[str], bool]) -> None:
 
 
 def _strange_records(records: list[zipfile.ZipInfo], size: int) -> str | None:
-    """What in the archive's directory torch.save does not write."""
+    """Describe entries in the archive's directory that torch.save does not write; None: there are none."""
     for record in records:
         # A record marked as a folder would pass, and torch would then leave its tensor as it finds the memory.
         if record.external_attr & _FOLDER_ATTRIBUTE:
@@ -138,7 +138,7 @@ def _first_bad(archive: zipfile.ZipFile, records: list[zipfile.ZipInfo], wanted:
 
 
 def load_verified(path: Path, mapped: bool = False) -> Any:
-    """What is in a verified file. Touches no random state or torch setting, so that any thread may call it."""
+    """Load a verified file. Touches no random state or torch setting, so that any thread may call it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch comments on foreign files before it refuses them

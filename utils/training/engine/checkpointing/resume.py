@@ -145,7 +145,7 @@ def state_to_continue(start: Start, checkpoint: Payload, config: TrainingConfig,
 
 
 def fingerprint_of(data: UniversalDataModule, tokenizer: Any, model: nn.Module) -> dict[str, str]:
-    """What a run must have in common with its checkpoints besides the settings: name -> digest."""
+    """Digests of everything besides the settings that must match between a run and its checkpoints: name -> digest."""
     return {"data": data.digest(), "tokenizer": _tokenizer_digest(tokenizer), **_frozen_digest(model)}
 
 
@@ -216,7 +216,7 @@ def best_to_continue(state: TrainState, checkpoint: Payload, config: TrainingCon
 def optimizer_starts_afresh(
     checkpoint: Payload, parts: Parts, config: TrainingConfig, fingerprint: dict[str, str], *, own: bool
 ) -> str | None:
-    """Why the optimizer's averages are not taken from the checkpoint, a sentence; None when they are.
+    """Explain why the optimizer state is not taken from the checkpoint, in a sentence; None when it is.
 
     Args:
         own: the optimizer is the caller's, not the config's.

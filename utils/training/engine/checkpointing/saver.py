@@ -33,7 +33,7 @@ SMALLEST_IN_BACKGROUND_BYTES = 4 << 20
 
 
 def environment_facts(parts: Parts) -> dict[str, Any]:
-    """What exact resume depends on besides the checkpoint; a difference is named when a run is continued."""
+    """Environment that exact resume depends on besides the checkpoint; differences are reported when a run is resumed."""
     return {
         "trainbook": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
         "device": parts.device.kind,

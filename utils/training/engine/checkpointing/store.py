@@ -348,7 +348,7 @@ class CheckpointStore:
 
 
 class FollowersStore(CheckpointStore):
-    """What a process has that does not write: of several that train together, the main one keeps the checkpoints."""
+    """Checkpoint store of a process that does not write: in distributed training the main process keeps the checkpoints."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder, self.run_id = folder, run_id

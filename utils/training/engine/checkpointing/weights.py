@@ -86,7 +86,7 @@ def check_kinds(model: torch.nn.Module, weights: Mapping[str, Tensor], source: s
 
 
 def misfit(saved: Any, own: Any) -> str | None:
-    """Why a saved tensor does not fit the model's own, None when it does or is none."""
+    """Explain how a saved tensor differs from the model's in shape or dtype; None when it fits, or is none."""
     if not isinstance(own, Tensor):
         return None
     if not isinstance(saved, Tensor):

@@ -1,4 +1,4 @@
-"""What a training step computes with: model, optimizer, learning-rate schedule, precision and device, assembled once.
+"""Parts of a training step, assembled once: model, optimizer, learning-rate schedule, precision and device.
 
 In: a model, an objective and a `TrainingConfig`. Out: `Parts`, which the step works on. Open `assembly.py` first.
 """

@@ -1,4 +1,4 @@
-"""What a training step works with, assembled once: model, objective, optimizer, schedule, precision, device."""
+"""Assemble the parts of a training step: model, objective, optimizer, schedule, precision, device."""
 
 from __future__ import annotations
 

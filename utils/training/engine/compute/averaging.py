@@ -110,12 +110,12 @@ class WeightAverage:
         torch._foreach_copy_(self._weights, self._averages)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds; the tensors are the average's own."""
+        """State for a checkpoint; the tensors are the average's own, not copies."""
         weights = {name: self._averages[index] for name, index in self._names}
         return {"kind": self.kind, "count": self.count, "better": self.better, "weights": weights}
 
     def misfit(self, saved: Mapping[str, Any] | None) -> str | None:
-        """Why a `state_dict` cannot be loaded here; None when it can."""
+        """Explain why a `state_dict` cannot be loaded here; None when it can."""
         if saved is None:
             return "the checkpoint has no averaged weights"
         if saved["kind"] != self.kind:

@@ -63,7 +63,8 @@ class KeptBuffers:
 
 
 def run_states(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What modules carry from batch to batch outside `state_dict`: module name -> its `run_state_dict()`, where it has one."""
+    """Collect state that modules carry from batch to batch outside `state_dict`: module name -> its `run_state_dict()`,
+    where it has one."""
     return {
         name: module.run_state_dict()
         for name, module in model.named_modules()

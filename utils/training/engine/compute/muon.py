@@ -132,7 +132,7 @@ def _linear_weights(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def described(optimizer: Optimizer) -> str | None:
-    """Which parameters Muon updates and which AdamW, one sentence; None for other optimizers."""
+    """Describe which parameters Muon updates and which AdamW, in one sentence; None for other optimizers."""
     if not isinstance(optimizer, MuonWithAdamW):
         return None
     matrices, others = optimizer.parameters("muon"), optimizer.parameters("adamw")

@@ -18,7 +18,7 @@ Criterion = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class OwnParts:
-    """What the caller brings.
+    """Criterion, optimizer and schedule that the caller supplies.
 
     Attributes:
         optimizer: over the model's parameters; the config's optimizer, learning rate and weight decay are not used then.

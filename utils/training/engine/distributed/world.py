@@ -62,7 +62,8 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> Launch | None:
-        """What torchrun (or `fabric run`) says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; None for one process.
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun (or `fabric run`) sets them; None for one
+        process.
 
         Raises:
             ConfigError: one of them is no number.
@@ -205,7 +206,7 @@ class World:
         """Wait until every process is here."""
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns on the main process, where alone it is called; what it raises ends all of them."""
+        """Call `make` on the main process only and broadcast its result; an exception in it ends all processes."""
         return make()
 
     def check_same(self, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the machine offers and where it ends: number formats, faster kernels, memory and running out of it.
+"""Capabilities and limits of the machine: number formats, fast kernels, memory, energy, recovery from out-of-memory errors.
 
 Each module stands alone and imports nothing else of the engine.
 """

@@ -74,7 +74,7 @@ class EnergyUse:
 
 
 class EnergyMeter:
-    """What the counters grew by from one reading to the next.
+    """Read the growth of energy counters between two calls.
 
     A counter that wraps must be read at least once each time round: about half an hour for a processor under full load.
 

@@ -217,7 +217,7 @@ def _samples(count: int) -> str:
 
 
 class KeptForBackward:
-    """What autograd keeps from forward to backward passes inside the `with` block: each storage once.
+    """Measure the storage that autograd keeps from forward to backward inside the `with` block, each storage once.
 
     Attributes:
         num_bytes: kept so far, since the beginning or the last `forget`.

@@ -1,4 +1,4 @@
-"""Which number format a device computes in. The decision depends on hardware alone, never on a timing: a resumed run must
+"""Choose the compute dtype of a device. The decision depends on hardware alone, never on a timing: a resumed run must
 arrive at the same one."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Compute = Literal["bf16", "fp16", "32"]
 
 @dataclass(frozen=True)
 class ResolvedPrecision:
-    """What is computed in, and what the user should know about it.
+    """The chosen precision, and a notice for the user.
 
     Attributes:
         compute: format of matrix products; weights, losses and norms are always fp32.

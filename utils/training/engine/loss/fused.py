@@ -31,7 +31,7 @@ WORTH_IT = 1 << 20
 
 @dataclass(frozen=True)
 class FusedLoss:
-    """What came of it.
+    """Result of the fused loss.
 
     Attributes:
         loss_sum: scalar fp32, with graph; the sum over rows of the cross-entropy in nats, label smoothing included.

@@ -1,4 +1,4 @@
-"""What is minimised: batch -> sum of losses over targets, and how many targets there were. `tasks/` has one class per task."""
+"""Objectives: batch -> sum of losses over targets, and the number of targets. `tasks/` has one class per task."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Loss:
 
     @property
     def minimised(self) -> Tensor:
-        """What the backward pass starts from: the sum over targets, and the auxiliary loss."""
+        """Scalar to call backward on: the sum over targets plus the auxiliary loss."""
         return self.loss_sum if self.auxiliary is None else self.loss_sum + self.auxiliary
 
 
@@ -86,7 +86,7 @@ class Objective:
         raise NotImplementedError
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """What the sums of an epoch or a validation mean, by name; `sums.targets` is not 0.
+        """Compute metrics by name from the sums of an epoch or a validation; `sums.targets` is not 0.
 
         Here: `loss` (per target), and `accuracy` (0-1), the share of targets that are right, where "correct" is counted.
         """

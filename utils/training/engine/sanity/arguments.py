@@ -1,4 +1,4 @@
-"""What a trainer is given, checked for kind: what could only fail later is refused at once."""
+"""Check the types of a trainer's arguments, so that mistakes are refused at once instead of failing later."""
 
 from __future__ import annotations
 

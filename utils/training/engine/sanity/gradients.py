@@ -137,7 +137,7 @@ def _changes_loss(trial: Trial, rows: int, loss: float, parameters: list[nn.Para
 
 
 def _settings(trial: Trial, trainable: dict[str, nn.Parameter], gradients: dict[str, Tensor | None]) -> Iterator[str]:
-    """What the optimizer's settings make of gradients of this size."""
+    """Report optimizer settings that do not suit gradients of this size."""
     held = {id(parameter): group for group in trial.optimizer.param_groups for parameter in group["params"]}
     moved = [(p, g, held[id(p)]) for n, p in trainable.items() if (g := gradients[n]) is not None and id(p) in held]
     norm = math.sqrt(sum(float(g.float().square().sum()) for _, g, _ in moved))

@@ -182,7 +182,7 @@ def _takes_numbers(objective: Objective) -> bool:
 
 
 def _scores_kind(objective: Objective) -> str | None:
-    """What the loss does to scores: "classes" and "tokens" go through softmax, "yes or no" through sigmoid; None: unknown."""
+    """How the loss treats logits: "classes" and "tokens" by softmax, "yes or no" by sigmoid; None: unknown."""
     criterion = own_criterion(objective)
     if criterion is not None:
         if isinstance(criterion, nn.CrossEntropyLoss) or criterion is F.cross_entropy:

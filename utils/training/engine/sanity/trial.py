@@ -107,8 +107,8 @@ Rule = Callable[[Trial], Iterator[str]]
 def first_samples_notices(
     parts: Parts, data: UniversalDataModule, rules: tuple[Rule, ...], max_grad_norm: float, total_steps: int | None
 ) -> list[str]:
-    """What the first samples show, a sentence for each finding. Empty for streams, which cannot be read twice, and for sharded
-    models.
+    """Check the first samples; one sentence for each finding. Empty for streams, which cannot be read twice, and for
+    sharded models.
 
     A rule that cannot be applied, because the model or the criterion does not take fewer samples for example, is left out and
     logged: training itself reports what does not work.

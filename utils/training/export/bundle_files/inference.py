@@ -85,7 +85,7 @@ def _sha256(path: Path) -> str:
 
 
 class _Engine:
-    """What both engines share: the bundle's metadata and the runner of one artifact.
+    """Base of both engines: the bundle's metadata and the runner of one artifact.
 
     Args:
         folder: the bundle; default: the folder of this file.

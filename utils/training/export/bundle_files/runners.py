@@ -1,4 +1,4 @@
-"""What runs an artifact of this folder: a batch of arrays to logits. One class for each kind of artifact."""
+"""Run the artifacts of this folder: a batch of arrays to logits. One class for each kind of artifact."""
 
 from __future__ import annotations
 

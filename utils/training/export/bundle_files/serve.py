@@ -43,7 +43,7 @@ log = logging.getLogger("serve")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask for. The environment variable of a limit is its name in capitals, such as MAX_BATCH."""
+    """Limits on requests. The environment variable of a limit is its name in capitals, such as MAX_BATCH."""
 
     max_body_bytes: int = 8 * 1024 * 1024
     max_batch: int = 32
@@ -237,7 +237,7 @@ def create_app(folder: str | Path | None = None, limits: Limits | None = None) -
         return JSONResponse({"detail": "the model failed on this input; the server's log says why"}, 500)
 
     def checked(item: Item) -> Any:
-        """What the engine takes."""
+        """Validate an input for the engine."""
         wanted = "image" if vision else "text or input_ids"
         given = [name for name in ("text", "input_ids", "image") if getattr(item, name) is not None]
         if len(given) != 1 or (given == ["image"]) != vision:

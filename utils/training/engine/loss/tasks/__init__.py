@@ -1,4 +1,4 @@
-"""What can be learnt: one class in one file per task. Importing this registers all of them.
+"""Training tasks: one class in one file per task. Importing this registers all of them.
 
 `base.py` says what a task is and how another one is added; `tokens.py` holds what the tasks over a vocabulary share,
 `classes.py` what the classifying ones do; `inference.py` finds the task of a model and a batch.

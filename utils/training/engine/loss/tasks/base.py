@@ -1,4 +1,4 @@
-"""What a task is, and which tasks there are.
+"""Base class of tasks, and their registry.
 
 A further task is one class and one registration; it is then accepted in `TaskSpec(task_type=...)` like those that are here:
 
@@ -76,7 +76,7 @@ class Wording:
         return (self.class_names or {}).get(number, str(number))
 
     def inputs(self, batch: Batch, row: int) -> str:
-        """What the model is shown of one row: its text without padding, or the shape of its numbers."""
+        """Show one row's input: its text without padding, or the shape of its numbers."""
         ids = batch.get("input_ids")
         if ids is None:
             name, values = next((name, value) for name, value in batch.items() if name != "labels")
@@ -123,7 +123,7 @@ class Task(Objective):
         raise NotImplementedError
 
     def predictions(self, model: ModelCall, batch: Batch, wording: Wording) -> list[Prediction]:
-        """What the model makes of each row of `batch`, called in evaluation mode and without gradients. Here: nothing."""
+        """Predict each row of `batch`, in evaluation mode and without gradients. Here: nothing."""
         return []
 
 
@@ -199,7 +199,7 @@ def shapes_of(batch: Mapping[str, Tensor]) -> str:
 
 
 def float_ids_hint(batch: Mapping[str, Tensor]) -> str:
-    """What to do where a batch has no token ids, but rows of fractions that are whole numbers from 0 on; else nothing."""
+    """Hint for a batch without token ids whose floats are whole numbers from 0 on; else ""."""
     rows = batch.get("pixel_values")
     if "input_ids" in batch or rows is None or rows.dim() != 2 or not rows.numel():
         return ""
@@ -209,7 +209,7 @@ def float_ids_hint(batch: Mapping[str, Tensor]) -> str:
 
 
 def flattening_hint(outputs: Tensor, batch: Mapping[str, Tensor]) -> str:
-    """What to do where outputs still have the shape of an image, or another input of several dimensions; else nothing."""
+    """Hint for outputs that still have the shape of an image, or another input of several dimensions; else ""."""
     inputs = next((tensor for name, tensor in batch.items() if name != "labels"), None)
     if inputs is None or inputs.dim() < 3 or outputs.dim() != inputs.dim() or outputs.shape[:-1] != inputs.shape[:-1]:
         return ""

@@ -1,4 +1,4 @@
-"""What the classifying tasks share: counting by class, and what the counts mean.
+"""Shared parts of the classification tasks: counts by class, and the metrics computed from them.
 
 Shapes: N samples or positions that are scored, C classes.
 """
@@ -75,7 +75,7 @@ class ClassTask(Task):
 
 
 def class_count_sizes(num_classes: int | None) -> CountSizes:
-    """What is counted: targets that are right; and where the number of classes is known, three numbers for each."""
+    """Sizes of the counters: correct targets; and where the number of classes is known, three counts per class."""
     return {"correct": 1, **({} if num_classes is None else dict.fromkeys(_BY_CLASS, num_classes))}
 
 

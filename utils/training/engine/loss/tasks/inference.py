@@ -1,4 +1,4 @@
-"""Which task a model and a batch are for, where nobody said: found out, and said in a sentence."""
+"""Infer the task from model class, config and a sample batch, with a sentence that says so."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Seq2Seq(TokenTask):
 
 
 def shifted_right(labels_BT: Tensor, start: int, pad: int) -> Tensor:
-    """What a decoder reads to write `labels_BT`: `start`, then all labels but the last; `pad` for -100."""
+    """Decoder input for `labels_BT`: `start`, then all labels but the last; `pad` for -100."""
     begin_B1 = labels_BT.new_full((labels_BT.shape[0], 1), start)
     return torch.cat([begin_B1, labels_BT[:, :-1].masked_fill(labels_BT[:, :-1] == IGNORED, pad)], 1)
 

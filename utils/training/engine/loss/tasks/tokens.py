@@ -1,4 +1,4 @@
-"""What the tasks over a vocabulary share: a score for every token at every position, fused with the output layer.
+"""Shared parts of the tasks over a vocabulary: logits for every token at every position, fused with the output layer.
 
 Shapes: B batch, T positions, D width of the hidden states, V vocabulary, N positions that are scored.
 """
@@ -110,7 +110,7 @@ class TokenTask(Task):
         return Loss(found.loss_sum, count, None, self._counts(found.correct, found.plain_sum))
 
     def _counts(self, correct: Tensor, plain_sum: Tensor) -> dict[str, Tensor]:
-        """What adds up besides the loss; the cross-entropy without label smoothing only where that is not the loss itself."""
+        """Sums besides the loss; cross-entropy without label smoothing only where that is not the loss itself."""
         return {"correct": correct, "plain_loss": plain_sum} if self.label_smoothing else {"correct": correct}
 
     def _predicting(self, outputs_BTX: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class TokenTask(Task):
 
 
 def _hidden_states(model: ModelCall, layer: nn.Linear, batch: Batch) -> Tensor:
-    """What `layer` gets when the model is called."""
+    """Input of `layer` when the model is called."""
     if model.compiles(batch):
         with passing_on(layer):
             return model.uncounted(
