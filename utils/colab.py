@@ -50,7 +50,7 @@ def mount_drive(timeout_s: float = _ANSWER_TIMEOUT_S) -> Path:
 
 
 def drive_path(path: str | os.PathLike[str], timeout_s: float = _ANSWER_TIMEOUT_S) -> Path:
-    """Where a file or folder of the Drive is on this machine; the Drive is mounted where it has to be.
+    """Local path of a file or folder in Drive, which is mounted when needed.
 
     Args:
         path: a path or a pattern of paths as Colab shows it ("/content/drive/MyDrive/data.txt") or below the Drive

@@ -1,4 +1,4 @@
-"""Where the program runs: front end, device, packages. Nothing here changes anything."""
+"""Detect front end, device and packages. Nothing here changes anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def front_end() -> str:
 
 
 def ui_mode(ui: str | None = None) -> UiMode:
-    """How things are shown: live widgets, static HTML, text, or nothing.
+    """Resolve how to display: live widgets, static HTML, text, or nothing.
 
     Args:
         ui: "auto", "widget", "html", "text" or "none"; None: what the environment variable TRAINBOOK_UI says, else "auto".

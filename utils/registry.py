@@ -71,7 +71,7 @@ class Registry:
 
     @classmethod
     def list_available(cls) -> list[str]:
-        """All names, sorted."""
+        """All registered names, sorted."""
         cls._load_built_in()
         return sorted(cls._factories)
 

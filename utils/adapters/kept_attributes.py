@@ -14,8 +14,8 @@ _INTERNALS = frozenset({*vars(nn.Module()), "training"})
 
 @contextlib.contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """After the block, plain attributes of all modules are what they were: objects, values of tensors, entries of lists, dicts
-    and sets."""
+    """Restore plain attributes of all modules after the block: objects, values of tensors, entries of lists, dicts and
+    sets."""
     kept = [KeptAttributes(module) for module in model.modules()]
     try:
         yield

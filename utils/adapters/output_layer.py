@@ -1,4 +1,4 @@
-"""Where a model's logits come from: the linear layer whose output it returns untouched, found by watching one call.
+"""Find the output layer: the linear layer whose output the model returns unchanged, observed in one call.
 
 Nothing is assumed about the model's class or names. A layer counts only when the very tensor that it makes is what the model
 returns: then whatever comes after it (a scale, a cap, a cast, a slice) is known to be nothing.

@@ -39,7 +39,7 @@ class ModelSignatureInspector:
         return list(self._parameters)
 
     def get_required_parameters(self) -> list[str]:
-        """Those without a default."""
+        """Parameters without a default."""
         return [name for name, entry in self._parameters.items() if entry.default is inspect.Parameter.empty]
 
     def get_intermediate_nodes(self) -> dict[str, str]:

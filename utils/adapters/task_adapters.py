@@ -85,7 +85,7 @@ class TaskAdapter:
         return self._call(batch).argmax(-1)
 
     def get_attention_maps(self, batch: Any) -> dict[str, tuple[Tensor, ...]]:
-        """How much each position looks at each other one, from the model in evaluation mode.
+        """Attention weights by layer, from the model in evaluation mode.
 
         Returns:
             {"attentions": one tensor (B, H, T, T) a layer}; of encoder-decoder models "encoder_attentions",
@@ -126,7 +126,7 @@ class DecoderOnlyLMAdapter(TaskAdapter):
     TASK_TYPES = ("causal_lm",)
 
     def prepare_inputs(self, batch: Any) -> Batch:
-        """As in the base class; labels are the ids where none are given, and -100 on padding."""
+        """Prepare inputs as in the base class; labels default to the ids, with -100 on padding."""
         ready = super().prepare_inputs(batch)
         labels = ready.get("labels", ready.get("input_ids"))
         if labels is None:
@@ -158,7 +158,7 @@ class EncoderDecoderSeq2SeqAdapter(TaskAdapter):
     TASK_TYPES = ("seq2seq",)
 
     def prepare_inputs(self, batch: Any) -> Batch:
-        """As in the base class; what the decoder reads is made from the labels, where they are there."""
+        """Prepare inputs as in the base class; decoder inputs are made from the labels, where there are any."""
         ready = super().prepare_inputs(batch)
         return self._seq2seq.inputs(self.model, ready) if "labels" in ready else ready
 

@@ -396,7 +396,7 @@ def _equal_pair(model: nn.Module) -> tuple[str, str] | None:
 
 
 def _held(model: nn.Module) -> dict[str, int]:
-    """How much each attribute of the model's modules holds: entries of containers, and numbers in tensors."""
+    """Size of each attribute of the model's modules: entries of containers, and numbers in tensors."""
     held = {}
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():

@@ -25,7 +25,7 @@ STILL_FALLING = 0.95
 
 @dataclass(frozen=True)
 class Budget:
-    """How long the checks that train may take.
+    """Time budget of the checks that train.
 
     Attributes:
         deadline: by `time.monotonic`; math.inf: no limit.

@@ -23,7 +23,7 @@ _KEPT_EXAMPLES = 5
 
 
 class QualityThresholds(Schema):
-    """From where on a finding is a warning or a failure. Shares are of all rows of the data set, 0 to 1."""
+    """Thresholds above which a finding is a warning or a failure. Shares are of all rows of the dataset, 0 to 1."""
 
     short_characters: int = Field(10, ge=0, description="A row with fewer characters than this is short.")
     empty_warn: float = Field(0.01, ge=0, le=1, description="Share of empty rows.")

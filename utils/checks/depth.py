@@ -1,4 +1,4 @@
-"""How signals and gradients travel through depth: against each other, from the first layer to the last."""
+"""Compare signals and gradients of the first and last layers of a stack."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def gradients_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[
 
 
 def activations_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """How much the outputs of each block of a stack vary with the input, from first to last, in a model not yet trained."""
+    """Compare how much the outputs of each block of an untrained stack vary with the input, from first to last."""
     stacks = stacks_of(found.model)
     if not stacks or not is_untrained(found.model):
         return

@@ -1,4 +1,4 @@
-"""How long checks will take on this machine, from the time of one forward pass."""
+"""Estimate the duration of checks on this machine, from the time of one forward pass."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class HealthReport(CheckReport):
 
     @property
     def conclusion(self) -> str:
-        """How many checks came out how, and the score."""
+        """Number of checks by verdict, and the score."""
         return f"{super().conclusion}; health score {self.health_score:.2f}"
 
     def to_json(self) -> str:

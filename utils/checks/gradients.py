@@ -113,7 +113,7 @@ def _dead_when_zeros_move(
 
 
 def _passed_over(found: Probe, dead: set[str]) -> set[str]:
-    """Those of `dead` whose module was given nothing in this pass, and is used with other weights: experts without a token.
+    """Members of `dead` whose module got no input in this pass, but is used with other weights: experts without a token.
 
     A router decides on weights and inputs; what is detached, or not used at all, gets no gradient with any weights.
     """
@@ -140,7 +140,7 @@ def _passed_over(found: Probe, dead: set[str]) -> set[str]:
 
 
 def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
-    """Those of `modules` that are called with more than nothing in a forward pass in training mode."""
+    """Members of `modules` that get a non-empty input in a forward pass in training mode."""
     fed: set[nn.Module] = set()
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How the largest intermediate tensor grows with batch and length."""
+"""Measure how the largest intermediate tensor grows with batch size and length."""
 
 from __future__ import annotations
 

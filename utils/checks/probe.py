@@ -48,7 +48,7 @@ class CannotProbeError(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """How to call one model.
+    """A model with everything that is needed to call it.
 
     Attributes:
         model, call: the model, and from a batch to its logits.
@@ -86,7 +86,7 @@ class Probe:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     def batch(self, batch_size: int, length: int, seed: int = 0) -> dict[str, Tensor]:

@@ -269,7 +269,7 @@ def _aligned(model: nn.Module, outputs: Tensor, labels: Tensor, spec: TaskSpec, 
 
 
 def class_counts(model: nn.Module, data: CheckData, part: Any, classes: int, most_rows: int = 20_000) -> Tensor:
-    """How often each class or token is a target in `part`: (C,) fp64 on the CPU."""
+    """Count each class or token among the targets in `part`: (C,) fp64 on the CPU."""
     counts = torch.zeros(classes, dtype=torch.float64)
     for batch in batches(model, data, part, most_rows, 256):
         labels = batch.get("labels", batch.get("input_ids"))

@@ -1,4 +1,4 @@
-"""How predictions change with small changes of the input: noise on embeddings, exchanged, deleted and replaced tokens."""
+"""Measure how predictions change under perturbation: noise on embeddings, swapped, deleted and replaced tokens."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _AGAIN = "Run the checks again."
 
 @dataclass(frozen=True)
 class CheckProgress:
-    """How far a tier of checks is.
+    """Progress of a tier of checks.
 
     Attributes:
         title: of the report.
@@ -164,7 +164,7 @@ def _stopped_by(should_stop: Stop | None) -> Iterator[None]:
 def chosen(
     checks: Mapping[str, Callable[..., CheckResult]], only: Sequence[str] | None
 ) -> dict[str, Callable[..., CheckResult]]:
-    """Those of `checks` that are named; None: all. Raises `ConfigError` for a name that is not there."""
+    """Select `checks` by name; None: all. Raises `ConfigError` for an unknown name."""
     unknown = [name for name in only or () if name not in checks]
     if unknown:
         raise ConfigError(f"only: {unknown} are no checks of this tier; it has {list(checks)}.")

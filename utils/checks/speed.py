@@ -1,4 +1,4 @@
-"""How fast the model answers here, and whether time grows with the input as it should."""
+"""Measure the forward pass on this machine, and its growth with batch size and length."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class _Counting(TorchDispatchMode):
 
 
 def _growth(found: Probe) -> dict[str, float | None]:
-    """How operations and values grow with rows and length. None where they cannot be counted, or there is no length."""
+    """Growth of operations and values with rows and length. None where they cannot be counted, or there is no length."""
     names = ("operations_per_further_row", "values_per_row_for_four_times_the_rows", "values_for_twice_the_length")
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in found.model.modules()):
         return dict.fromkeys(names)

@@ -78,7 +78,7 @@ class AdaptiveConfig:
         return NodeConfig(**{name: getattr(self, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values."""
+        """Convert all settings to plain values."""
         return dataclasses.asdict(self)
 
     def update(self, **changes: Any) -> AdaptiveConfig:

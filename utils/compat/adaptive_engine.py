@@ -1,4 +1,4 @@
-"""How the engine runs a fit of the callback trainer: its trainer without a run folder of the user's, and its events."""
+"""Run `fit` of the callback trainer on the engine: a trainer without a visible run folder, and the translated events."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class NodeState(nn.Module):
 
 
 def identity_units(hidden_dim: int) -> int:
-    """How many hidden units hold a node's identity: a quarter; none below 16 hidden units."""
+    """Number of hidden units that hold a node's identity: a quarter; none below 16 hidden units."""
     return hidden_dim // 4 if hidden_dim >= _LEAST_WIDTH else 0
 
 

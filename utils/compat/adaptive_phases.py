@@ -85,7 +85,7 @@ class PhaseScheduler(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """All nodes ACTIVE, calm and rested."""
+        """Reset all nodes to ACTIVE, calm and rested."""
         self.phases = torch.full_like(self.phases, Phase.ACTIVE)
         self.anxiety = torch.zeros_like(self.anxiety)
         self.restorative_need = torch.zeros_like(self.restorative_need)

@@ -133,7 +133,7 @@ class Trainer:
         }  # fmt: skip
 
     def _prepare(self, start_epoch: int) -> None:
-        """Before the first training: what is resumed or forked."""
+        """Prepare the first training: resume or fork."""
         experiment = self.experiment_manager
         if experiment.resumed:
             refuse_foreign(experiment)
@@ -221,7 +221,7 @@ class Trainer:
         return TaskSpec("experiment", "vision", task_type=kind)
 
     def _note(self, epoch: int, state: TrainState) -> None:
-        """After each epoch: what people look at while training goes on."""
+        """Update log and plot after each epoch."""
         self._take_over(state)
         last = {name: values[-1] for name, values in self.history.items()}
         _fill(self.train_metrics, last["train_loss"], last["train_accuracy"], _length(self.train_loader))

@@ -1,4 +1,4 @@
-"""How the engine runs an experiment: its trainer with the experiment's names for files, and the callback that keeps its log."""
+"""Run an experiment on the engine: a trainer with the experiment's file names, and the callback that keeps its log."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class ExperimentFacade(RunFacade):
             start.checkpoint = {**start.checkpoint, **own}
 
     def resumed(self, state: TrainState, checkpoint: Payload) -> None:
-        """Who asks for more epochs after an early stop gets them, with all patience."""
+        """Reset the patience when more epochs are requested after an early stop."""
         stopped_early = checkpoint["state"]["stop_reason"] == "early_stopping"
         if state.epoch < self._config.epochs:
             state.stop_reason = None

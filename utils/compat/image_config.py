@@ -31,7 +31,7 @@ def _in(section: str, default: Any, description: str, **rules: Any) -> Any:
 
 
 class ImageSettings(Schema):
-    """How an image experiment is trained. Every field is a flag of the command line, by the same name."""
+    """Settings of an image experiment. Every field is a flag of the command line, by the same name."""
 
     aliases: ClassVar[Mapping[str, str]] = {"lr": "learning_rate", "seed": "random_seed"}
 

@@ -76,7 +76,7 @@ def install(*packages: str, modules: Mapping[str, Mapping[str, str]] = OLD_MODUL
 
 
 def _users_own(package: str) -> str | None:
-    """Where a package of the user's with this name is, None when the name is free or ours."""
+    """Location of a user's package with this name; None when the name is free or ours."""
     loaded = sys.modules.get(package)
     if isinstance(loaded, OldModule):
         return None

@@ -129,7 +129,7 @@ class InputCollator:
         return rows
 
     def columns_of(self, records: list[dict[str, Any]]) -> Columns:
-        """Where the texts and labels of records are. Raises DataError when one of them has no text, or no label as others."""
+        """Columns of the texts and labels of records. Raises DataError when one of them has no text, or no label as others."""
         columns = find_columns(self.task_type, records[0], labelled=None)
         for record in records:
             texts = [record.get(name) for name in (columns.text, columns.pair) if name is not None]

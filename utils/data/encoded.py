@@ -28,7 +28,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
-        """From rows of whole numbers that fit int32."""
+        """Build from rows of integers that fit int32."""
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
         values = np.fromiter((value for row in rows for value in row), dtype=np.int32, count=int(offsets[-1]))
         return cls(values, offsets)

@@ -61,7 +61,7 @@ class DataSetup(Protocol):
 
     @property
     def config_name(self) -> str | None:
-        """Its part or version, for "huggingface"; None: the default."""
+        """Configuration of the dataset on the Hub; None: the default."""
 
     @property
     def text_column(self) -> str | None:
@@ -176,7 +176,7 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
 
 
 def files_of(setup: DataSetup) -> str | os.PathLike[str]:
-    """Where the files of the setup are."""
+    """Location of the setup's files."""
     assert setup.dataset_path is not None
     if setup.dataset_source == "drive":
         return colab.drive_path(setup.dataset_path)

@@ -1,4 +1,4 @@
-"""How much of a text the tokenizer does not know."""
+"""Measure how much of a text the tokenizer maps to its unknown token."""
 
 from __future__ import annotations
 

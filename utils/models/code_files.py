@@ -163,7 +163,7 @@ def reported(what: str, files: Sequence[str] = ()) -> Iterator[None]:
 
 
 def _line(error: BaseException, files: Sequence[str]) -> str:
-    """Where in one of `files` an exception came from."""
+    """Line in one of `files` that an exception came from."""
     frames = []
     traceback = error.__traceback__
     while traceback is not None:
@@ -178,7 +178,7 @@ def _line(error: BaseException, files: Sequence[str]) -> str:
 
 
 def unused_classes(source: bytes, names: Sequence[str]) -> list[str]:
-    """Those of the classes `names` that no other class of the file uses: a model's parts are used by the model."""
+    """Classes among `names` that no other class of the file uses: submodules are used by the model."""
     used = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):

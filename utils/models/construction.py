@@ -159,7 +159,7 @@ def _keywords(factory: Callable[..., Any], name: str, arguments: Arguments, wher
 
 
 def _accepted(parameters: Mapping[str, Any], name: str, arguments: Arguments, where: str) -> dict[str, Any]:
-    """Those of the values that a signature takes."""
+    """Select the arguments that a signature takes."""
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments.values
     known = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -8,7 +8,7 @@ from utils.adapters.facts import model_facts
 
 
 def vocab_size_of(model: Any) -> int | None:
-    """How many token ids the model takes; None if that is unknown.
+    """Vocabulary size of the model; None if it is unknown.
 
     The rows of the input embedding that it names (`get_input_embeddings`, as transformers models do), else what its
     config or its first embedding table says.

@@ -381,7 +381,7 @@ def _set_labels(config: Any, spec: TaskSpec, labels: Sequence[str] | None) -> No
 
 
 def _numbers_in(files: Sequence[Path]) -> tuple[int | None, str | None]:
-    """How many numbers safetensors files hold, and the format of most; only their headers are read."""
+    """Number of parameters in safetensors files, and the most common dtype; only their headers are read."""
     counts: dict[str, int] = {}
     for file in files:
         with open(file, "rb") as opened:
@@ -452,7 +452,7 @@ def _listed(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequenc
 
 
 def _mismatches(model: Any, tokenizer: Any) -> list[str]:
-    """Where tokenizer and model do not fit each other."""
+    """Mismatches between tokenizer and model."""
     embeddings = model.get_input_embeddings() if tokenizer is not None else None
     rows = getattr(getattr(embeddings, "weight", None), "shape", (None,))[0]
     said = []

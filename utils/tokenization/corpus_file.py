@@ -65,7 +65,7 @@ def encode_corpus(
 
 
 def encode_flat(tokenizer: PreTrainedTokenizerFast, documents: Iterable[str]) -> np.ndarray:
-    """As `encode_corpus`, in memory: int32, shape (number of tokens,)."""
+    """Encode like `encode_corpus`, but in memory: int32, shape (number of tokens,)."""
     parts = _with_ends(encoded_pieces(tokenizer, documents), tokenizer.eos_token_id)
     return np.concatenate([*parts, np.array([], dtype=np.int32)])
 

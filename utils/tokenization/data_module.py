@@ -107,7 +107,7 @@ class TextBatches:
         return self._made.report
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """All rows, in an order that is a function of seed and epoch."""
+        """Loader of all training rows, in an order that is a function of seed and epoch."""
         return self._loader(self.train_dataset, EpochSampler(len(self.train_dataset), self.seed))  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:

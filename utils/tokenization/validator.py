@@ -54,7 +54,7 @@ class ValidationReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Those for which it cannot be used."""
+        """Findings for which the tokenizer cannot be used."""
         return tuple(finding for finding in self.findings if finding.level == "error")
 
     @property

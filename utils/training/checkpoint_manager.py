@@ -246,7 +246,7 @@ class CheckpointManager:
         return info
 
     def _adopt_best(self, same_model: bool) -> None:
-        """After a resume: what `best_model.pt` has reached is what is to be beaten, unless it is of another model."""
+        """Take over the score of `best_model.pt` as the one to beat after a resume, unless it is of another model."""
         self._best = None
         path = self.folder / BEST_MODEL
         if not same_model or not path.is_file():

@@ -150,7 +150,7 @@ class TrainingConfigBuilder:
     # What to change
 
     def with_training(self, /, **values: Any) -> Self:
-        """How long and with what batches: epochs, batch_size, learning_rate, early_stopping_patience, …
+        """Set length and batches of the training: epochs, batch_size, learning_rate, early_stopping_patience, …
 
         `validation_split` is accepted too and becomes `setup["val_split"]`.
         """
@@ -160,7 +160,7 @@ class TrainingConfigBuilder:
         return self._changed("with_training", values).with_dataset(val_split=split)
 
     def with_optimizer(self, /, **values: Any) -> Self:
-        """How gradients become updates: optimizer, weight_decay, betas, eps, max_grad_norm, weight_averaging, …"""
+        """Set the optimizer: optimizer, weight_decay, betas, eps, max_grad_norm, weight_averaging, …"""
         return self._changed("with_optimizer", values)
 
     def with_optimization(self, /, **values: Any) -> Self:
@@ -177,11 +177,11 @@ class TrainingConfigBuilder:
         return self._changed("with_fine_tuning", values)
 
     def with_hardware(self, /, **values: Any) -> Self:
-        """Where it runs: precision or use_amp, compile_mode, strategy, devices, num_nodes, num_workers."""
+        """Set the hardware: precision or use_amp, compile_mode, strategy, devices, num_nodes, num_workers."""
         return self._changed("with_hardware", values)
 
     def with_logging(self, /, **values: Any) -> Self:
-        """Where it is recorded: run_name, output_dir, notes, use_wandb, wandb_project, wandb_entity."""
+        """Set run name and tracking: run_name, output_dir, notes, use_wandb, wandb_project, wandb_entity."""
         return self._changed("with_logging", values)
 
     def with_checkpointing(self, /, **values: Any) -> Self:

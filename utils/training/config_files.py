@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
     _count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """As PyYAML's, within limits: its own recursion ends in RecursionError, after a second or two."""
+        """Compose a node as PyYAML does, within limits: its own recursion ends in RecursionError, after a second or two."""
         self._depth += 1
         self._count += 1
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -58,7 +58,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
-        """As PyYAML's, which reads far ahead of `compose_node` to see whether a bracket begins a key."""
+        """Scan a flow collection as PyYAML does, which reads far ahead of `compose_node` to see whether a bracket
+        begins a key."""
         if self.flow_level > _MOST_NESTED:
             raise _Unsupported(f"nested more than {_MOST_NESTED} levels deep", self.get_mark())
         super().fetch_flow_collection_start(token_class)

@@ -83,7 +83,7 @@ class ExperimentManager:
 
     @property
     def checkpoints_dir(self) -> str:
-        """Where its checkpoints are."""
+        """Folder of its checkpoints."""
         return str(self._path / "checkpoints")
 
     @property
@@ -98,7 +98,7 @@ class ExperimentManager:
 
     @property
     def config_file(self) -> str:
-        """How it was trained."""
+        """File with its settings."""
         return str(self._path / "config.yaml")
 
     def get_experiment_info(self) -> str:

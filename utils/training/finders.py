@@ -131,7 +131,7 @@ def find_learning_rate(
 
 
 class _Rising(Schedule):
-    """From `lowest` to `highest`, by the same factor each step."""
+    """Learning rate that rises from `lowest` to `highest`, by the same factor each step."""
 
     def __init__(self, config: TrainingConfig, steps: int, lowest: float, highest: float) -> None:
         super().__init__(config, steps)
@@ -142,7 +142,7 @@ class _Rising(Schedule):
 
 
 class _RangeTest(Callback):
-    """Puts the rising rate in the schedule's place, keeps the losses, and stops when they grow."""
+    """Replace the schedule by the rising rate, record the losses, and stop when they grow."""
 
     def __init__(self, steps: int, lowest: float, highest: float) -> None:
         self.steps: list[int] = []
@@ -202,7 +202,7 @@ def _fell_clearly(losses: np.ndarray, smoothed: np.ndarray, lowest_at: int) -> b
 
 
 def _trained_before(model: nn.Module, first_loss: float) -> str:
-    """How it is known that the model does not start from random weights; empty when nothing says so."""
+    """Evidence that the model does not start from random weights; empty when there is none."""
     vocab_size = model_facts(model).vocab_size
     knows_nothing = math.log(vocab_size) if vocab_size is not None and vocab_size > 1 else None
     if knows_nothing is not None and first_loss < _KNOWS_NOTHING * knows_nothing:

@@ -223,7 +223,7 @@ def _statistics_in(model: nn.Module, chosen: list[nn.Module]) -> list[tuple[str,
 
 
 def _in_evaluation(module: nn.Module, _inputs: Any) -> None:
-    """Before each forward pass of a normalisation whose statistics stand still: `model.train()` has switched it back."""
+    """Switch a frozen normalisation to evaluation mode before each forward pass: `model.train()` has switched it back."""
     if module.training:
         module.eval()
 

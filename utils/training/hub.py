@@ -59,7 +59,7 @@ class HubPush:
 
     @property
     def total_bytes(self) -> int:
-        """All files together."""
+        """Size of all files."""
         return sum(self.files.values())
 
     def __str__(self) -> str:
@@ -183,7 +183,7 @@ def _refuse_secrets(folder: Path, files: Collection[str], checked: Collection[st
 
 
 def _suspicion(file: Path, name: str) -> str | None:
-    """Where a file may hold a secret, without the secret itself; None where nothing looks like one."""
+    """Location of a possible secret in a file, without the secret itself; None where nothing looks like one."""
     if _SECRET_NAMES.fullmatch(file.name):
         return f"{name}: files of this name hold credentials"
     size = file.stat().st_size

@@ -185,7 +185,7 @@ class Worker:
         return {"results": kept(results), "full": results}
 
     def on_stop(self, ask: Callable[[str], None], keeper: LeaseKeeper) -> None:
-        """From now on `ask(reason)` stops the training; at once, when it was asked for before."""
+        """Let `ask(reason)` stop the training from now on; at once, when a stop was requested before."""
         self._ask = ask
         if keeper.lost or keeper.cancelled or self._stopping.is_set():
             ask("lease_lost" if keeper.lost else CANCELLED if keeper.cancelled else WORKER_STOPPED)

@@ -85,7 +85,7 @@ def _listed(logs: Logs | None) -> str:
 
 
 class ProfilingCallback(Callback):
-    """Where the time of training goes, in seconds, measured between the engine's events.
+    """Profile the time of training in seconds, measured between the engine's events.
 
     What is in each part:
 

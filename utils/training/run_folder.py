@@ -103,7 +103,7 @@ class RunFolder:
 
     @property
     def history_file(self) -> Path:
-        """Where the rows are."""
+        """File of the history rows."""
         return self.path / "history.jsonl"
 
     def lock(self, stack: contextlib.ExitStack) -> None:

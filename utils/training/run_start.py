@@ -1,4 +1,4 @@
-"""How a training begins: continue a run, from which checkpoint, or start a new one."""
+"""Decide how a training begins: resume a run, from which checkpoint, or start a new one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Check = Callable[[Payload, str], None]
 
 @dataclass
 class Start:
-    """How a training begins.
+    """Start of a training.
 
     Attributes:
         folder: the run's folder, locked.
@@ -165,7 +165,7 @@ def _new_run(
 
 
 def _folder_of_run(run_name: str | None, checkpoint_dir: Path | None, *, may_start: bool) -> Path | None:
-    """Where the checkpoints of run `run_name` are: in `checkpoint_dir`, or below it when another run has that folder.
+    """Checkpoint folder of run `run_name`: `checkpoint_dir`, or a folder below it when another run has that one.
 
     Args:
         may_start: whether a run that has no checkpoints yet gets a folder of its own.

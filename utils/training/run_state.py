@@ -1,4 +1,4 @@
-"""Where a run stands, read from its folder: state.json, and whether a process holds its lock."""
+"""Read a run's state from its folder: state.json, and whether a process holds its lock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 def modified_at(path: Path) -> float:
-    """When the file was last modified, in seconds since the epoch; 0 where there is none, or none any more."""
+    """Modification time of the file, in seconds since the epoch; 0 where there is none, or none any more."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -63,7 +63,7 @@ def run_name_problem(name: str) -> str | None:
 
 
 class TrainingConfig(Schema):
-    """How a model is trained: a closed, validated, immutable description that round-trips through JSON and YAML.
+    """Settings of a training: a closed, validated, immutable description that round-trips through JSON and YAML.
 
     Every field has a default. `TrainingConfig(**values)` raises `ConfigError` that lists every unknown name, wrong type,
     value out of range and contradiction. Durations are in epochs, optimizer steps, minutes or hours as the names say.

@@ -38,7 +38,7 @@ class TrialTraining:
     def of(
         cls, model: Any, train_data: Any, config: Any, task_spec: TaskSpec | None, tokenizer: Any, data_collator: Any
     ) -> TrialTraining:
-        """From what the user has: a model or a Trainer; rows or prepared data; a config or a setup."""
+        """Build from the user's arguments: a model or a Trainer; rows or prepared data; a config or a setup."""
         config = getattr(config, "training_config", config)
         prepared = train_data if hasattr(train_data, "train") and hasattr(train_data, "task_spec") else None
         # A Trainer checks its arguments, and is the one place that knows the defaults.

@@ -42,7 +42,7 @@ def _field(default: Any, title: str, description: str, *, unit: str | None = Non
 
 
 class DataSettings(Schema):
-    """Where the text comes from and how it becomes token ids. Lengths are in tokens."""
+    """Data source and tokenization. Lengths are in tokens."""
 
     aliases: ClassVar[Mapping[str, str]] = {
         "max_seq_len": "max_length",

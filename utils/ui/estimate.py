@@ -1,4 +1,4 @@
-"""How long a training will take on this machine, and how much memory: measured by doing a little of it."""
+"""Estimate time and memory of a training on this machine, from a few measured steps."""
 
 from __future__ import annotations
 

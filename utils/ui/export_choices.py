@@ -123,7 +123,7 @@ def panel_text(choices: Sequence[ExportChoice], written: Mapping[str, Any], fail
 
 
 def archive_path(results: Any) -> Path:
-    """Where the archive of a run's exports is."""
+    """Path of the archive of a run's exports."""
     run_dir = Path(results.run_dir).absolute()
     return run_dir / "exports" / f"{run_dir.name}-exports.zip"
 

@@ -153,7 +153,7 @@ def sentence(run: LiveRun, stop_reason: str | None = None) -> str:
 
 
 def _place(run: LiveRun) -> list[str]:
-    """How far the run is."""
+    """Progress of the run."""
     parts = []
     if run.step or run.total_steps:
         total = f" of {run.total_steps:,}" if run.total_steps else ""

@@ -1,4 +1,4 @@
-"""Where the wizard's model comes from: the notebook, or a pretrained model that the setup names.
+"""Source of the wizard's model: the notebook, or a pretrained model that the setup names.
 
 What a pretrained model is, is read from its files. Its weights are loaded only by `load_source`.
 """
@@ -117,7 +117,7 @@ def source_rows(facts: PretrainedFacts) -> dict[str, str]:
 
 
 def tokenizer_sentence(setup: SetupConfig) -> str:
-    """Whose tokenizer a pretrained model is trained with; "" for the notebook's model."""
+    """Name the tokenizer that a pretrained model is trained with; "" for the notebook's model."""
     if setup.pretrained_model is None:
         return ""
     found = source_facts(setup)

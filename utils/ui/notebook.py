@@ -37,7 +37,7 @@ def start_notebook() -> None:
 
 
 def explain_cell_order() -> None:
-    """From now on, a cell that needs a name of a cell not yet run ends with one line that names that cell.
+    """Install a handler: a cell that needs a name of a cell not yet run ends with one line that names that cell.
 
     The error itself stays as it is. Outside IPython nothing happens; a second call changes nothing.
     """

@@ -85,7 +85,7 @@ def _num_parameters(name: str, arguments: tuple[tuple[str, Any], ...]) -> int:
 
 
 def model_sentence(preset: Preset | None, facts: ModelFacts | None) -> str:
-    """That a preset leaves the model as it is, where the model is not the one that the preset was made for; else ""."""
+    """Notice that a preset leaves the model as it is, where the model is not the one that the preset was made for; else ""."""
     if preset is None or facts is None or made_for(preset, facts):
         return ""
     size = "" if facts.parameters is None else f" ({parameters_text(facts.parameters)})"

@@ -141,7 +141,7 @@ class _FirstStep(Callback):
 
 @dataclass
 class _Epoch:
-    """When things happened in one epoch."""
+    """Timestamps of one epoch."""
 
     began: float
     steps: list[float] = field(default_factory=list)

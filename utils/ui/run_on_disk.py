@@ -49,7 +49,7 @@ class RunFollower:
         self._saved_before_pause: tuple[Path | None, float] | None = None  # None: no pause is requested
 
     def tell(self, run_dir: str, row: Mapping[str, Any]) -> None:
-        """Where the run is, and its newest progress; called by the thread that watches the processes."""
+        """Receive the run's location and its newest progress; called by the thread that watches the processes."""
         self._row = row
         self.run_dir = Path(run_dir)
 

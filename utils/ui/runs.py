@@ -80,7 +80,8 @@ def newest_run(output_dir: str | Path = "runs") -> Path | None:
 
 
 def continue_sentence(output_dir: str | Path = "runs", now_s: float | None = None) -> str:
-    """How to continue the newest run in `output_dir`, or start a new one; empty where it is finished, under way, or absent.
+    """Sentence on resuming the newest run in `output_dir`, or starting a new one; empty where it is finished, running,
+    or absent.
 
     Args:
         now_s: seconds since 1970; None: now.
@@ -99,7 +100,7 @@ def continue_sentence(output_dir: str | Path = "runs", now_s: float | None = Non
 
 
 def _age(seconds: float) -> str:
-    """How long ago, to one unit."""
+    """Age in words, to one unit."""
     for name, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{int(seconds // length)} {name} ago"

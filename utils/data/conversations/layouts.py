@@ -59,7 +59,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the records of a table hold a conversation.
+    """Layout of a conversation in the records of a table.
 
     Attributes:
         name: one of `LAYOUTS`.

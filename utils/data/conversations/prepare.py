@@ -278,7 +278,7 @@ def _members(part: _Part, length: int, packed: bool) -> list[list[int]]:
 def _first_roles(
     renderer: Renderer, conversations: Sequence[Conversation], part: _Part, members: Sequence[Sequence[int]], length: int
 ) -> tuple[tuple[str | None, ...], ...]:
-    """Whose turn each token of the first rows belongs to. `length`: of a row that is filled up; 0: rows end with their text."""
+    """Role of each token of the first rows. `length`: of a row that is filled up; 0: rows end with their text."""
     by_row = {one.row: one for one in conversations}
     found = []
     for numbers in members[:_SHOWN_ROWS]:

@@ -139,7 +139,7 @@ class Renderer:
             raise DataError(f"the chat template refuses it: {str(error)[:200] or type(error).__name__}") from error
 
     def _span(self, messages: list[Message], place: int, until: str) -> tuple[int, int]:
-        """Where answer number `place` is in the rendering that ends with it, in characters."""
+        """Character span of answer number `place` in the rendering that ends with it."""
         before = self._text(messages[:place], prompt=True) if place else self._beginning()
         start = len(os.path.commonprefix([before, until]))  # noqa: RUF071 - characters are meant
         if start < len(before):

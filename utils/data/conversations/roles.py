@@ -1,4 +1,4 @@
-"""Whose turn each token of a rendered conversation belongs to, for showing it."""
+"""Assign a role to each token of a rendered conversation, for the preview."""
 
 from __future__ import annotations
 

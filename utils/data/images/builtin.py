@@ -40,7 +40,7 @@ class _FilesDataset(BaseDataset):
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """Folder of its files."""
         return self.root / self.FOLDER
 
     @property

@@ -144,7 +144,7 @@ class _PickledDtype:
 
 
 def _encoded(text: str, encoding: str = "latin-1") -> bytes:
-    """How bytes are written in pickles of protocol 2."""
+    """Encode bytes as pickles of protocol 2 do."""
     if encoding not in ("latin1", "latin-1"):
         raise DataError(f"holds bytes in {encoding[:20]!r}; only latin-1 is expected.")
     return text.encode("latin-1")

@@ -130,7 +130,7 @@ class BaseDataset(ABC):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
 
     @property
     @abstractmethod

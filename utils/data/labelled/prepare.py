@@ -206,7 +206,7 @@ def _sizes(
     max_target_length: int | None,
     vocab_size: int | None,
 ) -> _Sizes:
-    """How long and how many. Raises ConfigError when more is asked for than the model has."""
+    """Resolve lengths and vocabulary size. Raises ConfigError when more is asked for than the model has."""
     takes, vocabulary = (max_seq_len_of(model), vocab_size_of(model)) if model is not None else (None, None)
     usual = BLOCK_SIZE if spec.task_type in _LANGUAGE_MODELS else MAX_LENGTH
     numbers: dict[str, Any] = {

@@ -37,7 +37,7 @@ class Targets:
     classes: Classes | None = None
 
     def at(self, places: np.ndarray) -> Targets:
-        """Those of some examples."""
+        """Select the targets of some examples."""
         if self.values is None:
             return self
         chosen = self.values[places] if isinstance(self.values, np.ndarray) else [self.values[i] for i in places]
@@ -58,7 +58,7 @@ class Targets:
         return self.values if self.values.ndim == 1 else np.ascontiguousarray(self.values[:, 0])
 
     def counts(self) -> np.ndarray:
-        """How often each class occurs, int64 (C,)."""
+        """Count the examples of each class, int64 (C,)."""
         assert self.classes is not None
         if self.values is None or len(self.values) == 0:
             return np.zeros(len(self.classes), dtype=np.int64)

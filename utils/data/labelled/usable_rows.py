@@ -39,7 +39,7 @@ class Part:
         return len(self.rows)
 
     def at(self, places: np.ndarray) -> Part:
-        """Those rows that stand at `places` of this part."""
+        """Select the rows at `places` of this part."""
         return replace(self, rows=self.rows[places])
 
     def chunks(self) -> Iterator[tuple[slice, list[Any], list[Any] | None]]:

@@ -1,4 +1,4 @@
-"""How far one data set is from another: distances between distributions, 0 for the same and 1 for nothing in common."""
+"""Distances between the distributions of two datasets: 0 for the same, 1 for nothing in common."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def js_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _length_counts(first_N: np.ndarray, second_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many rows have lengths in each quarter of an octave. Empty rows are a class of their own."""
+    """Count rows by length in each quarter of an octave. Empty rows are a class of their own."""
     classes = [
         np.where(lengths_N > 0, 1 + np.round(4 * np.log2(np.maximum(lengths_N, 1))), 0).astype(np.int64)
         for lengths_N in (first_N, second_N)

@@ -201,7 +201,7 @@ def _blocks(texts: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _counted(labels: Iterable[Any] | None, num_rows: int) -> tuple[Counter[Any] | None, int]:
-    """How often each label occurs, and how many rows have none."""
+    """Count each label, and the rows without one."""
     if labels is None:
         return None, 0
     counts: Counter[Any] = Counter()

@@ -119,7 +119,7 @@ def wider(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def _first_misfit(values: Sequence[Any], known: pa.DataType | None) -> int:
-    """Where the first value stands that does not fit to those before it: the shortest beginning without a common type."""
+    """Index of the first value that does not fit those before it: the shortest prefix without a common type."""
     low, high = 0, len(values)
     while low + 1 < high:
         middle = (low + high) // 2

@@ -18,7 +18,8 @@ _FORMAT = 2
 
 
 def default_cache_dir() -> Path:
-    """Where tables are kept: below $XDG_CACHE_HOME, else ~/.cache. It may be deleted whenever nothing is being trained."""
+    """Default folder of cached tables: below $XDG_CACHE_HOME, else ~/.cache. It may be deleted whenever nothing is
+    being trained."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "trainbook" / "datasets"
 

@@ -67,7 +67,7 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _cut_before(text: str) -> int:
-    """Where the first row of a text that is too long ends: after its last blank, else at the limit."""
+    """Where to split a text that is too long: after its last blank, else at the limit."""
     blank = text.rfind(" ", 0, LONGEST_TEXT) + 1
     return blank if blank else LONGEST_TEXT
 

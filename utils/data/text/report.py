@@ -194,7 +194,7 @@ def unigram_loss(train_blocks: np.ndarray, validation_blocks: np.ndarray, vocab_
 
 
 def _counts(blocks: np.ndarray, num_ids: int) -> np.ndarray:
-    """How often each id occurs, int64 (num_ids,). Some rows at a time: a count needs 8 bytes for each id that it reads."""
+    """Count each id, int64 (num_ids,). Some rows at a time: a count needs 8 bytes for each id that it reads."""
     rows = max(1, _COUNTED_AT_ONCE // blocks.shape[1])
     counts_V = np.zeros(num_ids, dtype=np.int64)
     for start in range(0, len(blocks), rows):

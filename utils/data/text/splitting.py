@@ -191,7 +191,7 @@ def _ends(documents: Sequence[str], val_split: float) -> Split:
 
 
 def _cut(text: str, val_split: float) -> int:
-    """Where the last `val_split` of `text` begins: at the nearest line, else at the nearest word, else right there."""
+    """Start of the last `val_split` of `text`: at the nearest line, else at the nearest word, else right there."""
     wanted = round(len(text) * (1 - val_split))
     for separator in ("\n", " "):
         before = text.rfind(separator, 0, wanted) + 1

@@ -16,7 +16,7 @@ _PERCENTILES = {"p05_chars": 5, "p25_chars": 25, "median_chars": 50, "p75_chars"
 
 
 def text_statistics(dataset: Any, text_column: str | None = None) -> dict[str, Any]:
-    """How many texts there are and how long they are.
+    """Number and lengths of texts.
 
     Args:
         dataset: a `datasets.Dataset` or IterableDataset, which is read once, or a list of texts.

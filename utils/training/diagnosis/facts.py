@@ -211,7 +211,7 @@ def _features(batches: list[Batch]) -> Tensor | None:
 
 
 def neighbour_score(inputs_ND: Tensor, labels: Tensor) -> dict[str, Any]:
-    """How well the nearest other samples predict a label: a floor for what the inputs say about it (Cover & Hart 1967).
+    """Accuracy of predicting a label by its nearest other samples: a floor for what the inputs tell (Cover & Hart 1967).
 
     Accuracy for classes, explained variance (r2) for numbers, each sample predicted by its `_NEIGHBOURS` nearest others in
     standardised features.

@@ -52,7 +52,7 @@ class Guess:
 
     @property
     def score(self) -> str:
-        """Its loss, or its accuracy where the loss compares with nothing."""
+        """Its loss, or its accuracy where the loss has no baseline."""
         return f"{self.loss:.4g}" if math.isfinite(self.loss) else f"an accuracy of {self.accuracy or 0.0:.2f}"
 
 
@@ -299,8 +299,8 @@ class RunRecord:
 
     @cached_property
     def movement(self) -> float | None:
-        """How far the weights moved over the run, relative to their size: an upper bound, the typical relative update of
-        the median matrix times the steps. None where it was not measured."""
+        """Relative movement of the weights over the run: an upper bound, the typical relative update of the median
+        matrix times the steps. None where it was not measured."""
         seen = [ratio for look in self.looks if (ratio := relative_update(look)) is not None]
         return None if not seen else float(np.median(seen)) * self.done
 

@@ -39,7 +39,7 @@ class Sums:
     counts: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Convert to plain values."""
         return {**vars(self), "counts": {name: list(values) for name, values in self.counts.items()}}
 
     @classmethod
@@ -95,12 +95,12 @@ def metrics_of(sums: Sums, objective: Objective, prefix: str) -> dict[str, float
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """As fp64, in which counts of any size add up exactly; as fp32 on Apple's GPUs, which have nothing wider."""
+    """Convert to fp64, in which counts of any size add up exactly; to fp32 on Apple's GPUs, which have nothing wider."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def pack_counts(counts: Mapping[str, Tensor], sizes: CountSizes, like: Tensor) -> Tensor:
-    """All counts in one row, in the order of `sizes`, so that they travel together; 0 for what is not there.
+    """Concatenate all counts in the order of `sizes`, to transfer them together; 0 for missing ones.
 
     Args:
         like: a tensor on the same device.

@@ -29,7 +29,7 @@ class SkipRule:
         self._skip, self._state = skip, state
 
     def limits(self, step: int) -> tuple[int, float]:
-        """How many may be left out: in a row, and in all after `step` steps."""
+        """Maximum number of skipped steps: in a row, and in all after `step` steps."""
         if not self._skip:
             return 0, 0.0
         return _SKIPS_IN_A_ROW, max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * step)

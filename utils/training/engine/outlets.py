@@ -1,4 +1,4 @@
-"""Where the loop leaves what it produces: checkpoints and history rows; and stand-ins that keep nothing on disk."""
+"""Outputs of the loop: checkpoints and history rows; and stand-ins that keep nothing on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from utils.training.engine.state import Row
 
 
 class Saver(Protocol):
-    """Where the loop leaves its state. Decides nothing about training."""
+    """Sink for the loop's state. Decides nothing about training."""
 
     def after_step(self) -> None:
         """Save when a time-based save is due."""
@@ -24,7 +24,7 @@ class Saver(Protocol):
 
 
 class Records(Protocol):
-    """Where history rows go, and where a request to stop may come from: a run's folder."""
+    """Sink for history rows, and source of stop requests: a run's folder."""
 
     def record(self, row: Row) -> None:
         """Take one row."""

@@ -308,7 +308,7 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def curves_path(self) -> Path:
-        """Where `plot` and `show` leave the curves."""
+        """File that `plot` and `show` write the curves to."""
         return self.run_dir / "plots" / "curves.png"
 
     def show(self, baseline: float | None = None) -> None:

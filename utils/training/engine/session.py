@@ -46,7 +46,7 @@ class Session:
 
     @property
     def state(self) -> TrainState:
-        """Where the run stands."""
+        """State of the run."""
         return self.loop.state
 
     def settle(self) -> None:

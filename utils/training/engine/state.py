@@ -33,7 +33,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """Where a run stands. Two runs that agree in this (and in weights, optimizer and random state) go on identically.
+    """State of a run. Two runs that agree in it (and in weights, optimizer and random state) continue identically.
 
     Attributes:
         step: optimizer steps done, skipped ones included.
@@ -113,7 +113,7 @@ class TrainState:
         return self.best.step == self.step
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """Convert to plain values, for a checkpoint."""
         return {
             "step": self.step, "epoch": self.epoch, "samples_done": self.samples_done, "targets_done": self.targets_done,
             "epoch_sums": self.epoch_sums.to_dict(), "window_sums": self.window_sums.to_dict(), "best": vars(self.best).copy(),

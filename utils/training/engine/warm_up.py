@@ -1,4 +1,4 @@
-"""Before the run's clock starts: how many samples fit at once, and compiling."""
+"""Preparations before the run's clock starts: find the micro-batch size, and compile."""
 
 from __future__ import annotations
 

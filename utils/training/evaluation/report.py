@@ -39,7 +39,7 @@ class GeneratedExample:
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """How the texts that a model writes compare with the expected ones.
+    """Comparison of generated texts with their references.
 
     Attributes:
         kind: "conversations", "completions" (a prompt that is continued as it is) or "seq2seq".

@@ -166,7 +166,7 @@ class _Limited:
         self._source, self._member, self._left = source, member, member.size
 
     def read(self, size: int = -1, /) -> bytes:
-        """As a file's `read`."""
+        """Read like a file."""
         data = self._source.read(size)
         self._left -= len(data)
         if self._left < 0:

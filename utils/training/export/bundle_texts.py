@@ -60,7 +60,7 @@ CMD ["python", "serve.py", "--host", "0.0.0.0", "--port", "8080"]
 
 
 def torchserve_config(name: str) -> dict[str, Any]:
-    """How TorchServe runs the model."""
+    """TorchServe's configuration of the model."""
     return {
         "modelName": name, "modelVersion": "1.0", "runtime": "python", "minWorkers": 1, "maxWorkers": 2, "batchSize": 8,
         "maxBatchDelay": 50, "responseTimeout": 120, "deviceType": "cpu",

@@ -143,7 +143,7 @@ def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -
 
 
 def accepted(write: Exporter, **arguments: Any) -> dict[str, Any]:
-    """Those of `arguments` that an exporter takes."""
+    """Select the arguments that an exporter takes."""
     parameters = inspect.signature(write).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
 

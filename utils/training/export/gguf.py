@@ -45,7 +45,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one family of models is laid out in GGUF.
+    """GGUF layout of one model family.
 
     Attributes:
         name: GGUF's name of the family.

@@ -109,7 +109,8 @@ def auto_class(model: Any) -> Any:
 
 
 def scores_of(model: nn.Module, call: ModelCall | None = None) -> Logits:
-    """From a batch to logits; of a model for extractive question answering both of its logits, without a head its states."""
+    """Make a function from batch to logits; start and end logits of extractive question answering, hidden states
+    without a head."""
     call = call or ModelCall(model)
 
     def scores(batch: Mapping[str, Tensor]) -> Tensor:

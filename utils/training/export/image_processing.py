@@ -1,4 +1,4 @@
-"""How images become a model's input; in a Hugging Face folder as the processor that `AutoImageProcessor` and pipelines load."""
+"""Image preprocessing of a model; in a Hugging Face folder as the processor that `AutoImageProcessor` and pipelines load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNKNOWN = (
 
 
 def preprocessing_of(model: nn.Module, config: Any, task_spec: TaskSpec) -> dict[str, Any]:
-    """How an image becomes the model's input: {"channels", "height", "width", "mean", "std"}; pixels are scaled to 0 … 1 first.
+    """Preprocessing of an image: {"channels", "height", "width", "mean", "std"}; pixels are scaled to 0 … 1 first.
 
     From task_spec.preprocessing_config, else from the model or its config.
 

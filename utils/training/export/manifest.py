@@ -21,7 +21,7 @@ BUNDLE_RECORD = "metadata.json"
 
 @dataclass(frozen=True)
 class Differences:
-    """How a folder differs from its record; names are relative to it.
+    """Differences between a folder and its manifest; names are relative to it.
 
     Attributes:
         missing: recorded files that are not there; altered: files with other content; unknown: files not recorded.

@@ -44,7 +44,7 @@ class ExportResult(Mapping[str, Any]):
 
     @property
     def agreement(self) -> str:
-        """How well the exported model agrees with the model, in words."""
+        """Agreement of the exported model with the original, in words."""
         if not self.parity:
             return "not compared with the model"
         if "shapes" not in self.parity:

@@ -128,7 +128,7 @@ def _verify(
 
 
 def _made_by(model: nn.Module) -> dict[str, Any]:
-    """How another process makes a module of the same class. Raises UnreadableError: only the model's owner knows how."""
+    """Request with which another process makes a module of the same class. Raises UnreadableError: it cannot."""
     made, config = type(model), getattr(model, "config", None)
     found = {"loader": (made.__module__, made.__qualname__), "path": list(sys.path)}
     if config is not None and hasattr(model, "save_pretrained") and hasattr(config, "to_json_string"):

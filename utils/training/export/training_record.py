@@ -86,7 +86,7 @@ class TrainingRecord:
 
     @property
     def preparation(self) -> Mapping[str, str]:
-        """How the data were prepared."""
+        """Preprocessing of the data."""
         setup = self.recorded.get("setup") or {}
         names = {"max_length": "Block length (tokens)", "val_split": "Validation split", "text_column": "Text column"}
         return {title: shown(setup[name]) for name, title in names.items() if setup.get(name) is not None}

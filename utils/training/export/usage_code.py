@@ -28,7 +28,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spi
 
 @dataclass(frozen=True)
 class Usage:
-    """How to use one exported format.
+    """Usage code of one exported format.
 
     Attributes:
         title: what is loaded with what.

@@ -163,7 +163,7 @@ class JobConfig:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> JobConfig:
-        """From the durable form, or from the key of a job of this process.
+        """Load from the durable form, or from the key of a job of this process.
 
         Raises:
             ConfigError: something cannot be imported here, or the settings are of another version.

@@ -44,7 +44,7 @@ Tell = Callable[[str, Mapping[str, Any]], None]
 
 
 def processes_for(config: TrainingConfig) -> int | None:
-    """How many processes are to be started for this training; None: it runs in this process.
+    """Number of processes to start for this training; None: it runs in this process.
 
     `devices`, or with "auto" as many as there are GPUs. On a machine without GPUs two processes share the CPU.
     """

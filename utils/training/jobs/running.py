@@ -1,4 +1,4 @@
-"""From a job to a training in this process."""
+"""Run a job's training in this process."""
 
 from __future__ import annotations
 

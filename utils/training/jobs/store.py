@@ -125,7 +125,7 @@ class Job:
 
     @classmethod
     def of(cls, row: Row[Any]) -> Job:
-        """From the database."""
+        """Load from a database row."""
         values = dict(row._mapping)
         for name in ("spec", "progress", "results"):
             values[name] = None if values[name] is None else json.loads(values[name])
@@ -300,7 +300,7 @@ class JobStore:
             self._end_leases(c)
 
     def due(self) -> int:
-        """How many waiting jobs any process could claim now."""
+        """Number of waiting jobs that any process could claim now."""
         with self.database.reading() as c:
             query = sa.select(sa.func.count()).where(_j.status == "pending", self._is_due, _j.home.is_(None))
             return int(c.execute(query).scalar_one())
@@ -318,7 +318,7 @@ class JobStore:
             return bool(self._write_as_owner(c, job, values).cancel_requested)
 
     def note_run(self, job: Job, run_dir: str) -> None:
-        """Where the run is, as the job's owner."""
+        """Store the location of the run, as the job's owner."""
         with self.database.writing() as c:
             self._write_as_owner(c, job, {"run_dir": run_dir})
 

@@ -188,7 +188,7 @@ class ExportRegistry:
         return model.path.exists() and _measured(model.path)[1] == model.sha256
 
     def lineage(self, name: str, version: int) -> list[dict[str, Any]]:
-        """Where a version comes from: its run, then the runs that this one was started from."""
+        """Lineage of a version: its run, then the runs that this one was forked from."""
         model = self.get(name, version)
         if model.run is None:
             return []

@@ -53,7 +53,7 @@ _WRONG_FROM_THE_START = (ConfigError, DataError, ModelError)
 
 @dataclass(frozen=True)
 class Ending:
-    """How the training of a trial ended.
+    """Outcome of a trial's training.
 
     Attributes:
         trial: with its status, value and run. refusal: the error that kept it from starting, if one did.
@@ -85,7 +85,7 @@ class SearchJob:
         cls, model: Any, train_data: Any, val_data: Any, training_config: Any, model_config: Any,
         task_spec: TaskSpec | None, tokenizer: Any, data_collator: Any, callbacks: Sequence[Callback],
     ) -> SearchJob:  # fmt: skip
-        """From what the user has: rows or prepared data; a config, a mapping or a setup."""
+        """Build from the user's arguments: rows or prepared data; a config, a mapping or a setup."""
         if not isinstance(model, nn.Module) and not callable(model):
             raise ModelError(f"a search takes a model or a factory that makes one; got a {type(model).__name__}.")
         own = getattr(training_config, "training_config", training_config)

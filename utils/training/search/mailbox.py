@@ -16,7 +16,7 @@ class Mailbox:
         self._questions.append((number, epoch, value))
 
     def questions(self) -> list[tuple[int, int, float]]:
-        """Those that were not taken yet."""
+        """Unanswered questions."""
         taken, self._questions = self._questions, []
         return taken
 
@@ -29,7 +29,7 @@ class Mailbox:
         return self._answers.pop((number, epoch), None)
 
     def stop(self, reason: str) -> None:
-        """All trials are to stop."""
+        """Ask all trials to stop."""
         self._reason = reason
 
     def stop_reason(self) -> str | None:

@@ -142,7 +142,7 @@ class _RayRun:
         return stopped
 
     def _ending(self, task: Any) -> Ending:
-        """How the task's trial ended, or is to end soon."""
+        """Outcome of the task's trial, which has ended or is about to."""
         from ray.exceptions import RayError, RayTaskError
 
         trial = self.running[task]

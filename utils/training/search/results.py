@@ -48,17 +48,17 @@ class SearchResults(Mapping[str, Any]):
 
     @property
     def best_params(self) -> dict[str, Any] | None:
-        """Its values, by the config's names."""
+        """Values of the best trial, by the config's names."""
         return None if self.best_trial is None else dict(self.best_trial.params)
 
     @property
     def best_value(self) -> float | None:
-        """Its value of the monitored metric."""
+        """The best trial's value of the monitored metric."""
         return None if self.best_trial is None else self.best_trial.value
 
     @property
     def best_model_path(self) -> str | None:
-        """Its best checkpoint."""
+        """Best checkpoint of the best trial."""
         return None if self.best_trial is None else self.best_trial.best_model_path
 
     @property
@@ -71,7 +71,7 @@ class SearchResults(Mapping[str, Any]):
 
     @property
     def n_trials(self) -> int:
-        """How many trials there are."""
+        """Number of trials."""
         return len(self.trials)
 
     def __getitem__(self, key: str) -> Any:
@@ -121,7 +121,7 @@ class SearchResults(Mapping[str, Any]):
 
     @property
     def plot_path(self) -> Path:
-        """Where `plot` and `show` leave the figure."""
+        """File that `plot` and `show` write the figure to."""
         return self.folder / "plots" / "search.png"
 
     def plot(self) -> Figure:

@@ -221,7 +221,7 @@ class SearchSession:
                 raise self.first_refusal
 
     def forget_if_nothing_was_trained(self) -> None:
-        """After an error: leave no record of a search whose every trial was refused."""
+        """Delete the record of a search whose every trial was refused, after an error."""
         if self.first_refusal is not None:
             with self.record.shared():
                 self._discard_if_nothing_was_trained()

@@ -36,7 +36,7 @@ class Choices:
 
     @property
     def count(self) -> int | None:
-        """How many values there are; None when they cannot be counted."""
+        """Number of values; None when they cannot be counted."""
         return len(self.values)
 
     def grid(self) -> list[Any] | None:
@@ -48,7 +48,7 @@ class Choices:
         return self.values[int(generator.integers(len(self.values)))]
 
     def describe(self) -> dict[str, Any]:
-        """As a search file writes it."""
+        """Description for the search file."""
         return {"values": list(self.values)}
 
 
@@ -87,7 +87,7 @@ class Range:
         return round(value) if self.whole else value
 
     def describe(self) -> dict[str, Any]:
-        """As a search file writes it."""
+        """Description for the search file."""
         points = {} if self.points is None else {"points": self.points}
         return {"min": self.low, "max": self.high, "log": self.log, **points}
 
@@ -175,7 +175,7 @@ class SearchSpace:
 
     @property
     def size(self) -> int | None:
-        """How many combinations there are; None when they cannot be counted."""
+        """Number of combinations; None when they cannot be counted."""
         counts = [dimension.count for dimension in self.dimensions.values()]
         return None if None in counts else math.prod(count for count in counts if count is not None)
 

@@ -294,7 +294,7 @@ class Pruning(Callback):
 
 
 def _take_over(trial: Trial, frozen: optuna.trial.FrozenTrial) -> None:
-    """How a trial ended, from the study's storage."""
+    """Take over a trial's outcome from the study's storage."""
     statuses: dict[str, TrialStatus] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
     trial.status = statuses[frozen.state.name]
     trial.value = frozen.value

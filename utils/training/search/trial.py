@@ -41,7 +41,7 @@ class Trial:
         return self.status in ("finished", "pruned", "failed")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Convert to plain values."""
         return asdict(self)
 
     @classmethod

@@ -19,7 +19,7 @@ VARIABLE = "TRAINBOOK_TRACKERS"
 
 
 class _Known(NamedTuple):
-    """Where a tracker's class is, the package it needs, and how that is installed."""
+    """Class of a tracker, the package it needs, and how that is installed."""
 
     place: str
     package: str

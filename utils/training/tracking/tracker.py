@@ -29,7 +29,7 @@ class RunFacts:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where a run's metrics go.
+    """Destination of a run's metrics.
 
     All methods are called from a background thread, so they may block and may raise: the training does not notice. The first
     exception ends the tracking of this run, and is reported once, at its end.

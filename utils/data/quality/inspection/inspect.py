@@ -1,4 +1,4 @@
-"""All findings about a data set, from samples of its parts."""
+"""Inspect a dataset by samples of its parts."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _UNSEEN_TOKENS = 0.3
 
 @dataclass(frozen=True)
 class Shift:
-    """How columns differ: the cause "scale", "range" or "distribution", and how in words."""
+    """Difference between columns: the cause "scale", "range" or "distribution", and a description."""
 
     cause: str
     what: str

@@ -41,7 +41,7 @@ _COUNTERS = ("step", "epoch", "samples_done", "targets_done", "rows_written")
 
 
 class _WrongContentError(Exception):
-    """Where the content is wrong, what was got and what belongs there."""
+    """Invalid content of a checkpoint: its place, what was got and what was expected."""
 
 
 def checked_content(payload: Any, source: str, *, random_state: bool = True) -> Payload:

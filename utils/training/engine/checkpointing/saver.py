@@ -1,4 +1,4 @@
-"""When and what a run saves: the state of everything, as one checkpoint payload."""
+"""Decide when a run saves, and collect its whole state in one checkpoint payload."""
 
 from __future__ import annotations
 

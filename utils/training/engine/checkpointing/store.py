@@ -109,7 +109,7 @@ class Entry:
 
     @property
     def position(self) -> tuple[int, int]:
-        """How far the run was: larger is newer."""
+        """Progress of the run, to compare: larger is newer."""
         return self.step, self.epoch
 
 
@@ -172,7 +172,7 @@ def newest(
 
 
 def newest_header(folder: Path) -> tuple[Path, Payload]:
-    """As `newest`, without the tensors: a few kilobytes are read of a checkpoint of any size.
+    """Like `newest`, without the tensors: a few kilobytes are read of a checkpoint of any size.
 
     Raises:
         As `newest`; damage to the tensors' data is not noticed.
@@ -315,7 +315,7 @@ class CheckpointStore:
         return 1.0 if self.mode == "min" else -1.0
 
     def _ranked(self, entries: list[Entry]) -> list[Entry]:
-        """Those with a value: the run's best, then by value."""
+        """Entries with a value: the run's best, then by value."""
         valued = [entry for entry in entries if entry.value is not None and entry.value == entry.value]
         best_step = _best_step(entries)
         return sorted(

@@ -72,7 +72,7 @@ class _Pieces:
         return len(view)
 
     def flush(self) -> None:
-        """As files have it; torch calls it."""
+        """Flush as files do; torch calls it."""
         self._file.flush()
 
 
@@ -81,7 +81,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, set, tor
 
 
 def _not_plain(value: Any, place: str = "") -> list[str]:
-    """Where `value` holds something else than tensors and plain values."""
+    """Places in `value` that hold anything but tensors and plain values."""
     if isinstance(value, Tensor) or type(value) in _PLAIN:
         return []
     if type(value) in (dict, OrderedDict):

@@ -103,7 +103,7 @@ class Parts:
 
     @property
     def num_counts(self) -> int:
-        """How many numbers the objective counts besides the loss."""
+        """Number of counters of the objective besides the loss."""
         return sum(self.objective.count_sizes.values())
 
     def pack_counts(self, loss: Loss) -> Tensor:

@@ -158,7 +158,7 @@ def _check_numbers(config: TrainingConfig, launch: Launch) -> list[str]:
 
 
 class World:
-    """All processes of a training, as one of them sees it. This one: a process alone.
+    """All processes of a training, as seen by one of them. This class: a single process.
 
     What is said here is collective: every process must come to the same calls in the same order.
 

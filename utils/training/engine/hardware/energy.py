@@ -1,4 +1,4 @@
-"""How much energy a run takes, where the machine counts it.
+"""Measure the energy that a run takes, where the machine counts it.
 
 Processors: the RAPL counters that Linux shows below /sys/class/powercap (Intel and AMD; often readable by root only). They
 count the whole processor package, other programs included, and neither memory nor the power supply. NVIDIA GPUs: NVML's counter
@@ -53,7 +53,7 @@ class EnergyUse:
 
     @property
     def kwh(self) -> float | None:
-        """All counters together in kilowatt-hours; None: nothing was counted."""
+        """Sum of all counters in kilowatt-hours; None: nothing was counted."""
         return sum(self.joules.values()) / JOULES_PER_KWH if self.joules else None
 
     def add(self, joules: Mapping[str, float], seconds: float) -> None:
@@ -64,7 +64,7 @@ class EnergyUse:
             self.joules[name] = self.joules.get(name, 0.0) + value
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """Convert to plain values, for a checkpoint."""
         return {"joules": dict(self.joules), "seconds": self.seconds}
 
     @classmethod

@@ -77,7 +77,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 class _Kept:
-    """How many trainings of this process want freed memory kept."""
+    """Number of trainings in this process that want freed memory kept."""
 
     lock = threading.Lock()
     users = 0
@@ -127,7 +127,7 @@ def _has_rows(value: torch.Tensor, rows: int) -> bool:
 
 @dataclass
 class Pieces:
-    """How many samples go through the model at once: as many as were asked for, until memory runs out.
+    """Micro-batching under memory pressure: as many samples at once as were asked for, until memory runs out.
 
     Attributes:
         most: samples at once; None: as many as a micro-batch has. It only ever gets smaller.

@@ -175,7 +175,7 @@ class _Work:
 
 
 def _right_rows(logits: Tensor, targets: Tensor, of_target: Tensor, largest: Tensor) -> Tensor:
-    """How many rows have their largest logit at the target: what `argmax` would count, which is slow on a CPU."""
+    """Count the rows whose largest logit is at the target: as `argmax` would, which is slow on a CPU."""
     if logits.device.type != "cpu":
         return (logits.argmax(1) == targets).sum()
     candidates = (of_target == largest).nonzero()[:, 0]

@@ -176,7 +176,7 @@ def _momentum(trial: Trial) -> Iterator[str]:
 def _adams_eps(
     trial: Trial, moved: list[tuple[nn.Parameter, Tensor, Any]], norm: float, clipped: float
 ) -> Iterator[str]:
-    """How much of the learning rate is left of Adam's step, |g| / (|g| + eps), at the median gradient that is not zero."""
+    """Share of the learning rate that Adam's step keeps, |g| / (|g| + eps), at the median gradient that is not zero."""
     eps = max(float(group.get("eps", 0.0)) for _, _, group in moved)
     sizes = torch.cat([g.detach().float().abs().flatten()[:4096] for _, g, _ in moved])
     size = float(sizes[sizes > 0].median())
@@ -210,7 +210,7 @@ def _adams_rate(trial: Trial, moved: list[tuple[nn.Parameter, Tensor, Any]]) -> 
 def _clipping(
     trial: Trial, moved: list[tuple[nn.Parameter, Tensor, Any]], norm: float, clipped: float
 ) -> Iterator[str]:
-    """How far SGD can get with clipped steps: at most rate x norm x steps / (1 - momentum), however long they point one way."""
+    """Distance that SGD can cover with clipped steps: at most rate x norm x steps / (1 - momentum), if all point one way."""
     size = math.sqrt(sum(float(p.detach().float().square().sum()) for p, _, _ in moved))
     if clipped == 1 or trial.total_steps is None or not size:
         return

@@ -67,7 +67,7 @@ class Trial:
 
     @property
     def rows(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return rows_of(self.batch)
 
     def call(self, batch: Batch | None = None) -> Tensor:
@@ -186,7 +186,7 @@ def _left_as_it_was(parts: Parts) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """As `buffers_kept` of the adapters, with gradients on inside."""
+    """Restore buffers like `buffers_kept` of the adapters, with gradients enabled inside."""
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules() for name, buffer in module._buffers.items()

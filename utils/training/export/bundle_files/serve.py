@@ -75,7 +75,7 @@ class Item(_Strict):
 
 
 class Sampling(_Strict):
-    """How text is generated; refused for models that write none."""
+    """Sampling parameters; refused for models that generate no text."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 50
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.8
@@ -116,7 +116,7 @@ class Metrics:
             self._seconds[path] += seconds  # type: ignore[assignment]
 
     def text(self) -> str:
-        """All of them."""
+        """All metrics as text."""
         with self._lock:
             requests, seconds = sorted(self._requests.items()), sorted(self._seconds.items())
         lines = ["# HELP requests_total Requests that were answered.", "# TYPE requests_total counter"]

@@ -119,7 +119,7 @@ class Task(Objective):
 
     @staticmethod
     def collator(spec: TaskSpec, tokenizer: Any) -> Collate:
-        """How samples become a batch. Only where a task has its own: `utils.data.collators` has those of the others."""
+        """Collate function of the task, where it has its own; `utils.data.collators` has those of the others."""
         raise NotImplementedError
 
     def predictions(self, model: ModelCall, batch: Batch, wording: Wording) -> list[Prediction]:
