@@ -76,7 +76,7 @@ def path_from(home: Path, path: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. Filesystems that cannot sync a folder (some network mounts) are passed over."""
+    """Make renames in `folder` durable. Filesystems that cannot sync a folder (some network mounts) are skipped."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -24,7 +24,7 @@ _watchers: list[list[BaseException]] = []
 def guarded(handler: Callable[[Any], object], report: Callable[[BaseException], None]) -> Callable[[Any], None]:
     """`handler`, for `on_click` or `observe`, with its errors logged and given to `report`, which shows them.
 
-    An interrupt of the kernel goes on to the kernel.
+    An interrupt of the kernel propagates.
     """
 
     @functools.wraps(handler)

@@ -131,7 +131,7 @@ class _Session:
             try:
                 await self.pump.wait(self._goes_on)
             except BaseException as error:
-                # Cancelled, or a drawing failed: no training goes on that nobody sees and nothing can stop.
+                # Cancelled, or a drawing failed: no training continues that nobody sees and nothing can stop.
                 self.trainer.request_stop("cancelled" if isinstance(error, asyncio.CancelledError) else "view_failed")
                 self.thread.join()
                 raise

@@ -28,7 +28,7 @@ def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, 
 
     A language model continues a prompt, one with a chat template answers in a conversation, and a text classifier shows the
     probability of every class. Without widgets the output for `prompt` is printed; a model without a playground is named in
-    a sentence, so that the notebook goes on.
+    a sentence, so that the notebook continues.
 
     Args:
         source: a training's results, a run's folder, or a folder exported for transformers.

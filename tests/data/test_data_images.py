@@ -271,7 +271,7 @@ def test_files_that_are_no_known_images_are_passed_over_and_it_is_said(tmp_path,
     (tmp_path / "pets" / "dog" / ".hidden").write_bytes(b"x")
     dataset = DatasetRegistry.create("image_folder", root=tmp_path / "pets", input_size=8)
     assert len(dataset.train_set) + len(dataset.test_set) == 6
-    assert "1 files are passed over" in caplog.text
+    assert "1 files are skipped" in caplog.text
     assert "rex.webp" in caplog.text
 
 

@@ -200,7 +200,7 @@ def test_what_happened_to_the_file_is_noted(tmp_path, model):
 def test_documents_without_text_are_passed_over_and_counted():
     report = prepare_text(["", LINES, " \n"], vocab_size=400, block_size=8).report
     assert report.num_documents == 1
-    assert "2 documents without text were passed over." in report.notes
+    assert "2 documents without text were skipped." in report.notes
 
 
 # What cannot work

@@ -1,4 +1,4 @@
-"""Saving while training goes on: what is in the files, who waits for whom, and where errors come out."""
+"""Saving while training continues: what is in the files, who waits for whom, and where errors come out."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_save_that_failed_is_one_warning_where_that_was_asked_for(monkeypatch,
     save_in_background(monkeypatch)
     results = train(Keeps(), on_save_error="warn")
     assert_same_run(unbroken, results)
-    assert [message.split(": ")[0] for message in caplog.messages] == ["Training goes on without this checkpoint"]
+    assert [message.split(": ")[0] for message in caplog.messages] == ["Training continues without this checkpoint"]
     assert sorted(path.name for path in FOLDER.glob("epoch_*")) == ["epoch_3.pt", "epoch_4.pt"]
 
 

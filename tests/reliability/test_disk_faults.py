@@ -94,7 +94,7 @@ def test_disk_full_with_a_warning_trains_on(saves, unbroken):
 
     steps, records = in_child(warned).value
     assert steps == unbroken.steps
-    assert [record.split(":")[0] for record in records] == ["Training goes on without this checkpoint"] * 2
+    assert [record.split(":")[0] for record in records] == ["Training continues without this checkpoint"] * 2
     assert "epoch_3.pt" in records[0]
     assert "epoch_4.pt" in records[1]
     assert newest(FOLDER)[1]["state"]["epoch"] == 2

@@ -1,4 +1,4 @@
-"""Which task it is, where nobody said: found from model and samples, and said."""
+"""Which task it is, where none is given: found from model and samples, and said."""
 
 from __future__ import annotations
 

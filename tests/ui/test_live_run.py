@@ -1,4 +1,4 @@
-"""What is known of a run while it goes on: phases, smoothing, pace, and that hostile text stays text."""
+"""What is known of a run while it is running: phases, smoothing, pace, and that hostile text stays text."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ComputationalGraphExecutor(nn.Module):
             as text.
     Raises:
         ModelError: forward takes the output of a node that neither is a layer nor follows from one; names what is there.
-    Not covered: dropout between the nodes is passed over, and so are layers after the last node that forward takes.
+    Not covered: dropout between the nodes is skipped, and so are layers after the last node that forward takes.
     """
 
     def __init__(self, model: nn.Module, inspector: ModelSignatureInspector | None = None) -> None:

@@ -25,7 +25,7 @@ from utils.training.training_config import TrainingConfig
 # Where transformers' outputs hold attention, in their words.
 _MAPS = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
 
-# Tokens that a seq2seq model writes where nobody says how many.
+# Tokens that a seq2seq model writes where no number is given.
 _DEFAULT_LENGTH = 64
 
 

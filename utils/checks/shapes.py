@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Case:
-    """One forward pass: what went in, what came out, what should have; `error` where it raised instead."""
+    """One forward pass: what went in, the outputs, the expected outputs; `error` where it raised instead."""
 
     inputs: Shape
     logits: Shape

@@ -94,7 +94,7 @@ class Trainer:
 
     @property
     def history(self) -> History:
-        """The epochs so far; the object itself, which training goes on filling."""
+        """The epochs so far; the object itself, which training continues filling."""
         return self._record.history
 
     def train(self, epochs: int, start_epoch: int = 0) -> dict[str, Any]:

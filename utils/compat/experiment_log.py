@@ -29,7 +29,7 @@ Row = Mapping[str, float]
 
 
 class ExperimentLog:
-    """The file `path`: a header and a row an epoch, numbered from 1. A disk that is full or gone is said once."""
+    """The file `path`: a header and a row an epoch, numbered from 1. A disk that is full or gone is reported once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = absolute_path(path)
@@ -82,7 +82,7 @@ class ExperimentLog:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                log.warning("%s could not be written (%s); training goes on.", self.path, error.strerror or error)
+                log.warning("%s could not be written (%s); training continues.", self.path, error.strerror or error)
 
 
 def _line(epoch: int, row: Row) -> str:

@@ -266,7 +266,7 @@ class UniversalDataModule:
         return end
 
     def _stream_steps(self, stream: StreamSource, skip: int, accumulation: int) -> Iterator[StepBatches]:
-        """Steps of a stream; what was consumed before a resume is read again and passed over."""
+        """Steps of a stream; what was consumed before a resume is read again and skipped."""
         position = 0
         micro_batches: list[Batch] = []
         ids: list[int] = []

@@ -26,7 +26,7 @@ def pack(sequences: Iterable[TokenIds], block_size: int, eos_id: int | None) -> 
     """Concatenate sequences, each ended by `eos_id`, and cut into full blocks.
 
     Args:
-        sequences: token ids, any lengths; empty ones are passed over.
+        sequences: token ids, any lengths; empty ones are skipped.
         block_size: tokens per block, T.
         eos_id: end-of-text token; None: sequences follow each other without a separator.
     Returns:

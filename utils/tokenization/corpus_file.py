@@ -37,7 +37,7 @@ def encode_corpus(
     tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], path: str | os.PathLike[str] | None = None, *,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The ids of all documents, one after the other, with the end token after each. Empty documents are passed over.
+    """The ids of all documents, one after the other, with the end token after each. Empty documents are skipped.
 
     Args:
         tokenizer: what encodes; without an end token documents follow each other with nothing between them.

@@ -58,7 +58,7 @@ class TextBatches:
         num_workers: processes that load batches.
         seed: draws the validation documents; the order of epoch e is a function of (seed, e).
         packing: documents, each with an end token, follow each other in full rows and nothing is padded. False: each document
-            has rows of its own, padded to the longest of the batch; a longer one goes on in the next row.
+            has rows of its own, padded to the longest of the batch; a longer one continues in the next row.
         val_dataset: texts for validation, instead of a share of `dataset`.
         text_column: the column of texts; None: "text", or else the only one.
     Raises:
@@ -177,7 +177,7 @@ class TokenRows(Dataset[dict[str, Tensor]]):
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, documents: Any, max_length: int) -> TokenRows:
-        """The rows of `documents`: each ends with the end token, one longer than `max_length` goes on in the next row.
+        """The rows of `documents`: each ends with the end token, one longer than `max_length` continues in the next row.
 
         Raises:
             DataError: no document has two tokens. A row of one token, which has nothing to predict, is left out.

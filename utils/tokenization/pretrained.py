@@ -137,7 +137,7 @@ def _said(candidate: Candidate, tokenizer: TrainbookTokenizer, vocab_size: int, 
     said = f"{candidate.name}, {len(tokenizer):,} tokens, verified by its size and the ids of {len(candidate.markers)} tokens"
     if len(tokenizer) < vocab_size:
         said += f" (models with {vocab_size:,} rows use it)"
-    return "; ".join([said, *(f"passed over: {why}" for why in refused)])
+    return "; ".join([said, *(f"skipped: {why}" for why in refused)])
 
 
 def _load(name: str, online: bool) -> tuple[Any, bool]:

@@ -76,7 +76,7 @@ class LightningCheckpoints:
         return self._callback
 
     def files(self) -> list[LightningFile]:
-        """Intact files, oldest first. Damaged ones are passed over with a warning, once."""
+        """Intact files, oldest first. Damaged ones are skipped with a warning, once."""
         found = [self._examined(path) for path in self.folder.glob("*.ckpt") if path.is_file()]
         return sorted((file for file in found if file is not None), key=lambda file: (file.modified, file.path.name))
 

@@ -1,7 +1,7 @@
-"""A second place for checkpoints, such as a mounted Google Drive: verified copies, made while training goes on.
+"""A second place for checkpoints, such as a mounted Google Drive: verified copies, made while training continues.
 
-The first place is always a local disk. What goes wrong with the mirror is said once and marks it stale; training never waits
-for it and never fails because of it.
+The first place is always a local disk. A failure of the mirror is reported once and marks it stale; training never waits for it
+and never fails because of it.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Mirror:
         self.reason = reason
         if not self._said:
             self._said = True
-            log.warning("The copy in %s is not up to date (%s). Training goes on; local checkpoints are intact.",
+            log.warning("The copy in %s is not up to date (%s). Training continues; local checkpoints are intact.",
                         self.folder, reason)  # fmt: skip
 
 

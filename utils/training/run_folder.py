@@ -55,7 +55,7 @@ class RunFolder:
     """One run's folder. Made by `reserve` or opened by path; nothing is written before `lock()`.
 
     Attributes:
-        may_lose_rows: whether history rows that cannot be written are passed over with a warning.
+        may_lose_rows: whether history rows that cannot be written are skipped with a warning.
     """
 
     def __init__(self, path: Path, checkpoints: Path | None = None) -> None:
@@ -186,7 +186,7 @@ class RunFolder:
                 raise CheckpointWriteError(message) from error
             if path not in self._warned:
                 self._warned.add(path)
-                log.warning("Training goes on: %s", message)
+                log.warning("Training continues: %s", message)
 
     def keep_history(self, count: int, rows: Iterable[dict[str, Any]]) -> int:
         """Cut the history to its first `count` rows: what came after the checkpoint is about to be done again.

@@ -59,7 +59,7 @@ class SampleTexts(Callback):
         self._works = True
 
     def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        """Write, keep and tell. A model that cannot write is said once and not asked again; training goes on."""
+        """Write, keep and tell. A model that cannot write is reported once and not asked again; training continues."""
         from utils.adapters.generation import generate_text
 
         if not self._works or trainer.task is None or trainer.task.name != "causal_lm":
@@ -99,7 +99,7 @@ class SamplePredictions(Callback):
         self._works = True
 
     def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        """Predict, keep and tell. What cannot be predicted is said once and not tried again; training goes on."""
+        """Predict, keep and tell. What cannot be predicted is reported once and not tried again; training continues."""
         if not self._works or trainer.task is None or trainer.data is None:
             return
         try:

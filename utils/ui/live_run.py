@@ -1,4 +1,4 @@
-"""A run while it goes on, as data: made from the engine's events, read by whatever shows it. No widgets, no torch."""
+"""A run while it is running, as data: made from the engine's events, read by whatever shows it. No widgets, no torch."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _diagnosis(folder: Path) -> CheckReport | None:
 
 
 def _exports(folder: Path) -> list[tuple[str, bool, str]]:
-    """Format, whether it was compared with the model, and what came out, of every export in the run's folder."""
+    """Format, whether it was compared with the model, and the result, of every export in the run's folder."""
     found = []
     for marker in sorted((folder / "exports").glob("*/trainbook_export.json")):
         record = _read_json(marker)

@@ -1,4 +1,4 @@
-"""The runs on disk: what they are, how far they came, how to go on. Computed from the folders each time."""
+"""The runs on disk: what they are, their progress, how to resume them. Computed from the folders each time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunSummary:
 
 
 def list_runs(output_dir: str | Path = "runs") -> list[RunSummary]:
-    """Every run in `output_dir`, by name; [] when there is none. Folders that hold no run are passed over."""
+    """Every run in `output_dir`, by name; [] when there is none. Folders that hold no run are skipped."""
     folder = absolute_path(output_dir)
     if not folder.is_dir():
         return []
@@ -108,7 +108,7 @@ def _age(seconds: float) -> str:
 
 
 def show_runs(output_dir: str | Path = "runs") -> None:
-    """Show every run in `output_dir` as a table: what became of it and how to go on."""
+    """Show every run in `output_dir` as a table: its state and how to resume it."""
     runs = list_runs(output_dir)
     if not runs:
         show_text(f"There is no run in {absolute_path(output_dir)} yet.")
@@ -124,7 +124,7 @@ def show_runs(output_dir: str | Path = "runs") -> None:
         )
         for run in runs
     ]
-    show_columns(f"Runs in {output_dir}", ("run", "status", "why", "steps", "validation loss", "to go on"), rows)
+    show_columns(f"Runs in {output_dir}", ("run", "status", "why", "steps", "validation loss", "next step"), rows)
 
 
 def _summary(path: Path, state: dict[str, Any]) -> RunSummary:

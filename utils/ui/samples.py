@@ -16,7 +16,7 @@ _MOST_ROWS = 6
 
 
 def show_samples(results: TrainingResults) -> None:
-    """Show how the same beginnings were continued as training went on: at most six validations, first and last among them.
+    """Show the continuations of the same prompts in the course of training: at most six validations, first and last among them.
 
     For a model that writes no text: what it predicts for some validation samples, after the last validation.
     """

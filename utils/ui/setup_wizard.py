@@ -65,7 +65,7 @@ class SetupWizard:
             model: the `nn.Module` that will be trained, unless the setup names a pretrained model; None: its sizes are not
                 compared.
             interactive: whether to show the form; None: where the front end can (`utils.environment.ui_mode`), and else
-                a static summary, if anything. True without a notebook's kernel: one line says so, and it goes on
+                a static summary, if anything. True without a notebook's kernel: one line says so, and it continues
                 without. False: nothing is shown.
             preset: a name in PRESETS, a Preset, or None for the defaults alone.
             **overrides: SetupConfig's fields.

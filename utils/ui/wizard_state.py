@@ -349,7 +349,7 @@ class WizardState:
 
     def apply_preset(self, key: str) -> None:
         """Take all settings from a preset, fitted to the model, with what the cell gave over them; `notice` says what
-        that replaced. Settings that were clicked and refused entries are replaced too: `undo` brings them back.
+        that replaced. Settings that were clicked and refused entries are replaced too: `undo` restores them.
 
         Raises:
             PresetNotFoundError: no such preset; ConfigError: what the cell gave does not fit to it.
@@ -373,7 +373,7 @@ class WizardState:
 
     @property
     def can_undo(self) -> bool:
-        """Whether a preset replaced something that `undo` brings back."""
+        """Whether a preset replaced something that `undo` restores."""
         return self._before is not None
 
     def undo(self) -> None:

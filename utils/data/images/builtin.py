@@ -334,7 +334,7 @@ class ImageFolderDataset(BaseDataset):
             others = [path.name for path in inside if path not in files and not path.name.startswith(".")]
             if files and others:
                 log.warning(
-                    "%s: %d files are passed over, which do not end in %s; the first is %s. Convert them if they are images.",
+                    "%s: %d files are skipped, which do not end in %s; the first is %s. Convert them if they are images.",
                     folder / name, len(others), ", ".join(_ENDINGS), others[0],
                 )  # fmt: skip
             if not files and folder == self._parts()[0]:

@@ -25,7 +25,7 @@ class Part:
 
     Attributes:
         rows: their numbers in the table, int64.
-        skipped: how many rows were passed over because they cannot be used.
+        skipped: how many rows were skipped because they cannot be used.
         notes: what the report should say.
     """
 

@@ -27,7 +27,7 @@ _Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL and QUOTE_NONE
 
 
 def csv_rows(pieces: Iterable[str], file: Path, options: ReadOptions, bad: BadLines, *, tabs: bool) -> Iterator[Row]:
-    """The rows below the header, every value a text. Blank lines are passed over; line ends in quotes are "\\n".
+    """The rows below the header, every value a text. Blank lines are skipped; line ends in quotes are "\\n".
 
     Args:
         tabs: whether it is a .tsv file, whose fields tabs separate unless `options.delimiter` says otherwise.

@@ -147,7 +147,7 @@ def _is_data(path: Path, folder: Path) -> bool:
 def _by_split(found: Sequence[Path], where: object, root: Path) -> DataFiles:
     """Files divided by what their names, and those of folders below `root`, say."""
     files = [file for file in found if file.stat().st_size] or found
-    notes = [f"{len(found) - len(files)} empty files of {where} were passed over."] if len(files) < len(found) else []
+    notes = [f"{len(found) - len(files)} empty files of {where} were skipped."] if len(files) < len(found) else []
     parts: dict[str | None, list[Path]] = {}
     for file in files:
         parts.setdefault(_split_of(file.relative_to(root)), []).append(file)

@@ -19,7 +19,7 @@ _LONGEST_FIRST_LINE = 1 << 23
 
 
 def jsonl_rows(pieces: Iterable[str], file: Path, bad: BadLines) -> Iterator[Row]:
-    """One JSON object a line. Blank lines are passed over; what is no object is `bad`'s."""
+    """One JSON object a line. Blank lines are skipped; what is no object is `bad`'s."""
     for number, whole in enumerate(lines_of(pieces, file), start=1):
         line = whole.strip(_BLANKS)
         if not line:

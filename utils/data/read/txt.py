@@ -15,7 +15,7 @@ LONGEST_TEXT = 1 << 20
 def text_rows(pieces: Iterable[str], unit: str) -> Iterator[Row]:
     """The rows of a text that comes in pieces.
 
-    Rows without a visible character are passed over. The rows of unit "file", joined, are the text; of the others the line
+    Rows without a visible character are skipped. The rows of unit "file", joined, are the text; of the others the line
     end after the row is left out.
 
     Args:

@@ -45,7 +45,7 @@ def prepare_text(
     """Split, tokenize and pack documents.
 
     Args:
-        documents: texts; those without a visible character are passed over. A sequence that is no list is gone through from
+        documents: texts; those without a visible character are skipped. A sequence that is no list is gone through from
             its beginning to its end, several times, and never held as a whole.
         vocab_size: most tokens of the tokenizer.
         block_size: tokens per block, T.
@@ -103,7 +103,7 @@ def prepare_text(
         unigram_loss=None if validation is None else unigram_loss(train.blocks, validation.blocks, len(tokenizer)),
         notes=[
             *notes,
-            *([f"{passed_over:,} documents without text were passed over."] if passed_over else []),
+            *([f"{passed_over:,} documents without text were skipped."] if passed_over else []),
             *([smaller] if smaller else []),
             *unknown_note(train, tokenizer),
             *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),

@@ -93,7 +93,7 @@ class ExamplesReport:
 
     Attributes:
         source: what was given.
-        num_rows, skipped_rows: rows that were given, and those of them that were passed over.
+        num_rows, skipped_rows: rows that were given, and those of them that were skipped.
         columns: which columns were taken for what.
         split: how training and validation were divided.
         num_train, num_validation: examples.
@@ -136,7 +136,7 @@ class ExamplesReport:
 
     def rows(self) -> Mapping[str, str]:
         """The report as a table: what, and how much in words."""
-        skipped = f", {self.skipped_rows:,} of them passed over" if self.skipped_rows else ""
+        skipped = f", {self.skipped_rows:,} of them skipped" if self.skipped_rows else ""
         validation = f"{self.num_validation:,} examples, {self.num_validation_tokens:,} tokens"
         examples = self.num_train + self.num_validation
         cut = f"{self.truncated_examples:,} of {examples:,} examples were cut: {self.lost_tokens:,} tokens lost"

@@ -13,7 +13,7 @@ from utils.errors import ConfigError, DataError
 
 #: From this many documents on, whole documents are kept for validation; below, the end of each.
 MANY_DOCUMENTS = 20
-# A long document is passed over when it would take validation further than this above its share.
+# A long document is skipped when it would take validation further than this above its share.
 _MOST = 1.1
 
 

@@ -25,7 +25,7 @@ BUILTIN = "builtin"
 
 Kind = Literal["builtin", "named", "file", "table", "texts", "rows", "module", "nothing"]
 
-# Blocks are as long as the model takes, but not longer than this where nobody says how long.
+# Blocks are as long as the model takes, but not longer than this where no length is given.
 _DEFAULT_LENGTH = 512
 _TEXT_KINDS = ("builtin", "named", "file", "table", "texts")
 # Arguments that mean something for some kinds of data only.
@@ -167,7 +167,7 @@ class DataArguments:
         return []
 
     def _idle_problems(self) -> list[Problem]:
-        """Arguments that would be passed over, and a share that is none."""
+        """Arguments that would be ignored, and a share that is none."""
         if not _is_share(self.val_split):
             return [Problem("val_split", f"got {shown(self.val_split)}; must be a number from 0 to 0.5", 0.1)]
         return [

@@ -128,7 +128,7 @@ class TrainingCoordinator:
             tokenizer: one that fits the model; None: one is learnt from the training part, as tokenizer_strategy says.
             datamodule: an object with `train_dataloader()` and perhaps `val_dataloader()`, or what `prepare_data` returned;
                 instead of a data set.
-            resume_from_checkpoint: a checkpoint, a run's folder or results to go on from in a new run; "auto": see
+            resume_from_checkpoint: a checkpoint, a run's folder or results to start from in a new run; "auto": see
                 `Trainer.train`.
             seed: start of every random sequence.
             task_spec: what is learnt; None: to predict the next token from texts, inferred from the first sample otherwise.

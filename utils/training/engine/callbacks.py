@@ -8,7 +8,7 @@ Order of events in one epoch:
       when due: on_evaluate_begin > on_evaluate_end
     on_evaluate_begin > on_evaluate_end
     on_epoch_end
-    on_checkpoint_saved: here, or at a later step boundary when the checkpoint is written while training goes on
+    on_checkpoint_saved: here, or at a later step boundary when the checkpoint is written while training continues
 """
 
 from __future__ import annotations

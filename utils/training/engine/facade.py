@@ -35,7 +35,7 @@ class RunFacade:
         """The state of a checkpoint was read and judged; whether there is more to do may be changed."""
 
     def restored(self, start: Start, state: TrainState, notices: list[str]) -> None:
-        """The run is where it goes on from. `notices`: the sentences on what differs from the checkpoint."""
+        """The run stands where it resumes. `notices`: the sentences on what differs from the checkpoint."""
 
     def before_loop(self, saver: RunSaver) -> None:
         """Everything is assembled; the first step is next."""

@@ -35,7 +35,7 @@ log = logging.getLogger("trainbook.engine")
 _MOST_STEP_ROWS = 1000  # a run's plot is not finer than this, and neither is its history
 # fp16's scaling is halved at each overflow: after so many in a row it is not the scaling's fault.
 _OVERFLOWS_IN_A_ROW = 40
-# Steps after which a GPU is asked what they came to: it always has some ahead, and a fault is reported within seconds.
+# Steps after which a GPU is asked for their results: it always has some ahead, and a fault is reported within seconds.
 _READ_EVERY = 16
 
 
@@ -143,7 +143,7 @@ class TrainingLoop:
                 return
 
     def _step(self, batches: StepBatches) -> None:
-        """One optimizer step; what it came to is taken in at once, or (on a GPU) with the next few."""
+        """One optimizer step; its results are read at once, or (on a GPU) with the next few."""
         state = self.state
         before = self.before_step = rng.snapshot()
         self.parts.buffers.keep()
@@ -192,7 +192,7 @@ class TrainingLoop:
         return None if world.size == 1 else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
 
     def read_numbers(self) -> None:
-        """Take in what the steps since the last call came to, in order: sums, rows, callbacks, and faults."""
+        """Read the results of the steps since the last call, in order: sums, rows, callbacks, and faults."""
         unread, self._unread = self._unread, []
         if not unread:
             return

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: which are left out, and what is said of the one that ends the run."""
+"""Steps whose loss or gradient is not finite: which are skipped, and the error for the one that ends the run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Session:
     """Participants of a run.
 
     Attributes:
-        start: the run's folder, and the checkpoint that it goes on from.
+        start: the run's folder, and the checkpoint that it resumes from.
         loop, saver, events: what trains, what saves, and who listens.
     """
 

@@ -100,7 +100,7 @@ def _finish_seen(
 def _finish_unseen(
     parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
 ) -> Tensor:
-    """The same, decided by the device: it is told what to do with every outcome, and nobody waits for it."""
+    """The same, decided on the device without a host-device sync: every outcome is prepared."""
     loss_sum, norm = torch.stack(losses).double().sum(), norm.double()
     loss_is_finite = torch.isfinite(loss_sum)
     finite = loss_is_finite & torch.isfinite(norm)

@@ -191,7 +191,7 @@ class Trainer:
         return plan
 
     def _open(self, plan: RunPlan, resume_from: Any, stack: contextlib.ExitStack) -> _OpenRun:
-        """Lock the run's folder, assemble the parts and set them to where the run goes on from.
+        """Lock the run's folder, assemble the parts and set them to where the run resumes.
 
         What `stack` undoes when it closes: random state, number formats, training mode, faster kernels, the lock.
         """
@@ -345,7 +345,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _OpenRun:
-    """A run whose folder is locked and whose parts are where it goes on from.
+    """A run whose folder is locked and whose parts are where it resumes.
 
     Attributes:
         fingerprint: what the run must have in common with its checkpoints besides the settings.

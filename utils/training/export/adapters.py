@@ -53,7 +53,7 @@ def list_adapters(
         try:
             adapter = _read(file)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            logger.warning("%s is no config of an adapter and is passed over: %s", file, error)
+            logger.warning("%s is no config of an adapter and is skipped: %s", file, error)
             continue
         if base is None or _is_same(adapter.base, os.fspath(base)):
             found.append(adapter)

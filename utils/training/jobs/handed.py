@@ -68,7 +68,7 @@ def train_in_processes(
 
     Args:
         callbacks: instead of the trainer's.
-        tell: called with the run's folder and the newest row of progress while the training goes on.
+        tell: called with the run's folder and the newest row of progress while the training continues.
     Raises:
         ConfigError: something cannot be copied to another process; names it. MissingPackageError: cloudpickle (extra
             `notebook`). What `Trainer.train` raises.

@@ -1,7 +1,7 @@
 """Hyper-parameter search: one search space for grid, random and Optuna; every trial is a run.
 
 Reading order: space (what is tried), strategies (in which order), record (what was tried, on disk), job (the training of one
-trial), session (one process's part in a search), on_ray (trials on a cluster), running (the call), results (what came out).
+trial), session (one process's part in a search), on_ray (trials on a cluster), running (the call), results (results).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def search_hyperparameters(
     """Train one model for each combination of hyper-parameters and say which was best.
 
     Every trial starts from a fresh model and the config's seed, is a run of its own (`<name>-trial0`, …) and is judged by the
-    best value of the monitored metric. A trial that fails is recorded with its reason, and the search goes on. Called again
+    best value of the monitored metric. A trial that fails is recorded with its reason, and the search continues. Called again
     with the same name, the search continues: finished trials are not run again, an interrupted one from its checkpoint. Called
     in several processes of one machine with the same name at the same time, the processes share the search: each trial is run
     by one of them, the trial of a killed process is continued by another one, and each call returns all trials when they have

@@ -11,7 +11,7 @@ from utils.training.tracking.tracker import RunEnding, RunFacts
 
 
 class TensorBoardTracker:
-    """Scalars into `<run>/tensorboard`. A resumed run goes on there; steps that are done again replace the former ones."""
+    """Scalars into `<run>/tensorboard`. A resumed run continues there; repeated steps replace the former ones."""
 
     name = "TensorBoard"
     patience_s = 5.0

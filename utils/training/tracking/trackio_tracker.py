@@ -12,7 +12,7 @@ _PROJECT = "trainbook"
 
 
 class TrackioTracker:
-    """Rows to Trackio's local database, project "trainbook"; a resumed run goes on under its name."""
+    """Rows to Trackio's local database, project "trainbook"; a resumed run continues under its name."""
 
     name = "Trackio"
     patience_s = 5.0

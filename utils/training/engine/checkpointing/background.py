@@ -1,4 +1,4 @@
-"""A commit in a thread of its own, while training goes on."""
+"""A commit in a thread of its own, while training continues."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_pa
 def restore_run(
     start: Start, plan: RunPlan, parts: Parts, fingerprint: dict[str, str], *, own: bool, facade: RunFacade, notice: Notice
 ) -> TrainState:
-    """The state to go on from; model, optimizer, schedule and random state are set to it.
+    """The state to resume from; model, optimizer, schedule and random state are set to it.
 
     Args:
         fingerprint: `fingerprint_of` this run; own: the optimizer is the caller's, not the config's.
@@ -104,7 +104,7 @@ def _restored(
     count = state.rows_written if start.in_place else 0
     state.rows_written = start.folder.keep_history(count, state.history)
     if not plan.data.resumable and state.samples_done:
-        notice("The data come in their own order: what was consumed is read again and passed over; not exact.")
+        notice("The data come in their own order: what was consumed is read again and skipped; not exact.")
     return state
 
 
@@ -139,7 +139,7 @@ def state_to_continue(start: Start, checkpoint: Payload, config: TrainingConfig,
         raise CheckpointError(
             f"{start.source} was saved by {saved_by} process{'es' if saved_by > 1 else ''}, and this training has "
             f"{world.size}: a step would hold other samples, and dropout would be another. Continue it with {start_with}; "
-            "to go on from its weights in a new run, load them into the model first."
+            "to start from its weights in a new run, load them into the model first."
         )
     return state
 

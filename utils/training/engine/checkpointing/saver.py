@@ -142,7 +142,7 @@ class RunSaver:
             self._under_way = None
 
     def _copied(self, payload: Payload) -> Payload | None:
-        """A copy that another thread can write while training goes on; None when this one had better write it."""
+        """A copy that another thread can write while training continues; None when this one had better write it."""
         if self._memory is None or storage_bytes(payload) < SMALLEST_IN_BACKGROUND_BYTES:
             return None
         try:
@@ -169,7 +169,7 @@ class RunSaver:
         except CheckpointWriteError as error:
             if self.config.on_save_error == "stop":
                 raise
-            log.warning("Training goes on without this checkpoint: %s", error)
+            log.warning("Training continues without this checkpoint: %s", error)
             return None
         # When a commit is done depends on the disk: what a callback draws then must not change what comes.
         with rng.preserved():
@@ -177,7 +177,7 @@ class RunSaver:
         return path
 
     def payload(self, value: float | None, regular: bool) -> Payload:
-        """Everything that a run needs to go on exactly: tensors and plain values only."""
+        """Everything that a run needs to resume exactly: tensors and plain values only."""
         parts = self.parts
         payload = {
             "format": FORMAT,

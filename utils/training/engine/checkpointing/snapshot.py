@@ -1,4 +1,4 @@
-"""A copy of a checkpoint's content in main memory, so that training can go on while the copy is written."""
+"""A copy of a checkpoint's content in main memory, so that training can continue while the copy is written."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Parts:
                     self.average.update()
 
     def update_unseen(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
-        """The same without asking the device what came out: the optimizer's kernels leave it out, or clip, by themselves.
+        """The same without a host-device sync: the optimizer's kernels skip the step, or clip, by themselves.
 
         Args:
             finite: bool scalar: loss and gradients are finite; fine: bool scalar: they are, or fp16's scaling explains it.

@@ -1,4 +1,4 @@
-"""Parts that the caller brings instead of having the engine make them: optimizer, scheduler, criterion."""
+"""Parts that the caller supplies instead of the engine: optimizer, scheduler, criterion."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class OwnSchedule:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a memory from `state_dict`; one of another scheduler is passed over."""
+        """Take up a memory from `state_dict`; one of another scheduler is skipped."""
         if self._scheduler is None or not state:
             return
         own = self._scheduler.state_dict()

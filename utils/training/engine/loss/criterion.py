@@ -1,4 +1,4 @@
-"""The objective of somebody who brings a loss of their own: `criterion(outputs, labels)`, as torch.nn has them."""
+"""The objective of a user-supplied loss: `criterion(outputs, labels)`, as torch.nn has them."""
 
 from __future__ import annotations
 

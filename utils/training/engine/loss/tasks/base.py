@@ -102,7 +102,7 @@ class Task(Objective):
         loss_unit: the unit of the loss.
         label_kind: what a label numbers: "token" or "class", of which the model has so many; "id": they are ids like the
             inputs; "amount": it numbers nothing.
-        tried_first: whether one sample goes through the model before training starts, so that what does not fit is said then.
+        tried_first: whether one sample is run before training starts, so that mismatches are reported then.
     """
 
     name: ClassVar[str]

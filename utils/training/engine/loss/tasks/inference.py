@@ -203,7 +203,7 @@ def _num_classes(model: nn.Module, batch: Batch) -> int | None:
 
 
 def try_task(model: nn.Module, task: Task, batch: Batch) -> int | None:
-    """Put one sample through model and loss, so that what does not fit is said before anything is written or changed.
+    """Put one sample through model and loss, so that what does not fit is reported before anything is written or changed.
 
     Returns:
         how many scores the model gives, the last dimension of its output; None where the task does not hand it on.
