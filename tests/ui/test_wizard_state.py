@@ -11,10 +11,10 @@ from tests.kit.toys import tiny_gpt
 from utils.errors import ConfigError, PresetNotFoundError
 from utils.models import ModelRegistry
 from utils.ui import PRESETS, ConfigPresets, WizardState
+from utils.ui.edited_setup import AS_GIVEN
 from utils.ui.preset_fitting import model_code, model_sentence, prepared
 from utils.ui.wizard_memory import cell_key, remember, remembered
 from utils.ui.wizard_records import Clicks
-from utils.ui.wizard_state import AS_GIVEN
 from utils.ui.wizard_steps import STEPS, facts_of, wizard_field
 from utils.ui.wizard_texts import typed_text, typed_value
 

@@ -72,6 +72,6 @@ def _worst_gradient(model: nn.Module) -> str:
     return f"Largest gradient: {worst} ({largest:.4g})." if worst else ""
 
 
-def _few(sample_ids: list[int], limit: int = 8) -> str:
+def _few(sample_ids: Sequence[int], limit: int = 8) -> str:
     more = f" and {len(sample_ids) - limit} more" if len(sample_ids) > limit else ""
     return ", ".join(map(str, sample_ids[:limit])) + more
