@@ -160,7 +160,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def make_model(settings: ImageSettings, dataset: Any) -> nn.Module:
-    """The model, for the data set's images. Raises `ConfigError`: an unknown name, or fewer classes than the data set has."""
+    """The model, for the dataset's images. Raises `ConfigError`: an unknown name, or fewer classes than the dataset has."""
     from utils.models import ModelRegistry, load_model
 
     classes = settings.num_classes or dataset.num_classes

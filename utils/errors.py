@@ -3,7 +3,7 @@
     TrainbookError
     ├── ConfigError (ValueError)              a setting is unknown, of the wrong type, out of range or contradicts another
     │   └── PresetNotFoundError (KeyError)    no preset of that name
-    ├── DataError (ValueError)                a file or data set cannot be used; path:line where there is one
+    ├── DataError (ValueError)                a file or dataset cannot be used; path:line where there is one
     │   ├── DataTypeError (RuntimeError)      an object of a kind that cannot be trained on
     │   └── DataNotFoundError (FileNotFoundError)
     ├── ModelError (ValueError)               the model's inputs or outputs do not fit the task
@@ -112,7 +112,7 @@ class PresetNotFoundError(ConfigError, KeyError):
 
 
 class DataError(TrainbookError, ValueError):
-    """A file or data set cannot be used as it is."""
+    """A file or dataset cannot be used as it is."""
 
 
 class DataTypeError(DataError, RuntimeError):
@@ -149,7 +149,7 @@ class UntrustedCodeError(ModelError, PermissionError):
 
 
 class HubError(TrainbookError, RuntimeError):
-    """A hub of models or data sets could not be reached, or refused."""
+    """A hub of models or datasets could not be reached, or refused."""
 
 
 class CheckpointError(TrainbookError, RuntimeError):

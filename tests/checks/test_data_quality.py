@@ -1,4 +1,4 @@
-"""What is said of a data set: each finding against texts that have the fault, and against the same without it."""
+"""What is said of a dataset: each finding against texts that have the fault, and against the same without it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from utils.training import TaskSpec, Trainer, TrainingConfig
 
 
 class Rows(Dataset):
-    """A data set of somebody's own, with a generator of its own that every row draws from."""
+    """A dataset of somebody's own, with a generator of its own that every row draws from."""
 
     def __init__(self, inputs, labels) -> None:
         self.inputs, self.labels, self.generator = inputs, labels, np.random.default_rng(0)

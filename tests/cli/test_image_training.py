@@ -26,7 +26,7 @@ from utils.training.engine.checkpointing.store import read_plain
 
 
 class Quadrants:
-    """A data set of toy pictures, as image data sets are used."""
+    """A dataset of toy pictures, as image datasets are used."""
 
     num_classes, input_channels, input_size = CLASSES, 1, (8, 8)
     made: list
@@ -50,7 +50,7 @@ class Quadrants:
 
 @pytest.fixture
 def quadrants(monkeypatch):
-    """The data set "quadrants" and the model "smallnet" in the registries, for one test."""
+    """The dataset "quadrants" and the model "smallnet" in the registries, for one test."""
     for one, name, factory in ((DatasetRegistry, "quadrants", Quadrants), (ModelRegistry, "smallnet", SmallNet)):
         one.list_available()
         monkeypatch.setattr(one, "_factories", {**one._factories, name: factory})

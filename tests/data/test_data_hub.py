@@ -1,4 +1,4 @@
-"""Data sets are read as the `datasets` library reads them; what cannot be had is one plain sentence with a way out."""
+"""Datasets are read as the `datasets` library reads them; what cannot be had is one plain sentence with a way out."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_column_that_cannot_be_is_refused_with_those_that_can(folder, columns,
 def test_an_unknown_split_lists_the_splits(folder):
     (folder / "train.txt").write_text("some text")
     (folder / "test.txt").write_text("some text")
-    with pytest.raises(DataError, match="got the split 'trian'; the data set has train, test"):
+    with pytest.raises(DataError, match="got the split 'trian'; the dataset has train, test"):
         load_hub_texts(str(folder), split="trian")
 
 
@@ -180,9 +180,9 @@ def test_a_damaged_file_is_a_data_error(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "must be a data set's id"),
-        ("  ", "must be a data set's id"),
-        (None, "must be a data set's id"),
+        ("", "must be a dataset's id"),
+        ("  ", "must be a dataset's id"),
+        (None, "must be a dataset's id"),
         ("https://huggingface.co/datasets/Salesforce/wikitext", "id alone: 'Salesforce/wikitext'"),
         ("./nowhere", "no such folder"),
         ("a/b/c", "no such folder"),
@@ -334,7 +334,7 @@ def test_a_data_set_too_large_to_keep_is_read_as_a_stream_up_to_the_limit(hub):
 
 def test_what_the_hub_refuses_is_said_in_plain_words(hub):
     missing, gated, broken = answers(hub.address, ["owner/missing"], ["owner/gated"], ["owner/down"])
-    assert "has no data set 'owner/missing', or it is private" in missing
+    assert "has no dataset 'owner/missing', or it is private" in missing
     assert "is gated" in gated
     assert "could not be reached for owner/down: it answered 500" in broken
     for sentence in (missing, gated, broken):

@@ -1,4 +1,4 @@
-"""Image data sets: what is read is what is in the files, or it is said which file is wrong; augmentation is reproducible."""
+"""Image datasets: what is read is what is in the files, or it is said which file is wrong; augmentation is reproducible."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_missing_files_are_named_with_their_place(tmp_path):
 
 
 def damage(tmp_path, change, name="train-images-idx3-ubyte"):
-    """The error's text for a data set in which one file's bytes were changed."""
+    """The error's text for a dataset in which one file's bytes were changed."""
     path = mnist_files(tmp_path / "data") / name
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(DataError) as error:
@@ -431,7 +431,7 @@ def test_a_data_set_of_ones_own_is_a_class(tmp_path):
 
         def load_data(self):
             images = torch.arange(6 * 16, dtype=torch.uint8).view(6, 1, 4, 4)
-            plain = [(image.float(), 1) for image in images]  # pairs, as other libraries' data sets have them
+            plain = [(image.float(), 1) for image in images]  # pairs, as other libraries' datasets have them
             return self.samples(images, np.arange(6) % 2, training=True), plain
 
     train, validation = Ramps().get_dataloaders(batch_size=6)

@@ -395,7 +395,7 @@ def calls_of(endpoint, *calls, waits=(0.0, 0.0)):
 
 
 def rows(count):
-    return b"".join(b'{"text": "row %d of the data set"}\n' % number for number in range(count))
+    return b"".join(b'{"text": "row %d of the dataset"}\n' % number for number in range(count))
 
 
 @pytest.mark.slow

@@ -45,13 +45,13 @@ def setup_of(source, kind, folder, **changes):
     places = {
         "builtin": {"dataset_source": "builtin"},
         "file": {"dataset_path": str(folder / kind / "train.jsonl"), "text_column": COLUMNS[kind]},
-        "folder as a data set": {"dataset_name": str(folder / kind)},
+        "folder as a dataset": {"dataset_name": str(folder / kind)},
     }
     return SetupConfig(**places[source], data_kind=kind, max_length=192, vocab_size=400, **changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("source", ["builtin", "file", "folder as a data set"])
+@pytest.mark.parametrize("source", ["builtin", "file", "folder as a dataset"])
 def test_only_the_answers_are_learnt_whatever_the_source(source, kind, folder):
     data = prepare_data(setup_of(source, kind, folder), model())
     found = answers(data)
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_refused(folder):
     other_column.set("text_column", "dialogue")
     with pytest.raises(ConfigError, match="dialogue"):
         prepare_data(other_column, model())
-    no_turns = setup_of("folder as a data set", "pairs", folder)
+    no_turns = setup_of("folder as a dataset", "pairs", folder)
     no_turns.set("data_kind", "conversations")
     with pytest.raises(DataError, match="conversations"):
         prepare_data(no_turns, model())

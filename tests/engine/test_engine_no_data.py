@@ -56,7 +56,7 @@ NO_DATA = {
     "two lines": (lambda: from_file(b"one\ntwo\n"), "one block takes max_length=16. What works: max_length=5 (or less)"),
     "three lines": (lambda: from_file(b"one\ntwo\nthree\n"), "9 tokens and the validation part has 7 tokens"),
     "a split that leaves nothing": (lambda: from_file(b"word " * 200, val_split=0.0001), "validation part has 0 tokens, but one block takes max_length=16. What works: val_split=0 (no validation)"),
-    "a data set of no rows": (lambda: train(Nothing()), "train_data holds no samples"),
+    "a dataset of no rows": (lambda: train(Nothing()), "train_data holds no samples"),
     "a tensor of no rows": (lambda: train(TensorDataset(token_rows(0))), "train_data holds no samples"),
     "an empty list": (lambda: train([]), "train_data holds no samples"),
     "a loader of no rows": (lambda: train(DataLoader(Nothing(), batch_size=2)), "train_data holds no samples"),

@@ -1,4 +1,4 @@
-"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a data set or a model, and its refusals."""
+"""A Hub of our own on 127.0.0.1: what `datasets` and huggingface_hub ask of one to read a dataset or a model, and its refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny image data sets on disk, in the formats of the real ones, and a task that a small model can learn."""
+"""Tiny image datasets on disk, in the formats of the real ones, and a task that a small model can learn."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bars(count: int, size: int = 28, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def mnist_files(root: Path, train: int = 40, test: int = 20, *, folder: str = "MNIST", gzipped: bool = False) -> Path:
-    """A data set of bars in MNIST's layout under `root`; returns the folder of its files."""
+    """A dataset of bars in MNIST's layout under `root`; returns the folder of its files."""
     raw = root / folder / "raw"
     ending = ".gz" if gzipped else ""
     for part, count, seed in (("train", train, 0), ("t10k", test, 1)):

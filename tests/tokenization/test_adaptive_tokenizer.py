@@ -41,13 +41,13 @@ def test_the_first_tier_is_told_from_the_sizes(vocab_size, dataset_size, strateg
     assert AdaptiveTokenizer.detect_strategy(vocab_size, dataset_size) == strategy
 
 
-@pytest.mark.parametrize("kind", ["list", "column", "data set", "splits", "rows", "iterator"])
+@pytest.mark.parametrize("kind", ["list", "column", "dataset", "splits", "rows", "iterator"])
 def test_texts_in_any_form_give_the_same_tokenizer(texts, kind):
     table = Dataset.from_dict({"number": list(range(len(texts))), "text": texts})
     forms = {
         "list": texts,
         "column": table["text"],
-        "data set": table,
+        "dataset": table,
         "splits": DatasetDict({"train": table, "test": table.select([0])}),
         "rows": [{"text": text} for text in texts],
         "iterator": iter(texts),

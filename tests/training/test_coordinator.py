@@ -162,7 +162,7 @@ SOURCES = {
         "dataset": torch.utils.data.Subset(TensorDataset(token_rows(50)), range(40))
     },
     "prepared data": lambda: {"datamodule": prepare_text(TEXTS, vocab_size=VOCAB_SIZE, block_size=LENGTH)},
-    "prepared data as the data set": lambda: {"dataset": prepare_text(TEXTS, vocab_size=VOCAB_SIZE, block_size=LENGTH)},
+    "prepared data as the dataset": lambda: {"dataset": prepare_text(TEXTS, vocab_size=VOCAB_SIZE, block_size=LENGTH)},
     "a UniversalDataModule": lambda: {"datamodule": UniversalDataModule(token_rows(40), token_rows(8, seed=2))},
 }
 
@@ -408,7 +408,7 @@ def test_everything_that_is_wrong_is_said_before_anything_is_read(call):
         ({"datamodule": object(), "val_split": 0.3}, "val_split", "says nothing about a datamodule"),
         ({"dataset": 42}, "dataset", "got 42; must be 'builtin'"),
         ({"dataset": {"text": TEXTS}}, "dataset", "got a dict"),
-        ({"dataset": DataLoader(token_rows(8))}, "dataset", "give the data set that it loads"),
+        ({"dataset": DataLoader(token_rows(8))}, "dataset", "give the dataset that it loads"),
         ({"dataset": "a/b/c"}, "dataset", "no id on the Hub"),
         ({"dataset": TEXTS, "dataset_source": "drive"}, "dataset_source", "got 'drive' together with a list of texts"),
         ({"dataset": TEXTS, "dataset_source": "driv"}, "dataset_source", "must be one of"),

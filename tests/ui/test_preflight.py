@@ -186,7 +186,7 @@ def test_the_hub_is_asked_where_it_is_needed_and_a_refusal_has_a_way_out(tmp_pat
     assert "60 rows were read" in there[1][2]
     assert verdict == "Ready to train."
     assert [row[:2] for row in absent[:3]] == [["hub", "failed"], ["data", "not run"], ["batch", "not run"]]
-    assert "no data set 'me/nothing'" in absent[0][2]
+    assert "no dataset 'me/nothing'" in absent[0][2]
     assert (labels, source) == (["Use the built-in text"], "builtin")
 
 

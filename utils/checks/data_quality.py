@@ -57,7 +57,7 @@ def check_data_quality(
     model: Any = None,
     task_spec: Any = None,
 ) -> CheckReport:
-    """Findings about a data set, and about its validation split against it.
+    """Findings about a dataset, and about its validation split against it.
 
     All rows of texts are read, once. Of tables, images and token ids at most 4,096 rows are read, evenly spaced, or 256 of a
     Dataset class of the user's own; no random state is changed.
@@ -104,7 +104,7 @@ def check_data_quality(
     labels = labels_in(data, label_column)
     train = profile_texts(texts_in(data, text_column), labels=labels, tokenizer=tokenizer)
     if train.num_rows == 0:
-        raise DataError("the data set has no rows; there is nothing to check. Give at least one text.")
+        raise DataError("the dataset has no rows; there is nothing to check. Give at least one text.")
     held_out = None
     if validation is not None:
         held_out = profile_texts(texts_in(validation, text_column), labels=labels_in(validation, label_column))
@@ -304,7 +304,7 @@ def _balance(
 def _leakage(train: TextProfile, validation: TextProfile, limits: QualityThresholds) -> CheckResult:
     name, thresholds = "leakage", {"warn": limits.leakage_warn, "fail": limits.leakage_fail}
     if validation.num_rows == 0:
-        return CheckResult(name, "not run", "The validation data set has no rows to compare with.", {}, thresholds)
+        return CheckResult(name, "not run", "The validation dataset has no rows to compare with.", {}, thresholds)
     exact, near = shared_rows(train, validation)
     share = (len(exact) + len(near)) / validation.num_rows
     verdict = above(share, limits.leakage_warn, limits.leakage_fail)
@@ -420,4 +420,4 @@ def _columns(data: Any) -> list[str] | None:
 
 def _check_column(name: str, columns: list[str], argument: str) -> None:
     if name not in columns:
-        raise DataError(f"there is no column {name!r}; the data set has {', '.join(columns)}. Give {argument}=….")
+        raise DataError(f"there is no column {name!r}; the dataset has {', '.join(columns)}. Give {argument}=….")

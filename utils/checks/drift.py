@@ -1,4 +1,4 @@
-"""Are two data sets of the same kind: training and validation, or last month's and today's?"""
+"""Are two datasets of the same kind: training and validation, or last month's and today's?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_drift(
     reference: Any, current: Any, *, text_column: str = "text", label_column: str | None = None, tokenizer: Any = None,
     warn: float = WARN, fail: float = FAIL,
 ) -> CheckReport:  # fmt: skip
-    """Compare two data sets by all of their rows: lengths, words, characters and labels.
+    """Compare two datasets by all of their rows: lengths, words, characters and labels.
 
     Args:
         reference, current: texts, or Datasets or DataFrames with `text_column` (and `label_column`).
@@ -41,7 +41,7 @@ def check_drift(
     ]
     for name, found in zip(("reference", "current"), profiles, strict=True):
         if found.num_rows == 0:
-            raise DataError(f"the {name} data set has no rows; there is nothing to compare.")
+            raise DataError(f"the {name} dataset has no rows; there is nothing to compare.")
     drift = measure_drift(*profiles)
     results = []
     for name, distance in drift.distances().items():

@@ -20,7 +20,7 @@ from utils.errors import DataError, DataTypeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EMPTY = "the data set has no rows; there is nothing to check."
+_EMPTY = "the dataset has no rows; there is nothing to check."
 
 
 def check_samples(
@@ -61,7 +61,7 @@ def _of_a_stream(data: Any) -> CheckReport:
 
 
 def _as_rows(data: Any) -> Any:
-    """Arrays, or a pair (inputs, labels) of them, as a data set; anything else as it is."""
+    """Arrays, or a pair (inputs, labels) of them, as a dataset; anything else as it is."""
     import torch
     from torch.utils.data import TensorDataset
 

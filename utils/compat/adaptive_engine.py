@@ -119,7 +119,7 @@ def renamed(row: dict[str, Any], metrics: Any) -> dict[str, Any]:
 
 
 class _Batches(IterableDataset[Any]):
-    """Any iterable of batches, as a loader's data set."""
+    """Any iterable of batches, as a loader's dataset."""
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches

@@ -39,7 +39,7 @@ class Trainer:
         model, criterion, optimizer, scheduler: as torch has them; the loss is `criterion(model(inputs), labels)`. The scheduler
             is stepped once an epoch; ReduceLROnPlateau gets the validation loss with mode="min" and the validation accuracy
             (0 to 1) with mode="max".
-        train_loader, val_loader: batches of (inputs, labels), or dicts with labels. Their data sets, collate functions and
+        train_loader, val_loader: batches of (inputs, labels), or dicts with labels. Their datasets, collate functions and
             batch sizes are used; a shuffled loader's order is a function of the seed and the epoch. val_loader may be None.
         device: where to train.
         experiment_manager: the experiment. One that is resumed continues from its newest checkpoint; a fork starts from its

@@ -105,7 +105,7 @@ class ExperimentRecord(Callback):
         return math.nan if accuracy is None or not self.measures_accuracy else 100.0 * accuracy
 
     def _reset_transforms(self, trainer: EngineTrainer) -> None:
-        """New random transforms for the next epoch; a data set that makes its training set anew is asked for the new one."""
+        """New random transforms for the next epoch; a dataset that makes its training set anew is asked for the new one."""
         assert isinstance(trainer, ExperimentTrainer)
         before = getattr(self.dataset, "_train_dataset", None)
         self.dataset.reset_train_transforms()

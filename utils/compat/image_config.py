@@ -36,12 +36,12 @@ class ImageSettings(Schema):
     aliases: ClassVar[Mapping[str, str]] = {"lr": "learning_rate", "seed": "random_seed"}
 
     dataset: str = _in("dataset", "mnist", "name in DatasetRegistry", min_length=1)
-    data_root: str = _in("dataset", "./data", "folder that holds the data sets", min_length=1)
+    data_root: str = _in("dataset", "./data", "folder that holds the datasets", min_length=1)
     reapply_transforms: bool = _in("dataset", False, "draw the random transforms anew after each epoch")
     num_workers: int = _in("dataset", 0, "processes that prepare batches; 0: in this process", ge=0, le=256)
 
     model: str = _in("model", "mynet", "name in ModelRegistry, or a source such as my_model.py:Net", min_length=1)
-    num_classes: int | None = _in("model", None, "classes that the model scores; without it: the data set's", ge=1)
+    num_classes: int | None = _in("model", None, "classes that the model scores; without it: the dataset's", ge=1)
     freeze: tuple[str, ...] = _in(
         "model", (), "layers that are not trained: ids (1-2), ranges (1-2:1-5) or names (features.0)", strict=False
     )

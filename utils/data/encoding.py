@@ -1,4 +1,4 @@
-"""Texts, pairs of texts, and words with tags -> rows of token ids, special tokens included."""
+"""Encode texts, pairs of texts, and words with tags as rows of token ids, special tokens included."""
 
 from __future__ import annotations
 

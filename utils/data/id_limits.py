@@ -34,7 +34,7 @@ class Limits:
 
 
 def check_source(source: Source, name: str, limits: Limits) -> None:
-    """Check the ids of rows in one array entirely, of other data sets in up to 64 samples spread over them.
+    """Check the ids of rows in one array entirely, of other datasets in up to 64 samples spread over them.
 
     Args:
         name: of the data in the message.

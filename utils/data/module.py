@@ -1,4 +1,4 @@
-"""UniversalDataModule: data sets -> batches. The order of samples is a function of (seed, epoch) and of nothing else."""
+"""UniversalDataModule: datasets -> batches. The order of samples is a function of (seed, epoch) and of nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepBatches:
     """The micro-batches of one optimizer step and which samples they hold.
 
     Attributes:
-        sample_ids: numbers of the samples in the data set (in the stream, for streams), in order; of all processes.
+        sample_ids: numbers of the samples in the dataset (in the stream, for streams), in order; of all processes.
         micro_batches: the samples as batches, of this process; the last one may be smaller.
     """
 
@@ -71,7 +71,7 @@ class UniversalDataModule:
         val_dataset = val_data if val_dataset is None else val_dataset
         if train_dataset is None:
             raise DataTypeError(
-                "Expected train_data to be Dataset or DataLoader; got None. Give the data set to train on."
+                "Expected train_data to be Dataset or DataLoader; got None. Give the dataset to train on."
             )
         candidates = [getattr(tokenizer, "pad_token_id", None), getattr(task_spec, "pad_token_id", None), pad_token_id]
         self.pad_token_id: int | None = next((pad for pad in candidates if pad is not None), None)

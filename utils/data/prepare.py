@@ -57,7 +57,7 @@ class DataSetup(Protocol):
 
     @property
     def dataset_name(self) -> str | None:
-        """The data set's id or folder, for "huggingface"; see `load_hub_texts`."""
+        """The dataset's id or folder, for "huggingface"; see `load_hub_texts`."""
 
     @property
     def config_name(self) -> str | None:
@@ -81,7 +81,7 @@ class DataSetup(Protocol):
 
     @property
     def val_split(self) -> float:
-        """Share of the text for validation, 0 to 0.5; 0: none. A data set's own validation split is taken instead."""
+        """Share of the text for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead."""
 
     @property
     def random_seed(self) -> int:
@@ -105,7 +105,7 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     Raises:
         ConfigError: setup and model contradict each other; lists every problem, before anything is read.
         DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
-        HubError: the data set cannot be had from the Hub.
+        HubError: the dataset cannot be had from the Hub.
     """
     vocab_size = _checked_vocab_size(setup, model)
     if (records := _records(setup, model, vocab_size)) is not None:

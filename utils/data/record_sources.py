@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from utils.data.prepared import PreparedData
 
-#: What the rows of a data set are. "auto": conversations in files that hold them, else texts.
+#: What the rows of a dataset are. "auto": conversations in files that hold them, else texts.
 DataKind = Literal["auto", "text", "conversations", "pairs"]
 DATA_KINDS: tuple[str, ...] = get_args(DataKind)
 
-# Characters of a data set of the Hub that are read: records are held in memory.
+# Characters of a dataset of the Hub that are read: records are held in memory.
 _MOST_CHARACTERS = 300_000_000
 
 
@@ -40,7 +40,7 @@ def builtin_records(kind: str) -> LoadedRecords:
 
 
 def hub_records(name: str, config_name: str | None, *, with_validation: bool) -> LoadedRecords:
-    """The rows of a data set of the Hub, or of a folder. Raises as `load_hub_texts`."""
+    """The rows of a dataset of the Hub, or of a folder. Raises as `load_hub_texts`."""
     from utils.data.text.hub import VALIDATION_SPLITS, load_hub_table
 
     table = load_hub_table(name, config_name)
@@ -52,7 +52,7 @@ def hub_records(name: str, config_name: str | None, *, with_validation: bool) ->
     validation = None
     if with_validation and own is not None:
         validation, _ = _beginning(table.splits[own])
-        notes.append(f"Validation is the data set's own split {own!r} (rows: {len(validation):,}).")
+        notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
     return LoadedRecords(records, validation, table.source, notes)
 
 

@@ -89,7 +89,7 @@ class DatasetSource:
             return self.dataset[index]
         except TrainbookError:
             raise
-        except Exception as error:  # whatever it is, it comes from the user's data set
+        except Exception as error:  # whatever it is, it comes from the user's dataset
             raise DataError(
                 f"sample {index} of {type(self.dataset).__name__} cannot be read: {type(error).__name__}: {one_line(error)}"
             ) from error
@@ -119,7 +119,7 @@ class DatasetSource:
             ) from error
 
     def digest(self) -> str:
-        """The data set's own where it has one; else from the length and up to 64 samples spread over it: reading a large one
+        """The dataset's own where it has one; else from the length and up to 64 samples spread over it: reading a large one
         whole would take too long."""
         if isinstance(self.dataset, Source):
             return self.dataset.digest()
@@ -133,7 +133,7 @@ class DatasetSource:
 
 
 def may_draw(dataset: Any) -> bool:
-    """Whether a data set may draw at random. Plain containers and our own classes do not; a subclass of them may."""
+    """Whether a dataset may draw at random. Plain containers and our own classes do not; a subclass of them may."""
     kind = type(dataset)
     return kind not in (list, tuple, TensorDataset) and bool(vars(kind).get("draws", True))
 
@@ -304,7 +304,7 @@ class _Samples(torch.utils.data.Dataset[Batch]):
 
 
 def _mapped(data: Any, collate: Collate, pad_id: int | None, eos_id: int | None, seed: int) -> Source:
-    """A map-style data set as a source; rows of ids of equal length as one tensor."""
+    """A map-style dataset as a source; rows of ids of equal length as one tensor."""
     if isinstance(collate, TextCollator):
         tensors = data.tensors if type(data) is TensorDataset else None  # a subclass may give something else
         if tensors is not None and len(tensors) == 1 and tensors[0].dim() == 2 and not tensors[0].is_floating_point():

@@ -68,7 +68,7 @@ class _Work(Dataset[Any]):
             self._source.before_sample = lambda index: note[_SAMPLE].fill_(index)
         try:
             batch = self._source.take(self._chunks[k].tolist())
-        except Exception as error:  # noqa: BLE001 - whatever a user's data set raises is told by the main process
+        except Exception as error:  # noqa: BLE001 - whatever a user's dataset raises is told by the main process
             message = str(error) if isinstance(error, TrainbookError) else f"{type(error).__name__}: {one_line(error)}"
             return _Failure(info.id, os.getpid(), message, traceback.format_exc())
         note[_BATCH:] = _NONE
@@ -153,7 +153,7 @@ class LoaderProcesses:
         who = f"loader process {'' if worker is None else f'{worker} '}(pid {process.pid})"
         at = "before its first batch" if worker is None else self._doing(worker)
         memory = " The system kills a process like that when memory runs out." if name == "SIGKILL" else ""
-        return f"{who} {how} {at}.{memory} Lower num_workers or batch_size, or see with num_workers=0 what the data set does."
+        return f"{who} {how} {at}.{memory} Lower num_workers or batch_size, or see with num_workers=0 what the dataset does."
 
     def _hang(self, k: int) -> str:
         worker = next((w for w in range(self._num_workers) if int(self._notes[w, _BATCH]) == k), None)

@@ -168,7 +168,7 @@ def t5_mini(
     eos_token_id: int | None = EOS_ID,
     pad_token_id: int | None = PAD_ID,
 ) -> T5ForConditionalGeneration:
-    """A T5, text to text (Raffel et al. 2020): 1.4 M parameters with the defaults.
+    """A T5, sequence-to-sequence (Raffel et al. 2020): 1.4 M parameters with the defaults.
 
     Positions are relative, so there is no longest input. It is the first version's design: the output layer shares the
     embedding's weights, scaled so that the first loss is that of a guess. T5 1.1's own output layer begins far above it.

@@ -58,7 +58,7 @@ class AdaptiveTokenizer:
 
         Args:
             vocab_size: tokens of the model.
-            dataset: what to learn from, the training part only: a list of texts, a data set of the `datasets` library, or an
+            dataset: what to learn from, the training part only: a list of texts, a dataset of the `datasets` library, or an
                 iterator, which is read into memory (`FastBPETrainer.train_with_streaming` does not do that).
             cache_dir: folder in which the tokenizer is kept under a digest of texts, settings and versions; None: not kept.
             special_tokens: padding, unknown, beginning and end of text, then any others; None: `SPECIAL_TOKENS`, or what a

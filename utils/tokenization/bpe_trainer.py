@@ -118,7 +118,7 @@ class FastBPETrainer:
         """Learn a tokenizer from `texts`. Also `FastBPETrainer.train_on_dataset(texts, vocab_size=...)`, on the class.
 
         Args:
-            texts: a list of texts, a column or a data set; an iterator is read into memory where there is a `cache_dir`.
+            texts: a list of texts, a column or a dataset; an iterator is read into memory where there is a `cache_dir`.
             cache_dir: folder in which the tokenizer is kept for the same texts and settings; None: not kept.
             vocab_size, special_tokens, min_frequency, show_progress: instead of the config's.
         Raises:

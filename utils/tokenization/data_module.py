@@ -50,7 +50,7 @@ class TextBatches:
     padding are -100. `train_dataset` and `val_dataset` can be given to any other trainer, this package's among them.
 
     Args:
-        dataset: a data set of the `datasets` library, a list of texts or an iterator.
+        dataset: a dataset of the `datasets` library, a list of texts or an iterator.
         tokenizer: a fast transformers tokenizer.
         batch_size: rows in a batch.
         max_length: tokens in a row, at most; T.

@@ -1,4 +1,4 @@
-"""Whatever holds texts -> texts: a list, a column, a data set of the `datasets` library, an iterator."""
+"""Whatever holds texts -> texts: a list, a column, a dataset of the `datasets` library, an iterator."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def texts_of(dataset: Any, text_column: str | None = None) -> Iterable[str]:
     """The texts of `dataset`, not yet read where it is read lazily.
 
     Args:
-        dataset: texts in a list or any other sequence or iterator; a data set of the `datasets` library, or another with
-            `column_names`; data sets by split, of which "train" is taken; a DataFrame or a column of one; rows that are dicts.
+        dataset: texts in a list or any other sequence or iterator; a dataset of the `datasets` library, or another with
+            `column_names`; datasets by split, of which "train" is taken; a DataFrame or a column of one; rows that are dicts.
         text_column: which column; None: "text", or else the only column of texts.
     Raises:
         DataTypeError: something else; DataError: no such column, or several.
@@ -39,7 +39,7 @@ def texts_of(dataset: Any, text_column: str | None = None) -> Iterable[str]:
         )
     if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
         raise DataTypeError(
-            f"Expected a list of texts, a data set or an iterator; got a {type(dataset).__name__}. "
+            f"Expected a list of texts, a dataset or an iterator; got a {type(dataset).__name__}. "
             "One text is given as [text]; a file's is read by utils.data.read_text_file."
         )
     if hasattr(
@@ -123,7 +123,7 @@ def count_texts(texts: Iterable[str]) -> TextCounts:
 
 
 class _Column(Sequence[str]):
-    """A column of a data set, read row by row; "" where a row has no text."""
+    """A column of a dataset, read row by row; "" where a row has no text."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._rows = dataset.select_columns([name]) if hasattr(dataset, "select_columns") else dataset

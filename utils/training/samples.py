@@ -174,7 +174,7 @@ def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]
     cut after a fixed number of tokens.
 
     Args:
-        blocks: an indexable data set of samples with `input_ids` (T,), or None; of others there are no prompts.
+        blocks: an indexable dataset of samples with `input_ids` (T,), or None; of others there are no prompts.
         tokenizer: decodes ids; None: no prompts.
         count: how many, spread over the blocks.
     """

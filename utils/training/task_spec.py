@@ -133,7 +133,7 @@ class TaskSpec(Schema):
 
     @classmethod
     def seq2seq(cls, /, name: str = "seq2seq", vocab_size: int | None = None, **values: Any) -> Self:
-        """Text to text (T5-like models)."""
+        """Sequence-to-sequence (T5-like models)."""
         return cls._of("seq2seq", "text", name, values, vocab_size=vocab_size)
 
     @classmethod

@@ -64,7 +64,7 @@ class TrialTraining:
         if isinstance(self.train_data, DataLoader) and not self.data().resumable:
             raise DataError(
                 "train_data come in an order of their own, so what is tried out here would be missing in training. Give a "
-                "map-style data set, or a second loader over the same data made for this."
+                "map-style dataset, or a second loader over the same data made for this."
             )
 
     def train(self, *callbacks: Callback, val_data: Any = None, **changes: Any) -> TrainState:

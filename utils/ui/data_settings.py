@@ -10,25 +10,25 @@ from pydantic import Field
 from utils.errors import Problem
 from utils.schema import Schema, equal, path_text, shown
 
-#: The source, and the data set's name, that mean the corpus that needs no network.
+#: The source, and the dataset's name, that mean the corpus that needs no network.
 BUILTIN = "builtin"
-_A_NAME = "must be text: 'builtin', or a data set's id on the Hugging Face Hub"
+_A_NAME = "must be text: 'builtin', or a dataset's id on the Hugging Face Hub"
 # Where data can be, with what that is; and which source each belongs to.
 _PLACES: Mapping[str, str] = {
     "dataset": _A_NAME,
-    "dataset_name": "a data set's id on the Hugging Face Hub, such as 'Salesforce/wikitext', or a folder of data files",
+    "dataset_name": "a dataset's id on the Hugging Face Hub, such as 'Salesforce/wikitext', or a folder of data files",
     "dataset_path": "the path of a file, a folder or a pattern of paths",
 }
 PLACE_SOURCES: Mapping[str, tuple[str, ...]] = {
     "dataset_path": ("local", "drive", "upload"),
     "dataset_name": ("huggingface",),
 }
-# What says which part of a data set is meant: the sources that have such parts, and what to say of others.
+# What says which part of a dataset is meant: the sources that have such parts, and what to say of others.
 PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "config_name": (("huggingface",), "a data set of the Hub: name that too, as dataset_name"),
+    "config_name": (("huggingface",), "a dataset of the Hub: name that too, as dataset_name"),
     "text_column": (
         ("huggingface", "local", "drive", "upload"),
-        "a data set of the Hub or a file: name that too, as dataset_name or dataset_path",
+        "a dataset of the Hub or a file: name that too, as dataset_name or dataset_path",
     ),
     "label_column": (PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
     "conversation_layout": (PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
@@ -136,7 +136,7 @@ class DataSettings(Schema):
         paths = (*_PLACES, "pretrained_model")
         values = {name: path_text(value) if name in paths else value for name, value in values.items()}
         problems = [
-            Problem(name, f"got {shown(values[name])}; it holds a NUL character, which no path or data set's id does")
+            Problem(name, f"got {shown(values[name])}; it holds a NUL character, which no path or dataset's id does")
             for name in paths
             if isinstance(values.get(name), str) and "\0" in values[name]
         ]
@@ -157,7 +157,7 @@ class DataSettings(Schema):
             values["dataset_name"] = None
             if not equal(values.setdefault("dataset_source", BUILTIN), BUILTIN):
                 message = (
-                    f"got {shown(values['dataset_source'])} together with the data set 'builtin'; keep one of the two"
+                    f"got {shown(values['dataset_source'])} together with the dataset 'builtin'; keep one of the two"
                 )
                 problems.append(Problem("dataset_source", message, BUILTIN))
         for name, sources in PLACE_SOURCES.items():

@@ -96,8 +96,8 @@ class SetupConfig:
     def update(self, /, **values: Any) -> None:
         """Change several fields at once, or none: raises `ConfigError` that lists every problem.
 
-        A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that data set of the Hub; each
-        forgets the other, and `dataset_source="builtin"` alone forgets both. Another data set forgets `config_name`,
+        A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that dataset of the Hub; each
+        forgets the other, and `dataset_source="builtin"` alone forgets both. Another dataset forgets `config_name`,
         `text_column`, `label_column` and `conversation_layout`.
         """
         data, training, problems = self._sorted(values)
@@ -295,7 +295,7 @@ def _meant(name: str, known: tuple[str, ...]) -> str:
 
 
 def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes`, with what naming a source, a path or a data set says about the others made explicit."""
+    """`changes`, with what naming a source, a path or a dataset says about the others made explicit."""
     name = changes.get("dataset_name")
     places = {
         "dataset_path": path_text(changes.get("dataset_path")),
@@ -333,7 +333,7 @@ def _implied_source(current: DataSettings, changes: Mapping[str, Any], places: M
 
 
 def _same_dataset(name: Any, current: str | None) -> bool:
-    """Whether both name one data set; the Hub leads "wikitext" to "Salesforce/wikitext"."""
+    """Whether both name one dataset; the Hub leads "wikitext" to "Salesforce/wikitext"."""
     if not isinstance(name, str) or current is None:
         return False
     return name == current or (

@@ -104,7 +104,7 @@ class SetupWizard:
 
         Args:
             model, preset, **overrides: see `run`.
-            dataset_name: "builtin", or a data set's id on the Hugging Face Hub.
+            dataset_name: "builtin", or a dataset's id on the Hugging Face Hub.
             dataset_path: a file, a folder or a pattern of paths.
         """
         named = {"dataset_name": dataset_name, "dataset_path": dataset_path}

@@ -1,4 +1,4 @@
-"""Pictures of a data set: how long its rows are, and how often each label occurs. Takes plain data."""
+"""Pictures of a dataset: how long its rows are, and how often each label occurs. Takes plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts of chat data sets, in every kind of file, and rows that are no conversations."""
+"""Layouts of chat datasets, in every kind of file, and rows that are no conversations."""
 
 from __future__ import annotations
 

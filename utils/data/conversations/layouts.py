@@ -1,4 +1,4 @@
-"""Records of chat data sets -> conversations: lists of messages with roles, whatever the columns are called.
+"""Records of chat datasets -> conversations: lists of messages with roles, whatever the columns are called.
 
 Layouts: "messages" (`messages`: role and content), "sharegpt" (`conversations`: from and value), "instruction" (`instruction`,
 `input`, `output`), "prompt_completion" (`prompt`, `completion`), "question_answer" (`question`, `answer`).
@@ -18,7 +18,7 @@ from utils.schema import nearest, shown
 
 Message = dict[str, Any]
 
-# Names of a message's author in data sets -> the role that chat templates know.
+# Names of a message's author in datasets -> the role that chat templates know.
 _ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",

@@ -1,4 +1,4 @@
-"""The image data sets that come with the library: their files as torchvision lays them out, the classes of a folder, digits.
+"""The image datasets that come with the library: their files as torchvision lays them out, the classes of a folder, digits.
 
 Reading order: image_files (what is in the files), transforms, image_sets (samples, BaseDataset), this.
 """
@@ -29,7 +29,7 @@ log = logging.getLogger("trainbook.data")
 
 
 class _FilesDataset(BaseDataset):
-    """A data set of known files in a folder of its own, which torchvision can fetch.
+    """A dataset of known files in a folder of its own, which torchvision can fetch.
 
     Attributes:
         FOLDER: where its files lie, under the root; FETCHED_BY: torchvision's class that puts them there.
@@ -214,7 +214,7 @@ class DigitsDataset(BaseDataset):
         try:
             digits: Any = importlib.import_module("sklearn.datasets").load_digits()
         except ModuleNotFoundError as error:
-            raise MissingPackageError("scikit-learn", "for the data set digits") from error
+            raise MissingPackageError("scikit-learn", "for the dataset digits") from error
         images = torch.from_numpy(np.round(digits.images * 255 / 16).astype(np.uint8))[:, None]
         labels = np.asarray(digits.target, dtype=np.int64)
         order = np.random.default_rng(0).permutation(len(labels))
@@ -241,7 +241,7 @@ class ImageFolderDataset(BaseDataset):
     Images of 16 bits are scaled to 8 by their whole range, and transparent ones are laid on white (`utils.data.images.pixels`).
 
     Args:
-        root: the folder. download: there is nothing to fetch; taken so that every data set is made the same way.
+        root: the folder. download: there is nothing to fetch; taken so that every dataset is made the same way.
         input_size: (height, width) in pixels, or one number for both.
         input_channels: 3 for colour, 1 for grey.
         validation_share: of each class, above 0 and below 1; at least one image.

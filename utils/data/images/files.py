@@ -1,4 +1,4 @@
-"""The files that image data sets come in: IDX (MNIST) and the pickled batches of CIFAR-10. Nothing in them is run."""
+"""The files that image datasets come in: IDX (MNIST) and the pickled batches of CIFAR-10. Nothing in them is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DatasetRegistry: image data sets by name, those that come with the library and the user's own."""
+"""DatasetRegistry: image datasets by name, those that come with the library and the user's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from utils.registry import Registry
 
 
 class DatasetRegistry(Registry):
-    """Names -> data set classes, or functions that return one. One registry for the whole process.
+    """Names -> dataset classes, or functions that return one. One registry for the whole process.
 
     Names are lower-cased. Use `register("mine", MyDataset)`, or as a decorator `@DatasetRegistry.register("mine")`.
     """

@@ -1,4 +1,4 @@
-"""Images and labels as samples for training, and the frame of a data set of images."""
+"""Images and labels as samples for training, and the frame of a dataset of images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def pairs(samples: Sequence[Any]) -> Pair:
 
 
 class BaseDataset(ABC):
-    """A data set of images: how it is read, what is done to its images, and its loaders.
+    """A dataset of images: how it is read, what is done to its images, and its loaders.
 
     The transforms are made when it is, the files are read when something of them is asked for. Derive from it, say what is
     abstract here, and register the class with `DatasetRegistry`.
@@ -125,7 +125,7 @@ class BaseDataset(ABC):
 
     @abstractmethod
     def load_data(self) -> tuple[Any, Any]:
-        """Read the files: the training and the test set, as data sets by number; see `samples`."""
+        """Read the files: the training and the test set, as datasets by number; see `samples`."""
 
     @property
     @abstractmethod
@@ -225,7 +225,7 @@ class BaseDataset(ABC):
 
         Call it after an epoch. With `keep_transformed` every image is drawn anew, once, until the next call. Without it the
         random transforms draw anew whenever an image is asked for, so nothing changes. Loaders need not be made again;
-        loader processes that outlive an epoch (`persistent_workers`) have a copy of the data set and learn nothing of it.
+        loader processes that outlive an epoch (`persistent_workers`) have a copy of the dataset and learn nothing of it.
         """
         if not self.reapply_transforms:
             return

@@ -1,4 +1,4 @@
-"""Labels as people write them -> the numbers that a model learns: classes, several classes, tags of words, or measures."""
+"""Convert labels as people write them to what a model learns: classes, several classes, tags, or regression targets."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _of_dataset(dataset: Any, argument: str) -> Table:
 
 
 def _refuse_parts(records: Mapping[Any, Any], argument: str) -> None:
-    """Raises when these are several data sets by name, as a DatasetDict has them."""
+    """Raises when these are several datasets by name, as a DatasetDict has them."""
     if records and all(hasattr(part, "column_names") for part in records.values()):
         raise DataTypeError(
             f"{argument} has the parts {listed(records)}. Give one of them, and another as validation: "

@@ -1,4 +1,4 @@
-"""The labels of a whole data set as numbers, with what can be said about them: balance, baselines, notes."""
+"""The labels of a whole dataset as numbers, with what can be said about them: balance, baselines, notes."""
 
 from __future__ import annotations
 

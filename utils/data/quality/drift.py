@@ -13,7 +13,7 @@ from utils.data.quality.texts import TextProfile
 
 @dataclass(frozen=True)
 class Drift:
-    """Distances between two data sets; each is a Jensen-Shannon distance (see `js_distance`), 0 to 1.
+    """Distances between two datasets; each is a Jensen-Shannon distance (see `js_distance`), 0 to 1.
 
     Attributes:
         lengths: of the rows' lengths (tokens where both were measured in tokens, else characters), in steps of a quarter of
@@ -36,7 +36,7 @@ class Drift:
 
 
 def measure_drift(reference: TextProfile, current: TextProfile) -> Drift:
-    """Compare all rows of two data sets."""
+    """Compare all rows of two datasets."""
     first, second, unit = reference.lengths, current.lengths, "characters"
     if reference.token_lengths is not None and current.token_lengths is not None:
         first, second, unit = reference.token_lengths, current.token_lengths, "tokens"

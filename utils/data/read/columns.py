@@ -54,7 +54,7 @@ def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Ma
             f"{columns}.){listing}"
         )
     raise DataError(
-        f"{name} has no column of text; its columns are {columns or 'none'}. Use a data set with a column of texts, or one "
+        f"{name} has no column of text; its columns are {columns or 'none'}. Use a dataset with a column of texts, or one "
         f"of conversations.{listing}"
     )
 

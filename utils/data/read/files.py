@@ -22,7 +22,7 @@ FORMAT_OF_SUFFIX: dict[str, str] = {
     ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
 
-# What file names call the parts of a data set.
+# What file names call the parts of a dataset.
 _SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 # Entries of a folder that are looked at for a first word about it.
 _LOOKED_AT = 1000
@@ -31,7 +31,7 @@ _DOCUMENTATION = ("readme", "license", "dataset_infos", "dataset_info")
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The files of a data set.
+    """The files of a dataset.
 
     Attributes:
         files: what to train on, in the order of their names.
@@ -115,7 +115,7 @@ def _files_of(name: str) -> DataFiles:
         return DataFiles((existing_file(name),))
     if is_saved_dataset(folder):
         raise DataError(
-            f"{folder}: is a data set that the datasets library saved, not a folder of data files. Give it as dataset_name, "
+            f"{folder}: is a dataset that the datasets library saved, not a folder of data files. Give it as dataset_name, "
             "or use load_huggingface(folder)."
         )
     files = sorted(path for path in folder.rglob("*") if _is_data(path, folder))

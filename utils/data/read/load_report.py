@@ -16,7 +16,7 @@ class LoadReport:
         source: what was read.
         text_column: the column with the text.
         num_rows: rows that were read.
-        num_kept: those that are in the data set.
+        num_kept: those that are in the dataset.
         num_without_text: left out, because they hold no visible character.
         num_too_short, num_too_long: left out, by `min_length` and `max_length`, in characters.
         num_duplicates: left out, because the same text came before.

@@ -35,7 +35,7 @@ def builtin_topics() -> dict[str, str]:
     except ImportError as error:
         raise DataNotFoundError(
             "The built-in corpus is the module pydoc_data.topics of the standard library, which this Python lacks. "
-            "Give a text file of your own as the data set, or use a complete CPython."
+            "Give a text file of your own as the dataset, or use a complete CPython."
         ) from error
     return without_repeats(topics)
 
@@ -64,7 +64,7 @@ def without_repeats(texts: Mapping[str, str]) -> dict[str, str]:
 
 def builtin_questions() -> list[dict[str, str]]:
     """A question about each section of the built-in corpus, with the section's first sentence as its answer: `question` and
-    `answer`, always the same list. About 150 records; a stand-in for a data set of conversations."""
+    `answer`, always the same list. About 150 records; a stand-in for a dataset of conversations."""
     records = []
     for title, text in _sections():
         sentence = re.split(r"(?<=[.:])\s", _first_prose(text), maxsplit=1)[0]
@@ -75,7 +75,7 @@ def builtin_questions() -> list[dict[str, str]]:
 
 def builtin_summaries() -> list[dict[str, str]]:
     """Each section of the built-in corpus with its title: `article` and `summary`, always the same list. About 160 records; a
-    stand-in for a data set of articles with summaries."""
+    stand-in for a dataset of articles with summaries."""
     return [{"article": text, "summary": title} for title, text in _sections() if text]
 
 

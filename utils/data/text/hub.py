@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face Hub, and local folders of data files -> documents, through the `datasets` library.
+"""Datasets of the Hugging Face Hub, and local folders of data files -> documents, through the `datasets` library.
 
-A data set is data here and nothing else: no code of it is run. One that the Hub holds as a loading script is read from
+A dataset is data here and nothing else: no code of it is run. One that the Hub holds as a loading script is read from
 the Hub's own conversion to Parquet.
 """
 
@@ -30,18 +30,18 @@ _ANSWER_TIMEOUT_S = 15.0
 # Seconds before the first question is asked again, where the line broke or the Hub was busy. A time-out is not repeated.
 RETRY_WAITS_S: tuple[float, ...] = (1.0, 3.0)
 _BUSY = (429, 500, 502, 503, 504)
-# Bytes of a data set's tables (all columns, all splits) above which it is read as a stream, not downloaded as a whole.
+# Bytes of a dataset's tables (all columns, all splits) above which it is read as a stream, not downloaded as a whole.
 _STREAMED_ABOVE = 4 * MOST_CHARACTERS
-# The branch of every data set in which the Hub keeps its own conversion.
+# The branch of every dataset in which the Hub keeps its own conversion.
 _PARQUET_BRANCH = "refs/convert/parquet"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 _ROWS_AT_ONCE = 1000
-# What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for data sets).
+# What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for datasets).
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
 _log = logging.getLogger("trainbook.data")
 @dataclass(frozen=True)
 class HubTable:
-    """A split of a data set.
+    """A split of a dataset.
 
     Attributes:
         rows: a `datasets.Dataset` mapped into memory, or an IterableDataset.
@@ -61,7 +61,7 @@ class HubTable:
 def load_hub_table(
     name: str, config_name: str | None = None, split: str = "train", *, streaming: bool = False
 ) -> HubTable:
-    """A split of a data set with all its columns.
+    """A split of a dataset with all its columns.
 
     Args:
         name, config_name: see `load_hub_texts`.
@@ -85,10 +85,10 @@ def load_hub_table(
 
 @dataclass(frozen=True)
 class LoadedTexts:
-    """The texts of a data set.
+    """The texts of a dataset.
 
     Attributes:
-        documents: one a row, in the data set's order; "" where a row has no text. Many of them are read from disk.
+        documents: one a row, in the dataset's order; "" where a row has no text. Many of them are read from disk.
         validation: those of its own validation split; None when it has none or it was not asked for.
         source: what was read, for the report.
         notes: what the user should know, one sentence each.
@@ -109,12 +109,12 @@ def load_hub_texts(
     with_validation: bool = True,
     max_characters: int = MOST_CHARACTERS,
 ) -> LoadedTexts:
-    """The text column of a data set.
+    """The text column of a dataset.
 
     Args:
         name: an id on the Hub, such as "Salesforce/wikitext", or the path of a folder that holds .txt, .csv, .json,
             .jsonl or .parquet files, or what `Dataset.save_to_disk` wrote. A folder comes first.
-        config_name: the part or version of the data set; None: its default or only one.
+        config_name: the part or version of the dataset; None: its default or only one.
         text_column: a column of texts, or of lists of texts, which are joined by line ends; None: "text", or else the
             only column of texts.
         split: what to train on.
@@ -122,7 +122,7 @@ def load_hub_texts(
         max_characters: stop reading `split` after the row that reaches it, where texts are held in memory: those of tables
             up to 64 MB, and of streams. Tables above 4 GB are streamed.
     Raises:
-        HubError: the Hub cannot be reached, has no such data set, or gives it only to those it knows.
+        HubError: the Hub cannot be reached, has no such dataset, or gives it only to those it knows.
         DataError: a name that is none, an unknown configuration, split or column, or files that cannot be read.
     """
     loaded = load_hub_table(name, config_name, split)
@@ -139,7 +139,7 @@ def load_hub_texts(
         validation = None
         if with_validation and own is not None:
             validation, _ = _texts(loaded.splits[own], column, max_characters)
-            notes.append(f"Validation is the data set's own split {own!r} (rows: {len(validation):,}).")
+            notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
     return LoadedTexts(documents, validation, f"{loaded.source}, column {column}", notes)
 
 
@@ -175,9 +175,9 @@ def table_texts(
 def dataset_name_problem(name: Any) -> str | None:
     """Explain why `name` is not a valid dataset name, as far as it shows without asking the Hub; None: it is."""
     if not isinstance(name, str) or not name.strip():
-        return f"got {shown(name)}; must be a data set's id on the Hub, such as 'Salesforce/wikitext'"
+        return f"got {shown(name)}; must be a dataset's id on the Hub, such as 'Salesforce/wikitext'"
     if match := re.match(r"https?://[^/]+/datasets/([^?#]+)", name):
-        return f"got an address; give the data set's id alone: {match[1].strip('/')!r}"
+        return f"got an address; give the dataset's id alone: {match[1].strip('/')!r}"
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -193,7 +193,7 @@ def dataset_name_problem(name: Any) -> str | None:
 
 
 def _datasets() -> Any:
-    """The library, imported when a data set is loaded: it is slow to import, and not typed."""
+    """The library, imported when a dataset is loaded: it is slow to import, and not typed."""
     import datasets  # type: ignore[import-untyped]
 
     return datasets
@@ -207,7 +207,7 @@ def _folder(name: str) -> Path | None:
 def _splits(
     name: str, folder: Path | None, config_name: str | None, streaming: bool
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """The data set's splits by name, in memory-mapped tables or as streams, and notes."""
+    """The dataset's splits by name, in memory-mapped tables or as streams, and notes."""
     if folder is not None and any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
         saved = _datasets().load_from_disk(folder)
         splits = saved if isinstance(saved, Mapping) else {"train": saved}
@@ -219,7 +219,7 @@ def _splits(
         builder, notes = _hub_builder(name, config_name)
     size = builder.info.dataset_size or 0
     if folder is None and size > _STREAMED_ABOVE:
-        notes.append(f"The data set has {size / 1e9:.0f} GB: it was read as a stream, and no copy of it is kept.")
+        notes.append(f"The dataset has {size / 1e9:.0f} GB: it was read as a stream, and no copy of it is kept.")
         return builder.as_streaming_dataset(), notes
     if streaming:
         return builder.as_streaming_dataset(), notes
@@ -248,7 +248,7 @@ def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
         builder = _kept_builder(name, config_name, error)
         return builder, ["The Hub could not be reached: the copy from an earlier time was read."]
     if f"{name.rpartition('/')[2]}.py" in files:
-        note = "The data set is a loading script, which is not run: the Hub's conversion of it to Parquet was read."
+        note = "The dataset is a loading script, which is not run: the Hub's conversion of it to Parquet was read."
         return _converted_builder(name, config_name), [note]
     return _datasets().load_dataset_builder(name, config_name), []
 
@@ -309,7 +309,7 @@ def _chosen_split(splits: Mapping[str, Any], split: str, notes: list[str]) -> st
         only = next(iter(splits))
         notes.append(f"There is no split {split!r}; the only one, {only!r}, was taken.")
         return only
-    raise DataError(f"got the split {split!r}; the data set has {listed(splits)}")
+    raise DataError(f"got the split {split!r}; the dataset has {listed(splits)}")
 
 
 def _part(rows: Any, name: str, split: str) -> Any:

@@ -10,7 +10,7 @@ from utils.data.read.rows import listed
 from utils.errors import DataError, HubError, TrainbookError
 from utils.schema import nearest
 
-# Those that reading a data set goes through; httpx's network errors are OSErrors in some of its versions only.
+# Those that reading a dataset goes through; httpx's network errors are OSErrors in some of its versions only.
 _PACKAGES = ("aiohttp", "datasets", "fsspec", "httpcore", "httpx", "httpx2", "huggingface_hub", "pyarrow", "requests")
 _NETWORK_PACKAGES = ("aiohttp", "httpcore", "httpx", "httpx2", "requests")
 WAYS_OUT = 'use the built-in corpus (dataset="builtin") or a file of yours (dataset_path="my.txt")'
@@ -46,7 +46,7 @@ def plain_error(error: BaseException, name: str, config_name: str | None = None)
         return DataError(f"{name} holds no data files that can be read (.txt, .csv, .json, .jsonl, .parquet).")
     if "disk space" in text:
         return DataError(f"{name} does not fit on the disk: {first_line(text)} Free some space, or {WAYS_OUT}.")
-    return DataError(f"{name} cannot be read: {first_line(deepest(error))} Try another data set, or {WAYS_OUT}.")
+    return DataError(f"{name} cannot be read: {first_line(deepest(error))} Try another dataset, or {WAYS_OUT}.")
 
 
 def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -> DataError:
@@ -73,7 +73,7 @@ def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status in (401, 403, 404):
         return HubError(
-            f"the Hugging Face Hub has no data set {name!r}, or it is private. Check the spelling (owner/name), log in "
+            f"the Hugging Face Hub has no dataset {name!r}, or it is private. Check the spelling (owner/name), log in "
             f"with huggingface_hub.login() if it is yours, or {WAYS_OUT}."
         )
     network = kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "LocalEntryNotFoundError", "gaierror"}
@@ -87,7 +87,7 @@ def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
 
 
 def deepest(error: BaseException) -> str:
-    """The text of the first cause: what the reader of a file said, not that generating the data set failed."""
+    """The text of the first cause: what the reader of a file said, not that generating the dataset failed."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__

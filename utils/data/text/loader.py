@@ -1,4 +1,4 @@
-"""DatasetLoader: text from anywhere -> a data set, with an account of what was left out."""
+"""DatasetLoader: text from anywhere -> a dataset, with an account of what was left out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trainbook.data")
 _ROWS_AT_ONCE = 1000
-# Options that only a data set has that the datasets library reads.
+# Options that only a dataset has that the datasets library reads.
 _OF_THE_HUB = {"config_name", "split", "streaming"}
 # What `load` itself says to the methods that it calls.
 _OWN_ARGUMENTS = {"dataset_name", "file_path", "rows", "source"}
@@ -72,7 +72,7 @@ class DatasetLoader:
         """Load whatever `source` is.
 
         Args:
-            source: "builtin"; a file, folder or pattern of paths, or a list of these; the id of a data set on the Hub; a
+            source: "builtin"; a file, folder or pattern of paths, or a list of these; the id of a dataset on the Hub; a
                 list of texts or of dicts; a pandas DataFrame; a `datasets.Dataset`. What exists on disk comes before
                 the Hub. A folder that `save_to_disk` wrote, or with the options config_name, split or streaming, is
                 read by `load_huggingface`.
@@ -102,9 +102,9 @@ class DatasetLoader:
         if hasattr(source, "to_parquet") and hasattr(source, "iloc"):
             return self._data_frame(source, **options)
         if hasattr(source, "with_format") and hasattr(source, "column_names"):
-            return self._dataset(source, "data set", **options)
+            return self._dataset(source, "dataset", **options)
         raise DataTypeError(
-            f"got {shown(source)} as a source of texts; give a path, a data set's id on the Hub, a list of texts or dicts, a "
+            f"got {shown(source)} as a source of texts; give a path, a dataset's id on the Hub, a list of texts or dicts, a "
             "DataFrame or a datasets.Dataset."
         )
 
@@ -116,10 +116,10 @@ class DatasetLoader:
         streaming: bool = False,
         text_column: str | None = None,
     ) -> Any:
-        """A data set of the Hugging Face Hub, or a folder of data files as the `datasets` library reads it.
+        """A dataset of the Hugging Face Hub, or a folder of data files as the `datasets` library reads it.
 
         Args:
-            dataset_name, config_name, split: as for `datasets.load_dataset`. No code of a data set is run.
+            dataset_name, config_name, split: as for `datasets.load_dataset`. No code of a dataset is run.
             streaming: give an IterableDataset that reads while it is used; `report` then counts as it goes.
             text_column: None: "text" or another usual name, else the only column of texts.
         Raises:
@@ -187,7 +187,7 @@ class DatasetLoader:
         return DatasetUploader(max_size_mb, loader=self).upload_and_load(**options)
 
     def get_statistics(self, dataset: Any, text_column: str | None = None) -> dict[str, Any]:
-        """Lengths of the texts of a data set, streamed; see `text_statistics`."""
+        """Lengths of the texts of a dataset, streamed; see `text_statistics`."""
         return text_statistics(dataset, text_column)
 
     def print_statistics(self, dataset: Any, text_column: str | None = None) -> None:
@@ -251,7 +251,7 @@ class DatasetLoader:
         return self._told(datasets.Dataset(kept), report)
 
     def _dataset(self, rows: Any, source: str, text_column: str | None = None, notes: Sequence[str] = ()) -> Any:
-        """A data set or stream of the `datasets` library, cleaned."""
+        """A dataset or stream of the `datasets` library, cleaned."""
         if isinstance(rows, Mapping):
             raise DataTypeError(f"got a DatasetDict; give one of its splits: {listed(map(repr, rows))}.")
         schema = _schema_of(rows)
@@ -276,7 +276,7 @@ class DatasetLoader:
 
 
 class DatasetUploader:
-    """Files that the user chooses in the browser -> a data set. They are kept in the folder `uploads`.
+    """Files that the user chooses in the browser -> a dataset. They are kept in the folder `uploads`.
 
     Args:
         max_size_mb: most megabytes (10^6 bytes) of one file.
@@ -308,7 +308,7 @@ class DatasetUploader:
 
 
 def _is_local(name: str, must_exist: bool = False) -> bool:
-    """Whether `name` is a path or a pattern rather than the id of a data set."""
+    """Whether `name` is a path or a pattern rather than the id of a dataset."""
     try:
         exists = Path(name).expanduser().exists() or is_pattern(os.path.expanduser(name))
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL
@@ -362,14 +362,14 @@ def _described(source: Any, files: Sequence[Path]) -> str:
 
 
 def _schema_of(rows: Any) -> pa.Schema:
-    """The columns of a data set, or of a stream, which may not know them before it begins."""
+    """The columns of a dataset, or of a stream, which may not know them before it begins."""
     features = rows.features or rows._resolve_features().features
     schema: pa.Schema = features.arrow_schema
     return schema.remove_metadata()
 
 
 def _features(rows: Any, column: str) -> Any:
-    """The features of a data set when its column of texts, which may be one of lists, holds texts."""
+    """The features of a dataset when its column of texts, which may be one of lists, holds texts."""
     import datasets
 
     features = rows.features.copy()

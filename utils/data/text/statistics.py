@@ -1,4 +1,4 @@
-"""Lengths of the texts of a data set, counted while it is read once."""
+"""Lengths of the texts of a dataset, counted while it is read once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def text_statistics(dataset: Any, text_column: str | None = None) -> dict[str, A
 
     Args:
         dataset: a `datasets.Dataset` or IterableDataset, which is read once, or a list of texts.
-        text_column: of a data set; None: found by `text_column_of`.
+        text_column: of a dataset; None: found by `text_column_of`.
     Returns:
         num_samples, total_chars, total_words (runs without white space), avg_chars, avg_words, min_chars, max_chars;
         p05_chars, p25_chars, median_chars, p75_chars, p95_chars, p99_chars, exact, by the nearest rank; text_column, and
         other_columns as {name: type}.
     Raises:
-        DataError: no texts in it. DataTypeError: no data set.
+        DataError: no texts in it. DataTypeError: no dataset.
     Memory: one count for each length that occurs. Texts of k different lengths have k^2 / 2 characters at least, so a
         terabyte of text has 1.4 million of them at most.
     """
@@ -37,7 +37,7 @@ def text_statistics(dataset: Any, text_column: str | None = None) -> dict[str, A
         words += len(text.split())
     count = lengths.total()
     if not count:
-        raise DataError("the data set holds no texts, so there is nothing to count.")
+        raise DataError("the dataset holds no texts, so there is nothing to count.")
     characters = sum(length * times for length, times in lengths.items())
     column, others = _columns(dataset, text_column)
     return {
@@ -74,7 +74,7 @@ def percentiles(counts: Mapping[int, int], wanted: Mapping[str, float]) -> dict[
 
 
 def texts_of(dataset: Any, text_column: str | None = None) -> Iterator[str]:
-    """The texts of a data set, one after the other. Raises as `text_statistics` does."""
+    """The texts of a dataset, one after the other. Raises as `text_statistics` does."""
     if isinstance(dataset, (list, tuple)):
         for text in dataset:
             if not isinstance(text, str):
@@ -94,5 +94,5 @@ def _columns(dataset: Any, wanted: str | None) -> tuple[str | None, dict[str, st
     if not hasattr(dataset, "select_columns"):
         raise DataTypeError(f"got {shown(dataset)}; give a datasets.Dataset or a list of texts.")
     schema = (dataset.features or dataset._resolve_features().features).arrow_schema
-    column = text_column_of(schema, wanted, "the data set", next(iter(dataset.take(1)), {}))
+    column = text_column_of(schema, wanted, "the dataset", next(iter(dataset.take(1)), {}))
     return column, {field.name: str(field.type) for field in schema if field.name != column}

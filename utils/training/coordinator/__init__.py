@@ -1,4 +1,4 @@
-"""One call from a data set's name to a trained model: a translation onto prepare_text, TrainingConfig and Trainer.
+"""One call from a dataset's name to a trained model: a translation onto prepare_text, TrainingConfig and Trainer.
 
 Reading order: coordinate (the calls), arguments (what each of them says), given_data (data -> what the Trainer takes),
 record (what a run remembers of its data), results (what comes back).

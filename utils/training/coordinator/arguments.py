@@ -65,14 +65,14 @@ class DataArguments:
     """Training data of a call. Lengths are in tokens.
 
     Attributes:
-        dataset: "builtin", the id of a data set of the Hugging Face Hub, the path of a folder or a text file; a table (a
+        dataset: "builtin", the id of a dataset of the Hugging Face Hub, the path of a folder or a text file; a table (a
             Hugging Face Dataset, a pandas DataFrame); a list of texts; rows of token ids; or None.
         dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths.
         dataset_source: "drive": dataset_path is one of the user's Google Drive; other sources follow from what is named.
-        config_name: the part or version of a named data set; text_column: the column of texts.
+        config_name: the part or version of a named dataset; text_column: the column of texts.
         vocab_size: most token ids that are used; None: as many as the model has.
         max_length: tokens of a block; None: what the model takes, at most 512.
-        val_split: share for validation, 0 to 0.5; 0: none. A data set's own validation split is taken instead.
+        val_split: share for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead.
         tokenizer: one that exists; tokenizer_strategy: how it is learnt otherwise, "auto", "bpe" or "character".
         datamodule: has `train_dataloader()` and perhaps `val_dataloader()`; or what `prepare_data` returned.
         task_spec: what is learnt; None: to predict the next token. For other tasks a table has labels.
@@ -162,7 +162,7 @@ class DataArguments:
             guess = nearest(str(source), _SOURCES)
             return [Problem("dataset_source", f"got {shown(source)}; must be one of {', '.join(_SOURCES)}", guess)]
         if self.kind not in _SOURCES[source]:
-            named = _KIND_WORDS.get(self.kind, "a named data set")
+            named = _KIND_WORDS.get(self.kind, "a named dataset")
             return [Problem("dataset_source", f"got {source!r} together with {named}; keep one of the two")]
         return []
 
@@ -288,7 +288,7 @@ def _kind_of_name(name: str | os.PathLike[str]) -> Kind:
 
 
 def _columns(names: Any) -> list[str]:
-    """The columns of a data set, or of the first part of a data set in parts."""
+    """The columns of a dataset, or of the first part of a dataset in parts."""
     if isinstance(names, Mapping):
         return list(next(iter(names.values()), None) or ())
     return list(names or ())
@@ -296,9 +296,9 @@ def _columns(names: Any) -> list[str]:
 
 def _what_data_is(data: Any) -> str:
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
-        return "give the data set that it loads, or a datamodule with train_dataloader()"
+        return "give the dataset that it loads, or a datamodule with train_dataloader()"
     return (
-        "must be 'builtin', a data set's id on the Hub, a path, a list of texts, a Hugging Face Dataset, a DataFrame, or "
+        "must be 'builtin', a dataset's id on the Hub, a path, a list of texts, a Hugging Face Dataset, a DataFrame, or "
         "rows of token ids"
     )
 

@@ -109,12 +109,12 @@ class TrainingCoordinator:
 
         Args:
             model: any `nn.Module` that maps token ids (B, T) to logits (B, T, V). Trained in place.
-            dataset: "builtin"; the id of a data set of the Hugging Face Hub, or the path of a folder or a text file; a Hugging
+            dataset: "builtin"; the id of a dataset of the Hugging Face Hub, or the path of a folder or a text file; a Hugging
                 Face Dataset, a pandas DataFrame or a list of texts; rows of token ids. None, and no other data: the built-in
                 corpus, and the results' notices say so.
             dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths;
                 instead of dataset. dataset_source="drive": one of the user's Google Drive.
-            config_name: the part or version of a named data set; text_column: its column of texts.
+            config_name: the part or version of a named dataset; text_column: its column of texts.
             data_kind: what the rows are: "conversations", of which the answers are learnt; "pairs": a text and the text to
                 write for it; "text" or "auto": texts.
             vocab_size: most token ids that are used; None: as many as the model has.
@@ -122,12 +122,12 @@ class TrainingCoordinator:
             max_length: tokens of a block; None: what the model takes, at most 512.
             learning_rate: the peak; it falls as `lr_schedule` says.
             max_epochs: passes over the data, in all.
-            val_split: share for validation, 0 to 0.5; 0: none. A data set's own validation split is taken instead.
+            val_split: share for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead.
             early_stopping_patience: stop after so many validations without improvement; None: never.
             save_top_k: best checkpoints kept, beside the newest two.
             tokenizer: one that fits the model; None: one is learnt from the training part, as tokenizer_strategy says.
             datamodule: an object with `train_dataloader()` and perhaps `val_dataloader()`, or what `prepare_data` returned;
-                instead of a data set.
+                instead of a dataset.
             resume_from_checkpoint: a checkpoint, a run's folder or results to start from in a new run; "auto": see
                 `Trainer.train`.
             seed: start of every random sequence.
@@ -244,7 +244,7 @@ def train_model(
     """Train a model in one call: `TrainingCoordinator().train(model, dataset, …)`.
 
     Args:
-        model, dataset, vocab_size, max_epochs, batch_size, learning_rate: as for `TrainingCoordinator.train`. No data set, and
+        model, dataset, vocab_size, max_epochs, batch_size, learning_rate: as for `TrainingCoordinator.train`. No dataset, and
             no `dataset_path` or `datamodule`: the built-in corpus, and the results' notices say so.
         kwargs: TrainingCoordinator's own arguments, and every other one of its `train`.
     Returns, raises:

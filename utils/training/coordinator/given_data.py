@@ -60,7 +60,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
 
     Raises:
         DataNotFoundError, DataError: they cannot be read, or are too little; says what would work.
-        HubError: the data set cannot be had from the Hub.
+        HubError: the dataset cannot be had from the Hub.
     """
     if given.kind == "module" or given.kind == "rows":
         found = _from_module(given) if given.kind == "module" else _from_rows(given)
@@ -145,7 +145,7 @@ def documents(given: DataArguments) -> LoadedTexts:
 
 
 def _named(name: str, config_name: str | None, text_column: str | None, with_validation: bool) -> LoadedTexts:
-    """A data set by its name. Where the Hub cannot give it, a folder beside the program that has its name is read."""
+    """A dataset by its name. Where the Hub cannot give it, a folder beside the program that has its name is read."""
     try:
         return load_hub_texts(name, config_name, text_column, with_validation=with_validation)
     except HubError as error:
@@ -199,7 +199,7 @@ def _labelled(given: DataArguments, model: nn.Module) -> GivenData:
 
 
 def _parts(table: Any) -> tuple[Any, Any]:
-    """A data set's training and validation parts, where it has several; else itself and None."""
+    """A dataset's training and validation parts, where it has several; else itself and None."""
     if not isinstance(table, Mapping):
         return table, None
     validation = next((table[name] for name in ("validation", "valid", "val", "dev") if name in table), None)

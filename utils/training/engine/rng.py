@@ -137,7 +137,7 @@ _REPEATING_WORKSPACES = (":4096:8", ":16:8")
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Only algorithms that give the same bits each time, for the length of the block; `deterministic=True` in the config.
 
-    torch's algorithms, cuDNN's choice among its own, and cuBLAS's workspace. What data sets draw is a function of seed, epoch
+    torch's algorithms, cuDNN's choice among its own, and cuBLAS's workspace. What datasets draw is a function of seed, epoch
     and sample anyway (`utils.data.sources.DatasetSource`). `environment.json` says what was set.
     Raises:
         ConfigError: an operation has no such algorithm; names it and the switch.

@@ -2,7 +2,7 @@
 
 In: a `Source` (see `utils.data.sources`), of which a bounded, evenly spaced sample of rows is read. Out: `DataFinding`s, each
 with its numbers, its threshold and where that comes from, and a remedy. Thresholds are relative to the data's own spread or to
-what chance alone produces, so that small and noisy data sets are not reported.
+what chance alone produces, so that small and noisy datasets are not reported.
 """
 
 from utils.data.quality.inspection.finding import DataFinding

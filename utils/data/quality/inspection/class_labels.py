@@ -28,7 +28,7 @@ def class_findings(
     """Findings about one class a row.
 
     Args:
-        labels_N: classes as whole numbers, names or 0.0 and 1.0, in the order of the data set; -100 is no label.
+        labels_N: classes as whole numbers, names or 0.0 and 1.0, in the order of the dataset; -100 is no label.
         num_classes: C, how many the model scores; None: not known, as for names.
         validation_M: the same of the validation part.
     """

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-#: Probability below which chance is ruled out. Some ten tests are made of each data set, so a healthy one is reported once in
-#: about 100,000 data sets.
+#: Probability below which chance is ruled out. Some ten tests are made of each dataset, so a healthy one is reported once in
+#: about 100,000 datasets.
 CHANCE = 1e-6
 #: Normal quantile of `CHANCE`, one-sided.
 _QUANTILE = 4.75
@@ -18,7 +18,7 @@ _QUANTILE = 4.75
 
 @dataclass(frozen=True)
 class DataFinding:
-    """One problem of a data set.
+    """One problem of a dataset.
 
     Attributes:
         check: the check that reports it: "inputs", "tokens", "labels", "targets", "exact duplicates", "leakage", "validation".

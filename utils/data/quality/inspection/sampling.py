@@ -1,4 +1,4 @@
-"""A bounded sample of a data set as arrays: evenly spaced rows, in order, without a trace in anybody's random state."""
+"""A bounded sample of a dataset as arrays: evenly spaced rows, in order, without a trace in anybody's random state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.data.sources import DatasetSource, IdSource, Source, may_draw
 
 #: Most rows of a sample, and most numbers in its inputs.
 MOST_ROWS, MOST_VALUES = 4096, 4_000_000
-#: Most rows of a data set with code of the user's own, and seconds after which no more of them are read.
+#: Most rows of a dataset with code of the user's own, and seconds after which no more of them are read.
 MOST_FOREIGN_ROWS, FOREIGN_SECONDS = 256, 1.0
 
 _ROWS_AT_ONCE = 32
@@ -34,10 +34,10 @@ LabelKind = Literal["classes", "flags", "numbers", "tokens"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a data set. n rows, F features, T positions, K numbers of a label.
+    """Rows of a dataset. n rows, F features, T positions, K numbers of a label.
 
     Attributes:
-        num_rows: rows of the whole data set.
+        num_rows: rows of the whole dataset.
         inputs: token ids int64 (n, T), filled up with -1; or numbers float32 (n, ...): (n, F), (n, T, F), (n, C, H, W).
         labels: (n,), (n, K), or (n, T) filled up with -100; None where there are none.
         mask: bool (n, T), the attention mask; None without one.
@@ -95,7 +95,7 @@ class Sample:
 def read_sample(source: Source, num_rows: int | None = None, *, num_workers: int = 0) -> Sample | None:
     """Read evenly spaced rows of `source`, as training would read them.
 
-    Random generators are as before afterwards, those that the data set holds included. A data set with code of the user's own
+    Random generators are as before afterwards, those that the dataset holds included. A dataset with code of the user's own
     is read for at most a second; with loader processes, no other rows of it are read than the engine reads anyway.
 
     Args:
@@ -171,7 +171,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @contextlib.contextmanager
 def own_generators_kept(source: Any) -> Iterator[None]:
-    """Generators that a data set, its transforms or its collate function hold are as before after the block."""
+    """Generators that a dataset, its transforms or its collate function hold are as before after the block."""
     restore: list[tuple[Callable[[Any, Any], object], Any, Any]] = []
     for generator in _generators(source, depth=5, seen=set()):
         if isinstance(generator, np.random.Generator):

@@ -14,7 +14,7 @@ from utils.data.quality.inspection.sampling import NO_TOKEN, Sample
 #: Fewest rows of each part that are compared.
 FEWEST = 16
 # A column whose spread differs by this factor has another scale. Of pixels, all together: ImageNet's normalisation changes
-# their spread by 4.4, MNIST's by 3.2, random halves of one data set by a few per cent.
+# their spread by 4.4, MNIST's by 3.2, random halves of one dataset by a few per cent.
 _SCALE, _PIXEL_SCALE = 5.0, 2.5
 # Share of validation rows beyond the training range, widened by a tenth; of one distribution it is 2 / (n + 1) (order
 # statistics of n rows).

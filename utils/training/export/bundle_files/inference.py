@@ -111,7 +111,7 @@ class _Engine:
         self.labels: list[str] | None = self.metadata["labels"]
 
     def _described(self, logits: Array) -> dict[str, Any]:
-        """Scores (C,) as a class, as several, or as amounts."""
+        """Scores (C,) as one class, several classes, or regression values."""
         if self.task_type == "regression":
             return {"values": [float(value) for value in logits.reshape(-1)]}
         if self.metadata["multi_label"]:

@@ -187,7 +187,7 @@ def whole_labels_of(batch: Mapping[str, Tensor], task: str, dims: tuple[int, ...
     if labels.is_floating_point():
         raise DataError(
             f"{task} needs whole numbers as labels: {wanted}; got {str(labels.dtype)[6:]} of shape {tuple(labels.shape)}. "
-            "Convert them with .long(), or, where they are amounts, set task_type='regression'."
+            "Convert them with .long(), or, where they are regression targets, set task_type='regression'."
         )
     return labels
 

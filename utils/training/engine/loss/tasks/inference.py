@@ -100,12 +100,12 @@ def _from_class(model: nn.Module) -> _Found | None:
 
 
 def _kind_of_head(model: nn.Module, batch: Batch, found: _Found) -> _Found:
-    """One head is used for classes and for amounts: transformers decides by problem_type, else by the labels."""
+    """One head serves classification and regression: transformers decides by problem_type, else by the labels."""
     problem, labels = _problem_type(model), batch.get("labels")
     if problem == "regression":
         return _Found("regression", f"{found.reason} with problem_type='regression'")
     if problem is None and labels is not None and labels.is_floating_point() and not _are_shares(labels):
-        return _Found("regression", f"{found.reason}, and the labels are amounts")
+        return _Found("regression", f"{found.reason}, and the labels are regression targets")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Text to text: encoder-decoder models."""
+"""Sequence-to-sequence: encoder-decoder models."""
 
 from __future__ import annotations
 
