@@ -10,12 +10,14 @@ from, or seeds, one of them.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -179,6 +181,7 @@ def _room(tmp_path: Path) -> Iterator[None]:
     """A folder of its own, everything put back afterwards, and a failure for what outlives the test."""
     folder, environment = Path.cwd(), dict(os.environ)
     put_back = _torch_switches()
+    _freeze_what_imports_made()
     threads, children, handlers = set(threading.enumerate()), _children(), _signal_handlers()
     os.chdir(tmp_path)
     _seed_generators()  # fixtures of wider scope may have drawn, or not, if another test had set them up
@@ -254,6 +257,19 @@ def _torch_switches() -> Callable[[], None]:
         torch.set_grad_enabled(grad)
 
     return restore
+
+
+_modules_frozen = 0
+
+
+def _freeze_what_imports_made() -> None:
+    """Keep modules and what they define out of the garbage collector: a full collection, as after running out of memory, would
+    look at millions of objects that live as long as the process."""
+    global _modules_frozen  # noqa: PLW0603 - one process, one state
+    if len(sys.modules) > _modules_frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_frozen = len(sys.modules)
 
 
 def _signal_handlers() -> dict[int, Any]:

@@ -54,8 +54,10 @@ class At(Callback):
             self.action(trainer)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+# Every model with one optimizer, every optimizer with one model.
+@pytest.mark.parametrize(("make", "optimizer"), [
+    *((make, "adamw") for make in MODELS.values()), (normed_lm, "adam"), (normed_lm, "sgd"), (tiny_llama, "muon"),
+])  # fmt: skip
 @pytest.mark.parametrize("name", FORMATS)
 def test_training_is_that_of_the_same_weights_in_fp32(name, make, optimizer):
     half = make().to(FORMATS[name])
@@ -73,7 +75,7 @@ def test_training_is_that_of_the_same_weights_in_fp32(name, make, optimizer):
     assert about_weights(expected) == []
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_resumed_run_continues_from_the_fp32_weights(name, stop):
     unbroken = run(tiny_gpt().to(FORMATS[name]), run_name="unbroken")

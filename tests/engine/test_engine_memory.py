@@ -139,7 +139,7 @@ def test_the_checkpoint_of_a_failed_step_holds_the_buffers_of_the_step_before():
     assert same_buffers(buffers_of(unbroken), buffers_of(continued))
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_that_ran_out_of_memory_resumes_exactly(stop):
     unbroken = run(Hungry(most=5), run_name="unbroken")
     assert run(Hungry(most=5), stop_at=stop).stop_reason == "test"

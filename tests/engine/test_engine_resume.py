@@ -44,10 +44,28 @@ def run(model, *, stop_at: int | None = None, resume_from=None, **changes):
     return trainer.train(train_set(), validation_set(), resume_from=resume_from)
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_f03_stopped_at_a_step_boundary_and_continued(step, precision):
-    unbroken = run(tiny_gpt(), run_name="unbroken", precision=precision)
+@pytest.fixture(scope="module")
+def unbroken_runs(tmp_path_factory):
+    """Runs that are never stopped: function of the model's maker and the settings. Each is trained once."""
+    known = {}
+
+    def unbroken(make, **changes):
+        key = (make, repr(sorted(changes.items())))
+        if key not in known:
+            folder = str(tmp_path_factory.mktemp("unbroken"))
+            known[key] = run(make(), run_name="unbroken", output_dir=folder, **changes)
+        return known[key]
+
+    return unbroken
+
+
+# Epochs end after 3, 6, 9 and 12 steps: the first and second step, both sides of an epoch's end, the last two steps.
+@pytest.mark.parametrize(("step", "precision"), [
+    (1, "32"), (2, "32"), (3, "32"), (4, "32"), (8, "32"), (9, "32"), (11, "32"), (12, "32"),
+    (2, "bf16"), (6, "bf16"), (11, "bf16"),
+])  # fmt: skip
+def test_f03_stopped_at_a_step_boundary_and_continued(step, precision, unbroken_runs):
+    unbroken = unbroken_runs(tiny_gpt, precision=precision)
     assert unbroken.steps == STEPS
     first = run(tiny_gpt(), stop_at=step, precision=precision)
     assert first.steps == step
@@ -168,12 +186,13 @@ BOUNDARIES = ("on_step_end", "on_evaluate_begin", "on_evaluate_end", "on_epoch_b
 
 @pytest.mark.parametrize("event", BOUNDARIES)
 @pytest.mark.parametrize("ending", ["at an epoch's end", "within an epoch", "by epochs", "by the training loss"])
-def test_an_early_stop_is_exact_after_a_stop_at_any_boundary(ending, event):
+def test_an_early_stop_is_exact_after_a_stop_at_any_boundary(ending, event, unbroken_runs):
     settings, steps = EARLY[ending]
     changes = {**NO_IMPROVEMENT, **settings}
-    unbroken = run(plain_lm(), run_name="unbroken", **changes)
+    unbroken = unbroken_runs(plain_lm, **changes)
     assert unbroken.steps == steps
-    for n in range(1, steps + 1):
+    # The first call, and those around the end; the storm of kills hits those in between.
+    for n in sorted({1, 2, steps // 2, steps}):
         name = f"stopped-{n}"
         trainer = Trainer(plain_lm(), None, golden_config(run_name=name, **changes), callbacks=[StopIn(event, n)])
         trainer.train(train_set(), validation_set())

@@ -93,11 +93,18 @@ class RunRecord:
         if not isinstance(settings, Mapping) or not isinstance(task, Mapping):
             raise ConfigError(f"{folder / 'config.yaml'}: training and task must be sections with settings.")
         known = {name: value for name, value in settings.items() if name in TrainingConfig.model_fields}
-        return cls(
+        record = cls(
             name=folder.name, config=TrainingConfig.from_dict(known), spec=task.get("task_type"),
-            multi_label=bool(task.get("multi_label")), rows=read_json_lines(folder / "history.jsonl"),
-            state=_read_state(folder / "state.json"), measurements=read_json_lines(folder / MEASUREMENTS),
-            unigram=unigram, running=running,
+            multi_label=bool(task.get("multi_label")), unigram=unigram,
+        )  # fmt: skip
+        return record.updated(folder, running=running)
+
+    def updated(self, folder: Path, *, running: bool) -> RunRecord:
+        """The same run with its rows, state and measurements read again; its settings, which do not change, are kept."""
+        return RunRecord(
+            name=self.name, config=self.config, spec=self.spec, multi_label=self.multi_label, unigram=self.unigram,
+            rows=read_json_lines(folder / "history.jsonl"), state=_read_state(folder / "state.json"),
+            measurements=read_json_lines(folder / MEASUREMENTS), running=running,
         )  # fmt: skip
 
     @property

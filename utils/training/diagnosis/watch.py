@@ -59,6 +59,7 @@ class DoctorCallback(Callback):
         self._total: int | None = None
         self._noted_at = {"train": 0, "val": 0}
         self._reported: dict[str, str] = {}  # rule -> its notice
+        self._record: RunRecord | None = None  # its settings are read once
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
         self._reset()
@@ -75,7 +76,8 @@ class DoctorCallback(Callback):
         facts = start_facts(trainer, self._total)
         self._write({"event": "start", "step": trainer.state.step, **facts})
         if self.live and self._folder is not None:
-            self._report(trainer, RunRecord.read(self._folder, running=True), starting=True)
+            self._record = RunRecord.read(self._folder, running=True)
+            self._report(trainer, self._record, starting=True)
 
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
         norm, limit = (logs or {}).get("train/grad_norm", 0.0), trainer.training_config.max_grad_norm
@@ -142,7 +144,8 @@ class DoctorCallback(Callback):
         if not self.live or self._folder is None or (running and step < self._judged_at * _LONGER):
             return
         self._judged_at = step
-        record = RunRecord.read(self._folder, running=running)
+        record = RunRecord.read(self._folder, running=running) if self._record is None else self._record
+        self._record = record = record.updated(self._folder, running=running)
         record.state = {**record.state, "stop_reason": trainer.state.stop_reason}
         self._report(trainer, record)
 
