@@ -98,14 +98,16 @@ def test_a_run_is_that_of_the_format_that_was_chosen_and_resume_keeps_it(half, f
     assert (results.precision, results.precision_reason) == (chosen, "measured")
     assert set(timed.formats) == {"bf16", "32"}
     (said,) = [notice for notice in results.notices if "precision" in notice]
-    assert said.startswith(f"precision='auto' chose {'fp32' if chosen == '32' else 'bf16'}: ") and f"{half / full:.2f}" in said
+    assert said.startswith(f"precision='auto' chose {'fp32' if chosen == '32' else 'bf16'}: ")
+    assert f"{half / full:.2f}" in said
     assert_same_run(results, run(run_name="given", precision=chosen))
 
     # The resumed run measures nothing, whatever would come out now.
     again = Timed(full, half)
     stopped = run(Timed(half, full), stop_at=2, run_name="stopped")
     resumed = run(again, resume_from="auto", seed=9, run_name="stopped")
-    assert stopped.steps == 2 and again.formats == []
+    assert stopped.steps == 2
+    assert again.formats == []
     assert (resumed.precision, resumed.precision_reason) == (chosen, "as in the checkpoint")
     assert_same_run(results, resumed)
 
@@ -129,7 +131,8 @@ def test_the_hardware_decides_where_nothing_can_be_measured(changes, reason):
     trainer = Trainer(Tracing(), None, golden_config(**changes), callbacks=[StopAt(1)])
     trainer.time_pass = timed
     results = trainer.train(data)
-    assert results.precision == "bf16" and timed.formats == []
+    assert results.precision == "bf16"
+    assert timed.formats == []
     assert (results.precision_reason is None) if reason is None else (reason in results.precision_reason)
     assert not any("chose" in notice for notice in results.notices)
 
@@ -183,7 +186,8 @@ def test_a_pass_that_fails_in_fp32_decides_nothing_unless_memory_ran_out(error, 
 
     assert compare_formats(parts, {}, 5, 1000, math.inf, seconds) == expected
     assert parts.precision.compute == "bf16"
-    assert Measured(math.inf, 0).half_is_faster and "does not fit in memory" in Measured(math.inf, 0).sentence("bf16")
+    assert Measured(math.inf, 0).half_is_faster
+    assert "does not fit in memory" in Measured(math.inf, 0).sentence("bf16")
 
 
 def test_other_processes_take_what_the_main_one_measured():
@@ -205,7 +209,9 @@ def test_other_processes_take_what_the_main_one_measured():
     parts.precision = ResolvedPrecision("bf16")
     plan = dataclasses.replace(trainer_plan(trainer, parts), world=Follower())
     choose_precision(plan, parts, said.append, timed)
-    assert parts.precision.compute == "32" and timed.formats == [] and "1.25" in said[0]
+    assert parts.precision.compute == "32"
+    assert timed.formats == []
+    assert "1.25" in said[0]
 
 
 def trainer_plan(trainer, parts):

@@ -98,8 +98,8 @@ def check_attention(model: Any, device: Device, precision: ResolvedPrecision) ->
     if not needs_half_precision(model) or (device.kind == "cuda" and precision.compute != FULL):
         return
     raise ConfigError(
-        f"attn_implementation={model.config._attn_implementation!r} of {type(model).__name__} needs a CUDA GPU and half precision; this is a "
-        f"{device.kind} computing in {precision.compute}. Use model.set_attn_implementation('sdpa')."
+        f"attn_implementation={model.config._attn_implementation!r} of {type(model).__name__} needs a CUDA GPU and half "
+        f"precision; this is a {device.kind} computing in {precision.compute}. Use model.set_attn_implementation('sdpa')."
     )
 
 
