@@ -205,8 +205,8 @@ def measure(parsed: argparse.Namespace) -> list[Table]:
         target = max(curve.losses[-1] for curve in curves[REFERENCE]) if parsed.target is None else parsed.target
         table = comparison(f"{steps[REFERENCE]:,} steps: {race.sizes}", curves, rates, target)
     table.notes.append(
-        f"Reference: {CONTENDERS[REFERENCE].label}. {parsed.seeds} seeds. Ratios of steps and times are over the seeds in which "
-        "both reached the target; final losses are over all of them."
+        f"Reference: {CONTENDERS[REFERENCE].label}. {parsed.seeds} seeds. Ratios of steps and times are over the seeds in "
+        "which both reached the target; final losses are over all of them."
     )
     grid = Table("Learning rates tried: final validation loss", ["contender", *(f"{rate:g}" for rate in parsed.rates)])
     for name, losses in grids.items():
