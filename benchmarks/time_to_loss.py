@@ -9,8 +9,8 @@ The model is a GPT-2 on characters in nanoGPT's small CPU settings (its README: 
 fp32 by one function. Everyone begins with the same weights for the same seed and clips gradients to a norm of 1.
 
 The target is --target, or the worst final loss of the hand-written loop over the seeds, which it reaches in all of them.
-The hand-written loop is tuned: its peak learning rate is the best of a grid by the final loss with a seed of its own, and so is
-that of Muon. This engine with AdamW and HF Trainer take the hand-written loop's rate. A contender is trained `--every` steps at
+The hand-written loop is tuned: its peak learning rate is the best of a grid by the mean final loss over seeds of their own, and
+so is that of Muon. This engine with AdamW and HF Trainer take the hand-written loop's rate. A contender is trained `--every` steps at
 a time, in turn with the others, and the clock runs only during its own turn. Steps do not depend on the machine's load. The
 p-value is that of a two-sided paired t-test over the seeds, of the logarithm of the steps to the target or of the final losses.
 With --seconds everyone trains as many steps as its own pace, measured first, allows in that time.
@@ -39,7 +39,7 @@ from benchmarks.workload import Sizes
 CHARACTERS = Sizes(layers=4, width=128, heads=4, length=64, batch=12)
 TOY = Sizes(layers=1, width=16, heads=2, length=16, batch=4)
 RATES = (1e-3, 3e-3, 6e-3)
-#: Seed of the trainings that choose learning rates; those that are compared take other ones.
+#: First seed of the trainings that choose learning rates; those that are compared take other ones.
 TUNING_SEED = 1000
 
 
@@ -111,16 +111,21 @@ def train(race: Race, entries: dict[str, float], seed: int, steps: dict[str, int
     return curves
 
 
-def tune(race: Race, names: Sequence[str], steps: int, every: int, rates: Sequence[float]) -> dict[str, dict[float, float]]:
-    """Final loss of each rate, for the contenders that choose their own."""
+def tune(
+    race: Race, names: Sequence[str], steps: int, every: int, rates: Sequence[float], seeds: int
+) -> dict[str, dict[float, float]]:
+    """Final loss of each rate, the mean over `seeds` trainings, for the contenders that choose their own."""
     grids: dict[str, dict[float, float]] = {}
     for name in names:
         if CONTENDERS[name].tuned_like == name:
             grids[name] = {}
             for rate in rates:
-                found = train(race, {name: rate}, TUNING_SEED, {name: steps}, every)[name]
-                grids[name][rate] = found.losses[-1]
-                print(f"{name}, {rate:g}: {found.losses[-1]:.4f}", flush=True)
+                finals = [
+                    train(race, {name: rate}, seed, {name: steps}, every)[name].losses[-1]
+                    for seed in range(TUNING_SEED, TUNING_SEED + seeds)
+                ]
+                grids[name][rate] = statistics.mean(finals)
+                print(f"{name}, {rate:g}: {', '.join(f'{loss:.4f}' for loss in finals)}", flush=True)
     return grids
 
 
@@ -190,7 +195,7 @@ def measure(parsed: argparse.Namespace) -> list[Table]:
     missing = {name: reason for name in parsed.only if (reason := CONTENDERS[name].missing()) is not None}
     names = [REFERENCE, *(name for name in parsed.only if name != REFERENCE and name not in missing)]
     steps = {name: 1 + parsed.every * math.ceil(parsed.steps / parsed.every) for name in names}
-    grids = tune(race, names, steps[REFERENCE], parsed.every, parsed.rates)
+    grids = tune(race, names, steps[REFERENCE], parsed.every, parsed.rates, parsed.tuning_seeds)
     rates = {name: CONTENDERS[name].rate(grids) for name in names}
     if parsed.seconds is not None:
         steps = paces(race, names, parsed.seconds, parsed.every)
@@ -224,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seconds", type=float, help="a fixed budget of training time instead of steps")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tuning-seeds", type=int, default=2, help="trainings at each learning rate of the grid")
     parser.add_argument("--every", type=int, default=50, help="steps between two validations")
     parser.add_argument("--target", type=float, help="validation loss; default: the worst final loss of the reference")
     parser.add_argument(
@@ -239,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed.sizes = TOY if parsed.quick else Sizes(*parsed.model) if parsed.model else CHARACTERS
     if parsed.quick:
         parsed.steps, parsed.every, parsed.seeds, parsed.blocks, parsed.rates = 12, 4, 2, 16, parsed.rates[:2]
+        parsed.tuning_seeds = 1
     if parsed.threads is not None:
         import torch
 
