@@ -10,9 +10,10 @@ fp32 by one function. Everyone begins with the same weights for the same seed an
 
 The target is --target, or the worst final loss of the hand-written loop over the seeds, which it reaches in all of them.
 The hand-written loop is tuned: its peak learning rate is the best of a grid by the mean final loss over seeds of their own, and
-so is that of Muon. This engine with AdamW and HF Trainer take the hand-written loop's rate. A contender is trained `--every` steps at
-a time, in turn with the others, and the clock runs only during its own turn. Steps do not depend on the machine's load. The
-p-value is that of a two-sided paired t-test over the seeds, of the logarithm of the steps to the target or of the final losses.
+so is that of Muon. This engine with AdamW and HF Trainer take the hand-written loop's rate. A contender is trained `--every`
+steps at a time, in turn with the others, and the clock runs only during its own turn. Steps do not depend on the machine's
+load. The p-value is that of a two-sided paired t-test over the seeds, of the logarithm of the steps to the target or of the
+final losses.
 With --seconds everyone trains as many steps as its own pace, measured first, allows in that time.
 """
 
