@@ -195,6 +195,10 @@ def test_other_processes_take_what_the_main_one_measured():
         def from_main(self, make):
             return Measured(0.8, 15)
 
+    class Unlike(World):
+        def gather(self, value):
+            return [value, "32"]
+
     seen = {}
 
     class Ask(Callback):
@@ -207,6 +211,9 @@ def test_other_processes_take_what_the_main_one_measured():
     trainer.train(train_set())
     parts, timed, said = seen["parts"], Timed(1.0, 2.0), []
     parts.precision = ResolvedPrecision("bf16")
+    choose_precision(dataclasses.replace(trainer_plan(trainer, parts), world=Unlike()), parts, said.append, timed)
+    assert parts.precision == ResolvedPrecision("bf16", reason="by hardware: the processes' devices differ (32, bf16)")
+    assert timed.formats == said == []
     plan = dataclasses.replace(trainer_plan(trainer, parts), world=Follower())
     choose_precision(plan, parts, said.append, timed)
     assert parts.precision.compute == "32"

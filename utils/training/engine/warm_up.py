@@ -38,9 +38,14 @@ def choose_precision(plan: RunPlan, parts: Parts, notice: Notice, seconds: TimeP
         seconds: times one pass; called with the parts set to each format in turn.
     """
     half = parts.precision
-    if plan.config.precision != "auto" or half.compute == FULL:
+    if plan.config.precision != "auto":
+        return
+    formats = set(plan.world.gather(half.compute))  # hosts may differ, and all have to take part in what follows, or none
+    if formats == {FULL}:
         return
     obstacle = _not_to_be_measured(plan, parts)
+    if len(formats) > 1:
+        obstacle = f"the processes' devices differ ({', '.join(sorted(formats))})"
     num_passes = (plan.total_steps or 0) * plan.accumulation
     pairs = affordable_pairs(num_passes)
     if obstacle is None and not pairs:
