@@ -37,7 +37,8 @@ class Race:
         import torch
         from torch.nn import functional as F
 
-        blocks, training, total = torch.from_numpy(self.validation.astype(np.int64)), model.training, 0.0
+        blocks: Any = torch.from_numpy(self.validation.astype(np.int64))
+        training, total = model.training, 0.0
         model.eval()
         with torch.no_grad():
             for ids_BT in blocks.split(batch):
@@ -110,7 +111,7 @@ def _by_hand(model: Any, turn: Turn, batches: Iterator[tuple[Any, Any]], rate: C
             group["lr"] = rate(step)
         optimizer.zero_grad()
         logits_BTV = model(input_ids=inputs_BT).logits[:, : targets_BT.shape[1]]
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        loss: Any = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
@@ -127,7 +128,7 @@ def packed(race: Race, model: Any, peak: float, seed: int, steps: int, turn: Tur
 
     def batches() -> Iterator[tuple[Any, Any]]:
         while True:
-            order = torch.randperm(len(blocks_NT), generator=generator)
+            order: Any = torch.randperm(len(blocks_NT), generator=generator)
             for rows in order[: len(order) // race.sizes.batch * race.sizes.batch].split(race.sizes.batch):
                 yield blocks_NT[rows], blocks_NT[rows, 1:]
 

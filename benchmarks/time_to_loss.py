@@ -72,15 +72,16 @@ def prepare(text: str | None, sizes: Sizes, most_blocks: int) -> Race:
     Args:
         text: a UTF-8 file; None: the built-in corpus. most_blocks: of validation.
     """
-    from utils.data import builtin_corpus, prepare_text, read_text_file
+    from utils.data import TokenBlocks, builtin_corpus, prepare_text, read_text_file
     from utils.tokenization import SPECIAL_TOKENS
 
     content = "\n".join(builtin_corpus())[:200_000] if text is None else read_text_file(text).text
     vocab = len(set(content)) + len(SPECIAL_TOKENS)
     data = prepare_text([content], vocab_size=vocab, block_size=sizes.length, tokenizer_strategy="character", val_split=0.1)
-    assert data.validation is not None
+    assert isinstance(data.train, TokenBlocks)
+    assert isinstance(data.validation, TokenBlocks)
     validation = np.asarray(data.validation.blocks[:most_blocks])
-    num_bytes = len(data.tokenizer.decode(validation[:, 1:].ravel().tolist()).encode())
+    num_bytes = len(str(data.tokenizer.decode(validation[:, 1:].ravel().tolist())).encode())
     return Race(sizes.with_(vocab=vocab), np.asarray(data.train.blocks), validation, num_bytes)
 
 
@@ -132,7 +133,7 @@ def tune(
 
 def paired_p(values: Sequence[float], reference: Sequence[float]) -> float | None:
     """Two-sided p-value of the paired t-test; None with fewer than two pairs, or where all differences are the same."""
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_rel  # type: ignore[import-untyped, unused-ignore]
 
     differences = [a - b for a, b in zip(values, reference, strict=True)]
     if len(differences) < 2 or max(differences) - min(differences) < 1e-12:

@@ -110,9 +110,9 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         HubError: the data set cannot be had from the Hub.
     """
     vocab_size = _checked_vocab_size(setup, model)
-    packing = {name: bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks")}
+    shuffle, masks = (bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks"))
     if (records := _records(setup, model, vocab_size)) is not None:
-        check_is_text(*packing.values())
+        check_is_text(shuffle, masks)
         return records
     loaded = _load(setup)
     data = prepare_text(
@@ -127,7 +127,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         validation_documents=loaded.validation,
         source=loaded.source,
         notes=loaded.notes,
-        **packing,
+        shuffle_documents=shuffle,
+        document_masks=masks,
     )
     data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
     changed = None if model is None else set_special_ids(model, data.tokenizer)
