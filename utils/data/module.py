@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 from utils.data.batch import IGNORED, Batch, Collate
 from utils.data.collators import AnyCollator, collator_for
 from utils.data.dataloaders import EpochPlan
+from utils.data.documents import DocumentBlocks
 from utils.data.id_limits import SAMPLED, Limits, check_batch, check_source
 from utils.data.packing import TokenBlocks
 from utils.data.padding import evident_padding
 from utils.data.sources import DatasetSource, IdSource, Source, StreamSource, as_source, epoch_seed, loader_of
 from utils.data.workers import TIMEOUT_S, LoaderProcesses
-from utils.errors import DataError, DataTypeError
+from utils.errors import ConfigError, DataError, DataTypeError
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class UniversalDataModule:
         ):  # fmt: skip
             self.notices.append("The tokenizer has no end-of-text token: the model cannot learn where a target ends.")
         self.num_train = _limited(self.train, max_train_samples)
+        if isinstance(self.train, DocumentBlocks) and self.train.shuffle and self.num_train != len(self.train):
+            raise ConfigError(
+                f"max_train_samples={max_train_samples} takes the first blocks, and with shuffle_documents each epoch has "
+                "other ones. Give fewer documents, or set shuffle_documents=False."
+            )
         self._plan = self._planned(train_dataset, self.train, "train_data")
         self.validation: Source | StreamSource | None = None
         self.num_validation: int | None = 0
@@ -212,6 +218,8 @@ class UniversalDataModule:
             return
         if isinstance(self.train, DatasetSource):
             self.train.epoch = epoch
+        if isinstance(self.train, DocumentBlocks):
+            self.train.begin_epoch(epoch_seed(self.seed, epoch))
         order = self.order(epoch)[skip:]
         rank, processes = self.share
         per_step = self.batch_size * accumulation * processes

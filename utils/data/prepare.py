@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
+from utils.data.documents import check_is_text
 from utils.data.file_records import LoadedRecords, load_records, prepare_files
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import (
@@ -40,7 +41,7 @@ _OF_FILES = ("local", "drive", "upload")
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
     "dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "vocab_size", "max_length",
-    "tokenizer_strategy", "val_split", "random_seed", "data_kind",
+    "tokenizer_strategy", "val_split", "random_seed", "data_kind", "shuffle_documents", "document_masks",
 )  # fmt: skip
 
 
@@ -95,7 +96,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     answers only; with a column of texts, or a `text_column`, they are read as texts. A setup with `task` "text_classification"
     makes examples of the rows of its files. Such a setup also has `label_column` and `conversation_layout`.
     A setup may also say what its rows are, with `data_kind`: "conversations" or "pairs" (a text, and the text to write for it)
-    from any source, the built-in one included, or "text".
+    from any source, the built-in one included, or "text". With `shuffle_documents` and `document_masks` it says how texts are
+    packed (`prepare_text`).
 
     Args:
         setup: data source, sizes and split (`DataSetup`).
@@ -108,7 +110,9 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         HubError: the dataset cannot be had from the Hub.
     """
     vocab_size = _checked_vocab_size(setup, model)
+    shuffle, masks = (bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks"))
     if (records := _records(setup, model, vocab_size)) is not None:
+        check_is_text(shuffle, masks)
         return records
     loaded = _load(setup)
     data = prepare_text(
@@ -123,6 +127,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         validation_documents=loaded.validation,
         source=loaded.source,
         notes=loaded.notes,
+        shuffle_documents=shuffle,
+        document_masks=masks,
     )
     data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
     changed = None if model is None else set_special_ids(model, data.tokenizer)

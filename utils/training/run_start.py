@@ -64,6 +64,11 @@ class Start:
         """The checkpoint as its folder lists it; None for a new run."""
         return None if self.checkpoint is None or self.source is None else Entry.of(self.source, self.checkpoint)
 
+    @property
+    def precision(self) -> object:
+        """The number format that the checkpoint's run was computed in; None for a new run."""
+        return None if self.checkpoint is None else self.checkpoint["environment"].get("precision")
+
     def release(self) -> None:
         """Let go of the file and of its weights and averages, once the model and the optimizer have them.
 

@@ -114,6 +114,16 @@ class DataSettings(Schema):
         "Tokenizer",
         "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary size.",
     )
+    shuffle_documents: bool = _field(
+        False,
+        "Shuffle documents each epoch",
+        "Pack the training documents into blocks in a new order in each epoch. Plain text only.",
+    )
+    document_masks: bool = _field(
+        False,
+        "Document masks",
+        "Attention does not cross from one document of a block to the next (block-diagonal mask). Plain text only.",
+    )
     vocab_size: int | None = _field(
         None,
         "Vocabulary size",

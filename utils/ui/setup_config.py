@@ -56,6 +56,8 @@ class SetupConfig:
         val_split: float
         data_kind: str
         tokenizer_strategy: str
+        shuffle_documents: bool
+        document_masks: bool
         vocab_size: int | None
         max_length: int
         random_seed: int
@@ -150,6 +152,9 @@ class SetupConfig:
             arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
         if self._data.data_kind != "auto":
             arguments["data_kind"] = self._data.data_kind
+        for name in ("shuffle_documents", "document_masks"):
+            if getattr(self._data, name):
+                arguments[name] = True
         if self._data.tokenizer_strategy != "auto":
             arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
         needed = self._training.differences()

@@ -288,7 +288,8 @@ STEPS: tuple[WizardStep, ...] = (
     ),
     WizardStep(
         "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
-        _fields("tokenizer_strategy vocab_size max_length"), _fields("data_kind"), _check_tokenizer,
+        _fields("tokenizer_strategy vocab_size max_length"), _fields("data_kind shuffle_documents document_masks"),
+        _check_tokenizer,
     ),
     WizardStep(
         "model", "Model", "What is trained. Its sizes are read from the model itself.", _fields("pretrained_model"), (),

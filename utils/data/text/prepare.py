@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.data.packing import UNMARKED_ENDS, TokenBlocks, blocks_of
+from utils.data.documents import make_blocks
+from utils.data.packing import UNMARKED_ENDS, TokenBlocks
 from utils.data.prepared import PreparedData
 from utils.data.text.report import DataReport, unigram_loss
 from utils.data.text.splitting import Split, select, split_documents
@@ -41,6 +42,8 @@ def prepare_text(
     source: str = "texts",
     notes: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
+    shuffle_documents: bool = False,
+    document_masks: bool = False,
 ) -> PreparedData:
     """Split, tokenize and pack documents.
 
@@ -57,8 +60,11 @@ def prepare_text(
         source, notes: for the report.
         cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in
             memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
+        shuffle_documents: pack the training documents in another order in each epoch; validation keeps its order.
+        document_masks: keep the documents of a block apart, in training and validation (`DocumentBlocks`).
     Raises:
-        ConfigError: the tokenizer does not fit the vocabulary, or `val_split` is out of range.
+        ConfigError: the tokenizer does not fit the vocabulary, `val_split` is out of range, or `shuffle_documents` or
+            `document_masks` is on and the tokenizer has no end-of-text token.
         DataTypeError: documents that are no texts.
         DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
     """
@@ -79,8 +85,9 @@ def prepare_text(
     validation_ids = _encoded(tokenizer, split.validation, cache_dir)
     num_train, num_validation = len(train_ids), len(validation_ids)
     _check_enough(num_train, num_validation, block_size, val_split)
-    train = TokenBlocks(blocks_of(train_ids, block_size))
-    validation = TokenBlocks(blocks_of(validation_ids, block_size)) if val_split > 0 else None
+    eos_id = tokenizer.eos_token_id
+    train = make_blocks(train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks)
+    validation = make_blocks(validation_ids, block_size, eos_id, masks=document_masks) if val_split > 0 else None
     for part, blocks in (("training", train), ("validation", validation)):
         _check_ids(part, blocks, model_vocab_size)
 
@@ -106,6 +113,8 @@ def prepare_text(
             *([f"{passed_over:,} documents without text were skipped."] if passed_over else []),
             *([smaller] if smaller else []),
             *unknown_note(train, tokenizer),
+            *(["Training documents are packed in another order in each epoch."] if shuffle_documents else []),
+            *(["The documents of a block are kept apart by positions that begin again at 0."] if document_masks else []),
             *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
         ],
     )

@@ -39,6 +39,8 @@ _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "max_length": _TEXT_KINDS,
     "tokenizer_strategy": _TEXT_KINDS,
     "val_split": (*_TEXT_KINDS, "rows"),
+    "shuffle_documents": _TEXT_KINDS,
+    "document_masks": _TEXT_KINDS,
 }
 _KIND_WORDS: Mapping[str, str] = {
     "builtin": "the built-in corpus",
@@ -80,6 +82,7 @@ class DataArguments:
         task, label_column, conversation_layout: of files with records, see `utils.data.file_records.prepare_files`.
         data_kind: what the rows are: "conversations", "pairs" (a text, and the text to write for it), "text", or "auto":
             texts.
+        shuffle_documents, document_masks: how texts are packed; see `utils.data.text.prepare.prepare_text`.
     """
 
     dataset: Any = None
@@ -99,6 +102,8 @@ class DataArguments:
     label_column: str | None = None
     conversation_layout: str | None = None
     data_kind: str = "auto"
+    shuffle_documents: bool = False
+    document_masks: bool = False
 
     @property
     def kind(self) -> Kind:

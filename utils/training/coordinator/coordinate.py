@@ -102,6 +102,8 @@ class TrainingCoordinator:
         task: str = "causal_lm",
         label_column: str | None = None,
         conversation_layout: str | None = None,
+        shuffle_documents: bool = False,
+        document_masks: bool = False,
         callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> CoordinatorResults:
@@ -135,6 +137,8 @@ class TrainingCoordinator:
                 For other tasks the data are a table with labels, or a datamodule.
             task: what is learnt from files: "causal_lm", which includes conversations, or "text_classification".
             label_column: the files' column of classes; conversation_layout: which columns hold the conversations.
+            shuffle_documents: pack texts into blocks in another order in each epoch; document_masks: attention does not cross
+                from one text of a block to the next.
             callbacks: watch the run.
             settings: every other field of TrainingConfig, or its alias.
         Returns:
@@ -155,7 +159,7 @@ class TrainingCoordinator:
         given = DataArguments(
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
-            dataset_source, task, label_column, conversation_layout, data_kind,
+            dataset_source, task, label_column, conversation_layout, data_kind, shuffle_documents, document_masks,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

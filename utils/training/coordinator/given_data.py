@@ -14,6 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from utils import colab
 from utils.adapters.facts import model_facts
+from utils.data.documents import check_is_text
 from utils.data.file_records import LoadedRecords, load_records, prepare_files
 from utils.data.labelled.prepare import prepare_examples
 from utils.data.record_sources import (
@@ -68,6 +69,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if given.is_labelled:
         return _labelled(given, model)
     if has_answers(given.data_kind):
+        check_is_text(given.shuffle_documents, given.document_masks)
         return _with_answers(given, model)
     length = given.block_length(model)
     known = model_facts(model).vocab_size
@@ -75,12 +77,14 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     assert vocab_size is not None
     as_text = given.data_kind == "text" and given.task == "causal_lm"
     if given.kind == "file" and not as_text and (records := _records(given, model, length, vocab_size)) is not None:
+        check_is_text(given.shuffle_documents, given.document_masks)
         return records
     loaded = documents(given)
     texts = prepare_text(
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
         tokenizer_strategy=given.tokenizer_strategy, val_split=given.val_split, random_seed=given.seed,
         validation_documents=loaded.validation, source=loaded.source, notes=loaded.notes,
+        shuffle_documents=given.shuffle_documents, document_masks=given.document_masks,
     )  # fmt: skip
     notices = list(texts.report.notes)
     if not given.names_data:

@@ -11,10 +11,12 @@ from typing import Any
 
 from utils.adapters.facts import model_facts
 from utils.adapters.special_ids import model_pad_token_id, set_special_ids
+from utils.data.conversations.packing import keeps_segments_apart
+from utils.data.documents import DocumentBlocks
 from utils.data.quality.inspection.training import data_notices, refuse_float_ids
 from utils.data.sources import StreamSource
 from utils.environment import detect_device
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.training.engine.callbacks import Callback, EarlyStopping
 from utils.training.engine.compute.compiling import check_compiler
 from utils.training.engine.data import UniversalDataModule
@@ -53,6 +55,7 @@ def plan_run(
     facade.data_ready(data, train_data)
     if (unmasked := data.padding_notice(explicit=given.pad_token_id is not None)) is not None:
         notice(unmasked)
+    _check_document_masks(data, model)
     check_gradients_are_dense(model)
     if (initialised := initialise_lazy_layers(model, data)) is not None:
         notice(initialised)
@@ -136,6 +139,15 @@ def plan_monitor(config: TrainingConfig, data: UniversalDataModule, objective: O
         notice(f"No validation data: {there} is monitored instead of {monitor}.")
         return there
     return monitor
+
+
+def _check_document_masks(data: UniversalDataModule, model: Any) -> None:
+    masked = any(isinstance(part, DocumentBlocks) and part.masks for part in (data.train, data.validation))
+    if masked and not keeps_segments_apart(model):
+        raise ConfigError(
+            f"document_masks: {type(model).__name__} lets the documents of a block see each other, because its attention does "
+            "not follow position_ids. Set document_masks=False, or take a transformers model that derives its mask from them."
+        )
 
 
 def _accumulation(config: TrainingConfig, data: UniversalDataModule) -> int:

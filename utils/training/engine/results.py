@@ -40,6 +40,8 @@ class TrainingResults(Mapping[str, Any]):
             which was better at the latest validation; None: not known, of results that were read from a run's folder.
         task_spec, training_config: what was learnt and how.
         run_dir: the run's folder (Path); run_name: its name.
+        precision: the number format of forward and backward passes, "bf16", "fp16" or "32"; precision_reason: with
+            precision="auto", what decided; else None.
         state: the TrainState at the end.
         fine_tuning: of a run that trained a part of the model: its mode, the parameters that were trained, all of them, their
             share, the optimizer's bytes and the names of trained tensors that did not move; else None.
@@ -60,11 +62,12 @@ class TrainingResults(Mapping[str, Any]):
         training_config: TrainingConfig,
         run_dir: Path, precision: str, checkpoints: list[Path], best_model_path: Path | None, notices: list[str],
         fine_tuning: dict[str, Any] | None = None, weights: Weights | None = "trained",
+        precision_reason: str | None = None,
     ) -> None:  # fmt: skip
         self.state, self.model, self.tokenizer = state, model, tokenizer
         self.task_spec, self.training_config = task_spec, training_config
         self.run_dir, self.run_name = run_dir, run_dir.name
-        self.precision = precision
+        self.precision, self.precision_reason = precision, precision_reason
         self.checkpoint_paths = [str(path) for path in checkpoints]
         self.checkpoint_path = self.checkpoint_paths[-1] if checkpoints else None
         self.best_model_path = str(best_model_path) if best_model_path else None
@@ -271,7 +274,8 @@ class TrainingResults(Mapping[str, Any]):
             rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f}{where}"
         if self.training_config.weight_averaging != "none":
             rows["weights"] = self.weights or "those of the best checkpoint"
-        rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision"
+        why = f" ({self.precision_reason})" if self.precision_reason else ""
+        rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision{why}"
         if self.best_model_path:
             rows["best checkpoint"] = self.best_model_path
         if self.export_dir:

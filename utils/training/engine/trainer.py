@@ -24,6 +24,7 @@ from utils.training.engine.checkpointing.store import BEST, CheckpointStore, Fol
 from utils.training.engine.compute.assembly import Parts, assemble, switch_activation_checkpointing
 from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.master_weights import fp32_weights
+from utils.training.engine.compute.precision_probe import TimePass, time_pass
 from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.distributed.sharding import give_weights
@@ -47,7 +48,7 @@ from utils.training.engine.sanity.trial import first_samples_notices
 from utils.training.engine.session import Session, failures_reported
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept, switch_to_training
-from utils.training.engine.warm_up import compile_model, find_batch_size
+from utils.training.engine.warm_up import choose_precision, compile_model, find_batch_size
 from utils.training.finetuning import FineTuned, fine_tuned
 from utils.training.run_folder import RunFolder
 from utils.training.run_start import Start, absolute_source, decide_start
@@ -84,7 +85,10 @@ class Trainer:
         control: `Control`, to stop, pause or save from another thread.
         task: what is learnt (a `Task`); data: the data as batches (UniversalDataModule); None before training.
         description: further sections for the run's config.yaml, by name; plain values.
+        time_pass: times a forward and backward pass where precision="auto" is measured: (parts, batch) -> seconds.
     """
+
+    time_pass: TimePass = staticmethod(time_pass)
 
     def __init__(
         self, model: nn.Module, config: Any = None, training_config: TrainingConfig | Mapping[str, Any] | None = None,
@@ -210,7 +214,8 @@ class Trainer:
             self.notice(sentence)
         rng.seed_all(world.seed(config.random_seed))
         parts = self.parts = assemble(
-            model, plan.objective, config, plan.total_steps, world=world, own_parts=self.own_parts, notice=self.notice
+            model, plan.objective, config, plan.total_steps, world=world, own_parts=self.own_parts, notice=self.notice,
+            resumed_precision=start.precision,
         )
         for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
             self.notice(sentence)
@@ -238,6 +243,8 @@ class Trainer:
         interrupts = Interrupts(self.control)
         with interrupts.deferred():  # an interrupt ends the run after its first step, with a checkpoint
             check_last_batch(parts, plan.data)
+            if start.checkpoint is None:
+                choose_precision(plan, parts, self.notice, self.time_pass)
             if not state.step:
                 self._judge_first_samples(plan, parts)
         find_batch_size(plan, parts, state, self.notice)
@@ -324,6 +331,7 @@ class Trainer:
         return TrainingResults(
             state=self.state, model=self.model, tokenizer=self.tokenizer, task_spec=plan.task_spec,
             training_config=self.training_config, run_dir=run.start.folder.path, precision=run.parts.precision.compute,
+            precision_reason=run.parts.precision.reason,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
             fine_tuning=None if plan.config.finetune == "full" else dict(self._facts), weights=weights,
         )  # fmt: skip

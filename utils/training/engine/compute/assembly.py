@@ -197,18 +197,20 @@ def assemble(
     world: World | None = None,
     own_parts: OwnParts | None = None,
     notice: Callable[[str], None] = lambda sentence: None,
+    resumed_precision: object = None,
 ) -> Parts:
     """Put the parts together; moves `model` to the device in place. Several processes all begin with the main one's weights.
 
     Args:
         own_parts: the caller's optimizer and scheduler, instead of the config's.
         notice: called with a sentence that the user should know, when it is known.
+        resumed_precision: the format of the run that is resumed; see `resolve_precision`.
     Raises:
         ConfigError: a setting that this model or device cannot do.
     """
     world = world or World()
     device = device or detect_device(None if own_parts is None else own_parts.device)
-    precision = resolve_precision(config.precision, device)
+    precision = resolve_precision(config.precision, device, resumed_precision)
     check_attention(model, device, precision)
     if config.gradient_checkpointing:
         switch_activation_checkpointing(model, on=True)
