@@ -68,7 +68,7 @@ class RunFollower:
         run.step = max(run.step, int(self._row.get("step") or 0))
         run.epoch = max(run.epoch, int(self._row.get("epoch") or 0))
         run.requested(pause=pause, stop=stop)
-        saved = newest_checkpoint(self.run_dir, _planned(self.run_dir).get("checkpoint_dir"))
+        saved = newest_checkpoint(self.run_dir, planned_settings(self.run_dir).get("checkpoint_dir"))
         mark = (saved, 0.0 if saved is None else modified_at(saved))
         if not pause:
             self._saved_before_pause = None
@@ -90,7 +90,7 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
     state = read_state(run_dir) or {}
     status = run_status(run_dir, state)
     past = past_of(run_dir)
-    planned = _planned(run_dir)
+    planned = planned_settings(run_dir)
     step = max([int(state.get("step") or 0), *(int(row["step"]) for row in past["rows"][-1:])])
     best = state.get("best") or {}
     run = LiveRun()
@@ -103,7 +103,7 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
                 "run_dir": str(run_dir),
                 **past,
                 "epochs": planned.get("epochs"),
-                "total_steps": _total_steps(planned, past["rows"]),
+                "total_steps": planned_steps(planned, past["rows"]),
                 "best_value": best.get("value"),
                 "best_step": best.get("step"),
             },
@@ -120,7 +120,7 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
     return run, (status if status == "broken off" else state.get("stop_reason")) if run.over else None
 
 
-def _planned(run_dir: Path) -> Mapping[str, Any]:
+def planned_settings(run_dir: Path) -> Mapping[str, Any]:
     """The training settings in config.yaml; {} where there is no readable one."""
     try:
         planned = read_config_file(run_dir / "config.yaml").get("training")
@@ -129,7 +129,7 @@ def _planned(run_dir: Path) -> Mapping[str, Any]:
     return planned if isinstance(planned, dict) else {}
 
 
-def _total_steps(planned: Mapping[str, Any], rows: Iterable[Row]) -> int | None:
+def planned_steps(planned: Mapping[str, Any], rows: Iterable[Row]) -> int | None:
     """Steps of the whole run: max_steps, or as many an epoch as the first complete one had, whichever is less."""
     limits = [planned["max_steps"]] if planned.get("max_steps") else []
     complete = [row for row in rows if row.get("event") == "epoch" and row.get("complete", True)]
