@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         tagging.add_argument("run", metavar="RUN")
         tagging.add_argument("tags", metavar="TAG", nargs="+")
         tagging.set_defaults(run_command=_tag)
-    note = actions.add_parser("note", parents=[where], help="replace a run's notes; \"\" removes them")
+    note = actions.add_parser("note", parents=[where], help='replace a run\'s notes; "" removes them')
     note.add_argument("run", metavar="RUN")
     note.add_argument("notes", metavar="TEXT")
     note.set_defaults(run_command=_note)

@@ -141,6 +141,26 @@ def test_what_is_not_there_is_told_apart_by_the_status(runs, arguments, status, 
     assert "Traceback" not in error
 
 
+def test_runs_are_annotated_archived_and_deleted(runs, capsys):
+    assert main(["runs", "note", "first", "a good one"]) == 0
+    assert main(["runs", "archive", "second"]) == 0
+    capsys.readouterr()
+    main(["runs", "list"])
+    assert "second" not in capsys.readouterr().out
+    main(["runs", "list", "--archived"])
+    assert "second" in capsys.readouterr().out
+    main(["runs", "show", "first"])
+    assert "a good one" in capsys.readouterr().out
+    assert main(["runs", "delete", "first", "second"]) == 2
+    assert "Add --yes" in capsys.readouterr().err
+    assert main(["runs", "delete", "second", "frist", "--yes"]) == 2
+    assert (runs / "second").is_dir(), "one name that is wrong deletes nothing"
+    assert main(["runs", "restore", "second"]) == 0
+    assert main(["runs", "delete", "second", "--yes"]) == 0
+    assert "second: deleted" in capsys.readouterr().out
+    assert not (runs / "second").exists()
+
+
 def test_models_are_registered_and_promoted(runs, capsys):
     export = runs / "first" / "exports" / "hf"
     export.mkdir(parents=True)

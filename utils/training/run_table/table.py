@@ -51,7 +51,8 @@ class RunRecord:
     Attributes:
         name, path, run_id: which run; status: "running", "finished", "stopped", "broken off" or "failed".
         stop_reason, error: why it ended; step, epoch: how far it came.
-        created_at, updated_at: seconds since 1970. notes, tags: what somebody wrote about it; archived: whether it was put away.
+        created_at, updated_at: seconds since 1970. notes, tags: what somebody wrote about it.
+        archived: whether it was put away.
         settings: its TrainingConfig; metrics: the last value of each metric of epochs and validations.
     """
 

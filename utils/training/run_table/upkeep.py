@@ -112,7 +112,9 @@ def run_folder_to_delete(folder: Path, name: str) -> Path:
         RunLockedError: the run is under way.
     """
     if Path(name).name != name or name in ("", ".", ".."):
-        raise ConfigError(f"got {shown(name)}; a run to be deleted is named by its folder's name in {folder}, not by a path.")
+        raise ConfigError(
+            f"got {shown(name)}; a run to be deleted is named by its folder's name in {folder}, not by a path."
+        )
     path = absolute_path(folder) / name
     if path.is_symlink():
         raise ConfigError(
@@ -161,4 +163,6 @@ def _write(path: Path, change: Callable[[Path], object]) -> None:
     try:
         change(path)
     except OSError as error:
-        raise FileWriteError(f"{path} cannot be changed: {error.strerror or error}. Check the folder's permissions.") from error
+        raise FileWriteError(
+            f"{path} cannot be changed: {error.strerror or error}. Check the folder's permissions."
+        ) from error
