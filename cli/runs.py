@@ -6,6 +6,8 @@
     trainbook runs best val/accuracy                  the run with the best value that this metric ever had
     trainbook runs tag exp3 baseline
     trainbook runs note exp3 "warm-up was too short"
+    trainbook runs stop exp3 --keep-best              a run under way saves and ends
+    trainbook runs finish exp3                        one with lr_schedule=wsd begins its decay now
     trainbook runs archive exp1 exp2                  they stay where they are, and lists leave them out
     trainbook runs delete exp2 --yes                  for good; never a run that is under way
     trainbook runs report exp3                        one HTML file: curves, samples, settings, what was verified
@@ -104,6 +106,13 @@ def make_parser() -> argparse.ArgumentParser:
     delete.add_argument("runs", metavar="RUN", nargs="+")
     delete.add_argument("--yes", action="store_true", help="do not ask")
     delete.set_defaults(run_command=_delete)
+    stop = actions.add_parser("stop", parents=[where], help="ask a run under way to save and end")
+    stop.add_argument("run", metavar="RUN")
+    stop.add_argument("--keep-best", action="store_true", help="its results have the best checkpoint's weights")
+    stop.set_defaults(run_command=_ask)
+    finish = actions.add_parser("finish", parents=[where], help="ask a run under way (lr_schedule=wsd) to begin its decay now")
+    finish.add_argument("run", metavar="RUN")
+    finish.set_defaults(run_command=_ask)
     reindex = actions.add_parser("reindex", parents=[where], help="make the table anew from the folders")
     reindex.set_defaults(run_command=_reindex)
     return parser
@@ -210,6 +219,27 @@ def _note(table: RunTable, options: argparse.Namespace) -> int:
     table.note(options.run, options.notes)
     run = table.get(options.run)
     print(f"{run.name}: {run.notes or 'no notes'}")
+    return DONE
+
+
+def _ask(table: RunTable, options: argparse.Namespace) -> int:
+    from utils.errors import ConfigError
+    from utils.training.engine.interrupts import KEEP_BEST
+    from utils.ui.run_on_disk import StopFile, can_finish_early
+
+    run = table.get(options.run)
+    path = table.folder / run.name
+    if run.status != "running":
+        hint = "" if options.action == "stop" else "; continue it with `trainbook train --resume auto --finish-now`"
+        raise ConfigError(f"run {run.name!r} is not under way ({run.status}){hint}.")
+    if options.action == "stop":
+        StopFile(path).request_stop(KEEP_BEST if options.keep_best else "stop_file")
+        print(f"{run.name}: asked to save and end")
+        return DONE
+    if not can_finish_early(path):
+        raise ConfigError(f"run {run.name!r} cannot finish now: only lr_schedule=wsd has a decay that can begin at any step.")
+    StopFile(path).request_finish()
+    print(f"{run.name}: asked to begin its decay")
     return DONE
 
 

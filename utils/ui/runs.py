@@ -26,6 +26,7 @@ _TO_DO = {
 _TO_TRAIN_FURTHER = {
     "finished": "a larger `epochs`",
     "max_steps": "a larger `max_steps` (or none)",
+    "finish_now": "another `epochs` or `max_steps`",
     "early_stopping": "a larger `early_stopping_patience` (or none)",
 }
 
@@ -166,7 +167,7 @@ def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
         epoch=state.get("epoch"),
         validation_loss=losses[-1] if losses else None,
         stop_reason=state.get("stop_reason"),
-        total_steps=planned_steps(planned, rows),
+        total_steps=planned_steps(planned, rows, state.get("finish_at")),
         best=best if isinstance(best, (int, float)) else None,
         monitor=str(planned.get("monitor") or "val/loss"),
         written_at=_written_at(path),

@@ -44,7 +44,9 @@ class TrainState:
         evaluated_step: the step after which the latest validation was done, -1 before any.
         rows_written: lines of history.jsonl that belong to this state.
         pieces, validation_pieces: how many samples go through the model at once, after memory ran out.
-        stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
+        finish_at: optimizer steps after which the run ends because somebody asked it to finish early; None: as planned.
+        stop_reason: why training ended: "finished", "max_steps", "early_stopping", "finish_now" end it for good; "keep_best"
+            (the results have the best checkpoint's weights), "stop_button", "stop_file",
             "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs. Early stopping sets
             it together with the count that it follows from, so no checkpoint holds one without the other.
         finished_sums, validation_sums: sums of the latest epoch that was finished and of the latest validation, for whoever
@@ -68,13 +70,14 @@ class TrainState:
     pieces: Pieces = field(default_factory=Pieces)
     validation_pieces: Pieces = field(default_factory=Pieces)
     stop_reason: str | None = None
+    finish_at: int | None = None
     finished_sums: Sums | None = field(default=None, compare=False)
     validation_sums: Sums | None = field(default=None, compare=False)
 
     #: Fields of earlier versions: name -> present name, None where nothing took its place.
     EARLIER: ClassVar[Mapping[str, str | None]] = {}
 
-    ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping")
+    ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping", "finish_now")
 
     @property
     def ended(self) -> bool:
@@ -118,7 +121,7 @@ class TrainState:
             "rows_written": self.rows_written,
             "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "empty_steps": self.empty_steps,
             "pieces": self.pieces.most, "validation_pieces": self.validation_pieces.most,
-            "elapsed_s": self.elapsed_s, "stop_reason": self.stop_reason,
+            "elapsed_s": self.elapsed_s, "stop_reason": self.stop_reason, "finish_at": self.finish_at,
         }  # fmt: skip
 
     @classmethod
