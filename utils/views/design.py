@@ -157,10 +157,10 @@ _CHECKS_CSS = """
 .tb.tb-checks .tb-others span{margin-right:2px}
 .tb.tb-checks .tb-others strong{font-weight:500;margin-right:12px}
 .tb img{display:block;max-width:min(100%,720px);height:auto;margin-top:8px;border-radius:6px;border:1px solid var(--tb-line)}
-.tb.tb-checks .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
-.tb.tb-checks .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
+.tb .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
+.tb .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
 white-space:pre}
-.tb.tb-checks .tb-token small{font-size:11px;opacity:.85}
+.tb .tb-token small{font-size:11px;opacity:.85}
 @container (max-width:720px){
 .tb.tb-checks .tb-rows .tb-name,.tb.tb-checks .tb-rows .tb-verdict,.tb.tb-checks .tb-rows .tb-measured{
 display:inline-block;border-bottom:0;padding:6px 10px 0 0;width:auto}
