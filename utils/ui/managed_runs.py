@@ -47,7 +47,7 @@ class ManagedRun:
         """The row's cells after the name, as markup."""
         icon, css_class = _PILLS[self.run.status]
         state = element("span", pill(icon, self.run.status, css_class), class_="tb-run-state")
-        cells = zip(HEADER[2:], self.cells[2:], strict=True)
+        cells = [found for found in zip(HEADER[2:], self.cells[2:], strict=True) if found[0] != HEADER[-1] or found[1]]
         return element(
             "div", state, *(_cell(name, content) for name, content in cells), class_="tb-run-cells"
         )  # fmt: skip

@@ -215,7 +215,7 @@ border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb .tb-run-trained{flex:0 0 130px}
 .tb .tb-run-tags{flex:1 1 160px;overflow-wrap:anywhere}
 .tb .tb-run-tick{height:auto;margin:2px 0}
-.tb .tb-run-tick .widget-label-basic{font-weight:600;white-space:normal;overflow-wrap:anywhere}
+.tb .tb-run-tick .widget-label-basic{font-weight:600;line-height:1.35;white-space:normal;overflow-wrap:anywhere}
 .tb .widget-label{color:var(--tb-ink)}
 .tb .widget-html-content{line-height:1.45}
 .tb .widget-toggle-buttons .jupyter-button.mod-active{border-color:var(--tb-accent);color:var(--tb-accent);font-weight:600}
