@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Relative difference of losses that other machines and versions of torch may make.
 _RTOL = 1e-3
 # Endings that follow from settings and losses, and so come again.
-_OWN_ENDINGS = ("finished", "max_steps", "early_stopping")
+_OWN_ENDINGS = ("finished", "max_steps", "early_stopping", "finish_now")
 _COMPARED = ("torch", "device", "device_name", "threads", "precision")
 
 

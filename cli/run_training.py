@@ -118,7 +118,7 @@ def _status(options: argparse.Namespace, rank: str) -> int:
         if options.sweep_config is not None:
             return _sweep(options)
         job = JobConfig.from_file(options.config, options.set)
-        return _run(job, options.resume, options.dry_run, options.tracker)
+        return _run(job, options.resume, options.dry_run, options.tracker, finish_now=options.finish_now)
     except TrainbookError as error:
         if rank == "0":
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -148,6 +148,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--sweep-config", metavar="FILE", help="search hyper-parameters: what to try, a .yaml or .json file"
     )
     parser.add_argument("--resume", metavar="auto|PATH", help="auto: continue this run; PATH: start from a checkpoint")
+    parser.add_argument(
+        "--finish-now", action="store_true",
+        help="begin the decay of lr_schedule=wsd at once; with --resume auto: from the newest checkpoint",
+    )  # fmt: skip
     parser.add_argument(
         "--tracker", choices=TRACKER_NAMES, action="append", help="send metrics there as well; repeatable",
     )  # fmt: skip
@@ -182,8 +186,10 @@ A sweep file (W&B's are read too); the job may stand beside it, in the sections 
 """
 
 
-def _run(job: JobConfig, resume: str | None, dry_run: bool, trackers: Sequence[str] | None = None) -> int:
-    model, _, setup, data = _prepared(job)
+def _run(
+    job: JobConfig, resume: str | None, dry_run: bool, trackers: Sequence[str] | None = None, *, finish_now: bool = False
+) -> int:
+    model, _, setup, data = _prepared(job, _check_finish if finish_now else None)
     if dry_run:
         print("dry run: everything is in order, nothing was trained")
         return 0
@@ -199,10 +205,18 @@ def _run(job: JobConfig, resume: str | None, dry_run: bool, trackers: Sequence[s
         callbacks=[progress_callback()],
         trackers=trackers,
     )
+    if finish_now:
+        trainer.request_finish()
     results = trainer.train(data.train, data.validation, resume_from=resume)
     if os.environ.get("RANK", "0") == "0":
         _report(results, data.report.unigram_loss)
     return 0
+
+
+def _check_finish(setup: SetupConfig) -> None:
+    config = setup.training_config
+    if not config.can_finish_early:
+        raise ConfigError(f"--finish-now needs lr_schedule=wsd, whose decay can begin at any step; got {config.lr_schedule}.")
 
 
 def _sweep(options: argparse.Namespace) -> int:

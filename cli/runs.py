@@ -5,6 +5,11 @@
     trainbook runs compare exp1 exp3                  settings that differ, and the metrics of both
     trainbook runs best val/accuracy                  the run with the best value that this metric ever had
     trainbook runs tag exp3 baseline
+    trainbook runs note exp3 "warm-up was too short"
+    trainbook runs stop exp3 --keep-best              a run under way saves and ends
+    trainbook runs finish exp3                        one with lr_schedule=wsd begins its decay now
+    trainbook runs archive exp1 exp2                  they stay where they are, and lists leave them out
+    trainbook runs delete exp2 --yes                  for good; never a run that is under way
     trainbook runs report exp3                        one HTML file: curves, samples, settings, what was verified
 
 Everything is read from the runs' folders; runs.sqlite beside them is a table made from these, and can be deleted.
@@ -61,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     listing.add_argument("--tag", help="only runs with this tag")
     listing.add_argument("--name", metavar="TEXT", help="only runs whose name contains this")
     listing.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="only runs with this setting")
+    listing.add_argument("--archived", action="store_true", help="archived runs instead of the others")
     listing.add_argument("--limit", type=int, metavar="N", help="at most N")
     listing.set_defaults(run_command=_list)
 
@@ -88,6 +94,25 @@ def make_parser() -> argparse.ArgumentParser:
         tagging.add_argument("run", metavar="RUN")
         tagging.add_argument("tags", metavar="TAG", nargs="+")
         tagging.set_defaults(run_command=_tag)
+    note = actions.add_parser("note", parents=[where], help='replace a run\'s notes; "" removes them')
+    note.add_argument("run", metavar="RUN")
+    note.add_argument("notes", metavar="TEXT")
+    note.set_defaults(run_command=_note)
+    for name, text in (("archive", "leave runs out of lists"), ("restore", "take runs out of the archive")):
+        putting = actions.add_parser(name, parents=[where], help=text)
+        putting.add_argument("runs", metavar="RUN", nargs="+")
+        putting.set_defaults(run_command=_archive)
+    delete = actions.add_parser("delete", parents=[where], help="delete runs with their checkpoints, for good")
+    delete.add_argument("runs", metavar="RUN", nargs="+")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.set_defaults(run_command=_delete)
+    stop = actions.add_parser("stop", parents=[where], help="ask a run under way to save and end")
+    stop.add_argument("run", metavar="RUN")
+    stop.add_argument("--keep-best", action="store_true", help="its results have the best checkpoint's weights")
+    stop.set_defaults(run_command=_ask)
+    finish = actions.add_parser("finish", parents=[where], help="ask a run under way (lr_schedule=wsd) to begin its decay now")
+    finish.add_argument("run", metavar="RUN")
+    finish.set_defaults(run_command=_ask)
     reindex = actions.add_parser("reindex", parents=[where], help="make the table anew from the folders")
     reindex.set_defaults(run_command=_reindex)
     return parser
@@ -104,8 +129,9 @@ def _list(table: RunTable, options: argparse.Namespace) -> int:
             raise ConfigError(f"--set takes name=value; got {setting!r}")
         settings[name] = parse_value(text)
     runs = table.list_runs(
-        status=options.status, tag=options.tag, name=options.name, settings=settings, limit=options.limit
-    )
+        status=options.status, tag=options.tag, name=options.name, settings=settings, archived=options.archived,
+        limit=options.limit,
+    )  # fmt: skip
     if options.json:
         print_json([_plain(run) for run in runs])
     elif not runs:
@@ -129,7 +155,7 @@ def _show(table: RunTable, options: argparse.Namespace) -> int:
     facts = {
         "run": run.name, "folder": run.path, "status": run.status, "ended by": run.stop_reason, "error": run.error,
         "step": run.step, "epoch": run.epoch, "changed": _time(run.updated_at), "tags": " ".join(run.tags),
-        "notes": run.notes,
+        "archived": "yes" if run.archived else None, "notes": run.notes,
     }  # fmt: skip
     sections = [
         ("", {name: value for name, value in facts.items() if value not in (None, "")}),
@@ -186,6 +212,61 @@ def _tag(table: RunTable, options: argparse.Namespace) -> int:
     change(options.run, *options.tags)
     run = table.get(options.run)
     print(f"{run.name}: {' '.join(run.tags) or 'no tags'}")
+    return DONE
+
+
+def _note(table: RunTable, options: argparse.Namespace) -> int:
+    table.note(options.run, options.notes)
+    run = table.get(options.run)
+    print(f"{run.name}: {run.notes or 'no notes'}")
+    return DONE
+
+
+def _ask(table: RunTable, options: argparse.Namespace) -> int:
+    from utils.errors import ConfigError
+    from utils.training.engine.interrupts import KEEP_BEST
+    from utils.ui.run_on_disk import StopFile, can_finish_early
+
+    run = table.get(options.run)
+    path = table.folder / run.name
+    if run.status != "running":
+        hint = "" if options.action == "stop" else "; continue it with `trainbook train --resume auto --finish-now`"
+        raise ConfigError(f"run {run.name!r} is not under way ({run.status}){hint}.")
+    if options.action == "stop":
+        StopFile(path).request_stop(KEEP_BEST if options.keep_best else "stop_file")
+        print(f"{run.name}: asked to save and end")
+        return DONE
+    if not can_finish_early(path):
+        raise ConfigError(f"run {run.name!r} cannot finish now: only lr_schedule=wsd has a decay that can begin at any step.")
+    StopFile(path).request_finish()
+    print(f"{run.name}: asked to begin its decay")
+    return DONE
+
+
+def _archive(table: RunTable, options: argparse.Namespace) -> int:
+    change = table.archive if options.action == "archive" else table.restore
+    for name in [table.get(run).name for run in options.runs]:  # a name that does not exist changes nothing
+        change(name)
+        print(f"{name}: {'archived' if options.action == 'archive' else 'restored'}")
+    return DONE
+
+
+def _delete(table: RunTable, options: argparse.Namespace) -> int:
+    from utils.errors import ConfigError
+    from utils.views.values import size_text
+
+    doomed = dict(table.to_delete(run) for run in dict.fromkeys(options.runs))  # all of them, before any is deleted
+    listed = ", ".join(f"{name} ({size_text(size)})" for name, size in doomed.items())
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"nothing was deleted: {listed} would be deleted for good. Add --yes to do it.")
+        if input(f"Delete {listed} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return DONE
+    for name in doomed:
+        deleted = table.delete(name)
+        kept = "" if deleted.left is None else f"; its checkpoints in {deleted.left} were kept"
+        print(f"{name}: deleted, {size_text(deleted.size_bytes)}{kept}")
     return DONE
 
 

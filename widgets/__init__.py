@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from widgets.live import train_live
     from widgets.play import playground
     from widgets.queue_view import queue_panel
+    from widgets.runs_view import runs_panel
 
 _EXPORTS = {
     "export_panel": "widgets.export_view",
@@ -49,9 +50,12 @@ _EXPORTS = {
     "playground": "widgets.play",
     "queue_panel": "widgets.queue_view",
     "run_checks": "widgets.checks",
+    "runs_panel": "widgets.runs_view",
     "show_live": "widgets.attach",
     "train_live": "widgets.live",
 }
-__all__ = ["export_panel", "offer_checks", "playground", "queue_panel", "run_checks", "show_live", "train_live"]
+__all__ = [
+    "export_panel", "offer_checks", "playground", "queue_panel", "run_checks", "runs_panel", "show_live", "train_live",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

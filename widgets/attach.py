@@ -16,7 +16,7 @@ from utils.errors import ConfigError
 from utils.storage import FolderLock
 from utils.ui.live_picture import live_picture, phase_text, sentence
 from utils.ui.live_run import LiveRun
-from utils.ui.run_on_disk import StopFile, run_on_disk
+from utils.ui.run_on_disk import StopFile, can_finish_early, run_on_disk
 from utils.ui.runs import newest_run
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.live import live_view
@@ -38,7 +38,7 @@ def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs",
 
     After the page was loaded again during `train_live`, execute a cell with `show_live()`: it gets the live view at once, with
     Stop, Pause and Save, although it waits for the training cell to end. In another kernel the view follows the run's folder,
-    and Stop works through its STOP file. A run that is over is shown as it ended.
+    and Stop works through its STOP file, Finish now through its FINISH file. A run that is over is shown as it ended.
 
     Args:
         run: a run's name in `output_dir`, or its folder; None: the run under way in this kernel, else one in `output_dir` that
@@ -140,7 +140,7 @@ class FollowView:
         from widgets.dashboard import Dashboard
 
         self._folder = folder
-        self.dashboard = Dashboard(StopFile(folder))
+        self.dashboard = Dashboard(StopFile(folder), can_finish=can_finish_early(folder))
         self._output = LiveOutput(self.dashboard.box, LIVE_TEXT) if shown else None
 
     async def follow(self, every_s: float = FOLLOW_S) -> None:

@@ -28,7 +28,7 @@ class Dashboard:
         box: the widget to display; controls: its buttons; errors: what handlers raised.
     """
 
-    def __init__(self, control: Control | Stoppable, note: str = "") -> None:
+    def __init__(self, control: Control | Stoppable, note: str = "", *, can_finish: bool = False) -> None:
         self.errors: list[BaseException] = []
         self._view = ipywidgets.HTML(layout=ipywidgets.Layout(min_height=_HEIGHT))
         self._view.add_class("tb-live")
@@ -36,7 +36,7 @@ class Dashboard:
         self._status.add_class("tb-live-status")
         self._alert = ipywidgets.HTML()
         self._alert.add_class("tb-live-alert")
-        self.controls = RunControls(control, self.report)
+        self.controls = RunControls(control, self.report, can_finish=can_finish)
         self._said = note
         self.box = panel(self.controls.box, self._status, self._alert, self._view)
         self.box.add_class("tb-dashboard")

@@ -400,7 +400,7 @@ class _WidgetView(_NoView):
         from widgets.dashboard import Dashboard
 
         self._pump = pump
-        self.dashboard = Dashboard(trainer.control)
+        self.dashboard = Dashboard(trainer.control, can_finish=trainer.training_config.can_finish_early)
         self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
         self._redraws = Redraws()
 

@@ -1,19 +1,21 @@
-"""A panel to try a trained model: a prompt with streamed text, a chat, or a text with class probabilities."""
+"""A panel to try a trained model: a prompt with streamed text, a chat, a text or image with class probabilities, tags."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from utils.environment import ui_mode
-from utils.errors import TrainbookError
-from utils.training.playground import Generated, Playground, open_playground
+from utils.errors import ConfigError, TrainbookError
+from utils.training.playground import Attribution, Generated, Playground, Tagged, open_playground
 from utils.ui.background import Progress
 from utils.views.display import LiveOutput, show_text
 from utils.views.html import Html, alert, columns, element, joined, text
-from widgets.forms import heading, markup_box, panel, paragraph, primary, row, set_markup
+from utils.views.token_strip import attribution_strip, token_strip
+from widgets.forms import heading, markup_box, panel, paragraph, primary, row, set_markup, small
 from widgets.guarded import error_details, error_sentence, guarded
 from widgets.jobs import JobRow, Outcome, watch_cells
 
@@ -22,12 +24,22 @@ if TYPE_CHECKING:
 
 _EXAMPLE = "The "
 
+# What the button says and the field is called, by kind of model.
+_LABELS = {
+    "text": ("Generate", "Prompt"), "chat": ("Send", "Prompt"), "classes": ("Classify", "Text"), "tags": ("Tag", "Text"),
+    "image": ("Classify", "Image"),
+}  # fmt: skip
+
+# Contributions that miss more of the logit's change than this share are shown as approximate.
+_LARGEST_ERROR = 0.1
+
 
 def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, ui: str | None = None) -> None:
     """Show a panel to try a trained model.
 
-    A language model continues a prompt, one with a chat template answers in a conversation, and a text classifier shows the
-    probability of every class. Without widgets the output for `prompt` is printed; a model without a playground is named in
+    A language model continues a prompt, one with a chat template answers in a conversation, a classifier of texts or
+    images shows the probability of every class, of a text also what each token contributes, and a token classifier shows
+    the tag of every token. Without widgets the output for `prompt` is printed; a model without a playground is named in
     a sentence, so that the notebook continues.
 
     Args:
@@ -54,6 +66,13 @@ def _sample(opened: Playground, prompt: str) -> str:
     if opened.kind == "classes":
         found, _ = opened.classify(prompt)
         return "\n".join([f"Classes of {prompt!r}:", *(f"  {name}  {value:.1%}" for name, value in found)])
+    if opened.kind == "tags":
+        tagged, _ = opened.tag(prompt)
+        return "\n".join(
+            [f"Tags of {prompt!r}:", *(f"  {row.token}  {row.tag}  {row.probability:.1%}" for row in tagged)]
+        )
+    if opened.kind == "image":
+        return "Image classifier: open_playground(results).classify_image(path) gives the probability of every class."
     if opened.kind == "chat":
         return f"Answer to {prompt!r}: {opened.answer([_user(prompt)], max_new_tokens=40, seed=0).text}"
     return f"Prompt: {prompt}\nContinued: {opened.generate(prompt, max_new_tokens=40, seed=0).text}"
@@ -67,7 +86,8 @@ class PlayPanel:
     """The panel of one model. The fields are read when the work begins; Stop takes effect at the next token.
 
     Attributes:
-        box: what is shown; prompt, temperature, top_p, length: its fields; job: Generate and Stop.
+        box: what is shown; prompt, temperature, top_p, length: its fields; upload: of an image model, instead of `prompt`; job:
+            Generate and Stop.
         messages: of a chat, the turns so far.
     """
 
@@ -75,14 +95,17 @@ class PlayPanel:
         self._opened = opened
         self.messages: list[dict[str, str]] = []
         self._partial = self._asked = ""
-        self.prompt = ipywidgets.Text(value=prompt, description="Text" if opened.kind == "classes" else "Prompt")
+        label, field = _LABELS[opened.kind]
+        self.prompt = ipywidgets.Text(value=prompt, description=field)
+        self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose an image")
+        self.upload.layout.width = "auto"
+        self.upload.add_class("tb-play-upload")
         self.prompt.layout.width = "auto"  # 100% would add the margins and overflow
         self.prompt.add_class("tb-play-prompt")
         self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
         self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
         self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens")
         self.temperature.style.description_width = "initial"
-        label = {"text": "Generate", "chat": "Send", "classes": "Classify"}[opened.kind]
         self.job = JobRow(label, "tb-play", self._work, self._done, self._failed)
         primary(self.job.start)
         self.job.cancel.description = "Stop"
@@ -90,8 +113,10 @@ class PlayPanel:
         submit = guarded(lambda _: self.job.begin(), self._failed)
         # The front end's message for Enter; `on_submit` is deprecated in ipywidgets 8.
         self.prompt.on_msg(lambda _, content, __: submit(None) if content.get("event") == "submit" else None)
-        settings = [] if opened.kind == "classes" else [row(self.temperature, self.top_p, self.length)]
-        parts = [self.output, self.prompt] if opened.kind == "chat" else [self.prompt]
+        writes = opened.kind in ("text", "chat")
+        settings = [row(self.temperature, self.top_p, self.length)] if writes else []
+        asked = self.upload if opened.kind == "image" else self.prompt
+        parts = [self.output, asked] if opened.kind == "chat" else [asked]
         tail = [] if opened.kind == "chat" else [self.output]
         self.box = panel(markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert)
         self.box.add_class("tb-play-panel")
@@ -103,7 +128,11 @@ class PlayPanel:
         self._partial = ""
         with progress.undisturbed():
             if self._opened.kind == "classes":
-                return self._opened.classify(prompt)
+                return (*self._opened.classify(prompt), self._contributions(prompt))
+            if self._opened.kind == "tags":
+                return self._opened.tag(prompt)
+            if self._opened.kind == "image":
+                return self._opened.classify_image(_uploaded(self.upload.value)), 0, text("")
 
             def note(so_far: str) -> None:
                 self._partial = so_far
@@ -119,16 +148,22 @@ class PlayPanel:
                 return self._opened.answer([*self.messages, _user(prompt)], **chosen)
             return self._opened.generate(prompt, **chosen)
 
+    def _contributions(self, prompt: str) -> Html:
+        """What each token adds to the most likely class; a sentence where it cannot be computed."""
+        try:
+            return contributions(self._opened.attribute(prompt))
+        except TrainbookError as error:
+            return small(f"Contributions of the tokens are not shown: {error}")
+
     def _done(self, outcome: Outcome) -> None:
         set_markup(self._alert, text(""))
         if outcome.error is not None:
             self._failed(outcome.error)
             return
-        if self._opened.kind == "classes":
+        if self._opened.kind in ("classes", "tags", "image"):
             if not outcome.cancelled:
-                found, cut = outcome.result
-                bars = [(name, f"{value:.1%}", "█" * round(20 * value)) for name, value in found]
-                set_markup(self.output, joined([columns("Classes", ("class", "probability", ""), bars), _cut(cut)]))
+                shown = _tagged(*outcome.result) if self._opened.kind == "tags" else _classes(*outcome.result)
+                set_markup(self.output, shown)
             return
         written = Generated(self._partial) if outcome.cancelled else outcome.result
         if self._opened.kind == "chat":
@@ -141,6 +176,35 @@ class PlayPanel:
 
     def _failed(self, error: BaseException) -> None:
         set_markup(self._alert, alert(error_sentence(error), error_details(error)))
+
+
+def _classes(found: Sequence[tuple[str, float]], cut: int, rest: Html) -> Html:
+    bars = [(name, f"{value:.1%}", "█" * round(20 * value)) for name, value in found]
+    return joined([columns("Classes", ("class", "probability", ""), bars), rest, _cut(cut)])
+
+
+def contributions(found: Attribution) -> Html:
+    """Tokens tinted by what they add to the class, with the signed numbers under them."""
+    said = f"What each token adds to the logit of “{found.target}” (integrated gradients, baseline: token id 0)"
+    if not found.error <= _LARGEST_ERROR:
+        said += f"; approximate, the sum misses {found.error:.0%} of its change"
+    return joined([small(f"{said}."), attribution_strip(found.tokens)])
+
+
+def _tagged(found: Sequence[Tagged], cut: int) -> Html:
+    # "O" is what most taggings call a token outside of every entity.
+    rows = [
+        (row.token, f"{row.tag} {row.probability:.0%}", 0.0 if row.tag == "O" else row.probability) for row in found
+    ]
+    return joined([token_strip(rows, "tag of each token"), _cut(cut)])
+
+
+def _uploaded(value: Any) -> bytes:
+    """The chosen file's content: of ipywidgets 8 a tuple of dicts, of ipywidgets 7 a dict of them by name."""
+    files = list(value.values()) if isinstance(value, dict) else list(value)
+    if not files:
+        raise ConfigError("no image is chosen; choose a PNG or JPEG file first")
+    return bytes(files[-1]["content"])
 
 
 def _block(content: str) -> Html:

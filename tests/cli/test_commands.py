@@ -16,6 +16,8 @@ from cli.run_training import TRACKER_NAMES, JobConfig, setup_of
 from cli.run_training import main as run_training
 from tests.training.test_run_table import make_run
 from utils.errors import ConfigError
+from utils.storage import FolderLock
+from utils.training.run_folder import RunFolder
 from utils.training.tracking import TRACKERS
 from utils.ui.progress import PrintProgress, ProgressBar, progress_callback
 
@@ -139,6 +141,41 @@ def test_what_is_not_there_is_told_apart_by_the_status(runs, arguments, status, 
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
+
+
+def test_runs_are_annotated_archived_and_deleted(runs, capsys):
+    assert main(["runs", "note", "first", "a good one"]) == 0
+    assert main(["runs", "archive", "second"]) == 0
+    capsys.readouterr()
+    main(["runs", "list"])
+    assert "second" not in capsys.readouterr().out
+    main(["runs", "list", "--archived"])
+    assert "second" in capsys.readouterr().out
+    main(["runs", "show", "first"])
+    assert "a good one" in capsys.readouterr().out
+    assert main(["runs", "delete", "first", "second"]) == 2
+    assert "Add --yes" in capsys.readouterr().err
+    assert main(["runs", "delete", "second", "frist", "--yes"]) == 2
+    assert (runs / "second").is_dir(), "one name that is wrong deletes nothing"
+    assert main(["runs", "restore", "second"]) == 0
+    assert main(["runs", "delete", "second", "--yes"]) == 0
+    assert "second: deleted" in capsys.readouterr().out
+    assert not (runs / "second").exists()
+
+
+def test_a_run_under_way_is_asked_to_stop_or_to_finish(runs, capsys):
+    make_run(runs, "wsd", lr_schedule="wsd")
+    assert main(["runs", "finish", "wsd"]) == 2
+    assert "not under way" in capsys.readouterr().err
+    with FolderLock(runs / "wsd" / "lock").held(), FolderLock(runs / "first" / "lock").held():
+        assert main(["runs", "finish", "first"]) == 2
+        assert "only lr_schedule=wsd" in capsys.readouterr().err
+        assert main(["runs", "finish", "wsd"]) == 0
+        assert main(["runs", "stop", "wsd", "--keep-best"]) == 0
+        assert main(["runs", "stop", "first"]) == 0
+    assert (runs / "wsd" / "FINISH").is_file()
+    assert RunFolder(runs / "wsd").stop_requested() == "keep_best"
+    assert RunFolder(runs / "first").stop_requested() == "stop_file"
 
 
 def test_models_are_registered_and_promoted(runs, capsys):

@@ -78,6 +78,11 @@ def test_a_dry_run_checks_everything_and_writes_nothing(job, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_finish_now_needs_a_schedule_that_allows_it(job, capsys):
+    assert main(["--config", str(job), "--finish-now"]) == 2
+    assert "--finish-now needs lr_schedule=wsd" in capsys.readouterr().err
+
+
 def test_settings_win_over_the_file_whatever_they_are_called(job, capsys):
     settings = ["--set", "max_epochs=1", "--set", "model.n_embd=32", "--set", "warmup_steps=1", "--set", "seed=7"]
     assert main(["--config", str(job), *settings, "--dry-run"]) == 0

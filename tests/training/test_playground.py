@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from utils.adapters import generate
 from utils.errors import ConfigError
 from utils.tokenization.character import build_character_tokenizer
+from utils.training import TaskSpec
 from utils.training.playground import Playground, open_playground
 
 CONTEXT = 16
@@ -157,7 +171,7 @@ def test_several_classes_at_once_have_a_probability_each(settings, total, fast_t
 def test_an_export_of_another_kind_is_refused_by_name(model, fast_tokenizer, tmp_path):
     model(sizes(fast_tokenizer)).save_pretrained(tmp_path)
     fast_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="the playground takes language models and text classifiers"):
+    with pytest.raises(ConfigError, match="the playground takes language models and classifiers of texts, tokens and images"):
         open_playground(tmp_path)
 
 
@@ -191,3 +205,55 @@ def test_a_conversation_is_answered_up_to_the_end_of_the_turn(fast_tokenizer):
     assert play.answer([{"role": "user", "content": "a b"}], max_new_tokens=9, temperature=0).text == "c"
     with pytest.raises(ConfigError, match="empty"):
         play.answer([{"role": "user", "content": " "}])
+
+
+def test_the_contributions_of_tokens_add_up_to_the_change_of_the_logit(classifier, tokenizer):
+    classifier.train()
+    play = Playground(classifier, tokenizer, "classification")
+    found = play.attribute("abcda", n_steps=40)
+    best = play.classify("abcda")[0][0][0]
+    assert found.target == best
+    assert [token for token, _ in found.tokens] == list("abcda")
+    assert found.error < 0.02
+    assert classifier.training
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    classifier.eval()
+    ids = torch.tensor([tokenizer.encode("abcda")])
+    table = classifier.get_input_embeddings()
+    with torch.no_grad():
+        logits = [
+            classifier(inputs_embeds=table(row), attention_mask=torch.ones_like(row)).logits[0] for row in (ids, 0 * ids)
+        ]
+    change = (logits[0] - logits[1])[{"sad": 0, "glad": 1, "mad": 2}[best]]
+    assert sum(score for _, score in found.tokens) == pytest.approx(float(change), rel=0.05, abs=1e-3)
+
+
+def test_tokens_are_tagged(tokenizer):
+    torch.manual_seed(0)
+    tagger = GPT2ForTokenClassification(GPT2Config(**sizes(tokenizer), id2label={0: "O", 1: "B-PER"}))
+    found, cut = Playground(tagger, tokenizer, "token_classification").tag("ab cd" * 10)
+    assert [row.token for row in found] == list(("ab cd" * 10)[:CONTEXT])
+    assert cut == 50 - CONTEXT
+    with torch.no_grad():
+        logits = tagger.eval()(input_ids=torch.tensor([tokenizer.encode("ab cd" * 10)[:CONTEXT]])).logits[0]
+    assert [row.tag for row in found] == [["O", "B-PER"][place] for place in logits.argmax(-1).tolist()]
+
+
+@pytest.mark.parametrize("given", ["array", "bytes", "file"])
+def test_an_image_is_classified(given, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "intermediate_size": 16}  # fmt: skip
+    model = ViTForImageClassification(ViTConfig(**sizes, id2label={0: "cat", 1: "dog"}))
+    spec = TaskSpec.image_classification(num_classes=2, preprocessing_config={"mean": 0.5, "std": 0.25})
+    play = open_playground(SimpleNamespace(model=model, tokenizer=None, task_spec=spec))
+    pixels = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    image = {"array": pixels, "bytes": (tmp_path / "image.png").read_bytes(), "file": tmp_path / "image.png"}[given]
+    found = play.classify_image(image)
+    expected = (torch.tensor(pixels).float()[None, None] / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        probabilities = model.eval()(pixel_values=expected).logits.softmax(-1)[0]
+    assert dict(found) == pytest.approx({"cat": float(probabilities[0]), "dog": float(probabilities[1])}, abs=1e-5)
+    with pytest.raises(ConfigError, match="no image that can be read"):
+        play.classify_image(b"no image")

@@ -12,9 +12,11 @@ import pytest
 
 from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
 from utils.environment import compare_environments
-from utils.errors import ConfigError, RunNotFoundError, RunTableError
-from utils.storage import json_line
+from utils.errors import ConfigError, RunLockedError, RunNotFoundError, RunTableError
+from utils.storage import FolderLock, json_line
 from utils.training import ExperimentDB, ExportRegistry, RunTable, Trainer
+from utils.training.run_table.upkeep import delete_run
+from utils.ui.runs import list_runs, newest_run
 
 CANARY = "sk-" + "CaNaRy0123456789"
 
@@ -286,3 +288,97 @@ def test_a_run_of_the_trainer_knows_the_run_it_started_from(tmp_path):
 def first_validation(folder):
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [row["val/loss"] for row in rows if row["event"] == "epoch"][-1]
+
+
+# ---- notes, archive, deletion ----
+
+
+def test_notes_are_kept_in_the_folder_and_win_over_the_setting(runs):
+    table = RunTable(runs)
+    make_run(runs, "fourth", notes="as it was configured")
+    assert table.get("fourth").notes == "as it was configured"
+    table.note("fourth", " better with warm-up \n")
+    assert RunTable(runs).get("fourth").notes == "better with warm-up"
+    before = table.get("fourth").updated_at
+    table.note("fourth", "")
+    assert table.get("fourth").notes == ""
+    assert table.get("fourth").updated_at == before, "writing a note is not training"
+
+
+def test_an_archived_run_keeps_its_folder_and_leaves_the_lists(runs):
+    table = RunTable(runs)
+    table.archive("first")
+    assert (runs / "first" / "checkpoints" / "best.pt").is_file()
+    assert {run.name for run in table.list_runs()} == {"second", "third"}
+    assert [run.name for run in table.list_runs(archived=True)] == ["first"]
+    assert len(table.list_runs(archived=None)) == 3
+    assert {run.name for run in list_runs(runs)} == {"second", "third"}
+    assert newest_run(runs).name != "first"
+    table.restore("first")
+    assert len(table.list_runs()) == len(list_runs(runs)) == 3
+
+
+def test_a_deleted_run_is_gone_and_nothing_else_is(runs, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious.txt").write_text("mine")
+    (runs / "first" / "data").symlink_to(outside)
+    (runs / "first" / "exports").mkdir()
+    (runs / "first" / "exports" / "link.txt").symlink_to(outside / "precious.txt")
+    table = RunTable(runs)
+    assert table.delete("first").path == runs / "first"
+    assert (outside / "precious.txt").read_text() == "mine"
+    assert sorted(path.name for path in runs.iterdir()) == ["not-a-run", "runs.sqlite", "second", "third"]
+    assert {run.name for run in table.list_runs()} == {"second", "third"}
+
+
+def test_checkpoints_outside_the_run_are_kept_and_named(runs, tmp_path):
+    make_run(runs, "fourth", checkpoint_dir=str(tmp_path / "elsewhere"))
+    assert RunTable(runs).delete("fourth").left == tmp_path / "elsewhere"
+
+
+def test_a_run_under_way_is_neither_archived_nor_deleted(runs):
+    table = RunTable(runs)
+    with FolderLock(runs / "first" / "lock").held():
+        for change in (table.archive, table.delete):
+            with pytest.raises(RunLockedError, match="'first' is under way"):
+                change("first")
+    assert table.get("first").archived is False
+    table.delete("first")
+
+
+def test_what_is_not_a_run_in_the_folder_is_not_deleted(runs, tmp_path):
+    elsewhere = make_run(tmp_path / "other", "theirs")
+    (runs / "linked").symlink_to(elsewhere)
+    table = RunTable(runs)
+    for name, error, says in (
+        ("linked", ConfigError, "symbolic link"), ("not-a-run", RunNotFoundError, "no run"), (elsewhere, RunNotFoundError, "no run"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=says):
+            table.delete(name)
+    for name in ("../other/theirs", "..", ".", "", str(elsewhere)):
+        with pytest.raises(ConfigError, match="not by a path"):
+            delete_run(runs, name)
+    assert (elsewhere / "checkpoints" / "best.pt").is_file()
+    assert (runs / "not-a-run").is_dir()
+
+
+def test_a_moved_folder_deletes_its_own_runs(runs, tmp_path):
+    """The table's paths are from before the move, and a copy may stand there."""
+    RunTable(runs).list_runs()
+    shutil.copytree(runs, tmp_path / "moved", copy_function=shutil.copy2)
+    RunTable(tmp_path / "moved").delete("first")
+    assert (runs / "first").is_dir()
+    assert not (tmp_path / "moved" / "first").exists()
+
+
+def test_a_run_with_a_registered_model_is_kept(runs):
+    export = runs / "first" / "exports" / "hf"
+    export.mkdir(parents=True)
+    (export / "model.bin").write_bytes(b"x")
+    registry = ExportRegistry(runs)
+    registry.register("chat", export)
+    with pytest.raises(ConfigError, match=r"registered models \(chat 1\)"):
+        registry.runs.delete("first")
+    registry.delete("chat", 1)
+    registry.runs.delete("first")

@@ -199,7 +199,7 @@ def test_a_run_of_another_process_is_followed_and_stopped_through_its_folder(els
         task = asyncio.ensure_future(view.follow(every_s=0))
         while "step 5 of 12" not in shown_by(view):
             await asyncio.sleep(0)
-        assert view.dashboard.controls.box.children == (view.dashboard.controls.stop,)
+        assert view.dashboard.controls.box.children == (view.dashboard.controls.stop, view.dashboard.controls.keep_best)
         view.dashboard.controls.stop.click()
         assert (elsewhere.path / "STOP").is_file()
         while "Stopping: finishing the step and saving" not in shown_by(view):

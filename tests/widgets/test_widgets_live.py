@@ -346,6 +346,22 @@ def test_the_buttons_set_the_control_and_a_double_click_asks_once(control):
     assert controls.pause.disabled
 
 
+def test_stop_and_keep_best_and_finish_now_set_the_control(control):
+    controls = Dashboard(control, can_finish=True).controls
+    controls.keep_best.click()
+    assert control.reason == "keep_best"
+    controls.finish.click()
+    assert control.finish.is_set()
+    control.finish.clear()  # as the loop does
+    controls.finish.click()
+    assert not control.finish.is_set(), "a double click asks once"
+    controls.show("training")
+    assert controls.finish.description == "Finishing…"
+    assert controls.finish.disabled
+    assert controls.finish in controls.box.children
+    assert len(Dashboard(control).controls.box.children) == len(controls.box.children) - 1, "only where the schedule allows it"
+
+
 def test_an_ended_run_has_no_live_buttons(control):
     dashboard = Dashboard(control)
     dashboard.controls.show("ended")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import widgets.play
-from utils.errors import ConfigError
-from utils.training.playground import Generated
+from utils.errors import ConfigError, MissingPackageError
+from utils.training.playground import Attribution, Generated, Tagged
 from widgets.guarded import watching
 from widgets.play import PlayPanel, playground
 
@@ -33,6 +33,18 @@ class Model:
 
     def classify(self, prompt):
         return [("glad", 0.75), ("sad", 0.25)], self.cut
+
+    def attribute(self, prompt):
+        if prompt == "without":
+            raise MissingPackageError("captum", "to attribute a prediction to its tokens")
+        return Attribution("glad", [("so", 1.5), ("<what>", -0.25)], 0.3 if prompt == "rough" else 0.01)
+
+    def tag(self, prompt):
+        return [Tagged("Ada", "B-PER", 0.9), Tagged(" <sang>", "O", 0.8)], self.cut
+
+    def classify_image(self, image):
+        self.asked.append(image)
+        return [("cat", 0.9), ("dog", 0.1)]
 
 
 def press_enter(panel):
@@ -116,3 +128,44 @@ def test_a_model_without_a_playground_ends_in_a_sentence(ui, tmp_path, capsys):
         playground(tmp_path, ui=ui)
     assert failures == []
     assert "Nothing to play with" in capsys.readouterr().out
+
+
+def test_a_class_comes_with_what_its_tokens_contribute():
+    panel = PlayPanel(Model("classes"), "so what")
+    panel.job.start.click()
+    assert "75.0%" in panel.output.value
+    assert "adds to the logit of “glad”" in panel.output.value
+    assert "+1.5" in panel.output.value
+    assert "-0.25" in panel.output.value
+    assert "&lt;what&gt;" in panel.output.value
+    assert "approximate" not in panel.output.value
+    panel.prompt.value = "rough"
+    panel.job.start.click()
+    assert "approximate, the sum misses 30%" in panel.output.value
+    panel.prompt.value = "without"
+    panel.job.start.click()
+    assert "75.0%" in panel.output.value
+    assert "captum is not installed" in panel.output.value
+
+
+def test_tags_are_shown_under_their_tokens():
+    panel = PlayPanel(Model("tags", cut=2), "Ada sang")
+    panel.job.start.click()
+    assert "B-PER 90%" in panel.output.value
+    assert "&lt;sang&gt;" in panel.output.value
+    assert "2 tokens were cut" in panel.output.value
+
+
+@pytest.mark.parametrize("value", [
+    ({"name": "a.png", "content": memoryview(b"pixels")},), {"a.png": {"metadata": {}, "content": b"pixels"}},
+], ids=["ipywidgets 8", "ipywidgets 7"])  # fmt: skip
+def test_an_image_is_uploaded_and_classified(value):
+    model = Model("image")
+    panel = PlayPanel(model)
+    panel.upload = SimpleNamespace(value=())
+    panel.job.start.click()
+    assert "no image is chosen" in panel._alert.value
+    panel.upload = SimpleNamespace(value=value)
+    panel.job.start.click()
+    assert model.asked == [b"pixels"]
+    assert "90.0%" in panel.output.value

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from utils.adapters.attribution import can_attribute, token_attributions, token_table
 from utils.check_result import CheckResult, Finding
 from utils.checks.checking import check
 from utils.checks.probe import Probe
-from utils.checks.robustness import token_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
     miss the change of the output by more than 10 %, and when all inputs but the last one have none. Needs captum (the
     extra `checks`); without it the check is "not run".
     """
-    if importlib.util.find_spec("captum") is None:
+    if not can_attribute():
         return CheckResult(
             NAME, "not run", "Attributions need captum, which is not installed.",
             remedy="pip install captum, or the extra 'checks'.",
@@ -76,25 +75,15 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
 
 
 def _of_tokens(found: Probe, input_text: str | None, n_steps: int) -> tuple[list[float] | None, float, list[str]]:
-    from captum.attr import LayerIntegratedGradients
-
     table = token_table(found.model)
     if table is None:
         return None, 0.0, []
     ids_BT, tokens = _tokens(found, input_text)
     target = int(_prediction(found, {"input_ids": ids_BT}).argmax())
-
-    def of_target(ids: Tensor) -> Tensor:
-        return _prediction(found, {"input_ids": ids})[:, target]
-
-    baseline = torch.zeros_like(ids_BT)
-    method: Any = LayerIntegratedGradients(of_target, table)
-    attributions, delta = method.attribute(
-        ids_BT, baselines=baseline, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True
+    scores, error = token_attributions(
+        lambda ids: _prediction(found, {"input_ids": ids})[:, target], table, ids_BT, n_steps
     )
-    change = float((of_target(ids_BT) - of_target(baseline)).detach().abs())
-    size = max(change, float(attributions.abs().sum()) * 0.1, 1e-9)
-    return attributions.sum(-1)[0].tolist(), float(delta.abs().max()) / size, tokens
+    return scores, error, tokens
 
 
 def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float], float, list[str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.adapters.attribution import token_table
 from utils.check_result import CheckResult, Finding
 from utils.checks.checking import check
 from utils.checks.depth import outputs_of, signal, stacks_of
@@ -106,20 +107,6 @@ def _noisy(found: Probe, batch: Mapping[str, Tensor], share: float) -> Tensor:
     finally:
         if hook is not None:
             hook.remove()
-
-
-def token_table(model: nn.Module) -> nn.Module | None:
-    """The embedding of token ids: what the model names, else the first table that is not one of positions."""
-    getter = getattr(model, "get_input_embeddings", None)
-    if callable(getter):
-        try:
-            named = getter()
-        except NotImplementedError:  # transformers' way of saying that there is none
-            named = None
-        if isinstance(named, nn.Module):
-            return named
-    tables = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return next((module for name, module in tables if "pos" not in name.lower()), None)
 
 
 def _token_changes(found: Probe, ids_BT: Tensor, reference: Tensor) -> dict[str, dict[str, float]]:

@@ -1,9 +1,11 @@
-"""A trained model to try out: continue a prompt, answer in a conversation, or classify a text."""
+"""A trained model to try out: continue a prompt, answer in a conversation, classify a text or an image, tag tokens."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from utils.training.engine.results import TrainingResults
 
-Kind = Literal["text", "chat", "classes"]
+Kind = Literal["text", "chat", "classes", "tags", "image"]
 
 # Seconds between two updates of a text that is being generated.
 _UPDATE_S = 0.1
@@ -34,6 +36,29 @@ class Generated:
     cut: int = 0
 
 
+@dataclass(frozen=True)
+class Attribution:
+    """What the most likely class rests on: integrated gradients of its logit, compared with a text of token id 0.
+
+    Attributes:
+        target: the class; tokens: (token, contribution) in order, positive for the class and negative against it.
+        error: share of the logit's change that the contributions miss in sum; above about 0.1 do not rely on them.
+    """
+
+    target: str
+    tokens: list[tuple[str, float]]
+    error: float
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A token with its most likely class and that class's probability."""
+
+    token: str
+    tag: str
+    probability: float
+
+
 class Playground:
     """A model with its tokenizer, ready for input that somebody types.
 
@@ -41,24 +66,37 @@ class Playground:
         model, tokenizer: of one training.
         task_type: what it was trained for; None: a causal language model.
         multi_label: whether a text may have several classes, so that each has a probability of its own.
+        preprocessing: of image models, how an image becomes pixels: "channels", "height", "width", "mean", "std".
     Attributes:
-        kind: "text", "chat" (the tokenizer has a chat template) or "classes".
+        kind: "text", "chat" (the tokenizer has a chat template), "classes", "tags" or "image".
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, task_type: str | None = None, *, multi_label: bool = False) -> None:
-        if tokenizer is None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, task_type: str | None = None, *, multi_label: bool = False,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        if tokenizer is None and task_type != "image_classification":
             raise ConfigError(
                 "typed text needs the model's tokenizer, and none is known here; pass a tokenizer to the Trainer, "
                 "or export the run for transformers, which stores it"
             )
-        if task_type not in (None, "causal_lm", "classification", "text_classification"):
-            raise ConfigError(f"got a model for {task_type}; the playground takes language models and text classifiers")
+        kinds: dict[str | None, Kind] = {
+            None: "text", "causal_lm": "text", "classification": "classes", "text_classification": "classes",
+            "token_classification": "tags", "image_classification": "image",
+        }  # fmt: skip
+        if task_type not in kinds:
+            raise ConfigError(
+                f"got a model for {task_type}; the playground takes language models and classifiers of texts, tokens and images"
+            )
         self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
-        self.kind: Kind = "classes"
-        if task_type in (None, "causal_lm"):
-            self.kind = "chat" if getattr(tokenizer, "chat_template", None) else "text"
+        self.kind: Kind = kinds[task_type]
+        if self.kind == "text" and getattr(tokenizer, "chat_template", None):
+            self.kind = "chat"
+        if self.kind == "image" and preprocessing is None:
+            raise ConfigError("a model of images needs preprocessing: channels, height, width, mean and std")
+        self.preprocessing = preprocessing
 
     def generate(
         self, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.8, top_p: float | None = 0.95,
@@ -116,27 +154,119 @@ class Playground:
         """
         import torch
 
-        from utils.adapters.facts import model_facts
+        ids, cut = self._fitting(prompt)
+        with torch.no_grad(), self._evaluating():
+            logits_C = self._logits(torch.tensor([ids], device=self._device))[0]
+        return self._probabilities(logits_C), cut
+
+    def attribute(self, prompt: str, n_steps: int = 50) -> Attribution:
+        """What each token of a text adds to the logit of its most likely class.
+
+        Args:
+            n_steps: steps of the numerical integral.
+        Raises:
+            ConfigError: the text is empty, or the model has no embedding of token ids.
+            MissingPackageError: captum is not installed.
+        """
+        import torch
+
+        from utils.adapters.attribution import token_attributions, token_table
+
+        table = token_table(self.model)
+        if table is None:
+            raise ConfigError(f"{type(self.model).__name__} has no embedding of token ids to attribute a prediction to")
+        ids, _ = self._fitting(prompt)
+        ids_BT = torch.tensor([ids], device=self._device)
+        with torch.enable_grad(), self._evaluating():
+            target = int(self._logits(ids_BT)[0].argmax())
+            scores, error = token_attributions(lambda ids: self._logits(ids)[:, target], table, ids_BT, n_steps)
+        self.model.zero_grad(set_to_none=True)
+        tokens = [self._token(token) for token in ids]
+        return Attribution(self._class_name(target), list(zip(tokens, scores, strict=True)), error)
+
+    def tag(self, prompt: str) -> tuple[list[Tagged], int]:
+        """Every token of a text with its most likely class, and how many tokens at the end were cut.
+
+        Special tokens, such as [CLS], are read by the model and left out here.
+
+        Raises:
+            ConfigError: the text is empty.
+        """
+        import torch
+
+        ids, cut = self._fitting(prompt)
+        with torch.no_grad(), self._evaluating():
+            scores_T, classes_T = self._logits(torch.tensor([ids], device=self._device))[0].softmax(-1).max(-1)
+        special = set(getattr(self.tokenizer, "all_special_ids", None) or ())
+        rows = zip(ids, classes_T.tolist(), scores_T.tolist(), strict=True)
+        return [
+            Tagged(self._token(token), self._class_name(place), score) for token, place, score in rows if token not in special
+        ], cut  # fmt: skip
+
+    def classify_image(self, image: Any) -> list[tuple[str, float]]:
+        """(class, probability) of every class, the most likely first.
+
+        Args:
+            image: a path, a file's bytes, a PIL image, or an array (H, W) or (H, W, C) of bytes. It is resized, scaled to 0 … 1
+                and normalised as `preprocessing` says.
+        Raises:
+            ConfigError: no image that can be read.
+        """
+        import torch
+
         from utils.adapters.forward import ModelCall
+        from utils.training.export.bundle_files.inference import InputError, pixels_of
+
+        assert self.preprocessing is not None  # of an image model
+        try:
+            pixels = pixels_of(image, self.preprocessing)
+        except InputError as error:
+            raise ConfigError(f"{error}; choose a PNG or JPEG file") from None
+        with torch.no_grad(), self._evaluating():
+            logits_BC = ModelCall(self.model)({"pixel_values": torch.from_numpy(pixels).to(self._device)})
+        return self._probabilities(logits_BC[0].float())
+
+    def _probabilities(self, logits_C: Tensor) -> list[tuple[str, float]]:
+        values = (logits_C.sigmoid() if self._multi_label else logits_C.softmax(-1)).tolist()
+        return sorted(((self._class_name(place), value) for place, value in enumerate(values)), key=lambda entry: -entry[1])
+
+    def _class_name(self, place: int) -> str:
+        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+        return str(names.get(place, f"class {place}"))
+
+    def _token(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
+
+    @property
+    def _device(self) -> Any:
+        return next(self.model.parameters()).device
+
+    def _logits(self, ids_BT: Tensor) -> Tensor:
+        """Logits (B, C), of tags (B, T, C), in fp32."""
+        import torch
+
+        from utils.adapters.forward import ModelCall
+
+        batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+        return ModelCall(self.model)(batch).float()
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    def _fitting(self, prompt: str) -> tuple[list[int], int]:
+        """Ids of a text without those at the end that the model has no room for, and how many those were."""
+        from utils.adapters.facts import model_facts
 
         ids = self._ids(prompt)
         longest = model_facts(self.model).max_length
         cut = max(0, len(ids) - longest) if longest else 0
-        ids = ids[: len(ids) - cut]
-        device = next(self.model.parameters()).device
-        batch = {"input_ids": torch.tensor([ids], device=device)}
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                logits_C = ModelCall(self.model)(batch)[0].float()
-        finally:
-            self.model.train(was_training)
-        probabilities = (logits_C.sigmoid() if self._multi_label else logits_C.softmax(-1)).tolist()
-        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
-        found = [(str(names.get(place, f"class {place}")), value) for place, value in enumerate(probabilities)]
-        return sorted(found, key=lambda entry: -entry[1]), cut
+        return ids[: len(ids) - cut], cut
 
     def _ids(self, prompt: str) -> list[int]:
         encoded = self.tokenizer.encode(prompt) if prompt.strip() else []
@@ -181,12 +311,20 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
 
     Raises:
         ConfigError: the folder is neither, or holds no tokenizer; CheckpointError, ModelError: it cannot be loaded.
+        ExportError: nothing says how large a model's images are.
     """
     if not isinstance(source, (str, Path)):
         spec = source.task_spec
         if spec is None:
             return Playground(source.model, source.tokenizer)
-        return Playground(source.model, source.tokenizer, spec.task_type, multi_label=bool(spec.multi_label))
+        preprocessing = None
+        if spec.task_type == "image_classification":
+            from utils.training.export.bundle_facts import preprocessing_of
+
+            preprocessing = preprocessing_of(source.model, None, spec)
+        return Playground(
+            source.model, source.tokenizer, spec.task_type, multi_label=bool(spec.multi_label), preprocessing=preprocessing
+        )
     from utils.training.stored_models import load_results, load_stored_model
 
     folder = Path(source)
@@ -205,6 +343,10 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
     name = type(model).__name__
+    if name.endswith("ForTokenClassification"):
+        return Playground(model, tokenizer, "token_classification")
+    if name.endswith("ForImageClassification"):
+        return Playground(model, None, "image_classification", preprocessing=_stored_preprocessing(folder, model))
     if not name.endswith("ForSequenceClassification"):
         writes = model.can_generate() and not model.config.is_encoder_decoder
         return Playground(model, tokenizer, None if writes else name)
@@ -212,3 +354,17 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
     problem = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
     task = "regression" if problem == "regression" else "classification"
     return Playground(model, tokenizer, task, multi_label=problem == "multi_label_classification")
+
+
+def _stored_preprocessing(folder: Path, model: nn.Module) -> Mapping[str, Any]:
+    """How an image becomes pixels, by the folder's preprocessor_config.json, else by the model's config."""
+    from utils.training.export.bundle_facts import preprocessing_of
+    from utils.training.task_spec import TaskSpec
+
+    try:
+        stated = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stated = {}
+    normalised = stated.get("do_normalize", True)
+    kept = {name: stated[name] for name in ("image_mean", "image_std") if normalised and stated.get(name) is not None}
+    return preprocessing_of(model, None, TaskSpec.image_classification(preprocessing_config=kept))

@@ -9,7 +9,9 @@ runs/<run_name>/
   checkpoints/       epoch_N.pt, step_N.pt, best.pt (elsewhere when checkpoint_dir is given)
   plots/  exports/
   lock               held while a process trains here
-  STOP               made by anybody who wants the run to save and stop
+  STOP               made by anybody who wants the run to save and stop; with the word keep_best in it, the results have the
+                     best checkpoint's weights
+  FINISH             made by anybody who wants the decay of the wsd schedule to begin now
 """
 
 from __future__ import annotations
@@ -211,13 +213,33 @@ class RunFolder:
         """Making this file asks the run to save and stop."""
         return self.path / "STOP"
 
-    def stop_requested(self) -> bool:
-        """Whether the STOP file is there."""
-        return self.stop_file.exists()
+    @property
+    def finish_file(self) -> Path:
+        """Making this file asks the run to begin its decay now."""
+        return self.path / "FINISH"
 
-    def clear_stop(self) -> None:
-        """Remove the STOP file: it was obeyed, or meant an earlier training."""
-        self.stop_file.unlink(missing_ok=True)
+    def stop_requested(self) -> str | None:
+        """The reason to stop that the STOP file gives: "keep_best" or "stop_file"; None where there is no such file."""
+        if not self.stop_file.exists():
+            return None
+        try:
+            said = self.stop_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            said = ""  # a folder, or no text: it is there, and that is what counts
+        return "keep_best" if said == "keep_best" else "stop_file"
+
+    def take_finish_request(self) -> bool:
+        """Whether the FINISH file is there; it is removed."""
+        if not self.finish_file.exists():
+            return False
+        with self._written(self.finish_file, go_on=True):
+            self.finish_file.unlink()
+        return True
+
+    def clear_requests(self) -> None:
+        """Remove the STOP and FINISH files: they were obeyed, or meant an earlier training."""
+        for file in (self.stop_file, self.finish_file):
+            file.unlink(missing_ok=True)
 
 
 class FollowersFolder(RunFolder):
@@ -249,9 +271,13 @@ class FollowersFolder(RunFolder):
         """Nothing; `count`."""
         return count
 
-    def stop_requested(self) -> bool:
+    def stop_requested(self) -> str | None:
+        """None: the main process looks."""
+        return None
+
+    def take_finish_request(self) -> bool:
         """False: the main process looks."""
         return False
 
-    def clear_stop(self) -> None:
+    def clear_requests(self) -> None:
         """Nothing."""

@@ -363,6 +363,11 @@ class TrainingConfig(Schema):
         return {name: value for name, value in inputs.items() if not (as_by_default and name in pair)}
 
     @property
+    def can_finish_early(self) -> bool:
+        """Whether the schedule has a decay that can begin at any step."""
+        return self.use_lr_schedule and self.lr_schedule == "wsd"
+
+    @property
     def home(self) -> Path | None:
         """Folder at which relative paths start, where `at` has set one; None: the working folder when they are used."""
         home: Path | None = self.__dict__.get("home_folder")

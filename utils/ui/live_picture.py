@@ -26,6 +26,8 @@ ENDINGS = {
     "finished": "Finished",
     "max_steps": "Finished: the step limit is reached",
     "early_stopping": "Finished early: no more improvement",
+    "finish_now": "Finished early: the decay began when it was requested",
+    "keep_best": "Stopped and saved; the results have the best checkpoint's weights",
     "stop_button": "Stopped by the Stop button and saved",
     "stop_file": "Stopped by the STOP file and saved",
     "time_limit": "Stopped at the time limit and saved",
@@ -73,7 +75,7 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
 
 def _state(run: LiveRun, stop_reason: str | None) -> str:
     """A run that was stopped before its end, or whose process is gone, has not "ended"."""
-    if run.phase != "ended" or stop_reason in (None, "finished", "max_steps", "early_stopping"):
+    if run.phase != "ended" or stop_reason in (None, "finished", "max_steps", "early_stopping", "finish_now"):
         return run.phase
     return "broken off" if stop_reason == "broken off" else "stopped"
 

@@ -98,6 +98,8 @@ class LiveFeed(Callback):
     def on_step_end(self, step: int, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """Every step: a tuple in a queue, so a step costs microseconds more. Once a second with the memory in use."""
         now, values = time.monotonic(), logs or {}
+        if trainer.state.finish_at is not None:
+            values = {**values, "total_steps": trainer.state.finish_at}
         if now - self._memory_read_s >= _MEMORY_S and trainer.parts is not None:
             self._memory_read_s = now
             values = {**values, "memory_bytes": used_memory_bytes(trainer.parts.device.kind)}
@@ -284,6 +286,9 @@ class LiveRun:
     def _on_step_end(self, event: RunEvent) -> None:
         values = event.values
         self._phase = "training"
+        if values.get("total_steps", self.total_steps) != self.total_steps:
+            self.total_steps = values["total_steps"]
+            self.log.append((event.step, f"finishing: decay until step {self.total_steps:,}"))
         self.epoch = int(values.get("epoch", self.epoch))
         if self._last_step_s is not None:
             self._timed_s += event.at_s - self._last_step_s

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, DataNotFoundError
-from utils.storage import read_json_lines
+from utils.storage import read_json_lines, write_text
 from utils.training.config_files import read_config_file
+from utils.training.engine.interrupts import KEEP_BEST
 from utils.training.run_state import modified_at, read_state, run_status
 from utils.ui.live_run import LiveRun, Row, RunEvent
 from utils.ui.run_past import past_of
@@ -20,7 +21,7 @@ _OVER = ("finished", "stopped", "broken off", "failed")
 
 
 class StopFile:
-    """Stands for the `Control` of a run in another process, which obeys a file STOP in its folder."""
+    """Stands for the `Control` of a run in another process, which obeys the files STOP and FINISH in its folder."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "STOP"
@@ -31,8 +32,15 @@ class StopFile:
         return self._path.exists()
 
     def request_stop(self, reason: str) -> None:
-        """Ask the run to finish its step, save and end. Its stop reason will be "stop_file"."""
-        self._path.touch()
+        """Ask the run to finish its step, save and end. Its stop reason is "keep_best" if `reason` is, else "stop_file"."""
+        if reason == KEEP_BEST:
+            write_text(self._path, f"{KEEP_BEST}\n")
+        else:
+            self._path.touch()
+
+    def request_finish(self) -> None:
+        """Ask the run to begin the decay of its schedule now."""
+        self._path.with_name("FINISH").touch()
 
 
 class RunFollower:
@@ -68,7 +76,7 @@ class RunFollower:
         run.step = max(run.step, int(self._row.get("step") or 0))
         run.epoch = max(run.epoch, int(self._row.get("epoch") or 0))
         run.requested(pause=pause, stop=stop)
-        saved = newest_checkpoint(self.run_dir, _planned(self.run_dir).get("checkpoint_dir"))
+        saved = newest_checkpoint(self.run_dir, planned_settings(self.run_dir).get("checkpoint_dir"))
         mark = (saved, 0.0 if saved is None else modified_at(saved))
         if not pause:
             self._saved_before_pause = None
@@ -90,7 +98,7 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
     state = read_state(run_dir) or {}
     status = run_status(run_dir, state)
     past = past_of(run_dir)
-    planned = _planned(run_dir)
+    planned = planned_settings(run_dir)
     step = max([int(state.get("step") or 0), *(int(row["step"]) for row in past["rows"][-1:])])
     best = state.get("best") or {}
     run = LiveRun()
@@ -103,7 +111,7 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
                 "run_dir": str(run_dir),
                 **past,
                 "epochs": planned.get("epochs"),
-                "total_steps": _total_steps(planned, past["rows"]),
+                "total_steps": planned_steps(planned, past["rows"], state.get("finish_at")),
                 "best_value": best.get("value"),
                 "best_step": best.get("step"),
             },
@@ -120,7 +128,13 @@ def run_on_disk(run_dir: Path) -> tuple[LiveRun, str | None]:
     return run, (status if status == "broken off" else state.get("stop_reason")) if run.over else None
 
 
-def _planned(run_dir: Path) -> Mapping[str, Any]:
+def can_finish_early(run_dir: Path) -> bool:
+    """Whether the schedule of the run in `run_dir` has a decay that can begin at any step."""
+    planned = planned_settings(run_dir)
+    return planned.get("lr_schedule") == "wsd" and planned.get("use_lr_schedule", True) is not False
+
+
+def planned_settings(run_dir: Path) -> Mapping[str, Any]:
     """The training settings in config.yaml; {} where there is no readable one."""
     try:
         planned = read_config_file(run_dir / "config.yaml").get("training")
@@ -129,9 +143,9 @@ def _planned(run_dir: Path) -> Mapping[str, Any]:
     return planned if isinstance(planned, dict) else {}
 
 
-def _total_steps(planned: Mapping[str, Any], rows: Iterable[Row]) -> int | None:
-    """Steps of the whole run: max_steps, or as many an epoch as the first complete one had, whichever is less."""
-    limits = [planned["max_steps"]] if planned.get("max_steps") else []
+def planned_steps(planned: Mapping[str, Any], rows: Iterable[Row], finish_at: int | None = None) -> int | None:
+    """Steps of the whole run: `finish_at`, max_steps, or as many an epoch as the first complete one had, whichever is least."""
+    limits = [limit for limit in (finish_at, planned.get("max_steps")) if limit]
     complete = [row for row in rows if row.get("event") == "epoch" and row.get("complete", True)]
     if complete and planned.get("epochs"):
         limits.append(complete[0]["step"] // (complete[0]["epoch"] + 1) * planned["epochs"])

@@ -80,7 +80,7 @@ def _continued(payload: Mapping[str, Any], config: TrainingConfig, owner: str, c
     state = TrainState.from_dict(payload["state"])
     steps = f"step {state.step:,}"
     more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
-    stopped_early = state.stop_reason == "early_stopping" and not changes
+    stopped_early = state.stop_reason in ("early_stopping", "finish_now") and not changes
     if state.ended and (not more_to_do or stopped_early):
         return RunPlan(
             True, f"Run {owner} is finished ({steps}): its stored results are shown, nothing is trained.", free_name

@@ -166,7 +166,7 @@ def _verified(
     exports: Iterable[tuple[str, bool, str]],
 ) -> list[Verified]:  # fmt: skip
     """Certificate of the run: what was verified, what failed, and what was not checked, as (verdict, what, in words)."""
-    planned = stop_reason in ("finished", "max_steps", "early_stopping")
+    planned = stop_reason in ("finished", "max_steps", "early_stopping", "finish_now")
     rows: list[Verified] = [
         ("verified" if planned else "failed" if live.error else "not verified", "Training reached its planned end",
          live.error or sentence(live, stop_reason)),

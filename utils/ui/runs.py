@@ -9,8 +9,9 @@ from typing import Any
 
 from utils.storage import absolute_path, read_json_lines
 from utils.training.run_state import RunStatus, modified_at, read_state, run_status
+from utils.training.run_table.upkeep import is_archived, read_notes, read_tags
 from utils.ui.live_picture import ENDINGS
-from utils.ui.run_on_disk import run_on_disk
+from utils.ui.run_on_disk import planned_settings, planned_steps, run_on_disk
 from utils.views.display import show_columns, show_text
 
 _TO_DO = {
@@ -25,6 +26,7 @@ _TO_DO = {
 _TO_TRAIN_FURTHER = {
     "finished": "a larger `epochs`",
     "max_steps": "a larger `max_steps` (or none)",
+    "finish_now": "another `epochs` or `max_steps`",
     "early_stopping": "a larger `early_stopping_patience` (or none)",
 }
 
@@ -41,6 +43,9 @@ class RunSummary:
         stop_reason: the same as `TrainingResults.stop_reason`; None when state.json does not have it.
         step, epoch: optimizer steps and completed epochs of the newest checkpoint, None when it says nothing.
         validation_loss: of its last validation, in nats per target; None when it had none.
+        total_steps: planned optimizer steps; None: not known yet. best: best value so far of the metric `monitor`; None: none.
+        written_at: when it trained last, in seconds since 1970.
+        notes, tags: what somebody wrote about it; archived: whether it was put away.
     """
 
     name: str
@@ -51,6 +56,13 @@ class RunSummary:
     epoch: int | None
     validation_loss: float | None
     stop_reason: str | None = None
+    total_steps: int | None = None
+    best: float | None = None
+    monitor: str = "val/loss"
+    written_at: float = 0.0
+    notes: str = ""
+    tags: tuple[str, ...] = ()
+    archived: bool = False
 
     @property
     def to_do(self) -> str:
@@ -60,19 +72,32 @@ class RunSummary:
         return _TO_DO[self.status] + further
 
 
-def list_runs(output_dir: str | Path = "runs") -> list[RunSummary]:
-    """Every run in `output_dir`, by name; [] when there is none. Folders that hold no run are skipped."""
-    folder = absolute_path(output_dir)
+def list_runs(output_dir: str | Path = "runs", *, archived: bool | None = False) -> list[RunSummary]:
+    """The runs in `output_dir`, by name; [] when there is none. Folders that hold no run are skipped.
+
+    Args:
+        archived: False: those that are not archived; True: those that are; None: both.
+    """
+    found = [(path, read_state(path)) for path in _folders(absolute_path(output_dir))]
+    return [
+        _summary(path, state) for path, state in found
+        if state is not None and archived in (None, is_archived(path))
+    ]  # fmt: skip
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders in `folder` that may be runs, by name; what begins with a dot is none."""
     if not folder.is_dir():
         return []
-    found = [(path, read_state(path)) for path in sorted(folder.iterdir()) if path.is_dir()]
-    return [_summary(path, state) for path, state in found if state is not None]
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def newest_run(output_dir: str | Path = "runs") -> Path | None:
-    """Folder of the run in `output_dir` that was written to last, one that is under way before all others; None: no run."""
-    folder = Path(output_dir)
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """Folder of the run in `output_dir` that was written to last, one that is under way before all others; None: no run.
+
+    Archived runs are left out.
+    """
+    found = [path for path in _folders(Path(output_dir)) if not is_archived(path)]
     runs = [(path, state) for path in found if (state := read_state(path)) is not None]
     if not runs:
         return None
@@ -92,14 +117,14 @@ def continue_sentence(output_dir: str | Path = "runs", now_s: float | None = Non
         return ""
     live, _ = run_on_disk(folder)
     total = f" of {live.total_steps:,}" if live.total_steps else ""
-    age = _age((time.time() if now_s is None else now_s) - _written_at(folder))
+    age = age_text((time.time() if now_s is None else now_s) - _written_at(folder))
     return (
         f"Continue run {folder.name} (step {live.step:,}{total}, {age}): keep run_name={folder.name!r} and run all cells. "
         "New run: choose another run_name."
     )
 
 
-def _age(seconds: float) -> str:
+def age_text(seconds: float) -> str:
     """Age in words, to one unit."""
     for name, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -129,7 +154,11 @@ def show_runs(output_dir: str | Path = "runs") -> None:
 
 def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
     status = run_status(path, state)
-    losses = [row["val/loss"] for row in read_json_lines(path / "history.jsonl") if row.get("event") == "evaluate"]
+    rows = read_json_lines(path / "history.jsonl")
+    losses = [row["val/loss"] for row in rows if row.get("event") == "evaluate" and "val/loss" in row]
+    planned = planned_settings(path)
+    best = (state.get("best") or {}).get("value")
+    notes = read_notes(path)
     return RunSummary(
         name=path.name,
         path=path,
@@ -139,6 +168,13 @@ def _summary(path: Path, state: dict[str, Any]) -> RunSummary:
         epoch=state.get("epoch"),
         validation_loss=losses[-1] if losses else None,
         stop_reason=state.get("stop_reason"),
+        total_steps=planned_steps(planned, rows, state.get("finish_at")),
+        best=best if isinstance(best, (int, float)) else None,
+        monitor=str(planned.get("monitor") or "val/loss"),
+        written_at=_written_at(path),
+        notes=str(planned.get("notes") or "") if notes is None else notes,
+        tags=tuple(read_tags(path)),
+        archived=is_archived(path),
     )
 
 

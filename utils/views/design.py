@@ -157,10 +157,10 @@ _CHECKS_CSS = """
 .tb.tb-checks .tb-others span{margin-right:2px}
 .tb.tb-checks .tb-others strong{font-weight:500;margin-right:12px}
 .tb img{display:block;max-width:min(100%,720px);height:auto;margin-top:8px;border-radius:6px;border:1px solid var(--tb-line)}
-.tb.tb-checks .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
-.tb.tb-checks .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
+.tb .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
+.tb .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
 white-space:pre}
-.tb.tb-checks .tb-token small{font-size:11px;opacity:.85}
+.tb .tb-token small{font-size:11px;opacity:.85}
 @container (max-width:720px){
 .tb.tb-checks .tb-rows .tb-name,.tb.tb-checks .tb-rows .tb-verdict,.tb.tb-checks .tb-rows .tb-measured{
 display:inline-block;border-bottom:0;padding:6px 10px 0 0;width:auto}
@@ -207,6 +207,15 @@ border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb .tb-fields .widget-checkbox{height:auto;margin:0}
 .tb .tb-fields .widget-checkbox .widget-label-basic{font-weight:600}
 .tb .tb-preset .widget-label{width:auto!important;font-weight:600}
+.tb .tb-run-row{border-bottom:1px solid var(--tb-line);align-items:center;overflow:visible}
+.tb .tb-run-cells{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:center;font-variant-numeric:tabular-nums}
+.tb .tb-run-state{flex:0 0 108px}
+.tb .tb-run-progress{flex:0 0 200px}
+.tb .tb-run-best{flex:0 0 170px}
+.tb .tb-run-trained{flex:0 0 130px}
+.tb .tb-run-tags{flex:1 1 160px;overflow-wrap:anywhere}
+.tb .tb-run-tick{height:auto;margin:2px 0}
+.tb .tb-run-tick .widget-label-basic{font-weight:600;line-height:1.35;white-space:normal;overflow-wrap:anywhere}
 .tb .widget-label{color:var(--tb-ink)}
 .tb .widget-html-content{line-height:1.45}
 .tb .widget-toggle-buttons .jupyter-button.mod-active{border-color:var(--tb-accent);color:var(--tb-accent);font-weight:600}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from utils.views.design import styled
 from utils.views.html import Html, element, joined, pill, text
 from utils.views.tables import summary_text
+from utils.views.token_strip import attribution_strip
 from utils.views.values import ValueRow
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _row(row: Row, picture: Figure | None, details: Details) -> Html:
     name, verdict, summary, remedy = row
     wrong = verdict in ("fail", "warn")
     drawn = text("") if picture is None else _picture(name, picture)
-    tokens = _tokens(details.tokens) if details.tokens else text("")
+    tokens = attribution_strip(details.tokens) if details.tokens else text("")
     values = _values(details.values) if details.values else text("")
     parts = [_findings(verdict, summary, remedy, details.findings), *_parts_not_run(details.not_run), tokens]
     if wrong:
@@ -210,20 +211,6 @@ def _value(row: ValueRow) -> Html:
         return text(row.value)
     mark = element("span", text("✕"), class_="tb-icon tb-fail", role="img", aria_label="beyond the limit")
     return joined([mark, text(" "), element("strong", text(row.value))])
-
-
-def _tokens(tokens: Sequence[tuple[str, float]]) -> Html:
-    """Tokens with their attribution: tinted by size, and the signed number under each."""
-    largest = max((abs(score) for _, score in tokens), default=0.0) or 1.0
-    shown = (
-        element(
-            "span", element("span", text(token)), element("small", text(f"{score:+.2g}")), class_="tb-token",
-            style=f"background:color-mix(in srgb,{'#3b82d6' if score >= 0 else '#d9730d'} "
-            f"{round(45 * abs(score) / largest)}%,transparent)",
-        )
-        for token, score in tokens
-    )  # fmt: skip
-    return element("div", *shown, class_="tb-tokens", role="group", aria_label="attribution of each token")
 
 
 def _picture(name: str, figure: Figure) -> Html:

@@ -105,6 +105,14 @@ def value_text(value: Any) -> str:
     return "not known" if value is None else str(value)
 
 
+def size_text(size_bytes: int) -> str:
+    """Bytes in decimal units: "812 B", "4.2 kB", "1.3 MB", "2.0 GB"."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
 def label(name: str) -> str:
     """The name of a value as a person reads it, with its unit in parentheses: "total_mib" is "total (MiB)"."""
     words = name if " " in name and "_" not in name else name.replace("_", " ")

@@ -32,7 +32,7 @@ FEWEST_STEPS, FEWEST_EPOCHS, MANY_STEPS = 30, 2, 200
 #: Relative distance to the baseline within which a loss counts as the baseline's.
 AT_BASELINE = 0.03
 
-_ENDED = ("finished", "max_steps", "early_stopping")
+_ENDED = ("finished", "max_steps", "early_stopping", "finish_now")
 _TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
 
 

@@ -49,18 +49,23 @@ class Request:
         return self._set
 
 
+#: Reason to stop that gives the results the weights of the best checkpoint.
+KEEP_BEST = "keep_best"
+
+
 class Control:
     """Requests to a training loop, which polls them once a step. Safe to use from any thread and from signal handlers.
 
     Requests made before training starts are honoured by that training. They are cleared when it ends.
 
     Attributes:
-        stop, pause, save_now: `Request`s; clearing `pause` resumes a paused run.
+        stop, pause, save_now, finish: `Request`s; clearing `pause` resumes a paused run. `finish` lets the decay of the wsd
+            schedule begin at once.
         reason: why training should stop: the first reason given wins.
     """
 
     def __init__(self) -> None:
-        self.stop, self.pause, self.save_now = Request(), Request(), Request()
+        self.stop, self.pause, self.save_now, self.finish = Request(), Request(), Request(), Request()
         self._reasons: list[str] = []
 
     @property
@@ -69,9 +74,16 @@ class Control:
         return next(iter(self._reasons), None)
 
     def request_stop(self, reason: str) -> None:
-        """Finish the step, save, and return the results with `stop_reason=reason`."""
+        """Finish the step, save, and return the results with `stop_reason=reason`.
+
+        With the reason `KEEP_BEST`, the model of the results has the weights of the best checkpoint instead of the last step's.
+        """
         self._reasons.append(reason)  # appending is atomic, "assign unless set" is not
         self.stop.set()
+
+    def request_finish(self) -> None:
+        """Begin the decay of the wsd schedule with the next step, and end after it; other schedules go on, with a notice."""
+        self.finish.set()
 
     def agree(self, reason: str) -> None:
         """Stop for `reason`, on which all processes agreed, whatever was given here."""
@@ -80,7 +92,7 @@ class Control:
 
     def clear(self) -> None:
         """Withdraw all requests."""
-        for request in (self.stop, self.pause, self.save_now):
+        for request in (self.stop, self.pause, self.save_now, self.finish):
             request.clear()
         self._reasons = []
 

@@ -13,7 +13,7 @@ import torch
 from utils.data.batch import Batch
 from utils.data.sources import StreamSource
 from utils.errors import DataError
-from utils.training.engine import rng
+from utils.training.engine import finishing, rng
 from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.clock import RunClock
@@ -74,7 +74,7 @@ class TrainingLoop:
         self, plan: RunPlan, parts: Parts, state: TrainState, events: CallbackList, control: Control, saver: Saver,
         records: Records,
     ) -> None:  # fmt: skip
-        self.plan, self.config, self.data, self.total_steps = plan, plan.config, plan.data, plan.total_steps
+        self.plan, self.config, self.data = plan, plan.config, plan.data
         self.parts, self.state, self.events, self.control = parts, state, events, control
         self.saver, self._records = saver, records
         streamed = isinstance(plan.data.validation, StreamSource)
@@ -89,6 +89,7 @@ class TrainingLoop:
         if parts.guard is not None:
             parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
         self._skips = SkipRule(plan.config.on_nonfinite == "skip", state)
+        finishing.take_up(plan, parts, state)
         self._overflows = 0
         self._loading_s = 0.0  # of the epoch under way, waiting for its batches
         self._looked = self._time_at_row = time.monotonic()
@@ -99,6 +100,8 @@ class TrainingLoop:
     def run(self) -> TrainState:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
         state = self.state
+        if self.control.finish.is_set():
+            self._requests()  # before the first step, which it is about
         while state.epoch < self.config.epochs and state.stop_reason is None:
             if self._at_step_limit() and state.samples_done == 0:
                 break
@@ -119,13 +122,19 @@ class TrainingLoop:
             if state.stop_reason is None and self._stop_asked():
                 return self._stop()
         if state.stop_reason is None:  # continued with fewer epochs or a lower step limit than what it had done
-            state.stop_reason = "finished" if state.epoch >= self.config.epochs else "max_steps"
+            state.stop_reason = "finished" if state.epoch >= self.config.epochs else finishing.limit_reason(state)
             self.saver.save(wait=True)
         return state
 
     def _at_step_limit(self) -> bool:
         """Also beyond it, when a run is continued with a lower limit than the steps that it had done."""
-        return self.config.max_steps is not None and self.state.step >= self.config.max_steps
+        limit = finishing.last_step(self.plan, self.state)
+        return limit is not None and self.state.step >= limit
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None: not known."""
+        return self.plan.total_steps if self.state.finish_at is None else self.state.finish_at
 
     def _steps_left(self, epoch: int) -> Iterator[StepBatches]:
         """The steps of this epoch that are still to be done, up to the step limit."""
@@ -291,7 +300,7 @@ class TrainingLoop:
             state.samples_done, state.epoch_sums = 0, Sums()
             self.parts.schedule.after_epoch(row)
         if ends:
-            state.stop_reason = "max_steps" if cut_short else "finished"
+            state.stop_reason = finishing.limit_reason(state) if cut_short else "finished"
         self._write(row)
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._take_stop_request()
@@ -376,7 +385,7 @@ class TrainingLoop:
             raise _Stopped
 
     def _stop_asked(self) -> bool:
-        """Budgets, STOP file, pause and save requests; True when the run should end here. All processes do the same."""
+        """Budgets, STOP and FINISH files, and requests; True when the run should end here. All processes do the same."""
         if self.state.stop_reason is not None:
             return True
         limit = self.config.max_time_hours
@@ -385,18 +394,28 @@ class TrainingLoop:
         now = time.monotonic()
         if now - self._looked >= 1.0:
             self._looked = now
-            if self._records.stop_requested():
-                self.control.request_stop("stop_file")
+            self._look_for_files()
         stop, save, pause = self._requests()
         if self.before_step is None and save:
             self.control.save_now.clear()
             self.saver.save()
         return self._pause() if pause and not stop else stop
 
+    def _look_for_files(self) -> None:
+        if (reason := self._records.stop_requested()) is not None:
+            self.control.request_stop(reason)
+        if self._records.take_finish_request():
+            self.control.request_finish()
+
     def _requests(self) -> tuple[bool, bool, bool]:
-        """Whether anybody, on any process, asks to stop, to save, to pause. The reason to stop becomes everybody's."""
+        """Whether anybody, on any process, asks to stop, to save, to pause. The reason to stop becomes everybody's, and a
+        request to finish is obeyed at once."""
         control, world = self.control, self.parts.world
-        stop, save, pause = world.totals(control.stop.is_set(), control.save_now.is_set(), control.pause.is_set())
+        requests = (control.stop, control.save_now, control.pause, control.finish)
+        stop, save, pause, finish = world.totals(*(request.is_set() for request in requests))
+        if finish and self.state.stop_reason is None:
+            control.finish.clear()
+            finishing.finish_now(self.plan, self.parts, self.state, self.events.notice)
         if stop and world.size > 1:
             reasons = world.gather(control.reason if control.stop.is_set() else None)
             control.agree(next(reason for reason in reasons if reason is not None))
@@ -409,8 +428,7 @@ class TrainingLoop:
         stop, pause = False, True
         while pause and not stop:
             self.control.stop.wait(0.05)
-            if self._records.stop_requested():
-                self.control.request_stop("stop_file")
+            self._look_for_files()
             stop, _, pause = self._requests()
         waited = time.monotonic() - began
         self._clock.leave_out(waited)

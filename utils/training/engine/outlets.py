@@ -24,13 +24,16 @@ class Saver(Protocol):
 
 
 class Records(Protocol):
-    """Sink for history rows, and source of stop requests: a run's folder."""
+    """Sink for history rows, and source of requests to stop or to finish: a run's folder."""
 
     def record(self, row: Row) -> None:
         """Take one row."""
 
-    def stop_requested(self) -> bool:
-        """Whether a STOP file was made; asked at most once a second."""
+    def stop_requested(self) -> str | None:
+        """The reason to stop that a STOP file gives, None where there is none; asked at most once a second."""
+
+    def take_finish_request(self) -> bool:
+        """Whether a FINISH file was made, which is removed; asked at most once a second."""
 
 
 class KeptRows:
@@ -43,7 +46,11 @@ class KeptRows:
         """Take one row."""
         self.rows.append(row)
 
-    def stop_requested(self) -> bool:
+    def stop_requested(self) -> str | None:
+        """Nobody asks."""
+        return None
+
+    def take_finish_request(self) -> bool:
         """Nobody asks."""
         return False
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from utils.training.task_spec import TaskSpec
     from utils.training.training_config import TrainingConfig
 
-Weights = Literal["trained", "averaged"]
+Weights = Literal["trained", "averaged", "best"]
 
 # Columns that readers of metrics_summary rely on; unknown values are NaN there.
 _COLUMNS = (
@@ -35,9 +35,10 @@ class TrainingResults(Mapping[str, Any]):
     """A run's outcome. `results["final_loss"]` and `results.final_loss` are the same; unknown is None, never 0.
 
     Attributes:
-        model: the trained model, as it stands after the last step; tokenizer: what was given to the Trainer.
+        model: the trained model, with the weights that `weights` names; tokenizer: what was given to the Trainer.
         weights: "trained": the model has the weights of the last step; "averaged": it has their average (`weight_averaging`),
-            which was better at the latest validation; None: not known, of results that were read from a run's folder.
+            which was better at the latest validation; "best": it has those of the best checkpoint, because the run was asked
+            to stop and keep the best; None: not known, of results that were read from a run's folder.
         task_spec, training_config: what was learnt and how.
         run_dir: the run's folder (Path); run_name: its name.
         precision: the number format of forward and backward passes, "bf16", "fp16" or "32"; precision_reason: with
@@ -193,7 +194,7 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def stop_reason(self) -> str | None:
-        """Reason why training ended: "finished", "max_steps", "early_stopping", or an interruption."""
+        """Reason why training ended: "finished", "max_steps", "early_stopping", "finish_now", or an interruption."""
         return self.state.stop_reason
 
     @property
@@ -222,13 +223,15 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def final_model_state(self) -> dict[str, Tensor]:
-        """The final weights on the CPU in the model's number formats, read from the newest checkpoint on each access."""
-        if self.checkpoint_path and Path(self.checkpoint_path).is_file():
+        """The model's weights on the CPU in its number formats, read from a checkpoint on each access: the newest one, or the
+        best where `weights` is "best"."""
+        path = self.best_model_path if self.weights == "best" else self.checkpoint_path
+        if path and Path(path).is_file():
             from utils.training.engine.checkpointing.store import read_checkpoint
             from utils.training.engine.checkpointing.weights import weights_to_use
             from utils.training.engine.compute.master_weights import in_formats_of
 
-            weights = weights_to_use(read_checkpoint(self.checkpoint_path, mapped=True))
+            weights = weights_to_use(read_checkpoint(path, mapped=True))
             return copy.deepcopy(in_formats_of(self.bare_model, weights))  # of the mapped file, which may change or go
         return {name: tensor.detach().cpu().clone() for name, tensor in self.bare_model.state_dict().items()}
 
@@ -272,8 +275,9 @@ class TrainingResults(Mapping[str, Any]):
             step = self.state.best.step
             where = "" if step is None else f" (step {step:,})"
             rows["best"] = f"{self.training_config.monitor} {self.best_value:.4f}{where}"
-        if self.training_config.weight_averaging != "none":
-            rows["weights"] = self.weights or "those of the best checkpoint"
+        if self.training_config.weight_averaging != "none" or self.weights == "best":
+            best = "those of the best checkpoint"
+            rows["weights"] = best if self.weights in (None, "best") else self.weights
         why = f" ({self.precision_reason})" if self.precision_reason else ""
         rows["time"] = f"{self.training_time:.0f} s, {self.precision} precision{why}"
         if self.best_model_path:

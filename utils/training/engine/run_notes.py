@@ -51,14 +51,16 @@ def write_description(
 def note_state(folder: RunFolder, state: TrainState, status: str, **facts: Any) -> None:
     """Write state.json: where the run stands."""
     best = {"value": state.best.value, "step": state.best.step}
-    folder.write_state(status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason, **facts)
+    folder.write_state(status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason,
+                       finish_at=state.finish_at, **facts)
 
 
 def note_commit(folder: RunFolder, payload: Payload) -> None:
     """Say in state.json what the newest checkpoint holds; called by the thread that wrote it."""
     state = payload["state"]
     best = {name: state["best"][name] for name in ("value", "step")}
-    folder.write_state("running", step=state["step"], epoch=state["epoch"], best=best, stop_reason=state["stop_reason"])
+    names = ("step", "epoch", "stop_reason", "finish_at")
+    folder.write_state("running", best=best, **{name: state[name] for name in names})
 
 
 def note_weights(model: nn.Module, start: Start, notice: Notice) -> None:

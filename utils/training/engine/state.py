@@ -46,7 +46,9 @@ class TrainState:
         rows_written: lines of history.jsonl that belong to this state.
         pieces, validation_pieces: how many samples go through the model at once, after memory ran out.
         elapsed_s: seconds of training in all sessions; energy: what was counted in them, where the machine counts it.
-        stop_reason: why training ended: "finished", "max_steps", "early_stopping" end it for good; "stop_button", "stop_file",
+        finish_at: optimizer steps after which the run ends because it was asked to finish early; None: as planned.
+        stop_reason: why training ended: "finished", "max_steps", "early_stopping", "finish_now" end it for good; "keep_best"
+            (the results have the best checkpoint's weights), "stop_button", "stop_file",
             "interrupt", "time_limit", "requested" and others leave it to be continued; None while it runs. Early stopping sets
             it together with the count that it follows from, so no checkpoint holds one without the other.
         finished_sums, validation_sums: sums of the latest epoch that was finished and of the latest validation, for whoever
@@ -71,13 +73,14 @@ class TrainState:
     pieces: Pieces = field(default_factory=Pieces)
     validation_pieces: Pieces = field(default_factory=Pieces)
     stop_reason: str | None = None
+    finish_at: int | None = None
     finished_sums: Sums | None = field(default=None, compare=False)
     validation_sums: Sums | None = field(default=None, compare=False)
 
     #: Fields of earlier versions: name -> present name, None where nothing took its place.
     EARLIER: ClassVar[Mapping[str, str | None]] = {}
 
-    ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping")
+    ENDINGS: ClassVar[tuple[str, ...]] = ("finished", "max_steps", "early_stopping", "finish_now")
 
     @property
     def ended(self) -> bool:
@@ -122,6 +125,7 @@ class TrainState:
             "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "empty_steps": self.empty_steps,
             "pieces": self.pieces.most, "validation_pieces": self.validation_pieces.most,
             "elapsed_s": self.elapsed_s, "energy": self.energy.to_dict(), "stop_reason": self.stop_reason,
+            "finish_at": self.finish_at,
         }  # fmt: skip
 
     @classmethod

@@ -18,6 +18,7 @@ from utils.scrubbing import scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
 from utils.training.engine import rng
 from utils.training.engine.callbacks import Callback, CallbackList
+from utils.training.engine.checkpointing.best_weights import take_best_weights
 from utils.training.engine.checkpointing.resume import fingerprint_of, restore_run
 from utils.training.engine.checkpointing.saver import RunSaver
 from utils.training.engine.checkpointing.store import BEST, CheckpointStore, FollowersStore
@@ -32,7 +33,7 @@ from utils.training.engine.distributed.world import World, check_settings
 from utils.training.engine.facade import RunFacade
 from utils.training.engine.hardware.fast_paths import fast_paths
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
-from utils.training.engine.interrupts import Control, Interrupts
+from utils.training.engine.interrupts import KEEP_BEST, Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.loss.tasks import Task
 from utils.training.engine.movement import MovementCallback
@@ -128,8 +129,16 @@ class Trainer:
         return None if self.parts is None else self.parts.optimizer
 
     def request_stop(self, reason: str = "requested") -> None:
-        """Finish the step, save, return the results. From a callback, a button, another thread: the one way for everyone."""
+        """Finish the step, save, return the results. From a callback, a button, another thread: the one way for everyone.
+
+        Args:
+            reason: becomes the results' `stop_reason`; "keep_best" gives their model the best checkpoint's weights.
+        """
         self.control.request_stop(reason)
+
+    def request_finish(self) -> None:
+        """Begin the decay of lr_schedule="wsd" with the next step and finish after it; with other schedules only a notice."""
+        self.control.request_finish()
 
     def notice(self, sentence: str) -> None:
         """Keep a sentence for the results and log it, once."""
@@ -209,7 +218,7 @@ class Trainer:
         stack.enter_context(_training_mode(model, config, self.notice))
         start = decide_start(config.with_absolute_paths(), resume_from, stack, world, model)
         self.run_dir = start.folder.path
-        start.folder.clear_stop()  # it meant an earlier training; one that is made from here on counts
+        start.folder.clear_requests()  # they meant an earlier training; one that is made from here on counts
         for sentence in start.notices:
             self.notice(sentence)
         rng.seed_all(world.seed(config.random_seed))
@@ -266,7 +275,7 @@ class Trainer:
             session.run(interrupts, self.notice)
         session.settle()
         note_state(folder, state, "ended" if state.ended else "stopped")
-        folder.clear_stop()
+        folder.clear_requests()
         results = self._results(run, plan)
         received = max(plan.world.gather(interrupts.received or 0))  # by one process, and all of them stopped
         return received or None, results
@@ -325,6 +334,8 @@ class Trainer:
         if run.parts.model is not self.model:
             give_weights(run.parts.model, self.model)
         best = run.store.folder / BEST
+        if self.state.stop_reason == KEEP_BEST and take_best_weights(self.model, best, plan.monitor, self.notice):
+            weights = "best"
         kept, has_best = plan.world.broadcast(
             (sorted(run.store.entries, key=lambda entry: entry.step), run.store.best is not None and best.exists())
         )

@@ -219,9 +219,10 @@ def _watched(folder: Path, watcher: str, control: Control) -> Iterator[None]:
             if (folder / "pause").exists() != paused:
                 paused = not paused
                 (control.pause.set if paused else control.pause.clear)()
-            if (folder / "save").exists():
-                (folder / "save").unlink()
-                control.save_now.set()
+            for request, name in ((control.save_now, "save"), (control.finish, "finish")):
+                if (folder / name).exists():
+                    (folder / name).unlink()
+                    request.set()
 
     thread = threading.Thread(target=watch, name="trainbook-job-watch")
     thread.start()

@@ -24,12 +24,13 @@ from utils.errors import ConfigError, MissingPackageError, PeerProcessError, Tra
 from utils.models.origins import origin_of
 from utils.storage import write_json, write_text
 from utils.training.engine.callbacks import Callback
+from utils.training.engine.checkpointing.best_weights import take_best_weights
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.checkpointing.weights import averaged_is_better, load_model_weights, weights_to_use
 from utils.training.engine.compute.buffers import load_run_states
 from utils.training.engine.compute.master_weights import in_formats_of
 from utils.training.engine.distributed.world import Launch
-from utils.training.engine.interrupts import Control
+from utils.training.engine.interrupts import KEEP_BEST, Control
 from utils.training.engine.results import TrainingResults, Weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
@@ -184,9 +185,10 @@ def _pass_on(control: Control, folder: Path) -> None:
         (folder / "pause").touch()
     else:
         (folder / "pause").unlink(missing_ok=True)
-    if control.save_now.is_set():
-        control.save_now.clear()
-        (folder / "save").touch()
+    for request, name in ((control.save_now, "save"), (control.finish, "finish")):
+        if request.is_set():
+            request.clear()
+            (folder / name).touch()
 
 
 def received(address: str, watching: Callback) -> tuple[Trainer, Any, Any, Any]:
@@ -232,6 +234,9 @@ def _results(trainer: Trainer, outcome: Mapping[str, Any]) -> TrainingResults:
         weights = "averaged" if averaged_is_better(checkpoint) else "trained"
         state = TrainState.from_dict(checkpoint["state"])
     best = values["best_model_path"]
+    if state.stop_reason == KEEP_BEST and best is not None:
+        take_best_weights(trainer.model, Path(best), trainer.training_config.monitor, lambda sentence: None)  # said there
+        weights = "best"
     spec = None if outcome["task_spec"] is None else TaskSpec.from_dict(outcome["task_spec"])
     trainer.state, trainer.run_dir, trainer.notices = state, Path(values["run_dir"]), list(values["notices"])
     results = TrainingResults(

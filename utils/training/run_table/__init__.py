@@ -10,12 +10,13 @@ from __future__ import annotations
 from utils.lazy import lazy_exports
 
 _EXPORTS = {
+    "DeletedRun": "utils.training.run_table.upkeep",
     "ExperimentDB": "utils.training.run_table.experiment_db",
     "ExportRegistry": "utils.training.run_table.registry",
     "RegisteredModel": "utils.training.run_table.registry",
     "RunRecord": "utils.training.run_table.table",
     "RunTable": "utils.training.run_table.table",
 }
-__all__ = ["ExperimentDB", "ExportRegistry", "RegisteredModel", "RunRecord", "RunTable"]
+__all__ = ["DeletedRun", "ExperimentDB", "ExportRegistry", "RegisteredModel", "RunRecord", "RunTable"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -23,7 +23,7 @@ log = logging.getLogger("trainbook.runs")
 #: Name of the database in the folder of all runs.
 FILE_NAME = "runs.sqlite"
 #: Version of the tables of runs. They are made anew when a database has another one; the registry's are kept.
-SCHEMA = 1
+SCHEMA = 2
 # How long a process waits for another one's transaction.
 _TIMEOUT_S = 30.0
 
@@ -55,7 +55,7 @@ RUNS = sa.Table(
     sa.Column("path", sa.String), sa.Column("status", sa.String), sa.Column("stop_reason", sa.String),
     sa.Column("error", sa.String), sa.Column("step", sa.Integer), sa.Column("epoch", sa.Integer),
     sa.Column("created_at", sa.Float), sa.Column("updated_at", sa.Float), sa.Column("notes", sa.String),
-    sa.Column("signature", sa.String),
+    sa.Column("archived", sa.Boolean), sa.Column("signature", sa.String),
 )  # fmt: skip
 SETTINGS = sa.Table("settings", METADATA, _run_column(), sa.Column("name", sa.String), sa.Column("value", sa.JSON))
 METRICS = sa.Table(

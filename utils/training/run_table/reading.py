@@ -14,10 +14,11 @@ from utils.scrubbing import scrubbed
 from utils.storage import FolderLock, read_json_lines
 from utils.training.config_files import read_config_file
 from utils.training.run_state import modified_at, read_state, run_status
+from utils.training.run_table.upkeep import ARCHIVED_FILE, NOTES_FILE, TAGS_FILE, is_archived, read_notes, read_tags
 
 #: Files of a run's folder that the tables are made from, besides checkpoints and exports.
-SOURCES = ("state.json", "history.jsonl", "config.yaml", "tags.json", "lineage.json")
-TAGS_FILE, LINEAGE_FILE = "tags.json", "lineage.json"
+SOURCES = ("state.json", "history.jsonl", "config.yaml", TAGS_FILE, "lineage.json", NOTES_FILE, ARCHIVED_FILE)
+LINEAGE_FILE = "lineage.json"
 # Events of the history that become metrics. Steps stay in the history: there are too many to be of use in a table.
 _EVENTS = ("epoch", "evaluate", "metric")
 _NO_METRICS = ("event", "step", "epoch", "complete")
@@ -44,13 +45,16 @@ def read_run(path: Path) -> dict[str, Any] | None:
     config = _config(path)
     training = config.get("training") if isinstance(config.get("training"), dict) else {}
     assert isinstance(training, dict)
-    changed = [at for at in (modified_at(path / name) for name in SOURCES) if at]
+    # Tagging, annotating or archiving a run is not training it.
+    written = [name for name in SOURCES if name not in (TAGS_FILE, NOTES_FILE, ARCHIVED_FILE)]
+    changed = [at for at in (modified_at(path / name) for name in written) if at]
+    notes = read_notes(path)
     created = min((at for at in (modified_at(path / "environment.json"), *changed) if at), default=0.0)
     run = {
         "name": path.name, "run_id": state.get("run_id"), "path": str(path), "status": run_status(path, state),
         "stop_reason": state.get("stop_reason"), "error": state.get("error"), "step": state.get("step"),
         "epoch": state.get("epoch"), "created_at": created, "updated_at": max(changed, default=created),
-        "notes": training.get("notes") or "",
+        "notes": (training.get("notes") or "") if notes is None else notes, "archived": is_archived(path),
     }  # fmt: skip
     return {
         "runs": scrubbed(run),
@@ -66,12 +70,6 @@ def read_environment(path: Path) -> dict[str, Any]:
     """The facts of a run's environment.json under dotted names; {} where there is none."""
     facts = _json(path / "environment.json")
     return flat_environment(facts) if isinstance(facts, dict) else {}
-
-
-def read_tags(path: Path) -> list[str]:
-    """The tags of a run."""
-    tags = _json(path / TAGS_FILE)
-    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from sqlalchemy.engine import Connection
 
 from utils.errors import ConfigError, RunNotFoundError
 from utils.schema import nearest, shown
-from utils.scrubbing import scrub
-from utils.storage import absolute_path, write_json
+from utils.storage import absolute_path
 from utils.training.run_table.database import (
     ARTIFACTS,
     FILE_NAME,
@@ -23,9 +22,20 @@ from utils.training.run_table.database import (
     RUNS,
     SETTINGS,
     TAGS,
+    VERSIONS,
     RunDatabase,
 )
-from utils.training.run_table.reading import TAGS_FILE, is_better, read_environment, read_run, read_tags, signature
+from utils.training.run_table.reading import is_better, read_environment, read_run, signature
+from utils.training.run_table.upkeep import (
+    DeletedRun,
+    delete_run,
+    read_tags,
+    run_folder_to_delete,
+    set_archived,
+    size_bytes,
+    write_notes,
+    write_tags,
+)
 from utils.training.training_config import better_direction
 
 if TYPE_CHECKING:
@@ -42,6 +52,7 @@ class RunRecord:
         name, path, run_id: which run; status: "running", "finished", "stopped", "broken off" or "failed".
         stop_reason, error: why it ended; step, epoch: how far it came.
         created_at, updated_at: seconds since 1970. notes, tags: what somebody wrote about it.
+        archived: whether it was put away.
         settings: its TrainingConfig; metrics: the last value of each metric of epochs and validations.
     """
 
@@ -56,6 +67,7 @@ class RunRecord:
     created_at: float
     updated_at: float
     notes: str
+    archived: bool
     tags: tuple[str, ...]
     settings: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -109,7 +121,7 @@ class RunTable:
 
     def _folders(self) -> Iterable[Path]:
         try:
-            return [path for path in self.folder.iterdir() if path.is_dir()]
+            return [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
         except OSError:
             return []
 
@@ -117,13 +129,14 @@ class RunTable:
 
     def list_runs(
         self, *, status: str | None = None, tag: str | None = None, name: str | None = None,
-        settings: Mapping[str, Any] | None = None, limit: int | None = None,
+        settings: Mapping[str, Any] | None = None, archived: bool | None = False, limit: int | None = None,
     ) -> list[RunRecord]:  # fmt: skip
         """Runs, the newest first.
 
         Args:
             status, tag: only those with it; name: only those whose name contains it.
             settings: only those whose settings have these values, such as {"batch_size": 8}.
+            archived: False: those that are not archived; True: those that are; None: both.
             limit: at most so many.
         """
         self.sync()
@@ -132,6 +145,8 @@ class RunTable:
             query = query.where(RUNS.c.status == status)
         if name is not None:
             query = query.where(RUNS.c.name.contains(name, autoescape=True))
+        if archived is not None:
+            query = query.where(RUNS.c.archived.is_(archived))
         if tag is not None:
             query = query.where(RUNS.c.name.in_(sa.select(TAGS.c.run).where(TAGS.c.tag == tag)))
         with self.database.reading() as connection:
@@ -229,15 +244,54 @@ class RunTable:
 
     def tag(self, run: str | Path, *tags: str) -> None:
         """Add tags to a run, in its folder."""
-        path = self.get(run).path
-        write_json(path / TAGS_FILE, sorted({*read_tags(path), *map(scrub, tags)}))
+        path = self._folder_of(run)
+        write_tags(path, {*read_tags(path), *tags})
 
     def untag(self, run: str | Path, *tags: str) -> None:
         """Remove tags from a run."""
-        path = self.get(run).path
-        write_json(path / TAGS_FILE, sorted({*read_tags(path)} - {*tags}))
+        path = self._folder_of(run)
+        write_tags(path, {*read_tags(path)} - {*tags})
+
+    def note(self, run: str | Path, notes: str) -> None:
+        """Replace the notes of a run, in its folder; they win over the setting `notes`. Raises `FileWriteError`."""
+        write_notes(self._folder_of(run), notes)
+
+    def archive(self, run: str | Path) -> None:
+        """Put a run away: its folder stays where it is, and lists leave it out. Raises `RunLockedError` while it trains."""
+        set_archived(self._folder_of(run), True)
+
+    def restore(self, run: str | Path) -> None:
+        """Take a run out of the archive."""
+        set_archived(self._folder_of(run), False)
+
+    def to_delete(self, run: str | Path) -> tuple[str, int]:
+        """Name and size in bytes of a run that `delete` would delete now.
+
+        Raises:
+            RunNotFoundError: no such run. RunLockedError: it is under way.
+            ConfigError: it is a symbolic link, or a registered model is in its folder; says which.
+        """
+        path = run_folder_to_delete(self.folder, self._folder_of(run).name)
+        query = sa.select(VERSIONS.c.model, VERSIONS.c.version, VERSIONS.c.path)
+        with self.database.reading() as connection:
+            models = [row for row in connection.execute(query) if path in Path(row.path).parents]
+        if models:
+            listed = ", ".join(f"{row.model} {row.version}" for row in models)
+            raise ConfigError(
+                f"run {path.name!r} holds files of registered models ({listed}) and cannot be deleted; delete these versions "
+                "first, or archive the run."
+            )
+        return path.name, size_bytes(path)
+
+    def delete(self, run: str | Path) -> DeletedRun:
+        """Delete a run's folder for good. Raises what `to_delete` raises, and `FileWriteError`."""
+        return delete_run(self.folder, self.to_delete(run)[0])
 
     # ---- details ----
+
+    def _folder_of(self, run: str | Path) -> Path:
+        """The run's folder as it is now: the table's path may be from before the folder of all runs was moved."""
+        return self.folder / self.get(run).name
 
     def _rows(self, table: sa.Table, run: str | Path) -> list[dict[str, Any]]:
         self.sync()

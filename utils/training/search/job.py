@@ -38,7 +38,7 @@ from utils.training.training_config import TrainingConfig
 log = logging.getLogger("trainbook.search")
 
 # Endings after which a trial is done. A time limit that the config sets is the trial's budget, not an interruption.
-_DONE = ("finished", "max_steps", "early_stopping", "time_limit")
+_DONE = ("finished", "max_steps", "early_stopping", "finish_now", "time_limit")
 _TIMEOUT = "search_timeout"
 
 

@@ -19,7 +19,7 @@ _LONGEST_QUEUE = 10_000
 # Files of a run's folder that describe it. Small ones only: checkpoints stay where they are.
 _ARTIFACTS = ("config.yaml", "environment.json")
 # Stop reasons after which a run has nothing left to do.
-_COMPLETE = ("finished", "max_steps", "early_stopping", "time_limit")
+_COMPLETE = ("finished", "max_steps", "early_stopping", "finish_now", "time_limit")
 
 
 class Trackers(Callback):

@@ -28,7 +28,7 @@ from utils.training.engine.state import TrainState
 from utils.training.training_config import TrainingConfig
 
 FORMAT = 1  # layout of the file: which entries there are
-SCHEMA = 5  # fields of config and state; files that do not state it have 1
+SCHEMA = 6  # fields of config and state; files that do not state it have 1
 
 REQUIRED = (
     "format", "run", "state", "value", "regular", "model", "optimizer", "schedule", "rng", "config", "fingerprint",

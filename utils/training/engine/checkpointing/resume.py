@@ -126,8 +126,11 @@ def state_to_continue(start: Start, checkpoint: Payload, config: TrainingConfig,
     state = TrainState.from_dict(checkpoint["state"])
     more_to_do = state.epoch < config.epochs and (config.max_steps is None or state.step < config.max_steps)
     stopped_early = state.stop_reason == "early_stopping"
-    stopped_for_good = stopped_early and start.in_place and not settings_changed(checkpoint, config)
+    chosen = stopped_early or state.stop_reason == "finish_now"  # to end although there was more to do
+    stopped_for_good = chosen and start.in_place and not settings_changed(checkpoint, config)
     if not state.ended or (more_to_do and not stopped_for_good):
+        if state.ended or not start.in_place:
+            state.finish_at = None  # a longer plan, or another run with a plan of its own
         state.stop_reason = None
         if stopped_early:
             state.best.waits = 0  # or it would stop again at its first validation

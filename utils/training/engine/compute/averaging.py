@@ -61,15 +61,19 @@ class WeightAverage:
         """The average that the config asks for; None for none. Raises `ConfigError`, `ModelError`."""
         if config.weight_averaging == "none":
             return None
-        first = 0
-        if config.weight_averaging == "last":
-            if total_steps is None:
-                raise ConfigError(
-                    "weight_averaging='last' needs to know how many steps there will be, and the data has no length; set "
-                    "max_steps, or weight_averaging='ema'."
-                )
-            first = total_steps - max(1, math.ceil(config.averaging_ratio * total_steps))
-        return cls(model, config.weight_averaging, config.ema_decay, first)
+        if config.weight_averaging == "last" and total_steps is None:
+            raise ConfigError(
+                "weight_averaging='last' needs to know how many steps there will be, and the data has no length; set "
+                "max_steps, or weight_averaging='ema'."
+            )
+        average = cls(model, config.weight_averaging, config.ema_decay, 0)
+        average.plan(config, total_steps)
+        return average
+
+    def plan(self, config: TrainingConfig, total_steps: int | None) -> None:
+        """Average the last steps of a run that has `total_steps`, where the config asks for the last ones."""
+        if self.kind == "last" and total_steps is not None:
+            self.first_step = total_steps - max(1, math.ceil(config.averaging_ratio * total_steps))
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -100,10 +100,10 @@ class Schedule:
 
     cosine, linear: falls until the last planned step. wsd (warm-up, stable, decay): stays until the last `lr_decay_ratio` of
     all steps, then falls by 1 - sqrt(share of the decay) (Hägele et al. 2024, arXiv 2405.18392); a run that is continued from
-    the plateau with fewer steps decays from there. step: two drops by the same factor, at one and two thirds of the way after
-    warm-up, the second one to the floor (at least 0.001 of the peak). constant: stays.
-    plateau: halves after more than 2 validations in a row without improvement, never below the
-    floor; this is the only shape with a memory (`plateau_factor`, `plateau_waits`), which checkpoints hold.
+    the plateau with fewer steps decays from there, and so does one that is asked to finish now.
+    step: two drops by the same factor, at one and two thirds of the way after warm-up, the second one to the floor (at least
+    0.001 of the peak). constant: stays. plateau: halves after more than 2 validations in a row without improvement, never
+    below the floor; this is the only shape with a memory (`plateau_factor`, `plateau_waits`), which checkpoints hold.
     """
 
     PLATEAU_FACTOR = 0.5
@@ -126,6 +126,16 @@ class Schedule:
             self.warmup_steps = config.warmup_steps
         else:
             self.warmup_steps = int((config.warmup_ratio or 0.0) * (total_steps or 0))
+
+    def earliest_end(self, step: int) -> int:
+        """The fewest optimizer steps of a wsd run whose decay begins at `step` (0-based) or, within the warm-up, after it.
+
+        Its decay has at least one step. At most `total_steps`, which is also the answer when the decay has begun.
+        """
+        assert self.total_steps is not None
+        begins = max(step, self.warmup_steps)
+        ends = (end for end in range(begins + 1, self.total_steps) if end - 1 > self._plateau_ends(end) >= begins)
+        return next(ends, self.total_steps)
 
     def at(self, step: int) -> float:
         """Learning rate of optimizer step `step` (0-based)."""
@@ -152,9 +162,16 @@ class Schedule:
     def _decayed(self, step: int) -> float:
         """Share of the final decay that is behind `step`: 0 on the plateau, 1 in the last step."""
         assert self.total_steps is not None
-        last = self.total_steps - 1
-        begins = max(self.warmup_steps, last - round(self.decay * self.total_steps))
+        last, begins = self.total_steps - 1, self._decay_begins(self.total_steps)
         return min(1.0, max(0.0, (step - begins) / max(1, last - begins)))
+
+    def _decay_begins(self, total_steps: int) -> int:
+        """The step (0-based) at which the decay of a wsd run of so many steps begins."""
+        return max(self.warmup_steps, self._plateau_ends(total_steps))
+
+    def _plateau_ends(self, total_steps: int) -> int:
+        """The same by the length of the decay alone; less than the warm-up's end where there is no room for a plateau."""
+        return total_steps - 1 - round(self.decay * total_steps)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set the learning rate of every group for `step` and return it."""

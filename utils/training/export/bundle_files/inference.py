@@ -329,38 +329,49 @@ def _load_tokenizer(folder: Path, described: Mapping[str, Any] | None) -> tuple[
 # ---- Images ----
 
 
+def pixels_of(image: Any, settings: Mapping[str, Any]) -> Array:
+    """float32 (1, C, H, W) of one image, resized, scaled to 0 … 1 and normalised.
+
+    Args:
+        image: a path, a file's bytes, a PIL image, or an array (H, W[, C]) of bytes.
+        settings: "channels", "height", "width", "mean", "std".
+    Raises:
+        InputError: no image that can be read, or one that is too large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(image, (str, Path)):
+        try:
+            image = Path(image).read_bytes()
+        except OSError as error:
+            raise InputError(f"{Path(image).name} cannot be read: {error.strerror}") from error
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    try:
+        opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+        if opened.width * opened.height > _LARGEST_IMAGE:
+            raise InputError(
+                f"the image has {opened.width * opened.height:,} pixels; at most {_LARGEST_IMAGE:,} are taken"
+            )
+        resized = opened.convert("L" if settings["channels"] == 1 else "RGB").resize(
+            (settings["width"], settings["height"]), Image.Resampling.BILINEAR
+        )
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"this is no image that can be read ({type(error).__name__})") from error
+    pixels = np.asarray(resized, dtype=np.float32).reshape(settings["height"], settings["width"], -1) / 255
+    mean, std = (np.asarray(settings[name], dtype=np.float32) for name in ("mean", "std"))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+
+
 class VisionInferenceEngine(_Engine):
     """Images to predictions: `preprocess`, `predict`, `batch_predict`. An image is a path, a file's bytes, a PIL image, or an
     array (H, W[, C]) of bytes."""
 
     def preprocess(self, image: Any) -> dict[str, Array]:
         """float32 (1, C, H, W), resized, scaled and normalised as metadata.json's "preprocessing" says. Raises InputError."""
-        from PIL import Image, UnidentifiedImageError
-
-        settings = self.metadata["preprocessing"]
-        if isinstance(image, (str, Path)):
-            try:
-                image = Path(image).read_bytes()
-            except OSError as error:
-                raise InputError(f"{Path(image).name} cannot be read: {error.strerror}") from error
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        try:
-            opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-            if opened.width * opened.height > _LARGEST_IMAGE:
-                raise InputError(
-                    f"the image has {opened.width * opened.height:,} pixels; at most {_LARGEST_IMAGE:,} are taken"
-                )
-            resized = opened.convert("L" if settings["channels"] == 1 else "RGB").resize(
-                (settings["width"], settings["height"]), Image.Resampling.BILINEAR
-            )
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"this is no image that can be read ({type(error).__name__})") from error
-        pixels = np.asarray(resized, dtype=np.float32).reshape(settings["height"], settings["width"], -1) / 255
-        mean, std = (np.asarray(settings[name], dtype=np.float32) for name in ("mean", "std"))
-        pixels = np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+        pixels = pixels_of(image, self.metadata["preprocessing"])
         return {"pixel_values": pixels, "main": pixels}
 
     def logits(self, pixels: Array) -> Array:
