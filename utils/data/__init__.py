@@ -64,8 +64,8 @@ _EXPORTS = {
 __all__ = [
     "BaseDataset", "DataReport", "DataSetup", "DatasetLoader", "DatasetRegistry", "DatasetUploader", "ExamplesReport",
     "ImageSamples", "LoadReport", "MixedExamples", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule",
-    "builtin_corpus", "collator_for", "mix", "pack", "prepare_conversations", "prepare_data", "prepare_examples", "prepare_text",
-    "preview_batch", "read_text_file", "register_collator",
+    "builtin_corpus", "collator_for", "mix", "pack", "prepare_conversations", "prepare_data", "prepare_examples",
+    "prepare_text", "preview_batch", "read_text_file", "register_collator",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

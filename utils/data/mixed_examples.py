@@ -113,7 +113,8 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
 
     def digest(self) -> str:
         """Changes when the content, the names or the shares do. Reads everything once."""
-        described = [(name, part.digest(), repr(share)) for (name, part), share in zip(self.parts.items(), self.shares, strict=True)]
+        named = zip(self.parts.items(), self.shares, strict=True)
+        described = [(name, part.digest(), repr(share)) for (name, part), share in named]
         return hashlib.blake2b(repr(described).encode(), digest_size=16).hexdigest()
 
     @property

@@ -196,12 +196,28 @@ def _tokenizer(
 ) -> tuple[PreTrainedTokenizerFast, str]:
     if given is not None:
         return given, f"{type(given).__name__} with {len(given):,} tokens (given)"
-    texts = [message["content"] for one in train for message in one.messages if message["content"]]
-    roles = ["system\nuser\nassistant\n"]  # the template's own words must have tokens, whatever the texts are
-    tokens = CHAT_TEMPLATES[template or "chatml"][1] if template in (None, *CHAT_TEMPLATES) else ()
-    choice = choose_tokenizer([*texts, *roles, "System: User: Assistant: Tool:"], sizes.vocab_size,
-                              special_tokens=(*SPECIAL_TOKENS, *tokens))  # fmt: skip
+    choice = choose_tokenizer(_texts(train), sizes.vocab_size, special_tokens=special_tokens(template))
     return choice.tokenizer, choice.reason
+
+
+def special_tokens(template: str | None = None) -> tuple[str, ...]:
+    """The special tokens of a tokenizer that is learnt for conversations in this chat template; None: "chatml"."""
+    tokens = CHAT_TEMPLATES[template or "chatml"][1] if template in (None, *CHAT_TEMPLATES) else ()
+    return (*SPECIAL_TOKENS, *tokens)
+
+
+def training_texts(
+    records: Any, validation: Any, layout: str | None, val_split: float, random_seed: int
+) -> list[str]:
+    """The texts from which `prepare_conversations` learns a tokenizer when it is given the same; bad rows are left out."""
+    read = read_conversations(records, layout, "skip")
+    return _texts(_split(read, validation, val_split, random_seed, "skip")[0])
+
+
+def _texts(train: Sequence[Conversation]) -> list[str]:
+    texts = [message["content"] for one in train for message in one.messages if message["content"]]
+    # The template's own words must have tokens, whatever the texts are.
+    return [*texts, "system\nuser\nassistant\n", "System: User: Assistant: Tool:"]
 
 
 def _smaller(tokenizer: Any, sizes: _Sizes) -> str | None:

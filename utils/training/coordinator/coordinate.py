@@ -102,6 +102,9 @@ class TrainingCoordinator:
         task: str = "causal_lm",
         label_column: str | None = None,
         conversation_layout: str | None = None,
+        mixture: Sequence[Mapping[str, Any]] | None = None,
+        mixture_by: str = "examples",
+        mixture_temperature: float = 1.0,
         callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> CoordinatorResults:
@@ -135,6 +138,9 @@ class TrainingCoordinator:
                 For other tasks the data are a table with labels, or a datamodule.
             task: what is learnt from files: "causal_lm", which includes conversations, or "text_classification".
             label_column: the files' column of classes; conversation_layout: which columns hold the conversations.
+            mixture: several datasets instead of one: mappings with `path` or `dataset`, `weight`, `name` and what else
+                `utils.data.mixture_settings.MixtureSource` has. mixture_by: what the weights count, "examples" or "tokens";
+                mixture_temperature: see `utils.data.mix`.
             callbacks: watch the run.
             settings: every other field of TrainingConfig, or its alias.
         Returns:
@@ -156,6 +162,7 @@ class TrainingCoordinator:
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
             dataset_source, task, label_column, conversation_layout, data_kind,
+            mixture, mixture_by, mixture_temperature,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

@@ -255,6 +255,9 @@ class TrainingResults(Mapping[str, Any]):
             if self.bits_per_byte is not None:
                 more = f"{more.removesuffix(')')}, {self.bits_per_byte:.3f} bits per byte)"
             rows[VALIDATION_LOSS] = f"{last:.4f} {self._task.loss_unit}{more}"
+        for name, value in self.evaluate_rows[-1].items() if self.evaluate_rows else ():
+            if name.startswith("val/loss/"):
+                rows[f"loss of {name.removeprefix('val/loss/')}"] = f"{value:.4f} {self._task.loss_unit}"
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
         if other := self._other_metrics():
