@@ -46,7 +46,7 @@ def prepare_mixture(
     if (task := getattr(setup, "task", "causal_lm")) != "causal_lm":
         raise ConfigError(f"task: got {task!r} with a mixture; only text and conversations can be mixed.")
     views = {source.label: _view(setup, source) for source in sources}
-    vocab_size = [checked_vocab_size(view, model) for view in views.values()][0]
+    vocab_size = max(checked_vocab_size(view, model) for view in views.values())
     tokenizer, kind = tokenizer or own_tokenizer(setup, model), None
     if tokenizer is None:
         choice = _common_tokenizer(views, vocab_size, setup.tokenizer_strategy)

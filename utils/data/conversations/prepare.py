@@ -123,6 +123,9 @@ def prepare_conversations(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     members = [_members(part, sizes.max_length, packed) for part in parts]
     data = [_examples(*part, sizes.max_length, pad_id, packed) for part in zip(parts, members, strict=True)]
+    for examples in data:
+        # Where every token is a target, nothing says where answers begin.
+        examples.end_ids = frozenset() if train_on == "all" else frozenset(renderer.notes.end_ids)
     roles = _first_roles(renderer, train, parts[0], members[0], len(data[0].columns["input_ids"][0]) if packed else 0)
     kept = [one for part in parts for one in part.truncated.kept]
     report = ConversationsReport(
