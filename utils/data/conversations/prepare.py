@@ -28,6 +28,7 @@ from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
 from utils.tokenization.adaptive import check_fits, choose_tokenizer
 from utils.tokenization.special_tokens import SPECIAL_TOKENS
+from utils.training.finetuning import note_new_tokens
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ def prepare_conversations(
     read = read_conversations(records, layout, on_bad_row)
     train, held_out, rule = _split(read, validation, val_split, random_seed, on_bad_row)
     tokenizer, kind = _tokenizer(tokenizer, train, chat_template, sizes)
+    used = len(tokenizer)
     template = set_chat_template(tokenizer, chat_template, sizes.model_vocab_size)
+    if model is not None:
+        note_new_tokens(model, range(used, len(tokenizer)))
     notes = [note for note in (_smaller(tokenizer, sizes), _changed(model, tokenizer)) if note]
     renderer = Renderer(tokenizer, train_on)
     parts = [
