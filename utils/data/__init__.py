@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from utils.data.images.registry import DatasetRegistry
     from utils.data.images.samples import BaseDataset, ImageSamples
     from utils.data.labelled.prepare import prepare_examples
+    from utils.data.mixed_examples import MixedExamples
+    from utils.data.mixture import mix
     from utils.data.module import UniversalDataModule
     from utils.data.packing import TokenBlocks, pack
     from utils.data.prepare import DataSetup, prepare_data
@@ -45,6 +47,8 @@ _EXPORTS = {
     "prepare_examples": "utils.data.labelled.prepare",
     "UniversalDataModule": "utils.data.module",
     "TokenBlocks": "utils.data.packing",
+    "MixedExamples": "utils.data.mixed_examples",
+    "mix": "utils.data.mixture",
     "pack": "utils.data.packing",
     "preview_batch": "utils.data.text.preview",
     "DataReport": "utils.data.text.report",
@@ -59,9 +63,9 @@ _EXPORTS = {
 
 __all__ = [
     "BaseDataset", "DataReport", "DataSetup", "DatasetLoader", "DatasetRegistry", "DatasetUploader", "ExamplesReport",
-    "ImageSamples", "LoadReport", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule",
-    "builtin_corpus", "collator_for", "pack", "prepare_conversations", "prepare_data", "prepare_examples", "prepare_text",
-    "preview_batch", "read_text_file", "register_collator",
+    "ImageSamples", "LoadReport", "MixedExamples", "PreparedData", "TextDocument", "TokenBlocks", "UniversalDataModule",
+    "builtin_corpus", "collator_for", "mix", "pack", "prepare_conversations", "prepare_data", "prepare_examples",
+    "prepare_text", "preview_batch", "read_text_file", "register_collator",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from utils.data.collators import AnyCollator, collator_for
 from utils.data.dataloaders import EpochPlan
 from utils.data.documents import DocumentBlocks
 from utils.data.id_limits import SAMPLED, Limits, check_batch, check_source
+from utils.data.mixed_examples import MixedExamples
 from utils.data.packing import TokenBlocks
 from utils.data.padding import evident_padding
 from utils.data.sources import DatasetSource, IdSource, Source, StreamSource, as_source, epoch_seed, loader_of
@@ -116,6 +117,17 @@ class UniversalDataModule:
             if self.num_validation is not None:
                 self.num_validation -= self.num_validation % plan.multiple_of
 
+    @property
+    def mixture(self) -> MixedExamples | None:
+        """The training data where they are a mixture, which has an order of its own; else None."""
+        return _mixture_in(self.train)
+
+    @property
+    def validation_names(self) -> tuple[str, ...]:
+        """Names of the datasets of which a validation consists; empty unless it is a mixture."""
+        mixture = _mixture_in(self.validation)
+        return () if mixture is None else mixture.names
+
     def _planned(self, given: Any, source: Source | StreamSource, argument: str) -> EpochPlan:
         """Samples of an epoch, as a given DataLoader defines them. Raises DataError when none is left."""
         if not isinstance(given, DataLoader) or isinstance(source, StreamSource):
@@ -206,6 +218,8 @@ class UniversalDataModule:
 
     def order(self, epoch: int) -> np.ndarray:
         """The samples of an epoch in the order in which they are trained on: int64, shape (samples_per_epoch,)."""
+        if (mixture := self.mixture) is not None:
+            return mixture.order(self.seed, epoch, self._epoch_size)
         if not self.shuffle:
             return np.arange(self._epoch_size) % self._num_samples
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch) & 0x7FFFFFFFFFFFFFFF)
@@ -232,10 +246,13 @@ class UniversalDataModule:
             micro_batches += [_without_targets(self.train) for _ in range(missing)]
             yield StepBatches(step.tolist(), micro_batches)
 
-    def validation_batches(self) -> Iterator[Batch | None]:
+    def validation_batches(self, name: str | None = None) -> Iterator[Batch | None]:
         """This process's share of the validation data, in its own order: of all together, each sample once.
 
         Every process is given as many, so that they can talk before each; None where there is none left for this one.
+
+        Args:
+            name: one of `validation_names`: only this dataset of the mixture.
         """
         if self.validation is None:
             return
@@ -247,7 +264,14 @@ class UniversalDataModule:
             return
         assert self.num_validation is not None
         rank, processes = self.share
-        chunks = _chunks(np.arange(self.num_validation), self.validation_batch_size)
+        mixture = _mixture_in(self.validation)
+        sections: Sequence[tuple[str | None, np.ndarray]] = (
+            [(None, np.arange(self.num_validation))] if mixture is None else mixture.sections(self.num_validation)
+        )
+        chunks = [
+            chunk for section, rows in sections if name in (None, section)
+            for chunk in _chunks(rows, self.validation_batch_size)
+        ]  # fmt: skip
         mine = chunks[rank::processes]
         yield from self._batches(self.validation, mine, "val_data")
         missing = math.ceil(len(chunks) / processes) - len(mine)
@@ -331,6 +355,12 @@ def _unmarked_rows(source: Source, count: int, pad_id: int | None) -> list[torch
         if made and ids.numel() and (mask is None or bool(mask.all())):
             rows.append(ids[0])
     return rows
+
+
+def _mixture_in(source: Source | StreamSource | None) -> MixedExamples | None:
+    """The mixture that a source is, also where a collate function of the caller's makes its batches."""
+    inner = source.dataset if isinstance(source, DatasetSource) else source
+    return inner if isinstance(inner, MixedExamples) else None
 
 
 def _without_targets(source: Source) -> Batch:

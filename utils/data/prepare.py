@@ -15,6 +15,7 @@ from utils import colab
 from utils.adapters.special_ids import set_special_ids
 from utils.data.documents import check_is_text
 from utils.data.file_records import LoadedRecords, load_records, prepare_files
+from utils.data.mixture_settings import mixture_sources
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import (
     DATA_KINDS,
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 
 
 SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
-_OF_FILES = ("local", "drive", "upload")
+OF_FILES = ("local", "drive", "upload")
+# What a run records only where it is not the default.
+_RECORDED_IF_SET = {
+    "task": "causal_lm", "label_column": None, "conversation_layout": None, "mixture_by": "examples",
+    "mixture_temperature": 1.0,
+}  # fmt: skip
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
     "dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "vocab_size", "max_length",
@@ -97,7 +103,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     makes examples of the rows of its files. Such a setup also has `label_column` and `conversation_layout`.
     A setup may also say what its rows are, with `data_kind`: "conversations" or "pairs" (a text, and the text to write for it)
     from any source, the built-in one included, or "text". With `shuffle_documents` and `document_masks` it says how texts are
-    packed (`prepare_text`).
+    packed (`prepare_text`). A setup with a `mixture` names several datasets of text and conversations;
+    `utils.data.prepare_mixture` says how.
 
     Args:
         setup: data source, sizes and split (`DataSetup`).
@@ -109,18 +116,35 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
         HubError: the dataset cannot be had from the Hub.
     """
-    vocab_size = _checked_vocab_size(setup, model)
+    if getattr(setup, "mixture", ()):
+        from utils.data.prepare_mixture import prepare_mixture
+
+        data = prepare_mixture(setup, model)
+    else:
+        data = prepare_one(setup, model, checked_vocab_size(setup, model), own_tokenizer(setup, model))
+    data.train.origin = _origin(setup)
+    return data
+
+
+def prepare_one(
+    setup: DataSetup, model: Any, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None
+) -> PreparedData:
+    """Prepare the single dataset that a setup without problems names.
+
+    Args:
+        vocab_size: most tokens of a tokenizer that is learnt; tokenizer: one that exists, used as it is.
+    """
     shuffle, masks = (bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks"))
-    if (records := _records(setup, model, vocab_size)) is not None:
+    if (records := _records(setup, model, vocab_size, tokenizer)) is not None:
         check_is_text(shuffle, masks)
         return records
-    loaded = _load(setup)
+    loaded = load_texts(setup)
     data = prepare_text(
         loaded.documents,
         vocab_size=vocab_size,
         block_size=setup.max_length,
         model_vocab_size=vocab_size_of(model),
-        tokenizer=own_tokenizer(setup, model),
+        tokenizer=tokenizer,
         tokenizer_strategy=setup.tokenizer_strategy,
         val_split=setup.val_split,
         random_seed=setup.random_seed,
@@ -130,14 +154,24 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         shuffle_documents=shuffle,
         document_masks=masks,
     )
-    data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
     changed = None if model is None else set_special_ids(model, data.tokenizer)
     if changed is not None:
         data.report.notes.append(changed)
     return data
 
 
-def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
+def _origin(setup: DataSetup) -> dict[str, Any]:
+    """What a run records of a setup; of settings that only some setups have, those that differ from their defaults."""
+    found: dict[str, Any] = {name: getattr(setup, name, None) for name in _SETTINGS}
+    for name, default in _RECORDED_IF_SET.items():
+        if (value := getattr(setup, name, default)) != default:
+            found[name] = value
+    if getattr(setup, "mixture", ()):
+        found["mixture"] = [source.to_dict() for source in mixture_sources(getattr(setup, "mixture", ()))]
+    return found
+
+
+def checked_vocab_size(setup: DataSetup, model: Any) -> int:
     """The tokenizer's limit. Raises ConfigError that lists everything in which setup and model do not fit."""
     problems = []
     if setup.dataset_source not in SOURCES:
@@ -148,7 +182,7 @@ def _checked_vocab_size(setup: DataSetup, model: Any) -> int:
                 "dataset_source", f"got {shown(setup.dataset_source)}; must be one of {', '.join(SOURCES)}{hint}", guess
             )
         )
-    if setup.dataset_source in _OF_FILES and not setup.dataset_path:
+    if setup.dataset_source in OF_FILES and not setup.dataset_path:
         message = f'is needed for dataset_source="{setup.dataset_source}": the path of a file, a folder or a pattern'
         problems.append(Problem("dataset_path", message))
     if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
@@ -189,7 +223,7 @@ def files_of(setup: DataSetup) -> str | os.PathLike[str]:
     return path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
 
 
-def _load_records(setup: DataSetup, kind: str) -> LoadedRecords:
+def load_answers(setup: DataSetup, kind: str) -> LoadedRecords:
     """The records with answers that the setup names."""
     if setup.dataset_source == "builtin":
         return builtin_records(kind)
@@ -199,18 +233,18 @@ def _load_records(setup: DataSetup, kind: str) -> LoadedRecords:
     return load_records(files_of(setup), with_validation=setup.val_split > 0)
 
 
-def _records(setup: DataSetup, model: Any, vocab_size: int | None) -> PreparedData | None:
+def _records(
+    setup: DataSetup, model: Any, vocab_size: int | None, tokenizer: PreTrainedTokenizerFast | None
+) -> PreparedData | None:
     """Prepare rows with answers or labels. None if the setup names plain text."""
     task, kind = getattr(setup, "task", "causal_lm"), getattr(setup, "data_kind", "auto")
     if has_answers(kind):
-        data = prepare_records(
-            _load_records(setup, kind), kind, column=setup.text_column, model=model,
-            tokenizer=own_tokenizer(setup, model), max_length=setup.max_length, vocab_size=vocab_size,
+        return prepare_records(
+            load_answers(setup, kind), kind, column=setup.text_column, model=model, tokenizer=tokenizer,
+            max_length=setup.max_length, vocab_size=vocab_size,
             val_split=setup.val_split, seed=setup.random_seed,
         )  # fmt: skip
-        data.train.origin = {name: getattr(setup, name, None) for name in _SETTINGS}
-        return data
-    if setup.dataset_source not in _OF_FILES or (kind == "text" and task == "causal_lm"):
+    if setup.dataset_source not in OF_FILES or (kind == "text" and task == "causal_lm"):
         if task != "causal_lm":
             raise ConfigError(
                 f"task: got {task!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, .json, .jsonl or "
@@ -220,7 +254,7 @@ def _records(setup: DataSetup, model: Any, vocab_size: int | None) -> PreparedDa
     return prepare_files(
         files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
         random_seed=setup.random_seed, text_column=setup.text_column, label_column=getattr(setup, "label_column", None),
-        layout=getattr(setup, "conversation_layout", None), tokenizer=own_tokenizer(setup, model), model=model,
+        layout=getattr(setup, "conversation_layout", None), tokenizer=tokenizer, model=model,
     )  # fmt: skip
 
 
@@ -234,7 +268,7 @@ def own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | Non
     return found if isinstance(found, PreTrainedTokenizerFast) else None
 
 
-def _load(setup: DataSetup) -> LoadedTexts:
+def load_texts(setup: DataSetup) -> LoadedTexts:
     """The documents, where they are from, and notes for the report."""
     if setup.dataset_source == "builtin":
         return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")

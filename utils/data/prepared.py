@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from utils.data.conversations.report import ConversationsReport
     from utils.data.encoded import EncodedExamples
+    from utils.data.mixed_examples import MixedExamples
+    from utils.data.mixture import MixtureReport
     from utils.data.packing import TokenBlocks
     from utils.data.text.report import DataReport, ExamplesReport
     from utils.data.text.splitting import Split
@@ -21,7 +23,8 @@ class PreparedData:
     """Data that are ready to train on.
 
     Attributes:
-        train: what to train on: blocks of tokens (`TokenBlocks`) for language models, else `EncodedExamples`.
+        train: what to train on: blocks of tokens (`TokenBlocks`) for language models, `MixedExamples` for
+            a mixture, else `EncodedExamples`.
         validation: the same, never seen in training; None when `val_split` is 0.
         tokenizer: given, or learnt from the training part; to be saved with the model.
         task_spec: the task with these sizes.
@@ -30,11 +33,11 @@ class PreparedData:
         roles: of conversations, whose turn each token of the first rows of `train` belongs to; None for padding.
     """
 
-    train: TokenBlocks | EncodedExamples
-    validation: TokenBlocks | EncodedExamples | None
+    train: TokenBlocks | EncodedExamples | MixedExamples
+    validation: TokenBlocks | EncodedExamples | MixedExamples | None
     tokenizer: PreTrainedTokenizerFast
     task_spec: TaskSpec
-    report: DataReport | ExamplesReport | ConversationsReport
+    report: DataReport | ExamplesReport | ConversationsReport | MixtureReport
     texts: Split | None = field(default=None, repr=False, compare=False)
     roles: tuple[tuple[str | None, ...], ...] = field(default=(), repr=False, compare=False)
 

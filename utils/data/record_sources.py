@@ -77,14 +77,21 @@ def prepare_records(
             f"data_kind={kind!r} trains a decoder, and {type(model).__name__} is an encoder-decoder. Use "
             "prepare_examples(records, TaskSpec.seq2seq(...)) for it."
         )
-    convert = _as_messages if kind == "conversations" else _as_completions
+    records, validation = as_conversations(loaded, kind, column)
     data = prepare_conversations(
-        convert(loaded.records, column, loaded.source), tokenizer=tokenizer, model=model, max_length=max_length,
-        vocab_size=vocab_size, val_split=val_split, random_seed=seed,
-        validation=None if loaded.validation is None else convert(loaded.validation, column, loaded.source),
-        source=loaded.source, on_bad_row="skip", shorten_prompts=kind == "pairs",
+        records, tokenizer=tokenizer, model=model, max_length=max_length, vocab_size=vocab_size, val_split=val_split,
+        random_seed=seed, validation=validation, source=loaded.source, on_bad_row="skip", shorten_prompts=kind == "pairs",
     )  # fmt: skip
     return replace(data, report=replace(data.report, notes=[*loaded.notes, *data.report.notes]))
+
+
+def as_conversations(
+    loaded: LoadedRecords, kind: str, column: str | None
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]:
+    """Records of a kind of `has_answers`, and those of their own validation split, as `prepare_conversations` takes them."""
+    convert = _as_messages if kind == "conversations" else _as_completions
+    validation = None if loaded.validation is None else convert(loaded.validation, column, loaded.source)
+    return convert(loaded.records, column, loaded.source), validation
 
 
 def _beginning(rows: Any) -> tuple[list[dict[str, Any]], bool]:

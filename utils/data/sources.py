@@ -227,6 +227,11 @@ def as_source(
         batch_size = data.batch_size
         default = data.collate_fn is torch.utils.data.default_collate
         inner = data.dataset
+        if hasattr(inner, "quotas"):
+            raise DataTypeError(
+                f"{argument}: a DataLoader around a mixture would not keep its shares. Give the mixture itself (data.train), "
+                "and batch_size in the settings."
+            )
         if isinstance(inner, _Samples) and isinstance(data.collate_fn, _AlreadyTaken):
             source = _recollated(inner.source, collate, seed)
         elif default:

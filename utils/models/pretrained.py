@@ -306,6 +306,7 @@ def extend_vocabulary(model: nn.Module, tokenizer: Any, tokens: Sequence[str]) -
                 seen.add(id(parameter))
                 mean = parameter[: min(used, rows)].float().mean(0)
                 parameter[added] = mean.to(parameter.dtype)
+    note_new_tokens(model, added)
     return ids
 
 

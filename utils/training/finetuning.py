@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from utils.training.training_config import TrainingConfig
 _RECORD = "_trainbook_base"
 # Attribute of a base model with adapters in it: their settings, and the peft model around it.
 _ADAPTED = "_trainbook_adapted"
+#: Attribute of a model: ids of the tokens that were added to its vocabulary, whose rows nothing has trained yet.
+NEW_TOKENS = "_trainbook_new_tokens"
 #: Attribute of a pretrained model: names of the parameters that its checkpoint did not contain.
 NEW_PARAMETERS = "_trainbook_new_parameters"
 
@@ -93,6 +95,8 @@ def _described(model: nn.Module, base: nn.Module, config: TrainingConfig) -> Fin
     if config.finetune == "lora":
         layers = sum(1 for module in model.modules() if _is_adapted(module))
         how = f"LoRA of rank {config.lora_rank} on {layers} linear layers"
+        if tokens := trained_tokens(model):
+            how += f" and the embeddings of {len(tokens)} new tokens"
         if stacked := _stacked_weights(base):
             how += f" (not on {stacked}, whose weights are in no linear layer)"
     else:
@@ -135,6 +139,7 @@ def tuning_plan(model: nn.Module, config: TrainingConfig) -> TuningPlan:
         targets = _targets(model, config)
         added = sum(config.lora_rank * sum(modules[name].weight.shape) for name in targets)
         copied = sum(_size(p) for name in _trained_whole(model, targets) for p in modules[name].parameters())
+        copied += sum(len(ids) * modules[name].weight.shape[1] for name, ids in _token_rows(model, targets).items())
         trained, total = added + copied, whole + added + copied
     elif config.finetune != "full":
         last = config.finetune == "last_layers"
@@ -254,7 +259,7 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     same settings before is returned inside the peft model of that time, so that a cell can be run twice.
 
     A head for classes or numbers is trained too, and so is every module that the pretrained checkpoint did not
-    contain. The adapters start from `random_seed` alone, and the
+    contain, and the rows of tokens that were added to the vocabulary (`note_new_tokens`), in the output layer too. The adapters start from `random_seed` alone, and the
     global random generators are left as they were.
     """
     try:
@@ -264,7 +269,7 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     if isinstance(model, PeftModel):
         _note_base(model)
         return model
-    chosen = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    chosen = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, new_tokens(model))
     earlier, adapted_before = model.__dict__.get(_ADAPTED, (None, None))
     if isinstance(adapted_before, nn.Module) and earlier == chosen:
         return adapted_before
@@ -280,6 +285,7 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type, unused-ignore]  # peft scales by floats too
         fan_in_fan_out=all(_is_conv1d(modules[name]) for name in names),
         modules_to_save=_trained_whole(model, names) or None,
+        trainable_token_indices=_token_rows(model, names) or None,
     )  # fmt: skip
     floats = getattr(model, "main_input_name", "input_ids") == "pixel_values"
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -290,6 +296,46 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     adapted: nn.Module = made
     model.__dict__[_ADAPTED] = (chosen, adapted)
     return adapted
+
+
+def note_new_tokens(model: nn.Module, ids: Iterable[int]) -> None:
+    """Note tokens that were added to the vocabulary of `model`: LoRA trains their rows, which nothing has trained yet."""
+    model.__dict__[NEW_TOKENS] = tuple(sorted({*new_tokens(model), *(int(number) for number in ids)}))
+
+
+def new_tokens(model: nn.Module) -> tuple[int, ...]:
+    """Ids of the tokens that `note_new_tokens` noted, ascending."""
+    found: tuple[int, ...] = base_of(model).__dict__.get(NEW_TOKENS, ())
+    return found
+
+
+def trained_tokens(model: nn.Module) -> tuple[int, ...]:
+    """Ids of the tokens whose rows a peft model trains beside its adapters, ascending."""
+    found: set[int] = set()
+    for module in model.modules():
+        indices = getattr(module, "token_indices", None)
+        for ids in indices.values() if isinstance(indices, Mapping) else ():
+            found.update(ids)
+    return tuple(sorted(found))
+
+
+def _token_rows(model: nn.Module, targets: list[str]) -> dict[str, list[int]]:
+    """Names of the embeddings and of an untied output layer, with the rows of new tokens in them; empty without any."""
+    tokens = list(new_tokens(model))
+    if not tokens:
+        return {}
+    transformer: Any = model
+    layers = [getattr(transformer, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    inputs, outputs = layers
+    if inputs is None:
+        raise ConfigError(
+            f"finetune: got 'lora', and {type(model).__name__} does not say which layer holds the embeddings of the "
+            f"{len(tokens)} tokens that were added to its vocabulary; set 'full'."
+        )
+    tied = outputs is not None and outputs.weight is inputs.weight  # peft trains tied rows together
+    wanted = [inputs] if tied or outputs is None else [inputs, outputs]
+    names = [name for name, module in model.named_modules() if any(module is layer for layer in wanted)]
+    return {name: tokens for name in names if name not in targets}
 
 
 def _trained_whole(model: nn.Module, targets: list[str]) -> list[str]:

@@ -199,7 +199,7 @@ class TrainingConfig(Schema):
         "val/loss",
         "Monitored metric",
         "Metric that selects the best checkpoint and drives early stopping.",
-        pattern=r"^(train|val)/[A-Za-z0-9_.]+$",
+        pattern=r"^(train|val)/[A-Za-z0-9_.]+(/[A-Za-z0-9_.-]+)?$",
     )
     mode: Literal["min", "max"] = _field(
         "min", "Direction", "Whether lower or higher values of the monitored metric are better."
@@ -338,7 +338,7 @@ class TrainingConfig(Schema):
             problems.append(Problem("strategy", "got 'fsdp' with finetune='lora'; adapters are small: set 'ddp'", "ddp"))
         if values["lora_targets"] == ():
             problems.append(Problem("lora_targets", "got no name; set 'auto' or names of linear layers", "auto"))
-        metric = str(values["monitor"]).split("/")[-1]
+        metric = [*str(values["monitor"]).split("/"), ""][1]  # of val/loss/<dataset> the loss
         wanted = "max" if metric in _GROWING else "min" if metric in _FALLING else None
         if wanted and values["mode"] != wanted:
             problems.append(

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from utils.errors import Problem
+from utils.data.mixture_settings import MixtureSource, mixture_sources
+from utils.errors import ConfigError, Problem
 from utils.schema import Schema, equal, path_text, shown
 
 #: The source, and the dataset's name, that mean the corpus that needs no network.
@@ -109,6 +110,22 @@ class DataSettings(Schema):
         "conversations: dialogues, with the loss on the answers. pairs: a text and the text to generate for it, such as "
         "article and summary. text: plain text. auto: conversations if the file contains them, else text.",
     )
+    mixture: tuple[MixtureSource, ...] = _field(
+        (),
+        "Mixture",
+        "Several datasets instead of one: a list of {path or dataset, weight, name}, with data_kind, text_column, "
+        "config_name or conversation_layout where needed. Text and conversations can be mixed.",
+    )
+    mixture_by: Literal["examples", "tokens"] = _field(
+        "examples", "Mixture weights count", "Whether the weights of a mixture are shares of the examples or of the tokens."
+    )
+    mixture_temperature: float = _field(
+        1.0,
+        "Mixture temperature",
+        "Weights become weight ** (1 / temperature): above 1 small datasets are seen more often than their weight says.",
+        gt=0,
+        le=1000,
+    )
     tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
         "auto",
         "Tokenizer",
@@ -150,6 +167,11 @@ class DataSettings(Schema):
             for name in paths
             if isinstance(values.get(name), str) and "\0" in values[name]
         ]
+        if "mixture" in values:
+            try:
+                values["mixture"] = mixture_sources(values["mixture"])
+            except ConfigError as error:
+                problems.append(Problem("mixture", str(error).removeprefix("mixture: ")))
         dataset = values.pop("dataset", None)
         if dataset is not None and not isinstance(dataset, str):
             problems.append(Problem("dataset", f"got {shown(dataset)}; {_A_NAME}", BUILTIN))
@@ -178,6 +200,8 @@ class DataSettings(Schema):
     @classmethod
     def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
         source, path, name = values["dataset_source"], values["dataset_path"], values["dataset_name"]
+        if values["mixture"] and (found := _of_one_dataset(values)):
+            return found
         if path is not None and name is not None:
             message = f"got {shown(path)} together with dataset_name={shown(name)}; keep one of the two"
             return [Problem("dataset_path", message)]
@@ -193,3 +217,16 @@ class DataSettings(Schema):
             for part, (sources, owner) in PARTS.items()
             if values[part] is not None and source not in sources
         ]
+
+
+def _of_one_dataset(values: Mapping[str, Any]) -> list[Problem]:
+    """Settings beside a mixture that name or describe a single dataset."""
+    if values["task"] != "causal_lm":
+        message = f"got {values['task']!r} together with a mixture; only text and conversations can be mixed"
+        return [Problem("task", message, "causal_lm")]
+    own = {"dataset_path": None, "dataset_name": None, **dict.fromkeys(PARTS), "data_kind": "auto"}
+    return [
+        Problem(name, f"got {shown(values[name])} together with a mixture; set it in the entries of the mixture")
+        for name, default in own.items()
+        if values[name] != default
+    ]

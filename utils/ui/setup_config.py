@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
+from utils.data.mixture_settings import MixtureSource
 from utils.errors import ConfigError, Problem
 from utils.schema import equal, nearest, path_text, shown
 from utils.scrubbing import scrubbed
@@ -55,6 +56,9 @@ class SetupConfig:
         pretrained_model: str | None
         val_split: float
         data_kind: str
+        mixture: tuple[MixtureSource, ...]
+        mixture_by: str
+        mixture_temperature: float
         tokenizer_strategy: str
         shuffle_documents: bool
         document_masks: bool
@@ -99,7 +103,8 @@ class SetupConfig:
         """Change several fields at once, or none: raises `ConfigError` that lists every problem.
 
         A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that dataset of the Hub; each
-        forgets the other, and `dataset_source="builtin"` alone forgets both. Another dataset forgets `config_name`,
+        forgets the other, and `dataset_source="builtin"` alone forgets both. A `mixture` forgets all of these and they
+        forget it. Another dataset forgets `config_name`,
         `text_column`, `label_column` and `conversation_layout`.
         """
         data, training, problems = self._sorted(values)
@@ -155,6 +160,10 @@ class SetupConfig:
         for name in ("shuffle_documents", "document_masks"):
             if getattr(self._data, name):
                 arguments[name] = True
+        if self._data.mixture:
+            kept = self._data.to_dict()
+            arguments |= {name: kept[name] for name in ("mixture", "mixture_by", "mixture_temperature")}
+            del arguments["dataset"]
         if self._data.tokenizer_strategy != "auto":
             arguments["tokenizer_strategy"] = self._data.tokenizer_strategy
         needed = self._training.differences()
@@ -301,6 +310,9 @@ def _meant(name: str, known: tuple[str, ...]) -> str:
 
 def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
     """`changes`, with what naming a source, a path or a dataset says about the others made explicit."""
+    if changes.get("mixture"):
+        alone = {"dataset_source": BUILTIN, "dataset_path": None, "dataset_name": None, "data_kind": "auto"}
+        return {**alone, **dict.fromkeys(PARTS), **changes}
     name = changes.get("dataset_name")
     places = {
         "dataset_path": path_text(changes.get("dataset_path")),
@@ -309,7 +321,7 @@ def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str,
     source = changes["dataset_source"] if "dataset_source" in changes else _implied_source(current, changes, places)
     if source is None or not all(isinstance(place, (str, NoneType)) for place in (source, *places.values())):
         return dict(changes)
-    implied: dict[str, Any] = {"dataset_source": source}
+    implied: dict[str, Any] = {"dataset_source": source, "mixture": ()}
     implied |= {place: None for place, its_sources in PLACE_SOURCES.items() if source not in its_sources}
     if not _keeps_data(current, source, places):
         implied |= dict.fromkeys(PARTS)

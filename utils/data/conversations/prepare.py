@@ -28,6 +28,7 @@ from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
 from utils.tokenization.adaptive import check_fits, choose_tokenizer
 from utils.tokenization.special_tokens import SPECIAL_TOKENS
+from utils.training.finetuning import note_new_tokens
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ def prepare_conversations(
     read = read_conversations(records, layout, on_bad_row)
     train, held_out, rule = _split(read, validation, val_split, random_seed, on_bad_row)
     tokenizer, kind = _tokenizer(tokenizer, train, chat_template, sizes)
+    used = len(tokenizer)
     template = set_chat_template(tokenizer, chat_template, sizes.model_vocab_size)
+    if model is not None:
+        note_new_tokens(model, range(used, len(tokenizer)))
     notes = [note for note in (_smaller(tokenizer, sizes), _changed(model, tokenizer)) if note]
     renderer = Renderer(tokenizer, train_on)
     parts = [
@@ -123,6 +127,9 @@ def prepare_conversations(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     members = [_members(part, sizes.max_length, packed) for part in parts]
     data = [_examples(*part, sizes.max_length, pad_id, packed) for part in zip(parts, members, strict=True)]
+    for examples in data:
+        # Where every token is a target, nothing says where answers begin.
+        examples.end_ids = frozenset() if train_on == "all" else frozenset(renderer.notes.end_ids)
     roles = _first_roles(renderer, train, parts[0], members[0], len(data[0].columns["input_ids"][0]) if packed else 0)
     kept = [one for part in parts for one in part.truncated.kept]
     report = ConversationsReport(
@@ -196,12 +203,28 @@ def _tokenizer(
 ) -> tuple[PreTrainedTokenizerFast, str]:
     if given is not None:
         return given, f"{type(given).__name__} with {len(given):,} tokens (given)"
-    texts = [message["content"] for one in train for message in one.messages if message["content"]]
-    roles = ["system\nuser\nassistant\n"]  # the template's own words must have tokens, whatever the texts are
-    tokens = CHAT_TEMPLATES[template or "chatml"][1] if template in (None, *CHAT_TEMPLATES) else ()
-    choice = choose_tokenizer([*texts, *roles, "System: User: Assistant: Tool:"], sizes.vocab_size,
-                              special_tokens=(*SPECIAL_TOKENS, *tokens))  # fmt: skip
+    choice = choose_tokenizer(_texts(train), sizes.vocab_size, special_tokens=special_tokens(template))
     return choice.tokenizer, choice.reason
+
+
+def special_tokens(template: str | None = None) -> tuple[str, ...]:
+    """The special tokens of a tokenizer that is learnt for conversations in this chat template; None: "chatml"."""
+    tokens = CHAT_TEMPLATES[template or "chatml"][1] if template in (None, *CHAT_TEMPLATES) else ()
+    return (*SPECIAL_TOKENS, *tokens)
+
+
+def training_texts(
+    records: Any, validation: Any, layout: str | None, val_split: float, random_seed: int
+) -> list[str]:
+    """The texts from which `prepare_conversations` learns a tokenizer when it is given the same; bad rows are left out."""
+    read = read_conversations(records, layout, "skip")
+    return _texts(_split(read, validation, val_split, random_seed, "skip")[0])
+
+
+def _texts(train: Sequence[Conversation]) -> list[str]:
+    texts = [message["content"] for one in train for message in one.messages if message["content"]]
+    # The template's own words must have tokens, whatever the texts are.
+    return [*texts, "system\nuser\nassistant\n", "System: User: Assistant: Tool:"]
 
 
 def _smaller(tokenizer: Any, sizes: _Sizes) -> str | None:

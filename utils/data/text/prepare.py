@@ -122,6 +122,14 @@ def prepare_text(
     return PreparedData(train, validation, tokenizer, task_spec, report, split)
 
 
+def training_documents(
+    documents: Sequence[str], validation: Sequence[str] | None, val_split: float, random_seed: int
+) -> Sequence[str]:
+    """The documents that `prepare_text` trains on when it is given the same."""
+    texts = _with_text(documents)
+    return texts if validation is not None or val_split == 0 else split_documents(texts, val_split, random_seed).train
+
+
 def _given_split(train: Sequence[str], validation: Sequence[str]) -> Split:
     kept, held_out = sum(map(len, train)), sum(map(len, validation))
     share = held_out / (kept + held_out)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
 from utils.data.file_records import TASKS
+from utils.data.mixture_settings import mixture_sources
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
 from utils.data.text.hub import dataset_name_problem
-from utils.errors import Problem
+from utils.errors import ConfigError, Problem
 from utils.schema import nearest, shown
 from utils.tokenization.adaptive import STRATEGIES
 from utils.training.task_spec import TaskSpec
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 #: The name of the corpus that needs no network.
 BUILTIN = "builtin"
 
-Kind = Literal["builtin", "named", "file", "table", "texts", "rows", "module", "nothing"]
+Kind = Literal["mixture", "builtin", "named", "file", "table", "texts", "rows", "module", "nothing"]
 
 # Blocks are as long as the model takes, but not longer than this where no length is given.
 _DEFAULT_LENGTH = 512
-_TEXT_KINDS = ("builtin", "named", "file", "table", "texts")
+_TEXT_KINDS = ("mixture", "builtin", "named", "file", "table", "texts")
 # Arguments that mean something for some kinds of data only.
 _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "config_name": ("named",),
@@ -43,6 +44,7 @@ _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "document_masks": _TEXT_KINDS,
 }
 _KIND_WORDS: Mapping[str, str] = {
+    "mixture": "a mixture",
     "builtin": "the built-in corpus",
     "file": "files",
     "table": "a table",
@@ -54,7 +56,7 @@ _KIND_WORDS: Mapping[str, str] = {
 
 # What each source, as the wizard calls it, is here.
 _SOURCES: Mapping[str, tuple[str, ...]] = {
-    "builtin": ("builtin",),
+    "builtin": ("builtin", "mixture"),
     "local": ("file", "named"),
     "huggingface": ("named",),
     "drive": ("file",),
@@ -80,6 +82,7 @@ class DataArguments:
         task_spec: what is learnt; None: to predict the next token. For other tasks a table has labels.
         seed: draws the validation part.
         task, label_column, conversation_layout: of files with records, see `utils.data.file_records.prepare_files`.
+        mixture, mixture_by, mixture_temperature: several datasets instead of one, as a setup names them (`MixtureSource`).
         data_kind: what the rows are: "conversations", "pairs" (a text, and the text to write for it), "text", or "auto":
             texts.
         shuffle_documents, document_masks: how texts are packed; see `utils.data.text.prepare.prepare_text`.
@@ -104,12 +107,17 @@ class DataArguments:
     data_kind: str = "auto"
     shuffle_documents: bool = False
     document_masks: bool = False
+    mixture: Any = None
+    mixture_by: str = "examples"
+    mixture_temperature: float = 1.0
 
     @property
     def kind(self) -> Kind:
         """Kind of dataset that was given."""
         if self.datamodule is not None:
             return "module"
+        if self.mixture is not None:
+            return "mixture"
         if self.dataset_path is not None:
             return "file"
         return "builtin" if self.dataset is None else kind_of(self.dataset)
@@ -128,7 +136,7 @@ class DataArguments:
     @property
     def names_data(self) -> bool:
         """Whether the caller said what to train on."""
-        return any(value is not None for value in (self.dataset, self.dataset_path, self.datamodule))
+        return any(value is not None for value in (self.dataset, self.dataset_path, self.datamodule, self.mixture))
 
     def block_length(self, model: nn.Module) -> int:
         """Tokens of a block."""
@@ -150,9 +158,14 @@ class DataArguments:
         ]
 
     def _place_problems(self) -> list[Problem]:
-        given = [name for name in ("dataset", "dataset_path", "datamodule") if getattr(self, name) is not None]
+        given = [name for name in ("mixture", "dataset", "dataset_path", "datamodule") if getattr(self, name) is not None]
         if len(given) > 1:
             return [Problem(given[1], f"given together with {given[0]}; keep one of the two")]
+        if self.mixture is not None:
+            try:
+                mixture_sources(self.mixture)
+            except ConfigError as error:
+                return [Problem("mixture", str(error).removeprefix("mixture: "))]
         if self.kind == "nothing":
             return [Problem("dataset", f"got {_described(self.dataset)}; {_what_data_is(self.dataset)}")]
         if isinstance(self.dataset, str) and self.kind == "named" and (problem := dataset_name_problem(self.dataset)):

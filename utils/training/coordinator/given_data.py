@@ -6,7 +6,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from utils.data.conversations.report import ConversationsReport
+    from utils.data.mixture import MixtureReport
+    from utils.data.prepare import DataSetup
     from utils.data.text.report import DataReport, ExamplesReport
 
 
@@ -52,7 +55,7 @@ class GivenData:
     validation: Any
     tokenizer: Any
     task_spec: TaskSpec | None
-    report: DataReport | ExamplesReport | ConversationsReport | None = None
+    report: DataReport | ExamplesReport | ConversationsReport | MixtureReport | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -68,6 +71,8 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         return _with_vocabulary(found, given)
     if given.is_labelled:
         return _labelled(given, model)
+    if given.kind == "mixture":
+        return _mixed(given, model)
     if has_answers(given.data_kind):
         check_is_text(given.shuffle_documents, given.document_masks)
         return _with_answers(given, model)
@@ -90,6 +95,21 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if not given.names_data:
         notices.insert(0, f"No data named: trained on the built-in corpus ({BUILTIN_NAME}), {len(texts.train)} blocks.")
     return GivenData(texts.train, texts.validation, texts.tokenizer, texts.task_spec, texts.report, notices)
+
+
+def _mixed(given: DataArguments, model: nn.Module) -> GivenData:
+    """A mixture of datasets that were named."""
+    from utils.data.prepare_mixture import prepare_mixture
+
+    setup = SimpleNamespace(
+        mixture=given.mixture, mixture_by=given.mixture_by, mixture_temperature=given.mixture_temperature,
+        vocab_size=given.vocab_size, max_length=given.block_length(model), tokenizer_strategy=given.tokenizer_strategy,
+        val_split=given.val_split, random_seed=given.seed, task=given.task,
+    )  # fmt: skip
+    found = prepare_mixture(cast("DataSetup", setup), model, given.tokenizer)
+    return GivenData(
+        found.train, found.validation, found.tokenizer, found.task_spec, found.report, list(found.report.notes)
+    )
 
 
 def _records(given: DataArguments, model: nn.Module, length: int, vocab_size: int) -> GivenData | None:

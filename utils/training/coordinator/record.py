@@ -7,8 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.data.mixture_settings import mixture_sources
 from utils.errors import ConfigError
-from utils.storage import write_json
+from utils.storage import absolute_path, write_json
 from utils.training.coordinator.arguments import BUILTIN, DataArguments
 from utils.training.engine.callbacks import Callback
 
@@ -94,14 +95,26 @@ def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
     if given.kind in (*_OBJECTS, "module") and given.datamodule is None:
         objects.append("dataset")
     arguments: dict[str, Any] = {name: getattr(given, name) for name in _PLAIN}
+    if given.mixture is not None:
+        sources = [_lasting_source(source.to_dict()) for source in mixture_sources(given.mixture)]
+        by, temperature = given.mixture_by, given.mixture_temperature
+        arguments |= {"mixture": sources, "mixture_by": by, "mixture_temperature": temperature}
     if given.is_text:
         arguments["max_length"] = given.max_length if given.is_labelled else given.block_length(model)
     if given.dataset_path is not None:
         path = Path(given.dataset_path).expanduser()
         arguments["dataset_path"] = str(path) if given.dataset_source == "drive" else _without_home(path)
-    elif not {"dataset", "datamodule"} & set(objects):
+    elif given.mixture is None and not {"dataset", "datamodule"} & set(objects):
         arguments["dataset"] = _lasting(given.dataset)
     return {"arguments": arguments, "objects": objects}
+
+
+def _lasting_source(source: dict[str, Any]) -> dict[str, Any]:
+    """A dataset of a mixture whose path means the same from another folder."""
+    path = source["dataset_path"]
+    if path is None or source["dataset_source"] == "drive":
+        return source
+    return {**source, "dataset_path": str(absolute_path(path))}
 
 
 def _lasting(name: Any) -> str:

@@ -44,9 +44,13 @@ class ValidationBytes:
         self._total: int | None = None
         self._due = self._task is not None and hasattr(tokenizer, "decode")
 
-    def watching(self, batches: Iterable[Batch | None]) -> Iterable[Batch | None]:
-        """The batches, counted as they pass where that is due."""
-        return self._passing(batches) if self._due else batches
+    def watching(self, batches: Iterable[Batch | None], *, continued: bool = False) -> Iterable[Batch | None]:
+        """The batches, counted as they pass where that is due.
+
+        Args:
+            continued: they belong to the same validation as the batches before.
+        """
+        return self._passing(batches, continued) if self._due else batches
 
     def metrics(self, sums: Sums, world: World) -> dict[str, float]:
         """`val/bits_per_byte` of the validation that `watching` saw to its end; empty where the bytes are not known."""
@@ -63,8 +67,9 @@ class ValidationBytes:
         nats = sums.count("plain_loss") if "plain_loss" in sums.counts else sums.loss
         return {f"val/{METRIC}": bits_per_byte(nats, self._total)}
 
-    def _passing(self, batches: Iterable[Batch | None]) -> Iterator[Batch | None]:
-        self._counted, self._reason = 0, ""
+    def _passing(self, batches: Iterable[Batch | None], continued: bool) -> Iterator[Batch | None]:
+        if not continued:
+            self._counted, self._reason = 0, ""
         for batch in batches:
             if batch is not None and not self._reason:
                 try:

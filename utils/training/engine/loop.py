@@ -27,7 +27,8 @@ from utils.training.engine.nonfinite import SkipRule
 from utils.training.engine.outlets import Records, Saver
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, evaluate, train_step
+from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, train_step
+from utils.training.engine.validation import validate
 from utils.training.engine.watch import BatchEvents, StepWatch
 
 log = logging.getLogger("trainbook.engine")
@@ -313,9 +314,7 @@ class TrainingLoop:
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
-            batches = self._bytes.watching(self.data.validation_batches())
-            sums = evaluate(self.parts, batches, self._poll, state.validation_pieces)
-        metrics = metrics_of(sums, self.parts.objective, "val")
+            sums, metrics = validate(self.parts, self.data, self._poll, state.validation_pieces, self._bytes)
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         metrics |= self._bytes.metrics(sums, self.parts.world)
@@ -334,8 +333,7 @@ class TrainingLoop:
         if average is None or not average.count:
             return {}
         with rng.preserved(), average.applied():
-            sums = evaluate(self.parts, self.data.validation_batches(), self._poll, self.state.validation_pieces)
-        found = metrics_of(sums, self.parts.objective, "val")
+            _, found = validate(self.parts, self.data, self._poll, self.state.validation_pieces)
         own, averaged = metrics.get(self.plan.monitor, math.nan), found.get(self.plan.monitor, math.nan)
         average.better = averaged < own if self.plan.mode == "min" else averaged > own
         return {f"{name}{AVERAGED}": value for name, value in found.items()}

@@ -133,7 +133,7 @@ def planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulatio
 def plan_monitor(config: TrainingConfig, data: UniversalDataModule, objective: Objective, notice: Notice) -> str:
     """The metric that decides which state is best. Raises `ConfigError` when the run cannot produce it."""
     monitor = config.monitor
-    check_monitor(monitor, objective)
+    check_monitor(monitor, objective, data.validation_names)
     if data.validation is None and monitor.startswith("val/"):
         there = monitor.replace("val/", "train/")
         notice(f"No validation data: {there} is monitored instead of {monitor}.")

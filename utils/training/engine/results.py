@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from utils.training.engine.hardware.energy import EnergyUse
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.state import Row, TrainState
+from utils.training.evaluation.answer_ends import AnswerEnds, stored_answer_ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,6 +146,12 @@ class TrainingResults(Mapping[str, Any]):
         return self.evaluate_rows[-1].get("val/bits_per_byte") if self.evaluate_rows else None
 
     @property
+    def answer_ends(self) -> AnswerEnds | None:
+        """After a training on conversations, how many sampled validation answers the model ends by itself; None: not measured,
+        because the data are none, nothing was validated, or the run can be continued."""
+        return stored_answer_ends(self.run_dir)
+
+    @property
     def _task(self) -> type[Task]:
         from utils.training.engine.loss.tasks import Task, find_task
 
@@ -267,6 +274,11 @@ class TrainingResults(Mapping[str, Any]):
             if self.bits_per_byte is not None:
                 more = f"{more.removesuffix(')')}, {self.bits_per_byte:.3f} bits per byte)"
             rows[VALIDATION_LOSS] = f"{last:.4f} {self._task.loss_unit}{more}"
+        for name, value in self.evaluate_rows[-1].items() if self.evaluate_rows else ():
+            if name.startswith("val/loss/"):
+                rows[f"loss of {name.removeprefix('val/loss/')}"] = f"{value:.4f} {self._task.loss_unit}"
+        if (answers := self.answer_ends) is not None:
+            rows["answers"] = str(answers)
         if baseline is not None:
             rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
         if other := self._other_metrics():

@@ -50,6 +50,7 @@ from utils.training.engine.session import Session, failures_reported
 from utils.training.engine.state import TrainState
 from utils.training.engine.step import modes_kept, switch_to_training
 from utils.training.engine.warm_up import choose_precision, compile_model, find_batch_size
+from utils.training.evaluation.answer_ends import answer_ends, store_answer_ends
 from utils.training.finetuning import FineTuned, fine_tuned
 from utils.training.run_folder import RunFolder
 from utils.training.run_start import Start, absolute_source, decide_start
@@ -184,6 +185,8 @@ class Trainer:
                 received, results = outcome or (None, self._results(run, plan))
                 if received is not None:
                     raise _interruption(received, results)
+                if outcome is not None:
+                    self._measure_answers(val_data, results, plan.world)
                 return self._bundled(results, run.start.folder, plan.world)
         finally:
             # Not at the start, where a request may have been made already.
@@ -304,6 +307,31 @@ class Trainer:
             return found
         run = RunFacts(folder.name, folder.path, folder.run_id, scrubbed(config.to_dict()), self.state.step)
         return [*found, Trackers(trackers, run, self.notices)]
+
+    def _measure_answers(self, val_data: Any, results: TrainingResults, world: World) -> None:
+        """After a training on conversations: the share of answers that end by themselves, kept with the run."""
+        if not self.state.ended or self.tokenizer is None or self.training_config.strategy == "fsdp":
+            return
+
+        def measure() -> str | None:
+            with rng.preserved():
+                found = answer_ends(
+                    self.model, val_data, self.tokenizer, seed=self.training_config.random_seed, step=self.state.step
+                )
+                if found is not None:
+                    store_answer_ends(found, results.run_dir)
+            return None if found is None else f"{found}."
+
+        try:
+            sentence = world.from_main(measure)
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(
+                "Interrupted while answers were sampled. The training itself is finished.", results
+            ) from None
+        except Exception as error:  # noqa: BLE001 - whatever the model raises, the training itself is finished
+            sentence = f"The share of answers that end by themselves was not measured: {type(error).__name__}: {error}"
+        if sentence is not None:
+            self.notice(sentence)
 
     def _bundled(self, results: TrainingResults, folder: RunFolder, world: World) -> TrainingResults:
         """`results` with the export bundle, where the config asks for one. One that fails is reported and fails no run."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import __version__
+from utils.data.mixture_settings import mixture_sources
 from utils.training.config_files import read_config_file
 from utils.training.export.markdown import code, counted, inline, is_number, shown, table
 
@@ -70,6 +71,8 @@ class TrainingRecord:
     def dataset(self) -> str | None:
         """The name of the data, as the run recorded it."""
         setup = self.recorded.get("setup") or {}
+        if setup.get("mixture"):
+            return " and ".join(source.label for source in mixture_sources(setup["mixture"]))
         if setup.get("dataset_source") == "builtin":
             return "the Python language reference (built-in corpus)"
         name = setup.get("dataset_name") or setup.get("dataset_path")
@@ -115,6 +118,9 @@ class TrainingRecord:
             for row in (of_step or evaluations)[-1:]:
                 where = f"validation data after step {row.get('step', 'unknown')}"
                 rows += [(name, value, where) for name, value in row.items() if name.startswith("val/")]
+            if (answers := getattr(results, "answer_ends", None)) is not None:
+                where = f"{answers.count} validation prompts, greedy, at most {answers.max_new_tokens} new tokens"
+                rows.append(("answers/ended_share", answers.share, where))
             for row in results.epoch_rows[-1:]:
                 where = f"training data, mean over epoch {row['epoch'] + 1}"
                 rows += [(name, value, where) for name, value in row.items() if name in _TRAINING_METRICS]

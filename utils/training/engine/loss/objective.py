@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
@@ -104,10 +104,13 @@ class Objective:
 _OF_TRAINING = ("grad_norm", "learning_rate", "aux_loss")
 
 
-def check_monitor(monitor: str, objective: Objective) -> None:
+def check_monitor(monitor: str, objective: Objective, datasets: Sequence[str] = ()) -> None:
     """Raise `ConfigError` with the nearest name when `monitor` is no metric of the objective.
 
     An objective that overrides `metrics` without `metric_names` is not checked: its metrics are known only once it ran.
+
+    Args:
+        datasets: names of those of a mixture, each of which has a validation loss of its own.
     """
     for base in type(objective).__mro__:
         if "metric_names" in vars(base):
@@ -115,7 +118,7 @@ def check_monitor(monitor: str, objective: Objective) -> None:
         if "metrics" in vars(base):
             return
     prefix, _, name = monitor.partition("/")
-    known = [*objective.metric_names, *(_OF_TRAINING if prefix == "train" else ())]
+    known = [*objective.metric_names, *(_OF_TRAINING if prefix == "train" else [f"loss/{one}" for one in datasets])]
     if name in known:
         return
     guess = nearest(name, known)
