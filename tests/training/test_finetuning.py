@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import transformers as hf
 from torch import nn
 
 from benchmarks.finetuning import STEPS, load_family, samples, save_family, tune, verdicts
+from tests.kit.toys import assert_same_run
+from utils.data import prepare_conversations
 from utils.errors import CheckpointError, ConfigError, ModelError
-from utils.training import Trainer, TrainingConfig
+from utils.models import extend_vocabulary
+from utils.tokenization import build_character_tokenizer
+from utils.training import Callback, Trainer, TrainingConfig, export_model
 from utils.training.engine.checkpointing.store import read_checkpoint
-from utils.training.finetuning import fine_tuned, linear_layers
+from utils.training.finetuning import NEW_TOKENS, fine_tuned, linear_layers, trained_tokens, tuning_plan
 from utils.training.stored_models import load_results
 
 pytest.importorskip("peft")
@@ -131,6 +136,83 @@ def test_the_last_layers_and_what_follows_them_are_trained(llama):
     assert all(p.requires_grad for p in model.parameters())
     with pytest.raises(ConfigError, match="has 2 blocks"), fine_tuned(model, config.replace(finetune_layers=3)):
         pass
+
+
+def chat_model(tied):
+    """A Llama with room for new tokens, its tokenizer and conversations whose chat template adds two."""
+    tokenizer = build_character_tokenizer(["0123456789 ?.systemuserassistant\nSystem: User: Assistant: Tool:"], 100)
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=len(tokenizer) + 4, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = hf.LlamaForCausalLM(config)
+    chats = [{"question": f"{n}?", "answer": f"{n + 1}."} for n in range(40)]
+    data = prepare_conversations(chats, tokenizer, model=model, chat_template="chatml", max_length=64)
+    return model, data
+
+
+def tune_chat(tied, folder, *, stop_at=None, resume_from=None, **changes):
+    class Stop(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == stop_at:
+                trainer.request_stop("test")
+
+    model, data = chat_model(tied)
+    config = TrainingConfig(
+        max_steps=4, batch_size=8, learning_rate=1e-2, finetune="lora", lora_rank=2, output_dir=str(folder), run_name="chat", **changes
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = Trainer(model, None, config, data.task_spec, tokenizer=data.tokenizer, callbacks=[Stop()])
+    return before, trainer.train(data.train, data.validation, resume_from=resume_from), data
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_lora_trains_the_rows_of_tokens_that_a_chat_template_adds_and_no_others(tied, tmp_path):
+    before, results, data = tune_chat(tied, tmp_path / "unbroken")
+    new = data.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert any("the embeddings of 2 new tokens" in notice for notice in results.notices)
+    assert results.fine_tuning["unmoved"] == []
+    merged = copy.deepcopy(results.model).merge_and_unload().state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        moved = (merged[name] != before[name]).any(1).nonzero().flatten().tolist()
+        assert moved == sorted(new), name
+
+    export = export_model(results, formats=["hf"])["hf"]
+    loaded = hf.AutoModelForCausalLM.from_pretrained(export.path).state_dict()
+    assert torch.equal(loaded["model.embed_tokens.weight"], merged["model.embed_tokens.weight"])
+
+    tune_chat(tied, tmp_path / "stopped", stop_at=2)
+    continued = tune_chat(tied, tmp_path / "stopped", resume_from="auto")[1]
+    assert_same_run(results, continued)
+
+
+def test_rows_of_new_tokens_are_found_again_in_a_stored_run_and_missing_ones_are_named(tmp_path):
+    _, results, data = tune_chat(True, tmp_path)
+    ids = torch.tensor([data.train[0]["input_ids"].tolist()])
+    plain = chat_model(True)[0]
+    plain.__dict__.pop(NEW_TOKENS)
+    base = tmp_path / "base"
+    plain.save_pretrained(base)
+    stored = load_results(results.run_dir, str(base), {})
+    with torch.no_grad():
+        assert torch.equal(stored.model.eval()(input_ids=ids).logits, results.model.eval()(input_ids=ids).logits)
+    trainer = Trainer(plain, None, results.training_config.replace(max_steps=5), data.task_spec, tokenizer=data.tokenizer)
+    with pytest.raises(CheckpointError, match="holds the rows of the new tokens"):
+        trainer.train(data.train, data.validation, resume_from=results.checkpoint_path)
+
+
+def test_extended_tokens_are_trained_too_and_counted_before_training(llama):
+    model = hf.LlamaForCausalLM.from_pretrained(llama)
+    tokenizer = build_character_tokenizer(["abc"], 20)
+    config = TrainingConfig(finetune="lora")
+    without = tuning_plan(model, config).trained
+    (token,) = extend_vocabulary(model, tokenizer, ["<tool>"])
+    counted = tuning_plan(model, config).trained
+    assert counted > without
+    with fine_tuned(model, config) as tuned:
+        assert tuned.trained == counted
+        assert trained_tokens(tuned.model) == (token,)
 
 
 def test_targets_are_found_for_a_plain_network_and_checked_by_name(llama):

@@ -28,7 +28,7 @@ from utils.models.transformers_models import (
     torch_version,
 )
 from utils.schema import shown
-from utils.training.finetuning import NEW_PARAMETERS
+from utils.training.finetuning import NEW_PARAMETERS, note_new_tokens
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ _EXPORTS = {
     "ExperimentManager": "utils.training.experiments",
     "MetricsTracker": "utils.training.metrics_tracker",
     "evaluate_generation": "utils.training.evaluation",
+    "note_new_tokens": "utils.training.finetuning",
     "evaluate_harness": "utils.training.evaluation",
     "GenerationReport": "utils.training.evaluation",
     "diagnose": "utils.training.doctor",

@@ -258,9 +258,9 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     """`model` inside a peft model with LoRA adapters; a peft model is returned as it is, and a model that got adapters of the
     same settings before is returned inside the peft model of that time, so that a cell can be run twice.
 
-    A head for classes or numbers is trained too, and so is every module that the pretrained checkpoint did not
-    contain, and the rows of tokens that were added to the vocabulary (`note_new_tokens`), in the output layer too. The adapters start from `random_seed` alone, and the
-    global random generators are left as they were.
+    A head for classes or numbers is trained too, and so are every module that the pretrained checkpoint did not contain and the
+    rows of tokens that were added to the vocabulary (`note_new_tokens`), in embeddings and output layer. The adapters start
+    from `random_seed` alone, and the global random generators are left as they were.
     """
     try:
         from peft import LoraConfig, PeftModel, get_peft_model
@@ -405,11 +405,14 @@ def _note_base(model: nn.Module) -> None:
     base = base_of(model)
     name = getattr(getattr(base, "config", None), "_name_or_path", "") or ""
     model.__dict__[_RECORD] = {"class": type(base).__name__, "name": str(name), "digest": digest.hexdigest()}
+    if tokens := trained_tokens(model):
+        model.__dict__[_RECORD]["new_tokens"] = list(tokens)
 
 
-def base_record(model: nn.Module) -> dict[str, str] | None:
-    """{"class", "name", "digest"} of the base model that checkpoints of `model` refer to; None: they hold the whole model."""
-    found: dict[str, str] | None = model.__dict__.get(_RECORD)
+def base_record(model: nn.Module) -> dict[str, Any] | None:
+    """{"class", "name", "digest"} of the base model that checkpoints of `model` refer to, and the "new_tokens" whose rows they
+    hold where there are any; None: they hold the whole model."""
+    found: dict[str, Any] | None = model.__dict__.get(_RECORD)
     return None if found is None else dict(found)
 
 
@@ -431,6 +434,11 @@ def check_base(checkpoint: Mapping[str, Any], model: nn.Module, source: str) -> 
         raise CheckpointError(
             f"{source} holds adapters of {_named(there)} and not the model itself. Resume with finetune='lora' and that base "
             "model."
+        )
+    if (tokens := there.get("new_tokens", [])) != here.get("new_tokens", []):
+        raise CheckpointError(
+            f"{source} holds the rows of the new tokens {tokens}, and the model trains those of {here.get('new_tokens', [])}. "
+            "Extend the vocabulary as the run did, or call utils.training.note_new_tokens(model, ids) before training."
         )
     if there.get("digest") != here["digest"]:
         raise CheckpointError(

@@ -319,7 +319,7 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
             return Playground(source.model, source.tokenizer)
         preprocessing = None
         if spec.task_type == "image_classification":
-            from utils.training.export.bundle_facts import preprocessing_of
+            from utils.training.export.image_processing import preprocessing_of
 
             preprocessing = preprocessing_of(source.model, None, spec)
         return Playground(
@@ -358,7 +358,7 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
 
 def _stored_preprocessing(folder: Path, model: nn.Module) -> Mapping[str, Any]:
     """How an image becomes pixels, by the folder's preprocessor_config.json, else by the model's config."""
-    from utils.training.export.bundle_facts import preprocessing_of
+    from utils.training.export.image_processing import preprocessing_of
     from utils.training.task_spec import TaskSpec
 
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, ModelNotFoundError
 from utils.schema import nearest
 from utils.training.config_files import read_config_file
-from utils.training.finetuning import check_base, with_lora
+from utils.training.finetuning import check_base, note_new_tokens, with_lora
 from utils.training.run_state import read_state
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
@@ -143,6 +143,7 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
     weights = weights_to_use(checkpoint)
     model = load_model(name, **arguments)
     if "base_model" in checkpoint:
+        note_new_tokens(model, checkpoint["base_model"].get("new_tokens", ()))
         model = with_lora(model, TrainingConfig.from_dict(TrainingConfig.from_saved(checkpoint["config"])[0]))
         check_base(checkpoint, model, str(path))
     try:
