@@ -104,9 +104,10 @@ def _same_data(data: PreparedData, fingerprint: Mapping[str, str]) -> PreparedDa
     recorded = str(fingerprint.get("data") or "").rpartition(":")[2]
     found = data.train.digest()
     if recorded and recorded != found:
+        source = getattr(data.report, "source", "a mixture")
         raise DataError(
             f"the data prepared here are not those of the run: fingerprint {found}, the run's {recorded} (source: "
-            f"{data.report.source}). Give the run's file with --data, and use the versions in requirements.txt."
+            f"{source}). Give the run's file with --data, and use the versions in requirements.txt."
         )
     return data
 

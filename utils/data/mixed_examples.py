@@ -98,7 +98,8 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
             for number, (start, count, quota) in enumerate(zip(self._starts, self.sizes, self.quotas(size), strict=False))
         ]
         rows: np.ndarray = np.concatenate(chosen)
-        return rows[_permutation(size, seed, epoch)]
+        ordered: np.ndarray = rows[_permutation(size, seed, epoch)]
+        return ordered
 
     def sections(self, limit: int) -> list[tuple[str, np.ndarray]]:
         """(name, rows) of each dataset, at most `limit` rows in all, by the datasets' sizes: for validation."""

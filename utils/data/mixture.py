@@ -153,8 +153,9 @@ def mix(
     shared = (totals / totals.sum(0)).tolist()
     sources = tuple(
         MixedSource(
-            name, getattr(reports[name], "source", ""), *shared[number], sizes[name], tokens[name], quotas[number],
-            quotas[number] / sizes[name], len(held_out[name]) if name in held_out else 0,
+            name, getattr(reports[name], "source", ""), shared[number][0], shared[number][1], shared[number][2],
+            sizes[name], tokens[name], quotas[number], quotas[number] / sizes[name],
+            len(held_out[name]) if name in held_out else 0,
         )
         for number, name in enumerate(parts)
     )  # fmt: skip
@@ -191,10 +192,13 @@ def _part(data: Any) -> Part:
 
 
 def _unigram_loss(held_out: Mapping[str, Part], reports: Mapping[str, Any]) -> float | None:
-    known = [(getattr(reports[name], "unigram_loss", None), num_targets(part)) for name, part in held_out.items()]
-    if not known or any(loss is None for loss, _ in known):
-        return None
-    return float(sum(loss * count for loss, count in known) / max(1, sum(count for _, count in known)))
+    total, targets = 0.0, 0
+    for name, part in held_out.items():
+        loss = getattr(reports[name], "unigram_loss", None)
+        if loss is None:
+            return None
+        total, targets = total + loss * num_targets(part), targets + num_targets(part)
+    return total / targets if targets else None
 
 
 def check_names(names: Sequence[str]) -> None:

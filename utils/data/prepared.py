@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from utils.data.text.report import DataReport, ExamplesReport
     from utils.data.text.splitting import Split
     from utils.training.task_spec import TaskSpec
+
+    #: The report of any kind of data.
+    Report: TypeAlias = DataReport | ExamplesReport | ConversationsReport | MixtureReport
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class PreparedData:
     validation: TokenBlocks | EncodedExamples | MixedExamples | None
     tokenizer: PreTrainedTokenizerFast
     task_spec: TaskSpec
-    report: DataReport | ExamplesReport | ConversationsReport | MixtureReport
+    report: Report
     texts: Split | None = field(default=None, repr=False, compare=False)
     roles: tuple[tuple[str | None, ...], ...] = field(default=(), repr=False, compare=False)
 

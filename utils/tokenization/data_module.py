@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
     from transformers import PreTrainedTokenizerFast
 
-    from utils.data.conversations.report import ConversationsReport
-    from utils.data.text.report import DataReport, ExamplesReport
+    from utils.data.prepared import Report
 
 log = logging.getLogger("trainbook.tokenization")
 
@@ -40,7 +39,7 @@ class _Parts:
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
-    report: DataReport | ExamplesReport | ConversationsReport | None
+    report: Report | None
 
 
 class TextBatches:
@@ -102,7 +101,7 @@ class TextBatches:
         return self._made.validation
 
     @property
-    def report(self) -> DataReport | ExamplesReport | ConversationsReport | None:
+    def report(self) -> Report | None:
         """Report on the prepared data; None without packing."""
         return self._made.report
 

@@ -141,7 +141,7 @@ class ManagedRuns:
         return self._path(name)
 
     def _path(self, name: str) -> Path:
-        return self.folder / self._table().get(name).name
+        return self.folder / str(self._table().get(name).name)
 
     def _table(self) -> RunTable:
         return RunTable(self.folder)

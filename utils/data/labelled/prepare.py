@@ -29,7 +29,7 @@ from utils.data.prepared import PreparedData
 from utils.data.read.rows import excerpt, listed
 from utils.data.read.task_columns import TEXT_NAMES, Columns, find_columns
 from utils.data.text.prepare import prepare_text
-from utils.data.text.report import ExamplesReport
+from utils.data.text.report import DataReport, ExamplesReport
 from utils.data.text.splitting import check_val_split, split_documents, split_examples
 from utils.data.unknown_tokens import unknown_note
 from utils.errors import ConfigError, DataError, DataTypeError, Problem
@@ -436,5 +436,6 @@ def _blocks(
         vocab_size=sizes.model_vocab_size or len(data.tokenizer), max_seq_len=sizes.max_length,
         pad_token_id=data.tokenizer.pad_token_id,
     )  # fmt: skip
+    assert isinstance(data.report, DataReport)
     report = replace(data.report, split=rule, tokenizer=kind or data.report.tokenizer)
     return replace(data, task_spec=filled, report=report)

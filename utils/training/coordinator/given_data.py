@@ -33,10 +33,8 @@ from utils.training.coordinator.arguments import DataArguments
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
-    from utils.data.conversations.report import ConversationsReport
-    from utils.data.mixture import MixtureReport
     from utils.data.prepare import DataSetup
-    from utils.data.text.report import DataReport, ExamplesReport
+    from utils.data.prepared import Report
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class GivenData:
     validation: Any
     tokenizer: Any
     task_spec: TaskSpec | None
-    report: DataReport | ExamplesReport | ConversationsReport | MixtureReport | None = None
+    report: Report | None = None
     notices: list[str] = field(default_factory=list)
 
 

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utils.adapters.lightning import UniversalModelAdapter
-    from utils.data.conversations.report import ConversationsReport
-    from utils.data.text.report import DataReport, ExamplesReport
+    from utils.data.prepared import Report
     from utils.training.engine.trainer import Trainer
 
 
@@ -31,7 +30,7 @@ class CoordinatorResults(TrainingResults):
         self,
         results: TrainingResults,
         trainer: Trainer,
-        report: DataReport | ExamplesReport | ConversationsReport | None,
+        report: Report | None,
     ) -> None:
         facts = dict(vars(results))
         self._bare: nn.Module = facts.pop("model")

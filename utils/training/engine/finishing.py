@@ -19,7 +19,7 @@ FINISH_NOW = "finish_now"
 def finish_now(plan: RunPlan, parts: Parts, state: TrainState, notice: Notice) -> None:
     """Let the decay begin with the next step, where the schedule allows it; the notice says what was decided."""
     schedule, planned = parts.schedule, plan.total_steps
-    if not isinstance(schedule, Schedule) or schedule.shape != "wsd" or planned is None:
+    if not isinstance(schedule, Schedule) or schedule.shape != "wsd" or planned is None or schedule.total_steps is None:
         notice(
             "Finish now was ignored: only lr_schedule='wsd' has a decay that can begin at any step. Stop the run instead; its "
             "checkpoints stay."

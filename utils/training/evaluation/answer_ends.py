@@ -77,12 +77,12 @@ def answer_ends(model: nn.Module, validation: Any, tokenizer: Any, *, seed: int,
     ended = written = 0
     for end_id in sorted({end for _, _, end in questions}):
         prompts = [ids for ids, _, end in questions if end == end_id]
-        found = write_after(
+        answers = write_after(
             model, prompts, most, end_id=end_id, vocab_size=len(tokenizer), batch_size=MOST_ANSWERS,
             pad_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        ended += sum(one.ended for one in found)
-        written += sum(len(one.ids) + one.ended for one in found)
+        ended += sum(one.ended for one in answers)
+        written += sum(len(one.ids) + one.ended for one in answers)
     return AnswerEnds(len(questions), ended, most, written, time.monotonic() - began, step)
 
 
@@ -100,8 +100,8 @@ def store_answer_ends(found: AnswerEnds, run_dir: Path) -> None:
 
 
 def _drawn_rows(validation: Any, seed: int) -> tuple[list[dict[str, Any]], frozenset[int]] | None:
-    parts = list(validation.parts.values()) if isinstance(validation, MixedExamples) else [validation]
-    parts = [part for part in parts if isinstance(part, EncodedExamples) and part.end_ids]
+    known: list[Any] = list(validation.parts.values()) if isinstance(validation, MixedExamples) else [validation]
+    parts = [part for part in known if isinstance(part, EncodedExamples) and part.end_ids]
     if not parts:
         return None
     places = [(part, index) for part in parts for index in range(len(part))]
