@@ -1,4 +1,4 @@
-"""What a checkpoint costs a training: written while training goes on, and written while it waits, in turn.
+"""What a checkpoint costs a training: written while training continues, and written while it waits, in turn.
 
     python -m benchmarks.checkpointing                                20 million parameters, 9 rounds
     python -m benchmarks.checkpointing --parameters 50 --rounds 15

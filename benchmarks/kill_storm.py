@@ -27,7 +27,7 @@ _LONGEST = 60
 
 def storm(kills: int, seed: int) -> int:
     """Kill at least `kills` times, spread over all configurations. Returns how many runs differed."""
-    logging.disable(logging.WARNING)  # a checkpoint that is passed over is no news here
+    logging.disable(logging.WARNING)  # a checkpoint that is skipped is no news here
     torch.set_num_threads(1)
     warm_up()
     each = -(-kills // len(CONFIGURATIONS))

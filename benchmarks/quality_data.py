@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from utils.data.text.corpus import builtin_topics
 
 #: Topic of `pydoc_data.topics` -> the chapter of Python's documentation that it is from. Topics that other versions of Python
-#: may have beside these are passed over.
+#: may have beside these are skipped.
 CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "lexical analysis": (
         "atom-identifiers", "atom-literals", "floating", "id-classes", "identifiers", "imaginary", "integers", "numbers",
