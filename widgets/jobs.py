@@ -1,4 +1,4 @@
-"""Work of some seconds that a button starts: beside the kernel's own, with its progress on the page and a way to cancel it.
+"""A background task of a few seconds that a button starts, with progress and a Cancel button.
 
 The work runs in a thread, and the kernel's event loop draws: only the main thread sends to widgets. Where no event loop
 would draw (outside a kernel, and in Colab, which applies updates only while it handles a message or runs a cell) the work

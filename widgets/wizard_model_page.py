@@ -73,7 +73,7 @@ class ModelPage(Page):
         set_markup(self._files, self._files_markup())
         loaded = self.state.choice.loaded
         set_markup(self._loaded, text("") if loaded is None else _loaded_markup(loaded.notices))
-        set_markup(self._facts, data_table("The model in training", model_rows(self.state.facts)))
+        set_markup(self._facts, data_table("The model to train", model_rows(self.state.facts)))
         self._check.start.disabled = not self.state.choice.exists
 
     def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:

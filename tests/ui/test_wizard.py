@@ -5,16 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from torch import nn
 
+from utils.data.mixture_settings import MixtureSource
+from utils.data.prepare import SOURCES
 from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
 from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
 from utils.ui.data_settings import DataSettings
-from utils.ui.wizard_steps import STEPS, wizard_field
+from utils.ui.wizard_state import _DATA_IN_WORDS
+from utils.ui.wizard_steps import FIELDS_OF_SOURCE, STEPS, wizard_field
 from utils.ui.wizard_texts import help_text
 
 
@@ -319,3 +323,22 @@ def test_the_ui_needs_neither_torch_nor_widgets():
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=300, stdout=subprocess.DEVNULL)
+
+
+#: Settings that a cell or a file gives: the wizard has no field for them.
+FOR_CODE_ONLY = {
+    "auto_batch_size", "checkpoint_dir", "compile_mode", "devices", "eps", "export_bundle", "export_dir", "export_formats",
+    "fused_loss", "isolate_callbacks", "lora_targets", "min_delta", "mixture", "mixture_by", "mixture_temperature", "mode", "monitor",
+    "num_nodes", "on_save_error", "strategy", "use_lr_schedule", "use_wandb", "wandb_entity", "wandb_project",
+}  # fmt: skip
+
+
+def test_a_new_setting_is_in_a_step_or_known_to_be_for_code_only():
+    shown = {field.name for step in STEPS for field in step.all_fields}
+    assert set(SetupConfig.field_names()) - shown == FOR_CODE_ONLY
+
+
+def test_every_list_of_data_sources_has_all_of_them():
+    literals = (get_args(cls.model_fields["dataset_source"].annotation) for cls in (DataSettings, MixtureSource))
+    for known in (*literals, FIELDS_OF_SOURCE, _DATA_IN_WORDS):
+        assert set(known) == set(SOURCES)

@@ -1,4 +1,4 @@
-"""Blocks that know where documents begin: packed in another order in each epoch, and kept apart by positions, as asked."""
+"""Packed blocks with document boundaries: optional shuffling of documents per epoch and document-level attention masks."""
 
 from __future__ import annotations
 

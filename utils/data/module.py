@@ -249,7 +249,7 @@ class UniversalDataModule:
     def validation_batches(self, name: str | None = None) -> Iterator[Batch | None]:
         """This process's share of the validation data, in its own order: of all together, each sample once.
 
-        Every process is given as many, so that they can talk before each; None where there is none left for this one.
+        Every process yields equally many, so that all can synchronise before each; None once this one has no batch left.
 
         Args:
             name: one of `validation_names`: only this dataset of the mixture.

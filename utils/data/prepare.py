@@ -76,7 +76,7 @@ class DataSetup(Protocol):
 
     @property
     def vocab_size(self) -> int | None:
-        """Most tokens of the tokenizer; None: as many as the model has."""
+        """Maximum vocabulary size of the tokenizer; None: the model's."""
 
     @property
     def max_length(self) -> int:

@@ -26,7 +26,7 @@ from utils.errors import DataError, DataTypeError, TrainbookError
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples by number: what can be put in any order and resumed exactly."""
+    """Map-style data: samples by index, which can be shuffled and resumed exactly."""
 
     def __len__(self) -> int: ...
 

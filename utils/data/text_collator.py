@@ -82,7 +82,7 @@ class TextCollator:
         ids = row["input_ids"]
         if ids.is_floating_point() or ids.dim() != 1:
             raise DataTypeError(
-                f"input_ids of a sample must be a row of whole numbers; got shape {tuple(ids.shape)}, {ids.dtype}"
+                f"input_ids of a sample must be a 1-D integer tensor; got shape {tuple(ids.shape)}, {ids.dtype}"
             )
         row["input_ids"] = ids.long()
         if "labels" not in row:

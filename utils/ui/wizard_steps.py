@@ -1,4 +1,4 @@
-"""The steps of the setup wizard as data: their fields, straight from the schemas, and what stands in the way in each."""
+"""The steps of the setup wizard as data: their fields, taken from the schemas, and the problems that block each."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from utils.training.engine.watch import BatchEvents, StepWatch
 log = logging.getLogger("trainbook.engine")
 
 _MOST_STEP_ROWS = 1000  # a run's plot is not finer than this, and neither is its history
-# fp16's scaling is halved at each overflow: after so many in a row it is not the scaling's fault.
+# The fp16 loss scale is halved at each overflow: after this many in a row it is not the cause.
 _OVERFLOWS_IN_A_ROW = 40
 # Steps after which a GPU is asked for their results: it always has some ahead, and a fault is reported within seconds.
 _READ_EVERY = 16

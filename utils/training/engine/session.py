@@ -36,7 +36,7 @@ class Session:
 
     Attributes:
         start: the run's folder, and the checkpoint that it resumes from.
-        loop, saver, events: what trains, what saves, and who listens.
+        loop, saver, events: the training loop, the checkpoint saver and the callbacks.
     """
 
     start: Start

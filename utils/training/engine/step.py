@@ -19,7 +19,7 @@ from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums, exact, gradient_norm, pack_counts, unpack_counts
 from utils.training.engine.watch import StepWatch
 
-# Outcomes of a step: a number was not finite; the parameters were updated (or there was nothing to learn); fp16's scaling was
+# Outcomes of a step: a number was not finite; the parameters were updated (or there was nothing to learn); the loss scale was
 # too large and is lowered.
 FAULT, UPDATED, OVERFLOWED = 0, 1, 2
 

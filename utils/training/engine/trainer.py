@@ -77,7 +77,7 @@ class Trainer:
             model's config to those of the tokenizer, and reports each change in a notice.
         data_collator: makes a batch from samples; None: as the task needs it (`utils.data.collators`); padding is not scored.
         hooks: a `TrainingHooks`; callbacks: `Callback`s, in order.
-        own_parts: an optimizer, scheduler and criterion of the caller's, instead of the config's and the task's.
+        own_parts: user-supplied optimizer, scheduler and criterion that replace the config's and the task's.
         trackers: where metrics go besides the run's folder: "tensorboard", "mlflow", "trackio", "wandb", or objects with the
             methods of `utils.training.tracking.Tracker`; None: what the environment variable TRAINBOOK_TRACKERS names.
         facade: what the API of another system changes about the run (`RunFacade`).

@@ -111,7 +111,7 @@ def compile_model(plan: RunPlan, parts: Parts, state: TrainState, notice: Notice
         notice("The model is compiled in the first step, which takes the longer.")
         return
     seconds = compile_now(parts, split([_first_batch(plan.data)], state.pieces.most)[0])
-    notice(f"Compiled in {seconds:.1f} s, which the training time does not hold.")
+    notice(f"Compiled in {seconds:.1f} s, not counted in the training time.")
 
 
 def _first_batch(data: UniversalDataModule) -> Batch:

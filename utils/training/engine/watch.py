@@ -1,4 +1,4 @@
-"""Looking into a step between its micro-batches, for those who want to; costs nothing when nobody does."""
+"""Observers of a step between its micro-batches; without listeners they cost nothing."""
 
 from __future__ import annotations
 
