@@ -123,7 +123,7 @@ def stream():
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"epochs": 2}, "too short"), ({"deterministic": True}, "deterministic"), ({"auto_batch_size": True}, "auto_batch_size"),
     ({"precision": "16"}, None), ({"precision": "bf16"}, None), ({"data": stream, "lr_schedule": "constant"}, "stream"),
-], ids=str)  # fmt: skip
+], ids=["short", "deterministic", "batch size", "16", "bf16", "stream"])  # fmt: skip
 def test_the_hardware_decides_where_nothing_can_be_measured(changes, reason):
     timed = Timed(2.0, 1.0)
     changes = {**LONG, **changes}
