@@ -17,7 +17,7 @@ class PacedTrainer:
         self.control, self.callbacks, self.tokenizer, self.notices = Control(), [], None, []
         self.training_config = SimpleNamespace(epochs=1)
         best = SimpleNamespace(value=None, epoch=None, step=None)
-        self.state = SimpleNamespace(step=0, epoch=0, targets_done=0, elapsed_s=0.0, best=best)
+        self.state = SimpleNamespace(step=0, epoch=0, targets_done=0, elapsed_s=0.0, finish_at=None, best=best)
         self.parts = None
         self.run_dir = run_dir
         self._steps, self._step_s = steps, step_s

@@ -96,7 +96,8 @@ def test_a_job_survives_a_killed_process_and_its_cancellation_reaches_all_of_the
     assert queue.work() == 1
     job = queue.get_job(number)
     assert (job.status, job.attempts) == ("pending", 1)
-    assert "another one of this training did not answer" in job.error
+    # Said by the process that is left, or by torchrun where that was quicker to end it.
+    assert "another one of this training did not answer" in job.error or "Signal 9 (SIGKILL)" in job.error
     assert processes_of() == []
     clock.now += 3600
     (tmp_path / "cancel").write_text(f"{queue.url} {number}")

@@ -144,7 +144,7 @@ def test_during_a_training_of_this_kernel_it_shows_that_training(capsys):
         trainer = PacedTrainer(Path("runs/paced"), step_s=0.001)
         task = asyncio.ensure_future(train_live(trainer, SimpleNamespace(train=None, validation=None)))
         shown = ""
-        while "Training · step" not in shown:
+        while "Training · step" not in shown and not task.done():
             await asyncio.sleep(0.01)
             if trainer.state.step:
                 show_live()
