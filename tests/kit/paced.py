@@ -15,7 +15,7 @@ class PacedTrainer:
 
     def __init__(self, run_dir: Path, steps: int = 3000, step_s: float = 0.02) -> None:
         self.control, self.callbacks, self.tokenizer, self.notices = Control(), [], None, []
-        self.training_config = SimpleNamespace(epochs=1)
+        self.training_config = SimpleNamespace(epochs=1, can_finish_early=False)
         best = SimpleNamespace(value=None, epoch=None, step=None)
         self.state = SimpleNamespace(step=0, epoch=0, targets_done=0, elapsed_s=0.0, finish_at=None, best=best)
         self.parts = None
