@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from tests.kit.toys import plain_lm, same_weights
+from utils import environment
 from utils.tier3_training_utilities import test_fine_tuning as fine_tuning
 from utils.tier3_training_utilities import test_hyperparameter_search as hyperparameter_search
 from utils.training.engine import Trainer
