@@ -61,7 +61,7 @@ class Contender:
 
     Attributes:
         run: trains (race, model, peak rate, seed, steps, turn) until `turn.done` says stop.
-        tuned_like: whose grid chooses its rate; None: `given_rate`, or where that is None too what its settings say.
+        tuned_like: name of the contender whose grid search chooses the rate; by default `given_rate`, else the rate in its settings.
         needs: packages.
     """
 

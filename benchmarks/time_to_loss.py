@@ -57,7 +57,7 @@ class Curve:
     seconds: list[float] = field(default_factory=list)
 
     def reached(self, target: float) -> int | None:
-        """Steps to the first validation at or below the target; None: not reached."""
+        """Steps to the first validation at or below the target, or None if it is not reached."""
         return next((step for step, loss in zip(self.steps, self.losses, strict=True) if loss <= target), None)
 
     def seconds_to(self, target: float) -> float | None:
@@ -70,7 +70,7 @@ def prepare(text: str | None, sizes: Sizes, most_blocks: int) -> Race:
     """The text as characters: blocks for training and validation, and flat ids for who cuts them differently.
 
     Args:
-        text: a UTF-8 file; None: the built-in corpus. most_blocks: of validation.
+        text: a UTF-8 file, the built-in corpus by default. most_blocks: maximum number of validation blocks.
     """
     from utils.data import TokenBlocks, builtin_corpus, prepare_text, read_text_file
     from utils.tokenization import SPECIAL_TOKENS

@@ -1,4 +1,4 @@
-"""What is said of a dataset: each finding against texts that have the fault, and against the same without it."""
+"""Data quality findings: each on texts that have the fault, and none on the same texts without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image datasets: what is read is what is in the files, or it is said which file is wrong; augmentation is reproducible."""
+"""Image datasets: pixels equal those in the files, a damaged file is named, and augmentation is reproducible."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _ends_at(trained: Trained) -> float:
 
 
 def _why_unknown(found: Probe, trained: Trained, known: _Compared, budget: Budget) -> tuple[str, str] | None:
-    """Explain why a copy that is no better than the baseline is inconclusive, and what to do; None: it is conclusive."""
+    """Explain why a copy that is no better than the baseline is inconclusive, and what to do, or None."""
     if known.beaten:
         return None
     if trained.ended_early:

@@ -95,7 +95,7 @@ def _verdict(found: Probe, measured: dict[str, float]) -> tuple[Verdict, str, st
 
 
 def _misconduct(found: Probe) -> tuple[str, str] | None:
-    """Side effects of forward in training mode on global state, and the remedy; None: there are none."""
+    """Side effects of forward in training mode on global state, and the remedy, or None."""
     batch = found.batch(2, min(32, found.max_length))
     after = []
     for seed in (0, 1):

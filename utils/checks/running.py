@@ -164,7 +164,7 @@ def _stopped_by(should_stop: Stop | None) -> Iterator[None]:
 def chosen(
     checks: Mapping[str, Callable[..., CheckResult]], only: Sequence[str] | None
 ) -> dict[str, Callable[..., CheckResult]]:
-    """Select `checks` by name; None: all. Raises `ConfigError` for an unknown name."""
+    """Select `checks` by name, all of them by default. Raises `ConfigError` for an unknown name."""
     unknown = [name for name in only or () if name not in checks]
     if unknown:
         raise ConfigError(f"only: {unknown} are no checks of this tier; it has {list(checks)}.")

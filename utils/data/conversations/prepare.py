@@ -208,7 +208,7 @@ def _tokenizer(
 
 
 def special_tokens(template: str | None = None) -> tuple[str, ...]:
-    """The special tokens of a tokenizer that is learnt for conversations in this chat template; None: "chatml"."""
+    """The special tokens of a tokenizer that is trained for conversations in this chat template ("chatml" by default)."""
     tokens = CHAT_TEMPLATES[template or "chatml"][1] if template in (None, *CHAT_TEMPLATES) else ()
     return (*SPECIAL_TOKENS, *tokens)
 

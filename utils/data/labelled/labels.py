@@ -140,7 +140,7 @@ def measures(labels: Sequence[Any]) -> np.ndarray:
 
 
 def label_problem(label: Any, task_type: str) -> str | None:
-    """Explain why a label cannot be used; None: it can."""
+    """Explain why a label cannot be used, or None."""
     if is_missing(label) or (isinstance(label, str) and not label.strip()):
         return "no label"
     entries = list(label) if is_list(label) else [label]

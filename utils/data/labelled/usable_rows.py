@@ -95,7 +95,7 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
 
 
 def _problem(text: Any, pair: Any, label: Any, columns: Columns, task_type: str) -> str | None:
-    """Explain why a row cannot be used; None: it can."""
+    """Explain why a row cannot be used, or None."""
     problem = input_problem(text, task_type) or (None if columns.pair is None else input_problem(pair, task_type))
     if problem or columns.label is None:
         return problem
@@ -106,7 +106,7 @@ def _problem(text: Any, pair: Any, label: Any, columns: Columns, task_type: str)
 
 
 def input_problem(text: Any, task_type: str) -> str | None:
-    """Explain why a text, or the words of one for token classification, cannot be used; None: it can."""
+    """Explain why a text, or the words of one for token classification, cannot be used, or None."""
     return _words_problem(text) if task_type == "token_classification" else _text_problem(text)
 
 

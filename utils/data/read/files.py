@@ -66,7 +66,7 @@ def find_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def path_problem(path: str) -> str | None:
-    """Explain why no data can be read from a path, folder or pattern, as far as it shows without reading; None: it can."""
+    """Explain why no data can be read from a path, folder or pattern, as far as it shows without reading, or None."""
     try:
         if is_pattern(os.path.expanduser(path)):
             found = next(glob.iglob(os.path.expanduser(path), recursive=True), None)

@@ -173,7 +173,7 @@ def table_texts(
 
 
 def dataset_name_problem(name: Any) -> str | None:
-    """Explain why `name` is not a valid dataset name, as far as it shows without asking the Hub; None: it is."""
+    """Explain why `name` is not a valid dataset name, as far as it shows without asking the Hub, or None."""
     if not isinstance(name, str) or not name.strip():
         return f"got {shown(name)}; must be a dataset's id on the Hub, such as 'Salesforce/wikitext'"
     if match := re.match(r"https?://[^/]+/datasets/([^?#]+)", name):

@@ -12,7 +12,7 @@ _ENERGY_EVERY_S = 60.0
 
 
 class RunClock:
-    """Time and energy of this session, added to the state's. Pauses do not count.
+    """Training time and energy since the run was started or resumed, added to the state's. Pauses do not count.
 
     Args:
         state: its `elapsed_s` and `energy` grow.
@@ -24,7 +24,7 @@ class RunClock:
         self._started = self._settled = self._energy_read = time.monotonic()
 
     def running_s(self) -> float:
-        """Seconds of training in this session."""
+        """Seconds of training since the run was started or resumed."""
         return time.monotonic() - self._started
 
     def settle(self) -> None:

@@ -88,7 +88,7 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def _misfit(architecture: Architecture, config: Any) -> str | None:
-    """Name a config value that readers of this architecture would ignore; None: there is none."""
+    """Name a config value that readers of this architecture would ignore, or None."""
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
     if activation not in architecture.activations:
         return f"its activation is {activation}"

@@ -113,7 +113,7 @@ def _check_records(path: Path, wanted: Callable[[str], bool]) -> None:
 
 
 def _strange_records(records: list[zipfile.ZipInfo], size: int) -> str | None:
-    """Describe entries in the archive's directory that torch.save does not write; None: there are none."""
+    """Describe entries in the archive's directory that torch.save does not write, or None."""
     for record in records:
         # A record marked as a folder would pass, and torch would then leave its tensor as it finds the memory.
         if record.external_attr & _FOLDER_ATTRIBUTE:
