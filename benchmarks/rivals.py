@@ -61,7 +61,7 @@ class Contender:
 
     Attributes:
         run: trains (race, model, peak rate, seed, steps, turn) until `turn.done` says stop.
-        tuned_like: name of the contender whose grid search chooses the rate; by default `given_rate`, else the rate in its settings.
+        tuned_like: contender whose grid search chooses the rate; by default `given_rate`, else the rate in its settings.
         needs: packages.
     """
 
