@@ -8,7 +8,8 @@ The model is a GPT-2 on characters in nanoGPT's small CPU settings (its README: 
 12, 2,000 steps, no dropout). The last tenth of the text is for validation: its first packed blocks, the same for all, scored in
 fp32 by one function. Everyone begins with the same weights for the same seed and clips gradients to a norm of 1.
 
-The target is --target, or the worst final loss of the hand-written loop over the seeds, which it reaches in all of them.
+The targets are those of --target, and the worst final loss of the hand-written loop over the seeds, which it reaches in all of
+them.
 The hand-written loop is tuned: its peak learning rate is the best of a grid by the mean final loss over seeds of their own, and
 so is that of Muon. This engine with AdamW and HF Trainer take the hand-written loop's rate. A contender is trained `--every`
 steps at a time, in turn with the others, and the clock runs only during its own turn. Steps do not depend on the machine's
@@ -207,11 +208,12 @@ def measure(parsed: argparse.Namespace) -> list[Table]:
             curves[name].append(curve)
             print(f"seed {seed}, {name}: {curve.losses[-1]:.4f} after {curve.steps[-1]} steps", flush=True)
     if parsed.seconds is not None:
-        table = budget_table(f"{parsed.seconds:g} seconds of training: {race.sizes}", curves, rates, race)
+        tables = [budget_table(f"{parsed.seconds:g} seconds of training: {race.sizes}", curves, rates, race)]
     else:
-        target = max(curve.losses[-1] for curve in curves[REFERENCE]) if parsed.target is None else parsed.target
-        table = comparison(f"{steps[REFERENCE]:,} steps: {race.sizes}", curves, rates, target)
-    table.notes.append(
+        targets = [*parsed.target, max(curve.losses[-1] for curve in curves[REFERENCE])]
+        title = f"{steps[REFERENCE]:,} steps: {race.sizes}"
+        tables = [comparison(f"To {target:.3f}, {title}", curves, rates, target) for target in targets]
+    tables[-1].notes.append(
         f"Reference: {CONTENDERS[REFERENCE].label}. {parsed.seeds} seeds. Ratios of steps and times are over the seeds in "
         "which both reached the target; final losses are over all of them."
     )
@@ -219,7 +221,7 @@ def measure(parsed: argparse.Namespace) -> list[Table]:
     for name, losses in grids.items():
         grid.rows.append([CONTENDERS[name].label, *(f"{loss:.3f}" for loss in losses.values())])
     grid.notes += [f"{CONTENDERS[name].label}: not measured ({reason})." for name, reason in missing.items()]
-    return [table, grid]
+    return [*tables, grid]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -233,7 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning-seeds", type=int, default=2, help="trainings at each learning rate of the grid")
     parser.add_argument("--every", type=int, default=50, help="steps between two validations")
-    parser.add_argument("--target", type=float, help="validation loss; default: the worst final loss of the reference")
+    parser.add_argument(
+        "--target", type=float, nargs="+", default=[], help="validation losses beside the worst final one of the reference"
+    )
     parser.add_argument(
         "--model", type=int, nargs=5, metavar=("LAYERS", "WIDTH", "HEADS", "LENGTH", "BATCH"), help="other sizes"
     )
