@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.kit.planted_designs import Applied, D, Heads, Residual, T, Text, V
 from tests.kit.toys import tiny_gpt
@@ -321,6 +321,29 @@ def _checkpointed() -> nn.Module:
     return model
 
 
+def spectrally_normed() -> nn.Module:
+    """Power iteration moves its vectors with every forward pass in training mode."""
+    model = Text(Residual(Heads()), Residual(Heads()))
+    for block in model.blocks:
+        spectral_norm(block.mlp[2])
+    return model
+
+
+def prices() -> nn.Module:
+    """A regression that starts at the mean of its targets, beside which it varies little."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+    nn.init.constant_(model[-1].bias, 2e5)
+    return model
+
+
+def from_frequencies() -> nn.Module:
+    """A table classifier that starts at the logarithm of its classes' frequencies, with dropout before its last layer."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+    with torch.no_grad():
+        model[-1].bias.copy_(torch.tensor([0.95, 0.04, 0.01]).log())
+    return model
+
+
 #: By name; each a function that makes the model.
 MAKES: dict[str, Callable[[], nn.Module]] = {
     "GPT-2 with LoRA by peft": with_peft,
@@ -344,6 +367,10 @@ MAKES: dict[str, Callable[[], nn.Module]] = {
     "SELU": SelfNormalising,
     "MLP-Mixer": Mixed,
     "tiny embedding before a LayerNorm": tiny_embedding,
+    "spectral normalisation": spectrally_normed,
+    "regression from the mean price": prices,
+    "bias of the classes' frequencies": from_frequencies,
+    "RWKV": _stock("RwkvForCausalLM", "RwkvConfig", vocab_size=V, hidden_size=D, num_hidden_layers=2, attention_hidden_size=D, intermediate_size=64, context_length=T, bos_token_id=0, eos_token_id=0),
     "Mamba-2": _stock("Mamba2ForCausalLM", "Mamba2Config", vocab_size=V, hidden_size=D, num_hidden_layers=2, num_heads=4, head_dim=16, expand=2, state_size=8, n_groups=1, chunk_size=8, bos_token_id=0, eos_token_id=0, pad_token_id=1),
     "Phi (parallel, partial rotary)": _stock("PhiForCausalLM", "PhiConfig", vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=1),
     "ELECTRA discriminator": _stock("ElectraForSequenceClassification", "ElectraConfig", vocab_size=V, embedding_size=16, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64),

@@ -10,12 +10,15 @@ from torch import nn
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def is_untrained(model: nn.Module) -> bool:
+def is_untrained(model: nn.Module, apart_from: nn.Module | None = None) -> bool:
     """Whether the weights look as an initialisation leaves them.
 
     Normalisation scales start at one constant and move with the first updates, so they decide where there are any; else
     biases, which start at zero or uniformly within 1/sqrt(inputs) (torch's default) and leave that range in training. A model
     with neither counts as untrained: nothing speaks against it. Batch normalisation counts the batches that it has seen.
+
+    Args:
+        apart_from: a layer whose bias says nothing, as it is what is examined.
     """
     if any(int(getattr(module, "num_batches_tracked", None) or 0) > 0 for module in model.modules()):
         return False
@@ -27,7 +30,7 @@ def is_untrained(model: nn.Module) -> bool:
     ]
     if scales:
         return all(bool((scale == scale.flatten()[0]).all()) for scale in scales)
-    return not any(_is_moved_bias(module) for module in model.modules())
+    return not any(_is_moved_bias(module) for module in model.modules() if module is not apart_from)
 
 
 def _is_norm(module: nn.Module) -> bool:

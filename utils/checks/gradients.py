@@ -50,7 +50,9 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     Tensors of zeros are no alarm by themselves: residual projections, their scales and heads may start there, and hide what
     is before them in the first step only. When they do, each that gets a gradient is moved along it, as training would, and the
     gradients are looked at again. What stays without one is dead. The total norm leaves out tensors of zeros: LayerNorm's
-    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps). Experts that no token was sent
+    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps). For the same reason a tensor
+    whose own norm is below 1 counts by the change of the loss when it doubles: RWKV's embedding of 1e-4 is normalised, so a step
+    of fixed length changes much, and one of its own size little. Experts that no token was sent
     to are no alarm either: with noise on the weights the router sends them some.
     """
     model = found.model
@@ -168,7 +170,7 @@ def _judged(
     middle = statistics.median(matrices.values()) if matrices else 0.0
     weak = [name for name, size in matrices.items() if 0 < size < VANISHING_SHARE * middle]
     counting = {name: size for name, size in sizes.items() if size and name not in zeros}
-    norm = sum(size**2 * parameters[name].numel() for name, size in counting.items()) ** 0.5
+    norm = sum((size * _reach(parameters[name])) ** 2 for name, size in counting.items()) ** 0.5
     frozen_names = [name for name in parameters if name not in sizes and name not in passed_over]
     measured = {
         "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes) + len(passed_over),
@@ -207,6 +209,11 @@ def _judged(
     return result(
         "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{idle}{frozen}; total norm {norm:.3g}."
     )
+
+
+def _reach(parameter: torch.Tensor) -> float:
+    """Factor from the root mean square of a gradient to its norm, at most to the norm of gradient times weights."""
+    return float(parameter.detach().float().norm().clamp_max(1.0)) * parameter.numel() ** 0.5
 
 
 def _figure(sizes: Sizes) -> Figure:
