@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few, relative
 from utils.training.engine import rng
 
@@ -22,6 +23,11 @@ _LEAST_VALUES = 8
 _LARGEST_SANE_DROPOUT = 0.8
 # Attributes in which torch keeps what is registered.
 _OF_TORCH = frozenset(vars(nn.Module()))
+
+#: Limits of what is measured here, and where each is from.
+DROPOUT_LIMITS = (
+    Limit("dropout rate", at_most=_LARGEST_SANE_DROPOUT, source=OWN_CHOICE),
+)  # fmt: skip
 
 
 def unregistered(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from utils.adapters.forward import ModelCall
-from utils.check_result import CheckResult, Verdict
+from utils.check_result import CheckResult, Limit, Verdict
 from utils.checks.bookkeeping import frozen_by_mistake, unregistered
 from utils.checks.checking import check
-from utils.checks.depth import gradients_through_depth
+from utils.checks.depth import GRADIENT_LIMITS, gradients_through_depth
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
-from utils.checks.slope import recomputed_activations, slope
+from utils.checks.slope import SLOPE_LIMITS, recomputed_activations, slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +38,18 @@ _OTHER_WEIGHTS = 8
 # A head of zeros hides residual projections of zeros, and those hide what is before them.
 _NUDGES = 3
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("total_norm", at_most=EXPLODING_NORM,
+          source=f"healthy models stay below about 100 at any stage; {OWN_CHOICE}; for cross-entropy only"),
+    Limit("smallest gradient of a matrix / median", at_least=VANISHING_SHARE,
+          source=f"fp16 spans about 1e-8 to 6e4; {OWN_CHOICE}"),
+    *SLOPE_LIMITS,
+    *GRADIENT_LIMITS,
+)  # fmt: skip
 
-@check(NAME, (unregistered, frozen_by_mistake, slope, recomputed_activations, gradients_through_depth))
+
+@check(NAME, (unregistered, frozen_by_mistake, slope, recomputed_activations, gradients_through_depth), limits=_LIMITS)
 def test_gradient_flow(found: Probe) -> CheckResult:
     """One backward pass on random inputs, in training mode.
 
@@ -51,9 +62,9 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     is before them in the first step only. When they do, each that gets a gradient is moved along it, as training would, and the
     gradients are looked at again. What stays without one is dead. The total norm leaves out tensors of zeros: LayerNorm's
     derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps). For the same reason a tensor
-    whose own norm is below 1 counts by the change of the loss when it doubles: RWKV's embedding of 1e-4 is normalised, so a step
-    of fixed length changes much, and one of its own size little. Experts that no token was sent
-    to are no alarm either: with noise on the weights the router sends them some.
+    whose norm is below 1 counts by its gradient times that norm: an embedding of 1e-4 before a LayerNorm, as RWKV has it,
+    changes the loss much by a step of fixed length, and little by one of its own size. Experts that no token was sent to are
+    no alarm either: with noise on the weights the router sends them some.
     """
     model = found.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
 from utils.adapters.output_reach import last_layer, output_reach
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
 from utils.checks.probe import Probe
 from utils.training.engine import rng
 
@@ -28,6 +28,15 @@ _DROPPED_SHARE, _LEAST_OUTPUTS = 0.04, 16
 _CERTAIN = 0.995
 # Share of the variance over classes that comes from the input, below which a fixed bias decides an untrained model's output.
 _LEAST_SHARE_FROM_INPUT = 0.01
+
+#: Limits of what is measured here, and where each is from.
+RANGE_LIMITS = (
+    Limit("bound of the outputs when the last layer is enlarged", at_least=_NARROW_BOUND,
+          source="soft caps in use are 30 and more (Gemma 2); tanh and sigmoid end at 1"),
+    Limit("outputs_zero_in_training_only", at_most=_DROPPED_SHARE, source="dropout rates in use are 0.1 and more"),
+    Limit("probability of one class by the last bias alone", at_most=_CERTAIN,
+          source="log frequencies of the classes are a usual initialisation; before training only"),
+)  # fmt: skip
 
 
 def output_range(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -53,7 +62,7 @@ def output_range(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
 
 
 def dropped_outputs(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Outputs that are exactly zero in training mode and not in evaluation mode: dropout is the last thing that acts on them."""
+    """Outputs that are exactly zero in training mode and not in evaluation mode: dropout acts on them last."""
     found.model.eval()
     expected = _outputs(found)
     found.model.train()
@@ -61,12 +70,12 @@ def dropped_outputs(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]
     if not bool(expected.isfinite().all()) or expected.shape != dropped.shape or expected.numel() < _LEAST_OUTPUTS:
         return
     share_before, share = (float((outputs == 0).float().mean()) for outputs in (expected, dropped))
-    measured["outputs_dropped_in_training"] = share
+    measured["outputs_zero_in_training_only"] = max(0.0, share - share_before)
     if share_before < _DROPPED_SHARE / 2 and _DROPPED_SHARE <= share < 1:
         yield Finding(
             "dropout on the outputs", "fail",
-            f"In training mode {share:.0%} of the outputs are exactly zero: dropout acts on the outputs themselves, so the loss "
-            "is computed from scores that were erased and scaled at random.",
+            f"In training mode {share:.0%} of the outputs are exactly zero: dropout acts on the outputs themselves, so the "
+            "loss is computed from scores that were erased and scaled at random.",
             "Apply dropout before the last layer, and return that layer's output itself.",
         )  # fmt: skip
 

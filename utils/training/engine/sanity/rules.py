@@ -11,7 +11,11 @@ from utils.training.engine.sanity.criterion import (
     criterion_takes_sure_answers,
     smoothing_leaves_targets,
 )
-from utils.training.engine.sanity.gradients import enough_is_trained, gradients_reach_parameters, output_layer_is_trained
+from utils.training.engine.sanity.gradients import (
+    enough_is_trained,
+    gradients_reach_parameters,
+    output_layer_is_trained,
+)
 from utils.training.engine.sanity.outputs import (
     model_bends,
     outputs_are_scores,
