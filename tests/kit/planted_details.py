@@ -66,6 +66,20 @@ def _sure_of_one_class() -> nn.Module:
     return model
 
 
+def _no_activation(dropout: bool) -> nn.Module:
+    """A transformer whose MLP is two linear layers in sequence, with dropout between them or nothing."""
+    between = [nn.Dropout(0.1)] if dropout else []
+    mlp = nn.Sequential(nn.Linear(D, 4 * D), *between, nn.Linear(4 * D, D))
+    return Text(Residual(Heads(), mlp), Residual(Heads()))
+
+
+def _switched_off() -> nn.Module:
+    """A normalisation before attention whose scales are zero: the attention gets nothing of its input."""
+    model = Text(Residual(Heads()), Residual(Heads()))
+    nn.init.zeros_(model.blocks[0].first.weight)
+    return model
+
+
 #: By name: what makes the model, the check that must name the fault, and the causes that count.
 DETAILS: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "random matrix after a LayerNorm, unsaved": (_RandomFeatures, WEIGHTS, ("unsaved state",)),
@@ -74,5 +88,8 @@ DETAILS: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "dropout on the scores of tokens": (lambda: _DroppedScores(Residual(Heads())), OUTPUTS, ("dropout on the outputs",)),
     "dropout on the scores of classes": (lambda: _Dropped(nn.Dropout(0.5)), OUTPUTS, ("dropout on the outputs",)),
     "dropout on the scores of images": (lambda: _Dropped(nn.Dropout(0.1), images=True), OUTPUTS, ("dropout on the outputs",)),
+    "no activation in the MLP": (lambda: _no_activation(False), WEIGHTS, ("linear",)),
+    "dropout in place of an activation": (lambda: _no_activation(True), WEIGHTS, ("linear",)),
+    "normalisation switched off before attention": (_switched_off, WEIGHTS, (WEIGHTS,)),
     "bias that is sure of one class of images": (_sure_of_one_class, OUTPUTS, ("dominated by a bias",)),
 }  # fmt: skip

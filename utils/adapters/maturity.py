@@ -26,7 +26,7 @@ def is_untrained(model: nn.Module, apart_from: nn.Module | None = None) -> bool:
         parameter.detach()
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if name == "weight" and parameter.dim() == 1 and _is_norm(module)
+        if parameter.dim() == 1 and (name == "weight" if _is_norm(module) else _looks_like_scales(module, name, parameter))
     ]
     if scales:
         return all(bool((scale == scale.flatten()[0]).all()) for scale in scales)
@@ -35,6 +35,13 @@ def is_untrained(model: nn.Module, apart_from: nn.Module | None = None) -> bool:
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+
+
+def _looks_like_scales(module: nn.Module, name: str, parameter: torch.Tensor) -> bool:
+    """Whether a vector is the scale of a normalisation of any class and name: around 1, and no weights beside it."""
+    alone = next(module.children(), None) is None and all(p.dim() == 1 for p in module.parameters(recurse=False))
+    values = parameter.detach().float()
+    return alone and parameter.numel() > 1 and "bias" not in name and bool((values > 0.2).all() and (values < 5).all())
 
 
 def _is_moved_bias(module: nn.Module) -> bool:

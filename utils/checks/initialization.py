@@ -21,6 +21,7 @@ from utils.checks.bookkeeping import (
     unsaved_state,
 )
 from utils.checks.checking import check
+from utils.checks.connections import idle_widening, takers_of
 from utils.checks.depth import (
     ACTIVATION_LIMITS,
     activations_through_depth,
@@ -69,7 +70,7 @@ _LIMITS = (
     NAME,
     (
         repeated_modules, unsaved_state, round_trip, broken_ties, dropout_rates, activations_through_depth,
-        activations_through_time, dead_units, only_linear,
+        activations_through_time, dead_units, only_linear, idle_widening,
     ),
     limits=_LIMITS,
 )  # fmt: skip
@@ -85,11 +86,14 @@ def test_parameter_initialization(found: Probe) -> CheckResult:
     problems: dict[str, list[str]] = {"fail": [], "warn": []}
     scales, gains, untrained = {}, {}, is_untrained(found.model)
     normalised = _normalised_embeddings(found) if untrained else set()
+    ends_branch = _zero_ends_of_branches(found)
     for name, parameter in found.model.named_parameters():
         values, owner = parameter.detach().float(), found.model.get_submodule(name.rpartition(".")[0])
         inputs = _inputs_of(owner, values)
         found_wrong = _problem(name, owner, values, inputs, parameter.requires_grad, untrained)
         if found_wrong is not None and isinstance(owner, nn.Embedding) and owner in normalised and _is_small(values):
+            found_wrong = None
+        if owner in ends_branch and found_wrong is not None and found_wrong[0] == "warn":
             found_wrong = None
         if values.dim() > 1:
             scales[name] = float(values.std(unbiased=False))
@@ -184,6 +188,17 @@ def _normalised_embeddings(found: Probe) -> set[nn.Module]:
         for handle in hooks:
             handle.remove()
     return normalised
+
+
+def _zero_ends_of_branches(found: Probe) -> set[nn.Module]:
+    """Normalisations whose scales are all zero and whose output goes into no module: the last of a residual branch, which is
+    added, and starts switched off (Goyal et al. 2017, 5.1)."""
+    zeros = [m for m in found.model.modules() if _is_norm(m) and _is_zero(getattr(m, "weight", None))]
+    return {norm for norm, takers in takers_of(found, zeros).items() if not takers} if zeros else set()
+
+
+def _is_zero(weight: object) -> bool:
+    return isinstance(weight, Tensor) and weight.dim() == 1 and not bool(weight.any())
 
 
 def _is_small(values: Tensor) -> bool:
