@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.kit.planted_designs import Applied, D, Heads, Residual, T, Text, V
 from tests.kit.toys import tiny_gpt
@@ -321,6 +321,89 @@ def _checkpointed() -> nn.Module:
     return model
 
 
+def spectrally_normed() -> nn.Module:
+    """Power iteration moves its vectors with every forward pass in training mode."""
+    model = Text(Residual(Heads()), Residual(Heads()))
+    for block in model.blocks:
+        spectral_norm(block.mlp[2])
+    return model
+
+
+def prices() -> nn.Module:
+    """A regression that starts at the mean of its targets, beside which it varies little."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+    nn.init.constant_(model[-1].bias, 2e5)
+    return model
+
+
+class _ZeroEnded(nn.Module):
+    """A residual block of convolutions whose last normalisation starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.first_norm, self.last_norm = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        nn.init.zeros_(self.last_norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.last_norm(self.second(F.relu(self.first_norm(self.first(x))))))
+
+
+def zero_ended() -> nn.Module:
+    """A ResNet whose branches start switched off (Goyal et al. 2017, 5.1)."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), _ZeroEnded(8), _ZeroEnded(8)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model.image_size, model.num_channels = 12, 3
+    return model
+
+
+class _Scaled(nn.Module):
+    """Root mean square normalisation of a class and with names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * self.gain
+
+
+class _WithoutBiases(nn.Module):
+    """Embedding, one gated block and output layer, without a bias or a module that is called a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab_size, self.max_seq_len = V, T
+        self.embedding, self.first, self.last = nn.Embedding(V, D), _Scaled(), _Scaled()
+        self.gate, self.up, self.down = (nn.Linear(D, D, bias=False) for _ in range(3))
+        self.head = nn.Linear(D, V, bias=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        y = self.first(x)
+        return self.head(self.last(x + self.down(F.silu(self.gate(y)) * self.up(y))))
+
+
+def sure_of_its_text() -> nn.Module:
+    """The same, trained until it is far from a uniform guess on random ids."""
+    model = _WithoutBiases()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    ids = (torch.arange(16) + torch.arange(V)[:, None]) % V
+    for _ in range(60):
+        F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def from_frequencies() -> nn.Module:
+    """A table classifier that starts at the logarithm of its classes' frequencies, with dropout before its last layer."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+    with torch.no_grad():
+        model[-1].bias.copy_(torch.tensor([0.95, 0.04, 0.01]).log())
+    return model
+
+
 #: By name; each a function that makes the model.
 MAKES: dict[str, Callable[[], nn.Module]] = {
     "GPT-2 with LoRA by peft": with_peft,
@@ -344,6 +427,12 @@ MAKES: dict[str, Callable[[], nn.Module]] = {
     "SELU": SelfNormalising,
     "MLP-Mixer": Mixed,
     "tiny embedding before a LayerNorm": tiny_embedding,
+    "spectral normalisation": spectrally_normed,
+    "ResNet with switched-off branches": zero_ended,
+    "no biases, norms of its own, trained": sure_of_its_text,
+    "regression from the mean price": prices,
+    "bias of the classes' frequencies": from_frequencies,
+    "RWKV": _stock("RwkvForCausalLM", "RwkvConfig", vocab_size=V, hidden_size=D, num_hidden_layers=2, attention_hidden_size=D, intermediate_size=64, context_length=T, bos_token_id=0, eos_token_id=0),
     "Mamba-2": _stock("Mamba2ForCausalLM", "Mamba2Config", vocab_size=V, hidden_size=D, num_hidden_layers=2, num_heads=4, head_dim=16, expand=2, state_size=8, n_groups=1, chunk_size=8, bos_token_id=0, eos_token_id=0, pad_token_id=1),
     "Phi (parallel, partial rotary)": _stock("PhiForCausalLM", "PhiConfig", vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=1),
     "ELECTRA discriminator": _stock("ElectraForSequenceClassification", "ElectraConfig", vocab_size=V, embedding_size=16, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64),

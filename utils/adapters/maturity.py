@@ -10,12 +10,15 @@ from torch import nn
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def is_untrained(model: nn.Module) -> bool:
+def is_untrained(model: nn.Module, apart_from: nn.Module | None = None) -> bool:
     """Whether the weights look as an initialisation leaves them.
 
     Normalisation scales start at one constant and move with the first updates, so they decide where there are any; else
     biases, which start at zero or uniformly within 1/sqrt(inputs) (torch's default) and leave that range in training. A model
     with neither counts as untrained: nothing speaks against it. Batch normalisation counts the batches that it has seen.
+
+    Args:
+        apart_from: a layer whose bias says nothing, as it is what is examined.
     """
     if any(int(getattr(module, "num_batches_tracked", None) or 0) > 0 for module in model.modules()):
         return False
@@ -23,15 +26,22 @@ def is_untrained(model: nn.Module) -> bool:
         parameter.detach()
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if name == "weight" and parameter.dim() == 1 and _is_norm(module)
+        if parameter.dim() == 1 and (name == "weight" if _is_norm(module) else _looks_like_scales(module, name, parameter))
     ]
     if scales:
         return all(bool((scale == scale.flatten()[0]).all()) for scale in scales)
-    return not any(_is_moved_bias(module) for module in model.modules())
+    return not any(_is_moved_bias(module) for module in model.modules() if module is not apart_from)
 
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+
+
+def _looks_like_scales(module: nn.Module, name: str, parameter: torch.Tensor) -> bool:
+    """Whether a vector is the scale of a normalisation of any class and name: around 1, and no weights beside it."""
+    alone = next(module.children(), None) is None and all(p.dim() == 1 for p in module.parameters(recurse=False))
+    values = parameter.detach().float()
+    return alone and parameter.numel() > 1 and "bias" not in name and bool((values > 0.2).all() and (values < 5).all())
 
 
 def _is_moved_bias(module: nn.Module) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
-from utils.checks.usage import context_is_used, order_matters, shifted_positions
+from utils.checks.usage import USAGE_LIMITS, context_is_used, order_matters, shifted_positions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,8 +53,19 @@ class Captured:
 
     layers: list[Tensor] = field(default_factory=list)
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("median_entropy", at_least=UNTRAINED_ENTROPY,
+          source="of ln(visible keys); scaled scores start near 1 (Vaswani et al. 2017, 3.2.1); before training only"),
+    Limit("share of collapsed heads", at_most=COLLAPSED_SHARE,
+          source="trained models have some heads that look at the previous or the first token"),
+    Limit("entropy of a collapsed head", at_most=COLLAPSED, source=f"of ln(visible keys); {OWN_CHOICE}"),
+    Limit("difference between two heads", at_least=SAME_HEAD, source="rounding in fp32"),
+    *USAGE_LIMITS,
+)  # fmt: skip
 
-@check(NAME, (context_is_used, order_matters, shifted_positions))
+
+@check(NAME, (context_is_used, order_matters, shifted_positions), limits=_LIMITS)
 def test_attention_patterns(found: Probe, input_text: str | None = None) -> CheckResult:
     """Weights of every attention layer on one input: entropy, share on the first key, collapsed and identical heads.
 

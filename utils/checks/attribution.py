@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.adapters.attribution import can_attribute, token_attributions, token_table
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.probe import Probe
 
@@ -24,8 +24,14 @@ LARGEST_ERROR = 0.1
 # Times as many steps with which a large error is measured again.
 _FINER = 4
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("completeness_error", at_most=LARGEST_ERROR,
+          source="attributions add up to the change of the output (Sundararajan et al. 2017)"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_attribution_analysis(found: Probe, input_text: str | None = None, n_steps: int = 50) -> CheckResult:
     """Integrated gradients of the most likely prediction, over token embeddings or over the inputs, from a baseline of zeros.
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few, relative
 from utils.training.engine import rng
 
@@ -22,6 +23,11 @@ _LEAST_VALUES = 8
 _LARGEST_SANE_DROPOUT = 0.8
 # Attributes in which torch keeps what is registered.
 _OF_TORCH = frozenset(vars(nn.Module()))
+
+#: Limits of what is measured here, and where each is from.
+DROPOUT_LIMITS = (
+    Limit("dropout rate", at_most=_LARGEST_SANE_DROPOUT, source=OWN_CHOICE),
+)  # fmt: skip
 
 
 def unregistered(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -192,17 +198,31 @@ def _frozen_between(blocks: list[nn.Module]) -> tuple[str, list[int]] | None:
 
 def inputs_changed(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     """Input tensors that forward changes in place: the labels made from them, and the next epoch, see other data."""
-    found.model.eval()
-    batch = found.batch(2, min(16, found.max_length))
+    batch = found.batch(2, min(32, found.max_length))
+    if found.over_tokens:
+        batch["input_ids"] = _edge_ids(found, batch["input_ids"])
     before = {name: tensor.clone() for name, tensor in batch.items()}
-    with torch.no_grad():
-        found.call(batch)
+    for training in (False, True):
+        found.model.train(training)
+        with torch.no_grad():
+            found.call(batch)
     changed = [name for name, tensor in batch.items() if not torch.equal(tensor, before[name])]
     if changed:
         yield Finding(
             "inputs changed in place", "fail", f"Forward changes its input in place: {few(changed)}.",
             "Work on a clone(), or use operations without a trailing underscore.",
         )  # fmt: skip
+
+
+def _edge_ids(found: Probe, ids_BT: Tensor) -> Tensor:
+    """The same ids with the vocabulary's first and last at the end of each row: special ids, which forward may replace."""
+    assert found.vocab_size is not None
+    count = min(8, ids_BT.shape[1] // 4)
+    ids_BT = ids_BT.clone()
+    if count:
+        ids_BT[:, -count:] = torch.arange(count, device=ids_BT.device)
+        ids_BT[:, -2 * count : -count] = found.vocab_size - 1 - torch.arange(count, device=ids_BT.device)
+    return ids_BT
 
 
 def draws_in_evaluation(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -359,7 +379,9 @@ def _matters(found: Probe, name: str) -> bool:
         rng.seed_all(0)
         here = found.call(batch)
         tensor = _unsaved(found.model)[name]
-        tensor.copy_(before + (before.abs().mean() if bool(before.any()) else 1.0))
+        # Noise, not an offset: normalisation takes out what is added to every value alike.
+        noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(1)).to(before)
+        tensor.copy_(before + noise * (before.abs().mean() if bool(before.any()) else 1.0))
         rng.seed_all(0)
         there = found.call(batch)
         tensor.copy_(before)

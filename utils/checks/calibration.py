@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.probe import Probe
 from utils.checks.real_data import CLASS_TASKS, DATA_ERRORS, CheckData, NoDataError, data_for, scored
@@ -60,8 +60,15 @@ class Calibration:
     loss: float
     loss_at_temperature: float
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("calibration_error", at_most="calibration_error",
+          source=f"{LARGEST_ERROR:g}, which most uncalibrated deep classifiers stay below (Guo et al. 2017, "
+          "table 1), plus sampling noise with three standard errors"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_calibration(found: Probe, data: Any = None, n_bins: int = BINS) -> CheckResult:
     """Expected calibration error of the most likely class or token on held-out data, with a reliability diagram.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from utils.check_result import CheckResult, Finding, Limit
+from utils.checks.limits import limits_of
 from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, one_line, probe
 from utils.errors import ModelError
 
@@ -18,7 +19,7 @@ Check = Callable[..., CheckResult]
 Detector = Callable[[Probe, dict[str, Any]], Iterable[Finding]]
 
 
-def check(name: str, detectors: Sequence[Detector] = ()) -> Callable[[Check], Check]:
+def check(name: str, detectors: Sequence[Detector] = (), limits: Sequence[Limit] = ()) -> Callable[[Check], Check]:
     """Make a documented check of a function (probe, **options) -> CheckResult.
 
     The check takes (model, config=None, *, task_spec=None, tokenizer=None, **options). It never raises for a model
@@ -41,19 +42,13 @@ def check(name: str, detectors: Sequence[Detector] = ()) -> Callable[[Check], Ch
             result = _first_result(name, function, found, options)
             findings, measured = _detect(found, detectors, result.summary)
             result = result.with_findings(findings, measured)
-            return replace(result, limits=_limits(name, result.thresholds))
+            return replace(result, limits=limits_of(limits, result.thresholds))
 
         del run.__wrapped__  # its signature is run's own
         run.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
         return run
 
     return decorate
-
-
-def _limits(name: str, thresholds: Mapping[str, Any]) -> tuple[Limit, ...]:
-    from utils.checks.limits import limits_of  # it reads the constants of every check
-
-    return limits_of(name, thresholds)
 
 
 def _first_result(name: str, function: Check, found: Probe, options: dict[str, Any]) -> CheckResult:

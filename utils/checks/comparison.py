@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.copies import Budget, seconds_per_step, train_copy
 from utils.checks.fine_tuning import FRESH_RATE, held_out_errors, metric_of
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import CannotProbeError, Probe, probe
 from utils.checks.real_data import DATA_ERRORS, CheckData, data_for, scored
 
@@ -34,8 +35,15 @@ _LEAST_ERROR = 1e-12
 _LAYERS, _HEADS = 4, 4
 _ROWS, _LENGTH, _REPETITIONS = 8, 128, 7
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("lag", at_most="lag",
+          source=f"of the reference's loss: {LARGEST_LAG:g}, as architectures of one size differ by less, or "
+          f"three standard errors of the paired difference; {OWN_CHOICE}"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_benchmark_comparison(
     found: Probe, reference: Any = None, data: Any = None, steps: int = 150, batch_size: int = 16,
     repetitions: int = _REPETITIONS, budget: Budget | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
 from utils.checks.probe import Probe, few
 
 # Gradient of the first block of a stack against that of the last: residual and normalised stacks stay within 30, plain ones
@@ -23,6 +23,20 @@ _ACTIVATION_RATIO = 1000.0
 _DEAD_SHARE = 0.9
 _LEAST_BLOCKS = 3
 _LEAST_POSITIONS = 4
+
+#: Limits of gradients through depth, and their sources.
+GRADIENT_LIMITS = (
+    Limit("gradient_first_to_last", at_least=1 / _GRADIENT_RATIO, at_most=_GRADIENT_RATIO,
+          source="well-scaled stacks stay within 100 (He et al. 2015); before training only"),
+)  # fmt: skip
+
+#: Limits of activations through depth and of dead units, and their sources.
+ACTIVATION_LIMITS = (
+    Limit("activation_last_to_first", at_least=1 / _ACTIVATION_RATIO, at_most=_ACTIVATION_RATIO,
+          source="variance-keeping initialisation (He et al. 2015); before training only"),
+    Limit("share of dead units in a ReLU layer", at_most=_DEAD_SHARE,
+          source="random ReLU layers leave 0 to 5 %"),
+)  # fmt: skip
 
 
 def gradients_through_depth(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks import baselines
 from utils.checks.baselines import Baseline
 from utils.checks.checking import check
@@ -46,8 +46,14 @@ _MOSTLY = 0.5
 _TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
 _ONE_A_SAMPLE = ("text_classification", "image_classification", "regression")
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("error", at_most="error",
+          source="the baseline's error on the same held-out samples, less one hundredth of it for language models"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_training_beats_baseline(
     found: Probe, data: Any = None, steps: int = 300, batch_size: int = 16, learning_rate: float | None = None,
     budget: Budget | None = None,

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from utils.adapters.forward import ModelCall
-from utils.check_result import CheckResult, Verdict
+from utils.check_result import CheckResult, Limit, Verdict
 from utils.checks.bookkeeping import frozen_by_mistake, unregistered
 from utils.checks.checking import check
-from utils.checks.depth import gradients_through_depth
+from utils.checks.depth import GRADIENT_LIMITS, gradients_through_depth
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
-from utils.checks.slope import recomputed_activations, slope
+from utils.checks.slope import SLOPE_LIMITS, recomputed_activations, slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +38,18 @@ _OTHER_WEIGHTS = 8
 # A head of zeros hides residual projections of zeros, and those hide what is before them.
 _NUDGES = 3
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("total_norm", at_most=EXPLODING_NORM,
+          source=f"healthy models stay below about 100 at any stage; {OWN_CHOICE}; for cross-entropy only"),
+    Limit("smallest gradient of a matrix / median", at_least=VANISHING_SHARE,
+          source=f"fp16 spans about 1e-8 to 6e4; {OWN_CHOICE}"),
+    *SLOPE_LIMITS,
+    *GRADIENT_LIMITS,
+)  # fmt: skip
 
-@check(NAME, (unregistered, frozen_by_mistake, slope, recomputed_activations, gradients_through_depth))
+
+@check(NAME, (unregistered, frozen_by_mistake, slope, recomputed_activations, gradients_through_depth), limits=_LIMITS)
 def test_gradient_flow(found: Probe) -> CheckResult:
     """One backward pass on random inputs, in training mode.
 
@@ -50,8 +61,10 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     Tensors of zeros are no alarm by themselves: residual projections, their scales and heads may start there, and hide what
     is before them in the first step only. When they do, each that gets a gradient is moved along it, as training would, and the
     gradients are looked at again. What stays without one is dead. The total norm leaves out tensors of zeros: LayerNorm's
-    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps). Experts that no token was sent
-    to are no alarm either: with noise on the weights the router sends them some.
+    derivative at a vector of zeros, where some image models start their tokens, is 1/sqrt(eps). For the same reason a tensor
+    whose norm is below 1 counts by its gradient times that norm: an embedding of 1e-4 before a LayerNorm, as RWKV has it,
+    changes the loss much by a step of fixed length, and little by one of its own size. Experts that no token was sent to are
+    no alarm either: with noise on the weights the router sends them some.
     """
     model = found.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -168,7 +181,7 @@ def _judged(
     middle = statistics.median(matrices.values()) if matrices else 0.0
     weak = [name for name, size in matrices.items() if 0 < size < VANISHING_SHARE * middle]
     counting = {name: size for name, size in sizes.items() if size and name not in zeros}
-    norm = sum(size**2 * parameters[name].numel() for name, size in counting.items()) ** 0.5
+    norm = sum((size * _reach(parameters[name])) ** 2 for name, size in counting.items()) ** 0.5
     frozen_names = [name for name in parameters if name not in sizes and name not in passed_over]
     measured = {
         "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes) + len(passed_over),
@@ -207,6 +220,11 @@ def _judged(
     return result(
         "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{idle}{frozen}; total norm {norm:.3g}."
     )
+
+
+def _reach(parameter: torch.Tensor) -> float:
+    """Factor from the root mean square of a gradient to its norm, at most to the norm of gradient times weights."""
+    return float(parameter.detach().float().norm().clamp_max(1.0)) * parameter.numel() ** 0.5
 
 
 def _figure(sizes: Sizes) -> Figure:

@@ -11,12 +11,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
 from utils.checks.probe import Probe
 
 # Numbers for each pair of positions in the largest tensor. Attention scores have one for each head, and heads are 16 wide
 # or wider in every design in use; a whole vector for each pair is T x T x d.
 _NARROWEST_HEAD = 4
+
+#: Limits of what is measured here, and where each is from.
+GROWTH_LIMITS = (
+    Limit("numbers for each pair of positions / width", at_most=1 / _NARROWEST_HEAD,
+          source="attention scores have one for each head, and heads are 16 wide or wider"),
+)  # fmt: skip
 
 
 def largest_tensor(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, few, one_line
 
 NAME = "half precision"
@@ -45,8 +46,19 @@ class _Range:
     largest: float = 0.0
     layers: list[str] = field(default_factory=list)
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("bf16_loss_change", at_most=LARGEST_LOSS_CHANGE,
+          source=f"rounding to 8 bits moves the loss by about 1 %; {OWN_CHOICE}"),
+    Limit("bf16_gradient_cosine", at_least=LEAST_COSINE,
+          source=f"below it half of the update is rounding noise; {OWN_CHOICE}"),
+    Limit("largest_layer_output", at_most=_FP16_MAX, source="largest number in fp16 (IEEE 754)"),
+    Limit("gradient_underflow_share", at_most=LARGEST_UNDERFLOW,
+          source="training works with 5 % lost (Micikevicius et al. 2018)"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_half_precision(found: Probe, repetitions: int = _REPETITIONS) -> CheckResult:
     """Loss and gradient of a batch under bf16 autocast against fp32, and the share of values outside fp16's range.
 

@@ -110,10 +110,17 @@ def _repeats(found: Probe, length: int) -> bool:
 
 
 def _seeded(found: Probe, batch: dict[str, Tensor]) -> Tensor:
-    """Outputs from a fixed random state, so that dropout draws the same masks in each call."""
+    """Outputs from a fixed random state, so that dropout draws the same masks in each call.
+
+    In training mode buffers are put back afterwards: spectral normalisation and running statistics move with each call.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in found.model.buffers()] if found.model.training else []
     rng.seed_all(0)
     with torch.no_grad():
-        return found.call(batch).float()
+        outputs = found.call(batch).float()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return outputs
 
 
 def _batch_norms(model: nn.Module) -> list[str]:

@@ -11,10 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult
-from utils.checks.bookkeeping import broken_ties, dropout_rates, repeated_modules, round_trip, unsaved_state
+from utils.check_result import CheckResult, Limit
+from utils.checks.bookkeeping import (
+    DROPOUT_LIMITS,
+    broken_ties,
+    dropout_rates,
+    repeated_modules,
+    round_trip,
+    unsaved_state,
+)
 from utils.checks.checking import check
-from utils.checks.depth import activations_through_depth, activations_through_time, dead_units, only_linear
+from utils.checks.connections import idle_widening, takers_of
+from utils.checks.depth import (
+    ACTIVATION_LIMITS,
+    activations_through_depth,
+    activations_through_time,
+    dead_units,
+    only_linear,
+)
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
 
 NAME = "parameter initialisation"
@@ -34,13 +49,30 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.001, 30.0
 LARGEST_MEAN = 0.05
 LEAST_FOR_MEAN = 25  # at which a mean of one standard deviation is 5 standard errors
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("smallest_std", at_least=SMALLEST_STD,
+          source="GPT-2's residual projection, 0.02/√(2·layers), is 0.0014 with 100 layers; before training only"),
+    Limit("largest_std", at_most=LARGEST_STD,
+          source="torch's default embedding is N(0, 1); before training only"),
+    Limit("standard deviation × √inputs", at_most=LARGEST_GAIN,
+          source="0.58 for torch's default (He et al. 2015), below 10 in trained models"),
+    Limit("the same / median layer", at_least=1 / OUT_OF_LINE, at_most=OUT_OF_LINE,
+          source=f"residual scaling makes it 14 times smaller with 100 layers; {OWN_CHOICE}"),
+    Limit("mean of a normalisation's scales", at_least=SMALLEST_SCALE,
+          at_most=LARGEST_SCALE, source="1 at first, 0 where the design adds 1"),
+    *ACTIVATION_LIMITS,
+    *DROPOUT_LIMITS,
+)  # fmt: skip
+
 
 @check(
     NAME,
     (
         repeated_modules, unsaved_state, round_trip, broken_ties, dropout_rates, activations_through_depth,
-        activations_through_time, dead_units, only_linear,
+        activations_through_time, dead_units, only_linear, idle_widening,
     ),
+    limits=_LIMITS,
 )  # fmt: skip
 def test_parameter_initialization(found: Probe) -> CheckResult:
     """The numbers in every weight matrix and in the scales of normalisations; biases are only asked to be finite.
@@ -54,11 +86,14 @@ def test_parameter_initialization(found: Probe) -> CheckResult:
     problems: dict[str, list[str]] = {"fail": [], "warn": []}
     scales, gains, untrained = {}, {}, is_untrained(found.model)
     normalised = _normalised_embeddings(found) if untrained else set()
+    ends_branch = _zero_ends_of_branches(found)
     for name, parameter in found.model.named_parameters():
         values, owner = parameter.detach().float(), found.model.get_submodule(name.rpartition(".")[0])
         inputs = _inputs_of(owner, values)
         found_wrong = _problem(name, owner, values, inputs, parameter.requires_grad, untrained)
         if found_wrong is not None and isinstance(owner, nn.Embedding) and owner in normalised and _is_small(values):
+            found_wrong = None
+        if owner in ends_branch and found_wrong is not None and found_wrong[0] == "warn":
             found_wrong = None
         if values.dim() > 1:
             scales[name] = float(values.std(unbiased=False))
@@ -153,6 +188,17 @@ def _normalised_embeddings(found: Probe) -> set[nn.Module]:
         for handle in hooks:
             handle.remove()
     return normalised
+
+
+def _zero_ends_of_branches(found: Probe) -> set[nn.Module]:
+    """Normalisations whose scales are all zero and whose output goes into no module: the last of a residual branch, which is
+    added, and starts switched off (Goyal et al. 2017, 5.1)."""
+    zeros = [m for m in found.model.modules() if _is_norm(m) and _is_zero(getattr(m, "weight", None))]
+    return {norm for norm, takers in takers_of(found, zeros).items() if not takers} if zeros else set()
+
+
+def _is_zero(weight: object) -> bool:
+    return isinstance(weight, Tensor) and weight.dim() == 1 and not bool(weight.any())
 
 
 def _is_small(values: Tensor) -> bool:

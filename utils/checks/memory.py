@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from utils.check_result import CheckResult
+from utils.check_result import CheckResult, Limit
 from utils.checks.bookkeeping import growth_between_calls
 from utils.checks.checking import check
-from utils.checks.growth import largest_tensor
+from utils.checks.growth import GROWTH_LIMITS, largest_tensor
+from utils.checks.limits import PAIRS_OF_POSITIONS
 from utils.checks.probe import Probe
 from utils.environment import free_memory_bytes
 from utils.training.engine.compute.master_weights import bytes_in_training
@@ -26,8 +27,18 @@ _USABLE = 0.9
 # Each further row of a batch may add this many times what the row before added.
 _GROWTH = 1.25
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("total_mib / free_mib", at_most=_USABLE, source="the rest is for fragments and workspaces of kernels"),
+    Limit("memory of a further row / of the row before", at_most=_GROWTH,
+          source="memory is linear in the batch; the rest is room for kernels that differ with it"),
+    Limit("exponent_in_length", at_most=2.2, source=PAIRS_OF_POSITIONS),
+    Limit("exponent_in_batch", at_most=1.2, source="rows do not meet each other"),
+    *GROWTH_LIMITS,
+)  # fmt: skip
 
-@check(NAME, (largest_tensor, growth_between_calls))
+
+@check(NAME, (largest_tensor, growth_between_calls), limits=_LIMITS)
 def test_memory_footprint(found: Probe, free_bytes: int | None = None) -> CheckResult:
     """Bytes of parameters, gradients, AdamW's averages and activations, against the device's free memory.
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
 from utils.adapters.output_reach import last_layer, output_reach
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
 from utils.checks.probe import Probe
 from utils.training.engine import rng
 
@@ -22,8 +22,21 @@ _DRIVE = 1e4
 _NARROW_BOUND = 5.0
 # Share of logits at one and the same extreme value that is no coincidence.
 _CLIPPED_SHARE = 0.02
+# Share of outputs that dropout erases; rates in use are 0.1 and more. Of fewer outputs than this, some may be zero by chance.
+_DROPPED_SHARE, _LEAST_OUTPUTS = 0.04, 16
+# Probability of one class that no set worth training on has.
+_CERTAIN = 0.995
 # Share of the variance over classes that comes from the input, below which a fixed bias decides an untrained model's output.
 _LEAST_SHARE_FROM_INPUT = 0.01
+
+#: Limits of what is measured here, and where each is from.
+RANGE_LIMITS = (
+    Limit("bound of the outputs when the last layer is enlarged", at_least=_NARROW_BOUND,
+          source="soft caps in use are 30 and more (Gemma 2); tanh and sigmoid end at 1"),
+    Limit("outputs_zero_in_training_only", at_most=_DROPPED_SHARE, source="dropout rates in use are 0.1 and more"),
+    Limit("probability of one class by the last bias alone", at_most=_CERTAIN,
+          source="log frequencies of the classes are a usual initialisation; before training only"),
+)  # fmt: skip
 
 
 def output_range(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -43,8 +56,28 @@ def output_range(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     # Noise images all have the same mean features, so what an untrained image model says of them shows nothing.
     if named is None and found.image_shape is None and is_untrained(found.model):
         named = _dominated(outputs, measured)
+    named = named or _one_class_by_bias(found, outputs)
     if named is not None:
         yield named
+
+
+def dropped_outputs(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Outputs that are exactly zero in training mode and not in evaluation mode: dropout acts on them last."""
+    found.model.eval()
+    expected = _outputs(found)
+    found.model.train()
+    dropped = _outputs(found)
+    if not bool(expected.isfinite().all()) or expected.shape != dropped.shape or expected.numel() < _LEAST_OUTPUTS:
+        return
+    share_before, share = (float((outputs == 0).float().mean()) for outputs in (expected, dropped))
+    measured["outputs_zero_in_training_only"] = max(0.0, share - share_before)
+    if share_before < _DROPPED_SHARE / 2 and _DROPPED_SHARE <= share < 1:
+        yield Finding(
+            "dropout on the outputs", "fail",
+            f"In training mode {share:.0%} of the outputs are exactly zero: dropout acts on the outputs themselves, so the "
+            "loss is computed from scores that were erased and scaled at random.",
+            "Apply dropout before the last layer, and return that layer's output itself.",
+        )  # fmt: skip
 
 
 def _outputs(found: Probe, rows: int = 16) -> Tensor:
@@ -146,6 +179,23 @@ def _clipped(outputs: Tensor) -> Finding | None:
                 "clipped, and what is clipped gets no gradient.", "Return the logits without clamp.",
             )  # fmt: skip
     return None
+
+
+def _one_class_by_bias(found: Probe, outputs: Tensor) -> Finding | None:
+    """A bias of the last layer that gives one class nearly all of the probability before any input has been seen."""
+    layer = last_layer(found.model, lambda: _outputs(found, 2))
+    bias = getattr(layer, "bias", None)
+    if not isinstance(bias, Tensor) or bias.shape != outputs.shape[-1:] or not is_untrained(found.model, apart_from=layer):
+        return None
+    probability = float(bias.detach().float().softmax(0).max())
+    if probability < _CERTAIN or len({int(row.argmax()) for row in outputs.flatten(0, -2)}) > 1:
+        return None
+    return Finding(
+        "dominated by a bias", "warn",
+        f"The last layer's bias alone gives class {int(bias.argmax())} a probability of {probability:.2%}, and every input "
+        "gets that class: a fixed bias decides.",
+        "Initialise the output layer's bias with zeros, or with the logarithm of the classes' frequencies.",
+    )  # fmt: skip
 
 
 def _dominated(outputs: Tensor, measured: dict[str, Any]) -> Finding | None:

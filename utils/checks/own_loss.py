@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
 from utils.checks.probe import Probe
 
 # Nats above ln V at which a model that has not been trained starts wrongly: logits with a standard deviation of s add
@@ -24,6 +24,16 @@ _IGNORED = -100
 # Relative difference between two losses that is not rounding, in fp32. Before training all losses are near ln V, so that a
 # coarser comparison would see no difference between conventions.
 _LOSS_TOLERANCE = 1e-4
+
+#: Limits of what is measured here, and where each is from.
+LOSS_LIMITS = (
+    Limit("loss_on_random_targets_nats above ln V", at_least=-IMPOSSIBLE_GAIN,
+          source="no model that cannot see uniformly random targets gets below ln V"),
+    Limit("loss before training above ln V (nats)", at_most=UNTRAINED_EXCESS,
+          source="logits with a standard deviation of s add s²/2 nats; 2 nats are s = 2; before training only"),
+    Limit("own loss against cross-entropy of its logits (relative)", at_most=_LOSS_TOLERANCE,
+          source="rounding in fp32"),
+)  # fmt: skip
 
 
 def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

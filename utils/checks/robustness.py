@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.adapters.attribution import token_table
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.depth import outputs_of, signal, stacks_of
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe
 
 if TYPE_CHECKING:
@@ -27,8 +28,16 @@ LARGEST_KL = 0.5
 # What varies between positions, as a share of the size of the last block's output, below which all positions look alike.
 COLLAPSED_SHARE = 0.02
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("changes / noise 1% / change", at_most=LARGEST_KL,
+          source=f"nats; a model above this reacts to rounding in fp16 as well; {OWN_CHOICE}"),
+    Limit("variation after the last block", at_least=COLLAPSED_SHARE,
+          source="below it all positions look alike"),
+)  # fmt: skip
 
-@check(NAME, ())
+
+@check(NAME, (), limits=_LIMITS)
 def test_robustness(found: Probe, n_samples: int = 8) -> CheckResult:
     """Mean KL divergence and share of changed top predictions under five kinds of change, in evaluation mode.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.copies import Budget, Watch, seconds_per_step
 from utils.checks.probe import Probe
@@ -30,8 +30,13 @@ log = logging.getLogger("trainbook.checks")
 #: Learning rates that are tried: a decade below and above what is usual for untrained and for trained weights.
 FRESH_RATES, TRAINED_RATES = (1e-4, 1e-3, 1e-2), (1e-5, 1e-4, 1e-3)
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("best_loss", at_most="best_loss", source="held-out loss before training"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_search(
     found: Probe, data: Any = None, space: Mapping[str, Any] | None = None, n_trials: int | None = None, steps: int = 60,
     batch_size: int = 16, budget: Budget | None = None,

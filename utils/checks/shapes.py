@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.check_result import CheckResult
+from utils.check_result import CheckResult, Limit
 from utils.checks.checking import check
 from utils.checks.generation import key_value_cache
 from utils.checks.independence import carried_state, encoder_is_used, later_positions, other_rows_in_training
 from utils.checks.lengths import lengths
+from utils.checks.limits import ROUNDING
 from utils.checks.padding import padding
 from utils.checks.probe import Probe, counted, few, one_line, relative
 from utils.errors import ModelError
@@ -30,9 +31,22 @@ class _Case:
     error: str = ""
 
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = tuple(
+    Limit(name, at_most="difference", source=ROUNDING)
+    for name in (
+        "row_difference", "future_difference", "future_difference_evaluation", "future_difference_training",
+        "row_difference_training", "left_padding_difference", "right_padding_difference",
+        "left_padding_id_difference", "right_padding_id_difference", "cache_difference",
+        "cache_difference_after_left_padding",
+    )
+)  # fmt: skip
+
+
 @check(
     NAME,
     (later_positions, other_rows_in_training, carried_state, encoder_is_used, padding, key_value_cache, lengths),
+    limits=_LIMITS,
 )
 def test_shape_robustness(found: Probe) -> CheckResult:
     """Forward passes of several shapes; then one batch against its rows; then, for causal models, a changed future.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
 from utils.checks.probe import Probe, few
 from utils.training.engine import rng
 
@@ -25,6 +25,12 @@ _ROUNDING_STEP = 1e-9
 _DIRECTIONS = 3
 # Relative disagreement of slope and gradient, beyond rounding.
 _DISAGREEMENT = 0.05
+
+#: Limits of what is measured here, and where each is from.
+SLOPE_LIMITS = (
+    Limit("slope_disagreement", at_most=_DISAGREEMENT,
+          source="central differences in fp64 agree to the square of their step; the rest is room for kinks"),
+)  # fmt: skip
 
 
 def slope(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils.check_result import CheckResult, Verdict
+from utils.check_result import CheckResult, Limit, Verdict
 from utils.checks.checking import check
+from utils.checks.limits import PAIRS_OF_POSITIONS
 from utils.checks.probe import Probe
 
 NAME = "inference speed"
@@ -31,8 +32,17 @@ _CALLS_LIMIT = 1.0
 _ROW_WORK_LIMIT = 1.2
 _LENGTH_WORK_LIMIT = 5.0
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("batch_ratio", at_most=_BATCH_LIMIT, source="a batch should cost less than its rows one by one"),
+    Limit("length_ratio", at_most=_LENGTH_LIMIT, source=f"{PAIRS_OF_POSITIONS}: 4, doubled for noise"),
+    Limit("operations_per_further_row", at_most=_CALLS_LIMIT, source="counted; 0 without a loop over rows"),
+    Limit("values_per_row_for_four_times_the_rows", at_most=_ROW_WORK_LIMIT, source="counted; 1 without pairs"),
+    Limit("values_for_twice_the_length", at_most=_LENGTH_WORK_LIMIT, source=f"counted; {PAIRS_OF_POSITIONS}: 4"),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_inference_speed(
     found: Probe, n_trials: int = 5, clock: Callable[[], float] | None = None
 ) -> CheckResult:

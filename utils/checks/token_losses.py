@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.adapters.maturity import is_untrained
-from utils.check_result import CheckResult, Finding
+from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, few
 from utils.checks.real_data import DATA_ERRORS, CheckData, batches, class_counts, data_for, scored
 from utils.data.packing import TokenBlocks
@@ -61,8 +62,16 @@ class _Losses:
         """Improvement over the unigram loss, token by token; differences between tokens, and most noise with them, cancel."""
         return self.unigram - self.model
 
+#: Limits of the measured values, and where each is from.
+_LIMITS = (
+    Limit("loss_nats", at_most="loss_nats", source="the loss of the tokens' frequencies in the training data"),
+    Limit("gain by more context (nats), where trigrams beat bigrams", at_least=LEAST_GAIN,
+          source=f"a small GPT gains about 1 nat on English; {OWN_CHOICE}"),
+    Limit("loss of the last quarter above the third (nats)", at_most=LARGEST_RISE, source=OWN_CHOICE),
+)  # fmt: skip
 
-@check(NAME)
+
+@check(NAME, limits=_LIMITS)
 def test_token_losses(found: Probe, data: Any = None) -> CheckResult:
     """Loss on held-out text by position in the row and by frequency of the token, for trained language models.
 

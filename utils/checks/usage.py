@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.check_result import Finding
+from utils.check_result import Finding, Limit
+from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, relative
 
 # Changes below this share of the outputs' size are rounding, not use; a weak but real path leaves 1e-3 and more.
@@ -19,6 +20,15 @@ _LEAST_SEEN, _LEAST_ORDER = 1e-4, 1e-3
 # Rotary and relative positions leave rounding of about 1e-4 when all positions shift.
 _SHIFT_TOLERANCE = 1e-2
 _SHIFT = 7
+
+#: Limits of what is measured here, and where each is from.
+USAGE_LIMITS = (
+    Limit("change_by_earlier_tokens", at_least=_LEAST_CHANGE, source="rounding in fp32"),
+    Limit("change by exchange / by replacement", at_least=_LEAST_ORDER,
+          source=f"judged where a replaced token is seen; {OWN_CHOICE}"),
+    Limit("change_by_shifted_positions", at_most=_SHIFT_TOLERANCE,
+          source="rotary positions leave rounding of about 1e-4"),
+)  # fmt: skip
 
 
 def context_is_used(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -77,6 +77,24 @@ def moved_labels(sample: Sample) -> Iterator[DataFinding]:
     )  # fmt: skip
 
 
+def visible_targets(sample: Sample) -> Iterator[DataFinding]:
+    """Masked language modelling whose inputs still hold what is to be predicted."""
+    ids_NT, labels = sample.inputs, sample.labels
+    if labels is None or labels.shape != ids_NT.shape or labels.dtype.kind != "i" or len(sample) < _FEWEST_ROWS:
+        return
+    scored_NT = (labels != IGNORED) & (ids_NT != NO_TOKEN)
+    if not scored_NT.any():
+        return
+    visible = float((labels == ids_NT)[scored_NT].mean())
+    if visible > MOST:
+        yield DataFinding(
+            "tokens", "targets visible", "fail",
+            f"{visible:.0%} of the tokens to be predicted are in the input unmasked: the model copies them.",
+            "Replace the tokens at scored positions by the mask token (BERT leaves 10 % of them as they are).",
+            {"visible_share": visible}, {"visible_share": MOST},
+        )  # fmt: skip
+
+
 def _vocabulary(ids_NT: np.ndarray, vocab_size: int | None) -> Iterator[DataFinding]:
     real = ids_NT[ids_NT != NO_TOKEN]
     least, largest = (int(real.min()), int(real.max())) if real.size else (0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 # Relative difference within which the loss of a batch is that of its halves together, or their mean.
 _SAME = 1e-3
+# Label smoothing at which the right class keeps half of the target.
+_MOST_SMOOTHING = 0.5
 # Samples from which shares of classes are judged, and how far apart the weights are.
 _ROWS_FOR_SHARES, _TWICE = 16, 2
 # Sizes of the score of the right class against the others. Scores of 64 are sure in any format.
@@ -155,11 +157,28 @@ def criterion_pairs_outputs_with_targets(trial: Trial) -> Iterator[str]:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own warning, which is given again in every step
         as_it_is, paired = (float(criterion(outputs, one).mean()) for one in (labels, labels.view(outputs.shape)))
-    if abs(as_it_is - paired) > _SAME * max(abs(as_it_is), abs(paired)):
+        # A batch of one sample has nothing to mix: the mean of these, or their sum, is what the criterion means.
+        alone = sum(float(criterion(outputs[i : i + 1], labels[i : i + 1]).mean()) for i in range(len(outputs)))
+    meant = (alone, alone / len(outputs))
+    if _among(paired, meant) and not _among(as_it_is, meant):
         yield (
             f"The criterion compares every output with every target: outputs of shape {tuple(outputs.shape)} and targets of "
             f"shape {tuple(labels.shape)} are broadcast against each other. Bring them to one shape: outputs.squeeze(-1), or "
             "targets.unsqueeze(-1)."
+        )
+
+
+def _among(value: float, others: Iterable[float]) -> bool:
+    return any(abs(value - other) <= _SAME * max(abs(value), abs(other)) for other in others)
+
+
+def smoothing_leaves_targets(trial: Trial) -> Iterator[str]:
+    """Whether label smoothing leaves the right class more than half of the target."""
+    smoothing = getattr(trial.objective, "label_smoothing", 0.0)
+    if smoothing >= _MOST_SMOOTHING:
+        yield (
+            f"label_smoothing={smoothing:g} spreads most of every target over the other classes, so that right answers are "
+            "hardly better than wrong ones. It is the share that is taken from the right class: 0.1 is usual."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.maturity import is_untrained
 from utils.training.engine.compute.user_supplied import parameters_of
 from utils.training.engine.sanity.trial import Trial
 
@@ -65,6 +66,25 @@ def enough_is_trained(trial: Trial) -> Iterator[str]:
         f"Nearly all parameters are frozen: {count:,} of {total:,} ({count / total:.1%}) are trained, only "
         "normalisations and biases. If that is not intended, set requires_grad=True on the weights (unfreeze_layers)."
     )
+
+
+def output_layer_is_trained(trial: Trial) -> Iterator[str]:
+    """Whether a new output layer is frozen at its random weights while what is before it is trained.
+
+    Trained models are left alone, and so are adapters and heads that share their weight with an embedding.
+    """
+    layers = [m for m in trial.model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    parameters = list(trial.model.parameters())
+    trained, total = (sum(p.numel() for p in some) for some in ([p for p in parameters if p.requires_grad], parameters))
+    if len(layers) < 2 or layers[-1].weight.requires_grad or trained < total / 2 or not is_untrained(trial.model):
+        return
+    shared = any(isinstance(m, nn.Embedding) and m.weight is layers[-1].weight for m in trial.model.modules())
+    if not shared and len(layers[-1].weight) == trial.outputs.shape[-1]:
+        name = next(name for name, module in trial.model.named_modules() if module is layers[-1])
+        yield (
+            f"The output layer {name} is frozen at its initial random weights (requires_grad=False), while the layers before "
+            "it are trained. Freeze the other layers instead, or set requires_grad=True on it."
+        )
 
 
 def _nothing_to_learn(trial: Trial, loss: float, gradients: dict[str, Tensor | None]) -> Iterator[str]:
