@@ -54,16 +54,32 @@ class DataPage(Page):
         self._result = self._parts["preview-result"] = markup_box("tb-preview-result")
         self._stale = markup_box()
         self._found = self._parts["recognised"] = markup_box("tb-recognised")
+        self._suggested = self._parts["suggested-task"] = markup_box("tb-suggested-task")
+        self._use_task = self._parts["use-task"] = button("Use task", "tb-use-task", self._take_task, self._report)
+        self._suggestion = row(self._suggested, self._use_task)
         self._previewed: dict[str, Any] | None = None
-        return [self._found, self._upload_row, self._upload_message, self._preview.box, self._stale, self._result]
+        return [
+            self._found, self._suggestion, self._upload_row, self._upload_message, self._preview.box, self._stale,
+            self._result,
+        ]  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
         self._upload_row.layout.display = None if self.state.source in ("local", "upload") else "none"
         found = self.state.recognised
-        set_markup(self._found, paragraph(f"In the file: {found.sentence}" if found.columns else ""))
+        set_markup(self._found, paragraph(f"In the data: {found.sentence}" if found.columns else ""))
+        sentence = self.state.task_sentence
+        set_markup(self._suggested, paragraph(sentence))
+        self._suggestion.layout.display = None if sentence else "none"
+        differs = bool(sentence) and found.task != self.state.setup.task
+        self._use_task.layout.display = None if differs else "none"
+        if differs:
+            self._use_task.description = f"Use task {found.task}"
         stale = self._previewed is not None and self._previewed != self.state.setup.sections()["setup"]
         set_markup(self._stale, paragraph("The settings have changed since this preview." if stale else ""))
+
+    def _take_task(self, _: Any) -> None:
+        self.state.set("task", self.state.recognised.task)
 
     def _uploaded(self, change: Mapping[str, Any]) -> None:
         problem = ""

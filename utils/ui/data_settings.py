@@ -73,18 +73,19 @@ class DataSettings(Schema):
         None, "Configuration", "Configuration of the dataset. Leave empty for its default.", min_length=1
     )
     text_column: str | None = _field(
-        None, "Text column", "Column that contains the text. Leave empty to detect it.", min_length=1
+        None, "Text column", "Column of the text, the words or the source text. Leave empty to detect it.", min_length=1
     )
-    task: Literal["causal_lm", "text_classification"] = _field(
+    task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = _field(
         "causal_lm",
         "Task",
-        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text, from "
-        "files with a text column and a label column.",
+        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text. "
+        "regression: a number for a text. token_classification: a tag for each word. seq2seq: a target text for a source "
+        "text, with an encoder-decoder such as T5. All but causal_lm need a table with a column of inputs and one of labels.",
     )
     label_column: str | None = _field(
         None,
-        "Label column",
-        "Column that contains the class of each text. Leave empty to detect it.",
+        "Label or target column",
+        "Column of the class, number, tags or target text of each row. Leave empty to detect it.",
         min_length=1,
     )
     conversation_layout: (

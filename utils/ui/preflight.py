@@ -268,8 +268,9 @@ def _check_data(session: _Session) -> Check:
     if "hub" in session.passed:
         return _check_hub_data(session)
     data = session.data = prepare_data(session.setup, session.model)
-    blocks = counted(len(data.train), "training block")
-    validation = "" if data.validation is None else f", {counted(len(data.validation), 'block')} for validation"
+    row = "block" if session.setup.task == "causal_lm" else "example"
+    blocks = counted(len(data.train), f"training {row}")
+    validation = "" if data.validation is None else f", {counted(len(data.validation), row)} for validation"
     tokenizer = data.report.rows().get("Tokenizer", "").rstrip(".")
     return Check("data", "passed", f"{blocks}{validation}. Tokenizer: {tokenizer}.")
 

@@ -185,7 +185,11 @@ class WizardState(EditedSetup):
     def _has_meaning(self, name: str) -> bool:
         """Whether a setting has a meaning beside the values of the others."""
         if name == "conversation_layout":
-            return self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
+            several = self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
+            return several and self._fits_others(name)
+        return self._fits_others(name)
+
+    def _fits_others(self, name: str) -> bool:
         depends = MEANT_WITH.get(name)
         return depends is None or getattr(self.setup, depends[0]) in depends[1]
 
@@ -193,6 +197,15 @@ class WizardState(EditedSetup):
     def recognised(self) -> Recognised:
         """Kind of data in the first rows of the chosen files; empty where they cannot be read."""
         return recognised_files(self.setup)
+
+    @property
+    def task_sentence(self) -> str:
+        """The task that the data suggest, and why; "" where they suggest none."""
+        found = self.recognised
+        if not found.reason:
+            return ""
+        word = "Task of these data" if found.task == self.setup.task else "Suggested task"
+        return f"{word}: {found.task}, because {found.reason}."
 
     def message(self, name: str, problems: Mapping[str, list[Problem]] | None = None) -> str:
         """Message beside a setting's control: why its entry was refused, or why its value blocks; else ""."""

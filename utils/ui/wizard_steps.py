@@ -185,21 +185,39 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
 def _check_task(setup: SetupConfig) -> list[Problem]:
     """Problems of the data with the chosen task."""
     found = recognised_files(setup)
-    if setup.task == "text_classification":
-        if setup.dataset_path is None:
-            message = "text_classification is learnt from files with labels: choose local, drive or upload as the data"
-            return [Problem("task", message)]
-        if setup.label_column is not None and found.columns and setup.label_column not in found.columns:
-            return [
-                Problem("label_column", f"got {shown(setup.label_column)}; the columns are {listed(found.columns)}")
-            ]
-        return []
+    if setup.task in LABELLED_TASKS:
+        return _check_labelled(setup, found)
     layout = setup.conversation_layout
     if layout is not None and found.columns and layout not in found.layouts:
         return [Problem("conversation_layout", f"got {layout!r}; the columns are {listed(found.columns)}")]
     if layout is None and setup.text_column is None and len(found.layouts) > 1 and not found.has_texts:
         message = f"the file can be read as {' or '.join(found.descriptions)}; choose one"
         return [Problem("conversation_layout", message, found.layouts[0])]
+    return []
+
+
+def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
+    """Problems of a table with a task that needs labels, as far as its first rows tell."""
+    from utils.data.read.task_columns import find_columns
+
+    if setup.dataset_path is None:
+        message = f"{setup.task} is learnt from a table with labels: choose local, drive or upload as the data"
+        return [Problem("task", message)]
+    if found.is_text:
+        return [Problem("task", f"{setup.task} needs columns, and the file is plain text; give a table or choose causal_lm")]
+    if not found.columns:
+        return []
+    names = {"text_column": setup.text_column, "label_column": setup.label_column}
+    if unknown := {name: value for name, value in names.items() if value is not None and value not in found.columns}:
+        listing = listed(found.columns)
+        return [Problem(name, f"got {shown(value)}; the columns are {listing}") for name, value in unknown.items()]
+    columns = {"text": setup.text_column, "label": setup.label_column}
+    for name, needs_label in (("text_column", False), ("label_column", True)):
+        try:
+            find_columns(setup.task, found.example, labelled=needs_label, **columns)
+        except DataError:
+            message = f"is not clear for {setup.task}: the columns are {listed(found.columns)}; choose one"
+            return [Problem(name, message)]
     return []
 
 
@@ -322,9 +340,16 @@ FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "upload": ("dataset_path", "text_column", "label_column", "conversation_layout"),
 }
 
+#: Tasks that are learnt from tables with labels.
+LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
+
 #: Fields that have a meaning only beside some values of another one.
 MEANT_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "label_column": ("task", ("text_classification",)),
+    "label_column": ("task", LABELLED_TASKS),
+    "conversation_layout": ("task", ("causal_lm",)),
+    "data_kind": ("task", ("causal_lm",)),
+    "shuffle_documents": ("task", ("causal_lm",)),
+    "document_masks": ("task", ("causal_lm",)),
     "lora_rank": ("finetune", ("lora",)),
     "lora_alpha": ("finetune", ("lora",)),
     "lora_dropout": ("finetune", ("lora",)),
