@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Tasks that files can be read for.
 TASKS = ("causal_lm", "text_classification", "regression", "token_classification", "seq2seq")
 
+#: Those of them that tables with labels are read for.
+LABELLED_TASKS = TASKS[1:]
+
 # Rows that tell what a file holds.
 _FIRST_ROWS = 100
 

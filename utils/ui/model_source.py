@@ -157,9 +157,10 @@ def exported_runs(setup: SetupConfig) -> list[str]:
 def data_labels(setup: SetupConfig) -> tuple[str, ...]:
     """The classes or tags in the setup's data; for regression, a name for each target. Raises as `label_names`."""
     from utils.data.file_records import label_names
-    from utils.data.prepare import files_of
+    from utils.data.prepare import load_labelled
 
-    return label_names(files_of(setup), setup.task, text_column=setup.text_column, label_column=setup.label_column)
+    rows = load_labelled(setup, with_validation=False).records
+    return label_names(rows, setup.task, text_column=setup.text_column, label_column=setup.label_column)
 
 
 def _labels(setup: SetupConfig, facts: PretrainedFacts) -> list[str]:

@@ -111,6 +111,8 @@ def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, A
     vocab_size = (facts and facts.vocab_size) or setup.vocab_size
     positions = (facts and facts.max_length) or max(setup.max_length, usual.get("max_seq_len", 0))
     sizes = {"name": named, "vocab_size": vocab_size, "max_seq_len": positions, "num_classes": _outputs(setup)}
+    if named == "t5-mini":
+        del sizes["max_seq_len"]  # its positions are relative
     return {name: size for name, size in sizes.items() if size is not None and size != usual.get(name)}
 
 

@@ -13,7 +13,7 @@ from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
 from utils.data.read.files import find_files, path_problem
 from utils.data.read.rows import listed
-from utils.data.text.hub import dataset_name_problem
+from utils.data.text.hub import dataset_name_problem, split_name
 from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
 from utils.schema import Schema, shown
@@ -152,6 +152,8 @@ def recognised_files(setup: SetupConfig) -> Recognised:
     """Kind of data in the first rows of the setup's files; empty where they cannot be read, which other checks report."""
     from utils.data.file_records import Recognised, recognise
 
+    if setup.dataset_source == "huggingface":
+        return _recognised_datasets.get(_dataset_key(setup), Recognised())
     try:
         path = data_path(setup)
         if path is None or path_problem(path):
@@ -165,6 +167,29 @@ def recognised_files(setup: SetupConfig) -> Recognised:
     except (TrainbookError, OSError):
         return Recognised()
 
+
+def recognise_dataset(setup: SetupConfig) -> Recognised:
+    """Read the first rows of the setup's dataset on the Hub; `recognised_files` knows them from then on.
+
+    Raises:
+        HubError, DataError: they cannot be had.
+    """
+    from utils.data.file_records import recognise_rows
+    from utils.data.text.hub import load_hub_table
+
+    assert setup.dataset_name is not None
+    table = load_hub_table(setup.dataset_name, setup.config_name, split_name(setup.dataset_split), streaming=True)
+    found = _recognised_datasets[_dataset_key(setup)] = recognise_rows([dict(row) for row in table.rows.take(_FIRST_ROWS)])
+    return found
+
+
+def _dataset_key(setup: SetupConfig) -> tuple[str | None, ...]:
+    return setup.dataset_name, setup.config_name
+
+
+# Rows of a dataset on the Hub that tell what it holds.
+_FIRST_ROWS = 100
+_recognised_datasets: dict[tuple[str | None, ...], Recognised] = {}
 
 # What files hold, by path, time of the last change and size.
 _recognised: dict[tuple[str, int, int], Recognised] = {}
@@ -200,8 +225,8 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
     """Problems of a table with a task that needs labels, as far as its first rows tell."""
     from utils.data.read.task_columns import find_columns
 
-    if setup.dataset_path is None:
-        message = f"{setup.task} is learnt from a table with labels: choose local, drive or upload as the data"
+    if setup.dataset_source == "builtin":
+        message = f"{setup.task} is learnt from a table with labels: choose local, huggingface, drive or upload as the data"
         return [Problem("task", message)]
     if found.is_text:
         return [Problem("task", f"{setup.task} needs columns, and the file is plain text; give a table or choose causal_lm")]
@@ -299,7 +324,8 @@ STEPS: tuple[WizardStep, ...] = (
     WizardStep(
         "dataset", "Data", "What the model learns from.",
         _fields(
-            "task dataset_source dataset_path dataset_name config_name text_column label_column conversation_layout val_split"
+            "task dataset_source dataset_path dataset_name config_name dataset_split text_column label_column "
+            "conversation_layout val_split"
         ),
         _fields("max_train_samples max_val_samples"),
         _check_dataset,
@@ -335,7 +361,7 @@ STEPS: tuple[WizardStep, ...] = (
 FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "builtin": (),
     "local": ("dataset_path", "text_column", "label_column", "conversation_layout"),
-    "huggingface": ("dataset_name", "config_name", "text_column"),
+    "huggingface": ("dataset_name", "config_name", "dataset_split", "text_column", "label_column"),
     "drive": ("dataset_path", "text_column", "label_column", "conversation_layout"),
     "upload": ("dataset_path", "text_column", "label_column", "conversation_layout"),
 }
