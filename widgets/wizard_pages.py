@@ -33,6 +33,7 @@ from widgets.forms import (
 )
 from widgets.guarded import guarded
 from widgets.jobs import Outcome
+from widgets.wizard_mixture import MixtureRows
 from widgets.wizard_model_page import ModelPage
 from widgets.wizard_page import Page, Problems
 
@@ -58,16 +59,19 @@ class DataPage(Page):
         self._suggested = self._parts["suggested-task"] = markup_box("tb-suggested-task")
         self._use_task = self._parts["use-task"] = button("Use task", "tb-use-task", self._take_task, self._report)
         self._suggestion = row(self._suggested, self._use_task)
+        self._mixture = MixtureRows(self.state, self._parts, self._report)
         self._previewed: dict[str, Any] | None = None
         return [
-            self._first_rows.box, self._found, self._suggestion, self._upload_row, self._upload_message,
+            self._first_rows.box, self._found, self._suggestion, self._upload_row, self._upload_message, self._mixture.box,
             self._preview.box, self._stale, self._result,
         ]  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        self._upload_row.layout.display = None if self.state.source in ("local", "upload") else "none"
+        uploads = self.state.source in ("local", "upload") and not self.state.setup.mixture
+        self._upload_row.layout.display = None if uploads else "none"
         found = self.state.recognised
+        self._mixture.refresh()
         is_named = self.state.setup.dataset_source == "huggingface" and not found.columns
         self._first_rows.box.layout.display = None if is_named else "none"
         set_markup(self._found, paragraph(f"In the data: {found.sentence}" if found.columns else ""))

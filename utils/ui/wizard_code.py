@@ -79,6 +79,8 @@ def command_line(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
 
 def scalar(value: Any) -> str:
     """`value` as one line that `parse_value` reads back as an equal value of the same type."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {scalar(part)}' for name, part in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(scalar(part) for part in value)}]"
     if value is None or isinstance(value, bool):

@@ -7,7 +7,7 @@ a form can show both until it is corrected; a refused entry blocks its step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,9 @@ from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig, field_of
 from utils.ui.wizard_steps import (
     MEANT_WITH,
+    MIXTURE_FIELDS,
     PLACES,
+    SINGLE_FIELDS,
     STEPS,
     WizardField,
     WizardStep,
@@ -184,6 +186,9 @@ class WizardState(EditedSetup):
 
     def _has_meaning(self, name: str) -> bool:
         """Whether a setting has a meaning beside the values of the others."""
+        is_mixed = bool(self.setup.mixture)
+        if name in (SINGLE_FIELDS if is_mixed else MIXTURE_FIELDS):
+            return False
         if name == "conversation_layout":
             several = self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
             return several and self._fits_others(name)
@@ -245,6 +250,18 @@ class WizardState(EditedSetup):
                     self._say(next(filter(None, missing), self.notice))
                 raise
 
+    def set_mixture(self, entries: Sequence[Mapping[str, Any]], instead: Mapping[str, Any] | None = None) -> None:
+        """Train on a mixture of datasets, as clicks do.
+
+        Args:
+            entries: as `SetupConfig.mixture`; none: `instead` has the settings of the only dataset.
+        Raises:
+            ConfigError: an entry is not usable; the setup is unchanged.
+        """
+        with self._change(clicking=True):
+            self.setup.update(**{**(instead or {}), "mixture": tuple(entries)})
+            self._say(f"Mixture of {counted(len(entries), 'dataset')}." if entries else "A single dataset.")
+
     def take(self, way_out: WayOut) -> None:
         """Change what a way out of a failed check changes, as clicks. Raises `ConfigError` when it does not fit."""
         with self._change(clicking=True):
@@ -270,6 +287,10 @@ class WizardState(EditedSetup):
         for f in shown_fields:
             mark = f" (changed; preset: {value_text(f, changed[f.name][0])})" if f.name in changed else ""
             rows[f.title] = value_text(f, getattr(self.setup, f.name)) + mark
+        if self.setup.mixture:
+            weighted = [(one.label, one.weight) for one in self.setup.mixture]
+            listed = [label if weight is None else f"{label} {weight:g}" for label, weight in weighted]
+            rows = {titled("mixture"): ", ".join(listed), **rows}
         return rows
 
     @property

@@ -86,7 +86,8 @@ class WizardStep:
 
     def holds(self, name: str) -> bool:
         """Whether `name` is one of its settings, or the step itself."""
-        return name == self.name or any(field.name == name for field in self.all_fields)
+        is_mixture = name == "mixture" and self.name == "dataset"  # which has rows of its own instead of a field
+        return name == self.name or is_mixture or any(field.name == name for field in self.all_fields)
 
     def blockers(self, setup: SetupConfig, model: Any = None) -> list[Problem]:
         """Problems to solve before training, as far as this step sees. Without a model its sizes are not compared."""
@@ -196,6 +197,10 @@ _recognised: dict[tuple[str, int, int], Recognised] = {}
 
 
 def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    for source in setup.mixture:
+        path = source.dataset_path if source.dataset_source != "drive" else None
+        if path is not None and (problem := path_problem(path_from(setup.home, path))):
+            return [Problem("mixture", f"{source.label}: {problem}")]
     if setup.dataset_source == "huggingface":
         message = dataset_name_problem(setup.dataset_name)
         return [Problem("dataset_name", message)] if message else _check_task(setup)
@@ -325,7 +330,7 @@ STEPS: tuple[WizardStep, ...] = (
         "dataset", "Data", "What the model learns from.",
         _fields(
             "task dataset_source dataset_path dataset_name config_name dataset_split text_column label_column "
-            "conversation_layout val_split"
+            "conversation_layout mixture_by mixture_temperature val_split"
         ),
         _fields("max_train_samples max_val_samples"),
         _check_dataset,
@@ -368,6 +373,13 @@ FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
 
 #: Tasks that are learnt from tables with labels.
 LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
+
+#: Fields that only a mixture has, and those that only a single dataset has.
+MIXTURE_FIELDS = ("mixture_by", "mixture_temperature")
+SINGLE_FIELDS = (
+    "task", "dataset_source", "dataset_path", "dataset_name", "config_name", "dataset_split", "text_column", "label_column",
+    "conversation_layout", "data_kind", "shuffle_documents", "document_masks",
+)  # fmt: skip
 
 #: Fields that have a meaning only beside some values of another one.
 MEANT_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
