@@ -35,7 +35,7 @@ class MixtureRows:
         self._list = ipywidgets.VBox()
         self._message = parts["error:mixture"] = markup_box("tb-error-mixture")
         self._add = parts["add-dataset"] = button("Add another dataset", "tb-add-dataset", self._added, report)
-        self.box = ipywidgets.VBox([self._title, self._list, self._message, self._add])
+        self.box = ipywidgets.VBox([self._title, self._list, self._message, row(self._add)])
 
     def refresh(self) -> None:
         """Show the setup's mixture, unless it is the one that was entered here."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from utils.data.file_records import Recognised
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
 from utils.ui.edited_setup import EditedSetup
@@ -29,9 +30,6 @@ from utils.ui.wizard_steps import (
     recognised_files,
 )
 from utils.ui.wizard_texts import counted, titled, value_text
-
-if TYPE_CHECKING:
-    from utils.data.file_records import Recognised
 
 StepStatus = Literal["current", "done", "blocked", "open"]
 
@@ -200,8 +198,9 @@ class WizardState(EditedSetup):
 
     @property
     def recognised(self) -> Recognised:
-        """Kind of data in the first rows of the chosen files; empty where they cannot be read."""
-        return recognised_files(self.setup)
+        """Kind of data in the first rows of the chosen files or dataset; empty where they cannot be read or are not known."""
+        chosen = self.source == self.setup.dataset_source and not self.setup.mixture
+        return recognised_files(self.setup) if chosen else Recognised()
 
     @property
     def task_sentence(self) -> str:
