@@ -51,11 +51,15 @@ class FieldForm:
         """Show the state's value and message."""
         self._drawing = True
         try:
+            self._prepare()
             self.control.value = self._shown()
         finally:
             self._drawing = False
         message, hint = self._state.message(self.field.name, problems), self._state.hint(self.field.name)
         set_markup(self.message, problem_line(message) if message else small(hint))
+
+    def _prepare(self) -> None:
+        """Bring the control up to date before its value is set."""
 
     def _changed(self, change: Mapping[str, Any]) -> None:
         if self._drawing:
@@ -76,6 +80,32 @@ class FieldForm:
         if entry is not None and isinstance(entry.value, str) and entry.value in self.field.choices:
             return entry.value
         return _NONE if value is None else value
+
+
+class ColumnForm(FieldForm):
+    """A setting that names a column: a menu of the columns where they are known, else a text."""
+
+    def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
+        super().__init__(field, state, report)
+        self._text = self.control
+        options: dict[str, Any] = {"description": field.title, "style": {"description_width": LABEL_WIDTH}}
+        self._menu = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH), **options)
+        self._menu.add_class(f"tb-field-{field.name}")
+        set_help(self._menu, field.description)
+        self._menu.observe(guarded(self._changed, report), "value")
+
+    def _prepare(self) -> None:
+        columns = self._state.recognised.columns
+        wanted = self._menu if columns else self._text
+        if wanted is self._menu:
+            value = getattr(self._state.setup, self.field.name)
+            missing = [(f"{value} (not in the data)", value)] if value is not None and value not in columns else []
+            options = (("detect automatically", _NONE), *((column, column) for column in columns), *missing)
+            if self._menu.options != options:
+                self._menu.options = options
+        if wanted is not self.control:
+            self.control = wanted
+            self.box.children = (wanted, *self.box.children[1:])
 
 
 def _control(field: WizardField) -> ipywidgets.Widget:

@@ -14,6 +14,7 @@ from utils.ui.wizard_steps import STEPS, WizardField, WizardStep
 from utils.ui.wizard_texts import titled
 from utils.views.html import Html, joined
 from widgets.forms import (
+    ColumnForm,
     FieldForm,
     Report,
     button,
@@ -91,6 +92,7 @@ class Page:
             place.children = boxes
         for form in forms:
             form.refresh(problems)
+            self._parts[f"field:{form.field.name}"] = form.control
 
     def _is_open(self, problems: Problems) -> bool:
         """Whether advanced settings are shown: when asked for, and when one of them has a problem."""
@@ -100,8 +102,9 @@ class Page:
     def _form(self, name: str) -> FieldForm:
         if name not in self._forms:
             field = next(field for field in self.step.all_fields if field.name == name)
-            form = self._forms[name] = FieldForm(field, self.state, self._report)
-            self._parts[f"field:{name}"], self._parts[f"error:{name}"] = form.control, form.message
+            kind = ColumnForm if name.endswith("_column") else FieldForm
+            form = self._forms[name] = kind(field, self.state, self._report)
+            self._parts[f"error:{name}"] = form.message
         return self._forms[name]
 
     def _toggle_advanced(self, _: Any) -> None:

@@ -16,7 +16,7 @@ from utils.ui.preflight import Check, WayOut
 from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_preview import DataPreview, estimate_rows, preview_data
-from utils.ui.wizard_steps import STEPS, step_of
+from utils.ui.wizard_steps import STEPS, recognise_dataset, step_of
 from utils.ui.wizard_texts import shown_value, titled
 from utils.views.html import Html, element, joined, text
 from utils.views.samples import samples_html
@@ -33,6 +33,7 @@ from widgets.forms import (
 )
 from widgets.guarded import guarded
 from widgets.jobs import Outcome
+from widgets.wizard_mixture import MixtureRows
 from widgets.wizard_model_page import ModelPage
 from widgets.wizard_page import Page, Problems
 
@@ -54,16 +55,47 @@ class DataPage(Page):
         self._result = self._parts["preview-result"] = markup_box("tb-preview-result")
         self._stale = markup_box()
         self._found = self._parts["recognised"] = markup_box("tb-recognised")
+        self._first_rows = self._job("Read the first rows", "first-rows", self._read_first, self._show_first)
+        self._suggested = self._parts["suggested-task"] = markup_box("tb-suggested-task")
+        self._use_task = self._parts["use-task"] = button("Use task", "tb-use-task", self._take_task, self._report)
+        self._suggestion = row(self._suggested, self._use_task)
+        self._mixture = MixtureRows(self.state, self._parts, self._report)
         self._previewed: dict[str, Any] | None = None
-        return [self._found, self._upload_row, self._upload_message, self._preview.box, self._stale, self._result]
+        return [
+            self._first_rows.box, self._found, self._suggestion, self._upload_row, self._upload_message, self._mixture.box,
+            self._preview.box, self._stale, self._result,
+        ]  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        self._upload_row.layout.display = None if self.state.source in ("local", "upload") else "none"
+        uploads = self.state.source in ("local", "upload") and not self.state.setup.mixture
+        self._upload_row.layout.display = None if uploads else "none"
         found = self.state.recognised
-        set_markup(self._found, paragraph(f"In the file: {found.sentence}" if found.columns else ""))
+        self._mixture.refresh()
+        is_named = self.state.setup.dataset_source == "huggingface" and not found.columns
+        self._first_rows.box.layout.display = None if is_named else "none"
+        set_markup(self._found, paragraph(f"In the data: {found.sentence}" if found.columns else ""))
+        sentence = self.state.task_sentence
+        set_markup(self._suggested, paragraph(sentence))
+        self._suggestion.layout.display = None if sentence else "none"
+        differs = bool(sentence) and found.task != self.state.setup.task
+        self._use_task.layout.display = None if differs else "none"
+        if differs:
+            self._use_task.description = f"Use task {found.task}"
         stale = self._previewed is not None and self._previewed != self.state.setup.sections()["setup"]
         set_markup(self._stale, paragraph("The settings have changed since this preview." if stale else ""))
+
+    def _read_first(self, progress: Progress) -> None:
+        progress.report("Reading the first rows")
+        recognise_dataset(self.state.setup.copy())
+
+    def _show_first(self, outcome: Outcome) -> None:
+        self.refresh(self.state.visible_problems())
+        if outcome.error is not None:
+            set_markup(self._found, self._failure(outcome.error))
+
+    def _take_task(self, _: Any) -> None:
+        self.state.set("task", self.state.recognised.task)
 
     def _uploaded(self, change: Mapping[str, Any]) -> None:
         problem = ""

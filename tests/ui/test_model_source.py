@@ -161,7 +161,7 @@ def test_one_layout_is_no_choice(tmp_path):
 
 def test_classes_need_files_with_labels(tmp_path, folders):
     state = state_of(task="text_classification")
-    assert "files with labels" in problems(state, "dataset")["task"]
+    assert "a table with labels" in problems(state, "dataset")["task"]
     state.set("dataset_path", str(write_reviews(tmp_path / "reviews.csv")))
     assert problems(state, "dataset") == {}
     state.set("label_column", "stars")

@@ -178,7 +178,7 @@ def test_only_the_settings_of_the_chosen_source_are_shown():
     assert names == {
         "builtin": [],
         "local": ["dataset_path", "text_column"],
-        "huggingface": ["dataset_name", "config_name", "text_column"],
+        "huggingface": ["dataset_name", "config_name", "dataset_split", "text_column"],
         "drive": ["dataset_path", "text_column"],
         "upload": ["dataset_path", "text_column"],
     }

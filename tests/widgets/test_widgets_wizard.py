@@ -186,7 +186,7 @@ def test_a_source_shows_its_own_settings(tmp_path):
     assert view.state.setup.dataset_source == "local"
     view["field:dataset_source"].value = "huggingface"
     visible = [widget.description for widget in widgets_in(view) if isinstance(widget, ipywidgets.Text)]
-    assert visible == ["Dataset", "Configuration", "Text column", "Validation split"]
+    assert visible == ["Dataset", "Configuration", "Split", "Text column", "Validation split"]
     assert view["upload"] not in widgets_in(view)
     view["field:dataset_source"].value = "local"
     assert view["field:dataset_path"].value == "my.txt"

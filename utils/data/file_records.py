@@ -1,4 +1,4 @@
-"""Files whose rows are records: conversations, and texts with the class of each.
+"""Files whose rows are records: conversations, and inputs with labels: classes, numbers, tags or target texts.
 
 `recognise` says what the first rows hold, `prepare_files` makes training data of all of them.
 """
@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from utils.data.read.columns import KNOWN_NAMES
 from utils.data.read.files import find_files, format_of
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from utils.data.prepared import PreparedData
 
 #: Tasks that files can be read for.
-TASKS = ("causal_lm", "text_classification")
+TASKS = ("causal_lm", "text_classification", "regression", "token_classification", "seq2seq")
+
+#: Those of them that tables with labels are read for.
+LABELLED_TASKS = TASKS[1:]
 
 # Rows that tell what a file holds.
 _FIRST_ROWS = 100
@@ -53,12 +58,19 @@ class Recognised:
         layouts: names of the conversation layouts that fit, see `utils.data.conversations.LAYOUTS`.
         descriptions: the same with their columns, for messages.
         has_texts: whether a column has a usual name of texts, which is read unless a layout is chosen.
+        example: a value of each column, the first that is not missing; None where all are.
+        task: the task that the columns suggest, one of `TASKS`; reason: why, as a sentence.
+        is_text: whether the file is plain text, without columns.
     """
 
     columns: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     descriptions: tuple[str, ...] = ()
     has_texts: bool = False
+    example: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "causal_lm"
+    reason: str = ""
+    is_text: bool = False
 
     @property
     def sentence(self) -> str:
@@ -80,20 +92,30 @@ def recognise(path: str | os.PathLike[str]) -> Recognised:
     Raises:
         DataNotFoundError, DataError: there is no such file, or it cannot be read.
     """
-    from utils.data.conversations.layouts import fitting_layouts
-
     file = find_files(path).files[0]
     if format_of(file) == "txt":
-        return Recognised()
+        return Recognised(is_text=True)
     first = next((table for _, table in read_tables([file], ReadOptions(), BadLines("skip"))), None)
     if first is None:
         return Recognised()
-    rows = first.slice(0, _FIRST_ROWS).to_pylist()
-    fitting = fitting_layouts(rows)
+    return recognise_rows(first.slice(0, _FIRST_ROWS).to_pylist())
+
+
+def recognise_rows(rows: Sequence[Mapping[str, Any]]) -> Recognised:
+    """Recognise the kind of data from rows of a table, which all have the same columns."""
+    from utils.data.conversations.layouts import fitting_layouts
+    from utils.data.labelled.suggestion import suggest_task
+    from utils.data.labelled.table import as_table
+
+    if not rows:
+        return Recognised()
+    fitting = fitting_layouts(list(rows))
     has_texts = any(isinstance(rows[0].get(name), str) for name in KNOWN_NAMES)
+    suggested = suggest_task(rows, is_conversation=bool(fitting))
     return Recognised(
-        tuple(first.column_names), tuple(layout.name for layout in fitting), tuple(map(str, fitting)), has_texts
-    )
+        tuple(rows[0]), tuple(layout.name for layout in fitting), tuple(map(str, fitting)), has_texts,
+        as_table(rows, "").example(), suggested.task, suggested.reason,
+    )  # fmt: skip
 
 
 def load_records(
@@ -122,24 +144,29 @@ def load_records(
 
 
 def label_names(
-    path: str | os.PathLike[str], *, text_column: str | None = None, label_column: str | None = None
+    rows: Any, task: str = "text_classification", *, text_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, ...]:
-    """The classes in the files at `path`, in the order of their numbers.
+    """The classes or tags in records with labels, in the order of their numbers; for regression, a name for each target.
 
+    Args:
+        rows: a file, a folder or a pattern of paths; or records, as `prepare_examples` takes them.
     Raises:
-        DataNotFoundError, DataError, ConfigError: the files cannot be read, or have no column of labels; says which they have.
+        DataNotFoundError, DataError, ConfigError: they cannot be read, or have no column of labels; says which they have.
     """
     from utils.data.labelled.table import as_table
     from utils.data.labelled.targets import read_targets
     from utils.data.labelled.usable_rows import usable_rows
     from utils.data.read.task_columns import find_columns
 
-    task_type = "text_classification"
-    table = as_table(_labelled_rows(path, with_validation=False).records, task_type)
-    columns = find_columns(task_type, table.example(), text=text_column, label=label_column)
-    part = usable_rows(table, columns, task_type, "skip", "records")
-    targets, _ = read_targets([part.labels()], task_type, None, None)
-    classes = targets[0].classes
+    is_path = isinstance(rows, (str, os.PathLike))
+    table = as_table(labelled_rows(rows, with_validation=False).records if is_path else rows, task)
+    columns = find_columns(task, table.example(), text=text_column, label=label_column)
+    part = usable_rows(table, columns, task, "skip", "records")
+    known = table.class_names.get(columns.label or "")
+    targets, _ = read_targets([part.labels()], task, known, None)
+    classes, values = targets[0].classes, targets[0].values
+    if classes is None and isinstance(values, np.ndarray):
+        return tuple(f"target_{number}" for number in range(1 if values.ndim == 1 else values.shape[1]))
     return () if classes is None else classes.names
 
 
@@ -148,7 +175,7 @@ def prepare_files(
     text_column: str | None = None, label_column: str | None = None, layout: str | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None, model: Any = None,
 ) -> PreparedData | None:  # fmt: skip
-    """Prepare files of conversations, or of texts with labels, for training.
+    """Prepare files of conversations, or of inputs with labels, for training.
 
     Args:
         path: a file, a folder or a pattern of paths.
@@ -163,18 +190,12 @@ def prepare_files(
     """
     if task not in TASKS:
         raise ConfigError(f"task: got {task!r}; must be one of {', '.join(TASKS)}.")
-    if task == "text_classification":
-        from utils.data.labelled.prepare import prepare_examples
-
-        rows = _labelled_rows(path, with_validation=val_split > 0)
-        data = prepare_examples(
-            rows.records, task, tokenizer, text_column=text_column, label_column=label_column, max_length=max_length,
-            val_split=val_split, random_seed=random_seed, vocab_size=None if tokenizer is not None else vocab_size,
-            validation=rows.validation, class_names=named_classes(model), on_bad_row="skip", model=model,
-            source=rows.source,
+    if task != "causal_lm":
+        return prepare_labelled(
+            labelled_rows(path, with_validation=val_split > 0), task, max_length=max_length, vocab_size=vocab_size,
+            val_split=val_split, random_seed=random_seed, text_column=text_column, label_column=label_column,
+            tokenizer=tokenizer, model=model,
         )  # fmt: skip
-        data.report.notes.extend(rows.notes)
-        return data
     if text_column is not None:
         return None
     from utils.data.conversations.prepare import prepare_conversations
@@ -191,6 +212,38 @@ def prepare_files(
     return data
 
 
+def prepare_labelled(
+    rows: LoadedRecords, task: str, *, max_length: int, vocab_size: int | None, val_split: float, random_seed: int,
+    text_column: str | None = None, label_column: str | None = None, tokenizer: PreTrainedTokenizerFast | None = None,
+    model: Any = None,
+) -> PreparedData:  # fmt: skip
+    """Examples of records with labels. Rows that cannot be used are skipped and counted.
+
+    Args:
+        task: one of `TASKS` but "causal_lm". The others are as for `prepare_examples`.
+    Raises:
+        ConfigError: the model cannot learn the task, such as a decoder sequence-to-sequence; or as `prepare_examples`.
+        DataError: as `prepare_examples`.
+    """
+    from utils.adapters.decoding import is_encoder_decoder
+    from utils.data.labelled.prepare import prepare_examples
+
+    if task == "seq2seq" and model is not None and not is_encoder_decoder(model):
+        raise ConfigError(
+            f"task: got 'seq2seq', which needs an encoder-decoder such as T5, and {type(model).__name__} has no decoder of its "
+            'own. Choose another model, or task="causal_lm" with data_kind="pairs" to train a decoder on the same rows.'
+        )
+    has_classes = task in ("text_classification", "token_classification")
+    data = prepare_examples(
+        rows.records, task, tokenizer, text_column=text_column, label_column=label_column, max_length=max_length,
+        val_split=val_split, random_seed=random_seed, vocab_size=None if tokenizer is not None else vocab_size,
+        validation=rows.validation, class_names=named_classes(model) if has_classes else None, on_bad_row="skip",
+        model=model, source=rows.source,
+    )  # fmt: skip
+    data.report.notes.extend(rows.notes)
+    return data
+
+
 def named_classes(model: Any) -> list[str] | None:
     """The names of a classifier's classes in the order of their numbers; None where its config only numbers them."""
     names = getattr(getattr(model, "config", None), "id2label", None)
@@ -200,7 +253,8 @@ def named_classes(model: Any) -> list[str] | None:
     return None if all(name.startswith("LABEL_") for name in found) else found
 
 
-def _labelled_rows(path: str | os.PathLike[str], *, with_validation: bool) -> LoadedRecords:
+def labelled_rows(path: str | os.PathLike[str], *, with_validation: bool) -> LoadedRecords:
+    """The rows of files with labels, columns without a value included. Raises as `load_records`, and for plain text."""
     if format_of(find_files(path).files[0]) == "txt":
         raise DataError(
             f"{os.fspath(path)} is plain text, which has no labels. Give a csv, tsv, json, jsonl or parquet file with a "

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
 from utils.data.documents import check_is_text
-from utils.data.file_records import LoadedRecords, load_records, prepare_files
+from utils.data.file_records import (
+    LABELLED_TASKS,
+    LoadedRecords,
+    labelled_rows,
+    load_records,
+    prepare_files,
+    prepare_labelled,
+)
 from utils.data.mixture_settings import mixture_sources
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import (
@@ -22,6 +29,7 @@ from utils.data.record_sources import (
     builtin_records,
     has_answers,
     hub_records,
+    hub_table_records,
     prepare_records,
 )
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
@@ -42,7 +50,7 @@ OF_FILES = ("local", "drive", "upload")
 # What a run records only where it is not the default.
 _RECORDED_IF_SET = {
     "task": "causal_lm", "label_column": None, "conversation_layout": None, "mixture_by": "examples",
-    "mixture_temperature": 1.0,
+    "mixture_temperature": 1.0, "dataset_split": None,
 }  # fmt: skip
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
@@ -229,8 +237,23 @@ def load_answers(setup: DataSetup, kind: str) -> LoadedRecords:
         return builtin_records(kind)
     if setup.dataset_source == "huggingface":
         assert setup.dataset_name is not None
-        return hub_records(setup.dataset_name, setup.config_name, with_validation=setup.val_split > 0)
+        split = getattr(setup, "dataset_split", None)
+        return hub_records(setup.dataset_name, setup.config_name, split, with_validation=setup.val_split > 0)
     return load_records(files_of(setup), with_validation=setup.val_split > 0)
+
+
+def load_labelled(setup: DataSetup, *, with_validation: bool) -> LoadedRecords:
+    """The records with labels that the setup names. Raises ConfigError for the built-in text, which has none."""
+    if setup.dataset_source == "huggingface":
+        assert setup.dataset_name is not None
+        split = getattr(setup, "dataset_split", None)
+        return hub_table_records(setup.dataset_name, setup.config_name, split, with_validation=with_validation)
+    if setup.dataset_source in OF_FILES:
+        return labelled_rows(files_of(setup), with_validation=with_validation)
+    raise ConfigError(
+        f"task: got {getattr(setup, 'task', None)!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, "
+        ".json, .jsonl or .parquet file, or dataset_name to a dataset of the Hub."
+    )
 
 
 def _records(
@@ -244,12 +267,14 @@ def _records(
             max_length=setup.max_length, vocab_size=vocab_size,
             val_split=setup.val_split, seed=setup.random_seed,
         )  # fmt: skip
-    if setup.dataset_source not in OF_FILES or (kind == "text" and task == "causal_lm"):
-        if task != "causal_lm":
-            raise ConfigError(
-                f"task: got {task!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, .json, .jsonl or "
-                ".parquet file."
-            )
+    if task in LABELLED_TASKS:
+        return prepare_labelled(
+            load_labelled(setup, with_validation=setup.val_split > 0), task, max_length=setup.max_length,
+            vocab_size=vocab_size, val_split=setup.val_split, random_seed=setup.random_seed,
+            text_column=setup.text_column, label_column=getattr(setup, "label_column", None), tokenizer=tokenizer,
+            model=model,
+        )  # fmt: skip
+    if setup.dataset_source not in OF_FILES or kind == "text":
         return None
     return prepare_files(
         files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
@@ -275,6 +300,7 @@ def load_texts(setup: DataSetup) -> LoadedTexts:
     if setup.dataset_source == "huggingface":
         assert setup.dataset_name is not None
         return load_hub_texts(
-            setup.dataset_name, setup.config_name, setup.text_column, with_validation=setup.val_split > 0
-        )
+            setup.dataset_name, setup.config_name, setup.text_column, getattr(setup, "dataset_split", None) or "train",
+            with_validation=setup.val_split > 0,
+        )  # fmt: skip
     return load_local_texts(files_of(setup), setup.text_column, with_validation=setup.val_split > 0)

@@ -39,11 +39,13 @@ def builtin_records(kind: str) -> LoadedRecords:
     return LoadedRecords(records, None, f"built-in: {BUILTIN_NAME}, {what}, CPython {platform.python_version()}")
 
 
-def hub_records(name: str, config_name: str | None, *, with_validation: bool) -> LoadedRecords:
-    """The rows of a dataset of the Hub, or of a folder. Raises as `load_hub_texts`."""
+def hub_records(
+    name: str, config_name: str | None, split: str | None = None, *, with_validation: bool
+) -> LoadedRecords:
+    """The rows of a dataset of the Hub, or of a folder. `split`: None means "train". Raises as `load_hub_texts`."""
     from utils.data.text.hub import VALIDATION_SPLITS, load_hub_table
 
-    table = load_hub_table(name, config_name)
+    table = load_hub_table(name, config_name, split or "train")
     records, complete = _beginning(table.rows)
     notes = list(table.notes)
     if not complete:
@@ -54,6 +56,35 @@ def hub_records(name: str, config_name: str | None, *, with_validation: bool) ->
         validation, _ = _beginning(table.splits[own])
         notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
     return LoadedRecords(records, validation, table.source, notes)
+
+
+def hub_table_records(
+    name: str, config_name: str | None, split: str | None = None, *, with_validation: bool
+) -> LoadedRecords:
+    """As `hub_records`, but as tables, which say what the numbers of their classes mean."""
+    from utils.data.text.hub import VALIDATION_SPLITS, load_hub_table
+
+    table = load_hub_table(name, config_name, split or "train")
+    rows, complete = as_stored_table(table.rows)
+    notes = list(table.notes)
+    if not complete:
+        notes.append(f"Only the first {len(rows):,} rows were read: as many as are held in memory.")
+    own = next((known for known in VALIDATION_SPLITS if known in table.splits and known != table.split), None)
+    validation = None
+    if with_validation and own is not None:
+        validation, _ = as_stored_table(table.splits[own])
+        notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
+    return LoadedRecords(rows, validation, table.source, notes)
+
+
+def as_stored_table(rows: Any) -> tuple[Any, bool]:
+    """A `datasets.Dataset` of the rows, and whether it has all of them: a stream is read up to what is held in memory."""
+    from datasets import Dataset
+
+    if hasattr(rows, "num_rows"):
+        return rows, True
+    records, complete = _beginning(rows)
+    return Dataset.from_list(records, features=rows.features), complete
 
 
 def prepare_records(

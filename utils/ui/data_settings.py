@@ -27,11 +27,15 @@ PLACE_SOURCES: Mapping[str, tuple[str, ...]] = {
 # What says which part of a dataset is meant: the sources that have such parts, and what to say of others.
 PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "config_name": (("huggingface",), "a dataset of the Hub: name that too, as dataset_name"),
+    "dataset_split": (("huggingface",), "a dataset of the Hub: name that too, as dataset_name"),
     "text_column": (
         ("huggingface", "local", "drive", "upload"),
         "a dataset of the Hub or a file: name that too, as dataset_name or dataset_path",
     ),
-    "label_column": (PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
+    "label_column": (
+        ("huggingface", "local", "drive", "upload"),
+        "a dataset of the Hub or a file: name that too, as dataset_name or dataset_path",
+    ),
     "conversation_layout": (PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
 }
 
@@ -72,19 +76,23 @@ class DataSettings(Schema):
     config_name: str | None = _field(
         None, "Configuration", "Configuration of the dataset. Leave empty for its default.", min_length=1
     )
-    text_column: str | None = _field(
-        None, "Text column", "Column that contains the text. Leave empty to detect it.", min_length=1
+    dataset_split: str | None = _field(
+        None, "Split", "Split to train on, such as train or train[:5000]. Leave empty for train.", min_length=1
     )
-    task: Literal["causal_lm", "text_classification"] = _field(
+    text_column: str | None = _field(
+        None, "Text column", "Column of the text, the words or the source text. Leave empty to detect it.", min_length=1
+    )
+    task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = _field(
         "causal_lm",
         "Task",
-        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text, from "
-        "files with a text column and a label column.",
+        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text. "
+        "regression: a number for a text. token_classification: a tag for each word. seq2seq: a target text for a source "
+        "text, with an encoder-decoder such as T5. All but causal_lm need a table with a column of inputs and one of labels.",
     )
     label_column: str | None = _field(
         None,
-        "Label column",
-        "Column that contains the class of each text. Leave empty to detect it.",
+        "Label or target column",
+        "Column of the class, number, tags or target text of each row. Leave empty to detect it.",
         min_length=1,
     )
     conversation_layout: (

@@ -77,7 +77,8 @@ def source_facts(setup: SetupConfig, *, download: bool = False) -> SourceFacts |
 def load_source(setup: SetupConfig) -> Pretrained:
     """The setup's pretrained model with the head for its task, and its tokenizer.
 
-    For text classification the classes are those of the data; a checkpoint that knows them by name keeps its order.
+    The classes or tags are those of the data; a checkpoint that knows them by name keeps its order. A regression has as many
+    outputs as the data have targets.
 
     Raises:
         TrainbookError: the model cannot be loaded, or the data have no labels; says what would work.
@@ -85,11 +86,11 @@ def load_source(setup: SetupConfig) -> Pretrained:
     from utils.models.pretrained import inspect_pretrained, load_pretrained
 
     source = source_path(setup)
-    if setup.task == "causal_lm":
-        return load_pretrained(source, "causal_lm")
+    if setup.task in ("causal_lm", "seq2seq"):
+        return load_pretrained(source, setup.task)
     labels = _labels(setup, inspect_pretrained(source))
     spec = {"name": setup.task, "task_type": setup.task, "num_classes": len(labels)}
-    return load_pretrained(source, spec, labels=labels)
+    return load_pretrained(source, spec, labels=None if setup.task == "regression" else labels)
 
 
 def source_problems(setup: SetupConfig) -> list[Problem]:
@@ -153,12 +154,19 @@ def exported_runs(setup: SetupConfig) -> list[str]:
     return [os.fspath(run.relative_to(setup.home) if run.is_relative_to(setup.home) else run) for run in newest]
 
 
-def _labels(setup: SetupConfig, facts: PretrainedFacts) -> list[str]:
+def data_labels(setup: SetupConfig) -> tuple[str, ...]:
+    """The classes or tags in the setup's data; for regression, a name for each target. Raises as `label_names`."""
     from utils.data.file_records import label_names
-    from utils.data.prepare import files_of
+    from utils.data.prepare import load_labelled
+
+    rows = load_labelled(setup, with_validation=False).records
+    return label_names(rows, setup.task, text_column=setup.text_column, label_column=setup.label_column)
+
+
+def _labels(setup: SetupConfig, facts: PretrainedFacts) -> list[str]:
     from utils.models.pretrained import checkpoint_labels
 
-    found = label_names(files_of(setup), text_column=setup.text_column, label_column=setup.label_column)
+    found = data_labels(setup)
     known = checkpoint_labels(facts)
     return list(known) if set(found) <= set(known) else list(found)
 
@@ -198,7 +206,7 @@ def _reads_both_ways(outline: Any, task: str, facts: PretrainedFacts) -> str:
         return ""
     return (
         f"{facts.architecture or facts.model_type} reads a text in both directions and cannot learn to continue it; choose the "
-        "task text_classification, or a model such as GPT-2 or Llama"
+        "task text_classification, regression or token_classification, or a model such as GPT-2 or Llama"
     )
 
 

@@ -245,13 +245,10 @@ def _first_line(error: BaseException) -> str:
 
 @_reported("hub")
 def _check_hub(session: _Session) -> Check:
-    from utils.data.text.hub import load_hub_table
-
     setup = session.setup
-    assert setup.dataset_name is not None
     builtin = WayOut("Use the built-in text", {"dataset_source": "builtin"})
     try:
-        session.table = load_hub_table(setup.dataset_name, setup.config_name, streaming=True)
+        session.table = _stream(setup)
     except HubError as error:
         return Check("hub", "failed", str(error), (builtin,))
     except DataError:
@@ -268,25 +265,35 @@ def _check_data(session: _Session) -> Check:
     if "hub" in session.passed:
         return _check_hub_data(session)
     data = session.data = prepare_data(session.setup, session.model)
-    blocks = counted(len(data.train), "training block")
-    validation = "" if data.validation is None else f", {counted(len(data.validation), 'block')} for validation"
+    row = "block" if session.setup.task == "causal_lm" else "example"
+    blocks = counted(len(data.train), f"training {row}")
+    validation = "" if data.validation is None else f", {counted(len(data.validation), row)} for validation"
     tokenizer = data.report.rows().get("Tokenizer", "").rstrip(".")
     return Check("data", "passed", f"{blocks}{validation}. Tokenizer: {tokenizer}.")
 
 
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
-    from utils.data.file_records import LoadedRecords
+    from utils.data.file_records import LoadedRecords, prepare_labelled
     from utils.data.prepare import own_tokenizer
     from utils.data.record_sources import has_answers, prepare_records
-    from utils.data.text.hub import load_hub_table, table_texts
+    from utils.data.text.hub import table_texts
     from utils.data.text.prepare import prepare_text
     from utils.models.inspect import vocab_size_of
 
     setup = session.setup
-    assert setup.dataset_name is not None
-    table = session.table or load_hub_table(setup.dataset_name, setup.config_name, streaming=True)
+    table = session.table or _stream(setup)
     records = list(_beginning(table.rows))
+    if setup.task != "causal_lm":
+        from datasets import Dataset
+
+        rows = LoadedRecords(Dataset.from_list(records, features=table.rows.features), None, table.source)
+        session.data = prepare_labelled(
+            rows, setup.task, max_length=setup.max_length, vocab_size=setup.vocab_size, val_split=0,
+            random_seed=setup.random_seed, text_column=setup.text_column, label_column=setup.label_column,
+            tokenizer=own_tokenizer(setup, session.model), model=session.model,
+        )  # fmt: skip
+        return Check("data", "passed", f"The first {counted(len(records), 'row')} were read: {table.source}.")
     if has_answers(setup.data_kind):
         loaded = LoadedRecords(records, None, table.source)
         session.data = prepare_records(
@@ -306,6 +313,14 @@ def _check_hub_data(session: _Session) -> Check:
     return Check(
         "data", "passed", f"The first {counted(len(records), 'row')} were read: {table.source}, {texts.source}."
     )
+
+
+def _stream(setup: SetupConfig) -> Any:
+    """The setup's dataset on the Hub as a stream. A slice of a split is checked by its beginning."""
+    from utils.data.text.hub import load_hub_table, split_name
+
+    assert setup.dataset_name is not None
+    return load_hub_table(setup.dataset_name, setup.config_name, split_name(setup.dataset_split), streaming=True)
 
 
 def _beginning(rows: Any) -> Iterator[dict[str, Any]]:

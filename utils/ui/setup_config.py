@@ -49,6 +49,7 @@ class SetupConfig:
         dataset_path: str | None
         dataset_name: str | None
         config_name: str | None
+        dataset_split: str | None
         text_column: str | None
         task: str
         label_column: str | None
@@ -104,7 +105,7 @@ class SetupConfig:
 
         A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that dataset of the Hub; each
         forgets the other, and `dataset_source="builtin"` alone forgets both. A `mixture` forgets all of these and they
-        forget it. Another dataset forgets `config_name`,
+        forget it. Another dataset forgets `config_name`, `dataset_split`,
         `text_column`, `label_column` and `conversation_layout`.
         """
         data, training, problems = self._sorted(values)
@@ -148,7 +149,7 @@ class SetupConfig:
             "max_length": self._data.max_length,
             "val_split": self._data.val_split,
         }
-        for name in ("text_column", "label_column", "conversation_layout"):
+        for name in ("dataset_split", "text_column", "label_column", "conversation_layout"):
             if (value := getattr(self._data, name)) is not None:
                 arguments[name] = value
         if self._data.task != "causal_lm":

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from utils.adapters.facts import ModelFacts
+from utils.errors import TrainbookError
 from utils.scrubbing import scrubbed
 from utils.training.config_files import parse_value
 from utils.ui.presets import PRESETS
@@ -17,6 +18,11 @@ from utils.ui.setup_config import SetupConfig
 
 CodeForm = Literal["Python", "YAML", "Command line"]
 CODE_FORMS: tuple[CodeForm, ...] = get_args(CodeForm)
+
+# Models of the registry for tasks that the preset's model does not learn.
+_MODEL_OF_TASK = {
+    "text_classification": "bert-small-classifier", "regression": "bert-small-classifier", "seq2seq": "t5-mini",
+}  # fmt: skip
 
 # What cli/run_training.py starts from when a job names no preset.
 _CLI_PRESET = "starter"
@@ -73,6 +79,8 @@ def command_line(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
 
 def scalar(value: Any) -> str:
     """`value` as one line that `parse_value` reads back as an equal value of the same type."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {scalar(part)}' for name, part in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(scalar(part) for part in value)}]"
     if value is None or isinstance(value, bool):
@@ -100,8 +108,23 @@ def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, A
     """Arguments of the command line's model in which it would differ from the model of `facts`, or not take the setup."""
     if setup.pretrained_model is not None:
         return {}  # it has its own
-    usual = PRESETS[_CLI_PRESET].model_arguments
+    named = _MODEL_OF_TASK.get(setup.task)
+    usual = PRESETS[_CLI_PRESET].model_arguments if named is None else {}
     vocab_size = (facts and facts.vocab_size) or setup.vocab_size
-    positions = (facts and facts.max_length) or max(setup.max_length, usual["max_seq_len"])
-    sizes = {"vocab_size": vocab_size, "max_seq_len": positions}
-    return {name: size for name, size in sizes.items() if size is not None and size != usual[name]}
+    positions = (facts and facts.max_length) or max(setup.max_length, usual.get("max_seq_len", 0))
+    sizes = {"name": named, "vocab_size": vocab_size, "max_seq_len": positions, "num_classes": _outputs(setup)}
+    if named == "t5-mini":
+        del sizes["max_seq_len"]  # its positions are relative
+    return {name: size for name, size in sizes.items() if size is not None and size != usual.get(name)}
+
+
+def _outputs(setup: SetupConfig) -> int | None:
+    """Outputs of a classifier or regression for the data of a setup; None for other tasks, and unreadable data."""
+    if setup.task not in ("text_classification", "regression"):
+        return None
+    from utils.ui.model_source import data_labels
+
+    try:
+        return len(data_labels(setup)) or None
+    except TrainbookError:
+        return None

@@ -104,7 +104,8 @@ class ModelChoice:
 
     def _key(self) -> tuple[Any, ...]:
         setup = self.setup
-        data = (setup.dataset_path, setup.text_column, setup.label_column) if setup.task != "causal_lm" else ()
+        place = (setup.dataset_path, setup.dataset_name, setup.config_name, setup.dataset_split)
+        data = (*place, setup.text_column, setup.label_column) if setup.task != "causal_lm" else ()
         return source_path(setup), setup.task, data, setup.finetune, setup.lora_rank, setup.lora_alpha, setup.run_name
 
 

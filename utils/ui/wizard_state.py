@@ -7,10 +7,11 @@ a form can show both until it is corrected; a refused entry blocks its step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from utils.data.file_records import Recognised
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
 from utils.ui.edited_setup import EditedSetup
@@ -19,7 +20,9 @@ from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig, field_of
 from utils.ui.wizard_steps import (
     MEANT_WITH,
+    MIXTURE_FIELDS,
     PLACES,
+    SINGLE_FIELDS,
     STEPS,
     WizardField,
     WizardStep,
@@ -27,9 +30,6 @@ from utils.ui.wizard_steps import (
     recognised_files,
 )
 from utils.ui.wizard_texts import counted, titled, value_text
-
-if TYPE_CHECKING:
-    from utils.data.file_records import Recognised
 
 StepStatus = Literal["current", "done", "blocked", "open"]
 
@@ -184,15 +184,32 @@ class WizardState(EditedSetup):
 
     def _has_meaning(self, name: str) -> bool:
         """Whether a setting has a meaning beside the values of the others."""
+        is_mixed = bool(self.setup.mixture)
+        if name in (SINGLE_FIELDS if is_mixed else MIXTURE_FIELDS):
+            return False
         if name == "conversation_layout":
-            return self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
+            several = self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
+            return several and self._fits_others(name)
+        return self._fits_others(name)
+
+    def _fits_others(self, name: str) -> bool:
         depends = MEANT_WITH.get(name)
         return depends is None or getattr(self.setup, depends[0]) in depends[1]
 
     @property
     def recognised(self) -> Recognised:
-        """Kind of data in the first rows of the chosen files; empty where they cannot be read."""
-        return recognised_files(self.setup)
+        """Kind of data in the first rows of the chosen files or dataset; empty where they cannot be read or are not known."""
+        chosen = self.source == self.setup.dataset_source and not self.setup.mixture
+        return recognised_files(self.setup) if chosen else Recognised()
+
+    @property
+    def task_sentence(self) -> str:
+        """The task that the data suggest, and why; "" where they suggest none."""
+        found = self.recognised
+        if not found.reason:
+            return ""
+        word = "Task of these data" if found.task == self.setup.task else "Suggested task"
+        return f"{word}: {found.task}, because {found.reason}."
 
     def message(self, name: str, problems: Mapping[str, list[Problem]] | None = None) -> str:
         """Message beside a setting's control: why its entry was refused, or why its value blocks; else ""."""
@@ -232,6 +249,18 @@ class WizardState(EditedSetup):
                     self._say(next(filter(None, missing), self.notice))
                 raise
 
+    def set_mixture(self, entries: Sequence[Mapping[str, Any]], instead: Mapping[str, Any] | None = None) -> None:
+        """Train on a mixture of datasets, as clicks do.
+
+        Args:
+            entries: as `SetupConfig.mixture`; none: `instead` has the settings of the only dataset.
+        Raises:
+            ConfigError: an entry is not usable; the setup is unchanged.
+        """
+        with self._change(clicking=True):
+            self.setup.update(**{**(instead or {}), "mixture": tuple(entries)})
+            self._say(f"Mixture of {counted(len(entries), 'dataset')}." if entries else "A single dataset.")
+
     def take(self, way_out: WayOut) -> None:
         """Change what a way out of a failed check changes, as clicks. Raises `ConfigError` when it does not fit."""
         with self._change(clicking=True):
@@ -257,6 +286,10 @@ class WizardState(EditedSetup):
         for f in shown_fields:
             mark = f" (changed; preset: {value_text(f, changed[f.name][0])})" if f.name in changed else ""
             rows[f.title] = value_text(f, getattr(self.setup, f.name)) + mark
+        if self.setup.mixture:
+            weighted = [(one.label, one.weight) for one in self.setup.mixture]
+            listed = [label if weight is None else f"{label} {weight:g}" for label, weight in weighted]
+            rows = {titled("mixture"): ", ".join(listed), **rows}
         return rows
 
     @property

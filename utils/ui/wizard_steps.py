@@ -13,7 +13,7 @@ from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
 from utils.data.read.files import find_files, path_problem
 from utils.data.read.rows import listed
-from utils.data.text.hub import dataset_name_problem
+from utils.data.text.hub import dataset_name_problem, split_name
 from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
 from utils.schema import Schema, shown
@@ -86,7 +86,8 @@ class WizardStep:
 
     def holds(self, name: str) -> bool:
         """Whether `name` is one of its settings, or the step itself."""
-        return name == self.name or any(field.name == name for field in self.all_fields)
+        is_mixture = name == "mixture" and self.name == "dataset"  # which has rows of its own instead of a field
+        return name == self.name or is_mixture or any(field.name == name for field in self.all_fields)
 
     def blockers(self, setup: SetupConfig, model: Any = None) -> list[Problem]:
         """Problems to solve before training, as far as this step sees. Without a model its sizes are not compared."""
@@ -152,6 +153,8 @@ def recognised_files(setup: SetupConfig) -> Recognised:
     """Kind of data in the first rows of the setup's files; empty where they cannot be read, which other checks report."""
     from utils.data.file_records import Recognised, recognise
 
+    if setup.dataset_source == "huggingface":
+        return _recognised_datasets.get(_dataset_key(setup), Recognised())
     try:
         path = data_path(setup)
         if path is None or path_problem(path):
@@ -166,11 +169,38 @@ def recognised_files(setup: SetupConfig) -> Recognised:
         return Recognised()
 
 
+def recognise_dataset(setup: SetupConfig) -> Recognised:
+    """Read the first rows of the setup's dataset on the Hub; `recognised_files` knows them from then on.
+
+    Raises:
+        HubError, DataError: they cannot be had.
+    """
+    from utils.data.file_records import recognise_rows
+    from utils.data.text.hub import load_hub_table
+
+    assert setup.dataset_name is not None
+    table = load_hub_table(setup.dataset_name, setup.config_name, split_name(setup.dataset_split), streaming=True)
+    found = _recognised_datasets[_dataset_key(setup)] = recognise_rows([dict(row) for row in table.rows.take(_FIRST_ROWS)])
+    return found
+
+
+def _dataset_key(setup: SetupConfig) -> tuple[str | None, ...]:
+    return setup.dataset_name, setup.config_name
+
+
+# Rows of a dataset on the Hub that tell what it holds.
+_FIRST_ROWS = 100
+_recognised_datasets: dict[tuple[str | None, ...], Recognised] = {}
+
 # What files hold, by path, time of the last change and size.
 _recognised: dict[tuple[str, int, int], Recognised] = {}
 
 
 def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
+    for source in setup.mixture:
+        path = source.dataset_path if source.dataset_source != "drive" else None
+        if path is not None and (problem := path_problem(path_from(setup.home, path))):
+            return [Problem("mixture", f"{source.label}: {problem}")]
     if setup.dataset_source == "huggingface":
         message = dataset_name_problem(setup.dataset_name)
         return [Problem("dataset_name", message)] if message else _check_task(setup)
@@ -185,21 +215,39 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
 def _check_task(setup: SetupConfig) -> list[Problem]:
     """Problems of the data with the chosen task."""
     found = recognised_files(setup)
-    if setup.task == "text_classification":
-        if setup.dataset_path is None:
-            message = "text_classification is learnt from files with labels: choose local, drive or upload as the data"
-            return [Problem("task", message)]
-        if setup.label_column is not None and found.columns and setup.label_column not in found.columns:
-            return [
-                Problem("label_column", f"got {shown(setup.label_column)}; the columns are {listed(found.columns)}")
-            ]
-        return []
+    if setup.task in LABELLED_TASKS:
+        return _check_labelled(setup, found)
     layout = setup.conversation_layout
     if layout is not None and found.columns and layout not in found.layouts:
         return [Problem("conversation_layout", f"got {layout!r}; the columns are {listed(found.columns)}")]
     if layout is None and setup.text_column is None and len(found.layouts) > 1 and not found.has_texts:
         message = f"the file can be read as {' or '.join(found.descriptions)}; choose one"
         return [Problem("conversation_layout", message, found.layouts[0])]
+    return []
+
+
+def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
+    """Problems of a table with a task that needs labels, as far as its first rows tell."""
+    from utils.data.read.task_columns import find_columns
+
+    if setup.dataset_source == "builtin":
+        message = f"{setup.task} is learnt from a table with labels: choose local, huggingface, drive or upload as the data"
+        return [Problem("task", message)]
+    if found.is_text:
+        return [Problem("task", f"{setup.task} needs columns, and the file is plain text; give a table or choose causal_lm")]
+    if not found.columns:
+        return []
+    names = {"text_column": setup.text_column, "label_column": setup.label_column}
+    if unknown := {name: value for name, value in names.items() if value is not None and value not in found.columns}:
+        listing = listed(found.columns)
+        return [Problem(name, f"got {shown(value)}; the columns are {listing}") for name, value in unknown.items()]
+    columns = {"text": setup.text_column, "label": setup.label_column}
+    for name, needs_label in (("text_column", False), ("label_column", True)):
+        try:
+            find_columns(setup.task, found.example, labelled=needs_label, **columns)
+        except DataError:
+            message = f"is not clear for {setup.task}: the columns are {listed(found.columns)}; choose one"
+            return [Problem(name, message)]
     return []
 
 
@@ -281,7 +329,8 @@ STEPS: tuple[WizardStep, ...] = (
     WizardStep(
         "dataset", "Data", "What the model learns from.",
         _fields(
-            "task dataset_source dataset_path dataset_name config_name text_column label_column conversation_layout val_split"
+            "task dataset_source dataset_path dataset_name config_name dataset_split text_column label_column "
+            "conversation_layout mixture_by mixture_temperature val_split"
         ),
         _fields("max_train_samples max_val_samples"),
         _check_dataset,
@@ -317,14 +366,28 @@ STEPS: tuple[WizardStep, ...] = (
 FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "builtin": (),
     "local": ("dataset_path", "text_column", "label_column", "conversation_layout"),
-    "huggingface": ("dataset_name", "config_name", "text_column"),
+    "huggingface": ("dataset_name", "config_name", "dataset_split", "text_column", "label_column"),
     "drive": ("dataset_path", "text_column", "label_column", "conversation_layout"),
     "upload": ("dataset_path", "text_column", "label_column", "conversation_layout"),
 }
 
+#: Tasks that are learnt from tables with labels.
+LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
+
+#: Fields that only a mixture has, and those that only a single dataset has.
+MIXTURE_FIELDS = ("mixture_by", "mixture_temperature")
+SINGLE_FIELDS = (
+    "task", "dataset_source", "dataset_path", "dataset_name", "config_name", "dataset_split", "text_column", "label_column",
+    "conversation_layout", "data_kind", "shuffle_documents", "document_masks",
+)  # fmt: skip
+
 #: Fields that have a meaning only beside some values of another one.
 MEANT_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "label_column": ("task", ("text_classification",)),
+    "label_column": ("task", LABELLED_TASKS),
+    "conversation_layout": ("task", ("causal_lm",)),
+    "data_kind": ("task", ("causal_lm",)),
+    "shuffle_documents": ("task", ("causal_lm",)),
+    "document_masks": ("task", ("causal_lm",)),
     "lora_rank": ("finetune", ("lora",)),
     "lora_alpha": ("finetune", ("lora",)),
     "lora_dropout": ("finetune", ("lora",)),

@@ -23,6 +23,7 @@ from utils.data.encoding import (
 from utils.data.labelled.labels import Classes
 from utils.data.labelled.learnt_tokenizer import VOCAB_SIZE, learn_tokenizer
 from utils.data.labelled.table import Table, as_table
+from utils.data.labelled.target_statistics import target_statistics
 from utils.data.labelled.targets import Targets, balance, baseline, read_targets
 from utils.data.labelled.usable_rows import Part, usable_rows
 from utils.data.prepared import PreparedData
@@ -150,6 +151,7 @@ def prepare_examples(
         labels=balance(train.targets, held_out.targets), baseline=baseline(train.targets, held_out.targets),
         notes=[*(note for part in parts for note in part.notes), *notes, *_leaks(train.part, held_out.part), *more, *changed,
                *unknown_note(train_data, tokenizer)],
+        targets=target_statistics((train.targets, held_out.targets), (train_data, held_out_data), sizes.max_target_length),
     )  # fmt: skip
     return PreparedData(train_data, held_out_data if len(held_out_data) else None, tokenizer, spec, report)
 

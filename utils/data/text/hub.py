@@ -100,6 +100,11 @@ class LoadedTexts:
     notes: list[str] = field(default_factory=list)
 
 
+def split_name(split: str | None) -> str:
+    """The name of a split without the part of it that is meant: "train" for "train[:1000]", and for None."""
+    return "train" if split is None else split.partition("[")[0]
+
+
 def load_hub_texts(
     name: str,
     config_name: str | None = None,

@@ -103,6 +103,7 @@ class ExamplesReport:
         truncated_examples, lost_tokens: what truncation to `max_length` cost.
         tokenizer, vocab_size: what it is and why, and how many tokens it has.
         labels: class -> examples of it (for words: words) in training and in validation; empty without classes.
+        targets: of numbers range, mean and outliers, of target texts lengths; None for classes.
         baseline: what somebody reaches on the validation part who never reads the inputs, in words; None: not known.
         notes: what the user should know.
     """
@@ -126,6 +127,7 @@ class ExamplesReport:
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
     baseline: str | None = None
     notes: list[str] = field(default_factory=list)
+    targets: str | None = None
 
     #: Only language modelling has such a baseline; see `DataReport`.
     unigram_loss: ClassVar[float | None] = None
@@ -152,6 +154,8 @@ class ExamplesReport:
         }
         if self.labels:
             rows["Labels"] = self._balance()
+        if self.targets:
+            rows["Targets"] = self.targets
         if self.baseline:
             rows["Baseline"] = self.baseline
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
@@ -160,7 +164,7 @@ class ExamplesReport:
         """The share of each class in training, the most frequent first."""
         total = max(1, sum(train for train, _ in self.labels.values()))
         counts = sorted(((train, name) for name, (train, _) in self.labels.items()), key=lambda pair: -pair[0])
-        shown = [f"{name} {train / total:.1%}" for train, name in counts[:most]]
+        shown = [f"{name} {train / total:.1%} ({train:,})" for train, name in counts[:most]]
         return ", ".join(shown) + (f", and {len(counts) - most:,} more" if len(counts) > most else "")
 
     def __str__(self) -> str:

@@ -33,8 +33,9 @@ _TEXT_KINDS = ("mixture", "builtin", "named", "file", "table", "texts")
 _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "config_name": ("named",),
     "text_column": ("named", "file", "table"),
-    "task": ("file",),
-    "label_column": ("file",),
+    "dataset_split": ("named",),
+    "task": ("file", "named"),
+    "label_column": ("file", "named"),
     "conversation_layout": ("file",),
     "data_kind": ("builtin", "named", "file", "table"),
     "max_length": _TEXT_KINDS,
@@ -73,7 +74,8 @@ class DataArguments:
             Hugging Face Dataset, a pandas DataFrame); a list of texts; rows of token ids; or None.
         dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths.
         dataset_source: "drive": dataset_path is one of the user's Google Drive; other sources follow from what is named.
-        config_name: the part or version of a named dataset; text_column: the column of texts.
+        config_name: the part or version of a named dataset; dataset_split: its split, None for "train";
+            text_column: the column of texts.
         vocab_size: most token ids that are used; None: as many as the model has.
         max_length: tokens of a block; None: what the model takes, at most 512.
         val_split: share for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead.
@@ -110,6 +112,7 @@ class DataArguments:
     mixture: Any = None
     mixture_by: str = "examples"
     mixture_temperature: float = 1.0
+    dataset_split: str | None = None
 
     @property
     def kind(self) -> Kind:

@@ -107,6 +107,7 @@ class TrainingCoordinator:
         mixture: Sequence[Mapping[str, Any]] | None = None,
         mixture_by: str = "examples",
         mixture_temperature: float = 1.0,
+        dataset_split: str | None = None,
         callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> CoordinatorResults:
@@ -119,7 +120,8 @@ class TrainingCoordinator:
                 corpus, and the results' notices say so.
             dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths;
                 instead of dataset. dataset_source="drive": one of the user's Google Drive.
-            config_name: the part or version of a named dataset; text_column: its column of texts.
+            config_name: the part or version of a named dataset; dataset_split: its split, such as "train[:1000]", None for
+                "train"; text_column: its column of texts.
             data_kind: what the rows are: "conversations", of which the answers are learnt; "pairs": a text and the text to
                 write for it; "text" or "auto": texts.
             vocab_size: most token ids that are used; None: as many as the model has.
@@ -138,8 +140,10 @@ class TrainingCoordinator:
             seed: start of every random sequence.
             task_spec: what is learnt; None: to predict the next token from texts, inferred from the first sample otherwise.
                 For other tasks the data are a table with labels, or a datamodule.
-            task: what is learnt from files: "causal_lm", which includes conversations, or "text_classification".
-            label_column: the files' column of classes; conversation_layout: which columns hold the conversations.
+            task: what is learnt from files and named datasets: "causal_lm", which includes conversations,
+                "text_classification", "regression", "token_classification" or "seq2seq".
+            label_column: their column of classes, numbers, tags or target texts; conversation_layout: which columns of files
+                hold the conversations.
             shuffle_documents: pack texts into blocks in another order in each epoch; document_masks: attention does not cross
                 from one text of a block to the next.
             mixture: several datasets instead of one: mappings with `path` or `dataset`, `weight`, `name` and what else
@@ -166,7 +170,7 @@ class TrainingCoordinator:
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
             dataset_source, task, label_column, conversation_layout, data_kind, shuffle_documents, document_masks,
-            mixture, mixture_by, mixture_temperature,
+            mixture, mixture_by, mixture_temperature, dataset_split,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

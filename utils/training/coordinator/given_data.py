@@ -16,12 +16,13 @@ from torch.utils.data import Subset, TensorDataset
 from utils import colab
 from utils.adapters.facts import model_facts
 from utils.data.documents import check_is_text
-from utils.data.file_records import LoadedRecords, load_records, prepare_files
+from utils.data.file_records import LoadedRecords, load_records, prepare_files, prepare_labelled
 from utils.data.labelled.prepare import prepare_examples
 from utils.data.record_sources import (
     builtin_records,
     has_answers,
     hub_records,
+    hub_table_records,
     prepare_records,
 )
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
@@ -82,6 +83,17 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if given.kind == "file" and not as_text and (records := _records(given, model, length, vocab_size)) is not None:
         check_is_text(given.shuffle_documents, given.document_masks)
         return records
+    if given.kind == "named" and given.task != "causal_lm":
+        named = hub_table_records(
+            str(given.dataset), given.config_name, given.dataset_split, with_validation=given.val_split > 0
+        )
+        found = prepare_labelled(
+            named, given.task, max_length=length, vocab_size=vocab_size, val_split=given.val_split,
+            random_seed=given.seed, text_column=given.text_column, label_column=given.label_column,
+            tokenizer=given.tokenizer, model=model,
+        )  # fmt: skip
+        notes = list(found.report.notes)
+        return GivenData(found.train, found.validation, found.tokenizer, found.task_spec, found.report, notes)
     loaded = documents(given)
     texts = prepare_text(
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
@@ -137,7 +149,7 @@ def _with_answers(given: DataArguments, model: nn.Module) -> GivenData:
     elif given.kind == "file":
         loaded = load_records(_file_path(given), with_validation=with_validation)
     elif given.kind == "named":
-        loaded = hub_records(str(source), given.config_name, with_validation=with_validation)
+        loaded = hub_records(str(source), given.config_name, given.dataset_split, with_validation=with_validation)
     else:
         records, validation = _parts(given.dataset)
         rows = records.to_dict("records") if hasattr(records, "iloc") else list(records)
@@ -160,21 +172,22 @@ def documents(given: DataArguments) -> LoadedTexts:
     if given.kind == "file":
         return load_local_texts(_file_path(given), given.text_column, with_validation=with_validation)
     if given.kind == "named":
-        return _named(str(source), given.config_name, given.text_column, with_validation)
+        return _named(str(source), given, with_validation)
     if given.kind == "table":
         return table_texts(source, given.text_column, with_validation=with_validation)
     return LoadedTexts(list(source), None, f"a list of {len(source):,} texts")
 
 
-def _named(name: str, config_name: str | None, text_column: str | None, with_validation: bool) -> LoadedTexts:
+def _named(name: str, given: DataArguments, with_validation: bool) -> LoadedTexts:
     """A dataset by its name. Where the Hub cannot give it, a folder beside the program that has its name is read."""
+    which = (given.config_name, given.text_column, given.dataset_split or "train")
     try:
-        return load_hub_texts(name, config_name, text_column, with_validation=with_validation)
+        return load_hub_texts(name, *which, with_validation=with_validation)
     except HubError as error:
         owner, _, short = name.rpartition("/")
         if not owner or not Path(short).is_dir():
             raise
-        loaded = load_hub_texts(short, config_name, text_column, with_validation=with_validation)
+        loaded = load_hub_texts(short, *which, with_validation=with_validation)
         loaded.notes.insert(0, f"The Hub did not give {name}: the folder {short!r} here was read. ({error})")
         return loaded
 

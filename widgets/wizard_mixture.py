@@ -1,0 +1,170 @@
+"""The wizard's rows for a mixture: several datasets, each with its place, weight and name, and the share that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ipywidgets
+
+from utils.data.mixture_settings import mixture_sources
+from utils.errors import ConfigError
+from utils.ui.wizard_state import WizardState
+from utils.ui.wizard_texts import typed_number
+from utils.views.html import text
+from widgets.forms import Report, button, heading, markup_box, paragraph, problem_line, row, set_markup, small
+from widgets.guarded import guarded
+
+_SOURCES = {"local": "a file or folder", "huggingface": "a dataset of the Hub", "builtin": "the built-in text"}
+# Which setting says where the data of a source are.
+_PLACES = {"local": "dataset_path", "drive": "dataset_path", "upload": "dataset_path", "huggingface": "dataset_name"}
+
+
+class MixtureRows:
+    """Datasets under edit. They become the setup's mixture as soon as there are two of them that are usable.
+
+    Attributes:
+        box: what is shown.
+    """
+
+    def __init__(self, state: WizardState, parts: dict[str, Any], report: Report) -> None:
+        self._state, self._parts, self._report = state, parts, report
+        self._rows: list[_Row] = []
+        self._written: Any = ()
+        self._title = markup_box()
+        self._list = ipywidgets.VBox()
+        self._message = parts["error:mixture"] = markup_box("tb-error-mixture")
+        self._add = parts["add-dataset"] = button("Add another dataset", "tb-add-dataset", self._added, report)
+        self.box = ipywidgets.VBox([self._title, self._list, self._message, row(self._add)])
+
+    def refresh(self) -> None:
+        """Show the setup's mixture, unless it is the one that was entered here."""
+        setup = self._state.setup
+        if setup.mixture != self._written:
+            self._written = setup.mixture
+            self._show([source.to_dict() for source in setup.mixture])
+        self.box.layout.display = None if setup.task == "causal_lm" else "none"
+        set_markup(self._title, heading("Mixture") if self._rows else text(""))
+
+    def _show(self, entries: list[dict[str, Any]]) -> None:
+        self._rows = [_Row(self, entry, self._report) for entry in entries]
+        self._draw()
+
+    def _draw(self) -> None:
+        self._list.children = tuple(one.box for one in self._rows)
+        for number, one in enumerate(self._rows):
+            for name, control in one.controls.items():
+                self._parts[f"mixture:{number}:{name}"] = control
+        weights = [one.weight for one in self._rows]
+        total = sum(weight for weight in weights if weight is not None)
+        for one, weight in zip(self._rows, weights, strict=True):
+            share = f"Share: {weight / total:.1%}" if weight and total else "Share: by size"
+            set_markup(one.share, paragraph(share))
+
+    def _added(self, _: Any) -> None:
+        if not self._rows:
+            setup = self._state.setup
+            names = ("dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "conversation_layout")
+            first = {name: getattr(setup, name) for name in names} | {"data_kind": setup.data_kind}
+            self._rows.append(_Row(self, first, self._report))
+        self._rows.append(_Row(self, {"dataset_source": "local"}, self._report))
+        self.changed()
+        self.refresh()
+
+    def remove(self, one: _Row) -> None:
+        """Take a dataset out; the last one that is left is the setup's only one."""
+        self._rows = [other for other in self._rows if other is not one]
+        if len(self._rows) < 2:
+            entry, self._rows = (self._rows[0].entry() if self._rows else {}), []
+            set_markup(self._message, text(""))
+            self._draw()
+            self._written = ()
+            if self._state.setup.mixture:
+                kept = {name: value for name, value in entry.items() if name not in ("name", "weight")}
+                self._state.set_mixture((), kept if self._is_usable(entry) else {"dataset_source": "builtin"})
+        else:
+            self.changed()
+        self.refresh()
+
+    def changed(self) -> None:
+        """Apply the rows where they are usable, or say what is missing."""
+        self._draw()
+        entries = [one.entry() for one in self._rows]
+        unfinished = [number for number, entry in enumerate(entries, start=1) if not self._is_usable(entry)]
+        if unfinished:
+            listed = ", ".join(map(str, unfinished))
+            set_markup(self._message, small(f"Enter a path or a dataset's id for dataset {listed}. Until then it is not used."))
+            return
+        try:
+            self._written = mixture_sources(entries)  # before the form is refreshed, so that these controls stay
+            self._state.set_mixture(entries)
+        except ConfigError as error:
+            self._written = self._state.setup.mixture
+            set_markup(self._message, problem_line(str(error)))
+        else:
+            set_markup(self._message, text(""))
+
+    @staticmethod
+    def _is_usable(entry: Mapping[str, Any]) -> bool:
+        place = _PLACES.get(entry.get("dataset_source", "builtin"))
+        return place is None or bool(entry.get(place))
+
+
+class _Row:
+    """One dataset: its controls and the rest of its settings."""
+
+    def __init__(self, owner: MixtureRows, entry: Mapping[str, Any], report: Report) -> None:
+        self._owner, self._rest = owner, dict(entry)
+        source = self._rest.pop("dataset_source", "builtin")
+        place = self._rest.pop("dataset_path", None) or self._rest.pop("dataset_name", None) or ""
+        self._rest.pop("dataset_name", None)
+        options = [(label, name) for name, label in _SOURCES.items()]
+        if source not in _SOURCES:
+            options.append((source, source))
+        weight, name = self._rest.pop("weight", None), self._rest.pop("name", None)
+        number = "" if weight is None else f"{weight:g}"
+        self.controls: dict[str, Any] = {
+            "source": ipywidgets.Dropdown(options=options, value=source, **_look("Data", "260px")),
+            "place": ipywidgets.Text(value=place, continuous_update=False, **_look("Path or id", "320px")),
+            "weight": ipywidgets.Text(value=number, continuous_update=False, **_look("Weight", "130px")),
+            "name": ipywidgets.Text(value=name or "", continuous_update=False, **_look("Name", "200px")),
+        }  # fmt: skip
+        for key, control in self.controls.items():
+            control.add_class(f"tb-mixture-{key}")
+            control.observe(guarded(lambda _: self._changed(), report), "value")
+        self.share = markup_box("tb-mixture-share")
+        remove = button("Remove", "tb-mixture-remove", lambda _: owner.remove(self), report, "Take this dataset out")
+        self.box = row(*self.controls.values(), self.share, remove)
+        self.controls["remove"], self.controls["share"] = remove, self.share
+        self._place_shown()
+
+    @property
+    def weight(self) -> float | None:
+        """The weight that was typed; None where it is none."""
+        number = typed_number(self.controls["weight"].value.strip())
+        return float(number) if number is not None and number > 0 else None
+
+    def entry(self) -> dict[str, Any]:
+        """The dataset as a mixture has it; a weight that is no number as it was typed, to be refused."""
+        source, typed = self.controls["source"].value, self.controls["weight"].value.strip()
+        values: dict[str, Any] = {**self._rest, "dataset_source": source}
+        if (place := _PLACES.get(source)) is not None and self.controls["place"].value.strip():
+            values[place] = self.controls["place"].value.strip()
+        if typed:
+            number = typed_number(typed)
+            values["weight"] = typed if number is None else number
+        if name := self.controls["name"].value.strip():
+            values["name"] = name
+        return values
+
+    def _changed(self) -> None:
+        self._place_shown()
+        self._owner.changed()
+
+    def _place_shown(self) -> None:
+        self.controls["place"].layout.display = "none" if self.controls["source"].value == "builtin" else None
+
+
+def _look(title: str, width: str) -> dict[str, Any]:
+    layout = ipywidgets.Layout(width=width, max_width="100%")
+    return {"description": title, "style": {"description_width": "initial"}, "layout": layout}
