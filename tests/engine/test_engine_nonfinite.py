@@ -1,4 +1,4 @@
-"""NaN and infinity: found at once, named, never learnt from, never saved."""
+"""NaN and infinity: found at once, named, never learned from, never saved."""
 
 from __future__ import annotations
 

@@ -272,8 +272,8 @@ class TrainingConfig(Schema):
         None, "Export folder", "Folder for exports. Leave empty for the run's own folder.", min_length=1
     )
 
-    #: Fields that do not change what is learnt: they may differ when a run is continued.
-    NOT_LEARNT: ClassVar[frozenset[str]] = frozenset(
+    #: Fields that do not change what is learned: they may differ when a run is continued.
+    NOT_LEARNED: ClassVar[frozenset[str]] = frozenset(
         (
             "max_time_hours", "strategy", "devices", "num_nodes", "num_workers", "checkpoint_dir", "save_every_n_epochs",
             "save_every_minutes", "keep_best_k", "keep_last_n", "on_save_error", "on_config_change", "isolate_callbacks",

@@ -215,8 +215,8 @@ def _key(name: CheckName, setup: SetupConfig) -> Any:
         return data, training["random_seed"]
     if name == "run":
         return data, training
-    unlearnt = setup.training_config.NOT_LEARNT
-    return data, {setting: value for setting, value in training.items() if setting not in unlearnt}
+    not_learned = setup.training_config.NOT_LEARNED
+    return data, {setting: value for setting, value in training.items() if setting not in not_learned}
 
 
 # ---- the checks ----

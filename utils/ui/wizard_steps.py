@@ -187,7 +187,7 @@ def _check_task(setup: SetupConfig) -> list[Problem]:
     found = recognised_files(setup)
     if setup.task == "text_classification":
         if setup.dataset_path is None:
-            message = "text_classification is learnt from files with labels: choose local, drive or upload as the data"
+            message = "text_classification is learned from files with labels: choose local, drive or upload as the data"
             return [Problem("task", message)]
         if setup.label_column is not None and found.columns and setup.label_column not in found.columns:
             return [

@@ -85,7 +85,7 @@ class Trainer:
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
         control: `Control`, to stop, pause or save from another thread.
-        task: what is learnt (a `Task`); data: the data as batches (UniversalDataModule); None before training.
+        task: what is learned (a `Task`); data: the data as batches (UniversalDataModule); None before training.
         description: further sections for the run's config.yaml, by name; plain values.
         time_pass: times a forward and backward pass where precision="auto" is measured: (parts, batch) -> seconds.
     """

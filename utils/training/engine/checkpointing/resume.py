@@ -153,10 +153,10 @@ def fingerprint_of(data: UniversalDataModule, tokenizer: Any, model: nn.Module) 
 
 
 def settings_changed(checkpoint: Payload, config: TrainingConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that change what is learnt and differ from the checkpoint's: {name: (there, here)}."""
+    """Settings that change what is learned and differ from the checkpoint's: {name: (there, here)}."""
     here = config.to_dict()
     there, unknown = TrainingConfig.from_saved(checkpoint["config"])
-    names = [name for name in here if name not in TrainingConfig.NOT_LEARNT]
+    names = [name for name in here if name not in TrainingConfig.NOT_LEARNED]
     changed = {name: (there[name], here[name]) for name in names if there[name] != here[name]}
     return {**changed, **{name: (value, UNKNOWN) for name, value in unknown.items()}}
 

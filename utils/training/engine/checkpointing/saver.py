@@ -47,7 +47,7 @@ class RunSaver:
 
     Training waits for the copy of the state to memory; the rest is done by another thread, one commit at a time. Training
     waits for all of it when it has nothing else to do (the run ends or pauses), when the state is too small to be worth a
-    thread, and when there is no memory for the copy. What is learnt, and what is in the files, is the same either way.
+    thread, and when there is no memory for the copy. What is learned, and what is in the files, is the same either way.
 
     A save while the one before is still under way waits for it; only a save that is due by the clock comes later instead.
     Errors and `on_checkpoint_saved` reach the training's thread at its next step boundary, save or end.
