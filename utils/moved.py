@@ -45,6 +45,8 @@ _MOVED: Mapping[str, Mapping[str, str]] = {
         "trial_criterion": "sanity.criterion", "trial_gradients": "sanity.gradients",
         "trial_outputs": "sanity.outputs", "trial_rules": "sanity.rules", "world": "distributed.world",
     },
+    "utils.ui.": {"wizard_texts": "setting_values"},
+    "widgets.": {"jobs": "background_task"},
     "utils.checks.": {"exported_files": ":utils.training.export.loading", "result": ":utils.check_result"},
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from utils.errors import DataError, HubError, TrainbookError
 from utils.ui.background import Progress
 from utils.ui.run_plan import run_plan
+from utils.ui.setting_values import counted
 from utils.ui.setup_config import SetupConfig
-from utils.ui.wizard_texts import counted
 
 if TYPE_CHECKING:
     from utils.data.prepared import PreparedData
