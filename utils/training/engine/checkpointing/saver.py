@@ -14,6 +14,7 @@ import torch
 from utils import __version__
 from utils.errors import CheckpointWriteError
 from utils.scrubbing import scrubbed
+from utils.training.adapter_checkpoints import base_record, checkpoint_state
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpointing.background import BackgroundCommit
@@ -25,7 +26,6 @@ from utils.training.engine.distributed.sharding import whole
 from utils.training.engine.hardware import fast_paths
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import TrainState
-from utils.training.finetuning import base_record, checkpoint_state
 
 log = logging.getLogger("trainbook.engine")
 
