@@ -15,14 +15,9 @@ from typing import Any
 
 from benchmarks.machine import facts
 from benchmarks.report import Table, write_section
+from utils.training.export_formats import FORMATS
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "EXPORT.md"
-
-#: Formats without a table: they need a compiler, differ from another one in the number format only, or hold adapters.
-LEFT_OUT = ("aot_inductor", "pytorch", "gguf-f32", "gguf-q8_0", "peft")
-
-#: Why there is no speed: these formats hold weights, which other programs run.
-_NO_SPEED = {"hf": "PyTorch's own", "safetensors": "PyTorch's own", "gguf": "not measured"}
 
 _VOCABULARY = 280
 
@@ -87,7 +82,7 @@ def exported(build: Callable[[Any], Any], name: str, tokenizer: Any, folder: Pat
     except TrainbookError as error:
         return ["–", "–", "–", "–", "–", _sentence(str(error))]
     found = {**result.parity, **(result.other_process or {})}
-    speed = f"{result.benchmark['speedup']:.1f}" if result.benchmark else _NO_SPEED.get(name, "–")
+    speed = f"{result.benchmark['speedup']:.1f}" if result.benchmark else FORMATS[name].no_speed
     return [
         f"{found['max_abs_diff']:.1g}", _predictions(found), "yes" if result.other_process else "no",
         f"{result.size_bytes / 1e6:.2f}", speed, "",
@@ -111,17 +106,25 @@ def _sentence(text: str) -> str:
     return line[: end + 1] if end > 0 else line
 
 
+def formats_table() -> str:
+    """The table of formats in docs/EXPORT.md."""
+    table = Table("Formats", ["format", "name", "for", "main file"])
+    for name, one in FORMATS.items():
+        file = next((pattern for pattern in one.files if "*" not in pattern), one.files[0])
+        table.rows.append([f"`{name}`", one.title, one.purpose, f"`{file}`"])
+    return table.markdown(everything=True).partition("\n\n")[2].strip()
+
+
 def tables(only: list[str] | None = None) -> list[Table]:
     """One table a format of `FORMATS`, one row a model."""
     from utils.tokenization import train_bpe
-    from utils.training.export import FORMATS
     from utils.training.export.other_process import kept_processes
 
     logging.getLogger("trainbook").setLevel(logging.ERROR)
     tokenizer = train_bpe(["the quick brown fox jumps over the lazy dog\n"] * 5, _VOCABULARY)
     found = []
     with kept_processes():
-        for name in [one for one in FORMATS if one not in LEFT_OUT and (only is None or one in only)]:
+        for name in [name for name, one in FORMATS.items() if one.benchmarked and (only is None or name in only)]:
             columns = ["model", "largest difference", "equal", "other process", "MB", "speed, to PyTorch", "why not"]
             table = Table(f"Format `{name}`", columns)
             for label, build in models().items():
@@ -138,7 +141,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exports", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the tables into docs/EXPORT.md")
     parser.add_argument("--formats", nargs="+", help="these formats only; not with --write")
+    parser.add_argument("--list", action="store_true", help="print the table of formats for docs/EXPORT.md, nothing else")
     options = parser.parse_args(arguments)
+    if options.list:
+        print(formats_table())
+        return
     if options.write and options.formats:
         parser.error("--write writes every format; leave --formats out")
     found = tables(options.formats)

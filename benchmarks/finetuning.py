@@ -127,8 +127,8 @@ def verdicts(name: str, mode: str, folder: Path) -> dict[str, str]:
 def _verdicts(name: str, mode: str, folder: Path) -> dict[str, str]:
     import torch
 
+    from utils.training.adapter_checkpoints import checkpoint_state
     from utils.training.export import export_model
-    from utils.training.finetuning import checkpoint_state
 
     task = save_family(name, folder / "base")
     whole = tune(folder / "base", task, mode, folder / "whole")

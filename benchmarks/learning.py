@@ -1,4 +1,4 @@
-"""Time until a model has learnt so much: seconds of training steps to a given validation loss."""
+"""Time until a model has learned so much: seconds of training steps to a given validation loss."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which tasks")
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{DOCUMENT.name}")
     parsed = parser.parse_args(argv)
-    table = Table("What is learnt", ["task", "reached on validation data", "baseline", "goal", ""])
+    table = Table("What is learned", ["task", "reached on validation data", "baseline", "goal", ""])
     try:
         facts = call("benchmarks.machine:facts", None, device="cpu")
         for name in parsed.only:

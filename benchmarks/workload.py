@@ -128,7 +128,7 @@ def wikitext_like(document: str, seed: int = 0) -> list[str]:
 
 
 def build(lines: list[str], sizes: Sizes, seed: int = 0) -> Workload:
-    """Tokenize `lines` (byte-level BPE, learnt from them) for a model of these sizes; a tenth is kept for validation."""
+    """Tokenize `lines` (byte-level BPE, learned from them) for a model of these sizes; a tenth is kept for validation."""
     from utils.data import pack
     from utils.tokenization import encode_documents, train_bpe
 

@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # started as a file: Python looks beside this fil
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cli.common import DONE, NEGATIVE, Parser, add_job_arguments, exit_status
+from utils.training.export_formats import FORMATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = Parser(prog="trainbook export", docstring=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or its name in runs/")
-    parser.add_argument("--formats", metavar="FORMAT", nargs="+", default=["hf"], help="default: hf")
+    parser.add_argument(
+        "--formats", metavar="FORMAT", nargs="+", default=["hf"], choices=list(FORMATS),
+        help=f"default: hf; one or several of {', '.join(FORMATS)}",
+    )  # fmt: skip
     parser.add_argument("--which", choices=["best", "last"], default="best", help="which checkpoint; default: best")
     parser.add_argument("--output-dir", metavar="FOLDER", help="default: exports in the run's folder")
     add_job_arguments(parser, "its section `model` says how the model is made")

@@ -86,8 +86,8 @@ def settings_page() -> str:
 
 
 def _settings_table(names: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> list[str]:
+    from utils.ui.setting_values import help_text
     from utils.ui.wizard_steps import wizard_field
-    from utils.ui.wizard_texts import help_text
 
     rows = ["| setting | title | default | meaning |", "| --- | --- | --- | --- |"]
     for name in names:

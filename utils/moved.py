@@ -20,7 +20,7 @@ _MOVED: Mapping[str, Mapping[str, str]] = {
         "drift": "quality.drift", "examples": "sources", "file_tables": "read.file_tables", "files": "read.files",
         "hub": "text.hub", "ids": "id_limits", "image_files": "images.files", "image_sets": "images.samples",
         "inspection": "quality.inspection", "json_rows": "read.json", "labelled_tables": "labelled.table",
-        "labels": "labelled.labels", "learnt_tokenizer": "labelled.learnt_tokenizer",
+        "labels": "labelled.labels", "learnt_tokenizer": "labelled.learned_tokenizer",
         "load_report": "read.load_report", "loader": "text.loader", "local_texts": "text.local",
         "parts": "labelled.usable_rows", "pixels": "images.pixels", "preview": "text.preview",
         "readers": "read.text_file", "records": "read.records", "registry": "images.registry",
@@ -30,6 +30,7 @@ _MOVED: Mapping[str, Mapping[str, str]] = {
         "text_rows": "read.txt", "text_rules": "read.text_rules", "text_statistics": "text.statistics",
         "transforms": "images.transforms", "uploads": "read.uploads",
     },
+    "utils.data.labelled.": {"learnt_tokenizer": "learned_tokenizer"},
     "utils.training.engine.": {
         "arguments": "sanity.arguments", "background": "checkpointing.background", "buffers": "compute.buffers",
         "checkpoint": "checkpointing.store", "checkpoint_content": "checkpointing.content",
@@ -44,7 +45,9 @@ _MOVED: Mapping[str, Mapping[str, str]] = {
         "trial_criterion": "sanity.criterion", "trial_gradients": "sanity.gradients",
         "trial_outputs": "sanity.outputs", "trial_rules": "sanity.rules", "world": "distributed.world",
     },
-    "utils.checks.": {"result": ":utils.check_result"},
+    "utils.ui.": {"wizard_texts": "setting_values"},
+    "widgets.": {"jobs": "background_task"},
+    "utils.checks.": {"exported_files": ":utils.training.export.loading", "result": ":utils.check_result"},
 }  # fmt: skip
 
 
@@ -54,7 +57,7 @@ def new_name_of(name: str) -> str | None:
         if name.startswith(package):
             first, dot, rest = name[len(package) :].partition(".")
             if first not in moved:
-                return None
+                continue
             now = moved[first]
             return f"{now[1:] if now.startswith(':') else package + now}{dot}{rest}"
     return None

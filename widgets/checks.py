@@ -21,9 +21,9 @@ from utils.errors import ConfigError
 from utils.ui.background import Cancelled, Progress
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.html import Html, alert, element, status, text
+from widgets.background_task import Outcome, TaskRow
 from widgets.forms import button, markup_box, panel, paragraph, row, set_markup
 from widgets.guarded import error_details, error_sentence
-from widgets.jobs import JobRow, Outcome
 from widgets.pump import Pump
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class OfferedChecks:
         self.report: CheckReport | None = None
         self._run = run
         self._shown = markup_box("tb-offered-report")
-        self._job = JobRow(label, "tb-offer-checks", self._work, self._done, self._failed)
+        self._job = TaskRow(label, "tb-offer-checks", self._work, self._done, self._failed)
         self._job.cancel.description = "Stop"
         self.box = panel(markup_box(markup=paragraph(sentence)), self._job.box, self._shown)
 

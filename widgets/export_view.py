@@ -26,9 +26,9 @@ from utils.ui.export_choices import (
 from utils.views.design import styled
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.html import Html, alert, columns, element, joined, status, text
+from widgets.background_task import Outcome, TaskRow, watch_cells
 from widgets.forms import button, heading, markup_box, panel, paragraph, primary, row, set_help, set_markup, small
 from widgets.guarded import error_details, error_sentence
-from widgets.jobs import JobRow, Outcome, watch_cells
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
@@ -151,7 +151,7 @@ class ExportPanel(_Exporting):
         self._alert, self._table = markup_box("tb-export-alert"), markup_box("tb-export-table")
         self._progress = markup_box("tb-export-progress")
         self._status = ipywidgets.HTML(status("", spoken_only=True))
-        self._job = JobRow("Export selected formats", "tb-export", self._work, self._done, self._failed)
+        self._job = TaskRow("Export selected formats", "tb-export", self._work, self._done, self._failed)
         self.download = button(
             "Download all (zip)", "tb-export-download", lambda _: self._download(), self._failed,
             "One archive with everything that was exported.",

@@ -13,9 +13,9 @@ import ipywidgets
 
 from utils.errors import ConfigError, Problem
 from utils.ui.preflight import Check, check_text
+from utils.ui.setting_values import help_text, typed_text
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import WizardField
-from utils.ui.wizard_texts import help_text, typed_text
 from utils.views.design import sheet
 from utils.views.html import Html, element, pill, table, text
 from widgets.guarded import guarded

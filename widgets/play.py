@@ -15,9 +15,9 @@ from utils.ui.background import Progress
 from utils.views.display import LiveOutput, show_text
 from utils.views.html import Html, alert, columns, element, joined, text
 from utils.views.token_strip import attribution_strip, token_strip
+from widgets.background_task import Outcome, TaskRow, watch_cells
 from widgets.forms import heading, markup_box, panel, paragraph, primary, row, set_markup, small
 from widgets.guarded import error_details, error_sentence, guarded
-from widgets.jobs import JobRow, Outcome, watch_cells
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
@@ -106,7 +106,7 @@ class PlayPanel:
         self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
         self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens")
         self.temperature.style.description_width = "initial"
-        self.job = JobRow(label, "tb-play", self._work, self._done, self._failed)
+        self.job = TaskRow(label, "tb-play", self._work, self._done, self._failed)
         primary(self.job.start)
         self.job.cancel.description = "Stop"
         self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")

@@ -10,7 +10,7 @@ import ipywidgets
 from utils.data.mixture_settings import mixture_sources
 from utils.errors import ConfigError
 from utils.ui.wizard_state import WizardState
-from utils.ui.wizard_texts import typed_number
+from utils.ui.setting_values import typed_number
 from utils.views.html import text
 from widgets.forms import Report, button, heading, markup_box, paragraph, problem_line, row, set_markup, small
 from widgets.guarded import guarded

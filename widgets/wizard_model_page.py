@@ -9,10 +9,11 @@ import ipywidgets
 
 from utils.ui.background import Progress
 from utils.ui.model_source import adapters_here, exported_runs, source_facts, source_rows
+from utils.ui.setting_values import model_rows
 from utils.ui.wizard_model import MODEL_SOURCES
 from utils.ui.wizard_preview import check_model
-from utils.ui.wizard_texts import model_rows
 from utils.views.html import Html, element, joined, text
+from widgets.background_task import Outcome
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
@@ -22,7 +23,6 @@ from widgets.forms import (
     set_markup,
 )
 from widgets.guarded import guarded
-from widgets.jobs import Outcome
 from widgets.wizard_page import Page, Problems
 
 

@@ -9,10 +9,11 @@ import ipywidgets
 
 from utils.errors import Problem, TrainbookError
 from utils.ui.background import Progress
+from utils.ui.setting_values import titled
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardField, WizardStep
-from utils.ui.wizard_texts import titled
 from utils.views.html import Html, joined
+from widgets.background_task import Outcome, TaskRow
 from widgets.forms import (
     ColumnForm,
     FieldForm,
@@ -27,7 +28,6 @@ from widgets.forms import (
     set_markup,
 )
 from widgets.guarded import error_sentence
-from widgets.jobs import JobRow, Outcome
 
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
@@ -131,9 +131,9 @@ class Page:
         if self.state.current is self.step:
             self.state.back()
 
-    def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> JobRow:
+    def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> TaskRow:
         """A button that starts work, known as `key`, with one that cancels it, `key-cancel`."""
-        job = JobRow(label, f"tb-{key}", work, done, self._report)
+        job = TaskRow(label, f"tb-{key}", work, done, self._report)
         self._parts[key], self._parts[f"{key}-cancel"], self._parts[f"{key}-progress"] = job.start, job.cancel, job.line
         return job
 

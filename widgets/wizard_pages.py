@@ -13,13 +13,14 @@ from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.background import Progress
 from utils.ui.model_source import tokenizer_sentence
 from utils.ui.preflight import Check, WayOut
+from utils.ui.setting_values import shown_value, titled
 from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_preview import DataPreview, estimate_rows, preview_data
 from utils.ui.wizard_steps import STEPS, recognise_dataset, step_of
-from utils.ui.wizard_texts import shown_value, titled
 from utils.views.html import Html, element, joined, text
 from utils.views.samples import samples_html
+from widgets.background_task import Outcome
 from widgets.forms import (
     button,
     check_line,
@@ -32,7 +33,6 @@ from widgets.forms import (
     small,
 )
 from widgets.guarded import guarded
-from widgets.jobs import Outcome
 from widgets.wizard_mixture import MixtureRows
 from widgets.wizard_model_page import ModelPage
 from widgets.wizard_page import Page, Problems

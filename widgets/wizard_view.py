@@ -9,10 +9,11 @@ import ipywidgets
 from utils.errors import ConfigError
 from utils.ui.preset_fitting import model_code, model_sentence
 from utils.ui.presets import Preset
+from utils.ui.setting_values import counted, preset_help
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep
-from utils.ui.wizard_texts import counted, preset_help
 from utils.views.html import alert, element, joined, status
+from widgets.background_task import watch_cells
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
@@ -27,7 +28,6 @@ from widgets.forms import (
     small,
 )
 from widgets.guarded import error_details, error_sentence, guarded
-from widgets.jobs import watch_cells
 from widgets.wizard_page import Page
 from widgets.wizard_pages import PAGES
 

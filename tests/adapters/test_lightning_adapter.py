@@ -82,7 +82,7 @@ def test_the_tokenizers_padding_is_not_scored_where_there_is_no_mask():
     torch.testing.assert_close(adapter(ids, labels=ids)["loss"], expected)
 
 
-def test_labels_that_are_all_ignored_give_a_loss_of_zero_that_can_be_learnt_from():
+def test_labels_that_are_all_ignored_give_a_loss_of_zero_that_can_be_learned_from():
     adapter, ids = UniversalModelAdapter(plain_lm()), token_rows(2)
     loss = adapter(ids, labels=torch.full_like(ids, -100))["loss"]
     assert loss.item() == 0

@@ -75,7 +75,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loss_is_the_models_own_and_can_be_learnt_from(case, rng_untouched):
+def test_the_loss_is_the_models_own_and_can_be_learned_from(case, rng_untouched):
     make_adapter, make_model, batch, _, _ = CASES[case]
     model = make_model()
     loss = make_adapter(model).forward_for_loss(batch)

@@ -47,7 +47,7 @@ def test_every_contender_has_the_losses_of_its_kind(workload, tmp_path):
     losses = check_same(entries, TOY, workload, "cpu", str(tmp_path))
     assert {"trainbook 32", "same-work 32", "hand-packed 32", "hand-dynamic 32", "lightning 32"} <= set(losses)
     for own in losses.values():
-        assert own[0] > own[1] > own[2], "three steps on one batch: it is being learnt"
+        assert own[0] > own[1] > own[2], "three steps on one batch: it is being learned"
 
 
 def test_half_precision_contenders_are_near_each_other_and_not_fp32(workload, tmp_path):

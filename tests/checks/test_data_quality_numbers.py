@@ -451,7 +451,7 @@ def test_training_reports_findings_as_notices_and_nothing_for_healthy_data(tmp_p
     assert "are in training too" in trained((inputs, labels), (inputs[:50], labels[:50]), net(inputs, 3), tmp_path)[0]
 
 
-def test_the_targets_scale_matters_only_where_differences_are_learnt(tmp_path):
+def test_the_targets_scale_matters_only_where_differences_are_learned(tmp_path):
     inputs, _ = table(300)
     prices = 3e5 + 1e5 * inputs.mean(dim=1, keepdim=True)
     found = trained((inputs, prices), None, net(inputs, 1), tmp_path, task_spec=TaskSpec.regression())

@@ -230,7 +230,7 @@ def test_a_class_name_nobody_knows_is_said():
 
 
 @pytest.mark.parametrize(("label", "shape"), [(0.5, (2,)), (3, (2,)), ([0.5, 2.0], (2, 2))])
-def test_numbers_are_learnt_as_floats(label, shape):
+def test_numbers_are_learned_as_floats(label, shape):
     batch = collator_for(TaskSpec("regression"))([{"input_ids": [1, 2], "label": label}] * 2)
     assert (tuple(batch["labels"].shape), batch["labels"].dtype) == (shape, torch.float32)
 

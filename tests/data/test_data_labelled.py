@@ -314,7 +314,7 @@ def test_words_and_tags_are_aligned():
     assert data.report.labels == {"D": (1, 0), "N": (1, 0), "V": (1, 0)}
 
 
-def test_a_learnt_tokenizer_cuts_words_as_it_cuts_text():
+def test_a_learned_tokenizer_cuts_words_as_it_cuts_text():
     words = ["many", "words", "stand", "here"]
     records = [{"tokens": words * 60, "tags": ["A", "B", "A", "B"] * 60} for _ in range(200)]
     data = prepare_examples(records, "token_classification", val_split=0)
@@ -366,7 +366,7 @@ def test_text_that_looks_like_a_special_token_is_text():
         ("seq2seq", (["one text", "two"], ["1", "2"]), "one text</s>"),
     ],
 )
-def test_a_tokenizer_that_is_learnt_frames_the_texts(task, records, shape, tmp_path):
+def test_a_tokenizer_that_is_learned_frames_the_texts(task, records, shape, tmp_path):
     data = prepare_examples(records, task, val_split=0)
     assert data.tokenizer.decode(data.train[0]["input_ids"]) == shape
     assert data.task_spec.pad_token_id == data.tokenizer.pad_token_id == 0
@@ -377,7 +377,7 @@ def test_a_tokenizer_that_is_learnt_frames_the_texts(task, records, shape, tmp_p
     assert again("one text")["input_ids"] == data.tokenizer("one text")["input_ids"]
 
 
-def test_a_learnt_tokenizer_never_reads_the_validation_part():
+def test_a_learned_tokenizer_never_reads_the_validation_part():
     records = (["aaa bbb", "ccc ddd"], [0, 1])
     data = prepare_examples(records, "text_classification", validation=(["xyz", "xyz"], [0, 1]))
     assert "x" not in data.tokenizer.get_vocab()
@@ -407,7 +407,7 @@ def test_no_example_is_lost_or_taken_twice():
         assert 1 <= len(validation) <= max(1, share * count)
 
 
-def test_a_class_of_one_example_is_learnt():
+def test_a_class_of_one_example_is_learned():
     strata = np.array([0] * 50 + [1])
     assert all(50 in split_examples(strata, 0.5, seed)[0] for seed in range(20))
 

@@ -52,7 +52,7 @@ def setup_of(source, kind, folder, **changes):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", ["builtin", "file", "folder as a dataset"])
-def test_only_the_answers_are_learnt_whatever_the_source(source, kind, folder):
+def test_only_the_answers_are_learned_whatever_the_source(source, kind, folder):
     data = prepare_data(setup_of(source, kind, folder), model())
     found = answers(data)
     assert 0 < data.report.supervised_share < 1

@@ -1,4 +1,4 @@
-"""Loader processes change nothing that is learnt, and when one fails it is said which, and at which sample."""
+"""Loader processes change nothing that is learned, and when one fails it is said which, and at which sample."""
 
 from __future__ import annotations
 

@@ -392,7 +392,7 @@ class Poison(nn.Module):
 
 
 @pytest.mark.usefixtures("reads_late")
-def test_a_fault_that_is_seen_late_is_named_and_nothing_after_it_is_learnt():
+def test_a_fault_that_is_seen_late_is_named_and_nothing_after_it_is_learned():
     changes = {"gradient_accumulation_steps": 1, "early_stopping_patience": None, "max_grad_norm": 0.0}
     good = golden_run(Poison(()), run_name="good", max_steps=6, **changes)
     model = Poison({7})
@@ -405,7 +405,7 @@ def test_a_fault_that_is_seen_late_is_named_and_nothing_after_it_is_learnt():
     assert kept["state"]["step"] == 6
     assert all(torch.isfinite(weight).all() for weight in kept["model"].values())
     steps = {int(entry["step"]) for entry in kept["optimizer"]["state"].values()}
-    assert steps == {6}  # nothing was learnt from steps 8 to 10, which were under way already
+    assert steps == {6}  # nothing was learned from steps 8 to 10, which were under way already
 
 
 @pytest.mark.usefixtures("reads_late")

@@ -1,4 +1,4 @@
-"""optimizer="muon": which parameters it takes, that its update is torch's, and that it is resumed, refused and learnt with."""
+"""optimizer="muon": which parameters it takes, that its update is torch's, and that it is resumed, refused and learned with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing to train on is an error that says what there is; never a run that ends well without having learnt anything."""
+"""Nothing to train on is an error that says what there is; never a run that ends well without having learned anything."""
 
 from __future__ import annotations
 

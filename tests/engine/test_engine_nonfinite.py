@@ -1,4 +1,4 @@
-"""NaN and infinity: found at once, named, never learnt from, never saved."""
+"""NaN and infinity: found at once, named, never learned from, never saved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from utils.training.engine import trainer as trainer_module
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.compute.optim import leaves_steps_out, make_optimizer
 from utils.training.engine.compute.user_supplied import OwnParts
-from utils.training.engine.plan import Given
+from utils.training.engine.plan import TrainerArguments
 from utils.training.engine.planning import plan_data
 
 
@@ -63,7 +63,7 @@ def run(model, **changes):
 
 def run_data(model):
     """The training data as the run of this model has them."""
-    given = Given(model, golden_config())
+    given = TrainerArguments(model, golden_config())
     return plan_data(given, train_set(), None, None, lambda sentence: None)
 
 

@@ -14,12 +14,12 @@ from utils.training import TaskSpec, Trainer
 from utils.training.engine.callbacks import EarlyStopping
 from utils.training.engine.distributed.world import World
 from utils.training.engine.facade import RunFacade
-from utils.training.engine.plan import Given
+from utils.training.engine.plan import TrainerArguments
 from utils.training.engine.planning import plan_data, plan_monitor, plan_run, plan_task, planned_steps
 
 
 def plan(notices, val=None, callbacks=(), **changes):
-    given = Given(tiny_gpt(), golden_config(**changes))
+    given = TrainerArguments(tiny_gpt(), golden_config(**changes))
     return plan_run(given, train_set(), val, callbacks=callbacks, facade=RunFacade(), notice=notices.append)
 
 
@@ -51,7 +51,7 @@ def test_the_smallest_patience_holds(configured, given, expected):
 @pytest.mark.parametrize(("changes", "steps"), [({}, None), ({"max_steps": 3}, 3), ({"max_steps": 10_000}, None)])
 def test_steps_are_those_of_the_epochs_or_fewer(changes, steps):
     config = golden_config(epochs=2, **changes)
-    data = plan_data(Given(tiny_gpt(), config), train_set(), None, None, lambda sentence: None)
+    data = plan_data(TrainerArguments(tiny_gpt(), config), train_set(), None, None, lambda sentence: None)
     of_epochs = 2 * data.num_steps(config.gradient_accumulation_steps)
     assert planned_steps(config, data, config.gradient_accumulation_steps) == (steps or of_epochs)
 
@@ -61,7 +61,7 @@ def test_data_of_unknown_length_have_as_many_steps_as_the_limit_says():
         def __iter__(self):
             return iter(token_rows())
 
-    given = Given(tiny_gpt(), golden_config(max_steps=7))
+    given = TrainerArguments(tiny_gpt(), golden_config(max_steps=7))
     data = plan_data(given, DataLoader(Stream(), batch_size=4), None, None, lambda sentence: None)
     assert planned_steps(given.config, data, 1) == 7
     assert planned_steps(golden_config(), data, 1) is None
@@ -71,13 +71,13 @@ def test_each_process_gets_its_share_of_a_step():
     class TwoProcesses(World):
         rank, size = 1, 2
 
-    data = plan_data(Given(tiny_gpt(), golden_config()), train_set(), None, TwoProcesses(), lambda sentence: None)
+    data = plan_data(TrainerArguments(tiny_gpt(), golden_config()), train_set(), None, TwoProcesses(), lambda sentence: None)
     assert data.share == (1, 2)
 
 
 def test_a_task_that_was_given_is_completed_without_a_notice():
     notices = []
-    given = Given(tiny_gpt(), golden_config(), task_spec=TaskSpec.language_modeling(vocab_size=VOCAB_SIZE))
+    given = TrainerArguments(tiny_gpt(), golden_config(), task_spec=TaskSpec.language_modeling(vocab_size=VOCAB_SIZE))
     data = plan_data(given, train_set(), None, None, notices.append)
     before = len(notices)
     assert plan_task(given, data, notices.append).vocab_size == VOCAB_SIZE

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ from utils.training import Callback, TaskSpec, Trainer, TrainingConfig, Training
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.export.bundle_privacy import portable
 from utils.training.export.bundle_texts import TESTED, dockerfile
-from utils.training.export.exporting import FORMATS
 from utils.training.export.result import ExportResult
+from utils.training.export_formats import FORMATS
 
 NAMES = {
     "README.md", "Dockerfile", "requirements.txt", "metadata.json", "inference.py", "serve.py", "verify.py", "runners.py",
@@ -263,8 +264,8 @@ def garbled(model, tokenizer, target, source, notes=()):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_only_what_runs_in_another_process_is_in_the_bundle(tmp_path, monkeypatch):
-    monkeypatch.setitem(FORMATS, "torchscript", (lambda model: None, traced))
-    monkeypatch.setitem(FORMATS, "torch_export", (lambda model: None, garbled))
+    monkeypatch.setitem(FORMATS, "torchscript", replace(FORMATS["torchscript"], writer=traced))
+    monkeypatch.setitem(FORMATS, "torch_export", replace(FORMATS["torch_export"], writer=garbled))
     spec = TaskSpec.language_modeling(vocab_size=VOCAB_SIZE)
     bundle = create_export_bundle(
         normed_lm(), None, spec, quick(export_formats=["torchscript", "torch_export"]), tmp_path

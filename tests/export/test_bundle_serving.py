@@ -11,6 +11,7 @@ import shutil
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ from tests.kit.toys import LENGTH, VOCAB_SIZE, tiny_gpt
 from utils.adapters import generate
 from utils.tokenization.character import build_character_tokenizer
 from utils.training import TaskSpec, TrainingConfig, create_export_bundle
-from utils.training.export.exporting import FORMATS
 from utils.training.export.result import ExportResult
+from utils.training.export_formats import FORMATS
 
 PROMPT = "abc "
 
@@ -76,7 +77,7 @@ def scripted(*examples):
         torch.jit.save(torch.jit.trace(model, examples, check_trace=False), str(target / "model.pt"))
         return ExportResult("torchscript", target, 0, {"max_abs_diff": 0.0})
 
-    return lambda model: None, export
+    return export
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def language_model(tmp_path_factory):
 
 def made_with_torchscript(model, spec, folder, *examples):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FORMATS, "torchscript", scripted(*examples))
+        patch.setitem(FORMATS, "torchscript", replace(FORMATS["torchscript"], writer=scripted(*examples)))
         return create_export_bundle(model, None, spec, TrainingConfig(export_formats=["torchscript"]), folder)
 
 

@@ -362,7 +362,7 @@ def test_predictions_for_the_same_samples_are_kept_at_every_validation(case, cap
     assert all(s["score"] is None or 0 < s["score"] <= 1 for s in last)
     prompt, text = as_prompt_and_text(last[0])
     assert text.startswith(f"{prompt} → {last[0]['predicted']} (true: {last[0]['true']}")
-    assert_same_run(run("unseen"), seen)  # looking changes nothing that is learnt
+    assert_same_run(run("unseen"), seen)  # looking changes nothing that is learned
     show_samples(seen)
     assert last[0]["predicted"] in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""FastBPETrainer learns what train_bpe learns, from lists, columns and streams, and refuses what cannot be learnt from."""
+"""FastBPETrainer learns what train_bpe learns, from lists, columns and streams, and refuses what cannot be learned from."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_bad_setting_is_named(settings, told):
         (7, DataTypeError, "got a int"),
     ],
 )
-def test_what_nothing_can_be_learnt_from_is_refused_everywhere(texts, error, told):
+def test_what_nothing_can_be_learned_from_is_refused_everywhere(texts, error, told):
     for refuse in (
         FastBPETrainer.validate_texts,
         FastBPETrainer.train_on_dataset,

@@ -20,7 +20,7 @@ def load(folder, texts=TEXTS, **options):
 
 
 def counted(monkeypatch):
-    """How often a tokenizer was learnt."""
+    """How often a tokenizer was learned."""
     made = []
     real = train_bpe
     monkeypatch.setattr("utils.tokenization.adaptive.train_bpe", lambda *a, **o: made.append(1) or real(*a, **o))

@@ -336,7 +336,7 @@ def test_a_quick_training_is_one_epoch_unless_it_is_told_otherwise():
     assert coordinator.quick_train(model_of(), TEXTS, max_epochs=2).epochs_trained == 2
 
 
-def test_a_table_with_labels_is_learnt_by_its_task():
+def test_a_table_with_labels_is_learned_by_its_task():
     model = classifier_of()
     table = pd.DataFrame({"text": TEXTS, "label": ["odd" if number % 2 else "even" for number in range(len(TEXTS))]})
     spec = TaskSpec.classification(num_classes=2)
@@ -584,7 +584,7 @@ def test_an_object_that_is_given_again_is_used_as_before():
     assert same_weights(continued.bare_model, whole.bare_model)
 
 
-def test_a_table_that_is_given_again_is_learnt_as_before():
+def test_a_table_that_is_given_again_is_learned_as_before():
     frame = pd.DataFrame({"review": TEXTS, "label": [number % 2 for number in range(len(TEXTS))]})
     arguments = {**QUICK, "text_column": "review", "task_spec": TaskSpec.classification(num_classes=2)}
     coordinator = TrainingCoordinator()

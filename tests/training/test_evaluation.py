@@ -91,7 +91,7 @@ def test_of_conversations_it_says_what_answer_statistics_says(chat):
         assert (report.ended_share, report.scores["exact_match"]) == (expected.ended_share, expected.exact_share)
 
 
-def test_a_model_that_learnt_its_answers_gets_full_marks():
+def test_a_model_that_learned_its_answers_gets_full_marks():
     records = [{"prompt": f"say {word}", "completion": f"{word} it is, {word}!"} for word in ("one", "two")] * 4
     model = tiny_llama(vocab_size=300, length=64)
     data = prepare_conversations(records, model=model, val_split=0, max_length=64)

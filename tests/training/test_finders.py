@@ -121,7 +121,7 @@ def test_a_model_that_is_not_finite_from_the_start_is_an_error():
         rate_of(model)
 
 
-def test_no_suggestion_where_nothing_is_learnt():
+def test_no_suggestion_where_nothing_is_learned():
     found = rate_of(plain_lm(), lowest=1e-12, highest=1e-10)
     assert found.suggestion is None
     assert "did not fall clearly" in found.note

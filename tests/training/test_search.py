@@ -84,7 +84,7 @@ def test_every_spelling_of_a_space_means_the_same():
         ({"batch_size": (0.5, 4)}, "whole numbers"),
         ({"lr": (1e-3, 2.0)}, "less than 1"),
         ({"lr": [1e-3], "learning_rate": [1e-4]}, "there already"),
-        ({"run_name": ["a", "b"]}, "does not change what is learnt"),
+        ({"run_name": ["a", "b"]}, "does not change what is learned"),
         ({"lr": {"min": 1e-3}}, "min and max"),
         ({"lr": {"distribution": "normal", "mu": 0}}, "not known"),
         ({"lr": 1e-3}, "list of choices"),

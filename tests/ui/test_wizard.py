@@ -17,9 +17,9 @@ from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
 from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
 from utils.ui.data_settings import DataSettings
+from utils.ui.setting_values import help_text
 from utils.ui.wizard_state import _DATA_IN_WORDS
 from utils.ui.wizard_steps import FIELDS_OF_SOURCE, STEPS, wizard_field
-from utils.ui.wizard_texts import help_text
 
 
 class Bigram(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import ipywidgets
@@ -47,7 +48,7 @@ def broken(monkeypatch):
         def write(*arguments):
             raise error
 
-        monkeypatch.setitem(FORMATS, name, (FORMATS[name][0], write))
+        monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], writer=write, refuser=lambda model: None))
 
     return breaks
 

@@ -1,4 +1,4 @@
-"""train_live in a real kernel that is terminated, restarted or interrupted: what was learnt is saved first."""
+"""train_live in a real kernel that is terminated, restarted or interrupted: what was learned is saved first."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ class Letters:
         return "".join(chr(65 + int(token)) for token in ids)
 
 
-def test_samples_are_kept_with_the_run_and_change_nothing_that_is_learnt():
+def test_samples_are_kept_with_the_run_and_change_nothing_that_is_learned():
     plain = make_trainer(run_name="plain")
     live(plain)
     sampled = make_trainer(run_name="sampled")

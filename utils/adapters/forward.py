@@ -194,7 +194,7 @@ class ModelCall:
         cut_off = torch.is_grad_enabled() and self.model.training and not logits.requires_grad
         if cut_off and any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ModelError(
-                f"{type(self.model).__name__}.forward returned logits without a gradient, so nothing can be learnt. "
+                f"{type(self.model).__name__}.forward returned logits without a gradient, so nothing can be learned. "
                 "Remove detach(), no_grad(), .data or numpy from the way to the logits."
             )
         return logits

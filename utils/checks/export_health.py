@@ -13,21 +13,13 @@ from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.check_result import CheckReport, CheckResult, Verdict
-from utils.checks.exported_files import Run, canonical, find_artifact, known_formats, load_artifact
 from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, one_line, probe
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, ExportError, TrainbookError
-from utils.schema import nearest
 from utils.storage import atomic_write, write_text
+from utils.training.export.loading import Run
 from utils.training.export.manifest import differences, recorded_files
-
-#: Format -> largest difference of logits, relative to the largest logit (at least 1): from the first on a warning, from the
-#: second on a failure. Formats that hold the same weights and run the same kernels only round; ONNX Runtime sums in another
-#: order; int8 weights have steps of about 1 % of the largest weight.
-THRESHOLDS: Mapping[str, tuple[float, float]] = {
-    "hf": (1e-5, 1e-3), "safetensors": (1e-5, 1e-3), "pytorch": (1e-5, 1e-3), "torchscript": (1e-5, 1e-3),
-    "torch_export": (1e-5, 1e-3), "aot_inductor": (1e-4, 1e-2), "onnx": (1e-4, 1e-2), "onnx-int8": (0.1, 0.5),
-}  # fmt: skip
+from utils.training.export_formats import FORMATS, canonical_format, unknown_format
 
 _LARGE_BYTES = 1000 * 2**20
 _RUNS, _TIME_LIMIT_S = 5, 5.0
@@ -144,15 +136,11 @@ class ExportHealthChecker:
 
     def _formats(self, folder: Path, formats: Sequence[str] | None) -> list[str]:
         if formats is None:
-            return [
-                name for name in known_formats() if find_artifact(folder, name) is not None and _is_own(folder, name)
-            ]
-        names = list(dict.fromkeys(canonical(name) for name in ([formats] if isinstance(formats, str) else formats)))
+            return [name for name in FORMATS if find_artifact(folder, name) is not None and _is_own(folder, name)]
+        names = list(dict.fromkeys(canonical_format(name) for name in ([formats] if isinstance(formats, str) else formats)))
         for name in names:
-            if name not in known_formats():
-                guess = nearest(name, known_formats())
-                hint = f" Did you mean {guess!r}?" if guess else ""
-                raise ConfigError(f"got the format {name!r}; checked are: {', '.join(known_formats())}.{hint}")
+            if name not in FORMATS:
+                raise ConfigError(unknown_format(name))
         return names
 
     def _probe(self) -> Probe | CheckResult:
@@ -218,7 +206,7 @@ class ExportHealthChecker:
             ]
         try:
             began = time.monotonic()
-            run = load_artifact(artifact, name, self.model)
+            run: Run | None = FORMATS[name].load(artifact, self.model)
         except Exception as error:  # noqa: BLE001 - a damaged file raises whatever its library does
             summary = f"{artifact.name} cannot be loaded: {_told(error)}"
             return [CheckResult(check, "fail", summary, remedy="Export the model again.") for check in checks]
@@ -226,7 +214,7 @@ class ExportHealthChecker:
             checks[0], "pass", f"{artifact.name} loads in {time.monotonic() - began:.2f} s.",
             {"load_s": time.monotonic() - began},
         )  # fmt: skip
-        if run is None:
+        if run is None or FORMATS[name].tolerance is None:
             reason = f"Outputs of the format {name} are not compared here."
             return [loaded, *(CheckResult(check, "not run", reason) for check in checks[1:])]
         if isinstance(found, CheckResult):
@@ -268,7 +256,7 @@ class ExportHealthChecker:
 
 
 def _parity(name: str, original: Sequence[Tensor], exported: Sequence[Tensor]) -> CheckResult:
-    warn_from, fail_from = THRESHOLDS[name]
+    warn_from, fail_from = FORMATS[name].tolerance or (0.0, 0.0)
     scale = max(1.0, *(float(one.abs().max()) for one in original))
     difference = max(float((a - b).abs().max()) for a, b in zip(original, exported, strict=True)) / scale
     measured, thresholds = {"relative_difference": difference}, {"warn": warn_from, "fail": fail_from}
@@ -345,11 +333,14 @@ def _hashes(folder: Path) -> CheckResult:
 def _is_own(folder: Path, name: str) -> bool:
     """Whether the file found for a format is of this format where several share an ending."""
     own = (folder / name).is_dir() or (folder / "artifacts" / name).exists()
-    shared = {
-        "onnx-int8": "onnx", "safetensors": "hf", "pytorch": "torchscript", "aot_inductor": "torch_export",
-        "gguf-f32": "gguf", "gguf-q8_0": "gguf",
-    }  # fmt: skip
-    return own or name not in shared or find_artifact(folder, shared[name]) is None
+    other = FORMATS[name].files_like
+    return own or other is None or find_artifact(folder, other) is None
+
+
+def find_artifact(export_dir: Path, name: str) -> Path | None:
+    """The main file of a format: in a folder of the format's name, in `artifacts`, or in `export_dir` itself."""
+    places = (export_dir / name, export_dir / "artifacts" / name, export_dir / "artifacts", export_dir)
+    return next((file for place in places if (file := FORMATS[name].main_file(place)) is not None), None)
 
 
 def _entry(source: Any, name: str) -> Any:

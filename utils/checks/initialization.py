@@ -135,7 +135,7 @@ def _problem(
         return "fail", "holds NaN or infinite values"
     if _scales_a_normalisation(name, owner, values):
         return _scale_problem(owner, float(values.mean()))
-    # What is no matrix of several rows (a bias, a norm, a single learnt token) has no scale to judge.
+    # What is no matrix of several rows (a bias, a norm, a single learned token) has no scale to judge.
     if values.dim() < 2 or values.shape[0] < 2 or values[0].numel() < 2:
         return None
     std, mean = float(values.std(unbiased=False)), float(values.mean())

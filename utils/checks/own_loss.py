@@ -1,4 +1,4 @@
-"""The loss that a model computes itself, and the loss of a model that has not learnt anything yet."""
+"""The loss that a model computes itself, and the loss of a model that has not learned anything yet."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class FitTrainer(EngineTrainer):
         return self.fit.objective().metrics(sums) if sums.targets else {}
 
     def _batches(self, train_data: Any, val_data: Any) -> UniversalDataModule:
-        data = self.data = plan_data(self.given(), train_data, val_data, None, self.notice)
+        data = self.data = plan_data(self.trainer_arguments(), train_data, val_data, None, self.notice)
         self.fit.data_ready(data, train_data)
         return data
 

@@ -321,13 +321,13 @@ class ExperimentTrainer(EngineTrainer):
         return metrics["loss"], metrics.get("accuracy", math.nan), sums.targets
 
     def _batches(self, train_data: Any, val_data: Any) -> UniversalDataModule:
-        data = self.data = plan_data(self.given(), train_data, val_data, None, self.notice)
+        data = self.data = plan_data(self.trainer_arguments(), train_data, val_data, None, self.notice)
         self.experiment.data_ready(data, train_data)
         return data
 
     def _assembled(self, data: UniversalDataModule) -> Parts:
         assert self.task_spec is not None
-        objective = plan_objective(self.given(), self.task_spec, data, None)
+        objective = plan_objective(self.trainer_arguments(), self.task_spec, data, None)
         self.parts = assemble(self.model, objective, self.training_config, None, own_parts=self.own_parts)
         return self.parts
 

@@ -140,7 +140,7 @@ def prepare_one(
     """Prepare the single dataset that a setup without problems names.
 
     Args:
-        vocab_size: most tokens of a tokenizer that is learnt; tokenizer: one that exists, used as it is.
+        vocab_size: most tokens of a tokenizer that is learned; tokenizer: one that exists, used as it is.
     """
     shuffle, masks = (bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks"))
     if (records := _records(setup, model, vocab_size, tokenizer)) is not None:

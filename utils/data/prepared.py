@@ -29,7 +29,7 @@ class PreparedData:
         train: what to train on: blocks of tokens (`TokenBlocks`) for language models, `MixedExamples` for
             a mixture, else `EncodedExamples`.
         validation: the same, never seen in training; None when `val_split` is 0.
-        tokenizer: given, or learnt from the training part; to be saved with the model.
+        tokenizer: given, or learned from the training part; to be saved with the model.
         task_spec: the task with these sizes.
         report: what became of the data; `data.report.show()`.
         texts: the documents of both parts, for `utils.checks.check_data_quality(data)`; None where records were given.

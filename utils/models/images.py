@@ -194,7 +194,7 @@ class _Block(nn.Module):
 
 
 class _TokenClassifier(nn.Module):
-    """Tokens (B, N, D) -> logits (B, num_classes): learnt positions, transformer layers, the mean over all tokens, a layer."""
+    """Tokens (B, N, D) -> logits (B, num_classes): learned positions, transformer layers, the mean over all tokens, a layer."""
 
     def __init__(self, num_tokens: int, width: int, layers: int, heads: int, num_classes: int, dropout: float) -> None:
         super().__init__()

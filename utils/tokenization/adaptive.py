@@ -30,7 +30,7 @@ class TokenizerChoice:
 
     Attributes:
         tokenizer: with padding, unknown, beginning and end tokens set.
-        strategy: where it is from: "bpe" or "character", learnt from a text; "pretrained", published; "user", given.
+        strategy: where it is from: "bpe" or "character", learned from a text; "pretrained", published; "user", given.
         reason: one sentence for the report.
     """
 

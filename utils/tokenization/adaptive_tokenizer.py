@@ -2,7 +2,7 @@
 
 1. the user's own: a file, a folder or an object, when one is given
 2. pretrained: a published tokenizer of that size, verified (`utils.tokenization.pretrained`)
-3. BPE, learnt from the text that is given
+3. BPE, learned from the text that is given
 4. characters: of the text, or where there is none of all of Unicode that fits
 """
 
@@ -158,7 +158,7 @@ def _made(
     vocab_size: int, dataset: Any, cache_dir: str | os.PathLike[str] | None, names: list[str], strategy: str,
     text_column: str | None,
 ) -> TrainbookTokenizer:  # fmt: skip
-    """A tokenizer that is learnt from the text, or one of characters where there is no text."""
+    """A tokenizer that is learned from the text, or one of characters where there is no text."""
     if dataset is None:
         if strategy == "bpe":
             raise ConfigError('strategy="bpe" learns from a text: give dataset, for example a list of texts.')

@@ -1,4 +1,4 @@
-"""Byte-level BPE, learnt from the text: frequent pieces of words become tokens, and any text can be encoded.
+"""Byte-level BPE, learned from the text: frequent pieces of words become tokens, and any text can be encoded.
 
 Sennrich et al., arXiv 1508.07909; bytes as the alphabet: Radford et al. 2019 (GPT-2), section 2.2.
 """

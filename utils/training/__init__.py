@@ -1,4 +1,4 @@
-"""Training: what is learnt (`task_spec`), how (`training_config`), the engine, and what surrounds it. Exports are lazy."""
+"""Training: what is learned (`task_spec`), how (`training_config`), the engine, and what surrounds it. Exports are lazy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: which parameters of a model are trained, and what a checkpoint of a LoRA run holds.
+"""Fine-tuning: which parameters of a model are trained.
 
 Blocks, heads and linear layers are found by the structure of the model, not by the names of an architecture: blocks are the
 modules of one class that stand in a list, such as the layers of a transformer.
@@ -7,7 +7,6 @@ modules of one class that stand in a list, such as the layers of a transformer.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import CheckpointError, ConfigError, MissingPackageError, ModelError
+from utils.errors import ConfigError, MissingPackageError, ModelError
 from utils.schema import nearest
+from utils.training.adapter_checkpoints import base_of, note_base
 from utils.training.training_config import TrainingConfig
 
-# Attribute of a model with adapters: what identifies the base model that its checkpoints do not hold.
-_RECORD = "_trainbook_base"
 # Attribute of a base model with adapters in it: their settings, and the peft model around it.
 _ADAPTED = "_trainbook_adapted"
 #: Attribute of a model: ids of the tokens that were added to its vocabulary, whose rows nothing has trained yet.
@@ -267,7 +265,7 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
     except ImportError as error:
         raise MissingPackageError("peft", "for finetune='lora'", "peft") from error
     if isinstance(model, PeftModel):
-        _note_base(model)
+        note_base(model, trained_tokens(model))
         return model
     chosen = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, new_tokens(model))
     earlier, adapted_before = model.__dict__.get(_ADAPTED, (None, None))
@@ -292,7 +290,7 @@ def with_lora(model: nn.Module, config: TrainingConfig) -> nn.Module:
         warnings.simplefilter("ignore")  # on what peft corrects by itself
         torch.manual_seed(config.random_seed)
         made: Any = get_peft_model(model, settings, autocast_adapter_dtype=not floats)  # type: ignore[arg-type, unused-ignore]
-    _note_base(made)
+    note_base(made, trained_tokens(made))
     adapted: nn.Module = made
     model.__dict__[_ADAPTED] = (chosen, adapted)
     return adapted
@@ -377,76 +375,3 @@ def _targets(model: nn.Module, config: TrainingConfig) -> list[str]:
 
 def _is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """The model inside a peft model; any other model itself."""
-    inside = getattr(model, "get_base_model", None)
-    found: nn.Module = inside() if callable(inside) else model
-    return found
-
-
-# What checkpoints hold
-
-
-def _note_base(model: nn.Module) -> None:
-    if _RECORD in model.__dict__:
-        return
-    # What stands in for a module that is trained whole is never used.
-    frozen = sorted(
-        (name, p) for name, p in model.named_parameters() if not p.requires_grad and ".original_module." not in name
-    )
-    digest = hashlib.blake2b(digest_size=20)
-    for name, parameter in frozen:
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        plain = parameter.detach().cpu().contiguous().reshape(-1)
-        if plain.numel():
-            digest.update(plain.view(torch.uint8).numpy().data)
-    base = base_of(model)
-    name = getattr(getattr(base, "config", None), "_name_or_path", "") or ""
-    model.__dict__[_RECORD] = {"class": type(base).__name__, "name": str(name), "digest": digest.hexdigest()}
-    if tokens := trained_tokens(model):
-        model.__dict__[_RECORD]["new_tokens"] = list(tokens)
-
-
-def base_record(model: nn.Module) -> dict[str, Any] | None:
-    """{"class", "name", "digest"} of the base model that checkpoints of `model` refer to, and the "new_tokens" whose rows they
-    hold where there are any; None: they hold the whole model."""
-    found: dict[str, Any] | None = model.__dict__.get(_RECORD)
-    return None if found is None else dict(found)
-
-
-def checkpoint_state(model: nn.Module) -> dict[str, Any]:
-    """The entries of the state dict that a checkpoint of `model` holds: all, or without the frozen weights of a LoRA run."""
-    state: dict[str, Any] = model.state_dict()
-    if base_record(model) is None:
-        return state
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {name: value for name, value in state.items() if name not in frozen}
-
-
-def check_base(checkpoint: Mapping[str, Any], model: nn.Module, source: str) -> None:
-    """Refuse a checkpoint of adapters whose base model is another one than `model`'s. Raises `CheckpointError`."""
-    there, here = checkpoint.get("base_model"), base_record(model)
-    if not isinstance(there, Mapping):
-        return
-    if here is None:
-        raise CheckpointError(
-            f"{source} holds adapters of {_named(there)} and not the model itself. Resume with finetune='lora' and that base "
-            "model."
-        )
-    if (tokens := there.get("new_tokens", [])) != here.get("new_tokens", []):
-        raise CheckpointError(
-            f"{source} holds the rows of the new tokens {tokens}, and the model trains those of {here.get('new_tokens', [])}. "
-            "Extend the vocabulary as the run did, or call utils.training.note_new_tokens(model, ids) before training."
-        )
-    if there.get("digest") != here["digest"]:
-        raise CheckpointError(
-            f"{source} holds adapters of the base model {_named(there)}; got {_named(here)}, whose weights differ. Load the "
-            "base model that the run started from."
-        )
-
-
-def _named(record: Mapping[str, Any]) -> str:
-    name = f" from {record.get('name')}" if record.get("name") else ""
-    return f"{record.get('class')}{name} (digest {str(record.get('digest'))[:12]})"

@@ -302,7 +302,7 @@ class GradientHealth(Callback):
         if norm < self.vanishing_threshold:
             return GradientFinding(
                 step, "vanishing",
-                f"step {step}: the gradient norm is {norm:.3g}, below {self.vanishing_threshold:g}: nothing is learnt. Check "
+                f"step {step}: the gradient norm is {norm:.3g}, below {self.vanishing_threshold:g}: nothing is learned. Check "
                 "initialization, labels and frozen layers.",
             )  # fmt: skip
         return None

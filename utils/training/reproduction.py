@@ -30,7 +30,7 @@ RECORD, JOB, EXPECTED, ENVIRONMENT, PROGRAM = (
     "reproduce.py",
 )
 
-# Settings of this machine and of services, which have no part in what is learnt.
+# Settings of this machine and of services, which have no part in what is learned.
 _NOT_REPEATED = (
     "output_dir",
     "checkpoint_dir",

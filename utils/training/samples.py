@@ -31,7 +31,7 @@ Tell = Callable[[int, list[dict[str, Any]]], None]
 class SampleTexts(Callback):
     """Lets the model continue fixed beginnings at every validation, each with a random seed of its own.
 
-    A beginning's seed is its position in `prompts`: its continuations at two validations differ only by what the model learnt
+    A beginning's seed is its position in `prompts`: its continuations at two validations differ only by what the model learned
     in between. Model, mode and the run's random state are as before afterwards.
 
     Args:

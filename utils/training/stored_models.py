@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError, CheckpointNotFoundError, ConfigError, ModelNotFoundError
 from utils.schema import nearest
+from utils.training.adapter_checkpoints import check_base
 from utils.training.config_files import read_config_file
-from utils.training.finetuning import check_base, note_new_tokens, with_lora
+from utils.training.finetuning import note_new_tokens, with_lora
 from utils.training.run_state import read_state
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig

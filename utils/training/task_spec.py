@@ -1,4 +1,4 @@
-"""TaskSpec: what is learnt, apart from how (`TrainingConfig`) and from which data."""
+"""TaskSpec: what is learned, apart from how (`TrainingConfig`) and from which data."""
 
 from __future__ import annotations
 

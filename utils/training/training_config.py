@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, Strict
+from pydantic import BeforeValidator, Field, Strict
+from pydantic_core import PydanticKnownError
 
 from utils.errors import Problem
 from utils.schema import Schema, path_text, shown
 from utils.storage import absolute_path
+from utils.training.export_formats import FORMATS
 
 Precision = Literal["auto", "16", "bf16", "fp16", "32"]
 AtLeastOne = Annotated[int, Strict(), Field(ge=1)]
 BelowOne = Annotated[float, Strict(), Field(ge=0, lt=1)]
-ExportFormat = Literal[
-    "onnx", "torchscript", "pytorch", "hf", "safetensors", "onnx-int8", "torch_export", "aot_inductor", "gguf", "gguf-f32",
-    "gguf-q8_0", "peft",
-]
 LRSchedule = Literal["cosine", "linear", "constant", "step", "plateau", "wsd"]
 WeightAveraging = Literal["none", "ema", "last"]
 FineTuningMode = Literal["full", "lora", "head", "last_layers"]
@@ -42,6 +40,15 @@ _FALLING = ("loss", "perplexity", "mse", "rmse", "mae")
 _WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 DEFAULT_WANDB_PROJECT = "transformer-training"
+
+
+def _known_format(name: Any) -> Any:
+    if not isinstance(name, str) or name not in FORMATS:
+        raise PydanticKnownError("literal_error", {"expected": " or ".join(map(repr, FORMATS))})
+    return name
+
+
+ExportFormatName = Annotated[str, BeforeValidator(_known_format)]
 
 
 def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
@@ -258,15 +265,15 @@ class TrainingConfig(Schema):
 
     # Taken home how
     export_bundle: bool = _field(False, "Export bundle", "Write a deployment bundle when training ends.")
-    export_formats: tuple[ExportFormat, ...] = _field(
+    export_formats: tuple[ExportFormatName, ...] = _field(
         ("onnx", "torchscript"), "Export formats", "Model formats in the bundle.", strict=False, min_length=1
     )
     export_dir: str | None = _field(
         None, "Export folder", "Folder for exports. Leave empty for the run's own folder.", min_length=1
     )
 
-    #: Fields that do not change what is learnt: they may differ when a run is continued.
-    NOT_LEARNT: ClassVar[frozenset[str]] = frozenset(
+    #: Fields that do not change what is learned: they may differ when a run is continued.
+    NOT_LEARNED: ClassVar[frozenset[str]] = frozenset(
         (
             "max_time_hours", "strategy", "devices", "num_nodes", "num_workers", "checkpoint_dir", "save_every_n_epochs",
             "save_every_minutes", "keep_best_k", "keep_last_n", "on_save_error", "on_config_change", "isolate_callbacks",

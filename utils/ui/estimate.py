@@ -11,8 +11,8 @@ from utils.errors import OutOfMemoryError
 from utils.ui.background import Progress
 from utils.ui.live_picture import duration
 from utils.ui.rehearsal import Clock, Rehearsal, Rehearsed
+from utils.ui.setting_values import counted
 from utils.ui.setup_config import SetupConfig
-from utils.ui.wizard_texts import counted
 
 if TYPE_CHECKING:
     from utils.data.prepared import PreparedData

@@ -10,23 +10,8 @@ from typing import IO, Any
 
 from utils.errors import ExportError, TrainbookError
 from utils.storage import atomic_write, free_bytes
+from utils.training.export_formats import FORMATS, ExportFormat
 from utils.views.tables import columns_text
-
-#: Format -> its name for people, and what it is for.
-PURPOSES: Mapping[str, tuple[str, str]] = {
-    "hf": ("Hugging Face folder", "fine-tune, generate and share with transformers"),
-    "onnx": ("ONNX", "run without PyTorch: servers, browsers, phones, other languages"),
-    "onnx-int8": ("ONNX, 8-bit weights", "about a quarter of the size and faster on many CPUs, less exact"),
-    "torchscript": ("TorchScript", "run in C++ and TorchServe without the model's code"),
-    "torch_export": ("torch.export", "graph for AOTInductor and ExecuTorch, without the model's code"),
-    "aot_inductor": ("AOTInductor", "compiled for this kind of processor, run from Python or C++"),
-    "gguf-f32": ("GGUF, 32 bits", "as GGUF, unrounded"),
-    "gguf-q8_0": ("GGUF, 8 bits", "as GGUF, half the size"),
-    "gguf": ("GGUF", "chat on a laptop with llama.cpp, Ollama or LM Studio"),
-    "peft": ("PEFT adapter", "share only the adapter; the base model is loaded beside it"),
-    "pytorch": ("PyTorch checkpoint", "load the weights with torch.load, without this library"),
-    "safetensors": ("safetensors", "weights of any module, loaded by its own Python code"),
-}
 
 HEADER = ("Format", "Result", "Agreement with the model", "Size", "Speed")
 
@@ -49,20 +34,14 @@ class ExportChoice:
 
 def export_choices(results: Any) -> list[ExportChoice]:
     """Every format with what it is for, and whether the trained model of `results` can be exported so."""
-    from utils.training.export import FORMATS
-
     trained = getattr(results, "bare_model", None)
     trained = results.model if trained is None else trained
-    return [
-        ExportChoice(name, title, purpose, _refusal(entry[0], trained))
-        for name, entry in FORMATS.items()
-        for title, purpose in [PURPOSES.get(name, (name, "a format of yours"))]
-    ]
+    return [ExportChoice(name, one.title, one.purpose, _refusal(one, trained)) for name, one in FORMATS.items()]
 
 
-def _refusal(refuse: Any, model: Any) -> str | None:
+def _refusal(kind: ExportFormat, model: Any) -> str | None:
     try:
-        refuse(model)
+        kind.refuse(model)
     except TrainbookError as error:
         return str(error)
     return None

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from utils.errors import DataError, HubError, TrainbookError
 from utils.ui.background import Progress
 from utils.ui.run_plan import run_plan
+from utils.ui.setting_values import counted
 from utils.ui.setup_config import SetupConfig
-from utils.ui.wizard_texts import counted
 
 if TYPE_CHECKING:
     from utils.data.prepared import PreparedData
@@ -215,8 +215,8 @@ def _key(name: CheckName, setup: SetupConfig) -> Any:
         return data, training["random_seed"]
     if name == "run":
         return data, training
-    unlearnt = setup.training_config.NOT_LEARNT
-    return data, {setting: value for setting, value in training.items() if setting not in unlearnt}
+    not_learned = setup.training_config.NOT_LEARNED
+    return data, {setting: value for setting, value in training.items() if setting not in not_learned}
 
 
 # ---- the checks ----

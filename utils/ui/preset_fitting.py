@@ -9,8 +9,8 @@ from typing import Any
 from utils.adapters.facts import ModelFacts
 from utils.ui.model_source import source_facts
 from utils.ui.presets import ConfigPresets, Preset
+from utils.ui.setting_values import parameters_text, shown_value, titled
 from utils.ui.setup_config import SetupConfig
-from utils.ui.wizard_texts import parameters_text, shown_value, titled
 
 
 def find_preset(preset: str | Preset | None) -> Preset | None:

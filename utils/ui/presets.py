@@ -151,7 +151,7 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         _documented(
-            "chat", "Everyday dialogues from DailyDialog, of which the answers are learnt: 125 M parameters.", 6, _GPT2,
+            "chat", "Everyday dialogues from DailyDialog, of which the answers are learned: 125 M parameters.", 6, _GPT2,
             {
                 "dataset_name": "OpenRL/daily_dialog", "text_column": "dialog", "data_kind": "conversations",
                 "max_length": 512, "batch_size": 16,

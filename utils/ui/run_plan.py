@@ -107,7 +107,7 @@ def _is_named(owner: str, name: str) -> bool:
 def _changes(payload: Mapping[str, Any], config: TrainingConfig, fingerprint: Mapping[str, str] | None) -> list[str]:
     """Differences from the run's newest checkpoint, a phrase each."""
     from utils.training.engine.checkpointing.resume import settings_changed
-    from utils.ui.wizard_texts import shown_value, titled
+    from utils.ui.setting_values import shown_value, titled
 
     known = type(config).model_fields
     changed = settings_changed(dict(payload), config)

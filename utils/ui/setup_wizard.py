@@ -11,12 +11,12 @@ from utils.schema import shown
 from utils.ui.preflight import Check, check_text
 from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.presets import Preset
+from utils.ui.setting_values import counted, model_rows, value_text
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_memory import cell_key, remember, remembered
 from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
-from utils.ui.wizard_texts import counted, model_rows, value_text
 from utils.views.display import show_table, show_text
 from utils.views.tables import summary_text
 

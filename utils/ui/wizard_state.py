@@ -17,6 +17,7 @@ from utils.schema import nearest
 from utils.ui.edited_setup import EditedSetup
 from utils.ui.preflight import Preflight, WayOut
 from utils.ui.presets import Preset
+from utils.ui.setting_values import counted, titled, value_text
 from utils.ui.setup_config import SetupConfig, field_of
 from utils.ui.wizard_steps import (
     MEANT_WITH,
@@ -29,7 +30,6 @@ from utils.ui.wizard_steps import (
     concerns,
     recognised_files,
 )
-from utils.ui.wizard_texts import counted, titled, value_text
 
 StepStatus = Literal["current", "done", "blocked", "open"]
 

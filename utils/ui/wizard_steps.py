@@ -231,7 +231,7 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
     from utils.data.read.task_columns import find_columns
 
     if setup.dataset_source == "builtin":
-        message = f"{setup.task} is learnt from a table with labels: choose local, huggingface, drive or upload as the data"
+        message = f"{setup.task} is learned from a table with labels: choose local, huggingface, drive or upload as the data"
         return [Problem("task", message)]
     if found.is_text:
         return [Problem("task", f"{setup.task} needs columns, and the file is plain text; give a table or choose causal_lm")]
@@ -371,7 +371,7 @@ FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
     "upload": ("dataset_path", "text_column", "label_column", "conversation_layout"),
 }
 
-#: Tasks that are learnt from tables with labels.
+#: Tasks that are learned from tables with labels.
 LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
 
 #: Fields that only a mixture has, and those that only a single dataset has.

@@ -35,7 +35,7 @@ log = logging.getLogger("trainbook.coordinator")
 
 _DATA_NAMES = tuple(entry.name for entry in fields(DataArguments) if entry.name != "seed")
 # What may be said anew of a run that is continued in its own folder.
-_MAY_DIFFER = TrainingConfig.NOT_LEARNT - {"run_name", "output_dir", "checkpoint_dir"}
+_MAY_DIFFER = TrainingConfig.NOT_LEARNED - {"run_name", "output_dir", "checkpoint_dir"}
 _TRAINING_NAMES = (*TrainingConfig.model_fields, *TrainingConfig.aliases, *TrainingConfig.extra_inputs())
 
 
@@ -122,7 +122,7 @@ class TrainingCoordinator:
                 instead of dataset. dataset_source="drive": one of the user's Google Drive.
             config_name: the part or version of a named dataset; dataset_split: its split, such as "train[:1000]", None for
                 "train"; text_column: its column of texts.
-            data_kind: what the rows are: "conversations", of which the answers are learnt; "pairs": a text and the text to
+            data_kind: what the rows are: "conversations", of which the answers are learned; "pairs": a text and the text to
                 write for it; "text" or "auto": texts.
             vocab_size: most token ids that are used; None: as many as the model has.
             batch_size: samples of a micro-batch; accumulate_grad_batches: micro-batches of a step.
@@ -132,15 +132,15 @@ class TrainingCoordinator:
             val_split: share for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead.
             early_stopping_patience: stop after so many validations without improvement; None: never.
             save_top_k: best checkpoints kept, beside the newest two.
-            tokenizer: one that fits the model; None: one is learnt from the training part, as tokenizer_strategy says.
+            tokenizer: one that fits the model; None: one is learned from the training part, as tokenizer_strategy says.
             datamodule: an object with `train_dataloader()` and perhaps `val_dataloader()`, or what `prepare_data` returned;
                 instead of a dataset.
             resume_from_checkpoint: a checkpoint, a run's folder or results to start from in a new run; "auto": see
                 `Trainer.train`.
             seed: start of every random sequence.
-            task_spec: what is learnt; None: to predict the next token from texts, inferred from the first sample otherwise.
+            task_spec: what is learned; None: to predict the next token from texts, inferred from the first sample otherwise.
                 For other tasks the data are a table with labels, or a datamodule.
-            task: what is learnt from files and named datasets: "causal_lm", which includes conversations,
+            task: what is learned from files and named datasets: "causal_lm", which includes conversations,
                 "text_classification", "regression", "token_classification" or "seq2seq".
             label_column: their column of classes, numbers, tags or target texts; conversation_layout: which columns of files
                 hold the conversations.
@@ -183,7 +183,7 @@ class TrainingCoordinator:
         """Go on from a checkpoint with its run's settings and data.
 
         The newest checkpoint of a run is continued in its folder, to the end that was planned. From an older or the best one,
-        and wherever arguments change what is learnt (`max_epochs=10`: to the tenth epoch), a new run starts.
+        and wherever arguments change what is learned (`max_epochs=10`: to the tenth epoch), a new run starts.
 
         Args:
             checkpoint_path: a checkpoint file, a run's folder, or results.

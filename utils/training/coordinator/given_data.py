@@ -45,7 +45,7 @@ class GivenData:
     Attributes:
         train, validation: what `Trainer.train` takes; validation is None when there is none.
         tokenizer: the texts', or the one that was given.
-        task_spec: what is learnt; None: inferred by the Trainer.
+        task_spec: what is learned; None: inferred by the Trainer.
         report: what became of the texts; None for data that were ids or batches already.
         notices: sentences the user should know.
     """

@@ -219,7 +219,7 @@ class EarlyStopping(Callback):
     """Stop after `patience` values in a row of the monitored metric without improvement.
 
     The same as `early_stopping_patience` in the config; the smaller patience holds. It listens to no event: the training loop
-    reads `patience` and decides, because the decision is part of the state that checkpoints hold (`TrainState.judge`).
+    reads `patience` and decides, because the decision is part of the state that checkpoints hold (`TrainState.update_best`).
     """
 
     def __init__(self, patience: int) -> None:

@@ -32,14 +32,14 @@ def finish_now(plan: RunPlan, parts: Parts, state: TrainState, notice: Notice) -
         )
         return
     state.finish_at = ends
-    take_up(plan, parts, state)
+    apply_early_end(plan, parts, state)
     notice(
         f"Finish now was requested after step {state.step:,}: the learning rate decays from there, and the run ends after step "
         f"{ends:,} instead of {planned:,}."
     )
 
 
-def take_up(plan: RunPlan, parts: Parts, state: TrainState) -> None:
+def apply_early_end(plan: RunPlan, parts: Parts, state: TrainState) -> None:
     """Set schedule and weight average to the end in `state.finish_at`, where there is one."""
     if state.finish_at is None:
         return

@@ -41,7 +41,7 @@ _READ_EVERY = 16
 
 
 @dataclass
-class _Done:
+class _FinishedStep:
     """A step whose numbers may still be on the device.
 
     Attributes:
@@ -83,14 +83,14 @@ class TrainingLoop:
         self._rows_every = max(1, math.ceil((plan.total_steps or 0) / _MOST_STEP_ROWS))
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
         self.before_step: rng.Snapshot | None = None  # set while a step is under way
-        self._unread: list[_Done] = []
+        self._unread: list[_FinishedStep] = []
         prompt = events.heard_promptly("on_step_end") or isinstance(self._watch, BatchEvents)
         prompt = parts.world.any(prompt)  # or one process would stop at a fault before the others have seen it
         self._read_every = 1 if parts.guard is None or prompt else _READ_EVERY
         if parts.guard is not None:
             parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
         self._skips = SkipRule(plan.config.on_nonfinite == "skip", state)
-        finishing.take_up(plan, parts, state)
+        finishing.apply_early_end(plan, parts, state)
         self._overflows = 0
         self._loading_s = 0.0  # of the epoch under way, waiting for its batches
         self._looked = self._time_at_row = time.monotonic()
@@ -177,7 +177,7 @@ class TrainingLoop:
         self._undo_buffers_of_nonfinite(result)
         if state.pieces.most != size:
             self._report_smaller(state.step + 1)
-        self._unread.append(_Done(result, batches.sample_ids, rate, before, state.step, state.samples_done))
+        self._unread.append(_FinishedStep(result, batches.sample_ids, rate, before, state.step, state.samples_done))
         state.step += 1
         state.samples_done += len(batches.sample_ids)
         self.before_step = None
@@ -209,7 +209,7 @@ class TrainingLoop:
         for done, (loss_sum, *counts, norm, outcome) in zip(unread, _numbers(unread), strict=True):
             self._account(done, loss_sum, counts, norm, int(outcome))
 
-    def _account(self, done: _Done, loss_sum: float, counts: Sequence[float], norm: float, outcome: int) -> None:
+    def _account(self, done: _FinishedStep, loss_sum: float, counts: Sequence[float], norm: float, outcome: int) -> None:
         state, num_targets = self.state, done.result.num_targets
         self._overflows = self._overflows + 1 if outcome == OVERFLOWED else 0
         mean = loss_sum / num_targets if num_targets else math.nan
@@ -287,7 +287,7 @@ class TrainingLoop:
             row |= {name: value for name, value in state.history[-1].items() if name.startswith("val/")}
         # After the validation, which a stop may leave undone: the epoch is then finished, and judged, by who continues.
         if self.plan.monitor.startswith("train/"):
-            self._judge(row)
+            self._update_best(row)
         row |= {"time/loading_s": loading, "time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
         # A stream's length is not known: only reading on would tell whether the limit came at its end.
         length = self.data.samples_per_epoch
@@ -306,7 +306,7 @@ class TrainingLoop:
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._take_stop_request()
         measured = self.plan.monitor.startswith("train/") or state.evaluated_step == state.step
-        self.saver.after_epoch(self._value(row) if measured else None)
+        self.saver.after_epoch(self._monitored_value(row) if measured else None)
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
@@ -323,7 +323,7 @@ class TrainingLoop:
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums
         if self.plan.monitor.startswith("val/"):
-            self._judge(metrics)
+            self._update_best(metrics)
         self._write(row)
         self.events.fire("on_evaluate_end", logs=metrics)
 
@@ -338,7 +338,7 @@ class TrainingLoop:
         average.better = averaged < own if self.plan.mode == "min" else averaged > own
         return {f"{name}{AVERAGED}": value for name, value in found.items()}
 
-    def _value(self, metrics: Row) -> float | None:
+    def _monitored_value(self, metrics: Row) -> float | None:
         """The monitored metric: of the averaged weights where these are better."""
         name = self.plan.monitor
         if self.parts.average is not None and self.parts.average.better and f"{name}{AVERAGED}" in metrics:
@@ -346,16 +346,16 @@ class TrainingLoop:
         value: float | None = metrics.get(name)
         return value
 
-    def _judge(self, metrics: dict[str, float]) -> None:
+    def _update_best(self, metrics: dict[str, float]) -> None:
         """Record the monitored metric's new value: best so far, early stopping, and a schedule that follows it."""
-        value = self._value(metrics)
+        value = self._monitored_value(metrics)
         if value is None:
             self.events.notice(
                 f"The monitored metric {self.plan.monitor} could not be computed at least once; best checkpoint and early "
                 f"stopping skipped it there. Computed were: {', '.join(_monitorable(metrics))}."
             )
             return
-        improved = self.state.judge(value, self.plan.mode, self.config.min_delta, self.plan.patience)
+        improved = self.state.update_best(value, self.plan.mode, self.config.min_delta, self.plan.patience)
         self.parts.schedule.after_evaluation(improved)
 
     def _finish_pending_evaluation(self) -> bool:
@@ -367,10 +367,10 @@ class TrainingLoop:
         if state.step % every or state.evaluated_step == state.step:
             return False
         self._evaluate()
-        self.saver.after_evaluation(self._value(state.history[-1]))
+        self.saver.after_evaluation(self._monitored_value(state.history[-1]))
         return True
 
-    def _handle_nonfinite(self, done: _Done, loss: float, norm: float) -> None:
+    def _handle_nonfinite(self, done: _FinishedStep, loss: float, norm: float) -> None:
         """Skip within the limits, or stop with the state of the step before."""
         if self._skips.skipped(done.before_step, done.sample_ids):
             return
@@ -451,7 +451,7 @@ class TrainingLoop:
         return self.state
 
 
-def _numbers(steps: list[_Done]) -> list[Sequence[float]]:
+def _numbers(steps: list[_FinishedStep]) -> list[Sequence[float]]:
     """Results of all steps, with one device-to-host copy for all of them."""
     on_their_way = [done.result.numbers for done in steps if isinstance(done.result.numbers, torch.Tensor)]
     read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Given:
+class TrainerArguments:
     """Arguments of a `Trainer`; see there.
 
     Attributes:

@@ -26,7 +26,7 @@ from utils.training.engine.loss.criterion import CriterionObjective
 from utils.training.engine.loss.objective import Objective, check_monitor
 from utils.training.engine.loss.tasks import infer_task_spec, make_task
 from utils.training.engine.loss.tasks.inference import task_type_of
-from utils.training.engine.plan import Given, RunPlan, whole_number
+from utils.training.engine.plan import RunPlan, TrainerArguments, whole_number
 from utils.training.engine.sanity.compatibility import (
     check_fit,
     check_gradients_are_dense,
@@ -38,7 +38,7 @@ from utils.training.training_config import TrainingConfig
 
 
 def plan_run(
-    given: Given, train_data: Any, val_data: Any, *, callbacks: Sequence[Callback], facade: RunFacade, notice: Notice
+    given: TrainerArguments, train_data: Any, val_data: Any, *, callbacks: Sequence[Callback], facade: RunFacade, notice: Notice
 ) -> RunPlan:
     """The plan of a run over these data. The model's special ids are set to the tokenizer's, and lazy layers get their sizes.
 
@@ -75,7 +75,9 @@ def plan_run(
     )  # fmt: skip
 
 
-def plan_data(given: Given, train_data: Any, val_data: Any, world: World | None, notice: Notice) -> UniversalDataModule:
+def plan_data(
+    given: TrainerArguments, train_data: Any, val_data: Any, world: World | None, notice: Notice
+) -> UniversalDataModule:
     """The data as batches, in an order that seed and epoch decide; each process of `world` gets its share of a step."""
     config, spec = given.config, given.task_spec
     if (spec is None or spec.task_type is None) and (named := task_type_of(given.model)) is not None:
@@ -101,7 +103,7 @@ def plan_data(given: Given, train_data: Any, val_data: Any, world: World | None,
     return data
 
 
-def plan_task(given: Given, data: UniversalDataModule, notice: Notice) -> TaskSpec:
+def plan_task(given: TrainerArguments, data: UniversalDataModule, notice: Notice) -> TaskSpec:
     """The task, complete: what was left open is inferred from model and data, and a notice says so."""
     if given.criterion is not None:
         return given.task_spec or TaskSpec("training")  # which task it is, only the criterion knows
@@ -111,7 +113,7 @@ def plan_task(given: Given, data: UniversalDataModule, notice: Notice) -> TaskSp
     return spec
 
 
-def plan_objective(given: Given, task_spec: TaskSpec, data: UniversalDataModule, world: World | None) -> Objective:
+def plan_objective(given: TrainerArguments, task_spec: TaskSpec, data: UniversalDataModule, world: World | None) -> Objective:
     """Objective of the run: the caller's criterion, or the task's loss, which is checked against model and data."""
     if given.criterion is not None:
         return CriterionObjective(given.criterion)

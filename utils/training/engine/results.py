@@ -40,7 +40,7 @@ class TrainingResults(Mapping[str, Any]):
         weights: "trained": the model has the weights of the last step; "averaged": it has their average (`weight_averaging`),
             which was better at the latest validation; "best": it has those of the best checkpoint, because the run was asked
             to stop and keep the best; None: not known, of results that were read from a run's folder.
-        task_spec, training_config: what was learnt and how.
+        task_spec, training_config: what was learned and how.
         run_dir: the run's folder (Path); run_name: its name.
         precision: the number format of forward and backward passes, "bf16", "fp16" or "32"; precision_reason: with
             precision="auto", what decided; else None.

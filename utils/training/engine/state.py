@@ -87,7 +87,7 @@ class TrainState:
         """Whether the run is over for good, as opposed to interrupted."""
         return self.stop_reason in self.ENDINGS
 
-    def judge(self, value: float, mode: str, min_delta: float, patience: int | None = None) -> bool:
+    def update_best(self, value: float, mode: str, min_delta: float, patience: int | None = None) -> bool:
         """Record a value of the monitored metric; returns whether it improved. NaN is never an improvement.
 
         This is the one definition of best: strictly better than the best so far, by more than `min_delta`. Early stopping and

@@ -76,12 +76,12 @@ def train_step(
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)
     norm = gradient_norm(parts.parameters)
-    finish = _finish_seen if parts.guard is None else _finish_unseen
+    finish = _update_on_host if parts.guard is None else _update_on_device
     counted = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
     return StepResult(finish(parts, losses, counted, norm, max_grad_norm, skips), num_targets)
 
 
-def _finish_seen(
+def _update_on_host(
     parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, _skips: tuple[int, float]
 ) -> tuple[float, ...]:
     """The update, decided here. The numbers of the step."""
@@ -97,7 +97,7 @@ def _finish_seen(
     return (loss_sum, *counted, 0.0, OVERFLOWED) if overflowed else (loss_sum, *counted, size, FAULT)
 
 
-def _finish_unseen(
+def _update_on_device(
     parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
 ) -> Tensor:
     """The same, decided on the device without a host-device sync: every outcome is prepared."""
@@ -108,7 +108,7 @@ def _finish_unseen(
     overflowed = fine & ~finite
     # The kernels divide gradients by this: the formula of torch's clip_grad_norm_.
     too_long = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0) if max_grad_norm > 0 else None
-    parts.update_unseen(finite, fine, too_long, skips)
+    parts.update_on_device(finite, fine, too_long, skips)
     last = torch.stack([norm.masked_fill(overflowed, 0.0), fine.double() + overflowed.double()])
     return torch.cat([loss_sum[None], counts, last])
 

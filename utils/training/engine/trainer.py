@@ -37,7 +37,7 @@ from utils.training.engine.interrupts import KEEP_BEST, Control, Interrupts
 from utils.training.engine.loop import TrainingLoop
 from utils.training.engine.loss.tasks import Task
 from utils.training.engine.movement import MovementCallback
-from utils.training.engine.plan import Given, RunPlan
+from utils.training.engine.plan import RunPlan, TrainerArguments
 from utils.training.engine.planning import plan_run
 from utils.training.engine.results import TrainingResults, Weights
 from utils.training.engine.run_notes import note_commit, note_state, note_weights, nothing_left, write_description
@@ -85,7 +85,7 @@ class Trainer:
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
         control: `Control`, to stop, pause or save from another thread.
-        task: what is learnt (a `Task`); data: the data as batches (UniversalDataModule); None before training.
+        task: what is learned (a `Task`); data: the data as batches (UniversalDataModule); None before training.
         description: further sections for the run's config.yaml, by name; plain values.
         time_pass: times a forward and backward pass where precision="auto" is measured: (parts, batch) -> seconds.
     """
@@ -192,15 +192,15 @@ class Trainer:
             # Not at the start, where a request may have been made already.
             self.control.clear()
 
-    def given(self) -> Given:
+    def trainer_arguments(self) -> TrainerArguments:
         """This trainer's arguments, as the stages of `utils.training.engine.planning` take them."""
-        return Given(
+        return TrainerArguments(
             self.model, self.training_config, self.config, self.task_spec, self.tokenizer, self.data_collator, self.own_parts
         )  # fmt: skip
 
     def _plan(self, train_data: Any, val_data: Any) -> RunPlan:
         plan = plan_run(
-            self.given(), train_data, val_data, callbacks=self.callbacks, facade=self.facade, notice=self.notice
+            self.trainer_arguments(), train_data, val_data, callbacks=self.callbacks, facade=self.facade, notice=self.notice
         )
         self.data = plan.data
         self.task = plan.objective if isinstance(plan.objective, Task) else None
@@ -217,7 +217,7 @@ class Trainer:
         )
         stack.enter_context(rng.preserved())
         stack.enter_context(rng.deterministic_algorithms(config.deterministic))
-        stack.enter_context(fp32_weights(model, self.given().optimizer, self.notice))
+        stack.enter_context(fp32_weights(model, self.trainer_arguments().optimizer, self.notice))
         stack.enter_context(_training_mode(model, config, self.notice))
         start = decide_start(config.with_absolute_paths(), resume_from, stack, world, model)
         self.run_dir = start.folder.path

@@ -6,7 +6,8 @@ from utils.lazy import lazy_exports
 
 _EXPORTS = {
     "ExportHealthChecker": "utils.checks.export_health",
-    "FORMATS": "utils.training.export.exporting",
+    "FORMATS": "utils.training.export_formats",
+    "ExportFormat": "utils.training.export_formats",
     "create_export_bundle": "utils.training.export.bundle",
     "Exports": "utils.training.export.result",
     "ExportResult": "utils.training.export.result",

@@ -31,13 +31,16 @@ from utils.training.export.bundle_privacy import names_this_machine, portable, w
 from utils.training.export.folders import remove_stale_staging, staged_folder
 from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import kept_processes
+from utils.training.export_formats import FORMATS
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.export")
 
-#: Formats that inference.py can run without the model's code, those with a key/value cache first.
-RUNNABLE = ("hf", "onnx", "torchscript", "torch_export", "onnx-int8")
+#: Formats that inference.py can run without the model's code, quantised ones last.
+RUNNABLE = tuple(
+    sorted((name for name, one in FORMATS.items() if one.bundle_packages), key=lambda name: bool(FORMATS[name].made_from))
+)
 
 # Not among the checksums: the file that holds them, and what a later check of the export writes anew.
 _UNRECORDED = ("metadata.json", MARKER, "health_report.json", "health_report.md")
@@ -179,16 +182,17 @@ class _Maker:
 
     def _export(self, name: str, source: str) -> None:
         """One format, moved to its place. What goes wrong concerns this format only, unless the disk is full."""
-        if name not in exporting.FORMATS:
-            self._leave_out(name, f"this version exports: {', '.join(exporting.FORMATS)}")
+        if name not in FORMATS:
+            self._leave_out(name, f"this version exports: {', '.join(FORMATS)}")
             return
-        refuse, export = exporting.FORMATS[name]
         target = self.folder / "artifacts" / name
         try:
-            refuse(self.model)
-            traced = target.parent if "onnx" in self.artifacts else None
-            more = exporting.accepted(export, task_spec=self.task_spec, traced=traced)
-            result = export(self.model, self.tokenizer if name == "hf" else None, target, source, (), **more)
+            FORMATS[name].refuse(self.model)
+            traced = target.parent if FORMATS[name].made_from in self.artifacts else None
+            tokenizer = self.tokenizer if name == "hf" else None
+            result = FORMATS[name].write(
+                self.model, tokenizer, target, source, (), task_spec=self.task_spec, traced=traced
+            )
             self.artifacts[name] = self._placed(name, target)
         # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
         except Exception as error:
@@ -205,23 +209,18 @@ class _Maker:
         """Move an exporter's files to their place in the bundle. Returns the path of the artifact in the bundle."""
         (made / MARKER).unlink(missing_ok=True)
         artifacts = made.parent
-        if name == "torchscript":
-            without_debug_records(made)
+        without_debug_records(made)
         for path in sorted(made.rglob("*")):
             if path.is_file() and (where := names_this_machine(path)):
                 raise ExportError(f"{path.name} would hold a path of this machine ({where}), so it is left out")
-        single = {"torchscript": (".pt", "model.torchscript.pt"), "pytorch": (".pt", "model.pytorch.pt")}
-        if name in single:
-            (file,) = made.glob(f"*{single[name][0]}")
-            file.rename(artifacts / single[name][1])
+        if (single := FORMATS[name].bundle_name) is not None:
+            # Several files keep their names: a graph names the weights beside it.
+            files = sorted(made.glob(f"*{Path(single).suffix}*"))
+            names = [file.name for file in files] if len(files) > 1 else [single]
+            for file, new in zip(files, names, strict=True):
+                file.rename(artifacts / new)
             shutil.rmtree(made)
-            return f"artifacts/{single[name][1]}"
-        if name == "onnx":  # with the weights beside it, which the graph names relative to itself
-            names = sorted(file.name for file in made.glob("*.onnx*"))
-            for one in names:
-                (made / one).rename(artifacts / one)
-            shutil.rmtree(made)
-            return f"artifacts/{'model.onnx' if 'model.onnx' in names else names[0]}"
+            return f"artifacts/{single if single in names else names[0]}"
         main = next((file for ending in ("*.pt2", "*.onnx", "*.gguf") for file in sorted(made.glob(ending))), made)
         return main.relative_to(self.folder).as_posix()
 
@@ -255,7 +254,7 @@ class _Maker:
         for name in RUNNABLE:
             if self._runnable():
                 break
-            if name in exporting.FORMATS and name not in self.not_written:
+            if name in FORMATS and name not in self.not_written:
                 self._export(name, source)
                 if name in self.artifacts:
                     self.notes.append(f"{name} was added: none of the requested formats runs without the model's code.")

@@ -15,6 +15,7 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.generation import generate
 from utils.training.export.hf import save_tokenizer
+from utils.training.export_formats import FORMATS
 from utils.training.task_spec import TaskSpec
 
 log = logging.getLogger("trainbook.export")
@@ -22,7 +23,7 @@ log = logging.getLogger("trainbook.export")
 # Recorded example: rows of ids of this length, so many logits of each row, so many greedily generated tokens.
 _LENGTH, _LOGITS, _GREEDY = 12, 256, 8
 # Differences that two ways of computing the same stay under, as a share of the largest logit.
-_TOLERANCE, _QUANTISED_TOLERANCE = 1e-3, 0.1
+_TOLERANCE = 1e-3
 _SAMPLES = ("The quick brown fox: 1 + 2 = 3.", "Ünïcödé, 你好 🙂\n\ttabs", "<s> [MASK] </s>")
 
 
@@ -130,7 +131,13 @@ def example_of(
     return {
         "input_ids": ids, "image_shape": shape, "columns": columns,
         "logits": flat[:, columns].tolist() if logits.numel() else [], "greedy": greedy,
-        "tolerance": {"default": _TOLERANCE * largest, "onnx-int8": _QUANTISED_TOLERANCE * largest},
+        "tolerance": {
+            "default": _TOLERANCE * largest,
+            **{
+                name: one.tolerance[0] * largest
+                for name, one in FORMATS.items() if one.tolerance is not None and one.tolerance[0] > _TOLERANCE
+            },
+        },
     }  # fmt: skip
 
 

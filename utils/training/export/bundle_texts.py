@@ -8,18 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from utils.training.export_formats import FORMATS
+
 #: Versions that the server was tested with, for a machine on which it is not installed.
 TESTED = {"fastapi": "0.165.0", "uvicorn": "0.54.0", "onnxruntime": "1.31.1", "pillow": "13.0.0"}
-
-_PACKAGES = {
-    "hf": ("torch", "transformers", "safetensors"), "onnx": ("onnxruntime",), "onnx-int8": ("onnxruntime",),
-    "torchscript": ("torch",), "torch_export": ("torch",),
-}  # fmt: skip
 
 
 def requirements(runnable: Sequence[str], tokenizer: Mapping[str, Any] | None, vision: bool) -> str:
     """requirements.txt with the exact versions of what the bundle's formats and its server need."""
-    needed = {"numpy", "fastapi", "uvicorn"} | {package for name in runnable for package in _PACKAGES[name]}
+    needed = {"numpy", "fastapi", "uvicorn"} | {package for name in runnable for package in FORMATS[name].bundle_packages}
     if tokenizer is not None:
         needed.add(tokenizer["library"])
     if vision:

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from torch import nn
 
 from utils.errors import ExportError, TrainbookError
-from utils.schema import nearest, shown
+from utils.schema import shown
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
-from utils.training.export import gguf, hf, onnx, peft, pytorch, safetensors, torch_export, torchscript
 from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports
+from utils.training.export_formats import FORMATS, unknown_format
 
 log = logging.getLogger("trainbook.export")
-
-Exporter = Callable[..., ExportResult]
-
-#: What can be exported: format -> (refuses models it cannot hold, writes one). Writers take (model, tokenizer, folder, source
-#: of the weights, notes) and, where they have such parameters, `task_spec` and `traced`.
-FORMATS: Mapping[str, tuple[Callable[[Any], None], Exporter]] = {
-    "hf": (hf.refuse_unsupported, hf.export_hf),
-    "onnx": (onnx.refuse_unsupported, onnx.export_onnx),
-    "pytorch": (pytorch.refuse_unsupported, pytorch.export_pytorch),
-    "onnx-int8": (onnx.refuse_unsupported, onnx.export_onnx_int8),
-    "safetensors": (safetensors.refuse_unsupported, safetensors.export_safetensors),
-    "torchscript": (torchscript.refuse_unsupported, torchscript.export_torchscript),
-    "torch_export": (torch_export.refuse_unsupported, torch_export.export_torch_export),
-    "aot_inductor": (torch_export.refuse_uncompilable, torch_export.export_aot_inductor),
-    "gguf": (gguf.refuse_unsupported, gguf.export_gguf),
-    "gguf-f32": (gguf.refuse_unsupported, partial(gguf.export_gguf, dtype="f32")),
-    "gguf-q8_0": (gguf.refuse_unsupported, partial(gguf.export_gguf, dtype="q8_0")),
-    "peft": (peft.refuse_unsupported, peft.export_peft),
-}
-
 
 def export_model(
     results: Any,
@@ -74,7 +52,7 @@ def export_model(
     failures: dict[str, Exception] = {}
     for name in names:
         try:
-            FORMATS[name][0](trained)
+            FORMATS[name].refuse(trained)
         except TrainbookError as error:
             failures[name] = error
     done: dict[str, ExportResult] = {}
@@ -85,14 +63,15 @@ def export_model(
         tokenizer = getattr(results, "tokenizer", None) if tokenizer is None else tokenizer
         task_spec = getattr(results, "task_spec", None)
         with kept_processes():
-            for room in dict.fromkeys(_ROOMS[name] for name in names if name in _ROOMS and name not in failures):
-                prepare(room)  # imports its packages while the first format is written
-            # int8 weights are made from the graphs of "onnx" where both are asked for.
-            for name in sorted((name for name in names if name not in failures), key="onnx-int8".__eq__):
-                write = FORMATS[name][1]
-                more = accepted(write, task_spec=task_spec, traced=done["onnx"].path if "onnx" in done else None)
+            for kind in dict.fromkeys(FORMATS[name].process for name in names if name not in failures):
+                if kind is not None:
+                    prepare(kind)  # imports its packages while the first format is written
+            # A format that is made from another one's graphs comes after it.
+            for name in sorted((name for name in names if name not in failures), key=_is_derived):
+                origin = done.get(FORMATS[name].made_from or "")
+                further = {"task_spec": task_spec, "traced": origin.path if origin else None}
                 try:
-                    result = write(model.eval(), tokenizer, parent / name, source, notes, **more)
+                    result = FORMATS[name].write(model.eval(), tokenizer, parent / name, source, notes, **further)
                 # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
                 except Exception as error:  # noqa: BLE001 - see above
                     failures[name] = error
@@ -105,12 +84,6 @@ def export_model(
         log.warning("%s was not exported: %s", name, reason)
     return Exports({name: done[name] for name in names if name in done}, reasons)
 
-
-#: The process that each format is loaded in, see `other_process`. That of safetensors depends on the model.
-_ROOMS = {
-    **dict.fromkeys(("hf", "peft", "gguf", "gguf-f32", "gguf-q8_0"), "transformers"),
-    **dict.fromkeys(("torchscript", "torch_export", "aot_inductor", "onnx", "onnx-int8"), "torch"),
-}
 
 #: A model to export, where its weights come from, what to say of them, the run's folder and the step.
 _Weights = tuple[nn.Module, str, tuple[str, ...], Path | None, int | None]
@@ -142,10 +115,8 @@ def _weights_of(results: Any, trained: nn.Module, which: str, output_dir: Any) -
     return read
 
 
-def accepted(write: Exporter, **arguments: Any) -> dict[str, Any]:
-    """Select the arguments that an exporter takes."""
-    parameters = inspect.signature(write).parameters
-    return {name: value for name, value in arguments.items() if name in parameters}
+def _is_derived(name: str) -> bool:
+    return FORMATS[name].made_from is not None
 
 
 def _with_card(result: ExportResult, results: Any, model: Any) -> ExportResult:
@@ -190,9 +161,7 @@ def _checked_formats(formats: Sequence[str]) -> list[str]:
         raise ExportError(f"formats is empty; choose from: {', '.join(FORMATS)}")
     for name in names:
         if name not in FORMATS:
-            guess = nearest(str(name), FORMATS)
-            hint = f" Did you mean {guess!r}?" if guess else ""
-            raise ExportError(f"got the format {shown(name)}; this version exports: {', '.join(FORMATS)}.{hint}")
+            raise ExportError(unknown_format(name))
     return names
 
 

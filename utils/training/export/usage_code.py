@@ -6,12 +6,13 @@ The code is for the folder of the export: relative names only, so that it also w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.training.export.manifest import MARKER
+from utils.training.export_formats import FORMATS
 
 #: Auto classes of transformers and what calls of them return; the first whose class for the config is the model's.
 _AUTO_CLASSES = {
@@ -50,13 +51,8 @@ def usage_of(folder: Path, model: Any) -> Usage | None:
         folder: of one exported format.
         model: the model that was exported, for its class.
     """
-    kind = _format_of(folder)
-    writers: Mapping[str, Callable[[Path, Any], Usage | None]] = {
-        "hf": _transformers, "peft": _peft, "onnx": _onnx, "safetensors": _safetensors,
-        "torchscript": _torchscript, "torch_export": _torch_export, "aot_inductor": _aot_inductor, "gguf": _gguf,
-    }  # fmt: skip
-    write = writers.get(kind) or writers.get(kind.partition("-")[0])  # "onnx-int8", "gguf-f32"
-    return None if write is None else write(folder, model)
+    kind = FORMATS.get(_format_of(folder))
+    return None if kind is None else kind.usage_in(folder, model)
 
 
 def auto_class_of(kind: type, config: Any) -> tuple[str, str]:
@@ -82,19 +78,14 @@ def _format_of(folder: Path) -> str:
     marker = folder / MARKER
     if marker.is_file():
         return str(json.loads(marker.read_text(encoding="utf-8")).get("format", ""))
-    if (folder / "adapter_config.json").is_file():
-        return "peft"
-    if (folder / "config.json").is_file():
-        return "hf"
-    endings = {".onnx": "onnx", ".gguf": "gguf", ".pt2": "torch_export", ".safetensors": "safetensors"}
-    return next((kind for ending, kind in endings.items() if any(folder.glob(f"*{ending}"))), "")
+    return next((one.name for one in FORMATS.values() if one.usage and one.main_file(folder)), "")
 
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def _transformers(folder: Path, model: Any) -> Usage:
+def hf(folder: Path, model: Any) -> Usage:
     kind = _class_in(folder, model)
     name, purpose = auto_class_of(kind, model.config)
     image = getattr(model, "main_input_name", "input_ids") == "pixel_values"
@@ -171,7 +162,7 @@ def _shown(model: Any, purpose: str, tokenizer: bool) -> list[str]:
     return ["print({name: tuple(value.shape) for name, value in output.items() if hasattr(value, 'shape')})"]
 
 
-def _peft(folder: Path, model: Any) -> Usage:
+def peft(folder: Path, model: Any) -> Usage:
     lines = [
         "from peft import AutoPeftModel",
         "",
@@ -180,7 +171,7 @@ def _peft(folder: Path, model: Any) -> Usage:
     return Usage("PEFT adapter", _joined(lines), packages=("peft", "transformers"))
 
 
-def _onnx(folder: Path, model: Any) -> Usage:
+def onnx(folder: Path, model: Any) -> Usage:
     lines = ["import numpy as np", "import onnxruntime"]
     for file in sorted(folder.rglob("*.onnx")):
         if "with_past" in file.name:
@@ -211,7 +202,7 @@ def _onnx_inputs(file: Path) -> Mapping[str, str]:
     return found
 
 
-def _safetensors(folder: Path, model: Any) -> Usage:
+def safetensors(folder: Path, model: Any) -> Usage:
     file = next(iter(sorted(folder.glob("*.safetensors"))))
     lines = [
         "from safetensors.torch import load_file",
@@ -224,7 +215,7 @@ def _safetensors(folder: Path, model: Any) -> Usage:
     return Usage("safetensors", _joined(lines), packages=("safetensors", "torch"))
 
 
-def _torchscript(folder: Path, model: Any) -> Usage | None:
+def torchscript(folder: Path, model: Any) -> Usage | None:
     file = _first(folder, ("*.pt", "*.ts", "*.pth"))
     if file is None:
         return None
@@ -232,7 +223,7 @@ def _torchscript(folder: Path, model: Any) -> Usage | None:
     return Usage("TorchScript", _joined(lines), packages=("torch",))
 
 
-def _torch_export(folder: Path, model: Any) -> Usage | None:
+def torch_export(folder: Path, model: Any) -> Usage | None:
     file = _first(folder, ("model.pt2", "*.pt2"))
     if file is None:
         return None
@@ -240,7 +231,7 @@ def _torch_export(folder: Path, model: Any) -> Usage | None:
     return Usage("torch.export", _joined(lines), packages=("torch",))
 
 
-def _aot_inductor(folder: Path, model: Any) -> Usage | None:
+def aot_inductor(folder: Path, model: Any) -> Usage | None:
     file = _first(folder, ("*_aot.pt2",))
     if file is None:
         return None
@@ -266,7 +257,7 @@ def _called(folder: Path, model: Any) -> Sequence[str]:
     ]
 
 
-def _gguf(folder: Path, model: Any) -> Usage | None:
+def gguf(folder: Path, model: Any) -> Usage | None:
     file = _first(folder, ("*.gguf",))
     if file is None:
         return None

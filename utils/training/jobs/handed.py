@@ -23,6 +23,7 @@ from utils import errors
 from utils.errors import ConfigError, MissingPackageError, PeerProcessError, TrainbookError
 from utils.models.origins import origin_of
 from utils.storage import write_json, write_text
+from utils.training.adapter_checkpoints import check_base
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.checkpointing.best_weights import take_best_weights
 from utils.training.engine.checkpointing.store import read_checkpoint
@@ -34,7 +35,7 @@ from utils.training.engine.interrupts import KEEP_BEST, Control
 from utils.training.engine.results import TrainingResults, Weights
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
-from utils.training.finetuning import check_base, with_lora
+from utils.training.finetuning import with_lora
 from utils.training.jobs import process
 from utils.training.jobs.devices import POLL_S, no_results, read, started
 from utils.training.run_start import absolute_source

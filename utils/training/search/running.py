@@ -135,5 +135,5 @@ def _limit(n_trials: int | None, grid: bool) -> float:
 
 def _plan(kind: str, seed: int, space: SearchSpace, job: SearchJob) -> dict[str, Any]:
     """Facts that must match for a search to be resumed: the trials' shared inputs without those that change no result."""
-    settings = {k: v for k, v in job.config.to_dict().items() if k not in TrainingConfig.NOT_LEARNT}
+    settings = {k: v for k, v in job.config.to_dict().items() if k not in TrainingConfig.NOT_LEARNED}
     return {"strategy": kind, "seed": seed, "space": space.describe(), "training": settings}

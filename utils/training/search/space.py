@@ -25,7 +25,7 @@ _ALIASES: Mapping[str, str] = {
 }  # fmt: skip
 # A plain (low, high) of these is searched by its logarithm: what matters is their order of magnitude.
 _BY_MAGNITUDE = ("learning_rate", "weight_decay", "eps")
-_NOT_SEARCHED = TrainingConfig.NOT_LEARNT | {"monitor", "mode", "on_nonfinite"}
+_NOT_SEARCHED = TrainingConfig.NOT_LEARNED | {"monitor", "mode", "on_nonfinite"}
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _check_name(given: str, name: str) -> None:
         hint = f"; did you mean {guess}?" if guess else f"; an argument of the model is {MODEL}{given}"
         raise ValueError(f"unknown hyper-parameter{hint}")
     if name in _NOT_SEARCHED:
-        raise ValueError("does not change what is learnt, so it cannot be searched; set it in training_config")
+        raise ValueError("does not change what is learned, so it cannot be searched; set it in training_config")
 
 
 def _check_ends(value: Range) -> None:

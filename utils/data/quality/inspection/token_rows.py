@@ -180,7 +180,7 @@ def _prompt(ids_NT: np.ndarray, scored_NT: np.ndarray) -> Iterator[DataFinding]:
         "tokens", "prompt scored", "warn",
         f"{share:.0%} of the targets are the same token at the same position in every row ({int(same_T.sum())} positions): the "
         "prompt is scored.",
-        f"Set labels to {IGNORED} for the prompt, so that only answers are learnt.",
+        f"Set labels to {IGNORED} for the prompt, so that only answers are learned.",
         {"prompt_share": share, "positions": np.flatnonzero(same_T)[:20].tolist()}, {"prompt_share": _PROMPT},
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch import nn
 from utils.data.module import UniversalDataModule
 from utils.errors import CheckpointError
 from utils.schema import shown
+from utils.training.adapter_checkpoints import check_base
 from utils.training.engine import rng
 from utils.training.engine.checkpointing.saver import environment_facts
 from utils.training.engine.checkpointing.store import Payload
@@ -26,7 +27,6 @@ from utils.training.engine.facade import Notice, RunFacade
 from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Best, TrainState
-from utils.training.finetuning import check_base
 from utils.training.restoring import averages_misfit
 from utils.training.run_start import Start
 from utils.training.training_config import TrainingConfig
@@ -153,10 +153,10 @@ def fingerprint_of(data: UniversalDataModule, tokenizer: Any, model: nn.Module) 
 
 
 def settings_changed(checkpoint: Payload, config: TrainingConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that change what is learnt and differ from the checkpoint's: {name: (there, here)}."""
+    """Settings that change what is learned and differ from the checkpoint's: {name: (there, here)}."""
     here = config.to_dict()
     there, unknown = TrainingConfig.from_saved(checkpoint["config"])
-    names = [name for name in here if name not in TrainingConfig.NOT_LEARNT]
+    names = [name for name in here if name not in TrainingConfig.NOT_LEARNED]
     changed = {name: (there[name], here[name]) for name in names if there[name] != here[name]}
     return {**changed, **{name: (value, UNKNOWN) for name, value in unknown.items()}}
 

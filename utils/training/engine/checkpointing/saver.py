@@ -14,6 +14,7 @@ import torch
 from utils import __version__
 from utils.errors import CheckpointWriteError
 from utils.scrubbing import scrubbed
+from utils.training.adapter_checkpoints import base_record, checkpoint_state
 from utils.training.engine import rng
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.checkpointing.background import BackgroundCommit
@@ -25,7 +26,6 @@ from utils.training.engine.distributed.sharding import whole
 from utils.training.engine.hardware import fast_paths
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import TrainState
-from utils.training.finetuning import base_record, checkpoint_state
 
 log = logging.getLogger("trainbook.engine")
 
@@ -47,7 +47,7 @@ class RunSaver:
 
     Training waits for the copy of the state to memory; the rest is done by another thread, one commit at a time. Training
     waits for all of it when it has nothing else to do (the run ends or pauses), when the state is too small to be worth a
-    thread, and when there is no memory for the copy. What is learnt, and what is in the files, is the same either way.
+    thread, and when there is no memory for the copy. What is learned, and what is in the files, is the same either way.
 
     A save while the one before is still under way waits for it; only a save that is due by the clock comes later instead.
     Errors and `on_checkpoint_saved` reach the training's thread at its next step boundary, save or end.

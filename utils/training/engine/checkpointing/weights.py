@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError
+from utils.training.adapter_checkpoints import base_record, checkpoint_state
 from utils.training.engine.checkpointing.reading import Payload
-from utils.training.finetuning import base_record, checkpoint_state
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's parameters
 

@@ -39,7 +39,7 @@ class Parts:
 
     Attributes:
         model: the user's module, on the device; a copy of it, where it is sharded.
-        own: the same inside `TrainedModule`; `trained`: that, wrapped by Fabric.
+        loss_module: the same inside `TrainedModule`; `trained`: that, wrapped by Fabric.
         parameters: the parameters that are trained.
         scaler: fp16's gradient scaler, else None.
         guard: where the host does not look after each step (a GPU whose optimizer can leave a step out by itself): fp32,
@@ -54,7 +54,7 @@ class Parts:
     """
 
     model: nn.Module
-    own: TrainedModule
+    loss_module: TrainedModule
     trained: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -85,9 +85,9 @@ class Parts:
         batch = {name: value.float() if value.dtype in HALF else value for name, value in batch.items()}
         # Fabric's wrapper looks through all inputs and outputs for tensors to convert; nothing is to be converted here.
         with self._talking(), self.precision.autocast(self.device.kind):
-            loss = self.own(batch, keep_outputs, num_targets)
+            loss = self.loss_module(batch, keep_outputs, num_targets)
         assert isinstance(loss, Loss)
-        self.own.look_for_padding(given)
+        self.loss_module.look_for_padding(given)
         return loss
 
     def backward(self, loss: Tensor) -> None:
@@ -149,7 +149,7 @@ class Parts:
                 if self.average is not None:
                     self.average.update()
 
-    def update_unseen(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
+    def update_on_device(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
         """The same without a host-device sync: the optimizer's kernels skip the step, or clip, by themselves.
 
         Args:
@@ -227,8 +227,8 @@ def assemble(
     fabric = make_fabric(device, world, sharded)
     model.to(fabric.device)
     world.share(_tensors(model))
-    own = TrainedModule(model, objective, config.compile_mode, notice)
-    trained = fabric.setup_module(own)  # which may change the parameters, so the optimizer comes after it
+    loss_module = TrainedModule(model, objective, config.compile_mode, notice)
+    trained = fabric.setup_module(loss_module)  # which may change the parameters, so the optimizer comes after it
     schedule: Schedule | OwnSchedule
     if own_parts is None:
         optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
@@ -240,8 +240,9 @@ def assemble(
         optimizer, schedule = own_parts.optimizer, OwnSchedule(own_parts.optimizer, own_parts.scheduler)
     parameters = parameters_of(optimizer)
     parts = Parts(
-        model, own, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler, world=world,
-        sharded=sharded, running_statistics=_running_statistics(model), average=WeightAverage.of(model, config, total_steps),
+        model, loss_module, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler,
+        world=world, sharded=sharded, running_statistics=_running_statistics(model),
+        average=WeightAverage.of(model, config, total_steps),
     )  # fmt: skip
     # An average takes in no step that is left out, which the host must know then.
     if device.kind == "cuda" and leaves_steps_out(optimizer) and not sharded and parts.average is None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import ConfigError, ModelError
+from utils.training.adapter_checkpoints import checkpoint_state
 from utils.training.engine.checkpointing.weights import plain_name
-from utils.training.finetuning import checkpoint_state
 from utils.training.training_config import TrainingConfig
 
 #: Suffix of the metrics of the averaged weights: val/loss is of the trained weights, val/loss_averaged of their average.

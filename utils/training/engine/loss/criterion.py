@@ -20,7 +20,7 @@ from utils.training.engine.metrics import CountSizes, Sums
 class CriterionObjective(Objective):
     """The mean over samples of what a criterion says of outputs and labels.
 
-    A target is a sample, a row of the batch. What is learnt is the mean over the samples of a step, however the criterion adds
+    A target is a sample, a row of the batch. What is learned is the mean over the samples of a step, however the criterion adds
     up: a mean (`reduction="mean"`, and functions that give one number) is multiplied by the number of rows, a sum is taken as
     it is, and of a loss per row (`"none"`) the rows are added, each the mean of its entries. So with `reduction="sum"`
     gradients are those of the sum divided by the number of samples.

@@ -116,7 +116,7 @@ def criterion_rewards_right_answers(trial: Trial) -> Iterator[str]:
     if min(losses) >= (1 - _SAME) * equal:
         yield (
             f"The criterion does not reward right answers: its loss is {equal:.4g} for equal scores and at least "
-            f"{min(losses):.4g} for right ones, so nothing can be learnt from it. Look at label smoothing (0.1 is usual) and "
+            f"{min(losses):.4g} for right ones, so nothing can be learned from it. Look at label smoothing (0.1 is usual) and "
             "at how the criterion uses the labels."
         )
     elif losses[-1] > _FLOOR * equal and abs(losses[-1] - losses[-2]) <= _SAME * losses[-1]:

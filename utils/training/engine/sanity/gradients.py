@@ -97,16 +97,16 @@ def _nothing_to_learn(trial: Trial, loss: float, gradients: dict[str, Tensor | N
     if same and rows.shape[1] == 1 and float(rows[0]) == 1:
         yield (
             "The output is 1 for every input: softmax over one unit is always 1. Use sigmoid for a yes or no, and no activation"
-            " for an amount. Every gradient is zero, so nothing is learnt."
+            " for an amount. Every gradient is zero, so nothing is learned."
         )
     elif same:
         yield (
             f"The output is the same for every input ({float(rows[0, 0]):.3g}), and every gradient is zero, so nothing is "
-            "learnt. Look for units that are dead or saturated on the way to it."
+            "learned. Look for units that are dead or saturated on the way to it."
         )
     else:
         yield (
-            "Every gradient of the first samples is exactly zero, so nothing is learnt. Look for units that are dead or "
+            "Every gradient of the first samples is exactly zero, so nothing is learned. Look for units that are dead or "
             "saturated, and for rounding or argmax on the way to the loss."
         )
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from utils.ui.background import Cancelled, Progress
-from widgets import jobs
+from widgets import background_task
+from widgets.background_task import TaskRow
 from widgets.guarded import watching
-from widgets.jobs import JobRow
 
 
 class Work:
@@ -32,13 +32,13 @@ class Work:
 
 @pytest.fixture
 def in_a_kernel(monkeypatch):
-    monkeypatch.setattr(jobs, "front_end", lambda: "notebook")
-    monkeypatch.setattr(jobs._Cells, "running", False)
+    monkeypatch.setattr(background_task, "front_end", lambda: "notebook")
+    monkeypatch.setattr(background_task._Cells, "running", False)
 
 
 def row_of(work):
     outcomes, errors = [], []
-    return JobRow("Measure", "tb-measure", work, outcomes.append, errors.append), outcomes
+    return TaskRow("Measure", "tb-measure", work, outcomes.append, errors.append), outcomes
 
 
 async def until(condition):
@@ -102,16 +102,16 @@ def test_a_cell_that_starts_cancels_and_waits_for_the_random_generators(in_a_ker
         row, outcomes = row_of(work)
         row.start.click()
         await until(work.began.is_set)
-        jobs._cell_begins(None)
+        background_task._cell_begins(None)
         with pytest.raises(Cancelled), Progress().undisturbed():
             # Whoever holds the generators is gone by now: the cancelled work cannot enter again either.
-            next(iter(jobs._Cells.under_way)).raise_if_cancelled()
+            next(iter(background_task._Cells.under_way)).raise_if_cancelled()
         await until(lambda: outcomes)
         assert outcomes[0].cancelled
         row.start.click()
         assert "A cell is running" in row.line.value
         assert not row.runs_beside
-        jobs._cell_ends(None)
+        background_task._cell_ends(None)
         assert row.runs_beside
 
     asyncio.run(click())
@@ -136,7 +136,7 @@ def test_an_error_in_what_follows_is_reported(in_a_kernel):
 
     async def click():
         errors = []
-        row = JobRow("Measure", "tb-measure", lambda progress: 1, fail, errors.append)
+        row = TaskRow("Measure", "tb-measure", lambda progress: 1, fail, errors.append)
         row.start.click()
         await until(lambda: errors)
 

@@ -1,4 +1,8 @@
-"""The files of an export by format: where they are, and how to load one as a function from a batch to logits."""
+"""Load exported files: each function takes a format's main file and the model, whose weights and code it may need, and returns
+a function from a batch to logits on the CPU; None for formats that only other programs run.
+
+They raise ExportError for files that hold another model's weights, and whatever the format's library raises.
+"""
 
 from __future__ import annotations
 
@@ -18,61 +22,7 @@ from utils.training.export.manifest import MARKER
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 
-# Format -> patterns of its main file, the first that fits.
-_PATTERNS: Mapping[str, tuple[str, ...]] = {
-    "hf": ("config.json",),
-    "onnx": ("model.onnx", "*.onnx"),
-    "onnx-int8": ("*int8*.onnx", "model.onnx", "*.onnx"),
-    "torchscript": ("*.torchscript.pt", "model.pt", "*.ts", "*.pt"),
-    "torch_export": ("model.pt2", "*.pt2"),
-    "aot_inductor": ("*_aot.pt2",),
-    "safetensors": ("model.safetensors", "*.safetensors"),
-    "pytorch": ("*.pytorch.pt", "*.pth", "*.bin", "*.pt"),
-    "gguf": ("*.gguf",),
-    "gguf-f32": ("*.gguf",),
-    "gguf-q8_0": ("*.gguf",),
-    "peft": ("adapter_model.safetensors",),
-}
-
-
-def known_formats() -> tuple[str, ...]:
-    """Formats that can be found and loaded."""
-    return tuple(_PATTERNS)
-
-
-def canonical(name: str) -> str:
-    """The format's name as it is known here."""
-    return {"onnx_int8": "onnx-int8", "torch-export": "torch_export", "huggingface": "hf"}.get(name, name)
-
-
-def find_artifact(export_dir: Path, name: str) -> Path | None:
-    """The main file of a format: in a folder of the format's name, in `artifacts`, or in `export_dir` itself."""
-    places = [export_dir / name, export_dir / "artifacts" / name, export_dir / "artifacts", export_dir]
-    for place in places:
-        for pattern in _PATTERNS[name]:
-            for file in sorted(place.glob(pattern)) if place.is_dir() else ():
-                if file.is_file() and not (name == "torchscript" and ".pytorch." in file.name):
-                    return file
-    return None
-
-
-def load_artifact(file: Path, name: str, model: nn.Module) -> Run | None:
-    """The exported model as a function from a batch to logits on the CPU; None for formats that only other programs run.
-
-    Args:
-        file: of `find_artifact`.
-        model: the model that was exported; weights are loaded into a copy of it.
-    Raises:
-        ExportError: its weights are other ones than the model has. Whatever the format's library raises.
-    """
-    loaders: Mapping[str, Callable[[Path, nn.Module], Run | None]] = {
-        "hf": _hf, "onnx": _onnx, "onnx-int8": _onnx, "torchscript": _torchscript, "torch_export": _torch_export,
-        "aot_inductor": _aot_inductor, "safetensors": _safetensors, "pytorch": _pytorch, "peft": _peft,
-    }  # fmt: skip
-    return loaders.get(name, _gguf)(file, model)
-
-
-def _hf(file: Path, model: nn.Module) -> Run:
+def hf(file: Path, model: nn.Module) -> Run:
     import transformers
 
     names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
@@ -82,13 +32,13 @@ def _hf(file: Path, model: nn.Module) -> Run:
     return ModelCall(kind.from_pretrained(file.parent, local_files_only=True).eval())
 
 
-def _safetensors(file: Path, model: nn.Module) -> Run:
+def safetensors(file: Path, model: nn.Module) -> Run:
     from safetensors.torch import load_file
 
     return _with_weights(model, load_file(file))
 
 
-def _pytorch(file: Path, model: nn.Module) -> Run:
+def pytorch(file: Path, model: nn.Module) -> Run:
     found = torch.load(file, map_location="cpu", weights_only=True)
     inner = next((found[key] for key in ("model_state_dict", "state_dict", "model") if key in found), found)
     return _with_weights(model, inner)
@@ -105,7 +55,7 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Run:
     return ModelCall(loaded)
 
 
-def _onnx(file: Path, model: nn.Module) -> Run:
+def onnx(file: Path, model: nn.Module) -> Run:
     encoder_file = file.with_name("encoder_model.onnx")
     if not encoder_file.is_file():
         return _session(file)
@@ -146,7 +96,7 @@ def _with_masks(batch: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Ten
     return given
 
 
-def _torchscript(file: Path, model: nn.Module) -> Run:
+def torchscript(file: Path, model: nn.Module) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates the format, not this file
         loaded = torch.jit.load(str(file), map_location="cpu").eval()  # type: ignore[no-untyped-call]
@@ -160,11 +110,11 @@ def _torchscript(file: Path, model: nn.Module) -> Run:
     return run
 
 
-def _torch_export(file: Path, model: nn.Module) -> Run:
+def torch_export(file: Path, model: nn.Module) -> Run:
     return _graph(torch.export.load(str(file)).module(), file, model)
 
 
-def _aot_inductor(file: Path, model: nn.Module) -> Run:
+def aot_inductor(file: Path, model: nn.Module) -> Run:
     return _graph(torch._inductor.aoti_load_package(str(file)), file, model)
 
 
@@ -180,7 +130,7 @@ def _graph(loaded: Callable[..., Any], file: Path, model: nn.Module) -> Run:
     return run
 
 
-def _peft(file: Path, model: nn.Module) -> None:
+def peft(file: Path, model: nn.Module) -> None:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as weights:
@@ -188,7 +138,7 @@ def _peft(file: Path, model: nn.Module) -> None:
             raise ExportError(f"{file.name} holds no tensors")
 
 
-def _gguf(file: Path, model: nn.Module) -> None:
+def gguf(file: Path, model: nn.Module) -> None:
     from gguf import GGUFReader
 
     if not GGUFReader(file).tensors:

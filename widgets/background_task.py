@@ -35,7 +35,7 @@ class Outcome:
     cancelled: bool = False
 
 
-class JobRow:
+class TaskRow:
     """A button that starts work, one that cancels it, and a line that says what it does.
 
     Attributes:
