@@ -9,8 +9,8 @@ import ipywidgets
 
 from utils.data.mixture_settings import mixture_sources
 from utils.errors import ConfigError
-from utils.ui.wizard_state import WizardState
 from utils.ui.setting_values import typed_number
+from utils.ui.wizard_state import WizardState
 from utils.views.html import text
 from widgets.forms import Report, button, heading, markup_box, paragraph, problem_line, row, set_markup, small
 from widgets.guarded import guarded
