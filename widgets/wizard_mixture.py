@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import ipywidgets
@@ -27,7 +27,7 @@ class MixtureRows:
         box: what is shown.
     """
 
-    def __init__(self, state: WizardState, parts: dict[str, Any], report: Report) -> None:
+    def __init__(self, state: WizardState, parts: MutableMapping[str, Any], report: Report) -> None:
         self._state, self._parts, self._report = state, parts, report
         self._rows: list[_Row] = []
         self._written: Any = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -216,6 +218,27 @@ def test_work_that_grows_too_fast_is_found_without_a_clock(make, verdict, said):
     result = speed_of(make())
     assert result.verdict == verdict
     assert said in result.summary
+
+
+class Waiting(Block):
+    """Its threads wait for each other, as on a busy machine: processor time goes, and only where there are several."""
+
+    def forward(self, input_ids):
+        ended = time.process_time() + (0.05 if torch.get_num_threads() > 1 and len(input_ids) > 1 else 0)
+        while time.process_time() < ended:
+            pass
+        return super().forward(input_ids)
+
+
+def test_threads_that_wait_for_each_other_are_no_work():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = test_inference_speed(Waiting(), {"batch_size": 2}, n_trials=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert result.verdict == "pass", result.summary
 
 
 def test_a_compiled_model_is_timed_but_not_counted():

@@ -237,6 +237,13 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "BERT classifier": _stock(
         "BertForSequenceClassification", "BertConfig", max_position_embeddings=64, vocab_size=60, num_labels=3, **_SIZES
     ),
+    "BERT regressor": _stock(
+        "BertForSequenceClassification", "BertConfig", max_position_embeddings=64, vocab_size=60, num_labels=1, **_SIZES
+    ),
+    "GPT-2 regressor": _stock(
+        "GPT2ForSequenceClassification", "GPT2Config", n_embd=32, n_layer=2, n_head=2, n_positions=64, num_labels=1, **_TEXT
+    ),
+    "ViT regressor": _stock("ViTForImageClassification", "ViTConfig", image_size=32, patch_size=8, num_labels=1, **_SIZES),
     "BERT tagger": _stock(
         "BertForTokenClassification", "BertConfig", max_position_embeddings=64, vocab_size=60, num_labels=5, **_SIZES
     ),

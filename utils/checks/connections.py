@@ -56,8 +56,10 @@ def idle_widening(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     names = {module: name for name, module in found.model.named_modules() if isinstance(module, nn.Linear)}
     wide = [layer for layer in names if layer.out_features >= _WIDENS * layer.in_features]
     pairs = []
-    for source, takers in takers_of(found, wide).items() if wide else ():
-        ends = [taker for taker in takers if taker in names]
+    takers_by_source = takers_of(found, wide) if wide else {}
+    for source in wide:
+        takers = takers_by_source[source]
+        ends = [taker for taker in takers if isinstance(taker, nn.Linear)]
         if len(ends) == 1 and ends[0].out_features < source.out_features and all(_passes_on(t) or t is ends[0] for t in takers):
             pairs.append(f"{names[source]} and {names[ends[0]]}")
     measured["linear_layers_in_sequence"] = len(pairs)

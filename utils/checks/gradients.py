@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -224,7 +225,7 @@ def _judged(
 
 def _reach(parameter: torch.Tensor) -> float:
     """Factor from the root mean square of a gradient to its norm, at most to the norm of gradient times weights."""
-    return float(parameter.detach().float().norm().clamp_max(1.0)) * parameter.numel() ** 0.5
+    return float(parameter.detach().float().norm().clamp_max(1.0)) * math.sqrt(parameter.numel())
 
 
 def _figure(sizes: Sizes) -> Figure:

@@ -50,7 +50,7 @@ def _compare(
     padded = _padded(found, real_BT, side, torch.full((len(real_BT), _PADS), pad))
     others = _padded(found, real_BT, side, _other_ids(found))
     # Classifiers of decoders pool at the last id that is not the pad id, so other ids on the right move their pooling.
-    pools_by_id = found.output == "classes" and side == "right" and _stated_pad_id(found) is not None
+    pools_by_id = found.output != "tokens" and side == "right" and _stated_pad_id(found) is not None
     if not pools_by_id and _takes(found, "attention_mask"):
         difference = relative(padded, others)
         measured[f"{side}_padding_id_difference"] = difference

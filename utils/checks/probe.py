@@ -196,7 +196,16 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         encoder_decoder=_is_encoder_decoder(model),
         tokenizer=tokenizer,
     )
+    if output == "classes" and _scores_one(found):
+        return replace(found, output="numbers")
     return _as_pooled(found) if causal and task_spec is None else found
+
+
+def _scores_one(found: Probe) -> bool:
+    """Whether a model has one output a sample: an amount, or the logit of one class against another. Cross-entropy over it
+    would be 0 whatever the model does."""
+    outputs = _trial_outputs(found, found.batch(2, min(5, found.max_length)))
+    return outputs is not None and tuple(outputs.shape) in ((2,), (2, 1))
 
 
 def _as_pooled(found: Probe) -> Probe:
@@ -328,8 +337,16 @@ def _sides(source: Any, *names: str) -> tuple[int, int] | None:
 def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Output:
     task = getattr(task_spec, "task_type", None)
     if task is not None:
-        return "tokens" if task in _TOKEN_TASKS else "classes"
+        return "numbers" if task == "regression" else "tokens" if task in _TOKEN_TASKS else "classes"
+    if type(model).__name__.endswith(_CLASSIFIERS) and _is_regressor(getattr(model, "config", None)):
+        return "numbers"
     return "classes" if over_images or type(model).__name__.endswith(_CLASSIFIERS) else "tokens"
+
+
+def _is_regressor(config: Any) -> bool:
+    """Whether a transformers head computes the squared error, by the rule of its family: as stated, or for one label."""
+    kind = getattr(config, "problem_type", None)
+    return kind == "regression" or (kind is None and getattr(config, "num_labels", None) == 1)
 
 
 def _scores_vocabulary(model: nn.Module, task_spec: Any) -> bool:
@@ -339,8 +356,9 @@ def _scores_vocabulary(model: nn.Module, task_spec: Any) -> bool:
 
 def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> tuple[bool, str]:
     name, task = type(model).__name__, getattr(task_spec, "task_type", None)
-    if images or output == "classes":
-        return False, "it classifies its whole input"
+    if images or output != "tokens":
+        what = "gives one answer for" if output == "numbers" else "classifies"
+        return False, f"it {what} its whole input"
     if task is not None:
         return task == "causal_lm", f"the task is {task}"
     if _is_encoder_decoder(model):

@@ -79,7 +79,7 @@ def hub_table_records(
 
 def as_stored_table(rows: Any) -> tuple[Any, bool]:
     """A `datasets.Dataset` of the rows, and whether it has all of them: a stream is read up to what is held in memory."""
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
 
     if hasattr(rows, "num_rows"):
         return rows, True

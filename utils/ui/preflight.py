@@ -285,7 +285,7 @@ def _check_hub_data(session: _Session) -> Check:
     table = session.table or _stream(setup)
     records = list(_beginning(table.rows))
     if setup.task != "causal_lm":
-        from datasets import Dataset
+        from datasets import Dataset  # type: ignore[import-untyped]
 
         rows = LoadedRecords(Dataset.from_list(records, features=table.rows.features), None, table.source)
         session.data = prepare_labelled(

@@ -87,13 +87,14 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         named = hub_table_records(
             str(given.dataset), given.config_name, given.dataset_split, with_validation=given.val_split > 0
         )
-        found = prepare_labelled(
+        labelled = prepare_labelled(
             named, given.task, max_length=length, vocab_size=vocab_size, val_split=given.val_split,
             random_seed=given.seed, text_column=given.text_column, label_column=given.label_column,
             tokenizer=given.tokenizer, model=model,
         )  # fmt: skip
-        notes = list(found.report.notes)
-        return GivenData(found.train, found.validation, found.tokenizer, found.task_spec, found.report, notes)
+        report = labelled.report
+        notes = [] if report is None else list(report.notes)
+        return GivenData(labelled.train, labelled.validation, labelled.tokenizer, labelled.task_spec, report, notes)
     loaded = documents(given)
     texts = prepare_text(
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
