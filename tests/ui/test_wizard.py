@@ -328,7 +328,7 @@ def test_the_ui_needs_neither_torch_nor_widgets():
 #: Settings that a cell or a file gives: the wizard has no field for them.
 FOR_CODE_ONLY = {
     "auto_batch_size", "checkpoint_dir", "compile_mode", "devices", "eps", "export_bundle", "export_dir", "export_formats",
-    "fused_loss", "isolate_callbacks", "lora_targets", "min_delta", "mixture", "mixture_by", "mixture_temperature", "mode", "monitor",
+    "fused_loss", "isolate_callbacks", "lora_targets", "min_delta", "mixture", "mode", "monitor",
     "num_nodes", "on_save_error", "strategy", "use_lr_schedule", "use_wandb", "wandb_entity", "wandb_project",
 }  # fmt: skip
 

@@ -125,6 +125,8 @@ def recomputed_activations(found: Probe, measured: dict[str, Any]) -> Iterator[F
     if not supported or sum(p.numel() for p in found.model.parameters()) > _LARGEST:
         return
     model: Any = copy.deepcopy(found.model).train()  # switching registers hooks, which stay
+    if hasattr(getattr(model, "config", None), "use_cache"):
+        model.config.use_cache = False  # transformers would switch it off for each pass, and warn
     twin = replace(found, model=model, call=ModelCall(model))
     model.gradient_checkpointing_disable()
     plain = _gradients(twin)
