@@ -549,6 +549,11 @@ def test_the_baseline_of_numbers_is_their_mean():
     assert data.report.baseline == "mean squared error 2 for always the mean of training"
 
 
+def test_a_split_of_numbers_is_said_to_be_by_their_range():
+    data = prepared([{"text": "ab"[i % 2], "label": i / 2} for i in range(12)], "regression", val_split=0.25)
+    assert ", of every range of targets as large a share, are" in data.report.split
+
+
 # ---- what the task knows is enough for further records ----
 
 

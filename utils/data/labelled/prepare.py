@@ -281,7 +281,8 @@ def _split(
     train, held_out = split_examples(strata, val_split, seed)
     if not len(held_out):
         return first, first.at(held_out), "all of it for training, no validation (val_split=0)", notes
-    how = ", of every class as large a share" if len(np.unique(strata)) > 1 else ""
+    group = "class" if targets[0].classes is not None else "range of targets"
+    how = f", of every {group} as large a share" if len(np.unique(strata)) > 1 else ""
     rule = f"{len(held_out):,} of {len(strata):,} examples, drawn with seed {seed}{how}, are for validation"
     return first.at(train), first.at(held_out), rule, notes
 
