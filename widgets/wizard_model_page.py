@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from utils.ui.background import Progress
-from utils.ui.model_source import adapters_here, exported_runs, source_facts, source_rows
+from utils.ui.model_source import adapters_here, describe_source, exported_runs, source_facts, source_rows
 from utils.ui.setting_values import model_rows
 from utils.ui.wizard_model import MODEL_SOURCES
 from utils.ui.wizard_preview import check_model
@@ -24,6 +24,9 @@ from widgets.forms import (
 )
 from widgets.guarded import guarded
 from widgets.wizard_page import Page, Problems
+
+if TYPE_CHECKING:
+    from utils.models.pretrained_facts import PretrainedDescription
 
 
 class ModelPage(Page):
@@ -41,13 +44,15 @@ class ModelPage(Page):
         return [self._source, self._runs, self._no_runs]
 
     def extras(self) -> list[ipywidgets.Widget]:
+        self._on_hub: tuple[str | None, PretrainedDescription] | None = None
         self._files = self._parts["model-files"] = markup_box("tb-model-files")
+        self._ask = self._job("Look it up on the Hub", "look-up", self._look_up, self._show_found)
         self._load = self._job("Load the model", "load", self._load_it, self._show_loaded)
         self._loaded = self._parts["load-result"] = markup_box("tb-load-result")
         self._facts = self._parts["facts"] = markup_box("tb-facts")
         self._check = self._job("Check the model", "check", self._check_it, self._show_check)
         self._result = self._parts["check-result"] = markup_box("tb-check-result")
-        return [self._files, self._load.box, self._loaded, self._facts, self._check.box, self._result]
+        return [self._files, self._ask.box, self._load.box, self._loaded, self._facts, self._check.box, self._result]
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -70,6 +75,8 @@ class ModelPage(Page):
         set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
         self._fields.layout.display = None if self._chosen != "notebook" else "none"
         self._load.box.layout.display = None if self._named is not None else "none"
+        unknown = self._named is not None and source_facts(setup) is None
+        self._ask.box.layout.display = None if unknown else "none"
         set_markup(self._files, self._files_markup())
         loaded = self.state.choice.loaded
         set_markup(self._loaded, text("") if loaded is None else _loaded_markup(loaded.notices))
@@ -90,6 +97,8 @@ class ModelPage(Page):
             return text("")
         found = source_facts(self.state.setup)
         if found is None:
+            if self._on_hub is not None and self._on_hub[0] == self.state.setup.pretrained_model:
+                return data_table("The pretrained model, as the Hub describes it", source_rows(self._on_hub[1]))
             return paragraph("Its files are not on this machine. Loading the model downloads them from the Hub.")
         if found.facts is None:
             return text("")
@@ -110,6 +119,17 @@ class ModelPage(Page):
     def _run_chosen(self, change: Mapping[str, Any]) -> None:
         if not self._drawing and change["new"]:
             self.state.set("pretrained_model", change["new"])
+
+    def _look_up(self, progress: Progress) -> tuple[str | None, PretrainedDescription]:
+        progress.report("Asking the Hub")
+        setup = self.state.setup.copy()
+        return setup.pretrained_model, describe_source(setup)
+
+    def _show_found(self, outcome: Outcome) -> None:
+        self._on_hub = outcome.result if outcome.error is None and not outcome.cancelled else None
+        self.refresh(self.state.visible_problems())
+        if outcome.error is not None:
+            set_markup(self._files, self._failure(outcome.error))
 
     def _load_it(self, progress: Progress) -> None:
         progress.report("Loading the model")

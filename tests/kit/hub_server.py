@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import re
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
+
+import pytest
 
 MAIN, PARQUET = "main", "refs/convert/parquet"
 #: branch -> path in the repository -> content
@@ -74,14 +77,31 @@ def serving(
             thread.join()
 
 
+@contextmanager
+def asked_here(repositories: Mapping[str, Repository]) -> Iterator[HubServer]:
+    """A HubServer that huggingface_hub asks in this process. What `datasets` asks needs a process of its own."""
+    from huggingface_hub import close_session, constants
+
+    with serving(repositories) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", server.address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        try:
+            yield server
+        finally:
+            close_session()  # its open connection keeps a thread of the server
+
+
 def _revision(branch: str) -> str:
     return hashlib.sha1(branch.encode()).hexdigest()  # noqa: S324 - git's own
 
 
 def _about(repository: str, files: Mapping[str, bytes], branch: str) -> dict[str, Any]:
+    licence = re.search(rb"^license: (.+)$", files.get("README.md", b""), re.MULTILINE)
     return {
         "id": repository, "sha": _revision(branch), "private": False, "gated": False, "tags": [], "likes": 0,
-        "downloads": 0, "siblings": [{"rfilename": path} for path in files],
+        "downloads": 0, "siblings": [{"rfilename": path, "size": len(content)} for path, content in files.items()],
+        "cardData": {"license": licence[1].decode()} if licence else None,
     }  # fmt: skip
 
 

@@ -9,9 +9,11 @@ import torch
 import transformers as hf
 
 from benchmarks.finetuning import save_family
+from tests.kit.hub_server import asked_here
 from utils.data import prepare_data
-from utils.errors import ConfigError, ModelError, ModelNotFoundError
+from utils.errors import ConfigError, HubError, ModelError, ModelNotFoundError
 from utils.models import ModelRegistry, extend_vocabulary, inspect_pretrained, load_pretrained
+from utils.models.pretrained_facts import describe_on_hub
 from utils.tokenization import train_bpe
 from utils.ui.setup_config import SetupConfig
 
@@ -35,6 +37,28 @@ def test_a_model_is_described_before_it_is_loaded(folders):
     assert "config.json" in facts.files
     assert facts.safe
     assert "GPT2LMHeadModel" in str(facts)
+
+
+def test_a_model_of_the_hub_is_described_without_its_weights(folders, monkeypatch, tmp_path):
+    files = {path.name: path.read_bytes() for path in (folders / "GPT-2").iterdir()}
+    pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"0" * 1000}
+    repositories = {"me/gpt": {"main": files}, "me/old": {"main": pickled}, "me/text": {"main": {"README.md": b"# Text"}}}
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with asked_here(repositories) as hub:
+        found = describe_on_hub("me/gpt")
+        here = inspect_pretrained(folders / "GPT-2")
+        for name in ("architecture", "model_type", "bytes_on_disk", "vocab_size", "context_length", "licence", "weights", "safe"):
+            assert getattr(found, name) == getattr(here, name)
+        assert not any("safetensors" in asked for asked in hub.asked)
+        old = describe_on_hub("me/old")
+        assert (old.bytes_on_disk, old.safe, old.licence) == (1000, False, None)
+        with pytest.raises(HubError, match="has no model 'me/nothing'"):
+            describe_on_hub("me/nothing")
+        with pytest.raises(ModelError, match="no config.json"):
+            describe_on_hub("me/text")
+    with pytest.raises(ModelNotFoundError, match="no Hub id"):
+        describe_on_hub("./folder")
+    assert list(tmp_path.rglob("config.json")) == [], "a config alone would look like a model that was downloaded"
 
 
 @pytest.mark.parametrize(("name", "task", "kind", "new"), [

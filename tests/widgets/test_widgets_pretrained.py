@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ipywidgets
 import pytest
 import torch
 
+from tests.kit.hub_server import asked_here
 from tests.kit.pretrained import save_bert, save_llama, write_conversations, write_reviews
 from tests.kit.toys import tiny_gpt
 from utils.data import prepare_data
@@ -54,6 +57,26 @@ def the_cells_that_follow(wizard, setup, formats=("hf",)):
     )
     results = trainer.train(data.train, data.validation)
     return results, export_model(results, list(formats))
+
+
+def test_a_model_of_the_hub_is_described_before_it_is_downloaded(folders, monkeypatch):
+    files = {path.name: path.read_bytes() for path in Path(folders["bert"]).iterdir() if path.is_file()}
+    files["README.md"] = b"---\nlicense: apache-2.0\n---\n"
+    _, _, view = opened(monkeypatch)
+    view["step:model"].click()
+    view["model-source"].value = "pretrained"
+    view["field:pretrained_model"].value = "me/bert"
+    assert "not on this machine" in view["model-files"].value
+    with asked_here({"me/bert": {"main": files}}) as hub:
+        view["look-up"].click()
+        assert not any("safetensors" in asked for asked in hub.asked), "weights are not downloaded"
+    assert "apache-2.0" in view["model-files"].value
+    assert "To download" in view["model-files"].value
+    view["field:pretrained_model"].value = "me/other"
+    assert "not on this machine" in view["model-files"].value
+    with asked_here({}):
+        view["look-up"].click()
+    assert "has no model" in view["model-files"].value
 
 
 @pytest.mark.slow

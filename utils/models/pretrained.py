@@ -1,4 +1,5 @@
-"""Pretrained models: what a checkpoint is before it is loaded, the model with a head for the task, and its tokenizer.
+"""Pretrained models: the model with a head for the task, and its tokenizer. What a checkpoint is before it is loaded reads
+`utils.models.pretrained_facts`.
 
 Weights are read from safetensors; files that can run code when they are read (pickle) are read only with consent, and code that
 a repository carries is never run from here.
@@ -6,9 +7,7 @@ a repository carries is never run from here.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.errors import ConfigError, ModelError, ModelNotFoundError
+from utils.errors import ConfigError, ModelError
 from utils.models.origins import note_origin, note_tokenizer
+from utils.models.pretrained_facts import PretrainedFacts, inspect_pretrained
 from utils.models.registry import ModelRegistry
 from utils.models.transformers_models import (
     config_of_file,
-    hub_folder,
     model_class,
     quiet_loading,
     read_json,
-    torch_version,
 )
 from utils.schema import shown
 from utils.training.finetuning import NEW_PARAMETERS, note_new_tokens
@@ -34,14 +32,10 @@ from utils.training.task_spec import TaskSpec
 if TYPE_CHECKING:
     from torch import nn
 
-_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@(?P<revision>[\w./-]+))?")
-_LARGEST_HEADER = 100 << 20  # what the safetensors format allows
 #: Names of files that hold a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
 )  # fmt: skip
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8", "U8": "uint8"}
 
 #: Task type -> transformers' table of the classes with the head for it.
 _HEADS: Mapping[str, str] = {
@@ -53,45 +47,6 @@ _HEADS: Mapping[str, str] = {
     "image_classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
 }  # fmt: skip
 _WITH_LABELS = ("text_classification", "token_classification", "image_classification", "regression")
-
-
-@dataclass(frozen=True)
-class PretrainedFacts:
-    """A pretrained model as its files describe it; nothing of it was loaded. None where they do not say.
-
-    Attributes:
-        source: as given; folder: where its files are on this machine.
-        architecture: the model class that the weights were saved from; model_type: transformers' name of the family.
-        bytes_on_disk: of the weights; parameters: numbers in them, from the headers of safetensors files.
-        dtype: format of most of the numbers: "fp32", "bf16", …
-        vocab_size, context_length: token ids, and positions; licence: from the model card.
-        files: names of all files; weights: those with weights.
-        safe: whether all weights are in safetensors files; own_code: whether the config asks for code of the repository.
-    """
-
-    source: str
-    folder: Path
-    architecture: str | None
-    model_type: str
-    bytes_on_disk: int
-    parameters: int | None
-    dtype: str | None
-    vocab_size: int | None
-    context_length: int | None
-    licence: str | None
-    files: tuple[str, ...]
-    weights: tuple[str, ...]
-    safe: bool
-    own_code: bool
-
-    def __str__(self) -> str:
-        unknown = "unknown"
-        numbers = unknown if self.parameters is None else f"{self.parameters:,}"
-        return (
-            f"{self.architecture or self.model_type}: {numbers} parameters in {self.dtype or unknown}, "
-            f"{self.bytes_on_disk / 2**20:,.1f} MiB on disk, vocabulary {self.vocab_size or unknown}, "
-            f"context {self.context_length or unknown}, licence {self.licence or unknown}."
-        )
 
 
 @dataclass(frozen=True)
@@ -115,53 +70,6 @@ class Pretrained:
     unexpected: tuple[str, ...]
     reinitialised: tuple[str, ...]
     notices: tuple[str, ...] = field(default=())
-
-
-def inspect_pretrained(source: str | os.PathLike[str], *, safetensors_only: bool = True) -> PretrainedFacts:
-    """Read architecture, sizes and licence of a pretrained model from its files, without loading weights.
-
-    Args:
-        source: a folder of transformers, a run's folder with an export for transformers, or a Hub id ("owner/name",
-            "owner/name@revision"), whose files are downloaded.
-        safetensors_only: False consents to weights in pickle files, of which tensors alone are read.
-    Raises:
-        ModelNotFoundError: no such folder. HubError: the Hub did not give it.
-        ModelError: it is no transformers model, has no weights, or weights that need consent.
-    """
-    folder = _folder_of(source)
-    values = read_json(folder / "config.json")
-    if "model_type" not in values:
-        raise ModelError(f"{folder / 'config.json'} has no model_type, so it is no config of transformers.")
-    files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
-    safe = [name for name in files if name.endswith(".safetensors")]
-    pickled = [name for name in files if name.startswith("pytorch_model") and name.endswith(".bin")]
-    weights = tuple(safe or pickled)
-    if not weights:
-        raise ModelError(
-            f"{source}: there are no weights (model.safetensors) in {folder}. For a model with new weights give load_model its "
-            "config.json."
-        )
-    if not safe and safetensors_only:
-        raise ModelError(
-            f"{source}: its weights are in {weights[0]} only, a pickle file, which can run code when it is read. Convert them "
-            "to safetensors, or consent with safetensors_only=False."
-        )
-    if not safe and torch_version() < (2, 10):
-        raise ModelError(
-            f"{source}: its weights are in {weights[0]} only, which torch {torch.__version__} cannot load safely. Use torch "
-            "2.10 or newer, or convert them to safetensors."
-        )
-    parameters, dtype = _numbers_in([folder / name for name in safe])
-    text = values.get("text_config") if isinstance(values.get("text_config"), dict) else {}
-    described = {**(text or {}), **values}
-    architectures = values.get("architectures") or [None]
-    return PretrainedFacts(
-        source=str(source), folder=folder, architecture=architectures[0], model_type=str(values["model_type"]),
-        bytes_on_disk=sum((folder / name).stat().st_size for name in weights), parameters=parameters,
-        dtype=dtype or described.get("dtype") or described.get("torch_dtype"),
-        vocab_size=_count(described, ("vocab_size",)), context_length=_count(described, _POSITIONS),
-        licence=_licence_of(folder), files=files, weights=weights, safe=bool(safe), own_code=bool(values.get("auto_map")),
-    )  # fmt: skip
 
 
 def load_pretrained(
@@ -318,30 +226,6 @@ def _refuse_own_code(facts: PretrainedFacts) -> None:
         )
 
 
-def _folder_of(source: str | os.PathLike[str]) -> Path:
-    text = os.fspath(source)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        for folder in (path, path / "exports" / "hf", path / "hf"):
-            if (folder / "config.json").is_file():
-                return folder.absolute()
-        if (path / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{path} is an adapter of peft: load_model({text!r}) puts it on its base model, and an export of the format "
-                "'hf' is the merged model."
-            )
-        raise ModelError(
-            f"{path} has no config.json. A folder of transformers has one, and so has a run after "
-            "export_model(results, ['hf'])."
-        )
-    if path.exists() or text.startswith(("/", "./", "../", "~")):
-        raise ModelNotFoundError(f"{path} is no folder of a pretrained model; the working folder is {Path.cwd()}.")
-    match = _HUB_ID.fullmatch(text)
-    if match is None:
-        raise ModelNotFoundError(f"{shown(text)} is no folder here and no Hub id (owner/name).")
-    return hub_folder(match["id"], match["revision"])
-
-
 def _spec_of(given: TaskSpec | Mapping[str, Any] | str | None) -> TaskSpec | None:
     if given is None or isinstance(given, TaskSpec):
         return given
@@ -379,52 +263,6 @@ def _set_labels(config: Any, spec: TaskSpec, labels: Sequence[str] | None) -> No
         config.problem_type = "regression"
     elif spec.multi_label is not None:
         config.problem_type = "multi_label_classification" if spec.multi_label else "single_label_classification"
-
-
-def _numbers_in(files: Sequence[Path]) -> tuple[int | None, str | None]:
-    """Number of parameters in safetensors files, and the most common dtype; only their headers are read."""
-    counts: dict[str, int] = {}
-    for file in files:
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= _LARGEST_HEADER:
-                raise ModelError(f"{file} is damaged: its header would have {length:,} bytes. Download it again.")
-            try:
-                header = json.loads(opened.read(length))
-                entries = [entry for name, entry in header.items() if name != "__metadata__"]
-                for entry in entries:
-                    counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + _product(entry["shape"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(
-                    f"{file} is damaged: its header cannot be read ({error}). Download it again."
-                ) from None
-    if not counts:
-        return None, None
-    most = max(counts, key=lambda name: counts[name])
-    return sum(counts.values()), _DTYPES.get(most, most.lower())
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total
-
-
-def _count(values: Mapping[str, Any], names: Sequence[str]) -> int | None:
-    found = (values.get(name) for name in names)
-    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
-
-
-def _licence_of(folder: Path) -> str | None:
-    card = folder / "README.md"
-    if card.is_file():
-        head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
-        if head.startswith("---") and (
-            match := re.search(r"^license:\s*(.+)$", head.split("\n---", 1)[0], re.MULTILINE)
-        ):
-            return match[1].strip().strip("'\"")
-    return next((path.name for path in sorted(folder.glob("LICEN[CS]E*"))), None)
 
 
 def _tokenizer_of(folder: Path) -> Any:

@@ -10,7 +10,9 @@ import contextlib
 import copy
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +313,45 @@ def load_from_hub(
     """
     folder = hub_folder(repository, revision)
     return load_folder(folder, wanted, overrides, trust, call, f"Hugging Face Hub: {repository}")
+
+
+@dataclass(frozen=True)
+class HubEntry:
+    """A model of the Hub, without its weights.
+
+    Attributes:
+        config: the contents of config.json; sizes: file -> bytes, None where the Hub does not say.
+        parameters: numbers of the weights by safetensors' name of their format, empty where the Hub does not say.
+        licence: by the model card.
+    """
+
+    config: dict[str, Any]
+    sizes: dict[str, int | None]
+    parameters: dict[str, int]
+    licence: str | None
+
+
+def entry_on_hub(repository: str, revision: str | None) -> HubEntry:
+    """Ask the Hub for a model's config and files. Raises `HubError`; `ModelError`: no config."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        about = HfApi().model_info(repository, revision=revision, timeout=_ANSWER_TIMEOUT_S, files_metadata=True)
+        sizes = {entry.rfilename: entry.size for entry in about.siblings or []}
+        if "config.json" not in sizes:
+            raise ModelError(f"{repository} has no config.json, so transformers cannot load it. {_WAY_OUT}")
+        # Into a folder of its own: a config alone in the cache looks like a model that was downloaded.
+        with tempfile.TemporaryDirectory() as folder:
+            config = read_json(Path(hf_hub_download(repository, "config.json", revision=about.sha, local_dir=folder)))
+    except TrainbookError:
+        raise
+    except Exception as error:  # noqa: BLE001 - network and Hub errors have no common class; raised again as ours
+        raise HubError(_refusal(repository, error)) from None
+    licence = getattr(about.card_data, "license", None) or next(
+        (tag.removeprefix("license:") for tag in about.tags or [] if tag.startswith("license:")), None
+    )
+    counts = {} if about.safetensors is None else about.safetensors.parameters
+    return HubEntry(config, sizes, dict(counts), None if licence is None else str(licence))
 
 
 def hub_folder(repository: str, revision: str | None) -> Path:

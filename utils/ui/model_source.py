@@ -14,7 +14,8 @@ from utils.adapters.facts import ModelFacts
 from utils.errors import Problem, TrainbookError
 
 if TYPE_CHECKING:
-    from utils.models.pretrained import Pretrained, PretrainedFacts
+    from utils.models.pretrained import Pretrained
+    from utils.models.pretrained_facts import PretrainedDescription, PretrainedFacts
     from utils.ui.setup_config import SetupConfig
 
 # What is known of pretrained models, by where and when their config was written, and the task.
@@ -101,19 +102,31 @@ def source_problems(setup: SetupConfig) -> list[Problem]:
     return [Problem("pretrained_model", found.problem)] if found is not None and found.problem else []
 
 
-def source_rows(facts: PretrainedFacts) -> dict[str, str]:
+def describe_source(setup: SetupConfig) -> PretrainedDescription:
+    """Ask the Hub for the setup's pretrained model, of which nothing is downloaded yet.
+
+    Raises:
+        TrainbookError: the Hub did not answer, has no such model, or it is none of transformers.
+    """
+    from utils.models.pretrained_facts import describe_on_hub
+
+    return describe_on_hub(source_path(setup))
+
+
+def source_rows(facts: PretrainedDescription) -> dict[str, str]:
     """A pretrained model as a table, before it is loaded."""
+    folder = getattr(facts, "folder", None)
     unknown = "not stated"
     parameters = unknown if facts.parameters is None else f"{facts.parameters:,}"
     return {
         "Architecture": facts.architecture or facts.model_type,
         "Parameters": parameters,
         "Number format": facts.dtype or unknown,
-        "Size on disk": f"{facts.bytes_on_disk / 2**20:,.1f} MiB",
+        "Size on disk" if folder else "To download": f"{facts.bytes_on_disk / 2**20:,.1f} MiB",
         "Vocabulary": unknown if facts.vocab_size is None else f"{facts.vocab_size:,} token ids",
         "Context length": unknown if facts.context_length is None else f"{facts.context_length:,} tokens",
         "Licence": facts.licence or unknown,
-        "Folder": str(facts.folder),
+        **({"Folder": str(folder)} if folder else {}),
     }
 
 
