@@ -9,7 +9,8 @@ from utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from utils.models.images import BaseModel
     from utils.models.inspect import max_seq_len_of, vocab_size_of
-    from utils.models.pretrained import extend_vocabulary, inspect_pretrained, load_pretrained
+    from utils.models.pretrained import extend_vocabulary, load_pretrained
+    from utils.models.pretrained_facts import inspect_pretrained
     from utils.models.registry import ModelRegistry
     from utils.models.sources import load_model
 
@@ -18,7 +19,7 @@ _EXPORTS = {
     "BaseModel": "utils.models.images",
     "ModelRegistry": "utils.models.registry",
     "extend_vocabulary": "utils.models.pretrained",
-    "inspect_pretrained": "utils.models.pretrained",
+    "inspect_pretrained": "utils.models.pretrained_facts",
     "load_model": "utils.models.sources",
     "load_pretrained": "utils.models.pretrained",
     "max_seq_len_of": "utils.models.inspect",

@@ -84,7 +84,8 @@ def load_source(setup: SetupConfig) -> Pretrained:
     Raises:
         TrainbookError: the model cannot be loaded, or the data have no labels; says what would work.
     """
-    from utils.models.pretrained import inspect_pretrained, load_pretrained
+    from utils.models.pretrained import load_pretrained
+    from utils.models.pretrained_facts import inspect_pretrained
 
     source = source_path(setup)
     if setup.task in ("causal_lm", "seq2seq"):
@@ -186,7 +187,8 @@ def _labels(setup: SetupConfig, facts: PretrainedFacts) -> list[str]:
 
 def _read(source: str, task: str) -> SourceFacts:
     from utils.models.inspect import vocab_size_of
-    from utils.models.pretrained import TOKENIZER_FILES, inspect_pretrained, outline_pretrained
+    from utils.models.pretrained import TOKENIZER_FILES, outline_pretrained
+    from utils.models.pretrained_facts import inspect_pretrained
 
     facts = None
     try:
