@@ -318,7 +318,7 @@ def test_print_config_shows_what_blocks(capsys, tmp_path):
 def test_the_ui_needs_neither_torch_nor_widgets():
     code = (
         "import sys; from utils.ui import SetupWizard; w = SetupWizard(); w.print_config(w.run());"
-        "heavy = {'torch', 'ipywidgets', 'transformers', 'matplotlib', 'pandas', 'IPython'} & set(sys.modules);"
+        "heavy = {'torch', 'numpy', 'ipywidgets', 'transformers', 'matplotlib', 'pandas', 'IPython'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     root = Path(__file__).resolve().parents[2]

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from utils.data.read.columns import KNOWN_NAMES
 from utils.data.read.files import find_files, format_of
 from utils.data.read.records import read_tables
@@ -153,6 +151,8 @@ def label_names(
     Raises:
         DataNotFoundError, DataError, ConfigError: they cannot be read, or have no column of labels; says which they have.
     """
+    import numpy as np  # here: the wizard's form reads this module, and needs neither numpy nor torch
+
     from utils.data.labelled.table import as_table
     from utils.data.labelled.targets import read_targets
     from utils.data.labelled.usable_rows import usable_rows
