@@ -1,4 +1,4 @@
-"""Loader processes change nothing that is learned, and when one fails it is said which, and at which sample."""
+"""The number of loader processes does not change the training; when one fails, the error names it and its sample."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class UniversalModelAdapter(pl.LightningModule):
         tokenizer: gives the end-of-text id for `generate`, and the padding id for batches without labels and mask.
         lr_schedule: after the warm-up, "constant"; or "cosine" or "linear", down to a tenth at the trainer's last step.
         fused_loss: as in TrainingConfig. "off" for strategies that shard parameters.
-        task_spec: what is learned; None: to predict the next token.
+        task_spec: the task; None: next-token prediction.
 
     Attributes:
         model: the module that was given.

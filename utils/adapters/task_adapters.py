@@ -34,7 +34,7 @@ class TaskAdapter:
 
     Args:
         model: any `nn.Module` that gives the task's logits.
-        task_spec: what it has learned; None: the adapter's own task, with sizes left open.
+        task_spec: the task it was trained for; None: the adapter's own task, with sizes left open.
         tokenizer: its padding and end-of-text ids are used.
 
     Attributes:

@@ -73,7 +73,7 @@ def check_data_quality(
         max_length: tokens at which rows will be cut, for tasks on rows: then what is lost is looked at.
         thresholds: None: the defaults.
         model: then ids and labels are compared with what it scores, and a model that normalises its inputs is recognised.
-        task_spec: what is learned, as `Trainer` takes it; None: by the kind of labels.
+        task_spec: the task, as `Trainer` takes it; None: by the kind of labels.
     Returns:
         A report whose verdict is "fail" only where training on the data as it is would be pointless or misleading.
         `report["lengths"].figure` and `report["labels"].figure` are pictures.

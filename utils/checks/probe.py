@@ -202,8 +202,10 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
 
 
 def _scores_one(found: Probe) -> bool:
-    """Whether a model has one output a sample: an amount, or the logit of one class against another. Cross-entropy over it
-    would be 0 whatever the model does."""
+    """Whether a model has a single output per sample: a regression target, or the logit of a binary classifier.
+
+    Cross-entropy over one output is 0 whatever the model does.
+    """
     outputs = _trial_outputs(found, found.batch(2, min(5, found.max_length)))
     return outputs is not None and tuple(outputs.shape) in ((2,), (2, 1))
 

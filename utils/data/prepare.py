@@ -29,7 +29,6 @@ from utils.data.record_sources import (
     builtin_records,
     has_answers,
     hub_records,
-    hub_table_records,
     prepare_records,
 )
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
@@ -140,7 +139,7 @@ def prepare_one(
     """Prepare the single dataset that a setup without problems names.
 
     Args:
-        vocab_size: most tokens of a tokenizer that is learned; tokenizer: one that exists, used as it is.
+        vocab_size: maximum vocabulary size of a newly trained tokenizer; tokenizer: one that exists, used as it is.
     """
     shuffle, masks = (bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks"))
     if (records := _records(setup, model, vocab_size, tokenizer)) is not None:
@@ -247,7 +246,9 @@ def load_labelled(setup: DataSetup, *, with_validation: bool) -> LoadedRecords:
     if setup.dataset_source == "huggingface":
         assert setup.dataset_name is not None
         split = getattr(setup, "dataset_split", None)
-        return hub_table_records(setup.dataset_name, setup.config_name, split, with_validation=with_validation)
+        return hub_records(
+            setup.dataset_name, setup.config_name, split, with_validation=with_validation, as_tables=True
+        )
     if setup.dataset_source in OF_FILES:
         return labelled_rows(files_of(setup), with_validation=with_validation)
     raise ConfigError(

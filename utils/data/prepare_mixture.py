@@ -35,7 +35,7 @@ def prepare_mixture(
 ) -> PreparedData:
     """Prepare the datasets of `setup.mixture` with one tokenizer, and mix them by their weights (`utils.data.mix`).
 
-    The tokenizer is the given one, else the model's own; without one it is learned from the training parts of all datasets,
+    The tokenizer is the given one, else the model's own; without one it is trained on the training parts of all datasets,
     unweighted. Each dataset keeps `val_split` of its own for validation, or its own validation split.
 
     Raises:
@@ -105,7 +105,7 @@ def _common_tokenizer(views: Mapping[str, Any], vocab_size: int, strategy: str) 
 
 
 def _training_texts(view: Any) -> tuple[Iterable[str], bool]:
-    """The texts that a tokenizer is learned from, and whether they are conversations."""
+    """The texts that a tokenizer is trained on, and whether they are conversations."""
     from utils.data.conversations.prepare import training_texts
     from utils.data.text.prepare import training_documents
 

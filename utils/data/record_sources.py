@@ -40,39 +40,26 @@ def builtin_records(kind: str) -> LoadedRecords:
 
 
 def hub_records(
-    name: str, config_name: str | None, split: str | None = None, *, with_validation: bool
+    name: str, config_name: str | None, split: str | None = None, *, with_validation: bool, as_tables: bool = False
 ) -> LoadedRecords:
-    """The rows of a dataset of the Hub, or of a folder. `split`: None means "train". Raises as `load_hub_texts`."""
+    """The rows of a dataset of the Hub, or of a folder. Raises as `load_hub_texts`.
+
+    Args:
+        split: None means "train".
+        as_tables: give `datasets.Dataset`s, which know the names of their classes, instead of lists of dicts.
+    """
     from utils.data.text.hub import VALIDATION_SPLITS, load_hub_table
 
+    read = as_stored_table if as_tables else _beginning
     table = load_hub_table(name, config_name, split or "train")
-    records, complete = _beginning(table.rows)
-    notes = list(table.notes)
-    if not complete:
-        notes.append(f"Only the first {len(records):,} rows were read: as many as are held in memory.")
-    own = next((known for known in VALIDATION_SPLITS if known in table.splits and known != table.split), None)
-    validation = None
-    if with_validation and own is not None:
-        validation, _ = _beginning(table.splits[own])
-        notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
-    return LoadedRecords(records, validation, table.source, notes)
-
-
-def hub_table_records(
-    name: str, config_name: str | None, split: str | None = None, *, with_validation: bool
-) -> LoadedRecords:
-    """As `hub_records`, but as tables, which say what the numbers of their classes mean."""
-    from utils.data.text.hub import VALIDATION_SPLITS, load_hub_table
-
-    table = load_hub_table(name, config_name, split or "train")
-    rows, complete = as_stored_table(table.rows)
+    rows, complete = read(table.rows)
     notes = list(table.notes)
     if not complete:
         notes.append(f"Only the first {len(rows):,} rows were read: as many as are held in memory.")
     own = next((known for known in VALIDATION_SPLITS if known in table.splits and known != table.split), None)
     validation = None
     if with_validation and own is not None:
-        validation, _ = as_stored_table(table.splits[own])
+        validation, _ = read(table.splits[own])
         notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
     return LoadedRecords(rows, validation, table.source, notes)
 

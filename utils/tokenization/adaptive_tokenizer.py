@@ -158,7 +158,7 @@ def _made(
     vocab_size: int, dataset: Any, cache_dir: str | os.PathLike[str] | None, names: list[str], strategy: str,
     text_column: str | None,
 ) -> TrainbookTokenizer:  # fmt: skip
-    """A tokenizer that is learned from the text, or one of characters where there is no text."""
+    """A tokenizer trained on the text, or one of characters where there is no text."""
     if dataset is None:
         if strategy == "bpe":
             raise ConfigError('strategy="bpe" learns from a text: give dataset, for example a list of texts.')

@@ -138,12 +138,12 @@ def tokenizer_sentence(setup: SetupConfig) -> str:
     found = source_facts(setup)
     if found is not None and found.facts is not None and not found.has_tokenizer:
         return (
-            f"{setup.pretrained_model} has no tokenizer, so one is learned from the data. Its ids mean nothing to the "
+            f"{setup.pretrained_model} has no tokenizer, so one is trained on the data. Its ids mean nothing to the "
             "pretrained weights: put the tokenizer's files into the folder."
         )
     if setup.tokenizer_strategy != "auto":
         return (
-            f"A new tokenizer is learned, whose ids mean nothing to the pretrained weights. Choose auto for the tokenizer of "
+            f"A new tokenizer is trained, whose ids mean nothing to the pretrained weights. Choose auto for the tokenizer of "
             f"{setup.pretrained_model}."
         )
     return f"The tokenizer of {setup.pretrained_model} is used. The vocabulary above is the model's."

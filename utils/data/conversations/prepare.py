@@ -74,7 +74,7 @@ def prepare_conversations(
 
     Args:
         records: a Hugging Face Dataset, a DataFrame, a list of dicts or a dict of columns, in one of `LAYOUTS`.
-        tokenizer: a fast tokenizer, the model's own; None: one is learned from the training part, with "chatml".
+        tokenizer: a fast tokenizer, the model's own; None: one is trained on the training part, with "chatml".
         model: the `nn.Module` to be trained; its sizes are limits, and its config is given the tokenizer's special ids.
         layout: one of `LAYOUTS`; None: found by the columns.
         chat_template: a name of CHAT_TEMPLATES; None: the tokenizer's own, else the first built-in one that fits.
@@ -82,7 +82,7 @@ def prepare_conversations(
         max_length: tokens of a row; None: what model and tokenizer take, at most 1,024.
         pack: put several conversations in a row, with positions that begin again at 0. "auto": where the model keeps them
             apart (`keeps_segments_apart`), else one a row, padded.
-        vocab_size: most tokens of a tokenizer that is learned; None: the model's, else 4,096.
+        vocab_size: maximum vocabulary size of a newly trained tokenizer; None: the model's, else 4,096.
         val_split: share of the conversations for validation, 0 to 0.5.
         random_seed: draws the validation conversations.
         validation: records of their own for validation, in place of `val_split`; not used when that is 0.

@@ -11,7 +11,7 @@ from utils.tokenization.special_tokens import BOS_ID, EOS_ID, SPECIAL_TOKENS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-#: Tokens of a tokenizer that is learned when no number is given; as many as the models here have by default.
+#: Vocabulary size of a newly trained tokenizer when no number is given; as many as the models here have by default.
 VOCAB_SIZE = 4096
 MASK_TOKEN = "<mask>"  # noqa: S105 - a token of text
 

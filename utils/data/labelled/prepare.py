@@ -51,7 +51,7 @@ _LABELLED = ("text_classification", "token_classification", "seq2seq", "regressi
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Tokens of an input and of a target, of a tokenizer that is learned, and of the model (None: not known)."""
+    """Tokens of an input and of a target, of a newly trained tokenizer, and of the model (None: not known)."""
 
     max_length: int
     max_target_length: int
@@ -86,14 +86,14 @@ def prepare_examples(
         task_spec: the task, or its type: "text_classification", "token_classification", "seq2seq", "regression",
             "masked_lm" or "causal_lm". Several classes for a text are told by labels that are lists: of classes, or vectors
             with a 0 or 1 for each class.
-        tokenizer: the model's own; None: one is learned from the training part.
+        tokenizer: the model's own; None: one is trained on the training part.
         text_column, pair_column, label_column, target_column: where the common names do not say it.
         max_length: most tokens of an input, special ones included (of a block, for language models). None: the task's
             max_seq_len, else what model and tokenizer take, at most 512 (128 for blocks).
         max_target_length: most tokens of a seq2seq target; None: as the input.
         val_split: share of the examples for validation, 0 to 0.5, of every class as large a share.
         random_seed: draws the validation examples; global generators are left alone.
-        vocab_size: most tokens of a tokenizer that is learned; None: the task's, the model's, else 4,096.
+        vocab_size: maximum vocabulary size of a newly trained tokenizer; None: the task's, the model's, else 4,096.
         validation: records of their own for validation, in place of `val_split`; not used when that is 0.
         class_names: the classes in their order, such as those of a trained model; None: those of the task, else of the data,
             sorted. Labels are these names or their numbers from 0 on; of names that are whole numbers, labels are these.

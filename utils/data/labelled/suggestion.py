@@ -12,7 +12,7 @@ from utils.data.labelled.table import is_missing
 from utils.data.read.task_columns import Columns, find_columns
 from utils.errors import DataError
 
-# Different whole numbers in the first rows above which they are rather amounts than classes.
+# With more distinct whole numbers than this in the first rows, a column holds amounts and not classes.
 _MOST_CLASSES = 20
 
 

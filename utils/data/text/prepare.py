@@ -53,7 +53,7 @@ def prepare_text(
         vocab_size: most tokens of the tokenizer.
         block_size: tokens per block, T.
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
-        tokenizer: one that exists already; None: one is learned from the training part (`choose_tokenizer`).
+        tokenizer: one that exists already; None: one is trained on the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
         validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
             used when `val_split` is 0.

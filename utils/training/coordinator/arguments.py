@@ -79,9 +79,9 @@ class DataArguments:
         vocab_size: most token ids that are used; None: as many as the model has.
         max_length: tokens of a block; None: what the model takes, at most 512.
         val_split: share for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead.
-        tokenizer: one that exists; tokenizer_strategy: how it is learned otherwise, "auto", "bpe" or "character".
+        tokenizer: one that exists; tokenizer_strategy: how it is trained otherwise, "auto", "bpe" or "character".
         datamodule: has `train_dataloader()` and perhaps `val_dataloader()`; or what `prepare_data` returned.
-        task_spec: what is learned; None: to predict the next token. For other tasks a table has labels.
+        task_spec: the task; None: next-token prediction. For other tasks a table has labels.
         seed: draws the validation part.
         task, label_column, conversation_layout: of files with records, see `utils.data.file_records.prepare_files`.
         mixture, mixture_by, mixture_temperature: several datasets instead of one, as a setup names them (`MixtureSource`).

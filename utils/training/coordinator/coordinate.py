@@ -132,13 +132,13 @@ class TrainingCoordinator:
             val_split: share for validation, 0 to 0.5; 0: none. A dataset's own validation split is taken instead.
             early_stopping_patience: stop after so many validations without improvement; None: never.
             save_top_k: best checkpoints kept, beside the newest two.
-            tokenizer: one that fits the model; None: one is learned from the training part, as tokenizer_strategy says.
+            tokenizer: one that fits the model; None: one is trained on the training part, as tokenizer_strategy says.
             datamodule: an object with `train_dataloader()` and perhaps `val_dataloader()`, or what `prepare_data` returned;
                 instead of a dataset.
             resume_from_checkpoint: a checkpoint, a run's folder or results to start from in a new run; "auto": see
                 `Trainer.train`.
             seed: start of every random sequence.
-            task_spec: what is learned; None: to predict the next token from texts, inferred from the first sample otherwise.
+            task_spec: the task; None: next-token prediction from texts, inferred from the first sample otherwise.
                 For other tasks the data are a table with labels, or a datamodule.
             task: what is learned from files and named datasets: "causal_lm", which includes conversations,
                 "text_classification", "regression", "token_classification" or "seq2seq".

@@ -22,7 +22,6 @@ from utils.data.record_sources import (
     builtin_records,
     has_answers,
     hub_records,
-    hub_table_records,
     prepare_records,
 )
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
@@ -45,7 +44,7 @@ class GivenData:
     Attributes:
         train, validation: what `Trainer.train` takes; validation is None when there is none.
         tokenizer: the texts', or the one that was given.
-        task_spec: what is learned; None: inferred by the Trainer.
+        task_spec: the task; None: inferred by the Trainer.
         report: what became of the texts; None for data that were ids or batches already.
         notices: sentences the user should know.
     """
@@ -84,8 +83,8 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         check_is_text(given.shuffle_documents, given.document_masks)
         return records
     if given.kind == "named" and given.task != "causal_lm":
-        named = hub_table_records(
-            str(given.dataset), given.config_name, given.dataset_split, with_validation=given.val_split > 0
+        named = hub_records(
+            str(given.dataset), given.config_name, given.dataset_split, with_validation=given.val_split > 0, as_tables=True
         )
         labelled = prepare_labelled(
             named, given.task, max_length=length, vocab_size=vocab_size, val_split=given.val_split,

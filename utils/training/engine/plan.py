@@ -60,7 +60,7 @@ class RunPlan:
     Attributes:
         config: how to train.
         data: the batches of training and validation.
-        task_spec: what is learned, complete; objective: the loss that belongs to it.
+        task_spec: the task, complete; objective: the loss that belongs to it.
         world: the processes that train together.
         accumulation: batches of `data` in one optimizer step.
         total_steps: optimizer steps of the whole run; None: unknown, because the length of the data is.
