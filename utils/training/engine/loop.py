@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 
@@ -20,40 +19,18 @@ from utils.training.engine.clock import RunClock
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.averaging import AVERAGED
 from utils.training.engine.data import StepBatches, nothing_to_learn
+from utils.training.engine.finished_steps import FinishedStep, FinishedSteps
 from utils.training.engine.hardware.energy import EnergyMeter, counters_of
 from utils.training.engine.interrupts import Control
-from utils.training.engine.metrics import AUXILIARY, Sums, metrics_of, unpack_counts
-from utils.training.engine.nonfinite import SkipRule
+from utils.training.engine.metrics import Sums, metrics_of
 from utils.training.engine.outlets import Records, Saver
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import FAULT, OVERFLOWED, StepResult, train_step
+from utils.training.engine.step import FAULT, StepResult, train_step
 from utils.training.engine.validation import validate
 from utils.training.engine.watch import BatchEvents, StepWatch
 
 log = logging.getLogger("trainbook.engine")
-
-_MOST_STEP_ROWS = 1000  # a run's plot is not finer than this, and neither is its history
-# The fp16 loss scale is halved at each overflow: after this many in a row it is not the cause.
-_OVERFLOWS_IN_A_ROW = 40
-# Steps after which a GPU is asked for their results: it always has some ahead, and a fault is reported within seconds.
-_READ_EVERY = 16
-
-
-@dataclass
-class _FinishedStep:
-    """A step whose numbers may still be on the device.
-
-    Attributes:
-        before: the random state before it; before_step, before_samples: the counters.
-    """
-
-    result: StepResult
-    sample_ids: list[int]
-    rate: float
-    before: rng.Snapshot
-    before_step: int
-    before_samples: int
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation that need not be finished
@@ -80,23 +57,17 @@ class TrainingLoop:
         self.saver, self._records = saver, records
         streamed = isinstance(plan.data.validation, StreamSource)
         self._bytes = ValidationBytes(parts.objective, plan.tokenizer, changes=streamed, notice=events.notice)
-        self._rows_every = max(1, math.ceil((plan.total_steps or 0) / _MOST_STEP_ROWS))
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
-        self.before_step: rng.Snapshot | None = None  # set while a step is under way
-        self._unread: list[_FinishedStep] = []
-        prompt = events.heard_promptly("on_step_end") or isinstance(self._watch, BatchEvents)
-        prompt = parts.world.any(prompt)  # or one process would stop at a fault before the others have seen it
-        self._read_every = 1 if parts.guard is None or prompt else _READ_EVERY
         if parts.guard is not None:
             parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
-        self._skips = SkipRule(plan.config.on_nonfinite == "skip", state)
         finishing.apply_early_end(plan, parts, state)
-        self._overflows = 0
         self._loading_s = 0.0  # of the epoch under way, waiting for its batches
-        self._looked = self._time_at_row = time.monotonic()
-        self._targets_at_row = state.targets_done
+        self._looked = time.monotonic()
         world = parts.world
         self._clock = RunClock(state, EnergyMeter(counters_of(parts.fabric.device, world.size)) if world.is_main else None)
+        self.finished = FinishedSteps(
+            plan, parts, state, events, self._write, at_once=isinstance(self._watch, BatchEvents)
+        )
 
     def run(self) -> TrainState:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
@@ -155,12 +126,12 @@ class TrainingLoop:
     def _step(self, batches: StepBatches) -> None:
         """One optimizer step; its results are read at once, or (on a GPU) with the next few."""
         state = self.state
-        before = self.before_step = rng.snapshot()
+        before = self.finished.under_way = rng.snapshot()
         self.parts.buffers.keep()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
         if self.parts.average is not None:
             self.parts.average.step = state.step
-        skips = self._skips.limits(state.step)
+        skips = self.finished.skips.limits(state.step)
         num_targets = self._targets_of_all(batches.micro_batches)
 
         def work(micro_batches: list[Batch]) -> StepResult:
@@ -177,12 +148,7 @@ class TrainingLoop:
         self._undo_buffers_of_nonfinite(result)
         if state.pieces.most != size:
             self._report_smaller(state.step + 1)
-        self._unread.append(_FinishedStep(result, batches.sample_ids, rate, before, state.step, state.samples_done))
-        state.step += 1
-        state.samples_done += len(batches.sample_ids)
-        self.before_step = None
-        if len(self._unread) >= self._read_every:
-            self.read_numbers()
+        self.finished.add(FinishedStep(result, batches.sample_ids, rate, before, state.step, state.samples_done))
         self._finish_pending_evaluation()
         self.saver.after_step()
 
@@ -201,68 +167,12 @@ class TrainingLoop:
         world = self.parts.world
         return None if world.size == 1 else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
 
-    def read_numbers(self) -> None:
-        """Read the results of the steps since the last call, in order: sums, rows, callbacks, and faults."""
-        unread, self._unread = self._unread, []
-        if not unread:
-            return
-        for done, (loss_sum, *counts, norm, outcome) in zip(unread, _numbers(unread), strict=True):
-            self._account(done, loss_sum, counts, norm, int(outcome))
-
-    def _account(self, done: _FinishedStep, loss_sum: float, counts: Sequence[float], norm: float, outcome: int) -> None:
-        state, num_targets = self.state, done.result.num_targets
-        self._overflows = self._overflows + 1 if outcome == OVERFLOWED else 0
-        mean = loss_sum / num_targets if num_targets else math.nan
-        if outcome == FAULT or self._overflows > _OVERFLOWS_IN_A_ROW:
-            self._handle_nonfinite(done, mean, norm)
-        else:
-            state.skipped_in_a_row = 0
-            state.empty_steps += num_targets == 0
-            *counts, auxiliary = counts
-            counted = unpack_counts(counts, self.parts.objective.count_sizes)
-            if auxiliary:  # else there is none
-                counted[AUXILIARY] = [auxiliary]
-            state.epoch_sums.add(loss_sum, num_targets, counted, norm)
-            state.window_sums.add(loss_sum, num_targets, {}, norm)
-            state.targets_done += num_targets
-        step = done.before_step + 1
-        self._step_row(step, done.rate, (mean, norm) if outcome == FAULT else None)
-        if self.events.heard("on_step_end"):
-            logs = {
-                "train/loss": mean, "train/learning_rate": done.rate, "train/grad_norm": norm, "epoch": state.epoch,
-                "targets_done": state.targets_done,
-            }  # fmt: skip
-            self.events.fire("on_step_end", step, logs=logs)
-
     def _report_smaller(self, step: int) -> None:
         most = self.state.pieces.most
         self.events.notice(
             f"Out of memory in step {step}: from there on at most {most} samples go through the model at once. A step has as "
             "many samples as before."
         )
-
-    def _step_row(self, step: int, rate: float, fault: tuple[float, float] | None) -> None:
-        """A history row for the steps since the last one; at once for a step that was skipped.
-
-        Args:
-            fault: loss and gradient norm of a skipped step, of which at least one is not finite.
-        """
-        state = self.state
-        if fault is None and step % self._rows_every:
-            return
-        now = time.monotonic()
-        row: Row = {"event": "step", "step": step, "epoch": state.epoch}
-        if fault is not None:
-            loss, norm = fault
-            row |= {"train/loss": loss, "skipped": True, "fault": f"loss is {loss:.4g}, gradient norm is {norm:.4g}"}
-        else:
-            means = {"train/loss": state.window_sums.mean_loss, "train/grad_norm": state.window_sums.mean_grad_norm}
-            row |= {name: value for name, value in means.items() if value is not None}
-        row["train/learning_rate"] = rate
-        row["time/tokens_per_s"] = (state.targets_done - self._targets_at_row) / max(now - self._time_at_row, 1e-9)
-        self._targets_at_row, self._time_at_row = state.targets_done, now
-        state.window_sums = Sums()
-        self._write(row)
 
     def _write(self, row: Row) -> None:
         self.state.rows_written += 1
@@ -271,7 +181,7 @@ class TrainingLoop:
 
     def _finish_epoch(self, epoch: int, began: float, targets_before: int) -> None:
         """Validation, the epoch's row, what is best, and the end of the plan."""
-        self.read_numbers()
+        self.finished.read()
         state, config = self.state, self.config
         loading, seconds, targets = self._loading_s, time.monotonic() - began, state.targets_done - targets_before
         if not state.epoch_sums.targets and not state.skipped_steps:
@@ -310,7 +220,7 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
-        self.read_numbers()
+        self.finished.read()
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
@@ -370,14 +280,6 @@ class TrainingLoop:
         self.saver.after_evaluation(self._monitored_value(state.history[-1]))
         return True
 
-    def _handle_nonfinite(self, done: _FinishedStep, loss: float, norm: float) -> None:
-        """Skip within the limits, or stop with the state of the step before."""
-        if self._skips.skipped(done.before_step, done.sample_ids):
-            return
-        state = self.state
-        state.step, state.samples_done, self.before_step = done.before_step, done.before_samples, done.before
-        raise self._skips.error(self.parts.model, done.before_step, loss, norm, done.rate, done.sample_ids)
-
     def _poll(self) -> None:
         if self._stop_asked():
             raise _Stopped
@@ -394,7 +296,7 @@ class TrainingLoop:
             self._looked = now
             self._look_for_files()
         stop, save, pause = self._requests()
-        if self.before_step is None and save:
+        if self.finished.under_way is None and save:
             self.control.save_now.clear()
             self.saver.save()
         return self._pause() if pause and not stop else stop
@@ -430,12 +332,12 @@ class TrainingLoop:
             stop, _, pause = self._requests()
         waited = time.monotonic() - began
         self._clock.leave_out(waited)
-        self._time_at_row += waited
+        self.finished.leave_out(waited)
         return stop
 
     def settle(self) -> None:
         """Bring the state up to date, so that it can be saved: numbers that are on their way, and the running time."""
-        self.read_numbers()
+        self.finished.read()
         self._clock.settle()
 
     def _take_stop_request(self) -> None:
@@ -445,17 +347,10 @@ class TrainingLoop:
 
     def _stop(self) -> TrainState:
         """End at a step boundary because it was asked for, with a checkpoint."""
-        self.read_numbers()
+        self.finished.read()
         self._take_stop_request()
         self.saver.save(wait=True)
         return self.state
-
-
-def _numbers(steps: list[_FinishedStep]) -> list[Sequence[float]]:
-    """Results of all steps, with one device-to-host copy for all of them."""
-    on_their_way = [done.result.numbers for done in steps if isinstance(done.result.numbers, torch.Tensor)]
-    read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())
-    return [next(read) if isinstance(numbers := done.result.numbers, torch.Tensor) else numbers for done in steps]
 
 
 def _monitorable(metrics: dict[str, float]) -> list[str]:

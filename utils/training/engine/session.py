@@ -99,11 +99,11 @@ class Session:
         except Exception as error:  # noqa: BLE001 - as below
             log.warning("The checkpoint that was under way at the failure: %s", error)
         with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
-            loop.read_numbers()
+            loop.finished.read()
         if not together or loop.parts.updating or self.state.step == 0:
             return None
-        if loop.before_step is not None:
-            rng.rewind(loop.before_step)
+        if loop.finished.under_way is not None:
+            rng.rewind(loop.finished.under_way)
             loop.parts.buffers.restore()
         try:
             return saver.save(wait=True)
