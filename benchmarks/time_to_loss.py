@@ -16,12 +16,15 @@ steps at a time, in turn with the others, and the clock runs only during its own
 load. The p-value is that of a two-sided paired t-test over the seeds, of the logarithm of the steps to the target or of the
 final losses.
 With --seconds everyone trains as many steps as its own pace, measured first, allows in that time.
+With --keep FILE what was measured is kept, and a command that is given again goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
+import json
 import math
 import statistics
 import sys
@@ -65,6 +68,36 @@ class Curve:
         """Seconds of training to there."""
         step = self.reached(target)
         return None if step is None else self.seconds[self.steps.index(step)]
+
+
+class KeptCurves:
+    """Curves of trainings that are done, in a file of JSON lines, so that an interrupted measurement can be continued.
+
+    Args:
+        path: made when the first training ends; None: nothing is kept.
+        race: a training on other data or of another model is another training.
+    """
+
+    def __init__(self, path: Path | None, race: Race) -> None:
+        self._path = path
+        data = hashlib.sha256(race.blocks.tobytes() + race.validation.tobytes()).hexdigest()
+        self._race = [str(race.sizes), data[:16]]
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+        self._known = {json.dumps(entry["of"]): entry["curves"] for entry in map(json.loads, lines)}
+
+    def of(
+        self, race: Race, entries: dict[str, float], seed: int, steps: dict[str, int], every: int
+    ) -> dict[str, Curve]:
+        """As `train`, which is called unless the same trainings were done before."""
+        key = [*self._race, entries, seed, {name: steps[name] for name in entries}, every]
+        known = self._known.get(json.dumps(key))
+        if known is not None:
+            return {name: Curve(**curve) for name, curve in known.items()}
+        curves = train(race, entries, seed, steps, every)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"of": key, "curves": {name: vars(curve) for name, curve in curves.items()}}) + "\n")
+        return curves
 
 
 def prepare(text: str | None, sizes: Sizes, most_blocks: int) -> Race:
@@ -115,7 +148,7 @@ def train(race: Race, entries: dict[str, float], seed: int, steps: dict[str, int
 
 
 def tune(
-    race: Race, names: Sequence[str], steps: int, every: int, rates: Sequence[float], seeds: int
+    race: Race, names: Sequence[str], steps: int, every: int, rates: Sequence[float], seeds: int, kept: KeptCurves
 ) -> dict[str, dict[float, float]]:
     """Final loss of each rate, the mean over `seeds` trainings, for the contenders that choose their own."""
     grids: dict[str, dict[float, float]] = {}
@@ -124,7 +157,7 @@ def tune(
             grids[name] = {}
             for rate in rates:
                 finals = [
-                    train(race, {name: rate}, seed, {name: steps}, every)[name].losses[-1]
+                    kept.of(race, {name: rate}, seed, {name: steps}, every)[name].losses[-1]
                     for seed in range(TUNING_SEED, TUNING_SEED + seeds)
                 ]
                 grids[name][rate] = statistics.mean(finals)
@@ -197,14 +230,15 @@ def measure(parsed: argparse.Namespace) -> list[Table]:
     race = prepare(parsed.text, parsed.sizes, parsed.blocks)
     missing = {name: reason for name in parsed.only if (reason := CONTENDERS[name].missing()) is not None}
     names = [REFERENCE, *(name for name in parsed.only if name != REFERENCE and name not in missing)]
+    kept = KeptCurves(parsed.keep, race)
     steps = {name: 1 + parsed.every * math.ceil(parsed.steps / parsed.every) for name in names}
-    grids = tune(race, names, steps[REFERENCE], parsed.every, parsed.rates, parsed.tuning_seeds)
+    grids = tune(race, names, steps[REFERENCE], parsed.every, parsed.rates, parsed.tuning_seeds, kept)
     rates = {name: CONTENDERS[name].rate(grids) for name in names}
     if parsed.seconds is not None:
         steps = paces(race, names, parsed.seconds, parsed.every)
     curves: dict[str, list[Curve]] = {name: [] for name in names}
     for seed in range(parsed.seeds):
-        for name, curve in train(race, rates, seed, steps, parsed.every).items():
+        for name, curve in kept.of(race, rates, seed, steps, parsed.every).items():
             curves[name].append(curve)
             print(f"seed {seed}, {name}: {curve.losses[-1]:.4f} after {curve.steps[-1]} steps", flush=True)
     if parsed.seconds is not None:
@@ -246,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help=f"beside {REFERENCE}")
     parser.add_argument("--quick", action="store_true", help="a toy model for a few steps, to see that everything works")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="file that keeps what was measured, to go on with it")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}")
     parsed = parser.parse_args(argv)
     parsed.sizes = TOY if parsed.quick else Sizes(*parsed.model) if parsed.model else CHARACTERS

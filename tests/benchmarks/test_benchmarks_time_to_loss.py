@@ -58,9 +58,20 @@ def test_the_paired_test_sees_what_is_the_same_in_every_pair():
     assert paired_p([1.0], [2.0]) is None
 
 
-def test_a_quick_run_makes_both_tables(capsys):
-    assert main(["--quick", "--only", REFERENCE]) == 0
+def test_a_quick_run_makes_both_tables_and_goes_on_with_what_was_kept(tmp_path, capsys, monkeypatch):
+    command = ["--quick", "--only", REFERENCE, "--keep", str(tmp_path / "kept.jsonl")]
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert "steps: " in printed
     assert "### To " in printed
     assert "Learning rates tried" in printed
+    lines = (tmp_path / "kept.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "kept.jsonl").write_text("".join(lines[:-1]))
+    again = []
+    monkeypatch.setattr(
+        "benchmarks.time_to_loss.train", lambda race, entries, seed, *rest: again.append(seed) or train(race, entries, seed, *rest)
+    )
+    assert main(command) == 0
+    assert again == [1]  # the seed that was missing
+    losses = [line for line in printed.splitlines() if line.startswith(("hand-written, ", "seed "))]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(("hand-written, ", "seed "))] == losses
