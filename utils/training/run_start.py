@@ -22,6 +22,7 @@ from utils.schema import shown
 from utils.storage import (
     absolute_path,
 )
+from utils.training.config_rules import run_name_problem
 from utils.training.engine.checkpointing.store import (
     BEST,
     Entry,
@@ -35,7 +36,7 @@ from utils.training.engine.checkpointing.store import (
 from utils.training.engine.checkpointing.weights import check_kinds
 from utils.training.engine.distributed.world import World
 from utils.training.run_folder import FollowersFolder, RunFolder
-from utils.training.training_config import TrainingConfig, run_name_problem
+from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.run")
 

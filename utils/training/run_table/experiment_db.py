@@ -11,11 +11,11 @@ from utils.errors import ConfigError
 from utils.schema import shown
 from utils.scrubbing import scrubbed
 from utils.storage import absolute_path, append_line, json_line, write_json
+from utils.training.config_rules import run_name_problem
 from utils.training.run_folder import RunFolder
 from utils.training.run_state import read_state
 from utils.training.run_table.database import FILE_NAME
 from utils.training.run_table.table import Mode, RunTable
-from utils.training.training_config import run_name_problem
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from utils.errors import ConfigError, RunNotFoundError
 from utils.schema import nearest, shown
 from utils.storage import absolute_path
+from utils.training.config_rules import better_direction
 from utils.training.run_table.database import (
     ARTIFACTS,
     FILE_NAME,
@@ -36,7 +37,6 @@ from utils.training.run_table.upkeep import (
     write_notes,
     write_tags,
 )
-from utils.training.training_config import better_direction
 
 if TYPE_CHECKING:
     import pandas as pd

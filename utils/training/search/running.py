@@ -13,6 +13,7 @@ from torch import nn
 
 from utils.errors import ConfigError
 from utils.schema import nearest, shown
+from utils.training.config_rules import run_name_problem
 from utils.training.engine.callbacks import Callback
 from utils.training.jobs.ray_address import is_ray
 from utils.training.search.job import SearchJob
@@ -23,7 +24,7 @@ from utils.training.search.space import SearchSpace
 from utils.training.search.strategies import DEFAULT_TRIALS, make_strategy, strategy_name
 from utils.training.search.trial import Trial
 from utils.training.task_spec import TaskSpec
-from utils.training.training_config import TrainingConfig, run_name_problem
+from utils.training.training_config import TrainingConfig
 
 
 def search_hyperparameters(
