@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from utils.checks import check_data_quality
 from utils.data.quality.inspection import Expectations, Sample, inspect_samples
@@ -159,6 +159,13 @@ def test_features_of_other_scales_constant_columns_and_the_label_among_them():
     same = inputs.clone()
     same[:, 1] = 7.3
     assert of((same, labels)) == {"constant columns"}
+    zeros = inputs.clone()
+    zeros[:, :4] = 0.0
+    assert of((zeros, labels)) == {"constant columns"}
+    padded = torch.cat([inputs, torch.zeros(200, 2), torch.ones(200, 1)], dim=1)  # absent categories and a bias
+    assert of((padded, labels)) == set()
+    rare = (torch.rand(200, 40, generator=torch.Generator().manual_seed(1)) < 0.01).float() * torch.linspace(0, 1, 40).round()
+    assert "constant columns" not in of((torch.cat([inputs[:, :1], rare], dim=1), labels))  # counts of words
     leaking = torch.cat([inputs, labels[:, None].float() * 2 - 1], dim=1)
     assert of((leaking, labels)) == {"label in features"}
     amounts = inputs.sum(dim=1) + 0.1 * torch.randn(200, generator=torch.Generator().manual_seed(3))
@@ -489,3 +496,17 @@ def test_records_and_frames_of_numbers():
     records = [{"text": f"review number {row} of this film {row * 7}", "label": "good" if row < 60 else "bad"} for row in range(100)]
     assert "sorted" in causes(check_data_quality(records))
     assert "validation classes" in causes(check_data_quality(records[:75], validation=records[75:]))
+
+
+@pytest.mark.parametrize(("given", "visible"), [("labels", True), ("shifted", False), ("none", False)])
+def test_a_decoder_that_is_given_what_it_must_predict(given, visible):
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(40):
+        ids, labels = (torch.randint(3, 40, (8,), generator=generator) for _ in range(2))
+        row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        inputs = {"labels": labels, "shifted": torch.cat([labels.new_zeros(1), labels[:-1]])}
+        rows.append(row if given == "none" else row | {"decoder_input_ids": inputs[given]})
+    loader = DataLoader(rows, batch_size=8, collate_fn=lambda some: default_collate(some))
+    report = check_data_quality(loader, task_spec=TaskSpec("s", task_type="seq2seq", vocab_size=40))
+    assert ("targets visible" in causes(report)) == visible

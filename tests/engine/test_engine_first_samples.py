@@ -90,7 +90,11 @@ def test_outputs_that_cannot_be_what_targets_are(last, shift, expected):
         (nn.LayerNorm(3), None),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss()], ids=["task", "criterion"])
+@pytest.mark.parametrize(
+    "criterion",
+    [None, nn.CrossEntropyLoss(), lambda scores, labels: F.cross_entropy(scores, labels)],
+    ids=["task", "criterion", "function"],
+)
 def test_scores_that_softmax_is_applied_to(last, expected, criterion):
     model = nn.Sequential(*mlp(4, 8, 3), last)
     found = " ".join(notices(model, classes(), TaskSpec.classification(num_classes=3), criterion))
@@ -114,7 +118,21 @@ def test_a_sigmoid_is_right_for_yes_and_no_and_wrong_before_another_one():
     data = TensorDataset(inputs, labels.float()[:, None])
     with_sigmoid = nn.Sequential(*mlp(4, 8, 1), nn.Sigmoid())
     assert not notices(with_sigmoid, data, REGRESSION, nn.BCELoss())
-    assert "once more" in " ".join(notices(with_sigmoid, data, REGRESSION, nn.BCEWithLogitsLoss(), run_name="twice"))
+    for name, criterion, wrong in (
+        ("module", nn.BCEWithLogitsLoss(), True),
+        ("function", lambda scores, labels: F.binary_cross_entropy_with_logits(scores, labels), True),
+        ("probabilities", lambda outputs, labels: F.binary_cross_entropy(outputs, labels), False),
+        ("squares", lambda outputs, labels: F.mse_loss(outputs, labels), False),
+    ):
+        found = " ".join(notices(with_sigmoid, data, REGRESSION, criterion, run_name=name))
+        assert ("once more" in found) == wrong, name
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["N", "N1"])
+def test_labels_that_are_floats_are_the_criterions_matter(shape):
+    inputs, labels = kinds(classes=2, rows=64)
+    criterion = lambda scores, labels: F.binary_cross_entropy_with_logits(scores.flatten(), labels.flatten())  # noqa: E731
+    assert not notices(mlp(4, 8, 1), TensorDataset(inputs, labels.float().reshape(shape)), None, criterion)
 
 
 class Rows(nn.Module):

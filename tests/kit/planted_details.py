@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from tests.kit.planted_designs import OUTPUTS, WEIGHTS, D, Heads, Residual, Text
+from tests.kit.planted_designs import GRADIENTS, OUTPUTS, SHAPES, WEIGHTS, D, Heads, Residual, Text, V
 
 
 class _RandomFeatures(Text):
@@ -47,6 +48,21 @@ class _DroppedScores(Text):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return F.dropout(super().forward(input_ids), 0.2, self.training)
+
+
+class _Recomputed(Text):
+    """Runs its blocks again in the backward pass, with other random numbers for dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(Residual(Heads(), nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Dropout(0.1))) for _ in range(2))
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedded(input_ids)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if self.training else block(x)
+        return self.head(self.norm(x))
 
 
 class _Dropped(nn.Sequential):
@@ -91,5 +107,7 @@ DETAILS: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "no activation in the MLP": (lambda: _no_activation(False), WEIGHTS, ("linear",)),
     "dropout in place of an activation": (lambda: _no_activation(True), WEIGHTS, ("linear",)),
     "normalisation switched off before attention": (_switched_off, WEIGHTS, (WEIGHTS,)),
+    "recomputed with other dropout": (_Recomputed, GRADIENTS, ("gradient checkpointing",)),
+    "embedding one row short": (lambda: Text(Residual(Heads()), vocabulary=V + 1), SHAPES, ("vocabulary",)),
     "bias that is sure of one class of images": (_sure_of_one_class, OUTPUTS, ("dominated by a bias",)),
 }  # fmt: skip

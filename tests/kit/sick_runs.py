@@ -286,6 +286,7 @@ SICK: dict[str, dict[str, Callable[[], TrainingResults]]] = {
     "schedule": {"decayed at once": lambda: decayed()},
     "clipping": {"a millionth": lambda: train_signs(optimizer="sgd", learning_rate=0.05, max_grad_norm=1e-6)},
     "accumulation": {"256": lambda: train_signs(gradient_accumulation_steps=256, learning_rate=3e-3)},
+    "number of steps": {"one epoch of one batch": lambda: train_signs(epochs=1, batch_size=512, learning_rate=1e-3)},
     "overfitting": {
         "noise": lambda: train(net(30, 2, 128), noisy(0), noisy(1), CLASSES.replace(num_classes=2), epochs=40),
     },

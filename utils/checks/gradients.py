@@ -19,7 +19,7 @@ from utils.checks.checking import check
 from utils.checks.depth import GRADIENT_LIMITS, gradients_through_depth
 from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
-from utils.checks.slope import SLOPE_LIMITS, recomputed_activations, slope
+from utils.checks.slope import SLOPE_LIMITS, recomputed_activations, recomputed_alike, slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,11 @@ _LIMITS = (
 )  # fmt: skip
 
 
-@check(NAME, (unregistered, frozen_by_mistake, slope, recomputed_activations, gradients_through_depth), limits=_LIMITS)
+@check(
+    NAME,
+    (unregistered, frozen_by_mistake, slope, recomputed_activations, recomputed_alike, gradients_through_depth),
+    limits=_LIMITS,
+)
 def test_gradient_flow(found: Probe) -> CheckResult:
     """One backward pass on random inputs, in training mode.
 

@@ -1,4 +1,4 @@
-"""Whether outputs are finite at every length that the model states, and what happens one position beyond."""
+"""Whether a model takes what it states: outputs are finite at every length, and every id of the vocabulary can be embedded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from utils.checks.probe import Probe, reserved_positions
 _LONGEST = 2048
 # Positions times width that are given at most: about a second for 10 M parameters on two cores.
 _LARGEST_WORK = 2**34
+
+# Output layers are padded to multiples of this or more (tensor cores): the scores above the vocabulary are never taken.
+_ROUND_SIZE = 8
 
 
 def lengths(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
@@ -45,6 +48,33 @@ def lengths(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         f"{rows + 1} positions are accepted although the table of positions has {rows}: the last ones share a position.",
         "Refuse longer inputs with an error rather than clamping or wrapping positions.",
     )  # fmt: skip
+
+
+def vocabulary(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Rows of the embedding against the ids that config or task name, and against those that the model predicts."""
+    rows = found.vocab_size
+    if rows is None or found.encoder_decoder:  # whose two sides may have vocabularies of their own
+        return
+    if (stated := found.stated_vocab_size or 0) > rows:
+        yield Finding(
+            "vocabulary", "fail",
+            f"The vocabulary is stated to have {stated:,} ids, and the model embeds {rows:,}: ids from {rows:,} on raise an "
+            "IndexError.",
+            f"Make the embedding with {stated:,} rows, or extend it (resize_token_embeddings in transformers).",
+        )  # fmt: skip
+        return
+    if not (found.causal and found.output == "tokens" and found.scores_vocabulary):
+        return
+    with torch.no_grad():
+        scores = found.call(found.batch(1, min(2, found.max_length))).shape[-1]
+    measured["embedded_ids"], measured["predicted_ids"] = rows, scores
+    if scores > rows and scores % _ROUND_SIZE:
+        yield Finding(
+            "vocabulary", "warn",
+            f"The model predicts {scores:,} ids and embeds {rows:,}: an id from {rows:,} on, once generated, cannot be its "
+            "next input.",
+            "Give embedding and output layer the same number of rows.",
+        )  # fmt: skip
 
 
 def _is_finite(found: Probe, length: int) -> bool:

@@ -61,6 +61,7 @@ class Probe:
         scores_vocabulary: whether the logits at each position are over the vocabulary, as opposed to labels of tokens.
         causal: whether a position may see only earlier ones; causal_because: how that is known.
         tokenizer, task_spec: as given to the check; None where they were not.
+        stated_vocab_size: the vocabulary that config or task_spec names, whatever the model takes; None where they do not.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class Probe:
     feature_shape: tuple[int, ...] | None = None
     tokenizer: Any = None
     task_spec: Any = None
+    stated_vocab_size: int | None = None
 
     @property
     def over_tokens(self) -> bool:
@@ -195,6 +197,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         causal_because=because,
         encoder_decoder=_is_encoder_decoder(model),
         tokenizer=tokenizer,
+        stated_vocab_size=max(_number(config, "vocab_size") or 0, _number(task_spec, "vocab_size") or 0) or None,
     )
     if output == "classes" and _scores_one(found):
         return replace(found, output="numbers")

@@ -10,7 +10,7 @@ from utils.check_result import CheckResult, Limit
 from utils.checks.checking import check
 from utils.checks.generation import key_value_cache
 from utils.checks.independence import carried_state, encoder_is_used, later_positions, other_rows_in_training
-from utils.checks.lengths import lengths
+from utils.checks.lengths import lengths, vocabulary
 from utils.checks.limits import ROUNDING
 from utils.checks.padding import padding
 from utils.checks.probe import Probe, counted, few, one_line, relative
@@ -45,7 +45,7 @@ _LIMITS = tuple(
 
 @check(
     NAME,
-    (later_positions, other_rows_in_training, carried_state, encoder_is_used, padding, key_value_cache, lengths),
+    (later_positions, other_rows_in_training, carried_state, encoder_is_used, padding, key_value_cache, lengths, vocabulary),
     limits=_LIMITS,
 )
 def test_shape_robustness(found: Probe) -> CheckResult:

@@ -1,4 +1,4 @@
-"""Whether gradients are what they should be: the loss's slope, and the same with recomputed activations."""
+"""Whether gradients are what they should be: the loss's slope, also where activations are recomputed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _DISAGREEMENT = 0.05
 
 #: Limits of what is measured here, and where each is from.
 SLOPE_LIMITS = (
-    Limit("slope_disagreement", at_most=_DISAGREEMENT,
-          source="central differences in fp64 agree to the square of their step; the rest is room for kinks"),
+    *(Limit(name, at_most=_DISAGREEMENT,
+            source="central differences in fp64 agree to the square of their step; the rest is room for kinks")
+      for name in ("slope_disagreement", "slope_disagreement_in_training")),
 )  # fmt: skip
 
 
@@ -54,9 +55,13 @@ def slope(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _disagreements(found: Probe) -> dict[str, float]:
-    """Disagreement over all parameters, under "", and of each parameter where that is too large."""
-    model = copy.deepcopy(found.model).double().eval()
+def _disagreements(found: Probe, training: bool = False) -> dict[str, float]:
+    """Disagreement over all parameters, under "", and of each parameter where that is too large.
+
+    Args:
+        training: the mode; each pass starts from the same random state.
+    """
+    model = copy.deepcopy(found.model).double().train(training)
     exact = replace(found, model=model, call=ModelCall(model))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
     batch = {
@@ -144,6 +149,46 @@ def recomputed_activations(found: Probe, measured: dict[str, Any]) -> Iterator[F
             f"Gradient checkpointing changes the gradients of {few(differing)}.",
             "Recompute with the same random state and inputs: torch.utils.checkpoint with use_reentrant=False.",
         )  # fmt: skip
+
+
+def recomputed_alike(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """The slope once more, in training mode, for models that run modules again in the backward pass by themselves.
+
+    What `torch.utils.checkpoint` computes again belongs to the loss only if it is what it was, dropout included.
+    """
+    if sum(p.numel() for p in found.model.parameters()) > _LARGEST or not _runs_again(found):
+        return
+    disagreements = _disagreements(found, training=True)
+    worst = max(disagreements.pop(""), 0.0)
+    measured["slope_disagreement_in_training"] = worst
+    if worst > _DISAGREEMENT:
+        where = f" (parameters {few(list(disagreements))})" if disagreements else ""
+        yield Finding(
+            "gradient checkpointing", "fail",
+            "In training mode the gradient is not the slope of the loss, and modules run again in the backward pass: what they "
+            f"compute there is not what they computed before; the difference is {worst:.0%}{where}.",
+            "Keep the random state when recomputing (preserve_rng_state=True of torch.utils.checkpoint), and let nothing "
+            "change between the two passes.",
+        )  # fmt: skip
+
+
+def _runs_again(found: Probe) -> bool:
+    """Whether a module is called in the backward pass of training."""
+    model, called = found.model.train(), False
+
+    def note(module: nn.Module, args: Any) -> None:
+        nonlocal called
+        called = True
+
+    with torch.enable_grad():
+        loss = found.loss(found.batch(2, min(16, found.max_length)))
+        hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
+        try:
+            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return called
 
 
 def _gradients(found: Probe) -> dict[str, Tensor]:

@@ -75,7 +75,9 @@ class AnyCollator(TextCollator):
     """For a task that is not known yet: token ids as `TextCollator` has them, images as `ImageCollator`."""
 
     def __call__(self, samples: list[Any]) -> Batch:
-        return ImageCollator()(samples) if samples and _is_image(samples[0]) else super().__call__(samples)
+        if not samples or not _is_image(samples[0]):
+            return super().__call__(samples)
+        return ImageCollator(whole_labels=False)(samples)
 
 
 class InputCollator:
@@ -289,9 +291,15 @@ class ImageCollator:
     A sample is an image, a pair (image, label) or a dict with `pixel_values` or `image`. An image is a tensor or array
     (C, H, W), or (H, W), which gets one channel. uint8 (0 to 255) and uint16 (0 to 65,535) become 0 to 1; other types stay as
     they are.
+
+    Args:
+        whole_labels: labels are classes. False: labels of any dtype and shape, (B, ...), for a criterion of one's own.
     """
 
     draws, packs = False, False
+
+    def __init__(self, whole_labels: bool = True) -> None:
+        self._whole_labels = whole_labels
 
     def __call__(self, samples: list[Any]) -> Batch:
         rows = [_as_row(sample) for sample in samples]
@@ -305,7 +313,11 @@ class ImageCollator:
         labels = [row["labels"] for row in rows if "labels" in row]
         if labels and len(labels) != len(rows):
             raise DataError(f"{len(rows) - len(labels)} of {len(rows)} samples of a batch have no label.")
-        return {**batch, "labels": _whole(_stacked(labels))} if labels else batch
+        if labels:
+            stacked = _stacked(labels)
+            whole = self._whole_labels or not stacked.is_floating_point()
+            batch["labels"] = _whole(stacked) if whole else stacked
+        return batch
 
 
 def _as_row(sample: Any) -> dict[str, Any]:

@@ -24,6 +24,8 @@ _SMALL_RATIO = 1000.0
 _GROUP_FACTOR = 20.0
 # Share of the smaller group of rows.
 _LEAST_GROUP = 0.02
+# Share of constant columns that is most of a table, and of values other than zero in its other columns for it not to be sparse.
+_MOSTLY, _DENSE = 0.5, 0.5
 _FEWEST_ROWS = 16
 _MANY_WHOLE = 32
 
@@ -169,10 +171,14 @@ def _groups(sample: Sample) -> Iterator[DataFinding]:
 
 
 def _constant_columns(sample: Sample) -> Iterator[DataFinding]:
-    """Columns without information. Zeros (pixels of the margin, categories that are absent) and ones (a bias) are usual."""
+    """Columns without information. Zeros (pixels of the margin, categories that are absent) and ones (a bias) are usual,
+    unless most columns of a table of numbers are so."""
     table = sample.columns()
     constant = (table == table[0]).all(axis=0)
-    unusual = np.flatnonzero(constant & ~np.isin(table[0], (0.0, 1.0)))
+    usual = np.isin(table[0], (0.0, 1.0))
+    # Mostly zeros beside columns that hardly are: counts of words and one-hot codes are sparse throughout.
+    dense = not constant.all() and float((table[:, ~constant] != 0).mean()) > _DENSE
+    unusual = np.flatnonzero(constant if dense and float(constant.mean()) > _MOSTLY else constant & ~usual)
     if len(unusual):
         yield DataFinding(
             "inputs", "constant columns", "warn",

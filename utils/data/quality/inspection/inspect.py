@@ -19,7 +19,12 @@ from utils.data.quality.inspection.number_targets import target_findings
 from utils.data.quality.inspection.overlap import label_leaks, overlap_findings
 from utils.data.quality.inspection.sampling import Sample
 from utils.data.quality.inspection.shift import shift_findings
-from utils.data.quality.inspection.token_rows import moved_labels, token_findings, visible_targets
+from utils.data.quality.inspection.token_rows import (
+    moved_labels,
+    token_findings,
+    visible_decoder_targets,
+    visible_targets,
+)
 
 #: Task types whose inputs are token ids.
 TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
@@ -66,6 +71,7 @@ def _findings(train: Sample, validation: Sample | None, expected: Expectations) 
             yield from moved_labels(train)
         if expected.task_type == "masked_lm":
             yield from visible_targets(train)
+        yield from visible_decoder_targets(train)
     else:
         floats = ids_as_floats(train)
         takes_ids = expected.task_type in TOKEN_TASKS

@@ -95,6 +95,26 @@ def visible_targets(sample: Sample) -> Iterator[DataFinding]:
         )  # fmt: skip
 
 
+def visible_decoder_targets(sample: Sample) -> Iterator[DataFinding]:
+    """Decoder inputs of a sequence-to-sequence model that hold, at each position, the token to be predicted there."""
+    given, labels = (sample.batch.get(name) for name in ("decoder_input_ids", "labels"))
+    if given is None or labels is None or given.shape != labels.shape or given.dim() != 2 or given.shape[1] < 2:
+        return
+    scored_NT = labels != IGNORED
+    if len(given) < _FEWEST_ROWS or not bool(scored_NT.any()):
+        return
+    own = float((given == labels)[scored_NT].float().mean())
+    before = scored_NT[:, :-1]
+    shifted = float((given[:, 1:] == labels[:, :-1])[before].float().mean()) if bool(before.any()) else 0.0
+    if own > _SAME and shifted < own:  # both are 1 where a row repeats a single token
+        yield DataFinding(
+            "tokens", "targets visible", "fail",
+            f"{own:.0%} of the tokens to be predicted are the decoder's input at the same position: the model copies them.",
+            "Leave decoder_input_ids out (transformers shifts the labels), or shift the labels one position to the right.",
+            {"visible_share": own, "shifted_share": shifted}, {"visible_share": _SAME},
+        )  # fmt: skip
+
+
 def _vocabulary(ids_NT: np.ndarray, vocab_size: int | None) -> Iterator[DataFinding]:
     real = ids_NT[ids_NT != NO_TOKEN]
     least, largest = (int(real.min()), int(real.max())) if real.size else (0, 0)

@@ -22,6 +22,8 @@ _LEAST_ROWS, _LEAST_UNITS = 16, 4
 _DEAD_SHARE = 0.95
 # Bounds between which softmax stays unsure: a spread of 2 gives the better class of two 88 %.
 _NARROW_BOUND = 5.0
+# Scores of right classes against wrong ones that are sure in any format; loss that is none, and loss that is some.
+_SURE, _NEARLY_ZERO, _SOME_LOSS = 30.0, 1e-3, 0.1
 # Relative difference of outputs that is rounding, of fp32 and of TF32.
 _TOLERANCE = 1e-3
 
@@ -61,7 +63,7 @@ def outputs_reach_targets(trial: Trial) -> Iterator[str]:
 
 def outputs_are_scores(trial: Trial) -> Iterator[str]:
     """Whether what the loss applies softmax or sigmoid to can take any value."""
-    kind = _scores_kind(trial.objective)
+    kind = _scores_kind(trial.objective) or _kind_by_trial(trial)
     if kind is None or not bool(trial.outputs.isfinite().all()):
         return
     outputs, classes = trial.outputs, trial.outputs.shape[-1]
@@ -194,6 +196,34 @@ def _scores_kind(objective: Objective) -> str | None:
     if isinstance(objective, ClassTask):
         return "classes"
     return "tokens" if isinstance(objective, TokenTask) else None
+
+
+def _kind_by_trial(trial: Trial) -> str | None:
+    """As `_scores_kind`, for a criterion that is only known as a function: is its loss near 0 for sure scores alone?
+
+    A loss of probabilities or of amounts is least where outputs equal the targets; one that applies sigmoid or softmax itself
+    is not, and falls on as right scores grow.
+    """
+    criterion, labels, outputs = own_criterion(trial.objective), trial.labels, trial.outputs
+    if criterion is None or labels is None:
+        return None
+    if outputs.numel() == labels.numel() and bool(((labels == 0) | (labels == 1)).all()):
+        kind, equal = "yes or no", labels.to(outputs).view(outputs.shape)
+        sure = _SURE * (2 * equal - 1)
+    elif outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point() and outputs.shape[1] > 1:
+        if bool(((labels < 0) | (labels >= outputs.shape[1])).any()):
+            return None
+        kind, equal = "classes", F.one_hot(labels.long(), outputs.shape[1]).to(outputs)
+        sure = _SURE * equal
+    else:
+        return None
+    try:
+        with torch.no_grad():
+            at_targets, at_sure = (float(criterion(values, labels).mean()) for values in (equal, sure))
+    except Exception:  # noqa: BLE001 - a criterion that refuses scores beyond 0 to 1 takes probabilities
+        return None
+    # The cross-entropy of scores of 1 against 0 is 0.31 to 0.69 for two classes, and more for more of them.
+    return kind if 0 <= at_sure < _NEARLY_ZERO and at_targets > _SOME_LOSS else None
 
 
 def _are_probabilities(rows: Tensor) -> bool:
