@@ -57,20 +57,19 @@ class DocumentBlocks(TokenBlocks):
             from the document before.
         packing: "concatenate": documents follow each other and are cut where a block ends. "best_fit": a document is cut only
             if it is longer than a block, into full blocks and a remainder, and these pieces are assigned to blocks by best-fit
-            decreasing (Ding et al., arXiv 2404.10830). What is left of a block is padding on the right: no target, and under a
-            causal mask no token attends to it.
-        pad_id: token id at padding positions.
+            decreasing (Ding et al., arXiv 2404.10830). What is left of a block is padding on the right, filled with `eos_id`:
+            no target, and under a causal mask no token attends to it, so any id would do.
     Raises:
         ConfigError: T is below 2; DataError: fewer than T tokens in all.
     """
 
     def __init__(
         self, ids: np.ndarray, block_size: int, eos_id: int, *, shuffle: bool = False, masks: bool = False,
-        packing: Packing = "concatenate", pad_id: int = 0,
+        packing: Packing = "concatenate",
     ) -> None:  # fmt: skip
         super().__init__(blocks_of(ids, block_size))
-        self.shuffle, self.masks, self.packing, self.pad_id = shuffle, masks, packing, pad_id
-        self._ids = ids
+        self.shuffle, self.masks, self.packing = shuffle, masks, packing
+        self._ids, self._eos_id = ids, eos_id
         ends = np.flatnonzero(ids == eos_id) + 1
         if not len(ends) or ends[-1] < len(ids):
             ends = np.append(ends, len(ids))
@@ -101,10 +100,6 @@ class DocumentBlocks(TokenBlocks):
     def num_documents(self) -> int:
         """How many documents there are."""
         return len(self._lengths)
-
-    def max_id(self) -> int:
-        """The largest token id, the padding's included."""
-        return max(super().max_id(), self.pad_id) if self.num_padding else super().max_id()
 
     def begin_epoch(self, seed: int) -> None:
         """With `shuffle`: put the documents in the order that `seed` draws, the same for the same seed."""
@@ -156,12 +151,12 @@ class DocumentBlocks(TokenBlocks):
         padding_BT = beyond_BT >= 0
         ids_BT: np.ndarray = self._ids[layout.sources[pieces_BT] + np.where(padding_BT, 0, offsets_BT)]
         if self.packing == "best_fit":
-            ids_BT[padding_BT] = self.pad_id
+            ids_BT[padding_BT] = self._eos_id
         return ids_BT, np.where(padding_BT, -1 - beyond_BT, offsets_BT)
 
     def digest(self) -> str:
         """Changes when the ids, T, or how blocks are made of them does."""
-        packed = "" if self.packing == "concatenate" else f":{self.packing}:{self.pad_id}"
+        packed = "" if self.packing == "concatenate" else f":{self.packing}"
         hasher = hashlib.blake2b(f"{super().digest()}:{self.shuffle}:{self.masks}{packed}".encode(), digest_size=16)
         hasher.update(np.ascontiguousarray(self._ids[self._blocks.size :], dtype="<i4").data)
         hasher.update(np.ascontiguousarray(self._lengths, dtype="<i8").data)
@@ -227,12 +222,10 @@ def changed_packing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_blocks(
     ids: np.ndarray, block_size: int, eos_id: int | None, *, shuffle: bool = False, masks: bool = False,
-    packing: str = "concatenate", pad_id: int | None = None,
+    packing: str = "concatenate",
 ) -> TokenBlocks:  # fmt: skip
     """`TokenBlocks`, or `DocumentBlocks` where one of their settings is on.
 
-    Args:
-        pad_id: None: padding has the id of the end-of-text token.
     Raises:
         ConfigError: unknown packing, or a setting needs to know where documents end, and the tokenizer has no end-of-text
             token.
@@ -247,8 +240,7 @@ def make_blocks(
             "tokenizer.eos_token, or leave the setting off."
         )
     kind: Packing = "best_fit" if packing == "best_fit" else "concatenate"
-    pad_id = eos_id if pad_id is None else pad_id
-    return DocumentBlocks(ids, block_size, eos_id, shuffle=shuffle, masks=masks, packing=kind, pad_id=pad_id)
+    return DocumentBlocks(ids, block_size, eos_id, shuffle=shuffle, masks=masks, packing=kind)
 
 
 def packing_problem(packing: Any) -> Problem | None:

@@ -64,8 +64,7 @@ def prepare_text(
         shuffle_documents: pack the training documents in another order in each epoch; validation keeps its order.
         document_masks: keep the documents of a block apart, in training and validation (`DocumentBlocks`).
         packing: "concatenate", or "best_fit": training documents that fit a block are not cut, and blocks have padding
-            (`DocumentBlocks`). Padding has the id of the padding token, or of the end-of-text token where there is none.
-            Validation is concatenated in either case, so that its loss is comparable.
+            (`DocumentBlocks`). Validation is concatenated in either case, so that its loss is comparable.
     Raises:
         ConfigError: the tokenizer does not fit the vocabulary, `val_split` is out of range, `packing` is unknown, or one of
             `packing`, `shuffle_documents` and `document_masks` needs the end-of-text token that the tokenizer does not have.
@@ -92,8 +91,7 @@ def prepare_text(
     _check_enough(num_train, num_validation, block_size, val_split)
     eos_id = tokenizer.eos_token_id
     train = make_blocks(
-        train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks, packing=packing,
-        pad_id=tokenizer.pad_token_id,
+        train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks, packing=packing
     )  # fmt: skip
     validation = make_blocks(validation_ids, block_size, eos_id, masks=document_masks) if val_split > 0 else None
     for part, blocks in (("training", train), ("validation", validation)):
@@ -134,10 +132,8 @@ def prepare_text(
 
 
 def _padding_note(tokenizer: PreTrainedTokenizerFast) -> str:
-    missing = ", because the tokenizer has no padding token" if tokenizer.pad_token_id is None else ""
-    token = tokenizer.eos_token if tokenizer.pad_token_id is None else tokenizer.pad_token
     return (
-        f"Training blocks are filled up on the right with {token}{missing}: these positions are not scored, and no token "
+        f"Training blocks are filled up on the right with {tokenizer.eos_token}: these positions are not scored, and no token "
         "attends to them."
     )
 
