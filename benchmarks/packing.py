@@ -1,6 +1,7 @@
 """How documents are packed and what a model learns: same model, weights, text and settings, over several seeds.
 
     python -m benchmarks.packing --text wiki.valid.tokens [--documents articles] [--write]
+    python -m benchmarks.packing --text tinyshakespeare.txt --ahead [--write]
     python -m benchmarks.packing --quick
 
 Compared are concatenation and best-fit packing, each packed once or anew in each epoch (`shuffle_documents`), and each with and
@@ -12,6 +13,10 @@ Everyone is scored by one function in two ways: on the validation documents conc
 of its own. Losses are given after the same number of steps, and after the same number of targets: the smallest that a
 contender had in these steps, between two validations by linear interpolation. The p-value is that of a two-sided paired t-test
 over the seeds against plain concatenation.
+
+With --ahead it is measured what a target for the last token of a block is worth (T targets from T inputs instead of T - 1): the
+hand-written loop of `benchmarks.rivals` on characters, with and without, scored apart on the last position of a full context
+and on those before it.
 """
 
 from __future__ import annotations
@@ -32,10 +37,15 @@ import numpy as np
 
 from benchmarks.machine import facts
 from benchmarks.report import RESULTS, Table, write_section
-from benchmarks.time_to_loss import paired_p
+from benchmarks.rivals import AHEAD, Race
+from benchmarks.rivals import CONTENDERS as LOOPS
+from benchmarks.rivals import REFERENCE as PACKED
+from benchmarks.time_to_loss import paired_p, prepare
+from benchmarks.turns import Turn
 from benchmarks.workload import Sizes
 
-SMALL = Sizes(layers=2, width=48, heads=2, length=256, batch=4, vocab=512)
+SMALL = Sizes(layers=2, width=32, heads=2, length=256, batch=4, vocab=512)
+CHARACTERS = Sizes(layers=2, width=48, heads=2, length=64, batch=12)
 TOY = Sizes(layers=1, width=16, heads=2, length=32, batch=4, vocab=300)
 #: Peak learning rate, and shares of the steps at which everyone is scored.
 RATE, SCORED_AT = 3e-3, (0.96, 1.0)
@@ -181,32 +191,84 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
 
 
+class _Steps(Turn):
+    """Lets a loop do so many steps, untimed."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps, wants_loss=False, synchronize=lambda: None)
+
+    def done(self, useful: int, loss: Any = None) -> bool:
+        self._left -= 1
+        return self._left > 0
+
+
+def losses_of(model: Any, race: Race) -> tuple[float, float]:
+    """Mean validation loss at all positions of a full context but the last, and at the last one: nats a target."""
+    import torch
+    from torch.nn import functional as F
+
+    length = race.sizes.length
+    ids_N: Any = torch.from_numpy(race.validation.reshape(-1).astype(np.int64))
+    rows_MT = ids_N[: (len(ids_N) - 1) // length * length + 1].unfold(0, length + 1, length)
+    model.eval()
+    with torch.no_grad():
+        logits_MTV = torch.cat([model(input_ids=rows[:, :-1]).logits.float() for rows in rows_MT.split(64)])
+    losses_MT: Any = F.cross_entropy(logits_MTV.transpose(1, 2), rows_MT[:, 1:], reduction="none")
+    return float(losses_MT[:, :-1].mean()), float(losses_MT[:, -1].mean())
+
+
+def measure_ahead(parsed: argparse.Namespace) -> list[Table]:
+    """Train the hand-written loop with T - 1 and with T targets a block."""
+    race = prepare(parsed.text, parsed.sizes, parsed.rows)
+    losses: dict[str, list[tuple[float, float]]] = {PACKED: [], AHEAD: []}
+    for seed, name in itertools.product(range(parsed.seeds), losses):
+        model = race.sizes.model(seed)
+        LOOPS[name].run(race, model, RATE, seed, parsed.steps, _Steps(parsed.steps))
+        losses[name].append(losses_of(model, race))
+        print(f"seed {seed}, {name}: {losses[name][-1]}", flush=True)
+    columns = ["targets a block", "positions before the last", "p", "last position", "p"]
+    table = Table(f"{parsed.steps:,} steps: {race.sizes}", columns)
+    for name, targets in ((PACKED, "T - 1"), (AHEAD, "T")):
+        cells = [targets]
+        for which in (0, 1):
+            values = [pair[which] for pair in losses[name]]
+            p = paired_p(values, [pair[which] for pair in losses[PACKED]])
+            cells += [_spread(values), "—" if p is None else f"{p:.1g}"]
+        table.rows.append(cells)
+    return [table]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write when asked."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--text", metavar="FILE", help="text with a paragraph a line; default: the built-in corpus")
-    parser.add_argument("--characters", type=int, default=250_000, help="characters of the text that are used")
+    parser.add_argument("--characters", type=int, default=200_000, help="characters of the text that are used")
     parser.add_argument("--documents", choices=("paragraphs", "articles"), default="paragraphs")
     parser.add_argument("--epochs", type=int, default=4, help="of the second table")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=48, help="most validation rows of each kind")
+    parser.add_argument("--rows", type=int, help="most validation rows of each kind; default: 48, or 400 with --ahead")
+    parser.add_argument("--ahead", action="store_true", help="measure T targets from T inputs instead")
+    parser.add_argument("--steps", type=int, default=800, help="with --ahead")
     parser.add_argument("--quick", action="store_true", help="a toy model for a few steps, to see that everything works")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}")
     parsed = parser.parse_args(argv)
-    parsed.sizes = TOY if parsed.quick else SMALL
+    parsed.rows = parsed.rows or (400 if parsed.ahead else 48)
+    parsed.sizes = TOY if parsed.quick else CHARACTERS if parsed.ahead else SMALL
     if parsed.quick:
         parsed.seeds, parsed.epochs, parsed.rows, parsed.characters = 1, 2, 8, 6_000
+        parsed.steps = 8
     given = [Path(part).name if "/" in part else part for part in (sys.argv[1:] if argv is None else argv)]
     machine = facts("cpu")
     assert machine is not None, "the CPU is always there"
-    body = "\n\n".join(table.markdown(everything=True) for table in measure(parsed))
+    body = "\n\n".join(table.markdown(everything=True) for table in (measure_ahead if parsed.ahead else measure)(parsed))
     command = " ".join(["python -m benchmarks.packing", *given])
     body = f"`{command}`, {datetime.date.today().isoformat()}, on {machine['about']}.\n\n{body}"
     print(body)
     if parsed.write:
-        write_section(RESULTS, f"Packing of documents: {parsed.documents}", body)
+        heading = "T targets from T inputs" if parsed.ahead else f"Packing of documents: {parsed.documents}"
+        write_section(RESULTS, heading, body)
     return 0
 
 
