@@ -16,6 +16,8 @@ from tests.kit.toys import assert_same_run, plain_lm, tiny_gpt
 from utils.data import UniversalDataModule, prepare_data, prepare_text, preview_batch
 from utils.data.best_fit import best_fit
 from utils.data.documents import DocumentBlocks, make_blocks
+from utils.data.mixed_examples import MixedExamples
+from utils.data.mixture import num_targets
 from utils.errors import ConfigError
 from utils.training.coordinator import TrainingCoordinator
 from utils.ui import SetupConfig
@@ -180,6 +182,14 @@ def test_the_digest_tells_packings_apart():
     before = moved.digest()
     moved.begin_epoch(3)
     assert moved.digest() == before
+
+
+def test_mixtures_count_and_collate_padded_blocks_without_a_mask():
+    padded, full = (DocumentBlocks(flat(documents()), T, EOS, packing=packing) for packing in ("best_fit", "concatenate"))
+    mixed = MixedExamples({"padded": padded, "full": full})
+    batch = mixed.take([0, len(padded), len(padded) - 1])
+    assert sorted(batch) == ["input_ids", "labels"]
+    assert num_targets(padded) == int((padded.take(range(len(padded)))["labels"][:, 1:] != -100).sum())
 
 
 @pytest.fixture(scope="module")
