@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.turns import Turn
 
-REFERENCE, MUON = "hand-written", "muon"
+REFERENCE, MUON, AHEAD = "hand-written", "muon", "ahead"
 _WARMUP, _DECAY, _CLIP, _BETAS = 100, 0.1, 1.0, (0.9, 0.99)
 
 
@@ -124,13 +124,33 @@ def packed(race: Race, model: Any, peak: float, seed: int, steps: int, turn: Tur
     import torch
 
     blocks_NT = torch.from_numpy(race.blocks.astype(np.int64))
+    _by_hand_on(race, model, peak, seed, steps, turn, (blocks_NT, blocks_NT[:, 1:]))
+
+
+def ahead(race: Race, model: Any, peak: float, seed: int, steps: int, turn: Turn) -> None:
+    """The same loop on the same blocks with T targets from T inputs: the last target is the next block's first token."""
+    import torch
+
+    ids_N = torch.from_numpy(race.blocks.reshape(-1).astype(np.int64))
+    rows, length = (len(ids_N) - 1) // race.sizes.length, race.sizes.length
+    inputs_NT = ids_N[: rows * length].view(rows, length)
+    _by_hand_on(race, model, peak, seed, steps, turn, (inputs_NT, ids_N[1 : rows * length + 1].view(rows, length)))
+
+
+def _by_hand_on(
+    race: Race, model: Any, peak: float, seed: int, steps: int, turn: Turn, rows: tuple[Any, Any]
+) -> None:
+    """`_by_hand` on rows of inputs and their targets, shuffled each epoch, with a cosine to zero."""
+    import torch
+
+    inputs_NT, targets_NT = rows
     generator = torch.Generator().manual_seed(seed)
 
     def batches() -> Iterator[tuple[Any, Any]]:
         while True:
-            order: Any = torch.randperm(len(blocks_NT), generator=generator)
-            for rows in order[: len(order) // race.sizes.batch * race.sizes.batch].split(race.sizes.batch):
-                yield blocks_NT[rows], blocks_NT[rows, 1:]
+            order: Any = torch.randperm(len(inputs_NT), generator=generator)
+            for chosen in order[: len(order) // race.sizes.batch * race.sizes.batch].split(race.sizes.batch):
+                yield inputs_NT[chosen], targets_NT[chosen]
 
     _by_hand(model, turn, batches(), lambda step: _cosine(step, peak, steps, 0.0))
 
@@ -227,6 +247,7 @@ def _of_starter() -> dict[str, Any]:
 
 CONTENDERS: dict[str, Contender] = {
     REFERENCE: Contender("hand-written packed loop, AdamW, cosine", packed),
+    AHEAD: Contender("the same loop, T targets from T inputs", ahead),
     "nanogpt": Contender("nanoGPT-like loop, its settings", nanogpt, None, 1e-3),
     "hf": Contender("HF Trainer, packed, AdamW, cosine", hf_trainer, needs=("accelerate", "datasets")),
     "default": Contender("this engine, as the starter preset trains", _engine(_of_starter), None),

@@ -115,7 +115,7 @@ def data_for(found: Probe, data: Any, *, train: bool = False) -> CheckData:
     if held_out is None or (part is None and train):
         part, held_out = _halved(part if held_out is None else held_out)
         source += ", 20 % of it held out"
-    packed = isinstance(held_out, TokenBlocks)
+    packed = isinstance(held_out, TokenBlocks) and not held_out.num_padding
     return CheckData(part, held_out, _task(found, held_out, tokenizer, spec), tokenizer, source, given, packed, spec)
 
 
@@ -126,7 +126,7 @@ def _halved(data: Any) -> tuple[Any, Any]:
         raise NoDataError(f"{len(data)} samples are too few to hold some out; give data=(training, validation)")
     order = np.random.default_rng(0).permutation(len(data)).tolist()
     cut = round(_SPLIT * len(order))
-    if isinstance(data, TokenBlocks):
+    if isinstance(data, TokenBlocks) and not data.num_padding:
         return TokenBlocks(data.blocks[order[cut:]]), TokenBlocks(data.blocks[order[:cut]])
     return Subset(data, order[cut:]), Subset(data, order[:cut])
 

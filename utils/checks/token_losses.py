@@ -21,7 +21,7 @@ from utils.checks.checking import check
 from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, few
 from utils.checks.real_data import DATA_ERRORS, CheckData, batches, class_counts, data_for, scored
-from utils.data.packing import TokenBlocks
+from utils.data.packing import TokenBlocks, blocks_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -255,7 +255,8 @@ def _context_in(prepared: CheckData) -> float:
     """By how many nats interpolated trigrams predict held-out text better than bigrams: context beyond the last token."""
     held_out = prepared.validation.blocks
     if isinstance(prepared.train, TokenBlocks):
-        train = prepared.train.blocks
+        block_size = prepared.train.block_size
+        train = blocks_of(prepared.train.ids[: 4000 * block_size], block_size)  # without padding
     else:
         train, held_out = held_out[::2], held_out[1::2]
     train, held_out = train[:4000].astype(np.int64), held_out[:200].astype(np.int64)

@@ -42,7 +42,10 @@ def check_source(source: Source, name: str, limits: Limits) -> None:
         DataError: an id is out of range; names sample and position.
     """
     if isinstance(source, (IdSource, TokenBlocks)) and limits.vocab_size is not None:
-        rows = source.ids_NT.numpy() if isinstance(source, IdSource) else source.blocks
+        ids = source.ids_NT.numpy() if isinstance(source, IdSource) else source.ids
+        if ids.size and ids.min() >= 0 and source.max_id() < limits.vocab_size:
+            return
+        rows = ids if isinstance(source, IdSource) else source.blocks
         if rows.size == 0:
             raise DataError(
                 f"{name}: the samples have no tokens (shape {rows.shape}). Give samples of at least two tokens."

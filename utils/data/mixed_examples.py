@@ -67,7 +67,8 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
             raise IndexError(f"there is no example {index}; there are {len(self):,}")
         index %= len(self)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        row = list(self.parts.values())[number][index - int(self._starts[number])]
+        part, place = list(self.parts.values())[number], index - int(self._starts[number])
+        row = {name: value[0] for name, value in part.take([place]).items()} if isinstance(part, TokenBlocks) else part[place]
         if self._with_positions and "position_ids" not in row:
             row["position_ids"] = torch.arange(len(row["input_ids"]))
         return row

@@ -176,7 +176,7 @@ def mix(
 def num_targets(part: Part) -> int:
     """Targets of causal language modelling in all rows: the first token of a row is predicted by nothing."""
     if isinstance(part, TokenBlocks):
-        return len(part) * (part.block_size - 1)
+        return len(part) * (part.block_size - 1) - part.num_padding
     labels = part.columns["labels"]
     if isinstance(labels, Ragged):
         counted = labels.values != IGNORED

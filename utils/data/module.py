@@ -97,7 +97,8 @@ class UniversalDataModule:
         ):  # fmt: skip
             self.notices.append("The tokenizer has no end-of-text token: the model cannot learn where a target ends.")
         self.num_train = _limited(self.train, max_train_samples)
-        if isinstance(self.train, DocumentBlocks) and self.train.shuffle and self.num_train != len(self.train):
+        documents = _inner(self.train)
+        if isinstance(documents, DocumentBlocks) and documents.shuffle and self.num_train != len(documents):
             raise ConfigError(
                 f"max_train_samples={max_train_samples} takes the first blocks, and with shuffle_documents each epoch has "
                 "other ones. Give fewer documents, or set shuffle_documents=False."
@@ -232,8 +233,8 @@ class UniversalDataModule:
             return
         if isinstance(self.train, DatasetSource):
             self.train.epoch = epoch
-        if isinstance(self.train, DocumentBlocks):
-            self.train.begin_epoch(epoch_seed(self.seed, epoch))
+        if isinstance(documents := _inner(self.train), DocumentBlocks):
+            documents.begin_epoch(epoch_seed(self.seed, epoch))
         order = self.order(epoch)[skip:]
         rank, processes = self.share
         per_step = self.batch_size * accumulation * processes
@@ -357,9 +358,14 @@ def _unmarked_rows(source: Source, count: int, pad_id: int | None) -> list[torch
     return rows
 
 
+def _inner(source: Source | StreamSource | None) -> Any:
+    """The dataset itself, also where a collate function of the caller's makes its batches."""
+    return source.dataset if isinstance(source, DatasetSource) else source
+
+
 def _mixture_in(source: Source | StreamSource | None) -> MixedExamples | None:
-    """The mixture that a source is, also where a collate function of the caller's makes its batches."""
-    inner = source.dataset if isinstance(source, DatasetSource) else source
+    """The mixture that a source is."""
+    inner = _inner(source)
     return inner if isinstance(inner, MixedExamples) else None
 
 

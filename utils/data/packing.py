@@ -1,4 +1,4 @@
-"""Token ids -> full blocks: no padding, every position is used."""
+"""Token ids -> full blocks: no padding, every position is used. `utils.data.documents` packs documents in other ways."""
 
 from __future__ import annotations
 
@@ -117,41 +117,60 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
             raise DataError(
                 f"got {blocks.shape[0]} blocks of {blocks.shape[1]} tokens; at least 1 block of 2 tokens is needed."
             )
-        self.blocks = blocks
+        self._blocks = blocks
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """The blocks as one array, shape (N, T)."""
+        return self._blocks
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids of all blocks without padding, flat, shape (num_tokens,); without a copy."""
+        return self._blocks.reshape(-1)
 
     def __len__(self) -> int:
-        return int(self.blocks.shape[0])
+        return int(self._blocks.shape[0])
 
     @property
     def block_size(self) -> int:
         """Tokens per block, T."""
-        return int(self.blocks.shape[1])
+        return int(self._blocks.shape[1])
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all blocks, N * T."""
-        return int(self.blocks.size)
+        """Tokens in all blocks, padding not counted."""
+        return int(self.ids.size)
+
+    @property
+    def num_padding(self) -> int:
+        """Positions of all blocks that are padding."""
+        return len(self) * self.block_size - self.num_tokens
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Block number `index`: `input_ids` and `labels`, each (T,) int64."""
-        return _batch(self.blocks[index])
+        return _batch(self._blocks[index])
 
     def take(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """Blocks `indices` as one batch: `input_ids` and `labels`, each (B, T) int64. One gather, no loop."""
-        return _batch(self.blocks[np.asarray(indices, dtype=np.int64)])
+        return _batch(self._blocks[np.asarray(indices, dtype=np.int64)])
+
+    def attention_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """1 for the tokens of blocks `indices`, 0 for padding, of which there is none here: (B, T) int64."""
+        return torch.ones(len(indices), self.block_size, dtype=torch.int64)
 
     def max_id(self) -> int:
         """The largest token id."""
-        return int(self.blocks.max())
+        return int(self.ids.max())
 
     def digest(self) -> str:
         """Changes when shape or content does; the same for int32 and uint16. Reads everything once (about 1 GB/s)."""
-        hasher = hashlib.blake2b(repr(self.blocks.shape).encode(), digest_size=16)
+        hasher = hashlib.blake2b(repr(self._blocks.shape).encode(), digest_size=16)
         rows = max(
             1, (1 << 20) // self.block_size
         )  # about 4 MiB at a time, so a memory-mapped file is never held whole
-        for start in range(0, len(self), rows):
-            hasher.update(np.ascontiguousarray(self.blocks[start : start + rows], dtype="<i4").data)
+        for start in range(0, len(self._blocks), rows):
+            hasher.update(np.ascontiguousarray(self._blocks[start : start + rows], dtype="<i4").data)
         return hasher.hexdigest()
 
     def __repr__(self) -> str:

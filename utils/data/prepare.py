@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
-from utils.data.documents import check_is_text
+from utils.data.documents import PACKING_SETTINGS, check_is_text
 from utils.data.file_records import (
     LABELLED_TASKS,
     LoadedRecords,
@@ -49,7 +49,7 @@ OF_FILES = ("local", "drive", "upload")
 # What a run records only where it is not the default.
 _RECORDED_IF_SET = {
     "task": "causal_lm", "label_column": None, "conversation_layout": None, "mixture_by": "examples",
-    "mixture_temperature": 1.0, "dataset_split": None,
+    "mixture_temperature": 1.0, "dataset_split": None, "packing": "concatenate",
 }  # fmt: skip
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
@@ -109,8 +109,8 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     answers only; with a column of texts, or a `text_column`, they are read as texts. A setup with `task` "text_classification"
     makes examples of the rows of its files. Such a setup also has `label_column` and `conversation_layout`.
     A setup may also say what its rows are, with `data_kind`: "conversations" or "pairs" (a text, and the text to write for it)
-    from any source, the built-in one included, or "text". With `shuffle_documents` and `document_masks` it says how texts are
-    packed (`prepare_text`). A setup with a `mixture` names several datasets of text and conversations;
+    from any source, the built-in one included, or "text". With `packing`, `shuffle_documents` and `document_masks` it says
+    how texts are packed (`prepare_text`). A setup with a `mixture` names several datasets of text and conversations;
     `utils.data.prepare_mixture` says how.
 
     Args:
@@ -141,9 +141,9 @@ def prepare_one(
     Args:
         vocab_size: maximum vocabulary size of a newly trained tokenizer; tokenizer: one that exists, used as it is.
     """
-    shuffle, masks = (bool(getattr(setup, name, False)) for name in ("shuffle_documents", "document_masks"))
+    packing = {name: getattr(setup, name, default) for name, default in PACKING_SETTINGS.items()}
     if (records := _records(setup, model, vocab_size, tokenizer)) is not None:
-        check_is_text(shuffle, masks)
+        check_is_text(packing)
         return records
     loaded = load_texts(setup)
     data = prepare_text(
@@ -158,8 +158,7 @@ def prepare_one(
         validation_documents=loaded.validation,
         source=loaded.source,
         notes=loaded.notes,
-        shuffle_documents=shuffle,
-        document_masks=masks,
+        **packing,
     )
     changed = None if model is None else set_special_ids(model, data.tokenizer)
     if changed is not None:

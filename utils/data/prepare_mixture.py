@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from utils.data.documents import PACKING_SETTINGS
 from utils.data.file_records import holds_conversations, load_records
 from utils.data.mixture import mix
 from utils.data.mixture_settings import SETTINGS, MixtureSource, mixture_sources
@@ -45,9 +46,11 @@ def prepare_mixture(
     sources = mixture_sources(getattr(setup, "mixture", ()))
     if (task := getattr(setup, "task", "causal_lm")) != "causal_lm":
         raise ConfigError(f"task: got {task!r} with a mixture; only text and conversations can be mixed.")
-    for name in ("shuffle_documents", "document_masks"):
-        if getattr(setup, name, False):
-            raise ConfigError(f"{name}: got True with a mixture, whose epochs and blocks are its own; set it to False.")
+    for name, default in PACKING_SETTINGS.items():
+        if (value := getattr(setup, name, default)) != default:
+            raise ConfigError(
+                f"{name}: got {value!r} with a mixture, whose epochs and blocks are its own; set it to {default!r}."
+            )
     views = {source.label: _view(setup, source) for source in sources}
     vocab_size = max(checked_vocab_size(view, model) for view in views.values())
     tokenizer, kind = tokenizer or own_tokenizer(setup, model), None

@@ -139,6 +139,12 @@ class DataSettings(Schema):
         "Tokenizer",
         "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary size.",
     )
+    packing: Literal["concatenate", "best_fit"] = _field(
+        "concatenate",
+        "Packing",
+        "concatenate: documents follow each other and are cut where a block ends. best_fit: only documents longer than a block "
+        "are cut; what remains of a block is padding. Plain text only.",
+    )
     shuffle_documents: bool = _field(
         False,
         "Shuffle documents each epoch",

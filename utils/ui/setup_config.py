@@ -61,6 +61,7 @@ class SetupConfig:
         mixture_by: str
         mixture_temperature: float
         tokenizer_strategy: str
+        packing: str
         shuffle_documents: bool
         document_masks: bool
         vocab_size: int | None
@@ -158,9 +159,9 @@ class SetupConfig:
             arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
         if self._data.data_kind != "auto":
             arguments["data_kind"] = self._data.data_kind
-        for name in ("shuffle_documents", "document_masks"):
-            if getattr(self._data, name):
-                arguments[name] = True
+        for name in ("packing", "shuffle_documents", "document_masks"):
+            if (value := getattr(self._data, name)) != DataSettings.model_fields[name].default:
+                arguments[name] = value
         if self._data.mixture:
             kept = self._data.to_dict()
             arguments |= {name: kept[name] for name in ("mixture", "mixture_by", "mixture_temperature")}

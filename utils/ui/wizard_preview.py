@@ -44,9 +44,16 @@ def preview_data(setup: SetupConfig, model: Any = None) -> DataPreview:
     data = prepare_data(setup, model)
     if not isinstance(data.train, TokenBlocks):
         return DataPreview(data.report.rows(), samples=tuple(preview_batch(data, _BLOCKS)))
-    blocks = data.train.blocks[:_BLOCKS, :_TOKENS].tolist()
-    shown = tuple((str(data.tokenizer.decode(ids)), _tokens(data.tokenizer, ids)) for ids in blocks)
-    return DataPreview(data.report.rows(), shown)
+    shown = []
+    for number in range(min(_BLOCKS, len(data.train))):
+        (ids_T,) = data.train.take([number])["input_ids"]
+        (attended_T,) = data.train.attention_mask([number])
+        ids = ids_T[attended_T.bool()].tolist()[:_TOKENS]
+        tokens = _tokens(data.tokenizer, ids)
+        if padding := int((attended_T == 0).sum()):
+            tokens += f"| … {padding:,} positions of padding"
+        shown.append((str(data.tokenizer.decode(ids)), tokens))
+    return DataPreview(data.report.rows(), tuple(shown))
 
 
 def _tokens(tokenizer: Any, ids: list[int]) -> str:

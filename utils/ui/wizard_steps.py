@@ -337,7 +337,7 @@ STEPS: tuple[WizardStep, ...] = (
     ),
     WizardStep(
         "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
-        _fields("tokenizer_strategy vocab_size max_length"), _fields("data_kind shuffle_documents document_masks"),
+        _fields("tokenizer_strategy vocab_size max_length"), _fields("data_kind packing shuffle_documents document_masks"),
         _check_tokenizer,
     ),
     WizardStep(
@@ -378,7 +378,7 @@ LABELLED_TASKS = ("text_classification", "regression", "token_classification", "
 MIXTURE_FIELDS = ("mixture_by", "mixture_temperature")
 SINGLE_FIELDS = (
     "task", "dataset_source", "dataset_path", "dataset_name", "config_name", "dataset_split", "text_column", "label_column",
-    "conversation_layout", "data_kind", "shuffle_documents", "document_masks",
+    "conversation_layout", "data_kind", "packing", "shuffle_documents", "document_masks",
 )  # fmt: skip
 
 #: Fields that have a meaning only beside some values of another one.
@@ -386,6 +386,7 @@ MEANT_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "label_column": ("task", LABELLED_TASKS),
     "conversation_layout": ("task", ("causal_lm",)),
     "data_kind": ("task", ("causal_lm",)),
+    "packing": ("task", ("causal_lm",)),
     "shuffle_documents": ("task", ("causal_lm",)),
     "document_masks": ("task", ("causal_lm",)),
     "lora_rank": ("finetune", ("lora",)),

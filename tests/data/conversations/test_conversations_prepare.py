@@ -32,7 +32,7 @@ from transformers import (
 from utils.adapters.forward import ModelCall
 from utils.data import prepare_conversations, prepare_data, preview_batch
 from utils.data.conversations import answer, answer_statistics, read_conversations
-from utils.data.conversations.packing import best_fit, keeps_segments_apart, pack_rows, truncate
+from utils.data.conversations.packing import keeps_segments_apart, pack_rows, rows_of, truncate
 from utils.data.conversations.rendering import TokenizedConversation
 from utils.errors import ConfigError, DataError
 from utils.training import Trainer, TrainingConfig
@@ -142,7 +142,7 @@ def test_every_token_and_target_is_in_exactly_one_row():
 
 def test_best_fit_fills_rows_and_keeps_within_them():
     lengths = list(np.random.default_rng(0).integers(1, 60, 500))
-    groups = best_fit(lengths, 64)
+    groups = rows_of(lengths, 64)
     assert sorted(number for group in groups for number in group) == list(range(500))
     filled = [sum(lengths[number] for number in group) for group in groups]
     assert max(filled) <= 64

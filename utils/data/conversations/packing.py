@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from torch import nn
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.data.batch import IGNORED
+from utils.data.best_fit import best_fit
 from utils.data.conversations.rendering import TokenizedConversation
 from utils.errors import ModelError
 
@@ -71,12 +70,12 @@ def pack_rows(
     Args:
         conversations: each of at most `length` tokens.
         pad_id: fills the rows up; filled positions are no targets and a segment of their own.
-        rows: indices of the conversations in each row; packed by `best_fit` by default.
+        rows: indices of the conversations in each row; packed by `rows_of` by default.
     Returns:
         `input_ids`, `labels` (-100 where nothing is predicted) and `position_ids`, which begin at 0 with each conversation:
         int32 (N, T). There is no attention mask: models keep segments apart by the positions (`keeps_segments_apart`).
     """
-    rows = best_fit([len(one) for one in conversations], length) if rows is None else rows
+    rows = rows_of([len(one) for one in conversations], length) if rows is None else rows
     ids = np.full((len(rows), length), pad_id, np.int32)
     labels = np.full((len(rows), length), IGNORED, np.int32)
     positions = np.zeros((len(rows), length), np.int32)
@@ -93,27 +92,12 @@ def pack_rows(
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Groups of items whose lengths add up to at most `capacity`: the longest first, each into the fullest group it fits."""
-    groups: list[list[int]] = []
-    open_groups: dict[int, list[int]] = defaultdict(list)  # room -> groups
-    rooms: list[int] = []  # the keys of open_groups, ascending
-    for item in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
-        place = bisect.bisect_left(rooms, lengths[item])
-        if place == len(rooms):
-            group, room = len(groups), capacity
-            groups.append([])
-        else:
-            room = rooms[place]
-            group = open_groups[room].pop()
-            if not open_groups[room]:
-                del open_groups[room], rooms[place]
-        groups[group].append(item)
-        left = room - lengths[item]
-        if left not in open_groups:
-            bisect.insort(rooms, left)
-        open_groups[left].append(group)
-    return groups
+def rows_of(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Groups of items whose lengths add up to at most `capacity`, by `best_fit`."""
+    groups: dict[int, list[int]] = {}
+    for item, row in zip(*(found.tolist() for found in best_fit(lengths, capacity)), strict=True):
+        groups.setdefault(row, []).append(item)
+    return [groups[row] for row in sorted(groups)]
 
 
 def keeps_segments_apart(model: nn.Module) -> bool:

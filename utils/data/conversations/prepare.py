@@ -11,7 +11,7 @@ import numpy as np
 from utils.adapters.special_ids import set_special_ids
 from utils.data.batch import IGNORED
 from utils.data.conversations.layouts import Conversation, ReadConversations, read_conversations
-from utils.data.conversations.packing import Truncated, best_fit, keeps_segments_apart, pack_rows, truncate
+from utils.data.conversations.packing import Truncated, keeps_segments_apart, pack_rows, rows_of, truncate
 from utils.data.conversations.rendering import Renderer, RenderingNotes, TokenizedConversation, TrainOn
 from utils.data.conversations.report import ConversationsReport
 from utils.data.conversations.roles import token_roles
@@ -295,7 +295,7 @@ def _check_targets(parts: Sequence[_Part], max_length: int) -> None:
 def _members(part: _Part, length: int, packed: bool) -> list[list[int]]:
     """The conversations of each row, by number."""
     lengths = [len(one) for one in part.truncated.kept]
-    return best_fit(lengths, length) if packed else [[number] for number in range(len(lengths))]
+    return rows_of(lengths, length) if packed else [[number] for number in range(len(lengths))]
 
 
 def _first_roles(

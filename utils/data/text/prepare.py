@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.data.documents import make_blocks
+from utils.data.documents import check_packing, make_blocks
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks
 from utils.data.prepared import PreparedData
 from utils.data.text.report import DataReport, unigram_loss
@@ -44,6 +44,7 @@ def prepare_text(
     cache_dir: str | os.PathLike[str] | None = None,
     shuffle_documents: bool = False,
     document_masks: bool = False,
+    packing: str = "concatenate",
 ) -> PreparedData:
     """Split, tokenize and pack documents.
 
@@ -62,12 +63,15 @@ def prepare_text(
             memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
         shuffle_documents: pack the training documents in another order in each epoch; validation keeps its order.
         document_masks: keep the documents of a block apart, in training and validation (`DocumentBlocks`).
+        packing: "concatenate", or "best_fit": training documents that fit a block are not cut, and blocks have padding
+            (`DocumentBlocks`). Validation is concatenated in either case, so that its loss is comparable.
     Raises:
-        ConfigError: the tokenizer does not fit the vocabulary, `val_split` is out of range, or `shuffle_documents` or
-            `document_masks` is on and the tokenizer has no end-of-text token.
+        ConfigError: the tokenizer does not fit the vocabulary, `val_split` is out of range, `packing` is unknown, or one of
+            `packing`, `shuffle_documents` and `document_masks` needs the end-of-text token that the tokenizer does not have.
         DataTypeError: documents that are no texts.
         DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
     """
+    check_packing(packing)
     model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
     texts = _with_text(documents)
     if validation_documents is None or val_split == 0:
@@ -86,7 +90,9 @@ def prepare_text(
     num_train, num_validation = len(train_ids), len(validation_ids)
     _check_enough(num_train, num_validation, block_size, val_split)
     eos_id = tokenizer.eos_token_id
-    train = make_blocks(train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks)
+    train = make_blocks(
+        train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks, packing=packing
+    )  # fmt: skip
     validation = make_blocks(validation_ids, block_size, eos_id, masks=document_masks) if val_split > 0 else None
     for part, blocks in (("training", train), ("validation", validation)):
         _check_ids(part, blocks, model_vocab_size)
@@ -107,12 +113,15 @@ def prepare_text(
         + (0 if validation is None else num_validation - validation.num_tokens),
         tokenizer=kind,
         vocab_size=len(tokenizer),
-        unigram_loss=None if validation is None else unigram_loss(train.blocks, validation.blocks, len(tokenizer)),
+        unigram_loss=None if validation is None else unigram_loss(train.ids, validation.blocks, len(tokenizer)),
+        packing=packing,
+        padding_tokens=train.num_padding,
         notes=[
             *notes,
             *([f"{passed_over:,} documents without text were skipped."] if passed_over else []),
             *([smaller] if smaller else []),
             *unknown_note(train, tokenizer),
+            *([_padding_note(tokenizer)] if train.num_padding else []),
             *(["Training documents are packed in another order in each epoch."] if shuffle_documents else []),
             *(["The documents of a block are kept apart by positions that begin again at 0."] if document_masks else []),
             *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
@@ -120,6 +129,13 @@ def prepare_text(
     )
     task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
     return PreparedData(train, validation, tokenizer, task_spec, report, split)
+
+
+def _padding_note(tokenizer: PreTrainedTokenizerFast) -> str:
+    return (
+        f"Training blocks are filled up on the right with {tokenizer.eos_token}: these positions are not scored, and no token "
+        "attends to them."
+    )
 
 
 def training_documents(

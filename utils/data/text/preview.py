@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.data.batch import IGNORED, Batch
 from utils.data.module import UniversalDataModule
+from utils.data.packing import TokenBlocks
 from utils.data.sources import StreamSource
 from utils.errors import DataTypeError
 
@@ -72,6 +73,8 @@ def preview_batch(data: Any, n: int = 3) -> list[SampleView]:
         raise DataTypeError("data that only come in their own order have no samples by number to show; give a Dataset.")
     numbers = list(range(min(n, len(module.train))))
     batch = module.train.take(numbers)
+    if isinstance(module.train, TokenBlocks) and module.train.num_padding:
+        batch["attention_mask"] = module.train.attention_mask(numbers)
     roles = getattr(data, "roles", ())[: len(numbers)]
     samples = [_sample(number, row, batch, data.task_spec, data.tokenizer) for row, number in enumerate(numbers)]
     positions = batch.get("position_ids")

@@ -29,6 +29,8 @@ class DataReport:
         unigram_loss: nats per target that a model reaches on the validation blocks which only knows how frequent each
             token is in training; a model that learns anything ends below. None without validation.
         notes: what the user should know.
+        packing: how training documents were packed, "concatenate" or "best_fit".
+        padding_tokens: positions of the training blocks that are padding.
     """
 
     source: str
@@ -45,6 +47,8 @@ class DataReport:
     vocab_size: int
     unigram_loss: float | None
     notes: list[str] = field(default_factory=list)
+    packing: str = "concatenate"
+    padding_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain values."""
@@ -73,6 +77,9 @@ class DataReport:
             "Dropped": f"{self.dropped_tokens:,} tokens that fill no block",
             "Unigram loss": baseline,
         }
+        if self.packing != "concatenate":
+            positions = self.num_train_blocks * self.block_size
+            rows["Padding"] = f"{self.padding_tokens / positions:.2%} of the positions of the training blocks"
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
 
     def __str__(self) -> str:
@@ -179,28 +186,29 @@ class ExamplesReport:
         show_table("Data", self.rows())
 
 
-def unigram_loss(train_blocks: np.ndarray, validation_blocks: np.ndarray, vocab_size: int) -> float:
+def unigram_loss(train: np.ndarray, validation_blocks: np.ndarray, vocab_size: int) -> float:
     """Cross-entropy of the validation targets under the frequencies of training tokens, nats per target.
 
     Each of the `vocab_size` ids is counted once more than it occurs (add-one smoothing), so none is impossible. Targets
     are the positions that a language model predicts: all but the first of each block.
 
     Args:
-        train_blocks, validation_blocks: token ids, shapes (N, T) and (M, T).
+        train: token ids, shape (N, T) or flat.
+        validation_blocks: token ids, shape (M, T).
         vocab_size: ids run from 0 to vocab_size - 1.
     """
     # A tokenizer whose ids have gaps has larger ids than tokens.
     num_ids = max(vocab_size, int(validation_blocks.max()) + 1)
-    counts_V = _counts(train_blocks, num_ids) + 1.0
+    counts_V = _counts(train, num_ids) + 1.0
     loss_V = np.log(counts_V.sum()) - np.log(counts_V)
     targets_V = _counts(validation_blocks[:, 1:], num_ids)
     return float(targets_V @ loss_V / targets_V.sum())
 
 
-def _counts(blocks: np.ndarray, num_ids: int) -> np.ndarray:
+def _counts(ids: np.ndarray, num_ids: int) -> np.ndarray:
     """Count each id, int64 (num_ids,). Some rows at a time: a count needs 8 bytes for each id that it reads."""
-    rows = max(1, _COUNTED_AT_ONCE // blocks.shape[1])
+    rows = max(1, _COUNTED_AT_ONCE // (ids.shape[1] if ids.ndim > 1 else 1))
     counts_V = np.zeros(num_ids, dtype=np.int64)
-    for start in range(0, len(blocks), rows):
-        counts_V += np.bincount(blocks[start : start + rows].reshape(-1), minlength=num_ids)
+    for start in range(0, len(ids), rows):
+        counts_V += np.bincount(ids[start : start + rows].reshape(-1), minlength=num_ids)
     return counts_V

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
+from utils.data.documents import PACKING_SETTINGS, packing_problem
 from utils.data.file_records import TASKS
 from utils.data.mixture_settings import mixture_sources
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
@@ -43,6 +44,7 @@ _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "val_split": (*_TEXT_KINDS, "rows"),
     "shuffle_documents": _TEXT_KINDS,
     "document_masks": _TEXT_KINDS,
+    "packing": _TEXT_KINDS,
 }
 _KIND_WORDS: Mapping[str, str] = {
     "mixture": "a mixture",
@@ -87,7 +89,7 @@ class DataArguments:
         mixture, mixture_by, mixture_temperature: several datasets instead of one, as a setup names them (`MixtureSource`).
         data_kind: what the rows are: "conversations", "pairs" (a text, and the text to write for it), "text", or "auto":
             texts.
-        shuffle_documents, document_masks: how texts are packed; see `utils.data.text.prepare.prepare_text`.
+        packing, shuffle_documents, document_masks: how texts are packed; see `utils.data.text.prepare.prepare_text`.
     """
 
     dataset: Any = None
@@ -113,6 +115,12 @@ class DataArguments:
     mixture_by: str = "examples"
     mixture_temperature: float = 1.0
     dataset_split: str | None = None
+    packing: str = "concatenate"
+
+    @property
+    def packing_settings(self) -> dict[str, Any]:
+        """The arguments that say how texts are packed."""
+        return {name: getattr(self, name) for name in PACKING_SETTINGS}
 
     @property
     def kind(self) -> Kind:
@@ -156,6 +164,7 @@ class DataArguments:
             *self._object_problems(),
             *self._task_problems(),
             *self._tokenizer_problems(),
+            *filter(None, [packing_problem(self.packing)]),
             *self._vocabulary_problems(model),
             *self._length_problems(model),
         ]

@@ -104,6 +104,7 @@ class TrainingCoordinator:
         conversation_layout: str | None = None,
         shuffle_documents: bool = False,
         document_masks: bool = False,
+        packing: str = "concatenate",
         mixture: Sequence[Mapping[str, Any]] | None = None,
         mixture_by: str = "examples",
         mixture_temperature: float = 1.0,
@@ -145,7 +146,8 @@ class TrainingCoordinator:
             label_column: their column of classes, numbers, tags or target texts; conversation_layout: which columns of files
                 hold the conversations.
             shuffle_documents: pack texts into blocks in another order in each epoch; document_masks: attention does not cross
-                from one text of a block to the next.
+                from one text of a block to the next; packing: "concatenate", or "best_fit", which cuts only texts longer than a
+                block (`utils.data.prepare_text`).
             mixture: several datasets instead of one: mappings with `path` or `dataset`, `weight`, `name` and what else
                 `utils.data.mixture_settings.MixtureSource` has. mixture_by: what the weights count, "examples" or "tokens";
                 mixture_temperature: see `utils.data.mix`.
@@ -170,7 +172,7 @@ class TrainingCoordinator:
             dataset, dataset_path, config_name, text_column, vocab_size, max_length, val_split, tokenizer,
             tokenizer_strategy, datamodule, task_spec, settings.get("random_seed", seed),
             dataset_source, task, label_column, conversation_layout, data_kind, shuffle_documents, document_masks,
-            mixture, mixture_by, mixture_temperature, dataset_split,
+            mixture, mixture_by, mixture_temperature, dataset_split, packing,
         )  # fmt: skip
         config = self._checked(model, given, {**self._settings, **named}, settings)
         return self._trained(model, given, config, resume_from_checkpoint, callbacks)

@@ -72,7 +72,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if given.kind == "mixture":
         return _mixed(given, model)
     if has_answers(given.data_kind):
-        check_is_text(given.shuffle_documents, given.document_masks)
+        check_is_text(given.packing_settings)
         return _with_answers(given, model)
     length = given.block_length(model)
     known = model_facts(model).vocab_size
@@ -80,7 +80,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     assert vocab_size is not None
     as_text = given.data_kind == "text" and given.task == "causal_lm"
     if given.kind == "file" and not as_text and (records := _records(given, model, length, vocab_size)) is not None:
-        check_is_text(given.shuffle_documents, given.document_masks)
+        check_is_text(given.packing_settings)
         return records
     if given.kind == "named" and given.task != "causal_lm":
         named = hub_records(
@@ -99,7 +99,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
         tokenizer_strategy=given.tokenizer_strategy, val_split=given.val_split, random_seed=given.seed,
         validation_documents=loaded.validation, source=loaded.source, notes=loaded.notes,
-        shuffle_documents=given.shuffle_documents, document_masks=given.document_masks,
+        **given.packing_settings,
     )  # fmt: skip
     notices = list(texts.report.notes)
     if not given.names_data:

@@ -24,7 +24,7 @@ DATA_FILE = "data.json"
 _OBJECTS = ("rows", "table", "texts")
 _PLAIN = (
     "config_name", "dataset_split", "text_column", "vocab_size", "val_split", "tokenizer_strategy", "dataset_source",
-    "data_kind", "seed", "task", "label_column", "conversation_layout", "shuffle_documents", "document_masks",
+    "data_kind", "seed", "task", "label_column", "conversation_layout", "shuffle_documents", "document_masks", "packing",
 )  # fmt: skip
 
 
