@@ -146,8 +146,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [] if seed is None else [f"random order: --shuffle {seed}"]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffle, where asked for. Modules stay together: a fixture that serves a whole module is set up once."""
+    """Shuffle, where asked for. Modules stay together: a fixture that serves a whole module is set up once. First of all hooks,
+    so that pytest still brings together the tests that share a parameter of such a fixture: set up once for each, not at each
+    change of parameter."""
     seed = config.getoption("shuffle")
     if seed is None:
         return
