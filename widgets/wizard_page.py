@@ -28,6 +28,7 @@ from widgets.forms import (
     set_markup,
 )
 from widgets.guarded import error_sentence
+from widgets.wizard_new_model import NewModelForm
 
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
@@ -43,7 +44,7 @@ class Page:
     def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
         self.step, self.state = step, state
         self._parts, self._report = parts, report
-        self._forms: dict[str, FieldForm] = {}
+        self._forms: dict[str, FieldForm | NewModelForm] = {}
         self._shows_advanced = False
         self._fields, self._advanced = ipywidgets.VBox(), ipywidgets.VBox()
         self._more = self._button("Show advanced settings", "advanced", self._toggle_advanced)
@@ -99,12 +100,14 @@ class Page:
         advanced = {field.name for field in self.step.advanced}
         return self._shows_advanced or any(problem.field in advanced for problem in problems[self.step.name])
 
-    def _form(self, name: str) -> FieldForm:
+    def _form(self, name: str) -> FieldForm | NewModelForm:
         if name not in self._forms:
             field = next(field for field in self.step.all_fields if field.name == name)
-            kind = ColumnForm if name.endswith("_column") else FieldForm
+            kind = NewModelForm if name == "new_model" else ColumnForm if name.endswith("_column") else FieldForm
             form = self._forms[name] = kind(field, self.state, self._report)
             self._parts[f"error:{name}"] = form.message
+            if isinstance(form, NewModelForm):
+                self._parts |= {f"new-model:{argument}": control for argument, control in form.controls.items()}
         return self._forms[name]
 
     def _toggle_advanced(self, _: Any) -> None:

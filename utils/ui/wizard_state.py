@@ -187,6 +187,8 @@ class WizardState(EditedSetup):
         is_mixed = bool(self.setup.mixture)
         if name in (SINGLE_FIELDS if is_mixed else MIXTURE_FIELDS):
             return False
+        if name in ("pretrained_model", "new_model"):
+            return (name == "new_model") == (self.setup.new_model is not None)
         if name == "conversation_layout":
             several = self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
             return several and self._fits_others(name)

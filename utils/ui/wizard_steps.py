@@ -341,8 +341,8 @@ STEPS: tuple[WizardStep, ...] = (
         _check_tokenizer,
     ),
     WizardStep(
-        "model", "Model", "What is trained. Its sizes are read from the model itself.", _fields("pretrained_model"), (),
-        _check_model,
+        "model", "Model", "What is trained. Its sizes are read from the model itself.",
+        _fields("pretrained_model new_model"), (), _check_model,
     ),
     WizardStep(
         "training", "Training", "How long, how fast, and where it is kept.",
