@@ -158,8 +158,8 @@ class EditedSetup:
 
     def apply_preset(self, key: str) -> None:
         """Take all settings from a preset, fitted to the model, with what the cell gave over them; `notice` says what
-        that replaced. Settings that were clicked and refused entries are replaced too: `undo` restores them. A new model becomes
-        the one that another preset was made for.
+        that replaced. Settings that were clicked and refused entries are replaced too: `undo` restores them. A new model
+        becomes the one that another preset was made for.
 
         Raises:
             PresetNotFoundError: no such preset; ConfigError: what the cell gave does not fit to it.
@@ -204,6 +204,8 @@ class EditedSetup:
         if before is None:
             return
         since = {name: getattr(self.setup, name) for name in sorted(self._clicked)}
+        if since.get("new_model") == usual_description(self.setup.task, self._preset):
+            since.pop("new_model", None)  # the preset's own, which nobody has changed since
         with self._change():
             self._take(before.setup)
             self._preset, self._before, self.restored = before.preset, None, before.restored
