@@ -167,6 +167,7 @@ class _Row:
         )
         remove = button("Remove", "tb-mixture-remove", lambda _: owner.remove(self), report, "Take this dataset out")
         self.box = ipywidgets.VBox([row(*self.controls.values(), self.share, remove), self._read.box, self._found])
+        self.box.add_class("tb-mixture-dataset")
         self.controls |= {"remove": remove, "share": self.share, "found": self._found, "first-rows": self._read.start}
         self.draw()
 

@@ -44,7 +44,9 @@ class ModelPage(Page):
         self._runs = self._menu("Run", "model-run", self._run_chosen)
         self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
         self._drawing = False
-        return [self._source, self._runs, self._no_runs]
+        menus = ipywidgets.VBox([self._source, self._runs])
+        menus.add_class("tb-fields")
+        return [menus, self._no_runs]
 
     def extras(self) -> list[ipywidgets.Widget]:
         self._on_hub: tuple[str | None, PretrainedDescription] | None = None
