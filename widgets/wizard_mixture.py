@@ -13,6 +13,7 @@ from utils.ui.setting_values import typed_number
 from utils.ui.wizard_state import WizardState
 from utils.views.html import text
 from widgets.background_task import Outcome, TaskRow
+from widgets.focus import move_focus
 from widgets.forms import (
     Report,
     button,
@@ -106,6 +107,7 @@ class MixtureRows:
         else:
             self.changed()
         self.refresh()
+        move_focus(self._add)  # the button is gone
 
     def changed(self) -> None:
         """Apply the rows where they are usable, or say what is missing."""

@@ -14,6 +14,7 @@ from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardField, WizardStep
 from utils.views.html import Html, joined
 from widgets.background_task import Outcome, TaskRow
+from widgets.focus import move_focus
 from widgets.forms import (
     ColumnForm,
     FieldForm,
@@ -29,6 +30,9 @@ from widgets.forms import (
 )
 from widgets.guarded import error_sentence
 from widgets.wizard_new_model import NewModelForm
+
+# Pages whose first control is none of their fields.
+_FIRST = {"model": "model-source", "summary": "check-now"}
 
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
@@ -129,10 +133,19 @@ class Page:
     def _next(self, _: Any) -> None:
         if self.state.current is self.step:
             self.state.next()
+            self._turned()
 
     def _back(self, _: Any) -> None:
         if self.state.current is self.step:
             self.state.back()
+            self._turned()
+
+    def _turned(self) -> None:
+        """The button that had the focus is gone with its page: give it to the first control of the one that is shown."""
+        step = self.state.current
+        if step is not self.step:
+            first = _FIRST.get(step.name) or f"field:{self.state.fields(step)[0].name}"
+            move_focus(self._parts.get(first))
 
     def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> TaskRow:
         """A button that starts work, known as `key`, with one that cancels it, `key-cancel`."""

@@ -14,6 +14,7 @@ from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep
 from utils.views.html import alert, element, joined, status
 from widgets.background_task import watch_cells
+from widgets.focus import move_focus
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
@@ -101,13 +102,13 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self._preset_message = self._parts["error:preset"] = markup_box("tb-error-preset")
         self._preset_help = self._parts["preset-help"] = markup_box("tb-preset-help")
         self._use_model = self._parts["preset-model"] = button(
-            "Train the preset's model", "tb-preset-model", lambda _: self.state.choose_new_model(), self.report,
+            "Train the preset's model", "tb-preset-model", lambda _: self._choose_model(), self.report,
             "A new model of this size instead of the notebook's",
         )  # fmt: skip
         self._clicks = self._parts["clicks"] = markup_box("tb-clicks")
         self._reset = self._parts["reset"] = button("Reset to preset", "tb-reset", self._back_to_preset, self.report)
         self._undo = self._parts["undo"] = button(
-            "Undo preset", "tb-undo", lambda _: self.state.undo(), self.report, "Bring back the settings that it replaced"
+            "Undo preset", "tb-undo", lambda _: self._undo_preset(), self.report, "Bring back the settings that it replaced"
         )
         changes = row(self._clicks, self._reset, self._undo)
         stepper = row(*steps)
@@ -186,6 +187,15 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
 
     def _back_to_preset(self, _: Any) -> None:
         self._apply(self.state.preset)
+        move_focus(self._preset)  # this button is disabled now, and those below are gone
+
+    def _choose_model(self) -> None:
+        self.state.choose_new_model()
+        move_focus(self._preset)
+
+    def _undo_preset(self) -> None:
+        self.state.undo()
+        move_focus(self._preset)
 
     def _apply(self, key: str) -> None:
         try:

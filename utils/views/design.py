@@ -188,7 +188,7 @@ border:1px solid var(--tb-line);background:transparent;color:var(--tb-ink);font:
 box-shadow:none;text-transform:none}
 .tb .jupyter-button:hover:enabled{background:color-mix(in srgb,var(--tb-ink) 8%,transparent);box-shadow:none}
 .tb .jupyter-button:focus-visible{outline:2px solid var(--tb-accent);outline-offset:1px}
-.tb .jupyter-button:disabled{opacity:.55}
+.tb .jupyter-button:disabled,.tb .jupyter-button.tb-busy{opacity:.55}
 .tb .jupyter-button.mod-primary,.tb .jupyter-button.mod-primary:hover:enabled{background:PRIMARY;border-color:PRIMARY;
 color:#fff}
 .tb .jupyter-button.tb-danger{color:var(--tb-bad);border-color:var(--tb-bad)}
@@ -202,7 +202,7 @@ background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
 .tb .tb-steps .tb-state-current:not(.tb-state-problem){--tb-c:var(--tb-accent)}
 .tb .tb-page{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:12px 16px;margin:6px 0}
 .tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:8px 24px;
-align-items:start;overflow:visible}
+align-items:start;overflow:visible;margin-bottom:6px}
 .tb .tb-fields .widget-inline-hbox{width:100%;max-width:none}
 .tb .tb-fields .widget-text,.tb .tb-fields .widget-dropdown{flex-direction:column;align-items:stretch;height:auto;margin:0}
 .tb .tb-fields .widget-text .widget-label,.tb .tb-fields .widget-dropdown .widget-label{width:auto!important;
@@ -227,6 +227,7 @@ border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb .tb-run-tick .widget-label-basic{display:flex;gap:6px;align-items:baseline;font-weight:600;line-height:1.35;
 white-space:normal;overflow-wrap:anywhere}
 .tb .tb-run-tick input{flex:none;margin:0;align-self:flex-start;margin-top:2px}
+.tb .tb-play-picture{align-self:flex-start;object-fit:contain}
 .tb .tb-mixture-dataset{border-bottom:1px solid var(--tb-line);padding:6px 0;overflow:visible}
 .tb .tb-mixture-dataset .widget-inline-hbox,.tb .tb-mixture-share{margin-right:12px}
 .tb .tb-runs-notes .widget-label,.tb .tb-runs-tags .widget-label,.tb .tb-play-prompt .widget-label{width:auto!important;
