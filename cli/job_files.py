@@ -131,24 +131,23 @@ _WANDB_ONLY = ("program", "command", "project", "entity", "description")
 def setup_of(job: JobConfig, model: nn.Module | None = None) -> SetupConfig:
     """The setup of a job; with a model, fitted to it. Raises `ConfigError` that lists every mistake.
 
-    A job whose setup names a pretrained model is fitted to that one.
+    A job whose setup names a pretrained or new model is fitted to that one.
     """
     values = values_of_sections({"setup": job.setup, "training": job.training})
     preset = ConfigPresets().get(job.preset)
-    if model is not None and values.get("pretrained_model") is None:
+    if model is not None and not _names_model(values):
         return SetupWizard().run(model=model, interactive=False, preset=preset, **values)
     SetupConfig().update(**values)
     return SetupWizard().run(interactive=False, preset=preset, **values)
 
 
 def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
-    """A function that makes the job's model; keyword arguments replace the job's. A setup with a pretrained model needs no
-    `model` section. Raises `ConfigError` where it has one all the same."""
+    """A function that makes the job's model; keyword arguments replace the job's. A setup with a `pretrained_model` or
+    `new_model` needs no `model` section. Raises `ConfigError` where it has one all the same."""
     from utils.models import load_model
 
-    setup = values_of_sections({"setup": job.setup, "training": job.training})
-    if setup.get("pretrained_model") is not None:
-        return _pretrained_maker(job)
+    if _names_model(values_of_sections({"setup": job.setup, "training": job.training})):
+        return _named_maker(job)
     preset = ConfigPresets().get(job.preset)
     name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
 
@@ -163,20 +162,27 @@ def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
     return make_model
 
 
-def _pretrained_maker(job: JobConfig) -> Callable[..., nn.Module]:
-    """A function that loads the pretrained model of the job's setup."""
+def _names_model(values: Mapping[str, Any]) -> bool:
+    return any(values.get(name) is not None for name in ("pretrained_model", "new_model"))
+
+
+def _named_maker(job: JobConfig) -> Callable[..., nn.Module]:
+    """A function that loads or creates the model that the job's setup names."""
     if job.model:
         raise ConfigError(
-            f"model: got {shown(job.model)} together with the setup's pretrained_model; keep one. A pretrained model "
-            "brings its own architecture."
+            f"model: got {shown(job.model)} together with the setup's pretrained_model or new_model; keep one."
         )
 
     def load(**changes: Any) -> nn.Module:
         from utils.ui.model_source import load_source
+        from utils.ui.new_model import create_new_model
 
+        setup = setup_of(job)
+        if setup.new_model is not None:
+            return create_new_model(setup, **changes)
         if changes:
             raise ConfigError(f"a pretrained model takes no arguments; got {', '.join(changes)}")
-        return load_source(setup_of(job)).model
+        return load_source(setup).model
 
     return load
 

@@ -124,7 +124,7 @@ def _submit(queue: JobQueue, options: argparse.Namespace) -> int:
     job_id = queue.submit_job(
         JobConfig(
             model_factory="cli.queue_commands:model_of_job", train_data="cli.queue_commands:data_of_job",
-            arguments={"job": values, **({} if setup.pretrained_model is None else folder)},
+            arguments={"job": values, **(folder if setup.names_model else {})},
             data_arguments={"job": values, **folder}, training_config=config,
             priority=options.priority, devices=options.devices, max_attempts=options.max_attempts, durable=True,
         )

@@ -123,7 +123,8 @@ class TaskRow:
             self._draw("Cancelling")
 
     def _show_running(self, running: bool) -> None:
-        self.start.disabled = running
+        # Not disabled, which would take the keyboard focus away; `begin` ignores clicks meanwhile.
+        (self.start.add_class if running else self.start.remove_class)("tb-busy")
         self.cancel.layout.display = None if running and _event_loop() is not None else "none"
 
     def _draw(self, sentence: str) -> None:

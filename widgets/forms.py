@@ -6,7 +6,7 @@ Core widgets of ipywidgets 7.7 and 8 only. Labels are the widgets' own, so that 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -99,13 +99,18 @@ class ColumnForm(FieldForm):
         wanted = self._menu if columns else self._text
         if wanted is self._menu:
             value = getattr(self._state.setup, self.field.name)
-            missing = [(f"{value} (not in the data)", value)] if value is not None and value not in columns else []
-            options = (("detect automatically", _NONE), *((column, column) for column in columns), *missing)
+            options = named_options(columns, value)
             if self._menu.options != options:
                 self._menu.options = options
         if wanted is not self.control:
             self.control = wanted
             self.box.children = (wanted, *self.box.children[1:])
+
+
+def named_options(names: Sequence[str], value: str | None) -> tuple[tuple[str, str], ...]:
+    """Options of a menu of columns or layouts found in the data, with the chosen value where it is none of them."""
+    missing = [(f"{value} (not in the data)", value)] if value is not None and value not in names else []
+    return ("detect automatically", _NONE), *((name, name) for name in names), *missing
 
 
 def _control(field: WizardField) -> ipywidgets.Widget:

@@ -13,7 +13,7 @@ from utils.errors import ConfigError, TrainbookError
 from utils.training.playground import Attribution, Generated, Playground, Tagged, open_playground
 from utils.ui.background import Progress
 from utils.views.display import LiveOutput, show_text
-from utils.views.html import Html, alert, columns, element, joined, text
+from utils.views.html import Html, alert, bars, element, joined, text
 from utils.views.token_strip import attribution_strip, token_strip
 from widgets.background_task import Outcome, TaskRow, watch_cells
 from widgets.forms import heading, markup_box, panel, paragraph, primary, row, set_markup, small
@@ -86,8 +86,8 @@ class PlayPanel:
     """The panel of one model. The fields are read when the work begins; Stop takes effect at the next token.
 
     Attributes:
-        box: what is shown; prompt, temperature, top_p, length: its fields; upload: of an image model, instead of `prompt`; job:
-            Generate and Stop.
+        box: what is shown; prompt, temperature, top_p, length: its fields; upload, picture: of an image model, instead of
+            `prompt`; job: Generate and Stop.
         messages: of a chat, the turns so far.
     """
 
@@ -100,6 +100,9 @@ class PlayPanel:
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose an image")
         self.upload.layout.width = "auto"
         self.upload.add_class("tb-play-upload")
+        self.picture = ipywidgets.Image(layout=ipywidgets.Layout(display="none", max_height="160px", width="auto"))
+        self.picture.add_class("tb-play-picture")
+        self.upload.observe(guarded(lambda _: self._chosen(), self._failed), "value")
         self.prompt.layout.width = "auto"  # 100% would add the margins and overflow
         self.prompt.add_class("tb-play-prompt")
         self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
@@ -115,12 +118,19 @@ class PlayPanel:
         self.prompt.on_msg(lambda _, content, __: submit(None) if content.get("event") == "submit" else None)
         writes = opened.kind in ("text", "chat")
         settings = [row(self.temperature, self.top_p, self.length)] if writes else []
-        asked = self.upload if opened.kind == "image" else self.prompt
-        parts = [self.output, asked] if opened.kind == "chat" else [asked]
+        asked = [row(self.upload), self.picture] if opened.kind == "image" else [self.prompt]
+        parts = [self.output, *asked] if opened.kind == "chat" else asked
         tail = [] if opened.kind == "chat" else [self.output]
         self.box = panel(markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert)
         self.box.add_class("tb-play-panel")
         watch_cells()
+
+    def _chosen(self) -> None:
+        """Show the chosen image; what was found for another one goes."""
+        self.picture.value = _uploaded(self.upload.value)
+        self.picture.layout.display = None
+        for box in (self.output, self._alert):
+            set_markup(box, text(""))
 
     def _work(self, progress: Progress) -> Any:
         # Read once: somebody may type on while the model writes.
@@ -179,8 +189,7 @@ class PlayPanel:
 
 
 def _classes(found: Sequence[tuple[str, float]], cut: int, rest: Html) -> Html:
-    bars = [(name, f"{value:.1%}", "█" * round(20 * value)) for name, value in found]
-    return joined([columns("Classes", ("class", "probability", ""), bars), rest, _cut(cut)])
+    return joined([bars("Classes", ("class", "probability"), found), rest, _cut(cut)])
 
 
 def contributions(found: Attribution) -> Html:

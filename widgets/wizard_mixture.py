@@ -1,8 +1,8 @@
-"""The wizard's rows for a mixture: several datasets, each with its place, weight and name, and the share that it has."""
+"""The wizard's rows for a mixture: several datasets, each with its place, columns, weight and name, and its share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -12,10 +12,26 @@ from utils.errors import ConfigError
 from utils.ui.setting_values import typed_number
 from utils.ui.wizard_state import WizardState
 from utils.views.html import text
-from widgets.forms import Report, button, heading, markup_box, paragraph, problem_line, row, set_markup, small
-from widgets.guarded import guarded
+from widgets.background_task import Outcome, TaskRow
+from widgets.focus import move_focus
+from widgets.forms import (
+    Report,
+    button,
+    heading,
+    markup_box,
+    named_options,
+    paragraph,
+    problem_line,
+    row,
+    set_markup,
+    small,
+)
+from widgets.guarded import error_sentence, guarded
 
 _SOURCES = {"local": "a file or folder", "huggingface": "a dataset of the Hub", "builtin": "the built-in text"}
+_KINDS = {"auto": "detect automatically", "text": "plain text", "conversations": "conversations", "pairs": "pairs"}
+# Settings that describe the rows of one dataset: another one has other rows.
+_OF_ROWS = ("text_column", "conversation_layout", "config_name", "data_kind")
 # Which setting says where the data of a source are.
 _PLACES = {"local": "dataset_path", "drive": "dataset_path", "upload": "dataset_path", "huggingface": "dataset_name"}
 
@@ -55,6 +71,7 @@ class MixtureRows:
         for number, one in enumerate(self._rows):
             for name, control in one.controls.items():
                 self._parts[f"mixture:{number}:{name}"] = control
+            one.draw()
         weights = [one.weight for one in self._rows]
         total = sum(weight for weight in weights if weight is not None)
         for one, weight in zip(self._rows, weights, strict=True):
@@ -71,6 +88,11 @@ class MixtureRows:
         self.changed()
         self.refresh()
 
+    @property
+    def state(self) -> WizardState:
+        """The wizard whose mixture this is."""
+        return self._state
+
     def remove(self, one: _Row) -> None:
         """Take a dataset out; the last one that is left is the setup's only one."""
         self._rows = [other for other in self._rows if other is not one]
@@ -85,6 +107,7 @@ class MixtureRows:
         else:
             self.changed()
         self.refresh()
+        move_focus(self._add)  # the button is gone
 
     def changed(self) -> None:
         """Apply the rows where they are usable, or say what is missing."""
@@ -114,7 +137,7 @@ class _Row:
     """One dataset: its controls and the rest of its settings."""
 
     def __init__(self, owner: MixtureRows, entry: Mapping[str, Any], report: Report) -> None:
-        self._owner, self._rest = owner, dict(entry)
+        self._owner, self._rest, self._drawing = owner, dict(entry), False
         source = self._rest.pop("dataset_source", "builtin")
         place = self._rest.pop("dataset_path", None) or self._rest.pop("dataset_name", None) or ""
         self._rest.pop("dataset_name", None)
@@ -126,17 +149,67 @@ class _Row:
         self.controls: dict[str, Any] = {
             "source": ipywidgets.Dropdown(options=options, value=source, **_look("Data", "260px")),
             "place": ipywidgets.Text(value=place, continuous_update=False, **_look("Path or id", "320px")),
+            "config": ipywidgets.Text(continuous_update=False, **_look("Configuration", "220px")),
+            "column": ipywidgets.Dropdown(**_look("Text column", "260px")),
+            "layout": ipywidgets.Dropdown(**_look("Conversation layout", "300px")),
+            "kind": ipywidgets.Dropdown(
+                options=[(label, kind) for kind, label in _KINDS.items()], **_look("Kind of rows", "260px")
+            ),
             "weight": ipywidgets.Text(value=number, continuous_update=False, **_look("Weight", "130px")),
             "name": ipywidgets.Text(value=name or "", continuous_update=False, **_look("Name", "200px")),
         }  # fmt: skip
+        self._draw_rest()
         for key, control in self.controls.items():
             control.add_class(f"tb-mixture-{key}")
-            control.observe(guarded(lambda _: self._changed(), report), "value")
+            control.observe(guarded(self._changed, report), "value")
         self.share = markup_box("tb-mixture-share")
+        self._found = markup_box("tb-mixture-found")
+        self._read = TaskRow(
+            "Read the first rows", "tb-mixture-rows", lambda _: owner.state.read_entry(self.entry()), self._show_read, report
+        )
         remove = button("Remove", "tb-mixture-remove", lambda _: owner.remove(self), report, "Take this dataset out")
-        self.box = row(*self.controls.values(), self.share, remove)
-        self.controls["remove"], self.controls["share"] = remove, self.share
-        self._place_shown()
+        self.box = ipywidgets.VBox([row(*self.controls.values(), self.share, remove), self._read.box, self._found])
+        self.box.add_class("tb-mixture-dataset")
+        self.controls |= {"remove": remove, "share": self.share, "found": self._found, "first-rows": self._read.start}
+        self.draw()
+
+    def draw(self) -> None:
+        """Show what the first rows hold, and the controls that have a meaning for it."""
+        source = self.controls["source"].value
+        found = self._owner.state.recognised_entry(self.entry())
+        self._draw_rest(found.columns, found.layouts)
+        is_named, layout = source == "huggingface", self._rest.get("conversation_layout")
+        shown = {
+            "place": source != "builtin",
+            "config": is_named,
+            "column": bool(found.columns) or self._rest.get("text_column") is not None,
+            "layout": len(found.layouts) > 1 or layout is not None,
+            "kind": bool(found.columns) or self._rest.get("data_kind", "auto") != "auto",
+        }
+        for key, is_shown in shown.items():
+            self.controls[key].layout.display = None if is_shown else "none"
+        unread = is_named and not found.columns and bool(self.controls["place"].value.strip())
+        self._read.box.layout.display = None if unread else "none"
+        set_markup(self._found, small(f"In the data: {found.sentence}" if found.columns else ""))
+
+    def _draw_rest(self, columns: Sequence[str] = (), layouts: Sequence[str] = ()) -> None:
+        self._drawing = True
+        try:
+            for key, setting, names in (("column", "text_column", columns), ("layout", "conversation_layout", layouts)):
+                value, menu = self._rest.get(setting), self.controls[key]
+                options = named_options(names, value)
+                if menu.options != options:
+                    menu.options = options
+                menu.value = value or ""
+            self.controls["config"].value = self._rest.get("config_name") or ""
+            self.controls["kind"].value = self._rest.get("data_kind", "auto")
+        finally:
+            self._drawing = False
+
+    def _show_read(self, outcome: Outcome) -> None:
+        self.draw()
+        if outcome.error is not None:
+            set_markup(self._found, problem_line(error_sentence(outcome.error)))
 
     @property
     def weight(self) -> float | None:
@@ -157,12 +230,20 @@ class _Row:
             values["name"] = name
         return values
 
-    def _changed(self) -> None:
-        self._place_shown()
+    def _changed(self, change: Mapping[str, Any]) -> None:
+        if self._drawing:
+            return
+        if change["owner"] in (self.controls["source"], self.controls["place"]):
+            for setting in _OF_ROWS:
+                self._rest.pop(setting, None)
+        else:
+            settings = {"column": "text_column", "layout": "conversation_layout", "config": "config_name", "kind": "data_kind"}
+            for key, setting in settings.items():
+                if change["owner"] is self.controls[key]:
+                    self._rest.pop(setting, None)
+                    if change["new"].strip():
+                        self._rest[setting] = change["new"].strip()
         self._owner.changed()
-
-    def _place_shown(self) -> None:
-        self.controls["place"].layout.display = "none" if self.controls["source"].value == "builtin" else None
 
 
 def _look(title: str, width: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The wizard's Model step: where the model comes from, what its files say, loading and checking it."""
+"""The wizard's Model step: where the model comes from, what its files or sizes say, loading and checking it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -10,7 +10,7 @@ import ipywidgets
 from utils.ui.background import Progress
 from utils.ui.model_source import adapters_here, describe_source, exported_runs, source_facts, source_rows
 from utils.ui.setting_values import model_rows
-from utils.ui.wizard_model import MODEL_SOURCES
+from utils.ui.wizard_model import MODEL_SOURCES, ModelChoice, memory_rows
 from utils.ui.wizard_preview import check_model
 from utils.views.html import Html, element, joined, text
 from widgets.background_task import Outcome
@@ -35,13 +35,18 @@ class ModelPage(Page):
     def above(self) -> list[ipywidgets.Widget]:
         self._drawing = True  # ipywidgets 7 chooses the first of new options by itself
         self._named = self.state.setup.pretrained_model
-        self._chosen = "notebook" if self._named is None else "pretrained"
+        self._chosen = "notebook"
         self._source = self._menu("Model source", "model-source", self._source_chosen)
-        self._source.options = [(label, name) for name, label in MODEL_SOURCES.items()]
+        none_given = "" if self.state.choice.is_given else " (none was given)"
+        self._source.options = [
+            (f"{label}{none_given if name == 'notebook' else ''}", name) for name, label in MODEL_SOURCES.items()
+        ]
         self._runs = self._menu("Run", "model-run", self._run_chosen)
         self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
         self._drawing = False
-        return [self._source, self._runs, self._no_runs]
+        menus = ipywidgets.VBox([self._source, self._runs])
+        menus.add_class("tb-fields")
+        return [menus, self._no_runs]
 
     def extras(self) -> list[ipywidgets.Widget]:
         self._on_hub: tuple[str | None, PretrainedDescription] | None = None
@@ -57,9 +62,11 @@ class ModelPage(Page):
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
         setup = self.state.setup
-        if setup.pretrained_model is not None and self._chosen == "notebook":
+        if setup.new_model is not None:
+            self._chosen = "new"
+        elif setup.pretrained_model is not None and self._chosen in ("notebook", "new"):
             self._chosen = "pretrained"
-        elif setup.pretrained_model is None and self._named is not None:
+        elif (setup.pretrained_model is None and self._named is not None) or self._chosen == "new":
             self._chosen = "notebook"
         self._named = setup.pretrained_model
         runs = exported_runs(setup) if self._chosen == "run" else []
@@ -74,13 +81,14 @@ class ModelPage(Page):
         hint = f"No run in {setup.output_dir} has an export of the format hf. The folder of one elsewhere can be entered below."
         set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
         self._fields.layout.display = None if self._chosen != "notebook" else "none"
-        self._load.box.layout.display = None if self._named is not None else "none"
+        self._load.box.layout.display = None if setup.names_model else "none"
+        self._load.start.description = "Create the model" if self._chosen == "new" else "Load the model"
         unknown = self._named is not None and source_facts(setup) is None
         self._ask.box.layout.display = None if unknown else "none"
         set_markup(self._files, self._files_markup())
-        loaded = self.state.choice.loaded
-        set_markup(self._loaded, text("") if loaded is None else _loaded_markup(loaded.notices))
-        set_markup(self._facts, data_table("The model to train", model_rows(self.state.facts)))
+        set_markup(self._loaded, _loaded_markup(self.state.choice))
+        rows = {**model_rows(self.state.facts), **memory_rows(self.state.choice)}
+        set_markup(self._facts, data_table("The model to train", rows))
         self._check.start.disabled = not self.state.choice.exists
 
     def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
@@ -111,8 +119,14 @@ class ModelPage(Page):
     def _source_chosen(self, change: Mapping[str, Any]) -> None:
         if self._drawing or not change["new"]:
             return
-        self._chosen = change["new"]
-        if self._chosen == "notebook" and self._named is not None:
+        setup, self._chosen = self.state.setup, change["new"]
+        if self._chosen == "new":
+            self.state.choose_new_model()
+        elif setup.new_model is not None:
+            chosen = self._chosen
+            self.state.set("new_model", None)  # which draws the notebook's model
+            self._chosen = chosen
+        if self._chosen == "notebook" and setup.pretrained_model is not None:
             self.state.set("pretrained_model", None)
         self.refresh(self.state.visible_problems())
 
@@ -132,7 +146,7 @@ class ModelPage(Page):
             set_markup(self._files, self._failure(outcome.error))
 
     def _load_it(self, progress: Progress) -> None:
-        progress.report("Loading the model")
+        progress.report("Loading the model" if self.state.setup.new_model is None else "Creating the model")
         self.state.choice.load()
 
     def _show_loaded(self, outcome: Outcome) -> None:
@@ -152,8 +166,12 @@ class ModelPage(Page):
             set_markup(self._result, element("div", outcome.result, style="line-height:1.4"))
 
 
-def _loaded_markup(notices: Sequence[str]) -> Html:
-    """Tensors that a checkpoint did not contain, and mismatches of tokenizer and model."""
-    if not notices:
+def _loaded_markup(choice: ModelChoice) -> Html:
+    """Tensors that a checkpoint did not contain, and mismatches of tokenizer and model; that a new model is created."""
+    if not choice.is_made:
+        return text("")
+    if choice.loaded is None:
+        return paragraph("Created. Every weight is new.")
+    if not choice.loaded.notices:
         return paragraph("Loaded. The checkpoint contains every weight of the model, and its tokenizer fits.")
-    return joined([paragraph("Loaded."), *(paragraph(notice) for notice in notices)])
+    return joined([paragraph("Loaded."), *(paragraph(notice) for notice in choice.loaded.notices)])

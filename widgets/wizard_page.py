@@ -14,6 +14,7 @@ from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardField, WizardStep
 from utils.views.html import Html, joined
 from widgets.background_task import Outcome, TaskRow
+from widgets.focus import move_focus
 from widgets.forms import (
     ColumnForm,
     FieldForm,
@@ -28,6 +29,10 @@ from widgets.forms import (
     set_markup,
 )
 from widgets.guarded import error_sentence
+from widgets.wizard_new_model import NewModelForm
+
+# Pages whose first control is none of their fields.
+_FIRST = {"model": "model-source", "summary": "check-now"}
 
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
@@ -43,7 +48,7 @@ class Page:
     def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
         self.step, self.state = step, state
         self._parts, self._report = parts, report
-        self._forms: dict[str, FieldForm] = {}
+        self._forms: dict[str, FieldForm | NewModelForm] = {}
         self._shows_advanced = False
         self._fields, self._advanced = ipywidgets.VBox(), ipywidgets.VBox()
         self._more = self._button("Show advanced settings", "advanced", self._toggle_advanced)
@@ -99,12 +104,14 @@ class Page:
         advanced = {field.name for field in self.step.advanced}
         return self._shows_advanced or any(problem.field in advanced for problem in problems[self.step.name])
 
-    def _form(self, name: str) -> FieldForm:
+    def _form(self, name: str) -> FieldForm | NewModelForm:
         if name not in self._forms:
             field = next(field for field in self.step.all_fields if field.name == name)
-            kind = ColumnForm if name.endswith("_column") else FieldForm
+            kind = NewModelForm if name == "new_model" else ColumnForm if name.endswith("_column") else FieldForm
             form = self._forms[name] = kind(field, self.state, self._report)
             self._parts[f"error:{name}"] = form.message
+            if isinstance(form, NewModelForm):
+                self._parts |= {f"new-model:{argument}": control for argument, control in form.controls.items()}
         return self._forms[name]
 
     def _toggle_advanced(self, _: Any) -> None:
@@ -126,10 +133,19 @@ class Page:
     def _next(self, _: Any) -> None:
         if self.state.current is self.step:
             self.state.next()
+            self._turned()
 
     def _back(self, _: Any) -> None:
         if self.state.current is self.step:
             self.state.back()
+            self._turned()
+
+    def _turned(self) -> None:
+        """The button that had the focus is gone with its page: give it to the first control of the one that is shown."""
+        step = self.state.current
+        if step is not self.step:
+            first = _FIRST.get(step.name) or f"field:{self.state.fields(step)[0].name}"
+            move_focus(self._parts.get(first))
 
     def _job(self, label: str, key: str, work: Callable[[Progress], Any], done: Callable[[Outcome], None]) -> TaskRow:
         """A button that starts work, known as `key`, with one that cancels it, `key-cancel`."""

@@ -21,6 +21,7 @@ from utils.ui.wizard_steps import STEPS, recognise_dataset, step_of
 from utils.views.html import Html, element, joined, text
 from utils.views.samples import samples_html
 from widgets.background_task import Outcome
+from widgets.focus import move_focus
 from widgets.forms import (
     button,
     check_line,
@@ -96,6 +97,7 @@ class DataPage(Page):
 
     def _take_task(self, _: Any) -> None:
         self.state.set("task", self.state.recognised.task)
+        move_focus(self._parts["field:task"])  # the button is gone
 
     def _uploaded(self, change: Mapping[str, Any]) -> None:
         problem = ""
@@ -244,6 +246,7 @@ class SummaryPage(Page):
     def _take(self, way: WayOut, _: Any) -> None:
         self.state.take(way)
         self._check.begin()
+        move_focus(self._check.start)  # the button is gone
 
     def _problem_row(self, problem: Problem) -> ipywidgets.Widget:
         step = step_of(problem.field)
@@ -265,6 +268,7 @@ class SummaryPage(Page):
         if problem in self.state.blockers("summary"):
             with contextlib.suppress(ConfigError):
                 self.state.apply_fix(problem)
+            move_focus(self._check.start)  # the button is gone
 
 
 PAGES: Mapping[str, type[Page]] = {

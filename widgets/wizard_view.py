@@ -14,6 +14,7 @@ from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep
 from utils.views.html import alert, element, joined, status
 from widgets.background_task import watch_cells
+from widgets.focus import move_focus
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
@@ -100,15 +101,19 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self._preset.observe(guarded(self._choose_preset, self.report), "value")
         self._preset_message = self._parts["error:preset"] = markup_box("tb-error-preset")
         self._preset_help = self._parts["preset-help"] = markup_box("tb-preset-help")
+        self._use_model = self._parts["preset-model"] = button(
+            "Train the preset's model", "tb-preset-model", lambda _: self._choose_model(), self.report,
+            "A new model of this size instead of the notebook's",
+        )  # fmt: skip
         self._clicks = self._parts["clicks"] = markup_box("tb-clicks")
         self._reset = self._parts["reset"] = button("Reset to preset", "tb-reset", self._back_to_preset, self.report)
         self._undo = self._parts["undo"] = button(
-            "Undo preset", "tb-undo", lambda _: self.state.undo(), self.report, "Bring back the settings that it replaced"
+            "Undo preset", "tb-undo", lambda _: self._undo_preset(), self.report, "Bring back the settings that it replaced"
         )
         changes = row(self._clicks, self._reset, self._undo)
         stepper = row(*steps)
         stepper.add_class("tb-steps")
-        return [stepper, self._preset, self._preset_message, self._preset_help, changes]
+        return [stepper, self._preset, self._preset_message, self._preset_help, self._use_model, changes]
 
     def _step_button(self, step: WizardStep) -> Any:
         made = button(step.title, f"tb-step-{step.name}", lambda _: self.state.goto(step.name), self.report)
@@ -156,16 +161,18 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
             self._drawing = False
         preset = self.state.presets[self.state.preset]
         lines = [paragraph(preset_help(preset))]
-        if preset is not None and (sentence := self._model_sentence(preset)):
+        sentence = "" if preset is None else self._model_sentence(preset)
+        if preset is not None and sentence:
             lines += [small(sentence), code(model_code(preset))]
+        self._use_model.layout.display = None if sentence else "none"
         set_markup(self._preset_help, joined(lines))
         set_markup(self._clicks, paragraph(self.state.clicks_sentence))
         self._reset.disabled = not self.state.clicks.values
         self._undo.layout.display = None if self.state.can_undo else "none"
 
     def _model_sentence(self, preset: Preset) -> str:
-        # A pretrained model was chosen in the form: no preset is meant to replace it.
-        return "" if self.state.setup.pretrained_model is not None else model_sentence(preset, self.state.facts)
+        # A pretrained or new model was chosen in the form: no preset is meant to replace it.
+        return "" if self.state.setup.names_model else model_sentence(preset, self.state.facts)
 
     def _page(self) -> Page:
         """The current step's page, made when it is first shown."""
@@ -180,6 +187,15 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
 
     def _back_to_preset(self, _: Any) -> None:
         self._apply(self.state.preset)
+        move_focus(self._preset)  # this button is disabled now, and those below are gone
+
+    def _choose_model(self) -> None:
+        self.state.choose_new_model()
+        move_focus(self._preset)
+
+    def _undo_preset(self) -> None:
+        self.state.undo()
+        move_focus(self._preset)
 
     def _apply(self, key: str) -> None:
         try:

@@ -1,4 +1,5 @@
-"""The live view in a real JupyterLab with a real browser: buttons that work while the cell runs, also after a reload."""
+"""Panels in a real JupyterLab with a real browser: the live view, whose buttons work while the cell runs, also after a reload;
+the runs panel; a picture that is uploaded and classified."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 import pytest
 
 from tests.kit.browser import NotebookPage, needs_chromium, running_browser, running_lab, write_notebook
+from tests.training.test_run_table import make_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_chromium]
 
@@ -159,3 +161,84 @@ def test_the_last_state_stays_in_the_saved_notebook_without_widgets(notebook):
     output = notebook.output(1)
     assert "Stopped by the Stop button and saved" in output
     assert notebook.cell(1).locator("svg[role=img][aria-label^='Curves of the loss']").count() == 1
+
+
+PLAY = """
+from utils.models import ModelRegistry
+from widgets import playground
+
+model = ModelRegistry.create("vit-small", num_classes=3, input_size=8, n_layer=1, n_embd=8, n_head=1)
+model.save_pretrained("pictures")
+playground("pictures")
+"""
+
+
+@pytest.fixture
+def panels(lab, browser):
+    """A notebook with the panel of three runs, and a play panel for a model of images."""
+    for number, name in enumerate(("first", "second", "third")):
+        make_run(lab.folder / "kept", name, monitor="val/loss", notes="" if number else "to compare with")
+    write_notebook(lab.folder / "panels.ipynb", "from widgets import runs_panel\n\nruns_panel('kept');", PLAY)
+    page = NotebookPage(browser, lab, "panels.ipynb")
+    page.run_all()
+    yield page
+    alerts = page.alerts()
+    page.close()
+    assert alerts == []
+
+
+def tick(notebook, *names):
+    for name in ("first", "second", "third"):
+        box = notebook.page.locator(".tb-run-row", has_text=name).locator("input")
+        if box.count():
+            box.set_checked(name in names)
+
+
+def test_runs_are_opened_compared_noted_archived_and_deleted_and_a_picture_is_classified(panels, tmp_path):
+    from PIL import Image
+
+    folder, view = panels.lab.folder / "kept", panels.page
+    view.locator(".tb-run-row").nth(2).wait_for()
+    tick(panels, "first", "second")
+    panels.click(".tb-runs-compare")
+    panels.wait_for_text(".tb-runs-compared", "Runs compared")
+    tick(panels, "second")
+    panels.click(".tb-runs-open")
+    panels.wait_for_text(".tb-runs-live", "second")
+    assert view.locator(".tb-runs-compared").count() == 0
+    view.locator(".tb-runs-notes textarea").fill("better")
+    view.locator(".tb-runs-tags input").fill("kept, long")
+    panels.click(".tb-runs-save")
+    panels.wait_for_text(".tb-run-row", "kept, long · better")
+    assert (folder / "second" / "notes.txt").read_text().strip() == "better"
+
+    panels.click(".tb-runs-archive")
+    panels.wait_for_text(".tb-runs-message", "Archived: second")
+    assert view.locator(".tb-run-row").count() == 2
+    panels.click(".tb-runs-archived input")
+    view.locator(".tb-run-row", has_text="second").wait_for()
+    tick(panels, "second")
+    panels.click(".tb-runs-archive")
+    panels.wait_for_text(".tb-runs-message", "Restored: second")
+    panels.click(".tb-runs-archived input")
+    view.locator(".tb-run-row").nth(2).wait_for()
+
+    tick(panels, "third")
+    panels.click(".tb-runs-delete")
+    panels.wait_for_text(".tb-runs-question", "cannot be undone")
+    panels.click(".tb-runs-keep")
+    panels.wait_for_text(".tb-runs-message", "Nothing was deleted")
+    panels.click(".tb-runs-delete")
+    assert (folder / "third").is_dir()
+    panels.click(".tb-runs-confirm")
+    panels.wait_for_text(".tb-runs-message", "Deleted: third")
+    assert not (folder / "third").exists()
+
+    Image.new("RGB", (20, 12), (200, 30, 30)).save(tmp_path / "red.jpg")
+    with view.expect_file_chooser() as chooser:
+        panels.click(".tb-play-upload")
+    chooser.value.set_files(tmp_path / "red.jpg")
+    view.locator(".tb-play-picture").wait_for(state="visible")
+    panels.click(".tb-play")
+    panels.wait_for_text(".tb-play-output", "probability")
+    assert view.locator(".tb-play-output .tb-bar").count() == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from itertools import pairwise
 
@@ -75,3 +76,49 @@ def test_a_copied_mixture_makes_the_same_setup(mixed, tmp_path):
     made: dict[str, object] = {}
     exec(setup_code("Python", setup), made)  # noqa: S102 - the code that the form shows
     assert made["setup"] == setup
+
+
+def test_columns_and_layouts_of_a_dataset_are_chosen_from_its_first_rows(mixed, tmp_path):
+    state, view = mixed
+    column, layout = view["mixture:1:column"], view["mixture:1:layout"]
+    assert (view["mixture:0:column"].layout.display, layout.layout.display) == ("none", "none"), "one layout fits"
+    assert "Conversations found: messages" in view["mixture:1:found"].value
+    rows = [{"title": f"Rule {n}", "body": f"Press key {n % 7} and wait.", "id": n} for n in range(60)]
+    (tmp_path / "rules.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    view["mixture:1:place"].value = str(tmp_path / "rules.jsonl")
+    assert [name for _, name in column.options] == ["", "title", "body", "id"]
+    column.value = "body"
+    assert state.setup.mixture[1].text_column == "body"
+    assert view["mixture:1:column"] is column
+    state.preflight.run()
+    assert state.ready, [check.message for check in state.preflight.checks]
+    rows = [{"messages": [{"role": "user", "content": "a"}], "instruction": "b", "output": "c"}] * 9
+    (tmp_path / "both.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    view["mixture:1:place"].value = str(tmp_path / "both.jsonl")
+    assert state.setup.mixture[1].text_column is None, "columns of other data are forgotten"
+    assert {"messages", "instruction"} <= {name for _, name in layout.options}
+    assert layout.layout.display is None
+    layout.value = "instruction"
+    assert state.setup.mixture[1].conversation_layout == "instruction"
+    state.setup.update(mixture=[{"path": "manual.txt"}, {"path": str(tmp_path / "both.jsonl"), "text_column": "texts"}])
+    assert "texts (not in the data)" in [label for label, _ in view["mixture:1:column"].options]
+    assert any("the columns are messages, instruction, output" in p.message for p in state.blockers("dataset"))
+    assert not view.errors
+
+
+def test_first_rows_of_a_hub_dataset_of_a_mixture_are_read_by_a_click(mixed, tmp_path):
+    from datasets import Dataset
+
+    state, view = mixed
+    Dataset.from_dict({"head": ["a"] * 8, "story": ["b c d"] * 8}).save_to_disk(tmp_path / "stories")
+    view["mixture:1:source"].value = "huggingface"
+    view["mixture:1:place"].value = str(tmp_path / "stories")
+    assert view["mixture:1:column"].layout.display == "none"
+    view["mixture:1:first-rows"].click()
+    assert "Columns: head, story" in view["mixture:1:found"].value
+    view["mixture:1:column"].value = "story"
+    assert state.setup.mixture[1].to_dict()["text_column"] == "story"
+    view["mixture:1:place"].value = str(tmp_path / "none")
+    view["mixture:1:first-rows"].click()
+    assert "Problem" in view["mixture:1:found"].value
+    assert not view.errors

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BertConfig,
         BertForMaskedLM,
         BertForSequenceClassification,
+        BertForTokenClassification,
         GPT2LMHeadModel,
         T5ForConditionalGeneration,
         ViTForImageClassification,
@@ -134,6 +135,36 @@ def bert_small_classifier(
 
     with _seeded(seed):
         return BertForSequenceClassification(config)
+
+
+@ModelRegistry.register("bert-small-token-classifier")
+def bert_small_token_classifier(
+    num_classes: int = 2,
+    vocab_size: int = 4096,
+    max_seq_len: int = 128,
+    n_layer: int = 4,
+    n_embd: int = 256,
+    n_head: int = 4,
+    dropout: float = 0.1,
+    seed: int = 42,
+    pad_token_id: int | None = PAD_ID,
+) -> BertForTokenClassification:
+    """The same with a score for each of `num_classes` tags of every token.
+
+    Args:
+        num_classes: tags, C; the others as `bert_small`'s.
+    Raises:
+        ConfigError: lists every size that cannot be.
+    """
+    sizes = {"num_classes": num_classes}
+    config = _bert_config(
+        "bert-small-token-classifier", vocab_size, max_seq_len, n_layer, n_embd, n_head, dropout, pad_token_id, sizes
+    )
+    config.num_labels = num_classes
+    from transformers import BertForTokenClassification
+
+    with _seeded(seed):
+        return BertForTokenClassification(config)
 
 
 def _bert_config(

@@ -33,11 +33,13 @@ class ModelRegistry(Registry):
 
     @classmethod
     def num_parameters(cls, name: str, **arguments: Any) -> int:
-        """Parameters of the model that `create` would return; a shared tensor counts once.
+        """Parameters of the model that `create` would return; a shared tensor counts once."""
+        return sum(parameter.numel() for parameter in cls.outline(name, **arguments).parameters())
 
-        The model is created on the meta device, where it takes no memory.
-        """
+    @classmethod
+    def outline(cls, name: str, **arguments: Any) -> nn.Module:
+        """The model that `create` would return, on the meta device, where it has no weights and takes no memory."""
         import torch
 
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in cls.create(name, **arguments).parameters())
+            return cls.create(name, **arguments)

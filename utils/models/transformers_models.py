@@ -408,11 +408,11 @@ def quiet_loading(where: str) -> Iterator[None]:
     """transformers' errors as `ModelError`; without its progress bars and its report of the keys, which we give ourselves."""
     from transformers.utils import logging as verbosity
 
-    shown, level = verbosity.is_progress_bar_enabled(), verbosity.get_verbosity()
-    verbosity.disable_progress_bar()  # type: ignore[no-untyped-call]
+    level = verbosity.get_verbosity()
     verbosity.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with without_progress_bars():
+            yield
     except TrainbookError:
         raise
     except (
@@ -421,6 +421,18 @@ def quiet_loading(where: str) -> Iterator[None]:
         raise ModelError(f"{where} cannot be loaded: {_first_line(error)}") from error
     finally:
         verbosity.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers without its progress bars, which a notebook would keep among the outputs."""
+    from transformers.utils import logging as verbosity
+
+    shown = verbosity.is_progress_bar_enabled()
+    verbosity.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
         if shown:
             verbosity.enable_progress_bar()  # type: ignore[no-untyped-call]
 

@@ -110,12 +110,14 @@ class TuningPlan:
         mode: the value of `finetune`.
         trained, total: parameters that would be trained, and all of them, adapters included.
         saved_bytes: memory for gradients and optimizer state that training every parameter would need beyond this mode.
+        state_bytes: memory for weights in fp32, gradients and optimizer state; activations come on top.
     """
 
     mode: str
     trained: int
     total: int
     saved_bytes: int
+    state_bytes: int
 
     @property
     def share(self) -> float:
@@ -143,7 +145,8 @@ def tuning_plan(model: nn.Module, config: TrainingConfig) -> TuningPlan:
         last = config.finetune == "last_layers"
         chosen = last_parameters(model, config.finetune_layers) if last else head_parameters(model)
         trained = sum(_size(p) for p in model.parameters() if id(p) in chosen)
-    return TuningPlan(config.finetune, trained, total, (whole - trained) * _TRAINED_BYTES[config.optimizer])
+    of_trained = _TRAINED_BYTES[config.optimizer]
+    return TuningPlan(config.finetune, trained, total, (whole - trained) * of_trained, 4 * total + trained * of_trained)
 
 
 def _size(parameter: Tensor) -> int:

@@ -197,8 +197,11 @@ def _of_transformers(folder: Path) -> nn.Module:
             f"{folder / 'config.json'} names the class {names[0] if names else None!r}, which transformers does not have. Give "
             "module:factory for a model whose code is your own."
         )
+    from utils.models.transformers_models import without_progress_bars
+
     try:
-        model: nn.Module = kind.from_pretrained(folder, local_files_only=True)
+        with without_progress_bars():
+            model: nn.Module = kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} could not be loaded by transformers: {error}") from error
     return model.eval()

@@ -10,6 +10,7 @@ from pydantic import Field
 from utils.data.mixture_settings import MixtureSource, mixture_sources
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, equal, path_text, shown
+from utils.ui.new_model import checked_description
 
 #: The source, and the dataset's name, that mean the corpus that needs no network.
 BUILTIN = "builtin"
@@ -104,6 +105,13 @@ class DataSettings(Schema):
         "Folder saved by transformers, folder of a run or of its export, or an id on the Hub such as owner/name. "
         "Leave empty to train the notebook's model.",
         min_length=1,
+    )
+    new_model: dict[str, Any] | None = _field(
+        None,
+        "New model",
+        "A model with new weights instead of the notebook's: the name of a registered model and its sizes, such as "
+        "{name: gpt-small, n_layer: 4, n_embd: 256, n_head: 4}. Vocabulary size and block length are those of the tokenizer, "
+        "the number of classes is that of the data. Leave empty to train the notebook's model.",
     )
     val_split: float = _field(
         0.1,
@@ -214,6 +222,12 @@ class DataSettings(Schema):
     @classmethod
     def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
         source, path, name = values["dataset_source"], values["dataset_path"], values["dataset_name"]
+        if values["new_model"] is not None:
+            if found := checked_description(values["new_model"]):
+                return found
+            if values["pretrained_model"] is not None:
+                message = f"got {shown(values['new_model'])} together with a pretrained_model; keep one of the two"
+                return [Problem("new_model", message)]
         if values["mixture"] and (found := _of_one_dataset(values)):
             return found
         if path is not None and name is not None:

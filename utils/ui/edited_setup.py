@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem
+from utils.ui.new_model import for_task, usual_description
 from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, prepared
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setting_values import counted, shown_value, titled, typed_value, value_text
@@ -18,6 +19,8 @@ from utils.ui.wizard_steps import FIELDS_OF_SOURCE, PLACES, wizard_field
 
 #: Key of the preset that a cell gave, where it is none of PRESETS.
 AS_GIVEN = "as given"
+# Sizes that a model and the data share.
+_SIZES = ("vocab_size", "max_length")
 
 
 class EditedSetup:
@@ -115,7 +118,8 @@ class EditedSetup:
             self._retry()
             said = f"{titled(name)}: {value_text(wizard_field(name), getattr(self.setup, name))}."
             sizes = ", ".join(f"{titled(size)} {shown_value(size, new)}" for size, new in self._fitted.items())
-            self._say(f"{said} Set to fit the model: {sizes}." if sizes else said)
+            cause = "task" if "new_model" in self._fitted else "model"
+            self._say(f"{said} Set to fit the {cause}: {sizes}." if sizes else said)
 
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
@@ -154,23 +158,36 @@ class EditedSetup:
 
     def apply_preset(self, key: str) -> None:
         """Take all settings from a preset, fitted to the model, with what the cell gave over them; `notice` says what
-        that replaced. Settings that were clicked and refused entries are replaced too: `undo` restores them.
+        that replaced. Settings that were clicked and refused entries are replaced too: `undo` restores them. A new model
+        becomes the one that another preset was made for.
 
         Raises:
             PresetNotFoundError: no such preset; ConfigError: what the cell gave does not fit to it.
         """
         preset = self._given if key == AS_GIVEN and AS_GIVEN in self.presets else ConfigPresets().get(key)
         fresh = prepared(preset, self.choice.given_facts, self._overrides)
+        keeps_new = self.setup.new_model is not None and not fresh.names_model and preset != self._preset
+        if keeps_new:  # another preset's, with its own vocabulary and length
+            own = {} if preset is None else {name: value for name, value in preset.values.items() if name in _SIZES}
+            fresh.update(new_model=usual_description(fresh.task, preset), **{**own, **self._sizes_of_cell()})
         before = self._snapshot()
         with self._change():
             self._entries.clear()
             self._take(fresh)
-            self._clicked.clear()
+            self._clicked = {"new_model"} if keeps_new else set()
             self.restored = ()
             self._preset = preset
             changes = differences(before.setup, self.setup)
             self._before = before if changes or before.entries or before.preset != preset else None
             self._say(f"Preset {key} applied: {counted(len(changes), 'setting')} changed.", "; ".join(changes))
+
+    def _sizes_of_cell(self) -> dict[str, Any]:
+        """Sizes that the cell gave."""
+        return {field_of(name): value for name, value in self._overrides.items() if field_of(name) in _SIZES}
+
+    def choose_new_model(self) -> None:
+        """Train a new model instead of the notebook's, as a click does: the preset's where it learns the task."""
+        self.set("new_model", usual_description(self.setup.task, self._preset))
 
     def reset(self) -> None:
         """Reset to the preset applied last: clicked settings and refused entries are replaced, as by `apply_preset`."""
@@ -187,6 +204,8 @@ class EditedSetup:
         if before is None:
             return
         since = {name: getattr(self.setup, name) for name in sorted(self._clicked)}
+        if since.get("new_model") == usual_description(self.setup.task, self._preset):
+            since.pop("new_model", None)  # the preset's own, which nobody has changed since
         with self._change():
             self._take(before.setup)
             self._preset, self._before, self.restored = before.preset, None, before.restored
@@ -208,10 +227,22 @@ class EditedSetup:
 
     def _fit(self, names: tuple[str, ...]) -> None:
         """Set the sizes that nobody chose to those of another model."""
-        usual = (SetupConfig() if self._preset is None else self._preset.setup()).max_length
+        model = self.setup.new_model
+        if model is not None and "new_model" not in names and (fitting := for_task(model, self.setup.task)) != model:
+            self.setup.update(new_model=fitting)  # which fits the sizes too
+            self._fitted = {"new_model": fitting, **self._fitted}
+            return
+        usual = SetupConfig() if self._preset is None else self._preset.setup()
         chosen = {*names, *self._clicked}
-        wanted = fitted_sizes(self.setup, self.facts, usual)
-        self._fitted = {name: value for name, value in wanted.items() if name not in chosen}
+        if model is None:
+            wanted = fitted_sizes(self.setup, self.facts, usual.max_length)
+        else:  # which takes any
+            chosen |= self._sizes_of_cell().keys()
+            default = None if self.facts is None else self.facts.vocab_size
+            wanted = {"vocab_size": usual.vocab_size or default, "max_length": usual.max_length}
+        self._fitted = {
+            name: value for name, value in wanted.items() if name not in chosen and value != getattr(self.setup, name)
+        }
         was_clicking, self._clicking = self._clicking, False
         try:
             self.setup.update(**self._fitted)
@@ -306,7 +337,7 @@ class EditedSetup:
         for name in names:
             self._entries.pop(name, None)
         self._clicked = self._clicked | set(names) if self._clicking else self._clicked - set(names)
-        if self._fits_sizes and {"pretrained_model", "task"} & set(names):
+        if self._fits_sizes and {"pretrained_model", "new_model", "task"} & set(names):
             self._fit(names)
         self._tell()
 

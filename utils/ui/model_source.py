@@ -1,4 +1,4 @@
-"""Source of the wizard's model: the notebook, or a pretrained model that the setup names.
+"""Source of the wizard's model: the notebook, or a pretrained or new model that the setup names.
 
 What a pretrained model is, is read from its files. Its weights are loaded only by `load_source`.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.adapters.facts import ModelFacts
-from utils.errors import Problem, TrainbookError
+from utils.errors import ConfigError, Problem, TrainbookError
+from utils.ui.new_model import create_new_model, new_model_facts
 
 if TYPE_CHECKING:
     from utils.models.pretrained import Pretrained
@@ -75,6 +76,24 @@ def source_facts(setup: SetupConfig, *, download: bool = False) -> SourceFacts |
     return _known[key]
 
 
+def named_facts(setup: SetupConfig) -> SourceFacts | None:
+    """Facts about the pretrained or new model that the setup names; None where it names none, or where the files of a
+    pretrained one are not on this machine."""
+    if setup.new_model is not None:
+        facts, outline, problem = new_model_facts(setup)
+        return SourceFacts(None, facts, outline, problem=problem)
+    return None if setup.pretrained_model is None else source_facts(setup)
+
+
+def load_named(setup: SetupConfig) -> Any:
+    """The model that the setup names. Raises `ConfigError` where it names none; as `load_source` and `create_new_model`."""
+    if setup.new_model is not None:
+        return create_new_model(setup)
+    if setup.pretrained_model is None:
+        raise ConfigError("the setup names no model; set new_model or pretrained_model, or train a model of your own.")
+    return load_source(setup).model
+
+
 def load_source(setup: SetupConfig) -> Pretrained:
     """The setup's pretrained model with the head for its task, and its tokenizer.
 
@@ -96,11 +115,10 @@ def load_source(setup: SetupConfig) -> Pretrained:
 
 
 def source_problems(setup: SetupConfig) -> list[Problem]:
-    """Problems with the setup's pretrained model, as far as its files tell."""
-    if setup.pretrained_model is None:
-        return []
-    found = source_facts(setup)
-    return [Problem("pretrained_model", found.problem)] if found is not None and found.problem else []
+    """Problems with the pretrained or new model that the setup names, as far as files and sizes tell."""
+    found = named_facts(setup)
+    field = "new_model" if setup.new_model is not None else "pretrained_model"
+    return [Problem(field, found.problem)] if found is not None and found.problem else []
 
 
 def describe_source(setup: SetupConfig) -> PretrainedDescription:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
-from utils.ui.model_source import source_facts
+from utils.ui.model_source import named_facts
 from utils.ui.presets import ConfigPresets, Preset
 from utils.ui.setting_values import parameters_text, shown_value, titled
 from utils.ui.setup_config import SetupConfig
@@ -21,13 +21,15 @@ def find_preset(preset: str | Preset | None) -> Preset | None:
 def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping[str, Any]) -> SetupConfig:
     """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
 
-    The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained one that
+    The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained or new one that
     `overrides` name, else the one of `facts`. Raises `ConfigError`.
     """
     setup = SetupConfig() if preset is None else preset.setup()
-    if overrides.get("pretrained_model") is not None:
-        setup.update(**{name: overrides[name] for name in ("pretrained_model", "task") if name in overrides})
-        found = source_facts(setup)
+    named = ("pretrained_model", "new_model")
+    if any(overrides.get(name) is not None for name in named):
+        sizes = ("vocab_size", "max_length") if overrides.get("new_model") is not None else ()
+        setup.update(**{name: overrides[name] for name in (*named, "task", *sizes) if name in overrides})
+        found = named_facts(setup)
         facts = None if found is None else found.model_facts
     setup.update(**fitted_sizes(setup, facts))
     setup.update(**overrides)
@@ -90,6 +92,6 @@ def model_sentence(preset: Preset | None, facts: ModelFacts | None) -> str:
         return ""
     size = "" if facts.parameters is None else f" ({parameters_text(facts.parameters)})"
     return (
-        f"This preset does not change your model{size}. It was made for the model below: to train that one, put this line "
-        "into the Model cell and run the cells from there on."
+        f"This preset does not change your model{size}. It was made for the model below: to train that one, choose it "
+        "here, or put this line into the Model cell and run the cells from there on."
     )

@@ -65,11 +65,11 @@ class QueueJobs:
         from utils.models.origins import origin_of
         from utils.training.job_queue import JobConfig
 
-        if self._setup is None or (self._model is None and self._setup.pretrained_model is None):
+        if self._setup is None or (self._model is None and not self._setup.names_model):
             raise ConfigError("there is no setup to submit: open the panel with queue_panel(queue, setup, model).")
-        # A pretrained model is loaded by the worker as the setup says, with its tokenizer.
-        is_pretrained = self._setup.pretrained_model is not None
-        origin = {} if is_pretrained or self._model is None else origin_of(self._model)
+        # A model that the setup names is loaded or created by the worker, a pretrained one with its tokenizer.
+        is_named = self._setup.names_model
+        origin = {} if is_named or self._model is None else origin_of(self._model)
         if origin is None:
             raise ConfigError(
                 f"a worker cannot make this {type(self._model).__name__}, because it was not made by name. Make it with "
@@ -80,7 +80,7 @@ class QueueJobs:
         folder = {"folder": str(self._setup.home)}
         config = JobConfig(
             "cli.queue_commands:model_of_job", train_data="cli.queue_commands:data_of_job",
-            arguments={"job": job, **(folder if is_pretrained else {})}, data_arguments={"job": job, **folder},
+            arguments={"job": job, **(folder if is_named else {})}, data_arguments={"job": job, **folder},
             training_config=self._setup.training_config, priority=priority, durable=True,
         )  # fmt: skip
         return self._opened().submit_job(config)

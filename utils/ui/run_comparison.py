@@ -61,6 +61,10 @@ def compare_runs(*runs: str | Path, output_dir: str | Path = "runs") -> None:
     show_html(comparison(compared), f"Runs compared\n{columns_text(header, rows)}")
 
 
+# Runs whose table fits beside the curves.
+_BESIDE = 3
+
+
 def comparison(runs: Sequence[ComparedRun]) -> Html:
     """Curves and table as markup with the style sheet."""
     header, rows = comparison_rows(runs)
@@ -76,9 +80,14 @@ def comparison(runs: Sequence[ComparedRun]) -> Html:
     what = "validation loss" if by_validation else "training loss (smoothed)"
     spoken = ", ".join(f"{line.name} {line.points[-1][1]:.3g}" for line in lines if line.points)
     drawn = figure(lines, f"Curves of the {what} of {len(runs)} runs. {spoken}.", axis=what)
+    few = len(runs) <= _BESIDE
+    curves = element(
+        "div", element("div", text("Runs compared"), class_="tb-title"), element("div", drawn, class_="tb-plot"),
+        class_="tb-card tb-wide" if few else "tb-card",
+    )  # fmt: skip
+    table = element("div", columns("", header, rows), class_=f"tb-card tb-scroll{' tb-narrow' if few else ''}")
     return styled(
-        element("div", element("div", text("Runs compared"), class_="tb-title"), drawn, class_="tb-card"),
-        element("div", columns("", header, rows), class_="tb-card tb-scroll"),
+        element("div", curves, table, class_="tb-split" if few else "tb-stack"),
         css_class="tb-compared",
     )
 

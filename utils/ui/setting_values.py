@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
 from utils.schema import shown
 from utils.training.config_files import parse_value
+from utils.ui.new_model import description_text
 from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_steps import PLACES, WizardField, wizard_field
@@ -114,6 +116,8 @@ def value_text(field: WizardField, value: Any) -> str:
         return "not set"
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, Mapping):
+        return description_text(value)
     text = f"{value:,}" if isinstance(value, int) and field.name != "random_seed" else f"{value}"
     if not field.unit:
         return text

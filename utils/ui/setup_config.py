@@ -19,6 +19,9 @@ from utils.training.config_files import read_config_file, save_config_file
 from utils.training.training_config import TrainingConfig
 from utils.ui.data_settings import BUILTIN, PARTS, PLACE_SOURCES, DataSettings
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Observer = Callable[[tuple[str, ...]], None]
 
 
@@ -55,6 +58,7 @@ class SetupConfig:
         label_column: str | None
         conversation_layout: str | None
         pretrained_model: str | None
+        new_model: dict[str, Any] | None
         val_split: float
         data_kind: str
         mixture: tuple[MixtureSource, ...]
@@ -90,6 +94,21 @@ class SetupConfig:
         """The working folder when this setup was made, at which its relative paths start."""
         return self._home
 
+    @property
+    def names_model(self) -> bool:
+        """Whether the setup names the model to train, a pretrained or a new one, instead of the notebook's."""
+        return self.pretrained_model is not None or self.new_model is not None
+
+    def load_model(self) -> nn.Module:
+        """The model that the setup names: the pretrained one with its weights, or the new one with new weights.
+
+        Raises:
+            ConfigError: it names none. TrainbookError: the model cannot be loaded or created; says what would work.
+        """
+        from utils.ui.model_source import load_named
+
+        return load_named(self)
+
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """Every field, data first."""
@@ -106,10 +125,13 @@ class SetupConfig:
 
         A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that dataset of the Hub; each
         forgets the other, and `dataset_source="builtin"` alone forgets both. A `mixture` forgets all of these and they
-        forget it. Another dataset forgets `config_name`, `dataset_split`,
-        `text_column`, `label_column` and `conversation_layout`.
+        forget it; a `new_model` and a `pretrained_model` forget each other. Another dataset forgets `config_name`,
+        `dataset_split`, `text_column`, `label_column` and `conversation_layout`.
         """
         data, training, problems = self._sorted(values)
+        for model, other in (("new_model", "pretrained_model"), ("pretrained_model", "new_model")):
+            if data.get(model) is not None:
+                data.setdefault(other, None)
         new_data, new_training = self._data, self._training
         try:
             new_data = self._data.replace(**_data_source(self._data, data))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from utils.environment import front_end, ui_mode
 from utils.errors import ConfigError
 from utils.schema import shown
+from utils.ui.new_model import description_text
 from utils.ui.preflight import Check, check_text
 from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.presets import Preset
@@ -38,11 +39,11 @@ class SetupWizard:
 
     @property
     def model(self) -> Any:
-        """The model that the setup of the last `run` trains: the one that `run` was given, or the pretrained model that the
-        setup names, which is loaded when it is first asked for. Cells after the wizard take it from here.
+        """The model that the setup of the last `run` trains: the one that `run` was given, or the pretrained or new model that
+        the setup names, which is loaded or created when it is first asked for. Cells after the wizard take it from here.
 
         Raises:
-            ConfigError: there was no `run` yet. TrainbookError: the pretrained model cannot be loaded; says what would work.
+            ConfigError: there was no `run` yet. TrainbookError: the model cannot be loaded or created; says what would work.
         """
         if self.state is None:
             raise ConfigError("there is no setup yet; call run(model=model) first.")
@@ -62,8 +63,8 @@ class SetupWizard:
         returned setup follows later clicks, and the form shows what stands in the way of training.
 
         Args:
-            model: the `nn.Module` that will be trained, unless the setup names a pretrained model; None: its sizes are not
-                compared.
+            model: the `nn.Module` that will be trained, unless the setup names a pretrained or new model; None: its sizes are
+                not compared.
             interactive: whether to show the form; None: where the front end can (`utils.environment.ui_mode`), and else
                 a static summary, if anything. True without a notebook's kernel: one line says so, and it continues
                 without. False: nothing is shown.
@@ -177,7 +178,9 @@ def _setup_of(values: Mapping[str, Any]) -> SetupConfig:
 
 
 def _source_rows(state: WizardState) -> dict[str, str]:
-    """Where a pretrained model comes from, and what its checkpoint does not contain."""
+    """Where a pretrained or new model comes from, and what its checkpoint does not contain."""
+    if state.setup.new_model is not None:
+        return {"New model": description_text(state.setup.new_model)}
     if state.setup.pretrained_model is None:
         return {}
     loaded = state.choice.loaded

@@ -13,16 +13,12 @@ from utils.adapters.facts import ModelFacts
 from utils.errors import TrainbookError
 from utils.scrubbing import scrubbed
 from utils.training.config_files import parse_value
+from utils.ui.new_model import ARCHITECTURES, TASKS_WITH_OUTPUTS
 from utils.ui.presets import PRESETS
 from utils.ui.setup_config import SetupConfig
 
 CodeForm = Literal["Python", "YAML", "Command line"]
 CODE_FORMS: tuple[CodeForm, ...] = get_args(CodeForm)
-
-# Models of the registry for tasks that the preset's model does not learn.
-_MODEL_OF_TASK = {
-    "text_classification": "bert-small-classifier", "regression": "bert-small-classifier", "seq2seq": "t5-mini",
-}  # fmt: skip
 
 # What cli/run_training.py starts from when a job names no preset.
 _CLI_PRESET = "starter"
@@ -36,9 +32,10 @@ def setup_code(form: CodeForm, setup: SetupConfig, facts: ModelFacts | None = No
 
 
 def python_code(setup: SetupConfig) -> str:
-    """Lines that make `setup`: an equal SetupConfig."""
+    """Lines that make `setup`: an equal SetupConfig, and the new model that it names."""
     arguments = "".join(f"    {name}={value!r},\n" for name, value in scrubbed(setup.differences()).items())
-    return f"from utils.ui import SetupConfig\n\nsetup = SetupConfig({f'{chr(10)}{arguments}' if arguments else ''})\n"
+    model = "model = setup.load_model()\n" if setup.new_model is not None else ""
+    return f"from utils.ui import SetupConfig\n\nsetup = SetupConfig({f'{chr(10)}{arguments}' if arguments else ''})\n{model}"
 
 
 def yaml_code(setup: SetupConfig, facts: ModelFacts | None = None) -> str:
@@ -106,9 +103,9 @@ def _cli_setup() -> SetupConfig:
 
 def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, Any]:
     """Arguments of the command line's model in which it would differ from the model of `facts`, or not take the setup."""
-    if setup.pretrained_model is not None:
-        return {}  # it has its own
-    named = _MODEL_OF_TASK.get(setup.task)
+    if setup.names_model:
+        return {}  # the setup says which
+    named = None if setup.task == "causal_lm" else ARCHITECTURES[setup.task][0]
     usual = PRESETS[_CLI_PRESET].model_arguments if named is None else {}
     vocab_size = (facts and facts.vocab_size) or setup.vocab_size
     positions = (facts and facts.max_length) or max(setup.max_length, usual.get("max_seq_len", 0))
@@ -119,8 +116,8 @@ def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, A
 
 
 def _outputs(setup: SetupConfig) -> int | None:
-    """Outputs of a classifier or regression for the data of a setup; None for other tasks, and unreadable data."""
-    if setup.task not in ("text_classification", "regression"):
+    """Outputs of a classifier, tagger or regression for the data of a setup; None for other tasks, and unreadable data."""
+    if setup.task not in TASKS_WITH_OUTPUTS:
         return None
     from utils.ui.model_source import data_labels
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from utils.data.file_records import Recognised
+from utils.data.mixture_settings import MixtureSource
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
 from utils.ui.edited_setup import EditedSetup
@@ -28,7 +29,10 @@ from utils.ui.wizard_steps import (
     WizardField,
     WizardStep,
     concerns,
+    recognise_dataset,
     recognised_files,
+    recognised_in_mixture,
+    setup_of_source,
 )
 
 StepStatus = Literal["current", "done", "blocked", "open"]
@@ -187,6 +191,8 @@ class WizardState(EditedSetup):
         is_mixed = bool(self.setup.mixture)
         if name in (SINGLE_FIELDS if is_mixed else MIXTURE_FIELDS):
             return False
+        if name in ("pretrained_model", "new_model"):
+            return (name == "new_model") == (self.setup.new_model is not None)
         if name == "conversation_layout":
             several = self.setup.conversation_layout is not None or len(self.recognised.layouts) > 1
             return several and self._fits_others(name)
@@ -201,6 +207,25 @@ class WizardState(EditedSetup):
         """Kind of data in the first rows of the chosen files or dataset; empty where they cannot be read or are not known."""
         chosen = self.source == self.setup.dataset_source and not self.setup.mixture
         return recognised_files(self.setup) if chosen else Recognised()
+
+    def recognised_entry(self, entry: Mapping[str, Any]) -> Recognised:
+        """As `recognised`, for a dataset of a mixture under edit; empty while it is not usable."""
+        source = self._source_of(entry)
+        return Recognised() if source is None else recognised_in_mixture(source, self.setup.home)
+
+    def read_entry(self, entry: Mapping[str, Any]) -> None:
+        """Read the first rows of a Hub dataset of a mixture, for `recognised_entry`. Raises as `recognise_dataset`."""
+        source = self._source_of(entry)
+        if source is not None and source.dataset_source == "huggingface":
+            recognise_dataset(setup_of_source(source, self.setup.home))
+
+    @staticmethod
+    def _source_of(entry: Mapping[str, Any]) -> MixtureSource | None:
+        # The weight may be wrong: it says nothing of the data.
+        try:
+            return MixtureSource.from_dict({name: value for name, value in entry.items() if name not in ("name", "weight")})
+        except ConfigError:
+            return None
 
     @property
     def task_sentence(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
+from utils.data.mixture_settings import SETTINGS
 from utils.data.read.files import find_files, path_problem
 from utils.data.read.rows import listed
 from utils.data.text.hub import dataset_name_problem, split_name
@@ -25,6 +26,7 @@ from utils.ui.setup_config import SetupConfig
 
 if TYPE_CHECKING:
     from utils.data.file_records import Recognised
+    from utils.data.mixture_settings import MixtureSource
 
 Kind = Literal["whole number", "number", "switch", "choice", "text", "path", "value"]
 Check = Callable[[SetupConfig, ModelFacts | None], list[Problem]]
@@ -169,6 +171,23 @@ def recognised_files(setup: SetupConfig) -> Recognised:
         return Recognised()
 
 
+def recognised_in_mixture(source: MixtureSource, home: Path) -> Recognised:
+    """Kind of data in the first rows of one dataset of a mixture, as `recognised_files`."""
+    from utils.data.file_records import Recognised
+
+    if source.dataset_source == "builtin":
+        return Recognised()
+    return recognised_files(setup_of_source(source, home))
+
+
+def setup_of_source(source: MixtureSource, home: Path) -> SetupConfig:
+    """A setup with one dataset of a mixture as its only one; relative paths start at `home`."""
+    values = {name: getattr(source, name) for name in SETTINGS}
+    if source.dataset_source == "local" and source.dataset_path is not None:
+        values["dataset_path"] = path_from(home, source.dataset_path)
+    return SetupConfig(**values)
+
+
 def recognise_dataset(setup: SetupConfig) -> Recognised:
     """Read the first rows of the setup's dataset on the Hub; `recognised_files` knows them from then on.
 
@@ -201,6 +220,10 @@ def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem
         path = source.dataset_path if source.dataset_source != "drive" else None
         if path is not None and (problem := path_problem(path_from(setup.home, path))):
             return [Problem("mixture", f"{source.label}: {problem}")]
+        found, column = recognised_in_mixture(source, setup.home), source.text_column
+        if column is not None and found.columns and column not in found.columns:
+            listing = f"the columns are {listed(found.columns)}"
+            return [Problem("mixture", f"{source.label}: got {shown(column)} as the text column; {listing}")]
     if setup.dataset_source == "huggingface":
         message = dataset_name_problem(setup.dataset_name)
         return [Problem("dataset_name", message)] if message else _check_task(setup)
@@ -341,8 +364,8 @@ STEPS: tuple[WizardStep, ...] = (
         _check_tokenizer,
     ),
     WizardStep(
-        "model", "Model", "What is trained. Its sizes are read from the model itself.", _fields("pretrained_model"), (),
-        _check_model,
+        "model", "Model", "What is trained. Its sizes are read from the model itself.",
+        _fields("pretrained_model new_model"), (), _check_model,
     ),
     WizardStep(
         "training", "Training", "How long, how fast, and where it is kept.",

@@ -96,6 +96,7 @@ appearance:none;accent-color:var(--tb-accent)}
 .tb progress::-webkit-progress-value{background:var(--tb-accent);border-radius:3px}
 .tb progress::-moz-progress-bar{background:var(--tb-accent);border-radius:3px}
 .tb svg{display:block;width:100%;height:auto;color:inherit;overflow:visible}
+.tb .tb-plot{max-width:760px;overflow-x:auto}
 .tb .tb-c-train{stroke:var(--tb-train)}
 .tb .tb-c-val{stroke:var(--tb-val)}
 .tb .tb-c-base{stroke:var(--tb-base)}
@@ -114,6 +115,11 @@ background:none;color:inherit;max-width:none;white-space:normal}
 .tb tr,.tb tbody tr,.tb tbody tr:hover{background:none;text-align:left}
 .tb tbody tr:last-child th,.tb tbody tr:last-child td{border-bottom:0}
 .tb .tb-table th,.tb .tb-table td{white-space:pre-wrap}
+.tb .tb-bars{max-width:720px}
+.tb .tb-bars td:last-child{width:50%;vertical-align:middle;padding-right:0}
+.tb .tb-bars thead th:nth-child(2){text-align:right}
+.tb .tb-bar{height:8px;border-radius:4px;background:var(--tb-line);overflow:hidden}
+.tb .tb-bar div{height:100%;border-radius:4px;background:var(--tb-accent)}
 .tb .tb-number{text-align:right;white-space:nowrap}
 .tb .tb-scroll{overflow-x:auto}
 .tb pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;padding:0;color:inherit;background:none;border:0;
@@ -161,6 +167,9 @@ _CHECKS_CSS = """
 .tb .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;
 white-space:pre}
 .tb .tb-token small{font-size:11px;opacity:.85}
+@container (max-width:480px){
+.tb .tb-plot svg{width:560px}
+}
 @container (max-width:720px){
 .tb.tb-checks .tb-rows .tb-name,.tb.tb-checks .tb-rows .tb-verdict,.tb.tb-checks .tb-rows .tb-measured{
 display:inline-block;border-bottom:0;padding:6px 10px 0 0;width:auto}
@@ -174,12 +183,12 @@ display:inline-block;border-bottom:0;padding:6px 10px 0 0;width:auto}
 # Controls of ipywidgets 7.7 and 8, which have the same class names. What ipywidgets writes into style attributes
 # (the width of a label) can only be overridden with !important.
 _CONTROLS_CSS = """
-.tb .jupyter-button{width:auto;height:32px;line-height:30px;padding:0 14px;margin:2px 8px 2px 0;border-radius:6px;
+.tb .jupyter-button{width:auto;height:32px;line-height:30px;padding:0 14px;margin:2px 6px 2px 2px;border-radius:6px;
 border:1px solid var(--tb-line);background:transparent;color:var(--tb-ink);font:inherit;font-weight:500;line-height:30px;
 box-shadow:none;text-transform:none}
 .tb .jupyter-button:hover:enabled{background:color-mix(in srgb,var(--tb-ink) 8%,transparent);box-shadow:none}
 .tb .jupyter-button:focus-visible{outline:2px solid var(--tb-accent);outline-offset:1px}
-.tb .jupyter-button:disabled{opacity:.55}
+.tb .jupyter-button:disabled,.tb .jupyter-button.tb-busy{opacity:.55}
 .tb .jupyter-button.mod-primary,.tb .jupyter-button.mod-primary:hover:enabled{background:PRIMARY;border-color:PRIMARY;
 color:#fff}
 .tb .jupyter-button.tb-danger{color:var(--tb-bad);border-color:var(--tb-bad)}
@@ -193,7 +202,7 @@ background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
 .tb .tb-steps .tb-state-current:not(.tb-state-problem){--tb-c:var(--tb-accent)}
 .tb .tb-page{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:12px 16px;margin:6px 0}
 .tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:8px 24px;
-align-items:start;overflow:visible}
+align-items:start;overflow:visible;margin-bottom:6px}
 .tb .tb-fields .widget-inline-hbox{width:100%;max-width:none}
 .tb .tb-fields .widget-text,.tb .tb-fields .widget-dropdown{flex-direction:column;align-items:stretch;height:auto;margin:0}
 .tb .tb-fields .widget-text .widget-label,.tb .tb-fields .widget-dropdown .widget-label{width:auto!important;
@@ -214,8 +223,15 @@ border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb .tb-run-best{flex:0 0 170px}
 .tb .tb-run-trained{flex:0 0 130px}
 .tb .tb-run-tags{flex:1 1 160px;overflow-wrap:anywhere}
-.tb .tb-run-tick{height:auto;margin:2px 0}
-.tb .tb-run-tick .widget-label-basic{font-weight:600;line-height:1.35;white-space:normal;overflow-wrap:anywhere}
+.tb .tb-run-tick{height:auto;margin:2px}
+.tb .tb-run-tick .widget-label-basic{display:flex;gap:6px;align-items:baseline;font-weight:600;line-height:1.35;
+white-space:normal;overflow-wrap:anywhere}
+.tb .tb-run-tick input{flex:none;margin:0;align-self:flex-start;margin-top:2px}
+.tb .tb-play-picture{align-self:flex-start;object-fit:contain}
+.tb .tb-mixture-dataset{border-bottom:1px solid var(--tb-line);padding:6px 0;overflow:visible}
+.tb .tb-mixture-dataset .widget-inline-hbox,.tb .tb-mixture-share{margin-right:12px}
+.tb .tb-runs-notes .widget-label,.tb .tb-runs-tags .widget-label,.tb .tb-play-prompt .widget-label{width:auto!important;
+font-weight:600}
 .tb .widget-label{color:var(--tb-ink)}
 .tb .widget-html-content{line-height:1.45}
 .tb .widget-toggle-buttons .jupyter-button.mod-active{border-color:var(--tb-accent);color:var(--tb-accent);font-weight:600}

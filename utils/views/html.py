@@ -90,6 +90,19 @@ def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return element("table", caption, element("thead", head), element("tbody", *body), class_="tb-table")
 
 
+def bars(title: str, header: Sequence[str], shares: Sequence[tuple[str, float]]) -> Html:
+    """A table of names with their shares, from 0 to 1, as percentages and as bars. `header` has two names."""
+    head = element("tr", *(element("th", text(name), scope="col") for name in header), element("td"))
+    body = []
+    for name, share in shares:
+        filled = element("div", style=f"width:{100 * min(1.0, max(0.0, share)):.1f}%")
+        bar = element("td", element("div", filled, class_="tb-bar", aria_hidden="true"))
+        number = element("td", text(f"{share:.1%}"), class_="tb-number")
+        body.append(element("tr", element("th", text(name), scope="row"), number, bar))
+    caption = element("caption", text(title))
+    return element("table", caption, element("thead", head), element("tbody", *body), class_="tb-table tb-bars")
+
+
 def pill(icon: str, words: str, css_class: str) -> Html:
     """A state or verdict: icon, word and colour. `css_class` is one of tb-pass, tb-warn, tb-fail, tb-none and tb-run."""
     mark = element("span", text(icon), class_="tb-icon", aria_hidden="true")

@@ -141,7 +141,7 @@ def live_content(picture: LivePicture) -> Html:
             "div",
             element(
                 "div",
-                element("div", live_curves(picture), class_="tb-card"),
+                element("div", element("div", live_curves(picture), class_="tb-plot"), class_="tb-card"),
                 _smalls(picture.smalls),
                 class_="tb-wide tb-stack",
             ),
