@@ -111,7 +111,7 @@ class Page:
             form = self._forms[name] = kind(field, self.state, self._report)
             self._parts[f"error:{name}"] = form.message
             if isinstance(form, NewModelForm):
-                self._parts |= {f"new-model:{argument}": control for argument, control in form.controls.items()}
+                self._parts.update({f"new-model:{argument}": control for argument, control in form.controls.items()})
         return self._forms[name]
 
     def _toggle_advanced(self, _: Any) -> None:

@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from utils.compat.experiment_run import ExperimentRecord, ExperimentTrainer, History, refuse_foreign
 from utils.errors import ConfigError, DataError
 from utils.training.checkpoint_manager import CheckpointManager
+from utils.training.config_rules import Precision
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.state import TrainState
 from utils.training.experiments import ExperimentManager
 from utils.training.metrics_tracker import MetricsTracker
 from utils.training.task_spec import TaskSpec
-from utils.training.training_config import Precision, TrainingConfig
+from utils.training.training_config import TrainingConfig
 
 log = logging.getLogger("trainbook.compat")
 

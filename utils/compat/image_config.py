@@ -21,7 +21,7 @@ from pydantic import Field
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, choices_of, path_text
 from utils.training.config_files import parse_value, read_config_file
-from utils.training.training_config import Precision
+from utils.training.config_rules import Precision
 
 SECTIONS = ("dataset", "model", "training", "optimization", "checkpointing")
 

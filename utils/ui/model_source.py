@@ -15,6 +15,8 @@ from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.new_model import create_new_model, new_model_facts
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from utils.models.pretrained import Pretrained
     from utils.models.pretrained_facts import PretrainedDescription, PretrainedFacts
     from utils.ui.setup_config import SetupConfig
@@ -85,7 +87,7 @@ def named_facts(setup: SetupConfig) -> SourceFacts | None:
     return None if setup.pretrained_model is None else source_facts(setup)
 
 
-def load_named(setup: SetupConfig) -> Any:
+def load_named(setup: SetupConfig) -> nn.Module:
     """The model that the setup names. Raises `ConfigError` where it names none; as `load_source` and `create_new_model`."""
     if setup.new_model is not None:
         return create_new_model(setup)

@@ -17,6 +17,8 @@ from utils.errors import ConfigError, Problem, TrainbookError
 from utils.schema import shown
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from utils.ui.presets import Preset
     from utils.ui.setup_config import SetupConfig
 
@@ -119,7 +121,7 @@ def new_model_facts(setup: SetupConfig) -> tuple[ModelFacts | None, Any, str]:
         return None, None, str(error)
 
 
-def create_new_model(setup: SetupConfig, **changes: Any) -> Any:
+def create_new_model(setup: SetupConfig, **changes: Any) -> nn.Module:
     """The new model of `setup`, with the vocabulary, positions and number of classes of setup and data; `changes` replace its
     arguments. Its first weights follow the setup's `random_seed`.
 
