@@ -5,8 +5,7 @@ Shapes: B sequences, T positions, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from utils.adapters.decoding import NextLogits, is_encoder_decoder
 from utils.adapters.facts import model_facts
+from utils.adapters.left_as_found import state_kept
 from utils.errors import ConfigError, Problem
 from utils.schema import shown
 
@@ -83,7 +83,7 @@ def generate(
     next_logits = NextLogits(model, prompt_BT, mask_BT, context, vocab_size, max_new_tokens, use_cache)
     ids_BT = next_logits.first_ids()
     ended_B = torch.zeros(ids_BT.shape[0], dtype=torch.bool, device=device)
-    with torch.no_grad(), _evaluating(model), _global_random_state_kept(device):
+    with state_kept(model):
         for _ in range(max_new_tokens):
             next_B = _drawn(next_logits(ids_BT), temperature, top_k, top_p, generator)
             if eos_token_id is not None:
@@ -158,25 +158,6 @@ def _drawn(
         dropped = ordered.cumsum(dim=-1) - ordered >= top_p
         logits_BV = logits_BV.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
     return torch.multinomial(logits_BV.softmax(dim=-1), num_samples=1, generator=generator)[:, 0]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every submodule is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _global_random_state_kept(device: torch.device) -> Iterator[None]:
-    """For models that draw from the global generator even in evaluation mode."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 def _encoded(tokenizer: Any, text: str, special_tokens: bool) -> list[int]:

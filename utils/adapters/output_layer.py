@@ -7,56 +7,16 @@ returns: then whatever comes after it (a scale, a cap, a cast, a slice) is known
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from utils.adapters.left_as_found import state_kept
 from utils.errors import ModelError
 
 #: Why a layer is not used though it is the output layer.
 WATCHED = "its output layer, or a module around it, has hooks or a parametrization"
-
-
-@contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
-    """For trying a model out: evaluation mode and no gradients inside; modes, buffers and random state as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with buffers_kept(model):
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextlib.contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Restore all buffers, replaced ones included, and the random state after the block."""
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is None or not is_lazy(buffer)
-    ]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from the global generators
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer  # forward may have put another tensor in its place
-                if buffer is not None and before is not None:
-                    buffer.copy_(before)
 
 
 def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.Linear | None, str]:
@@ -75,7 +35,7 @@ def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.
         if type(module) is nn.Linear
     ]
     try:
-        with buffers_kept(model):
+        with state_kept(model, evaluation=False):
             logits = call()
     finally:
         for hook in hooks:
@@ -87,7 +47,7 @@ def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.
         return None, "its output layer is used more than once in a forward pass"
     if is_watched(layer, modules_around(model, layer)):
         return None, WATCHED
-    with buffers_kept(model), hidden_states_of(layer) as taken:
+    with state_kept(model, evaluation=False), hidden_states_of(layer) as taken:
         passed_on = call()
     if taken.hidden is not passed_on:
         return None, "the model does something to the output of its output layer"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
+from utils.adapters.left_as_found import modes_kept
 from utils.data.batch import Batch, as_batch
 from utils.data.padding import labels_of
 from utils.errors import ConfigError, ModelError
 from utils.training.engine.loss.objective import with_auxiliary_loss
 from utils.training.engine.loss.tasks import Seq2Seq, make_task
-from utils.training.engine.step import modes_kept
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.inputs import forward_parameters
-from utils.adapters.kept_attributes import KeptAttributes
+from utils.adapters.left_as_found import attributes_kept, buffers_kept, gradients_kept, modes_kept
 from utils.errors import ModelError
 from utils.training.engine import rng
-from utils.training.engine.step import modes_kept
 
 P = ParamSpec("P")
 
@@ -380,31 +379,17 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     Inside, every gradient is None. Attributes are numbers, tensors and the entries of lists, dicts and sets. Not covered:
     weights of more than 512 MiB in a model that changes them itself, in forward or in a hook of its gradients.
     """
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    weights, attributes = _copied(model), [KeptAttributes(module) for module in model.modules()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        with modes_kept(model), rng.preserved():
+    weights = _copied(model)
+    with modes_kept(model), rng.preserved(), buffers_kept(model), attributes_kept(model), gradients_kept(model):
+        for parameter in model.parameters():
+            parameter.grad = None
+        try:
             yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer  # forward may have put another tensor in its place
-                buffer.copy_(before)
-            for parameter, before in weights:
-                if not torch.equal(parameter, before):
-                    parameter.copy_(before)
-            for attribute in attributes:
-                attribute.restore()
+        finally:
+            with torch.no_grad():
+                for parameter, before in weights:
+                    if not torch.equal(parameter, before):
+                        parameter.copy_(before)
 
 
 def _copied(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:

@@ -26,6 +26,8 @@ _BATCH_LIMIT = 2.0
 # Twice the length may take this many times as long: attention's quadratic part gives 4.
 _LENGTH_LIMIT = 8.0
 _WARM_UP = 2
+# No forward pass takes less: the call of one operation takes a few microseconds.
+_LEAST_WORK_S = 1e-6
 # Of counted work, which no other program disturbs: a further row may not add this many operations, and four times the rows
 # may take this many times the values per row (1, and less where masks are shared; 4 for what pairs rows); twice the length
 # this many times the values (at most 4, for attention that keeps its scores).
@@ -219,7 +221,9 @@ def _times_s(
         ended, ended_work = (clock(), 0.0) if clock else (time.perf_counter(), time.process_time())
         if trial >= _WARM_UP:
             elapsed.append(max(ended - began, 1e-9))
-            worked.append(max(ended_work - began_work, 1e-9))
+            # The processor's clock of a busy virtual machine may stand still during a pass: that is no time of work.
+            work = ended_work - began_work
+            worked.append(work if work > _LEAST_WORK_S else elapsed[-1])
     return elapsed, worked if clock is None and found.device.type == "cpu" else elapsed
 
 

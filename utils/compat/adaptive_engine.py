@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
+from utils.adapters.left_as_found import modes_kept
 from utils.compat.adaptive_callbacks import CallbackList
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.callbacks import CallbackList as EngineCallbacks
@@ -22,7 +23,7 @@ from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data
 from utils.training.engine.session import train_one_epoch
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import evaluate, modes_kept, switch_to_training
+from utils.training.engine.step import evaluate, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
 from utils.training.run_start import Start
 from utils.training.task_spec import TaskSpec

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
+from utils.adapters.left_as_found import modes_kept
 from utils.compat.experiment_log import HISTORY, ExperimentLog
 from utils.data.sources import DatasetSource, StreamSource
 from utils.errors import CheckpointError
@@ -27,7 +28,7 @@ from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data, plan_objective
 from utils.training.engine.session import train_one_epoch
 from utils.training.engine.state import Best, Row, TrainState
-from utils.training.engine.step import evaluate, modes_kept, switch_to_training
+from utils.training.engine.step import evaluate, switch_to_training
 from utils.training.engine.trainer import Trainer as EngineTrainer
 from utils.training.experiments import ExperimentManager
 from utils.training.run_start import Start

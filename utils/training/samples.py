@@ -115,7 +115,7 @@ class SamplePredictions(Callback):
 def _predicted(trainer: Trainer, tokenizer: Any, count: int) -> list[dict[str, Any]]:
     """Rows of the task's predictions for some of the validation samples; none for a stream, or a task that shows none."""
     from utils.adapters.forward import ModelCall
-    from utils.adapters.output_layer import state_kept
+    from utils.adapters.left_as_found import state_kept
     from utils.data.sources import StreamSource
     from utils.training.engine.loss.tasks import Wording
 

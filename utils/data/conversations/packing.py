@@ -11,6 +11,7 @@ from torch import nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
+from utils.adapters.left_as_found import state_kept
 from utils.data.batch import IGNORED
 from utils.data.best_fit import best_fit
 from utils.data.conversations.rendering import TokenizedConversation
@@ -115,10 +116,9 @@ def keeps_segments_apart(model: nn.Module) -> bool:
     first = ids_1T.shape[1] // 2 - 1
     positions_1T = torch.cat([torch.arange(first), torch.arange(ids_1T.shape[1] - first)])[None]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    call, was_training = ModelCall(model), {module: module.training for module in model.modules()}
+    call = ModelCall(model)
     try:
-        model.eval()
-        with torch.no_grad():
+        with state_kept(model):
             batch = {"input_ids": ids_1T.to(device), "position_ids": positions_1T.to(device)}
             if "position_ids" not in call.inputs(batch)[1]:
                 return False
@@ -126,8 +126,5 @@ def keeps_segments_apart(model: nn.Module) -> bool:
             alone = call({name: tensor[:, first:] for name, tensor in batch.items()}).float()
     except (ModelError, RuntimeError, TypeError, ValueError, IndexError):  # a model that cannot be tried like this
         return False
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode
     scale = max(1.0, float(alone.abs().max()))
     return bool((together - alone).abs().max() <= _TOLERANCE * scale)

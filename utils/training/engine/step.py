@@ -5,14 +5,14 @@ Shape suffixes in this package: B batch, T positions, V vocabulary, N rows.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from utils.adapters.left_as_found import modes_kept
 from utils.data.batch import Batch
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.hardware.memory import Pieces
@@ -155,17 +155,6 @@ def _score(parts: Parts, batch: Batch) -> tuple[Tensor, int]:
     loss = parts.forward(batch, num_targets=count)
     counts = pack_counts(loss.counts, parts.objective.count_sizes, loss.loss_sum)
     return torch.cat([exact(loss.loss_sum.detach())[None], counts]), count
-
-
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every submodule is in the mode (training or evaluation) that it was in, after the block."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def switch_to_training(model: nn.Module, notice: Callable[[str], None] = lambda sentence: None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.adapters.left_as_found import modes_kept
 from utils.errors import ModelError, TrainingInterrupted
 from utils.scrubbing import scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
@@ -48,7 +49,7 @@ from utils.training.engine.sanity.rules import RULES
 from utils.training.engine.sanity.trial import first_samples_notices
 from utils.training.engine.session import Session, failures_reported
 from utils.training.engine.state import TrainState
-from utils.training.engine.step import modes_kept, switch_to_training
+from utils.training.engine.step import switch_to_training
 from utils.training.engine.warm_up import choose_precision, compile_model, find_batch_size
 from utils.training.evaluation.answer_ends import answer_ends, store_answer_ends
 from utils.training.finetuning import FineTuned, fine_tuned

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from utils.adapters.facts import model_facts
-from utils.adapters.output_layer import state_kept
+from utils.adapters.left_as_found import state_kept
 from utils.errors import ConfigError, DataNotFoundError, MissingPackageError, ModelError
 from utils.models.origins import tokenizer_of
 from utils.schema import nearest, shown

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from utils.adapters.forward import ModelCall, logits_of
+from utils.adapters.left_as_found import modes_kept
 from utils.errors import ExportError
 from utils.schema import shown
 from utils.storage import sync_folder, write_json
@@ -98,7 +99,8 @@ class TorchScriptExporter:
         staging = path.with_name(f".{path.name}.{os.getpid()}.staging")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _evaluating(model):
+            with modes_kept(model):
+                model.eval()
                 written = write_torchscript(model, staging, batches, mode, self.validate, self.benchmark)
             os.replace(staging, path)
             sync_folder(path.parent)
@@ -277,18 +279,6 @@ def _deprecation_ignored() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning, TracerWarning):
             warnings.filterwarnings("ignore", category=category)
         yield
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every submodule is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from utils.adapters.forward import ModelCall
-from utils.adapters.output_layer import state_kept
+from utils.adapters.left_as_found import state_kept
 from utils.data.batch import Batch
 
 log = logging.getLogger("trainbook.data")

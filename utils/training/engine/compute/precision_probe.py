@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from utils.adapters.kept_attributes import attributes_kept
+from utils.adapters.left_as_found import attributes_kept
 from utils.data.batch import Batch
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.hardware.memory import free_memory, is_out_of_memory

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.adapters.output_layer import buffers_kept, state_kept
+from utils.adapters.left_as_found import state_kept
 from utils.data.batch import Batch
 from utils.data.id_limits import Limits
 from utils.data.module import UniversalDataModule
@@ -132,7 +132,7 @@ def check_last_batch(parts: Parts, data: UniversalDataModule) -> None:
     if not normalises_over_batch(parts.model) or total - (num_batches - 1) * size != 1:
         return
     try:
-        with buffers_kept(parts.model):
+        with state_kept(parts.model, evaluation=False):
             parts.forward(data.train.take([0]))
     except ModelError as error:
         raise ModelError(f"{total} samples in batches of {size} end with a batch of one sample. {error}") from error

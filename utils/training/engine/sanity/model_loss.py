@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from utils.adapters.auxiliary import auxiliary_loss_of
 from utils.adapters.forward import ModelCall, logits_of
 from utils.adapters.inputs import unwrapped
-from utils.adapters.output_layer import state_kept
+from utils.adapters.left_as_found import state_kept
 from utils.data.module import UniversalDataModule
 from utils.data.sources import StreamSource
 from utils.training.engine.compute.assembly import Parts

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
-from utils.adapters.kept_attributes import attributes_kept
-from utils.adapters.output_layer import state_kept
+from utils.adapters.left_as_found import attributes_kept, buffers_kept, gradients_kept, modes_kept, state_kept
 from utils.data.batch import Batch
 from utils.data.module import UniversalDataModule
 from utils.data.sources import StreamSource
@@ -93,7 +92,7 @@ class Trial:
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:
-        with rng.preserved(), attributes_kept(self.model), _buffers_kept(self.model):
+        with rng.preserved(), attributes_kept(self.model), buffers_kept(self.model):
             yield
 
     def _mean_loss(self, rows: int) -> Tensor:
@@ -116,7 +115,8 @@ def first_samples_notices(
     if isinstance(data.train, StreamSource) or parts.sharded:
         return []
     found: list[str] = []
-    with _left_as_it_was(parts):
+    model = parts.model
+    with rng.preserved(), modes_kept(model), gradients_kept(model), buffers_kept(model), attributes_kept(model):
         try:
             trial = _trial(parts, data, max_grad_norm, total_steps)
         except Exception as error:  # noqa: BLE001 - code of the caller's; the first step raises the same with all it knows
@@ -167,38 +167,6 @@ def part(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch; tensors without rows as they are."""
     count = rows_of(batch)
     return {name: value[rows] if value.dim() and len(value) == count else value for name, value in batch.items()}
-
-
-@contextlib.contextmanager
-def _left_as_it_was(parts: Parts) -> Iterator[None]:
-    """Gradients, buffers, plain attributes, modes and random state are as before after the block."""
-    gradients = [(parameter, parameter.grad) for parameter in parts.model.parameters()]
-    modes = [(module, module.training) for module in parts.model.modules()]
-    try:
-        with rng.preserved(), attributes_kept(parts.model), _buffers_kept(parts.model):
-            yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Restore buffers like `buffers_kept` of the adapters, with gradients enabled inside."""
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules() for name, buffer in module._buffers.items()
-    ]  # fmt: skip
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and before is not None:
-                    buffer.copy_(before)
 
 
 @contextlib.contextmanager

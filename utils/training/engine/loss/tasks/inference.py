@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.adapters.output_layer import state_kept
+from utils.adapters.left_as_found import state_kept
 from utils.data.batch import IGNORED, Batch
 from utils.errors import ConfigError
 from utils.training.engine.loss.tasks.base import Task, float_ids_hint
