@@ -196,6 +196,7 @@ class _Steps(Turn):
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps, wants_loss=False, synchronize=lambda: None)
+        self._left = steps
 
     def done(self, useful: int, loss: Any = None) -> bool:
         self._left -= 1
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, help="most validation rows of each kind; default: 48, or 400 with --ahead")
     parser.add_argument("--ahead", action="store_true", help="measure T targets from T inputs instead")
-    parser.add_argument("--steps", type=int, default=800, help="with --ahead")
+    parser.add_argument("--steps", type=int, default=600, help="with --ahead")
     parser.add_argument("--quick", action="store_true", help="a toy model for a few steps, to see that everything works")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}")
     parsed = parser.parse_args(argv)

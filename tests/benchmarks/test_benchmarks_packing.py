@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.packing import TOY, Curve, documents_of, losses_of, main, scored_on
+from benchmarks.packing import RATE, TOY, Curve, _Steps, documents_of, losses_of, main, scored_on
+from benchmarks.rivals import AHEAD, CONTENDERS, REFERENCE
 from benchmarks.time_to_loss import prepare
 from utils.data import prepare_text
 
@@ -44,6 +45,17 @@ def test_the_last_position_is_scored_on_the_next_blocks_first_token():
         logits = model(input_ids=ids[: 3 * TOY.length].view(3, -1)).logits[:, -1]
     expected = float(F.cross_entropy(logits, ids[TOY.length : 3 * TOY.length + 1 : TOY.length]))
     assert losses_of(model, race)[1] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [REFERENCE, AHEAD])
+def test_a_loop_does_the_steps_that_it_is_given(name):
+    race = prepare(None, TOY, 4)
+    losses = {}
+    for steps in (1, 40):
+        model = race.sizes.model(0)
+        CONTENDERS[name].run(race, model, RATE, 0, steps, _Steps(steps))
+        losses[steps] = losses_of(model, race)[0]
+    assert losses[40] < losses[1] - 0.1
 
 
 def test_a_quick_run_makes_the_table(capsys):
