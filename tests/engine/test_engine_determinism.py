@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tests.kit.checked_models import Block
 from tests.kit.toys import golden_config, same_weights, tiny_gpt, train_set
 from utils.errors import ConfigError
 from utils.training import Callback, Trainer
+from utils.training.engine import rng
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -113,3 +116,16 @@ def test_other_errors_are_left_alone():
 def test_loader_processes_draw_the_same_under_the_switch():
     runs = [train(run_name=f"workers-{n}", num_workers=n, deterministic=True)[0] for n in (0, 2)]
     assert same_weights(runs[0].model, runs[1].model)
+
+
+def test_one_seed_seeds_all_generators_as_torchs_own_function_does():
+    def drawn():
+        return random.random(), float(np.random.rand()), torch.rand(3).tolist()  # noqa: NPY002 - the global one is meant
+
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch.manual_seed(5)
+    expected = drawn()
+    for _ in range(2):
+        rng.seed_all(5)
+        assert drawn() == expected

@@ -108,3 +108,15 @@ def test_flash_attention_is_let_through_where_it_works():
     check_attention(tiny_gpt(), Device("cpu", "CPU", False), ResolvedPrecision("32"))
     with pytest.raises(ConfigError, match="this is a cuda computing in 32"):
         check_attention(flash_gpt(), gpu, ResolvedPrecision("32"))
+
+
+def test_versions_are_those_that_are_installed_now(tmp_path, monkeypatch):
+    before = environment.package_versions()
+    assert before["torch"] == torch.__version__
+    before.clear()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.package_versions()["torch"] == torch.__version__
+    metadata = tmp_path / "numpy-99.1.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 99.1\n")
+    assert environment.package_versions()["numpy"] == "99.1"

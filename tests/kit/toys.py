@@ -60,6 +60,17 @@ class PlainLM(nn.Module):
         return self.head(self.dropout(self.norm(hidden)))
 
 
+class Bigram(nn.Module):
+    """The least that is a language model, ids (B, T) -> logits (B, T, V): quick to export."""
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.table(input_ids)
+
+
 def plain_lm(vocab_size: int = VOCAB_SIZE, dropout: float = 0.1, seed: int = 0) -> nn.Module:
     """A `PlainLM` with fixed initial weights."""
     with torch.random.fork_rng(devices=[]):
