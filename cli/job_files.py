@@ -179,7 +179,8 @@ def _named_maker(job: JobConfig) -> Callable[..., nn.Module]:
 
         setup = setup_of(job)
         if setup.new_model is not None:
-            return create_new_model(setup, **changes)
+            created: nn.Module = create_new_model(setup, **changes)
+            return created
         if changes:
             raise ConfigError(f"a pretrained model takes no arguments; got {', '.join(changes)}")
         return load_source(setup).model

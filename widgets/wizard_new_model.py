@@ -60,7 +60,7 @@ class NewModelForm:
         self._drawing = True
         try:
             options = architectures(self._state.setup.task)
-            if description["name"] not in dict(map(reversed, options)):  # type: ignore[arg-type]
+            if description["name"] not in {name for _, name in options}:
                 options.append((f"{description['name']} (of another task)", description["name"]))
             if self.control.options != tuple(options):
                 self.control.options = options

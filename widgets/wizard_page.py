@@ -107,7 +107,9 @@ class Page:
     def _form(self, name: str) -> FieldForm | NewModelForm:
         if name not in self._forms:
             field = next(field for field in self.step.all_fields if field.name == name)
-            kind = NewModelForm if name == "new_model" else ColumnForm if name.endswith("_column") else FieldForm
+            kind: type[FieldForm | NewModelForm] = FieldForm
+            if name == "new_model" or name.endswith("_column"):
+                kind = NewModelForm if name == "new_model" else ColumnForm
             form = self._forms[name] = kind(field, self.state, self._report)
             self._parts[f"error:{name}"] = form.message
             if isinstance(form, NewModelForm):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     T5ForConditionalGeneration,
     ViTForImageClassification,
 )
@@ -173,6 +174,11 @@ TRANSFORMERS = {
         {"vocab_size": 50, "max_seq_len": 16, "num_classes": 3, **SMALL},
         {"input_ids": IDS, "labels": torch.tensor([0, 2])},
     ),
+    "bert-small-token-classifier": (
+        BertForTokenClassification,
+        {"vocab_size": 50, "max_seq_len": 16, "num_classes": 3, **SMALL},
+        {"input_ids": IDS, "labels": IDS % 3},
+    ),
     "t5-mini": (T5ForConditionalGeneration, {"vocab_size": 50, **SMALL}, {"input_ids": IDS, "labels": IDS}),
     "vit-small": (
         ViTForImageClassification,
@@ -180,7 +186,7 @@ TRANSFORMERS = {
         {"pixel_values": torch.randn(2, 3, 8, 12), "labels": torch.tensor([0, 2])},
     ),
 }
-OUTPUTS = {"bert-small": (2, 12, 50), "bert-small-classifier": (2, 3), "t5-mini": (2, 12, 50), "vit-small": (2, 3)}
+OUTPUTS = {"bert-small": (2, 12, 50), "bert-small-classifier": (2, 3), "bert-small-token-classifier": (2, 12, 3), "t5-mini": (2, 12, 50), "vit-small": (2, 3)}
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

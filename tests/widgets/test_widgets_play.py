@@ -166,6 +166,11 @@ def test_an_image_is_uploaded_and_classified(value):
     panel.job.start.click()
     assert "no image is chosen" in panel._alert.value
     panel.upload = SimpleNamespace(value=value)
+    panel._chosen()
+    assert (bytes(panel.picture.value), panel.picture.layout.display, panel._alert.value) == (b"pixels", None, "")
     panel.job.start.click()
     assert model.asked == [b"pixels"]
     assert "90.0%" in panel.output.value
+    assert "width:90.0%" in panel.output.value
+    panel._chosen()
+    assert panel.output.value == "", "classes of another image"

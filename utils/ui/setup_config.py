@@ -107,7 +107,8 @@ class SetupConfig:
         """
         from utils.ui.model_source import load_named
 
-        return load_named(self)
+        model: nn.Module = load_named(self)
+        return model
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
