@@ -252,12 +252,11 @@ class Playground:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        from utils.adapters.left_as_found import modes_kept
+
+        with modes_kept(self.model):
+            self.model.eval()
             yield
-        finally:
-            self.model.train(was_training)
 
     def _fitting(self, prompt: str) -> tuple[list[int], int]:
         """Ids of a text without those at the end that the model has no room for, and how many those were."""
