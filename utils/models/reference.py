@@ -126,11 +126,9 @@ def bert_small_classifier(
     Raises:
         ConfigError: lists every size that cannot be.
     """
-    sizes = {"num_classes": num_classes}
     config = _bert_config(
-        "bert-small-classifier", vocab_size, max_seq_len, n_layer, n_embd, n_head, dropout, pad_token_id, sizes
+        "bert-small-classifier", vocab_size, max_seq_len, n_layer, n_embd, n_head, dropout, pad_token_id, num_classes
     )
-    config.num_labels = num_classes
     from transformers import BertForSequenceClassification
 
     with _seeded(seed):
@@ -156,11 +154,9 @@ def bert_small_token_classifier(
     Raises:
         ConfigError: lists every size that cannot be.
     """
-    sizes = {"num_classes": num_classes}
     config = _bert_config(
-        "bert-small-token-classifier", vocab_size, max_seq_len, n_layer, n_embd, n_head, dropout, pad_token_id, sizes
+        "bert-small-token-classifier", vocab_size, max_seq_len, n_layer, n_embd, n_head, dropout, pad_token_id, num_classes
     )
-    config.num_labels = num_classes
     from transformers import BertForTokenClassification
 
     with _seeded(seed):
@@ -169,9 +165,10 @@ def bert_small_token_classifier(
 
 def _bert_config(
     model: str, vocab_size: int, max_seq_len: int, n_layer: int, n_embd: int, n_head: int, dropout: float,
-    pad_token_id: int | None, more_sizes: Mapping[str, Any] | None = None,
+    pad_token_id: int | None, num_classes: int | None = None,
 ) -> BertConfig:  # fmt: skip
-    sizes = {**(more_sizes or {}), "vocab_size": vocab_size, "max_seq_len": max_seq_len}
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    sizes = {**classes, "vocab_size": vocab_size, "max_seq_len": max_seq_len}
     _check_sizes(model, sizes, n_layer, n_embd, n_head, dropout)
     from transformers import BertConfig
 
@@ -185,6 +182,7 @@ def _bert_config(
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
         pad_token_id=_known(pad_token_id, vocab_size),
+        **({} if num_classes is None else {"num_labels": num_classes}),
     )
 
 
