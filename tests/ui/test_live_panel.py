@@ -104,7 +104,8 @@ def test_warm_up_and_decay_are_no_events():
 
 def test_a_checkpoint_is_an_event():
     live = started()
-    live.apply(RunEvent("on_checkpoint_saved", 1.0, 7, {"path": "c/step_7.pt"}))
+    for step in (8, 9):  # written while training continues, and again
+        live.apply(RunEvent("on_checkpoint_saved", 1.0, step, {"path": "c/step_7.pt"}))
     assert live_picture(live).events == [(7, "Checkpoint step_7.pt")]
 
 
