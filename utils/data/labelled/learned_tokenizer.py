@@ -17,7 +17,7 @@ MASK_TOKEN = "<mask>"  # noqa: S105 - a token of text
 
 
 def learn_tokenizer(
-    texts: Sequence[str], vocab_size: int, task_type: str, *, pairs: bool = False
+    texts: Sequence[str], vocab_size: int, task_type: str, *, pairs: bool = False, strategy: str = "auto"
 ) -> tuple[PreTrainedTokenizerFast, str]:
     """A tokenizer for `texts`, the training part, and why it is this one.
 
@@ -28,11 +28,12 @@ def learn_tokenizer(
     Args:
         vocab_size: most tokens.
         pairs: whether examples have two texts.
+        strategy: as for `choose_tokenizer`.
     Raises:
         ConfigError, DataError: as `choose_tokenizer`.
     """
     masked = task_type == "masked_lm"
-    choice = choose_tokenizer(texts, vocab_size - 1 if masked else vocab_size)
+    choice = choose_tokenizer(texts, vocab_size - 1 if masked else vocab_size, strategy)
     tokenizer = choice.tokenizer
     begin, end = SPECIAL_TOKENS[BOS_ID], SPECIAL_TOKENS[EOS_ID]
     if task_type != "seq2seq":
