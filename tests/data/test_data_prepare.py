@@ -69,6 +69,16 @@ def test_the_tokenizer_strategy_holds_for_every_kind_of_rows(tmp_path, rows, opt
     assert prepare_data(setup).report.tokenizer.startswith(kind)
 
 
+@pytest.mark.parametrize(("rows", "task", "advised"), [(LABELLED, "text_classification", True), (CHAT, "causal_lm", False)])
+def test_characters_for_a_small_set_of_labelled_texts_come_with_advice(tmp_path, rows, task, advised):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setup = SetupConfig(dataset_source="local", dataset_path=str(path), task=task, vocab_size=4096, max_length=64)
+    said = prepare_data(setup).report.tokenizer
+    assert said.startswith("one token per character")
+    assert ('the tokenizer "bpe"' in said) is advised
+
+
 def text_of(data, blocks):
     return data.tokenizer.decode(blocks.blocks.reshape(-1))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.tokenization.adaptive import choose_tokenizer
+from utils.tokenization.bpe import smallest_bpe_vocabulary
 from utils.tokenization.special_tokens import BOS_ID, EOS_ID, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 #: Vocabulary size of a newly trained tokenizer when no number is given; as many as the models here have by default.
 VOCAB_SIZE = 4096
 MASK_TOKEN = "<mask>"  # noqa: S105 - a token of text
+
+_OF_WHOLE_TEXTS = ("text_classification", "regression")
+_SUBWORDS = '. A small model learns a label sooner from subwords than from characters: the tokenizer "bpe" makes them'
 
 
 def learn_tokenizer(
@@ -43,7 +47,9 @@ def learn_tokenizer(
     if pairs:
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     _close_texts(tokenizer, "" if task_type == "seq2seq" else f"{begin} ", end)
-    return tokenizer, choice.reason + (", and a mask token" if masked else "")
+    has_choice = strategy == "auto" and choice.strategy == "character" and vocab_size >= smallest_bpe_vocabulary(SPECIAL_TOKENS)
+    advice = _SUBWORDS if has_choice and task_type in _OF_WHOLE_TEXTS else ""
+    return tokenizer, choice.reason + (", and a mask token" if masked else "") + advice
 
 
 def _close_texts(tokenizer: PreTrainedTokenizerFast, begin: str, end: str) -> None:
