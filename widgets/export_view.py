@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # Larger archives are made on request only: they take as much disk space again.
 _LARGEST_AT_ONCE = 500_000_000
 
+_HELP = "What was exported is listed below; tick other formats to add them."
+
 
 def export_panel(
     results: TrainingResults, formats: Sequence[str] = ("hf", "onnx"), *, ui: str | None = None
@@ -162,8 +164,8 @@ class ExportPanel(_Exporting):
         ]
         primary(self._job.start)
         self.box = panel(
-            markup_box(markup=heading("Export")), *lines, self._job.box, self._progress, self._table,
-            row(self.download), self._alert, self._status,
+            markup_box(markup=heading("Export")), markup_box(markup=small(_HELP)), *lines, self._job.box,
+            self._progress, self._table, row(self.download), self._alert, self._status,
         )  # fmt: skip
         self.box.add_class("tb-export-panel")
         watch_cells()

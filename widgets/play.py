@@ -22,7 +22,7 @@ from widgets.guarded import error_details, error_sentence, guarded
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
 
-_EXAMPLE = "The "
+_EXAMPLE = "The"
 
 # What the button says and the field is called, by kind of model.
 _LABELS = {

@@ -103,6 +103,7 @@ class RunsPanel:
         for made in (self.delete, self.confirm):
             made.add_class("tb-danger")
         self._confirming = row(self.question, self.confirm, self.keep)
+        self._withdraw()
         wide = ipywidgets.Layout(width="auto", flex="1 1 320px", max_width="560px")
         self.notes = ipywidgets.Textarea(description="Notes", rows=2, layout=wide)
         self.tags = ipywidgets.Text(description="Tags", placeholder="separated by commas", layout=wide)

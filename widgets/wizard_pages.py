@@ -288,7 +288,10 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
 
 
 def _preview_markup(preview: DataPreview) -> Html:
-    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;margin:0 0 8px 0;color:inherit;background:none"
+    style = (
+        "white-space:pre-wrap;overflow-wrap:anywhere;word-break:normal;line-height:1.4;margin:0 0 8px 0;color:inherit;"
+        "background:none"
+    )
     if preview.samples:
         title = paragraph("The first training samples, as the model sees them.")
         return joined([data_table("Data", preview.rows), title, samples_html(preview.samples)])

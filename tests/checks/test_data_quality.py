@@ -65,6 +65,20 @@ def test_undamaged_text_of_other_languages_is_not_called_damaged(text):
     assert check_data_quality([text])["encoding"].verdict == "pass"
 
 
+@pytest.mark.parametrize(
+    ("rows", "title", "lengths"),
+    [
+        (["a single document"], "Data quality of 1 row", "The one row has 17 characters; 0 (0.0%)"),
+        (["one and two", "two and one"], "Data quality of 2 rows", "Every row has 11 characters; 0 (0.0%)"),
+        (["one", "one and two"], "Data quality of 2 rows", "Rows have 3 to 11 characters, half of them"),
+    ],
+)
+def test_lengths_are_a_range_only_where_they_differ(rows, title, lengths):
+    report = check_data_quality(rows)
+    assert report.title == title
+    assert report["lengths"].summary.startswith(lengths)
+
+
 def test_exact_duplicates_anywhere_in_the_data_are_counted(paragraphs):
     found = check_data_quality([*paragraphs[:300], paragraphs[0], paragraphs[0], paragraphs[299]])["exact duplicates"]
     assert found.measured["duplicate_rows"] == 3

@@ -510,3 +510,11 @@ def test_a_decoder_that_is_given_what_it_must_predict(given, visible):
     loader = DataLoader(rows, batch_size=8, collate_fn=lambda some: default_collate(some))
     report = check_data_quality(loader, task_spec=TaskSpec("s", task_type="seq2seq", vocab_size=40))
     assert ("targets visible" in causes(report)) == visible
+
+
+def test_padding_is_not_counted_as_tokens():
+    ids = token_rows(ends=False)
+    rows = [{"input_ids": row, "attention_mask": (row != PAD).long(), "labels": masked(row, row == PAD)} for row in ids]
+    lengths = (ids != PAD).sum(dim=1)
+    summary = check_data_quality(rows)["tokens"].summary
+    assert summary.startswith(f"Rows have {lengths.min()} to {lengths.max()} tokens with ids 2 to")

@@ -533,7 +533,7 @@ def test_the_report_says_what_became_of_the_records(capsys):
         "3 of 12 examples, drawn with seed 42, of every class as large a share",
         "with 31 tokens (given)",
         "9 examples, 54 tokens",
-        "6 tokens in the middle, 6 at most, of 512",
+        "median 6 tokens, longest 6, limit 512",
         "nothing was cut",
     ):
         assert words in shown

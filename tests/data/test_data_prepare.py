@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -47,6 +48,35 @@ def text_file(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     return ModelRegistry.create("gpt-small", vocab_size=400, max_seq_len=32, n_layer=1, n_embd=16, n_head=2)
+
+
+LABELLED = [{"text": f"number {n} is {'even' if n % 2 == 0 else 'odd'}", "label": n % 2} for n in range(60)]
+CHAT = [
+    {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"Said {n}"}]} for n in range(60)
+]
+
+
+@pytest.mark.parametrize(("strategy", "kind"), [("bpe", "byte-level BPE"), ("character", "one token per character")])
+@pytest.mark.parametrize(("rows", "options"), [
+    (LABELLED, {"task": "text_classification"}), (CHAT, {}), (CHAT, {"data_kind": "conversations"}),
+], ids=["classes", "file of conversations", "conversations"])  # fmt: skip
+def test_the_tokenizer_strategy_holds_for_every_kind_of_rows(tmp_path, rows, options, strategy, kind):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setup = SetupConfig(
+        dataset_source="local", dataset_path=str(path), tokenizer_strategy=strategy, vocab_size=400, max_length=64, **options
+    )
+    assert prepare_data(setup).report.tokenizer.startswith(kind)
+
+
+@pytest.mark.parametrize(("rows", "task", "advised"), [(LABELLED, "text_classification", True), (CHAT, "causal_lm", False)])
+def test_characters_for_a_small_set_of_labelled_texts_come_with_advice(tmp_path, rows, task, advised):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setup = SetupConfig(dataset_source="local", dataset_path=str(path), task=task, vocab_size=4096, max_length=64)
+    said = prepare_data(setup).report.tokenizer
+    assert said.startswith("one token per character")
+    assert ('the tokenizer "bpe"' in said) is advised
 
 
 def text_of(data, blocks):

@@ -155,7 +155,10 @@ def test_stop_and_keep_best_gives_the_best_weights_and_the_run_resumes_exactly()
     results = train("kept", best_early, stop(7, "keep_best"), **changes)
     assert (results.stop_reason, results.weights, results.steps) == ("keep_best", "best", 7)
     assert any("best checkpoint (step 3" in notice for notice in results.notices)
-    assert results.summary()["weights"] == "those of the best checkpoint"
+    shown = results.summary()
+    assert shown["weights"] == "those of the best checkpoint"
+    assert shown["ended"] == f"keep best after 7 steps, complete epochs: {results.epochs_trained}"
+    assert "fp32 precision" in shown["time"]
     best, last = (read_checkpoint(path)["model"] for path in (results.best_model_path, results.checkpoint_path))
     for name, tensor in results.model.state_dict().items():
         assert torch.equal(tensor, best[name]), name

@@ -104,7 +104,8 @@ def test_warm_up_and_decay_are_no_events():
 
 def test_a_checkpoint_is_an_event():
     live = started()
-    live.apply(RunEvent("on_checkpoint_saved", 1.0, 7, {"path": "c/step_7.pt"}))
+    for step in (8, 9):  # written while training continues, and again
+        live.apply(RunEvent("on_checkpoint_saved", 1.0, step, {"path": "c/step_7.pt"}))
     assert live_picture(live).events == [(7, "Checkpoint step_7.pt")]
 
 
@@ -209,7 +210,7 @@ def test_the_view_is_rebuilt_from_the_folder_of_the_run(tmp_path):
     picture = live_picture(live, (), reason)
     assert [(row.step, row.loss, row.time, row.best) for row in picture.validations] == [("4", "2.750", "1:05", True)]
     assert [small.name for small in picture.smalls] == ["learning rate", "gradient norm", "tokens/s"]
-    assert picture.baselines == {"unigram baseline": 3.5}
+    assert picture.baselines == {"unigram entropy": 3.5}
     assert (picture.samples, picture.before) == ([("A", "A 4")], [("A", "A 2")])
     assert "finished" in live_view(picture)
 

@@ -77,7 +77,7 @@ def test_it_shows_curves_samples_settings_exports_and_environment(run):
         "3.11.7",
         "2.5e-06",
         "Diagnosis",
-        "unigram baseline",
+        "unigram entropy",
     ):
         assert words in markup
 

@@ -306,7 +306,7 @@ def test_print_config_shows_every_step_and_every_value(gpt, capsys):
     assert [line for line in printed.splitlines() if line[:1].isdigit()] == [
         f"{n}. {s.title}" for n, s in enumerate(STEPS, 1)
     ]
-    for shown in ("12345", "2.5 hours", "GPT2LMHeadModel", "300 tokens", "not known", "4 checks pending", "builtin"):
+    for shown in ("12345", "2.5 hours", "GPT2LMHeadModel", "300 tokens", "not checked", "4 checks pending", "builtin"):
         assert shown in printed
 
 

@@ -39,6 +39,7 @@ def test_rows_say_state_progress_and_notes(panel):
 def test_buttons_are_there_for_what_is_ticked(panel):
     assert panel.open.disabled
     assert panel.delete.disabled
+    assert panel._confirming.layout.display == "none", "nothing was asked yet"
     panel.tick("first")
     assert not panel.open.disabled
     assert panel.compare.disabled

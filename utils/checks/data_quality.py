@@ -147,7 +147,7 @@ def judge(
         results.append(_balance(train, train.labels, validation, limits))
     if validation is not None:
         results.append(_leakage(train, validation, limits))
-    return CheckReport(f"Data quality of {train.num_rows:,} rows", results)
+    return CheckReport(f"Data quality of {train.num_rows:,} row{'' if train.num_rows == 1 else 's'}", results)
 
 
 def _rows(found: TextProfile, limits: QualityThresholds) -> CheckResult:
@@ -196,12 +196,19 @@ def _lengths(found: TextProfile, limits: QualityThresholds, max_length: int | No
     }
     return CheckResult(
         "lengths", verdict,
-        f"Rows have {quartiles[0]:,} to {quartiles[4]:,} {unit}, half of them {quartiles[1]:,} to {quartiles[3]:,}; "
-        f"{short:,} ({share:.1%}) have text of fewer than {limits.short_characters} characters.",
+        _spread(quartiles, unit, found.num_rows)
+        + f"; {short:,} ({share:.1%}) have text of fewer than {limits.short_characters} characters.",
         {**measured, "short_rows": short}, {"short_warn": limits.short_warn},
         "" if verdict == "pass" else "Join lines into documents, or drop short rows (DatasetLoader(min_length=…)).",
         length_histogram(lengths_N, unit, max_length if in_tokens else None),
     )  # fmt: skip
+
+
+def _spread(quartiles: Sequence[int], unit: str, num_rows: int) -> str:
+    least, lower, _, upper, most = quartiles
+    if least == most:
+        return f"{'The one row has' if num_rows == 1 else 'Every row has'} {most:,} {unit}"
+    return f"Rows have {least:,} to {most:,} {unit}, half of them {lower:,} to {upper:,}"
 
 
 def _duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResult:

@@ -158,7 +158,7 @@ def _report(train: Sample, validation: Sample | None, expected: Expectations) ->
                 figure if name == "labels" else None)
         for name in dict.fromkeys(names)
     ]  # fmt: skip
-    return CheckReport(f"Data quality of {train.num_rows:,} rows", results)
+    return CheckReport(f"Data quality of {train.num_rows:,} row{'' if train.num_rows == 1 else 's'}", results)
 
 
 def _result(name: str, summary: str, findings: Sequence[DataFinding], figure: Figure | None) -> CheckResult:
@@ -181,8 +181,8 @@ def _rows(train: Sample, validation: Sample | None) -> str:
 
 def _inputs(sample: Sample) -> dict[str, str]:
     if sample.holds_tokens:
-        ids = sample.inputs[sample.inputs != NO_TOKEN]
-        lengths = (sample.inputs != NO_TOKEN).sum(axis=1)
+        is_token = sample.inputs != NO_TOKEN if sample.mask is None else sample.mask  # padding is no token
+        ids, lengths = sample.inputs[is_token], is_token.sum(axis=1)
         least, largest = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
         return {
             "tokens": f"Rows have {lengths.min():,} to {lengths.max():,} tokens with ids {least:,} to {largest:,}, "

@@ -173,7 +173,7 @@ def label_names(
 def prepare_files(
     path: str | os.PathLike[str], *, task: str, max_length: int, vocab_size: int | None, val_split: float, random_seed: int,
     text_column: str | None = None, label_column: str | None = None, layout: str | None = None,
-    tokenizer: PreTrainedTokenizerFast | None = None, model: Any = None,
+    tokenizer: PreTrainedTokenizerFast | None = None, model: Any = None, tokenizer_strategy: str = "auto",
 ) -> PreparedData | None:  # fmt: skip
     """Prepare files of conversations, or of inputs with labels, for training.
 
@@ -181,8 +181,8 @@ def prepare_files(
         path: a file, a folder or a pattern of paths.
         task: one of `TASKS`.
         layout: name of the conversation layout (`utils.data.conversations.LAYOUTS`); detected from the columns by default.
-        max_length, vocab_size, val_split, random_seed, text_column, label_column, tokenizer, model: as for
-            `prepare_examples` and `prepare_conversations`.
+        max_length, vocab_size, val_split, random_seed, text_column, label_column, tokenizer, model, tokenizer_strategy: as
+            for `prepare_examples` and `prepare_conversations`.
     Returns:
         None if the files contain plain text for a language model.
     Raises:
@@ -194,7 +194,7 @@ def prepare_files(
         return prepare_labelled(
             labelled_rows(path, with_validation=val_split > 0), task, max_length=max_length, vocab_size=vocab_size,
             val_split=val_split, random_seed=random_seed, text_column=text_column, label_column=label_column,
-            tokenizer=tokenizer, model=model,
+            tokenizer=tokenizer, model=model, tokenizer_strategy=tokenizer_strategy,
         )  # fmt: skip
     if text_column is not None:
         return None
@@ -206,7 +206,7 @@ def prepare_files(
     data = prepare_conversations(
         found.records, tokenizer=tokenizer, model=model, layout=layout, max_length=max_length, vocab_size=vocab_size,
         val_split=val_split, random_seed=random_seed, validation=found.validation, source=found.source,
-        on_bad_row="skip",
+        on_bad_row="skip", tokenizer_strategy=tokenizer_strategy,
     )  # fmt: skip
     data.report.notes.extend(found.notes)
     return data
@@ -215,7 +215,7 @@ def prepare_files(
 def prepare_labelled(
     rows: LoadedRecords, task: str, *, max_length: int, vocab_size: int | None, val_split: float, random_seed: int,
     text_column: str | None = None, label_column: str | None = None, tokenizer: PreTrainedTokenizerFast | None = None,
-    model: Any = None,
+    model: Any = None, tokenizer_strategy: str = "auto",
 ) -> PreparedData:  # fmt: skip
     """Examples of records with labels. Rows that cannot be used are skipped and counted.
 
@@ -238,7 +238,7 @@ def prepare_labelled(
         rows.records, task, tokenizer, text_column=text_column, label_column=label_column, max_length=max_length,
         val_split=val_split, random_seed=random_seed, vocab_size=None if tokenizer is not None else vocab_size,
         validation=rows.validation, class_names=named_classes(model) if has_classes else None, on_bad_row="skip",
-        model=model, source=rows.source,
+        model=model, source=rows.source, tokenizer_strategy=tokenizer_strategy,
     )  # fmt: skip
     data.report.notes.extend(rows.notes)
     return data

@@ -265,14 +265,14 @@ def _records(
         return prepare_records(
             load_answers(setup, kind), kind, column=setup.text_column, model=model, tokenizer=tokenizer,
             max_length=setup.max_length, vocab_size=vocab_size,
-            val_split=setup.val_split, seed=setup.random_seed,
+            val_split=setup.val_split, seed=setup.random_seed, tokenizer_strategy=setup.tokenizer_strategy,
         )  # fmt: skip
     if task in LABELLED_TASKS:
         return prepare_labelled(
             load_labelled(setup, with_validation=setup.val_split > 0), task, max_length=setup.max_length,
             vocab_size=vocab_size, val_split=setup.val_split, random_seed=setup.random_seed,
             text_column=setup.text_column, label_column=getattr(setup, "label_column", None), tokenizer=tokenizer,
-            model=model,
+            model=model, tokenizer_strategy=setup.tokenizer_strategy,
         )  # fmt: skip
     if setup.dataset_source not in OF_FILES or kind == "text":
         return None
@@ -280,6 +280,7 @@ def _records(
         files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
         random_seed=setup.random_seed, text_column=setup.text_column, label_column=getattr(setup, "label_column", None),
         layout=getattr(setup, "conversation_layout", None), tokenizer=tokenizer, model=model,
+        tokenizer_strategy=setup.tokenizer_strategy,
     )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def as_stored_table(rows: Any) -> tuple[Any, bool]:
 def prepare_records(
     loaded: LoadedRecords, kind: str, *, column: str | None = None, model: Any = None,
     tokenizer: PreTrainedTokenizerFast | None = None, max_length: int, vocab_size: int | None, val_split: float, seed: int,
+    tokenizer_strategy: str = "auto",
 ) -> PreparedData:  # fmt: skip
     """Rows of tokens with the answers as targets.
 
@@ -99,6 +100,7 @@ def prepare_records(
     data = prepare_conversations(
         records, tokenizer=tokenizer, model=model, max_length=max_length, vocab_size=vocab_size, val_split=val_split,
         random_seed=seed, validation=validation, source=loaded.source, on_bad_row="skip", shorten_prompts=kind == "pairs",
+        tokenizer_strategy=tokenizer_strategy,
     )  # fmt: skip
     return replace(data, report=replace(data.report, notes=[*loaded.notes, *data.report.notes]))
 

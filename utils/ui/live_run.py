@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -373,7 +374,11 @@ class LiveRun:
     def _on_checkpoint_saved(self, event: RunEvent) -> None:
         self.saved_file = Path(event.values["path"]).name
         self._saved_since_pause = True
-        self.log.append((event.step, f"Checkpoint {self.saved_file}"))
+        # Written while training continues, it is reported at a later step than the one that its name gives.
+        named = re.fullmatch(r"step_(\d+)\.pt", self.saved_file)
+        entry = (event.step if named is None else int(named[1]), f"Checkpoint {self.saved_file}")
+        if entry not in self.log:  # the last step's checkpoint may be written again at the end
+            self.log.append(entry)
 
     def _on_samples(self, event: RunEvent) -> None:
         self._take_samples(event.step, event.values["samples"])

@@ -14,7 +14,7 @@ from utils.views.curves import Points, decimated
 MAX_LIVE_POINTS = 400
 
 #: Entry of doctor.jsonl -> the name of that baseline: what a model scores that ignores its inputs.
-_BASELINES = {"unigram_loss": "unigram baseline", "guess_loss": "baseline without inputs"}
+_BASELINES = {"unigram_loss": "unigram entropy", "guess_loss": "baseline without inputs"}
 
 
 def past_of(run_dir: Path) -> dict[str, Any]:

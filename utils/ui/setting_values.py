@@ -101,9 +101,9 @@ def model_rows(facts: ModelFacts | None) -> dict[str, str]:
         "Parameters": facts.parameters,
         "Trainable": facts.trainable,
         "Vocabulary": facts.vocab_size,
-        "Positions": facts.max_length,
+        "Context length": facts.max_length,
     }
-    units = {"Vocabulary": " token ids", "Positions": " tokens at once"}
+    units = {"Vocabulary": " token ids", "Context length": " tokens"}
     return {
         "Class": facts.name,
         **{n: "not stated" if count is None else f"{count:,}{units.get(n, '')}" for n, count in counts.items()},

@@ -122,7 +122,7 @@ background:none;color:inherit;max-width:none;white-space:normal}
 .tb .tb-bar div{height:100%;border-radius:4px;background:var(--tb-accent)}
 .tb .tb-number{text-align:right;white-space:nowrap}
 .tb .tb-scroll{overflow-x:auto}
-.tb pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;padding:0;color:inherit;background:none;border:0;
+.tb pre{white-space:pre-wrap;overflow-wrap:anywhere;word-break:normal;margin:0;padding:0;color:inherit;background:none;border:0;
 font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-sample{margin:0 0 8px;padding:0 0 0 10px;border-left:2px solid var(--tb-line)}
 .tb .tb-sample b{font-weight:600}
@@ -203,7 +203,7 @@ background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
 .tb .tb-page{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:12px 16px;margin:6px 0}
 .tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:8px 24px;
 align-items:start;overflow:visible;margin-bottom:6px}
-.tb .tb-fields .widget-inline-hbox{width:100%;max-width:none}
+.tb .tb-fields .widget-inline-hbox{width:100%;max-width:none;margin:2px 0}
 .tb .tb-fields .widget-text,.tb .tb-fields .widget-dropdown{flex-direction:column;align-items:stretch;height:auto;margin:0}
 .tb .tb-fields .widget-text .widget-label,.tb .tb-fields .widget-dropdown .widget-label{width:auto!important;
 text-align:left;font-weight:600;line-height:1.45;height:auto}
@@ -219,7 +219,7 @@ border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb .tb-run-row{border-bottom:1px solid var(--tb-line);align-items:center;overflow:visible}
 .tb .tb-run-cells{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:center;font-variant-numeric:tabular-nums}
 .tb .tb-run-state{flex:0 0 108px}
-.tb .tb-run-progress{flex:0 0 200px}
+.tb .tb-run-progress{flex:0 0 240px}
 .tb .tb-run-best{flex:0 0 170px}
 .tb .tb-run-trained{flex:0 0 130px}
 .tb .tb-run-tags{flex:1 1 160px;overflow-wrap:anywhere}

@@ -19,7 +19,7 @@ _MOST = 320
 
 # Readable on light and dark backgrounds: used for a bar and, thinned, behind text in the page's own colour.
 _COLOURS = {"system": "#848d97", "user": "#3b82d6", "assistant": "#2da44e", "tool": "#d9730d"}
-_KEY = "the model is trained to produce"
+_KEY = "what the model is trained to produce"
 
 
 def is_conversation(sample: SampleView) -> bool:

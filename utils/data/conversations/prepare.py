@@ -68,7 +68,7 @@ def prepare_conversations(
     chat_template: str | None = None, train_on: TrainOn = "assistant", max_length: int | None = None,
     pack: Literal["auto"] | bool = "auto", vocab_size: int | None = None, val_split: float = 0.1, random_seed: int = 42,
     validation: Any = None, on_bad_row: Literal["error", "skip"] = "error", source: str | None = None,
-    shorten_prompts: bool = False,
+    shorten_prompts: bool = False, tokenizer_strategy: str = "auto",
 ) -> PreparedData:  # fmt: skip
     """Conversations, ready to train a causal language model on: the loss is on the assistant's turns, their ends included.
 
@@ -83,6 +83,7 @@ def prepare_conversations(
         pack: put several conversations in a row, with positions that begin again at 0. "auto": where the model keeps them
             apart (`keeps_segments_apart`), else one a row, padded.
         vocab_size: maximum vocabulary size of a newly trained tokenizer; None: the model's, else 4,096.
+        tokenizer_strategy: how a newly trained tokenizer makes tokens, as for `choose_tokenizer`.
         val_split: share of the conversations for validation, 0 to 0.5.
         random_seed: draws the validation conversations.
         validation: records of their own for validation, in place of `val_split`; not used when that is 0.
@@ -100,7 +101,7 @@ def prepare_conversations(
     sizes = _sizes(tokenizer, model, max_length, vocab_size)
     read = read_conversations(records, layout, on_bad_row)
     train, held_out, rule = _split(read, validation, val_split, random_seed, on_bad_row)
-    tokenizer, kind = _tokenizer(tokenizer, train, chat_template, sizes)
+    tokenizer, kind = _tokenizer(tokenizer, train, chat_template, sizes, tokenizer_strategy)
     used = len(tokenizer)
     template = set_chat_template(tokenizer, chat_template, sizes.model_vocab_size)
     if model is not None:
@@ -199,11 +200,11 @@ def _split(
 
 
 def _tokenizer(
-    given: Any, train: Sequence[Conversation], template: str | None, sizes: _Sizes
+    given: Any, train: Sequence[Conversation], template: str | None, sizes: _Sizes, strategy: str
 ) -> tuple[PreTrainedTokenizerFast, str]:
     if given is not None:
         return given, f"{type(given).__name__} with {len(given):,} tokens (given)"
-    choice = choose_tokenizer(_texts(train), sizes.vocab_size, special_tokens=special_tokens(template))
+    choice = choose_tokenizer(_texts(train), sizes.vocab_size, strategy, special_tokens(template))
     return choice.tokenizer, choice.reason
 
 

@@ -67,7 +67,7 @@ class ConversationsReport:
             f"{self.truncated:,} conversations lost their last turns, {self.dropped:,} do not fit and were left out "
             f"({self.lost_tokens:,} tokens)"
         )
-        how = "several conversations a row" if self.packed else "one conversation a row"
+        how = "packed with several conversations where they fit" if self.packed else "one conversation each"
         rows = {
             "Source": f"{self.source}: {self.num_rows:,} rows{skipped}",
             "Layout": self.layout,
@@ -84,7 +84,7 @@ class ConversationsReport:
             "Trained on": f"{self.supervised_share:.1%} of the tokens",
             "Ends": f"{self.ended_share:.1%} of the conversations train the end of the last answer",
             "Truncation": cut if self.truncated or self.dropped else "nothing was cut",
-            "Rows": f"{self.num_rows_packed:,} of {self.max_length:,} positions, {how}, {self.fill:.1%} filled",
+            "Rows": f"{self.num_rows_packed:,} rows of {self.max_length:,} positions, {how}; {self.fill:.1%} filled",
         }
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
 

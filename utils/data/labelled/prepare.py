@@ -76,7 +76,7 @@ def prepare_examples(
     target_column: str | None = None, max_length: int | None = None, max_target_length: int | None = None,
     val_split: float = 0.1, random_seed: int = 42, vocab_size: int | None = None, validation: Any = None,
     class_names: Sequence[str] | Sequence[int] | None = None, on_bad_row: Literal["error", "skip"] = "error", model: Any = None,
-    source: str | None = None,
+    source: str | None = None, tokenizer_strategy: str = "auto",
 ) -> PreparedData:  # fmt: skip
     """Records of a text task, ready to train on.
 
@@ -101,6 +101,7 @@ def prepare_examples(
         model: the `nn.Module` to be trained; its sizes are limits, and its config is given the names of the classes and the
             special ids of the tokenizer.
         source: what to call the records in the report.
+        tokenizer_strategy: how a newly trained tokenizer makes tokens, as for `choose_tokenizer`.
     Returns:
         examples as ids in flat arrays, all of them in memory (about 4 bytes a token); packed blocks for language models. The
         task_spec has the number of classes, and their names in `preprocessing_config["class_names"]`.
@@ -124,14 +125,14 @@ def prepare_examples(
     parts = _parts(records, validation if val_split else None, spec.task_type or "", names, on_bad_row)
     source = source or type(records).__name__
     if spec.task_type in _LANGUAGE_MODELS:
-        blocks = _blocks(parts, spec, tokenizer, sizes, val_split, random_seed, source)
+        blocks = _blocks(parts, spec, tokenizer, sizes, val_split, random_seed, source, tokenizer_strategy)
         blocks.report.notes.extend([*changed, *_special_ids(model, blocks.tokenizer)])
         return blocks
 
     known = spec.preprocessing_config
     class_names = class_names or known.get("class_values") or known.get("class_names")
     train, held_out, rule, notes = _split(parts, spec, class_names, val_split, random_seed)
-    tokenizer, kind, more = _tokenizer(tokenizer, train.part, spec, sizes)
+    tokenizer, kind, more = _tokenizer(tokenizer, train.part, spec, sizes, tokenizer_strategy)
     spec = _filled(spec, sizes, tokenizer, train)
     _name_classes(model, train.targets.classes)
     changed += _special_ids(model, tokenizer)
@@ -287,12 +288,12 @@ def _split(
     return first.at(train), first.at(held_out), rule, notes
 
 
-def _tokenizer(given: Any, train: Part, spec: TaskSpec, sizes: _Sizes) -> tuple[Any, str, list[str]]:
+def _tokenizer(given: Any, train: Part, spec: TaskSpec, sizes: _Sizes, strategy: str) -> tuple[Any, str, list[str]]:
     """The tokenizer, what it is and why, and notes."""
     if given is None:
         texts = train.texts() + (train.labels() if spec.task_type == "seq2seq" else [])
         tokenizer, kind = learn_tokenizer(
-            texts, sizes.vocab_size, spec.task_type or "", pairs=train.columns.pair is not None
+            texts, sizes.vocab_size, spec.task_type or "", pairs=train.columns.pair is not None, strategy=strategy
         )
     else:
         tokenizer, kind = given, f"{type(given).__name__} with {len(given):,} tokens (given)"
@@ -416,7 +417,7 @@ def _whole(texts: list[Any], pairs: list[Any] | None) -> list[tuple[Any, ...]]:
 
 
 def _blocks(
-    parts: list[Part], spec: TaskSpec, tokenizer: Any, sizes: _Sizes, val_split: float, seed: int, source: str
+    parts: list[Part], spec: TaskSpec, tokenizer: Any, sizes: _Sizes, val_split: float, seed: int, source: str, strategy: str
 ) -> PreparedData:
     """Texts for a language model: packed, so that no position is padding."""
     train: Sequence[str]
@@ -428,11 +429,12 @@ def _blocks(
         train, held_out, rule = split.train, split.validation, split.rule
     kind = None
     if tokenizer is None and spec.task_type == "masked_lm":
-        tokenizer, kind = learn_tokenizer(train, sizes.vocab_size, "masked_lm")
+        tokenizer, kind = learn_tokenizer(train, sizes.vocab_size, "masked_lm", strategy=strategy)
     data = prepare_text(
         train, vocab_size=sizes.vocab_size if tokenizer is None else len(tokenizer), block_size=sizes.max_length,
         model_vocab_size=sizes.model_vocab_size,
-        tokenizer=tokenizer, val_split=val_split, random_seed=seed, validation_documents=held_out, source=source,
+        tokenizer=tokenizer, tokenizer_strategy=strategy, val_split=val_split, random_seed=seed,
+        validation_documents=held_out, source=source,
         notes=[note for part in parts for note in part.notes],
     )  # fmt: skip
     filled = spec.replace(

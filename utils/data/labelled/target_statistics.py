@@ -23,7 +23,7 @@ def target_statistics(
         return _number_statistics(targets)
     columns = [part.columns.get("labels") for part in encoded if len(part)]
     lengths = np.concatenate([column.lengths() for column in columns if isinstance(column, Ragged)])
-    return f"{int(np.median(lengths)):,} tokens in the middle, {int(lengths.max()):,} at most, of {max_target_length:,}"
+    return f"median {int(np.median(lengths)):,} tokens, longest {int(lengths.max()):,}, limit {max_target_length:,}"
 
 
 def _number_statistics(parts: Sequence[Targets]) -> str | None:

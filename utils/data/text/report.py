@@ -156,7 +156,7 @@ class ExamplesReport:
             "Tokenizer": self.tokenizer,
             "Training": f"{self.num_train:,} examples, {self.num_train_tokens:,} tokens",
             "Validation": validation if self.num_validation else "none",
-            "Length": f"{self.median_length:,} tokens in the middle, {self.longest:,} at most, of {self.max_length:,}",
+            "Length": f"median {self.median_length:,} tokens, longest {self.longest:,}, limit {self.max_length:,}",
             "Truncation": cut if self.truncated_examples else "nothing was cut",
         }
         if self.labels:

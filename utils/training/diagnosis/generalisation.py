@@ -87,7 +87,7 @@ def overfitting(run: RunRecord) -> Outcome:
                 "Add training samples, or take a smaller model, dropout, weight_decay or augmentation.",
                 measured, {"train_share": 0.1, "validation_share": 0.3},
             )  # fmt: skip
-    return passed(f"The validation loss is {last:.4g}; its best is {best:.4g}.", **measured)
+    return passed(f"The last validation loss is {values[-1]:.4g}; the best is {best:.4g}.", **measured)
 
 
 def _training_at(run: RunRecord, step: float) -> float:
