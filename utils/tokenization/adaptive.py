@@ -40,8 +40,9 @@ class TokenizerChoice:
 
 
 def choose_tokenizer(
-    texts: Sequence[str], vocab_size: int, strategy: str = "auto", special_tokens: Sequence[str] = SPECIAL_TOKENS
-) -> TokenizerChoice:
+    texts: Sequence[str], vocab_size: int, strategy: str = "auto", special_tokens: Sequence[str] = SPECIAL_TOKENS, *,
+    whole_texts: bool = False,
+) -> TokenizerChoice:  # fmt: skip
     """Make the tokenizer for `texts` that a model with `vocab_size` tokens can use.
 
     Args:
@@ -50,6 +51,8 @@ def choose_tokenizer(
         strategy: "bpe" or "character"; "auto" takes BPE from 1,000 tokens on, with no more tokens than the text can
             teach (one for every 50 characters), and characters below that.
         special_tokens: padding, unknown, beginning and end of text, then any others.
+        whole_texts: each text has one label. "auto" then takes BPE however little text there is, if the vocabulary holds its
+            256 bytes: a small classifier learns a label from words long before it learns words from characters.
     Raises:
         ConfigError: an unknown strategy, or a vocabulary too small for what was asked.
         DataError: no text.
@@ -75,6 +78,8 @@ def choose_tokenizer(
         return _bpe(texts, size, special_tokens, limit)
     num_distinct = len(distinct_characters(texts))
     smallest_bpe = smallest_bpe_vocabulary(special_tokens)
+    if whole_texts and vocab_size >= smallest_bpe:
+        return _bpe(texts, vocab_size, special_tokens, "because a label is learned sooner from words than from characters")
     if num_distinct + len(special_tokens) > vocab_size >= smallest_bpe:
         why = f"because {num_distinct:,} different characters do not fit the vocabulary"
         return _bpe(texts, max(size, smallest_bpe), special_tokens, why)

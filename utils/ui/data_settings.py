@@ -145,7 +145,7 @@ class DataSettings(Schema):
     tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
         "auto",
         "Tokenizer",
-        "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary size.",
+        "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary, text and task.",
     )
     packing: Literal["concatenate", "best_fit"] = _field(
         "concatenate",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.tokenization.adaptive import choose_tokenizer
-from utils.tokenization.bpe import smallest_bpe_vocabulary
 from utils.tokenization.special_tokens import BOS_ID, EOS_ID, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ VOCAB_SIZE = 4096
 MASK_TOKEN = "<mask>"  # noqa: S105 - a token of text
 
 _OF_WHOLE_TEXTS = ("text_classification", "regression")
-_SUBWORDS = '. A small model learns a label sooner from subwords than from characters: the tokenizer "bpe" makes them'
 
 
 def learn_tokenizer(
@@ -37,7 +35,9 @@ def learn_tokenizer(
         ConfigError, DataError: as `choose_tokenizer`.
     """
     masked = task_type == "masked_lm"
-    choice = choose_tokenizer(texts, vocab_size - 1 if masked else vocab_size, strategy)
+    choice = choose_tokenizer(
+        texts, vocab_size - 1 if masked else vocab_size, strategy, whole_texts=task_type in _OF_WHOLE_TEXTS
+    )
     tokenizer = choice.tokenizer
     begin, end = SPECIAL_TOKENS[BOS_ID], SPECIAL_TOKENS[EOS_ID]
     if task_type != "seq2seq":
@@ -47,9 +47,7 @@ def learn_tokenizer(
     if pairs:
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     _close_texts(tokenizer, "" if task_type == "seq2seq" else f"{begin} ", end)
-    has_choice = strategy == "auto" and choice.strategy == "character" and vocab_size >= smallest_bpe_vocabulary(SPECIAL_TOKENS)
-    advice = _SUBWORDS if has_choice and task_type in _OF_WHOLE_TEXTS else ""
-    return tokenizer, choice.reason + (", and a mask token" if masked else "") + advice
+    return tokenizer, choice.reason + (", and a mask token" if masked else "")
 
 
 def _close_texts(tokenizer: PreTrainedTokenizerFast, begin: str, end: str) -> None:
