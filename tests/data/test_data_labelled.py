@@ -380,7 +380,7 @@ def test_a_tokenizer_that_is_learned_frames_the_texts(task, records, shape, tmp_
 def test_a_learned_tokenizer_never_reads_the_validation_part():
     records = (["aaa bbb", "ccc ddd"], [0, 1])
     data = prepare_examples(records, "text_classification", validation=(["xyz", "xyz"], [0, 1]))
-    assert "x" not in data.tokenizer.get_vocab()
+    assert "xy" not in data.tokenizer.get_vocab()  # a pair that occurs twice there, and would become a token
     assert (len(data.train), len(data.validation)) == (2, 2)
 
 

@@ -172,7 +172,7 @@ def _bert_config(
     _check_sizes(model, sizes, n_layer, n_embd, n_head, dropout)
     from transformers import BertConfig
 
-    return BertConfig(
+    config = BertConfig(
         vocab_size=vocab_size,
         max_position_embeddings=max_seq_len,
         num_hidden_layers=n_layer,
@@ -182,8 +182,10 @@ def _bert_config(
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
         pad_token_id=_known(pad_token_id, vocab_size),
-        **({} if num_classes is None else {"num_labels": num_classes}),
     )
+    if num_classes is not None:
+        config.num_labels = num_classes
+    return config
 
 
 @ModelRegistry.register("t5-mini")
