@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from utils.training.diagnosis.record import FEWEST_STEPS, RunRecord
+from utils.training.diagnosis.record import RunRecord
 from utils.training.diagnosis.rules import Outcome, found, passed, rule, unknown
+
+#: Optimizer steps that are too few for anything to be learned.
+_HARDLY_ANY = 5
 
 
 @rule(
@@ -38,12 +41,12 @@ def accumulation(run: RunRecord) -> Outcome:
 @rule(
     "number of steps",
     sees="The run ended as planned after so few steps that nothing could be learned.",
-    threshold=f"fewer than {FEWEST_STEPS} steps without a step limit, and the loss is no better than the baseline",
-    source="recipes need hundreds of steps; relative to the run: its baseline",
+    threshold=f"at most {_HARDLY_ANY} steps without a step limit, and the loss is no better than the baseline",
+    source="Adam moves a weight by about the learning rate a step; relative to the run: its baseline",
 )
 def number_of_steps(run: RunRecord) -> Outcome:
     measured = {"steps": run.done}
-    if not run.ended or run.config.max_steps is not None or run.done >= FEWEST_STEPS or not len(run.losses):
+    if not run.ended or run.config.max_steps is not None or run.done > _HARDLY_ANY or not len(run.losses):
         return passed(f"{run.done} steps were taken.", **measured)
     if not run.no_better_than_guess:
         return unknown("the loss is better than that of a model that ignores its inputs, or there is none to compare with")
@@ -51,5 +54,5 @@ def number_of_steps(run: RunRecord) -> Outcome:
     of_data = f" ({number:,} samples, {size} in a batch, epochs={run.config.epochs})" if number and size else ""
     return found(
         f"The whole run had {run.done} optimizer {'step' if run.done == 1 else 'steps'}{of_data}: too few to learn anything.",
-        "Raise epochs, or lower batch_size or gradient_accumulation_steps.", measured, {"steps": FEWEST_STEPS},
+        "Raise epochs, or lower batch_size or gradient_accumulation_steps.", measured, {"steps": _HARDLY_ANY},
     )  # fmt: skip
