@@ -189,6 +189,7 @@ def test_an_interrupted_search_on_a_ray_cluster_continues_and_repeats_no_step(qu
             return rates[trial.number]
 
     def interrupt(trial):
+        wait_until(lambda: "1 2" in steps.read_text().splitlines())  # where trial 1 waits, however late its worker began
         interrupted.touch()
         raise KeyboardInterrupt
 
