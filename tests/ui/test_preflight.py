@@ -355,7 +355,7 @@ def test_the_wizard_makes_and_shows_the_checks_without_a_form(text_file, capsys)
         wizard.preflight()
     setup = wizard.run(tiny_gpt(vocab_size=600), interactive=False, dataset_path="my.txt", max_length=16, run_name="mine")
     wizard.print_config(setup)
-    assert "4 checks pending. wizard.preflight() makes them" in capsys.readouterr().out
+    assert "4 checks pending. wizard.preflight() runs them" in capsys.readouterr().out
     checks = wizard.preflight()
     assert all(isinstance(check, Check) and check.verdict == "passed" for check in checks), checks
     assert "Ready to train." in capsys.readouterr().out
