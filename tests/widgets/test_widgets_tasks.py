@@ -23,7 +23,7 @@ TABLES = {
     ),
     "seq2seq": (
         [{"article": f"number {n} and more words", "summary": f"number {n}"} for n in range(40)],
-        ("article", "summary"), ("t5-mini", {}), "tokens in the middle",
+        ("article", "summary"), ("t5-mini", {}), "median ",
     ),
     "text_classification": (
         [{"review": f"film {n} was {'good' if n % 2 else 'bad'}", "mood": "up" if n % 2 else "down"} for n in range(40)],
