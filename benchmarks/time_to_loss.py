@@ -16,7 +16,7 @@ steps at a time, in turn with the others, and the clock runs only during its own
 load. The p-value is that of a two-sided paired t-test over the seeds, of the logarithm of the steps to the target or of the
 final losses.
 With --seconds everyone trains as many steps as its own pace, measured first, allows in that time.
-With --keep FILE what was measured is kept, and a command that is given again goes on where it was interrupted.
+With --keep FILE finished trainings are stored, and the same command continues where it was interrupted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class KeptCurves:
     """Curves of trainings that are done, in a file of JSON lines, so that an interrupted measurement can be continued.
 
     Args:
-        path: made when the first training ends; None: nothing is kept.
+        path: created when the first training ends. With None, nothing is stored.
         race: a training on other data or of another model is another training.
     """
 
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help=f"beside {REFERENCE}")
     parser.add_argument("--quick", action="store_true", help="a toy model for a few steps, to see that everything works")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="file that keeps what was measured, to go on with it")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="store finished trainings in FILE and continue from them")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}")
     parsed = parser.parse_args(argv)
     parsed.sizes = TOY if parsed.quick else Sizes(*parsed.model) if parsed.model else CHARACTERS

@@ -179,8 +179,7 @@ def _named_maker(job: JobConfig) -> Callable[..., nn.Module]:
 
         setup = setup_of(job)
         if setup.new_model is not None:
-            created: nn.Module = create_new_model(setup, **changes)
-            return created
+            return create_new_model(setup, **changes)
         if changes:
             raise ConfigError(f"a pretrained model takes no arguments; got {', '.join(changes)}")
         return load_source(setup).model

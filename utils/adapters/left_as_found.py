@@ -1,4 +1,4 @@
-"""Leave a model as it was found after trying it out: modes, buffers, gradients, plain attributes, random state.
+"""Context managers that restore a model after a trial: modes, buffers, gradients, plain attributes, random state.
 
 Each part is a context manager of its own; `state_kept` puts those together that a forward pass needs.
 """

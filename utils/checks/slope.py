@@ -43,16 +43,20 @@ def slope(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     trained = sum(p.numel() for p in found.model.parameters() if p.requires_grad)
     if not trained or sum(p.numel() for p in found.model.parameters()) > _LARGEST:
         return
-    disagreements = _disagreements(found)
-    worst = max(disagreements.pop(""), 0.0)
-    measured["slope_disagreement"] = worst
-    if worst > _DISAGREEMENT:
-        where = f" (parameters {few(list(disagreements))})" if disagreements else ""
+    if (by := _disagreement_beyond_limit(found, measured, "slope_disagreement")) is not None:
         yield Finding(
-            "gradient", "fail",
-            f"The gradient is not the slope of the loss: they differ by {worst:.0%} along random directions{where}.",
+            "gradient", "fail", f"The gradient is not the slope of the loss: along random directions they differ by {by}.",
             "Look for detach() or no_grad() on a part of the path, gradient hooks, and backward() of custom functions.",
         )  # fmt: skip
+
+
+def _disagreement_beyond_limit(found: Probe, measured: dict[str, Any], name: str, *, training: bool = False) -> str | None:
+    """Measure the disagreement under `name`; where it is too large, its size and the parameters, in words."""
+    disagreements = _disagreements(found, training)
+    worst = measured[name] = max(disagreements.pop(""), 0.0)
+    if worst <= _DISAGREEMENT:
+        return None
+    return f"{worst:.0%}" + (f" (parameters {few(list(disagreements))})" if disagreements else "")
 
 
 def _disagreements(found: Probe, training: bool = False) -> dict[str, float]:
@@ -158,15 +162,11 @@ def recomputed_alike(found: Probe, measured: dict[str, Any]) -> Iterator[Finding
     """
     if sum(p.numel() for p in found.model.parameters()) > _LARGEST or not _runs_again(found):
         return
-    disagreements = _disagreements(found, training=True)
-    worst = max(disagreements.pop(""), 0.0)
-    measured["slope_disagreement_in_training"] = worst
-    if worst > _DISAGREEMENT:
-        where = f" (parameters {few(list(disagreements))})" if disagreements else ""
+    if (by := _disagreement_beyond_limit(found, measured, "slope_disagreement_in_training", training=True)) is not None:
         yield Finding(
             "gradient checkpointing", "fail",
-            "In training mode the gradient is not the slope of the loss, and modules run again in the backward pass: what they "
-            f"compute there is not what they computed before; the difference is {worst:.0%}{where}.",
+            "Modules run again in the backward pass and compute something else than in the forward pass: in training mode the "
+            f"gradient differs from the slope of the loss by {by}.",
             "Keep the random state when recomputing (preserve_rng_state=True of torch.utils.checkpoint), and let nothing "
             "change between the two passes.",
         )  # fmt: skip

@@ -107,8 +107,7 @@ class SetupConfig:
         """
         from utils.ui.model_source import load_named
 
-        model: nn.Module = load_named(self)
-        return model
+        return load_named(self)
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

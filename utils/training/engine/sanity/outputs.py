@@ -220,7 +220,7 @@ def _kind_by_trial(trial: Trial) -> str | None:
     try:
         with torch.no_grad():
             at_targets, at_sure = (float(criterion(values, labels).mean()) for values in (equal, sure))
-    except Exception:  # noqa: BLE001 - a criterion that refuses scores beyond 0 to 1 takes probabilities
+    except Exception:  # noqa: BLE001 - the caller's code: one that refuses scores beyond 0 to 1 takes probabilities
         return None
     # The cross-entropy of scores of 1 against 0 is 0.31 to 0.69 for two classes, and more for more of them.
     return kind if 0 <= at_sure < _NEARLY_ZERO and at_targets > _SOME_LOSS else None
