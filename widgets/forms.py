@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets
 
 from utils.errors import ConfigError, Problem
+from utils.ui.choice_names import choice_name, with_choice_names
 from utils.ui.preflight import Check, check_text
 from utils.ui.setting_values import help_text, typed_text
 from utils.ui.wizard_state import WizardState
@@ -107,10 +108,10 @@ class ColumnForm(FieldForm):
             self.box.children = (wanted, *self.box.children[1:])
 
 
-def named_options(names: Sequence[str], value: str | None) -> tuple[tuple[str, str], ...]:
+def named_options(names: Sequence[str], value: str | None, setting: str = "") -> tuple[tuple[str, str], ...]:
     """Options of a menu of columns or layouts found in the data, with the chosen value where it is none of them."""
-    missing = [(f"{value} (not in the data)", value)] if value is not None and value not in names else []
-    return ("detect automatically", _NONE), *((name, name) for name in names), *missing
+    missing = [(f"{choice_name(setting, value)} (not in the data)", value)] if value is not None and value not in names else []
+    return ("detect automatically", _NONE), *((choice_name(setting, name), name) for name in names), *missing
 
 
 def _control(field: WizardField) -> ipywidgets.Widget:
@@ -119,14 +120,15 @@ def _control(field: WizardField) -> ipywidgets.Widget:
     options["layout"] = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
     if field.kind == "choice":
         none = [("not set", _NONE)] if field.optional else []
-        control = ipywidgets.Dropdown(options=[*none, *((choice, choice) for choice in field.choices)], **options)
+        named = [(choice_name(field.name, choice), choice) for choice in field.choices]
+        control = ipywidgets.Dropdown(options=[*none, *named], **options)
     elif field.kind == "switch":
         control = ipywidgets.Checkbox(indent=True, **options)
     else:
         # Text for numbers too: a number's control would replace what was typed before anybody could say what is wrong.
         placeholder = "not set" if field.optional else ""
         control = ipywidgets.Text(continuous_update=False, placeholder=placeholder, **options)
-    set_help(control, field.description)
+    set_help(control, with_choice_names(field.name, field.description))
     return control
 
 

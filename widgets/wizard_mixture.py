@@ -9,6 +9,7 @@ import ipywidgets
 
 from utils.data.mixture_settings import mixture_sources
 from utils.errors import ConfigError
+from utils.ui.choice_names import CHOICE_NAMES, choice_name
 from utils.ui.setting_values import typed_number
 from utils.ui.wizard_state import WizardState
 from utils.views.html import text
@@ -28,8 +29,7 @@ from widgets.forms import (
 )
 from widgets.guarded import error_sentence, guarded
 
-_SOURCES = {"local": "a file or folder", "huggingface": "a dataset of the Hub", "builtin": "the built-in text"}
-_KINDS = {"auto": "detect automatically", "text": "plain text", "conversations": "conversations", "pairs": "pairs"}
+_SOURCES = ("local", "huggingface", "builtin")
 # Settings that describe the rows of one dataset: another one has other rows.
 _OF_ROWS = ("text_column", "conversation_layout", "config_name", "data_kind")
 # Which setting says where the data of a source are.
@@ -141,9 +141,8 @@ class _Row:
         source = self._rest.pop("dataset_source", "builtin")
         place = self._rest.pop("dataset_path", None) or self._rest.pop("dataset_name", None) or ""
         self._rest.pop("dataset_name", None)
-        options = [(label, name) for name, label in _SOURCES.items()]
-        if source not in _SOURCES:
-            options.append((source, source))
+        offered = _SOURCES if source in _SOURCES else (*_SOURCES, source)
+        options = [(choice_name("dataset_source", name), name) for name in offered]
         weight, name = self._rest.pop("weight", None), self._rest.pop("name", None)
         number = "" if weight is None else f"{weight:g}"
         self.controls: dict[str, Any] = {
@@ -153,7 +152,7 @@ class _Row:
             "column": ipywidgets.Dropdown(**_look("Text column", "260px")),
             "layout": ipywidgets.Dropdown(**_look("Conversation layout", "300px")),
             "kind": ipywidgets.Dropdown(
-                options=[(label, kind) for kind, label in _KINDS.items()], **_look("Kind of rows", "260px")
+                options=[(name, kind) for kind, name in CHOICE_NAMES["data_kind"].items()], **_look("Kind of rows", "260px")
             ),
             "weight": ipywidgets.Text(value=number, continuous_update=False, **_look("Weight", "130px")),
             "name": ipywidgets.Text(value=name or "", continuous_update=False, **_look("Name", "200px")),
@@ -197,7 +196,7 @@ class _Row:
         try:
             for key, setting, names in (("column", "text_column", columns), ("layout", "conversation_layout", layouts)):
                 value, menu = self._rest.get(setting), self.controls[key]
-                options = named_options(names, value)
+                options = named_options(names, value, setting)
                 if menu.options != options:
                     menu.options = options
                 menu.value = value or ""

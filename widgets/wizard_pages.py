@@ -11,6 +11,7 @@ import ipywidgets
 
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.background import Progress
+from utils.ui.choice_names import choice_name
 from utils.ui.model_source import tokenizer_sentence
 from utils.ui.preflight import Check, WayOut
 from utils.ui.setting_values import shown_value, titled
@@ -82,7 +83,7 @@ class DataPage(Page):
         differs = bool(sentence) and found.task != self.state.setup.task
         self._use_task.layout.display = None if differs else "none"
         if differs:
-            self._use_task.description = f"Use task {found.task}"
+            self._use_task.description = f"Use task: {choice_name('task', found.task)}"
         stale = self._previewed is not None and self._previewed != self.state.setup.sections()["setup"]
         set_markup(self._stale, paragraph("The settings have changed since this preview." if stale else ""))
 

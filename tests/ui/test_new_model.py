@@ -70,7 +70,7 @@ def test_a_search_changes_its_sizes():
         ({**TINY, "n_layer": "two"}, "must be a whole number"),
         ({**TINY, "n_layer": 100_000}, "at most 256 layers"),
         ({**TINY, "widht": 3}, "unexpected keyword argument 'widht'"),
-        ({"name": "t5-mini"}, "learns seq2seq; choose gpt-small for causal_lm"),
+        ({"name": "t5-mini"}, "for the task Text to text; choose gpt-small for Next token"),
     ],
 )
 def test_what_cannot_be_created_blocks_the_model_step(description, words):

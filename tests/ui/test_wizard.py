@@ -16,8 +16,9 @@ from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
 from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
+from utils.ui.choice_names import CHOICE_NAMES
 from utils.ui.data_settings import DataSettings
-from utils.ui.setting_values import help_text
+from utils.ui.setting_values import help_text, value_text
 from utils.ui.wizard_state import _DATA_IN_WORDS
 from utils.ui.wizard_steps import FIELDS_OF_SOURCE, STEPS, wizard_field
 
@@ -306,7 +307,7 @@ def test_print_config_shows_every_step_and_every_value(gpt, capsys):
     assert [line for line in printed.splitlines() if line[:1].isdigit()] == [
         f"{n}. {s.title}" for n, s in enumerate(STEPS, 1)
     ]
-    for shown in ("12345", "2.5 hours", "GPT2LMHeadModel", "300 tokens", "not checked", "4 checks pending", "builtin"):
+    for shown in ("12345", "2.5 hours", "GPT2LMHeadModel", "300 tokens", "not checked", "4 checks pending", "Built-in text"):
         assert shown in printed
 
 
@@ -342,3 +343,19 @@ def test_every_list_of_data_sources_has_all_of_them():
     literals = (get_args(cls.model_fields["dataset_source"].annotation) for cls in (DataSettings, MixtureSource))
     for known in (*literals, FIELDS_OF_SOURCE, _DATA_IN_WORDS):
         assert set(known) == set(SOURCES)
+
+
+def test_every_choice_has_a_name_of_its_own():
+    fields = [wizard_field(name) for name in SetupConfig.field_names()]
+    choices = {field.name: field.choices for field in fields if field.choices}
+    assert {name: set(names) for name, names in CHOICE_NAMES.items()} == {name: set(these) for name, these in choices.items()}
+    assert all(len(set(names.values())) == len(names) for names in CHOICE_NAMES.values())
+
+
+def test_help_and_tables_have_the_names_of_choices():
+    help_of = {name: help_text(wizard_field(name)) for name in CHOICE_NAMES}
+    assert "Subwords (BPE): subwords trained on the text." in help_of["tokenizer_strategy"]
+    for name, names in CHOICE_NAMES.items():
+        ids = {choice for choice, called in names.items() if choice != called.lower()}
+        assert not ids & {sentence.partition(":")[0] for sentence in help_of[name].split(". ")}
+    assert value_text(wizard_field("lr_schedule"), "wsd") == "Warmup-stable-decay"

@@ -86,7 +86,7 @@ def test_tags_of_words_from_the_data_step_to_a_trained_new_model(tagged, monkeyp
     view["step:dataset"].click()
     view["field:dataset_source"].value = "local"
     view["field:dataset_path"].value = str(tagged)
-    assert "Suggested task: token_classification, because" in view["suggested-task"].value
+    assert "Suggested task: Token classification, because" in view["suggested-task"].value
     view["use-task"].click()
     view["field:text_column"].value, view["field:label_column"].value = "words", "entities"
     choose_new(view)

@@ -9,6 +9,7 @@ import pytest
 
 from utils.models import ModelRegistry
 from utils.ui import SetupConfig
+from utils.ui.choice_names import choice_name
 from utils.ui.wizard_code import setup_code
 from utils.ui.wizard_state import WizardState
 from widgets.wizard_view import WizardView
@@ -48,7 +49,7 @@ def test_the_suggested_task_is_one_click_and_its_checks_pass(task, tmp_path):
     _, (text, label), _, statistics = TABLES[task]
     view["field:dataset_source"].value = "local"
     view["field:dataset_path"].value = str(tmp_path / "rows.jsonl")
-    assert f"Suggested task: {task}, because" in view["suggested-task"].value
+    assert f"Suggested task: {choice_name('task', task)}, because" in view["suggested-task"].value
     assert label in view["suggested-task"].value
     view["use-task"].click()
     assert state.setup.task == task

@@ -100,7 +100,7 @@ class TrainingConfig(Schema):
         "cosine", "Schedule", "Decay after warm-up; wsd (warmup-stable-decay) decays in the last steps only."
     )
     lr_decay_ratio: float = _field(
-        0.2, "Decay fraction", "Fraction of all steps over which the wsd schedule decays, at the end.", gt=0, le=1
+        0.2, "Decay fraction", "Fraction of all steps over which a warmup-stable-decay schedule decays, at the end.", gt=0, le=1
     )
     warmup_ratio: float | None = _field(
         0.1,
@@ -134,7 +134,7 @@ class TrainingConfig(Schema):
         "full", "Fine-tuning", "Parameters to train: all, LoRA adapters, the head only, or the last layers with the head."
     )
     finetune_layers: int = _field(
-        2, "Last layers", "Number of layers trained with finetune='last_layers'.", unit="layers", ge=1, le=10_000
+        2, "Last layers", "Number of last layers that are trained beside the head.", unit="layers", ge=1, le=10_000
     )
     lora_rank: int = _field(8, "LoRA rank", "Rank of the adapter matrices.", ge=1, le=4096)
     lora_alpha: float = _field(16.0, "LoRA alpha", "The adapter's update is scaled by alpha / rank.", gt=0, le=65_536)

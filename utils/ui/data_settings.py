@@ -88,7 +88,7 @@ class DataSettings(Schema):
         "Task",
         "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text. "
         "regression: a number for a text. token_classification: a tag for each word. seq2seq: a target text for a source "
-        "text, with an encoder-decoder such as T5. All but causal_lm need a table with a column of inputs and one of labels.",
+        "text, with an encoder-decoder such as T5. Labels need a table with a column of inputs and one of labels.",
     )
     label_column: str | None = _field(
         None,

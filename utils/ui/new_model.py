@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.schema import shown
+from utils.ui.choice_names import choice_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,7 +170,8 @@ def _wrong_task(name: str, task: str) -> str:
     learned = [known for known, names in ARCHITECTURES.items() if name in names]
     if not learned or task in learned:
         return ""
-    return f"got {name}, which learns {' and '.join(learned)}; choose {' or '.join(ARCHITECTURES[task])} for {task}"
+    tasks, others = " and ".join(choice_name("task", one) for one in learned), " or ".join(ARCHITECTURES[task])
+    return f"got {name}, which is for the task {tasks}; choose {others} for {choice_name('task', task)}"
 
 
 def _arguments(setup: SetupConfig, description: Mapping[str, Any], outputs: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from utils.adapters.facts import ModelFacts
 from utils.schema import shown
 from utils.training.config_files import parse_value
+from utils.ui.choice_names import choice_name, with_choice_names
 from utils.ui.new_model import description_text
 from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
@@ -90,7 +91,8 @@ def parameters_text(count: int) -> str:
 
 def shown_value(name: str, value: Any) -> str:
     """A setting's value in a sentence, cut when it is long."""
-    return shown(value) if isinstance(value, str) else value_text(wizard_field(name), value)
+    field = wizard_field(name)
+    return shown(value) if isinstance(value, str) and not field.choices else value_text(field, value)
 
 
 def model_rows(facts: ModelFacts | None) -> dict[str, str]:
@@ -118,6 +120,8 @@ def value_text(field: WizardField, value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, Mapping):
         return description_text(value)
+    if field.choices:
+        return choice_name(field.name, value)
     text = f"{value:,}" if isinstance(value, int) and field.name != "random_seed" else f"{value}"
     if not field.unit:
         return text
@@ -126,7 +130,7 @@ def value_text(field: WizardField, value: Any) -> str:
 
 def help_text(field: WizardField) -> str:
     """A setting's help: what it does, its range and its unit."""
-    sentences = [field.description, _range(field)]
+    sentences = [with_choice_names(field.name, field.description), _range(field)]
     if field.optional and field.name not in PLACES and "empty" not in field.description:
         sentences.append("May be left empty.")
     return " ".join(filter(None, sentences))

@@ -15,6 +15,7 @@ from utils.data.file_records import Recognised
 from utils.data.mixture_settings import MixtureSource
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
+from utils.ui.choice_names import choice_name
 from utils.ui.edited_setup import EditedSetup
 from utils.ui.preflight import Preflight, WayOut
 from utils.ui.presets import Preset
@@ -234,7 +235,7 @@ class WizardState(EditedSetup):
         if not found.reason:
             return ""
         word = "Task of these data" if found.task == self.setup.task else "Suggested task"
-        return f"{word}: {found.task}, because {found.reason}."
+        return f"{word}: {choice_name('task', found.task)}, because {found.reason}."
 
     def message(self, name: str, problems: Mapping[str, list[Problem]] | None = None) -> str:
         """Message beside a setting's control: why its entry was refused, or why its value blocks; else ""."""

@@ -20,6 +20,7 @@ from utils.models.inspect import vocab_size_of
 from utils.schema import Schema, shown
 from utils.storage import path_from
 from utils.training.training_config import TrainingConfig
+from utils.ui.choice_names import choice_name
 from utils.ui.data_settings import DataSettings
 from utils.ui.model_source import source_problems
 from utils.ui.setup_config import SetupConfig
@@ -253,11 +254,13 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
     """Problems of a table with a task that needs labels, as far as its first rows tell."""
     from utils.data.read.task_columns import find_columns
 
+    task = choice_name("task", setup.task)
     if setup.dataset_source == "builtin":
-        message = f"{setup.task} is learned from a table with labels: choose local, huggingface, drive or upload as the data"
+        message = f"{task} is learned from a table with labels: choose a file, a dataset of the Hub, Google Drive or an upload"
         return [Problem("task", message)]
     if found.is_text:
-        return [Problem("task", f"{setup.task} needs columns, and the file is plain text; give a table or choose causal_lm")]
+        next_token = choice_name("task", "causal_lm")
+        return [Problem("task", f"{task} needs columns, and the file is plain text; give a table, or choose {next_token}")]
     if not found.columns:
         return []
     names = {"text_column": setup.text_column, "label_column": setup.label_column}
@@ -269,7 +272,7 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
         try:
             find_columns(setup.task, found.example, labelled=needs_label, **columns)
         except DataError:
-            message = f"is not clear for {setup.task}: the columns are {listed(found.columns)}; choose one"
+            message = f"is not clear for {task}: the columns are {listed(found.columns)}; choose one"
             return [Problem(name, message)]
     return []
 

@@ -1,0 +1,54 @@
+"""Names that people read for the values of settings with a fixed set of values. Files, code and commands have the values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
+    "dataset_source": {
+        "builtin": "Built-in text", "local": "File or folder", "huggingface": "Hugging Face Hub", "drive": "Google Drive",
+        "upload": "Uploaded file",
+    },
+    "task": {
+        "causal_lm": "Next token", "text_classification": "Text classification", "regression": "Regression",
+        "token_classification": "Token classification", "seq2seq": "Text to text",
+    },
+    "conversation_layout": {
+        "messages": "Messages with role and content", "sharegpt": "ShareGPT (from, value)",
+        "instruction": "Instruction, input, output", "prompt_completion": "Prompt and completion",
+        "question_answer": "Question and answer",
+    },
+    "data_kind": {
+        "auto": "Detect automatically", "text": "Plain text", "conversations": "Conversations", "pairs": "Text and target text",
+    },
+    "mixture_by": {"examples": "Examples", "tokens": "Tokens"},
+    "tokenizer_strategy": {"auto": "Automatic", "bpe": "Subwords (BPE)", "character": "Characters"},
+    "packing": {"concatenate": "Concatenate", "best_fit": "Best fit"},
+    "optimizer": {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "muon": "Muon"},
+    "lr_schedule": {
+        "cosine": "Cosine", "linear": "Linear", "constant": "Constant", "step": "Step", "plateau": "Reduce on plateau",
+        "wsd": "Warmup-stable-decay",
+    },
+    "weight_averaging": {"none": "None", "ema": "Exponential moving average", "last": "Mean of the last steps"},
+    "finetune": {"full": "All parameters", "lora": "LoRA adapters", "head": "Head only", "last_layers": "Last layers and head"},
+    "precision": {"auto": "Automatic", "16": "16-bit", "bf16": "bf16", "fp16": "fp16", "32": "fp32"},
+    "compile_mode": {"default": "Default", "reduce-overhead": "Reduce overhead", "max-autotune": "Max autotune"},
+    "fused_loss": {"auto": "Automatic", "on": "On", "off": "Off"},
+    "strategy": {"auto": "Automatic", "ddp": "Data parallel (DDP)", "fsdp": "Sharded (FSDP)"},
+    "mode": {"min": "Lower is better", "max": "Higher is better"},
+    "on_save_error": {"stop": "Stop", "warn": "Warn and continue"},
+    "on_nonfinite": {"stop": "Stop", "skip": "Skip the step"},
+    "on_config_change": {"error": "Refuse to resume", "continue": "Continue with the new ones"},
+}  # fmt: skip
+
+
+def choice_name(setting: str, value: object) -> str:
+    """The name of a setting's value; the value as text where it has none."""
+    return CHOICE_NAMES.get(setting, {}).get(str(value), str(value))
+
+
+def with_choice_names(setting: str, description: str) -> str:
+    """A setting's description with names where it explains values, as in `bpe: subwords`."""
+    names = CHOICE_NAMES.get(setting, {})
+    return re.sub(r"(?<![\w.])([\w-]+)(?=:)", lambda found: names.get(found[1], found[1]), description)
