@@ -11,12 +11,15 @@ import torch
 from cli.doctor import main
 from tests.kit.sick_runs import HEALTHY, SICK, Augmented, train_classes, train_signs
 from utils import HOME
+from utils.data.text.prepare import prepare_text
 from utils.errors import DataNotFoundError, DataTypeError
+from utils.models import ModelRegistry
 from utils.storage import json_line, read_json_lines
-from utils.training import Callback, DoctorCallback, diagnose
+from utils.training import Callback, DoctorCallback, Trainer, diagnose
 from utils.training.diagnosis.record import RunRecord
 from utils.training.diagnosis.rules import Outcome, Rule, all_rules, findings_of, run_rules
 from utils.training.training_config import TrainingConfig
+from utils.ui.run_past import baseline_of
 
 
 @pytest.fixture(autouse=True)
@@ -281,6 +284,16 @@ def test_a_continued_run_has_no_measurements_of_steps_that_were_done_again():
     results = HEALTHY["resumed"]()
     steps = [row["step"] for row in read_json_lines(results.run_dir / "doctor.jsonl")]
     assert steps == sorted(steps)
+
+
+def test_the_baseline_of_a_run_is_the_one_of_the_data_report():
+    data = prepare_text(["the cat sat on the mat. " * 3, "a dog ran to the cat. "] * 40, vocab_size=64, block_size=16)
+    model = ModelRegistry.create("gpt-small", vocab_size=64, n_layer=1, n_embd=16, n_head=2, max_seq_len=16)
+    trainer = Trainer(
+        model, training_config=TrainingConfig(max_steps=4, batch_size=8), task_spec=data.task_spec, tokenizer=data.tokenizer
+    )
+    results = trainer.train(data.train, data.validation)
+    assert baseline_of(results.run_dir) == ("unigram model", data.report.unigram_loss)
 
 
 def test_the_report_shows_findings_first_and_counts_them(capsys):

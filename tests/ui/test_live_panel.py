@@ -201,7 +201,7 @@ def test_the_view_is_rebuilt_from_the_folder_of_the_run(tmp_path):
         {"event": "epoch", "step": 4, "epoch": 0, "train/loss": 2.8, "time/epoch_s": 65.0},
     ]  # fmt: skip
     samples = [{"step": s, "epoch": 0, "samples": [{"prompt": "A", "text": f"A {s}"}]} for s in (2, 4)]
-    facts = [{"event": "start", "step": 0, "unigram_loss": 3.5}]
+    facts = [{"event": "start", "step": 0, "unigram_loss": 3.4, "validation_unigram_loss": 3.5}]
     for name, lines in (("history.jsonl", rows), ("samples.jsonl", samples), ("doctor.jsonl", facts)):
         (run_dir / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     state = {"status": "ended", "stop_reason": "finished", "step": 4, "best": {"value": 2.75, "step": 4}}
@@ -210,7 +210,7 @@ def test_the_view_is_rebuilt_from_the_folder_of_the_run(tmp_path):
     picture = live_picture(live, (), reason)
     assert [(row.step, row.loss, row.time, row.best) for row in picture.validations] == [("4", "2.750", "1:05", True)]
     assert [small.name for small in picture.smalls] == ["learning rate", "gradient norm", "tokens/s"]
-    assert picture.baselines == {"unigram entropy": 3.5}
+    assert picture.baselines == {"unigram model": 3.5}
     assert (picture.samples, picture.before) == ([("A", "A 4")], [("A", "A 2")])
     assert "finished" in live_view(picture)
 

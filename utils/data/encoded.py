@@ -65,6 +65,9 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     #: Settings of `prepare_data` that give these examples again; None where they were made in another way.
     origin: Mapping[str, Any] | None = None
 
+    #: Of validation data: their loss under the token frequencies of the training data, nats per target; None: not known.
+    unigram_loss: float | None = None
+
     #: Of conversations whose answers alone are targets, the tokens that end them.
     end_ids: frozenset[int] = frozenset()
 

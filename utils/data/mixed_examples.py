@@ -42,6 +42,9 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
     #: Settings of `prepare_data` that give these examples again; None where they were made in another way.
     origin: Mapping[str, Any] | None = None
 
+    #: Of validation data: their loss under the token frequencies of the training data, nats per target; None: not known.
+    unigram_loss: float | None = None
+
     def __init__(self, parts: Mapping[str, Part], shares: Sequence[float] | None = None, pad_id: int | None = None) -> None:
         self.parts = dict(parts)
         self.sizes = [len(part) for part in self.parts.values()]

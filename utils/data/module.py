@@ -129,6 +129,11 @@ class UniversalDataModule:
         mixture = _mixture_in(self.validation)
         return () if mixture is None else mixture.names
 
+    @property
+    def unigram_loss(self) -> float | None:
+        """Loss of a unigram model on the validation data, nats per target; None where the data do not say it."""
+        return getattr(_inner(self.validation), "unigram_loss", None)
+
     def _planned(self, given: Any, source: Source | StreamSource, argument: str) -> EpochPlan:
         """Samples of an epoch, as a given DataLoader defines them. Raises DataError when none is left."""
         if not isinstance(given, DataLoader) or isinstance(source, StreamSource):

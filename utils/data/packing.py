@@ -103,6 +103,9 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
     #: Settings of `prepare_data` that give these blocks again; None where they were made in another way.
     origin: Mapping[str, Any] | None = None
 
+    #: Of validation data: their loss under the token frequencies of the training data, nats per target; None: not known.
+    unigram_loss: float | None = None
+
     def __init__(self, blocks: np.ndarray) -> None:
         if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype not in (np.int32, np.uint16):
             got = (

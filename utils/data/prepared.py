@@ -44,6 +44,10 @@ class PreparedData:
     texts: Split | None = field(default=None, repr=False, compare=False)
     roles: tuple[tuple[str | None, ...], ...] = field(default=(), repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.validation is not None:
+            self.validation.unigram_loss = self.report.unigram_loss
+
     def show_samples(self, n: int = 3) -> None:
         """Show the first `n` training samples as the model gets them: tokens, labels, masks."""
         from utils.data.text.preview import show_samples

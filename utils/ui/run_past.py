@@ -13,8 +13,10 @@ from utils.views.curves import Points, decimated
 # Most points of a live curve: it is drawn anew twice a second, and a panel is not wider than this.
 MAX_LIVE_POINTS = 400
 
-#: Entry of doctor.jsonl -> the name of that baseline: what a model scores that ignores its inputs.
-_BASELINES = {"unigram_loss": "unigram entropy", "guess_loss": "baseline without inputs"}
+#: Entry of doctor.jsonl -> the name of that baseline, what a model scores that ignores its inputs; the best one first.
+_BASELINES = {
+    "validation_unigram_loss": "unigram model", "unigram_loss": "unigram entropy", "guess_loss": "baseline without inputs",
+}  # fmt: skip
 
 
 def past_of(run_dir: Path) -> dict[str, Any]:
@@ -34,9 +36,10 @@ def past_of(run_dir: Path) -> dict[str, Any]:
 def baseline_of(run_dir: Path) -> tuple[str, float] | None:
     """Name and loss of what a model scores that ignores its inputs, as the doctor measured it; None: not known."""
     path = run_dir / "doctor.jsonl"
-    for row in read_json_lines(path) if path.is_file() else ():
-        for key, name in _BASELINES.items():
-            if row.get("event") == "start" and isinstance(row.get(key), (int, float)):
+    starts = [row for row in read_json_lines(path) if row.get("event") == "start"] if path.is_file() else []
+    for key, name in _BASELINES.items():
+        for row in starts:
+            if isinstance(row.get(key), (int, float)):
                 return name, float(row[key])
     return None
 

@@ -53,6 +53,8 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
         "has_validation": data.validation is not None, "device": parts.device.kind, "precision": parts.precision.compute,
         "criterion": _criterion_name(parts), "own_schedule": trainer.own_parts is not None, **_model_facts(parts),
     }  # fmt: skip
+    if data.unigram_loss is not None:
+        facts["validation_unigram_loss"] = data.unigram_loss
     order = data.order(0).tolist() if data.resumable else []
     batches = _batches(data.train, order, data.batch_size) if data.resumable else []
     if batches:

@@ -257,7 +257,8 @@ class RunRecord:
 
     def _guess_of(self, part: str) -> Guess | None:
         if self.over_tokens:
-            measured = self.unigram if self.unigram is not None else self.facts.get("unigram_loss")
+            known = (self.unigram, self.facts.get("validation_unigram_loss") if part == "val" else None)
+            measured = next((loss for loss in known if loss is not None), self.facts.get("unigram_loss"))
             return None if measured is None else Guess(float(measured), None, "a unigram model")
         counted = [row for row in self.counts(part) if row.get("guess_loss") is not None]
         row = counted[-1] if counted else self.facts.get("labels", {})
