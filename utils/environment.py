@@ -126,12 +126,12 @@ def _device(kind: str, fallen_back: bool) -> Device:
     import torch
 
     if kind == "cuda":
-        return Device("cuda", torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False))
+        return Device("cuda", torch.cuda.get_device_name(), has_bf16("cuda"))
     if kind == "mps":
         return Device("mps", platform.processor() or "Apple GPU", False)
     why = _why_no_cuda() if fallen_back else None
     notice = f"Training uses the CPU, though {why}." if why else None
-    return Device("cpu", platform.processor() or platform.machine(), _cpu_has_bf16(), notice)
+    return Device("cpu", platform.processor() or platform.machine(), has_bf16("cpu"), notice)
 
 
 def _why_no_cuda() -> str | None:
@@ -188,12 +188,18 @@ def used_memory_bytes(kind: str, index: int | None = None) -> int | None:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware; emulated bf16 is slower than fp32."""
+def has_bf16(kind: str) -> bool:
+    """Whether a device of this kind multiplies bf16 matrices in hardware; emulated bf16 is slower than fp32.
+
+    Args:
+        kind: "cuda", "cpu", … as torch names it.
+    """
     import torch
 
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return kind == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def package_versions() -> dict[str, str]:

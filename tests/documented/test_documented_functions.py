@@ -75,7 +75,7 @@ def test_a_list_of_tensors_a_tensor_data_set_and_a_hugging_face_data_set_train_a
 
 
 def test_mixed_precision_with_accumulation(given, monkeypatch):
-    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)  # whatever this machine is
+    monkeypatch.setattr(environment, "has_bf16", lambda kind: True)  # whatever this machine is
     old = fine_tuning(
         model=plain_lm(), config=given.config, train_data=given.train_data, n_epochs=1, learning_rate=2e-3,
         batch_size=2, use_amp=True, gradient_accumulation_steps=4, gradient_clip_norm=1.0,

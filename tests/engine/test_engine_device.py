@@ -20,7 +20,7 @@ def plain_cpu(monkeypatch):
     """Whatever this machine is: no GPU, no bf16 in hardware, no driver."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(environment, "has_bf16", lambda kind: False)
     monkeypatch.setattr(environment, "_NVIDIA_DRIVER", environment.Path("/nowhere"))
 
 

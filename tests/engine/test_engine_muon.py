@@ -12,7 +12,8 @@ from tests.kit.healthy_models import HEALTHY
 from tests.kit.toys import golden_config, plain_lm, tiny_gpt, tiny_llama, train_set, validation_set
 from utils.errors import ConfigError
 from utils.training import Trainer, TrainingConfig
-from utils.training.engine.compute.muon import hidden_matrices
+from utils.training.engine.compute import muon
+from utils.training.engine.compute.muon import hidden_matrices, orthogonalised
 from utils.training.engine.compute.optim import Schedule, make_optimizer
 
 
@@ -59,12 +60,12 @@ def test_frozen_matrices_are_not_taken():
 
 def test_the_update_is_that_of_torchs_own_two_optimizers():
     model = tiny_gpt(dropout=0.0)
-    reference = copy.deepcopy(model)
+    start, reference = copy.deepcopy(model), copy.deepcopy(model)
     optimizer = make_optimizer(model, TrainingConfig(optimizer="muon", learning_rate=1e-2, weight_decay=0.1))
     taken = names(model)
     matrices = [p for name, p in reference.named_parameters() if name in taken]
     others = [p for name, p in reference.named_parameters() if name not in taken]
-    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    by_torch = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(
         [{"params": [p for p in others if p.dim() > 1], "weight_decay": 0.1},
          {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0}],
@@ -72,15 +73,40 @@ def test_the_update_is_that_of_torchs_own_two_optimizers():
     )  # fmt: skip
     ids = torch.randint(32, (4, 8))
     for step in range(5):
-        for one in (model, reference):
-            one.zero_grad()
-            one(input_ids=ids, labels=ids).loss.backward()
-        muon.param_groups[0]["momentum"] = 0.85 + 0.1 * step / 300
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+            theirs.grad = mine.grad.clone()
+        by_torch.param_groups[0]["momentum"] = 0.85 + 0.1 * step / 300
         optimizer.step()
-        muon.step()
+        by_torch.step()
         adamw.step()
-    for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
-        assert torch.equal(mine, theirs), name
+    parameters = zip(model.named_parameters(), reference.parameters(), start.parameters(), strict=True)
+    for (name, mine), theirs, before in parameters:
+        if name in taken:  # torch orthogonalises in bf16, which has less than three decimal digits
+            assert (mine - theirs).norm() < 0.05 * (theirs - before).norm(), name
+        else:
+            assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_vectors_are_kept_and_singular_values_are_near_one(dtype):
+    given = [torch.randn(*shape) for shape in ((24, 8), (8, 24), (24, 8), (8, 8))]
+    found = orthogonalised(given, dtype)
+    assert [one.shape for one in found] == [one.shape for one in given]
+    for before, after in zip(given[:3], found, strict=False):
+        left, _, right = torch.linalg.svd(before, full_matrices=False)
+        values = left.mT @ after @ right.mT
+        assert ((values.diagonal() > 0.6) & (values.diagonal() < 1.3)).all()
+        assert (values - values.diagonal().diag()).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+def test_a_device_without_bf16_hardware_multiplies_in_fp32(monkeypatch):
+    given = [torch.randn(16, 16)]
+    monkeypatch.setattr(muon, "has_bf16", lambda kind: False)
+    assert torch.equal(orthogonalised(given)[0], orthogonalised(given, torch.float32)[0])
+    monkeypatch.setattr(muon, "has_bf16", lambda kind: True)
+    assert torch.equal(orthogonalised(given)[0], orthogonalised(given, torch.bfloat16)[0])
 
 
 def test_the_state_survives_a_copy_and_a_load():

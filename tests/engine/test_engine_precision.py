@@ -32,7 +32,7 @@ def cpu_with_bf16(monkeypatch):
     """Whatever this machine is: no GPU, and bf16 in hardware."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(environment, "has_bf16", lambda kind: True)
 
 
 class Tracing(nn.Module):

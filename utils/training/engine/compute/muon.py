@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, overload
 
@@ -9,18 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from utils.environment import has_bf16
+
 # Nesterov momentum and its warm-up over the first steps, as in the speed runs in which Muon was developed (Jordan et al. 2024,
 # https://kellerjordan.github.io/posts/muon/, and its modded-nanogpt).
 MOMENTUM, FIRST_MOMENTUM, MOMENTUM_WARMUP_STEPS = 0.95, 0.85, 300
+
+# Coefficients and number of the Newton-Schulz iterations (same source): the largest slope at 0 of those that do not diverge.
+NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+_LEAST_NORM = 1e-7
+#: Elements of the matrices that are multiplied together, which bounds the memory of a step.
+_ELEMENTS_AT_ONCE = 2**24
 
 _METHOD = "method"
 
 
 class MuonWithAdamW(Optimizer):
-    """`torch.optim.Muon` over `matrices` and `torch.optim.AdamW` over the other groups.
+    """Muon over `matrices`, and `torch.optim.AdamW` over the other groups.
 
-    Muon orthogonalises the momentum of each matrix. Its update is scaled to the root mean square of AdamW's (0.2 sqrt(max(rows,
-    columns)), Liu et al. 2025, arXiv 2502.16982), so one learning rate and one weight decay serve both.
+    Muon orthogonalises the momentum of each matrix, as `torch.optim.Muon` does, which not every supported torch has and which
+    multiplies in bf16 on any device. The update is scaled to the root mean square of AdamW's (0.2 sqrt(max(rows, columns)),
+    Liu et al. 2025, arXiv 2502.16982), so one learning rate and one weight decay serve both.
 
     Args:
         matrices: 2-dimensional parameters, which decay by `weight_decay`.
@@ -33,23 +43,16 @@ class MuonWithAdamW(Optimizer):
         self, matrices: list[Tensor], groups: list[dict[str, Any]], *, learning_rate: float, weight_decay: float,
         betas: tuple[float, float], eps: float, fused: bool,
     ) -> None:  # fmt: skip
-        self._parts: dict[str, Optimizer] = {}
-        if matrices:
-            self._parts["muon"] = torch.optim.Muon(
-                matrices, lr=learning_rate, weight_decay=weight_decay, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
-            )
-        if groups:
-            self._parts["adamw"] = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
-        for name, part in self._parts.items():
-            for group in part.param_groups:
-                group[_METHOD] = name
-        super().__init__([group for part in self._parts.values() for group in part.param_groups], {})
+        self._adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused) if groups else None
+        muon = {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay, "momentum": FIRST_MOMENTUM}
+        others = [] if self._adamw is None else [{**group, _METHOD: "adamw"} for group in self._adamw.param_groups]
+        super().__init__([{**muon, _METHOD: "muon"}, *others] if matrices else others, {})
         self._share()
 
     def _share(self) -> None:
-        """The parts work on this optimizer's groups and state, so that schedules and checkpoints see one optimizer."""
-        for name, part in self._parts.items():
-            part.param_groups, part.state = self._groups(name), self.state
+        """AdamW works on this optimizer's groups and state, so that schedules and checkpoints see one optimizer."""
+        if self._adamw is not None:
+            self._adamw.param_groups, self._adamw.state = self._groups("adamw"), self.state
 
     def _groups(self, name: str) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group[_METHOD] == name]
@@ -71,16 +74,29 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        matrices = self.parameters("muon")
         for group in self._groups("muon"):
-            group["momentum"] = self._momentum(matrices)
-        for part in self._parts.values():
-            part.step()
-        for matrix in matrices:
-            if matrix.grad is not None:
-                state = self.state[matrix]
-                state["step"] = state.get("step", torch.zeros(())) + 1
+            group["momentum"] = self._momentum(group["params"])
+            self._update_matrices(group)
+        if self._adamw is not None:
+            self._adamw.step()
         return loss
+
+    def _update_matrices(self, group: dict[str, Any]) -> None:
+        matrices: list[Tensor] = [matrix for matrix in group["params"] if matrix.grad is not None]
+        if not matrices:
+            return
+        for matrix in matrices:
+            state = self.state[matrix]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            state["step"] = state.get("step", torch.zeros(())) + 1
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        directions = orthogonalised(list(torch._foreach_lerp(gradients, buffers, group["momentum"])))  # Nesterov's
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        for matrix, direction in zip(matrices, directions, strict=True):
+            matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
 
     def _momentum(self, matrices: list[Tensor]) -> float:
         done = max((float(self.state[matrix].get("step", 0)) for matrix in matrices if matrix in self.state), default=0.0)
@@ -91,11 +107,46 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_parts": self._parts}
+        return {**super().__getstate__(), "_adamw": self._adamw}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
+
+
+def orthogonalised(matrices: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Matrices with nearly the same singular vectors and singular values between 0.7 and 1.2, by Newton-Schulz iterations.
+
+    Matrices of one shape are multiplied together.
+
+    Args:
+        dtype: to multiply in; None means bf16 where the device multiplies it in hardware, else fp32: on a CPU without it, bf16
+            takes about twenty times as long.
+    """
+    found: list[Tensor | None] = [None] * len(matrices)
+    alike: dict[tuple[torch.Size, torch.device], list[int]] = {}
+    for number, matrix in enumerate(matrices):
+        alike.setdefault((matrix.shape, matrix.device), []).append(number)
+    for (shape, device), numbers in alike.items():
+        kind = dtype or (torch.bfloat16 if has_bf16(device.type) else torch.float32)
+        tall, at_once = shape[0] > shape[1], max(1, _ELEMENTS_AT_ONCE // shape.numel())
+        for start in range(0, len(numbers), at_once):
+            chosen = numbers[start : start + at_once]
+            stack = torch.stack([matrices[number] for number in chosen]).to(kind)
+            result = _newton_schulz(stack.mT if tall else stack)
+            for number, one in zip(chosen, result.mT if tall else result, strict=True):
+                found[number] = one.to(matrices[number].dtype)
+    return [one for one in found if one is not None]
+
+
+def _newton_schulz(stack_NRC: Tensor) -> Tensor:
+    """The iteration for matrices with at most as many rows as columns. The norm bounds their largest singular value by 1."""
+    a, b, c = NEWTON_SCHULZ
+    wide: Tensor = stack_NRC / stack_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=_LEAST_NORM)
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:

@@ -90,7 +90,7 @@ def _without_momentum(optimizer: torch.optim.Optimizer, with_dampening: bool = F
 def leaves_steps_out(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its kernels can skip an update (`found_inf`) and scale gradients by themselves, from the first step on."""
     if isinstance(optimizer, MuonWithAdamW):
-        return False  # torch's Muon is not one kernel: the host looks at every step
+        return False  # Muon is not one kernel: the host looks at every step
     fused = all(group.get("fused") for group in optimizer.param_groups)
     return fused and not _without_momentum(optimizer, with_dampening=True)
 
