@@ -20,7 +20,8 @@ def plain_cpu(monkeypatch):
     """Whatever this machine is: no GPU, no bf16 in hardware, no driver."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(environment, "has_bf16", lambda kind: False)
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
     monkeypatch.setattr(environment, "_NVIDIA_DRIVER", environment.Path("/nowhere"))
 
 
