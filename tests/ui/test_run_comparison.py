@@ -14,13 +14,14 @@ from utils.ui.run_comparison import comparison, comparison_rows, read_run
 HOSTILE = '<script>alert(1)</script>"&'
 
 
-def make_run(folder, name, losses, rate, dataset="builtin"):
+def make_run(folder, name, losses, rate, dataset="builtin", task="causal_lm", vocab_size=64):
     path = folder / name
     path.mkdir(parents=True)
     rows = [{"event": "evaluate", "step": s, "epoch": 0, "val/loss": loss} for s, loss in losses.items()]
     (path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (path / "state.json").write_text(json.dumps({"status": "ended", "stop_reason": "finished", "step": max(losses)}))
     setup = f"setup:\n  dataset_path: {json.dumps(dataset)}\n"
+    setup = f"task:\n  task_type: {task}\n  vocab_size: {vocab_size}\n{setup}"
     (path / "config.yaml").write_text(f"{setup}training:\n  epochs: 2\n  learning_rate: {rate}\n  run_name: {name}\n")
     return path
 
@@ -42,6 +43,17 @@ def test_the_table_has_results_and_only_the_settings_that_differ(runs):
         ["optimizer steps", "20", "20"],
         ["learning_rate", "0.001", "0.0005"],
     ]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"dataset": "mine.txt"}, "different data and"), ({"vocab_size": 80}, "different tokenizers and"),
+    ({"task": "text_classification", "dataset": "mine.csv"}, "different tasks and data and"),
+])  # fmt: skip
+def test_losses_of_other_tasks_data_or_tokenizers_have_no_best(runs, changes, words):
+    make_run(runs, "other", {10: 0.5}, 0.001, **{"dataset": HOSTILE, **changes})
+    compared = [read_run(runs / name) for name in ("first", "other")]
+    assert "★" not in str(comparison_rows(compared))
+    assert words in comparison(compared)
 
 
 def test_every_run_has_a_curve_of_its_own_and_the_image_says_its_numbers(runs):

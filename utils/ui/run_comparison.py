@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class ComparedRun:
     Attributes:
         validation, smoothed: curves; best: lowest validation loss and its step, or None.
         settings: of config.yaml's sections, by name.
+        measured_on: what its validation loss depends on besides the model: task, data and tokenizer, by name.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ComparedRun:
     validation: Points
     best: tuple[float, int] | None
     settings: Mapping[str, Any]
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compare_runs(*runs: str | Path, output_dir: str | Path = "runs") -> None:
@@ -58,8 +60,18 @@ def compare_runs(*runs: str | Path, output_dir: str | Path = "runs") -> None:
         raise ConfigError(f"compare_runs takes two to {MOST_RUNS} runs; got {len(names)}. Name those to compare.")
     compared = [read_run(_folder_of(name, folder)) for name in names]
     header, rows = comparison_rows(compared)
-    show_html(comparison(compared), f"Runs compared\n{columns_text(header, rows)}")
+    note = _differences(compared)
+    show_html(comparison(compared), "\n".join(filter(None, ["Runs compared", columns_text(header, rows), note])))
 
+
+#: Settings that decide which text or rows a validation loss is measured on, and in which tokens.
+_DATA = (
+    "dataset_source", "dataset_path", "dataset_name", "config_name", "dataset_split", "text_column", "label_column",
+    "conversation_layout", "data_kind", "mixture", "tokenizer_strategy", "val_split",
+)  # fmt: skip
+#: Entries of the task that do the same, and what a reader calls them; so do the settings of the tokenizer.
+_KINDS = {"task_type": "tasks", "vocab_size": "tokenizers", "tokenizer_strategy": "tokenizers"}
+_NOT_COMPARABLE = "No run is marked as the best: their losses are of different {0} and cannot be compared."
 
 # Runs whose table fits beside the curves.
 _BESIDE = 3
@@ -85,7 +97,10 @@ def comparison(runs: Sequence[ComparedRun]) -> Html:
         "div", element("div", text("Runs compared"), class_="tb-title"), element("div", drawn, class_="tb-plot"),
         class_="tb-card tb-wide" if few else "tb-card",
     )  # fmt: skip
-    table = element("div", columns("", header, rows), class_=f"tb-card tb-scroll{' tb-narrow' if few else ''}")
+    note = _differences(runs)
+    remark = [element("div", text(note), class_="tb-help")] if note else []
+    look = f"tb-card tb-scroll{' tb-narrow' if few else ''}"
+    table = element("div", columns("", header, rows), *remark, class_=look)
     return styled(
         element("div", curves, table, class_="tb-split" if few else "tb-stack"),
         css_class="tb-compared",
@@ -93,9 +108,12 @@ def comparison(runs: Sequence[ComparedRun]) -> Html:
 
 
 def comparison_rows(runs: Sequence[ComparedRun]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table: a column for each run, first the results, then the settings that differ."""
+    """Header and rows of the table: a column for each run, first the results, then the settings that differ.
+
+    The lowest loss has a star where all losses are of the same task, data and tokenizer.
+    """
     losses = [run.best[0] for run in runs if run.best is not None]
-    best = min(losses, default=None)
+    best = min(losses, default=None) if not _differences(runs) else None
     rows = [
         ["best validation loss", *(_best_text(run, best) for run in runs)],
         ["optimizer steps", *(f"{run.steps:,}" for run in runs)],
@@ -106,6 +124,14 @@ def comparison_rows(runs: Sequence[ComparedRun]) -> tuple[list[str], list[list[s
         if any(value != values[0] for value in values):
             rows.append([name, *("" if value is None else value_text(value) for value in values)])
     return ["", *(run.name for run in runs)], rows
+
+
+def _differences(runs: Sequence[ComparedRun]) -> str:
+    """Explain why the runs' losses cannot be compared; "" where they can."""
+    first = runs[0].measured_on
+    names = dict.fromkeys(name for run in runs for name in run.measured_on if run.measured_on[name] != first.get(name))
+    words = dict.fromkeys(_KINDS.get(name, "data") for name in names)
+    return _NOT_COMPARABLE.format(" and ".join(words)) if words else ""
 
 
 def _best_text(run: ComparedRun, best: float | None) -> str:
@@ -121,18 +147,21 @@ def read_run(folder: Path) -> ComparedRun:
     points = live.validation.points
     lowest = min(points, key=lambda point: point[1], default=None)
     best = None if lowest is None else (lowest[1], int(lowest[0]))
-    return ComparedRun(folder.name, live.step, live.smoothed.points, points, best, _settings(folder))
+    return ComparedRun(folder.name, live.step, live.smoothed.points, points, best, *_settings(folder))
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Settings of the sections that decide what is trained; {} where config.yaml cannot be read."""
+def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `ComparedRun` calls settings and measured_on; two times {} where config.yaml cannot be read."""
     try:
         found = read_config_file(folder / "config.yaml")
     except (ConfigError, DataNotFoundError):
-        return {}
+        return {}, {}
     sections = [found.get(name) for name in ("setup", "data", "model", "training")]
     merged = {key: value for values in sections if isinstance(values, Mapping) for key, value in values.items()}
-    return {name: value for name, value in merged.items() if name not in ("run_name", "name")}
+    task = found.get("task")
+    measured = {name: task.get(name) for name in _KINDS if name in task} if isinstance(task, Mapping) else {}
+    measured |= {name: merged[name] for name in _DATA if name in merged}
+    return {name: value for name, value in merged.items() if name not in ("run_name", "name")}, measured
 
 
 def _all_runs(folder: Path) -> list[str | Path]:
