@@ -146,3 +146,22 @@ def test_a_model_of_the_users_can_be_chosen():
         assert sizes_of(SetupConfig(new_model={"name": "my-gpt"}, vocab_size=70).load_model())[1] == 70
     finally:
         del ModelRegistry._factories["my-gpt"]
+
+
+@pytest.mark.parametrize(("name", "task", "fitting"), [
+    ("gpt-small", "text_classification", "bert-small-classifier"), ("gpt-small", "seq2seq", "t5-mini"),
+    ("bert-small-classifier", "causal_lm", "gpt-small"), ("bert-small-classifier", "token_classification", "bert-small-token-classifier"),
+    ("bert-small-classifier", "regression", None), ("gpt-small", "causal_lm", None),
+])  # fmt: skip
+def test_a_model_for_another_task_blocks_the_model_step_and_one_click_mends_it(name, task, fitting, tmp_path):
+    classes = {"num_classes": 2} if name != "gpt-small" else {}
+    model = ModelRegistry.create(name, vocab_size=64, n_layer=1, n_embd=8, n_head=2, max_seq_len=16, **classes)
+    state = WizardState(SetupConfig(dataset_path=str(tmp_path), task=task), model)
+    problems = [problem for problem in state.blockers("model") if problem.field == "new_model"]
+    if fitting is None:
+        assert not problems
+        return
+    assert f"{type(model).__name__} is for the task" in problems[0].message
+    state.apply_fix(problems[0])
+    assert state.setup.new_model["name"] == fitting
+    assert not state.blockers("model")

@@ -247,6 +247,16 @@ def _class_for(config: Any, spec: TaskSpec, source: str) -> Any:
     return found[0] if isinstance(found, (tuple, list)) else found
 
 
+def tasks_of(class_name: str) -> tuple[str, ...]:
+    """Tasks that a model class of transformers has the head for, as its tables of auto classes say; () for other classes."""
+    from transformers.models.auto import modeling_auto
+
+    return tuple(
+        task for task, table in _HEADS.items()
+        if any(class_name == entry or class_name in entry for entry in getattr(modeling_auto, f"{table}_NAMES").values())
+    )  # fmt: skip
+
+
 def _set_labels(config: Any, spec: TaskSpec, labels: Sequence[str] | None) -> None:
     count = spec.num_classes or (len(labels) if labels is not None else None)
     if count is None and spec.task_type == "regression":

@@ -43,9 +43,14 @@ CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
+# Tasks of models that the wizard's Data step does not offer.
+_OTHER_TASKS = {"masked_lm": "Masked tokens", "image_classification": "Image classification"}
+
+
 def choice_name(setting: str, value: object) -> str:
     """The name of a setting's value; the value as text where it has none."""
-    return CHOICE_NAMES.get(setting, {}).get(str(value), str(value))
+    known = CHOICE_NAMES.get(setting, {})
+    return known.get(str(value)) or (_OTHER_TASKS if setting == "task" else {}).get(str(value), str(value))
 
 
 def with_choice_names(setting: str, description: str) -> str:

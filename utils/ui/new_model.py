@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,21 @@ def usual_description(task: str, preset: Preset | None = None) -> dict[str, Any]
     given = {} if preset is None or preset.model_name not in names else dict(preset.model_arguments)
     own = {name: value for name, value in given.items() if name not in _FROM_SETUP}
     return {**with_size({"name": names[0]}, _USUAL_SIZE), **own}
+
+
+def head_problems(class_name: str, task: str) -> list[Problem]:
+    """The problem of a model of transformers whose head is for other tasks, with a new model that would do. Own classes may
+    be for any task."""
+    if "transformers" not in sys.modules:  # then it is no model of theirs
+        return []
+    from utils.models.pretrained import tasks_of
+
+    learned = tasks_of(class_name)
+    if not learned or task in learned:
+        return []
+    own = " or ".join(choice_name("task", one) for one in learned)
+    message = f"{class_name} is for the task {own}; {choice_name('task', task)} needs a model with another output layer"
+    return [Problem("new_model", message, usual_description(task))]
 
 
 def for_task(description: Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from utils.training.training_config import TrainingConfig
 from utils.ui.choice_names import choice_name
 from utils.ui.data_settings import DataSettings
 from utils.ui.model_source import source_problems
+from utils.ui.new_model import head_problems
 from utils.ui.setup_config import SetupConfig
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ def _check_model(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
         return [
             Problem("model", f"all parameters of {facts.name} are frozen; set requires_grad=True on those to train")
         ]
-    return []
+    return head_problems(facts.name, setup.task)
 
 
 def _check_training(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
