@@ -160,7 +160,8 @@ class ExportPanel(_Exporting):
         )  # fmt: skip
         self.download.disabled = True
         lines = [
-            ipywidgets.VBox([self.boxes[choice.name], markup_box(markup=_explained(choice))]) for choice in self.choices
+            ipywidgets.VBox([self.boxes[choice.name], markup_box(markup=_explained(choice, before))])
+            for before, choice in zip([None, *self.choices], self.choices, strict=False)
         ]
         primary(self._job.start)
         self.box = panel(
@@ -199,6 +200,8 @@ class ExportPanel(_Exporting):
 
     def _draw(self) -> None:
         set_markup(self._table, self.table())
+        for choice in self.choices:
+            self.boxes[choice.name].description = _label(choice) + (", exported" if choice.name in self.exports else "")
         self.download.disabled = not self.exports
 
     def _say(self, sentence: str) -> None:
@@ -222,10 +225,14 @@ def _link(panel: _Exporting) -> Html:
     return text("") if panel.archive is None or colab.is_colab() else link_to(panel.archive)
 
 
+def _label(choice: ExportChoice) -> str:
+    return f"{choice.title} ({choice.name})"
+
+
 def _checkbox(choice: ExportChoice) -> Any:
     possible = choice.refusal is None
     box = ipywidgets.Checkbox(
-        value=False, description=f"{choice.title} ({choice.name})", indent=False, disabled=not possible,
+        value=False, description=_label(choice), indent=False, disabled=not possible,
         layout=ipywidgets.Layout(width="auto"),
     )  # fmt: skip
     box.add_class(f"tb-export-{choice.name}")
@@ -233,7 +240,10 @@ def _checkbox(choice: ExportChoice) -> Any:
     return box
 
 
-def _explained(choice: ExportChoice) -> Html:
+def _explained(choice: ExportChoice, before: ExportChoice | None) -> Html:
+    """What a format is for, and why this model cannot be exported so, unless the line before says it."""
     if choice.refusal is None:
         return small(f"For: {choice.purpose}.", "24px")
-    return small(f"For: {choice.purpose}. Not for this model: {choice.refusal}", "24px")
+    is_said = before is not None and before.refusal == choice.refusal
+    why = "Not for this model, for the same reason." if is_said else f"Not for this model: {choice.refusal}"
+    return small(f"For: {choice.purpose}. {why}", "24px")

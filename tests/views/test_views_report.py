@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -94,6 +95,17 @@ def test_a_value_beyond_its_limit_is_marked_and_its_limit_has_a_source():
     assert 'aria-label="beyond the limit"' in markup
     for words in ("0.31", "at most 0.05", "rounding", "loss (nats)", "It leaks.", "Mask it.", "It is slow."):
         assert words in markup
+
+
+@pytest.mark.parametrize(("bounds", "heads"), [
+    (Bounds("loss", at_most=4.0, source="the data"), ["measured", "value", "limit", "source of the limit"]),
+    (Bounds("loss", at_most=4.0), ["measured", "value", "limit"]),
+    (Bounds("loss of layers", at_most=4.0, source="the data"), ["measured", "limit", "source of the limit"]),
+])  # fmt: skip
+def test_a_table_of_values_has_no_empty_column(bounds, heads):
+    details = {"shapes": Details(values=value_rows({"loss": 3.0}, [bounds]))}
+    found = re.findall("<th[^>]*scope=\"col\"[^>]*>([^<]*)</th>", report_html("Tier 1", ROWS, details=details))
+    assert found[found.index("measured") :] == heads
 
 
 def test_parts_that_did_not_run_are_named_with_their_reason():

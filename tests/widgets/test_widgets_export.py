@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import zipfile
@@ -83,6 +84,10 @@ def test_a_format_that_does_not_fit_the_model_says_why_and_cannot_be_ticked(trai
     assert "not a transformers model" in panel.to_text()
     explained = [child.children[1].value for child in panel.box.children if isinstance(child, ipywidgets.VBox)]
     assert any("Not for this model: PlainLM is not a transformers model" in one for one in explained)
+    refusals = [choice.refusal for choice in panel.choices]
+    repeated = sum(before is not None and before == one for before, one in itertools.pairwise(refusals))
+    assert repeated
+    assert sum("for the same reason" in one for one in explained) == repeated
 
 
 @pytest.mark.parametrize("error", [ExportError("the file is not the same model"), RuntimeError("inside a library")])
@@ -112,6 +117,7 @@ def test_clicks_export_what_is_ticked_and_add_to_what_the_cell_returned(results)
     assert failures == []
     assert list(exported) == ["safetensors", "hf"]
     assert "largest difference of logits" in panel._table.value
+    assert [name for name, box in panel.boxes.items() if box.description.endswith(", exported")] == ["hf", "safetensors"]
     assert "<table" in panel._table.value
     with zipfile.ZipFile(panel.archive) as archive:
         assert {name.partition("/")[0] for name in archive.namelist()} == {"hf", "safetensors"}

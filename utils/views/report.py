@@ -190,17 +190,23 @@ def _values(rows: Sequence[ValueRow]) -> Html:
 
 
 def _compared(rows: Sequence[ValueRow]) -> Html:
-    names = {"measured": None, "value": "tb-number", "limit": "tb-limit", "source of the limit": None}
+    """A row for each value; columns that would be empty are left out."""
+    columns = {
+        "value": ("tb-number", _value), "limit": ("tb-limit", lambda row: text(row.limit)),
+        "source of the limit": ("tb-soft", lambda row: text(row.source)),
+    }  # fmt: skip
+    cells = {name: [make(row) for row in rows] for name, (_, make) in columns.items()}
+    kept = [name for name, column in cells.items() if any(column)]
+    heads = [("measured", ""), *((name, columns[name][0]) for name in kept)]
     header = element(
-        "tr",
-        *(element("th", text(name), scope="col", class_=f"tb-soft {own or ''}".strip()) for name, own in names.items()),
+        "tr", *(element("th", text(name), scope="col", class_=f"tb-soft {own}".strip()) for name, own in heads)
     )
     body = (
         element(
-            "tr", element("th", text(row.name), scope="row"), element("td", _value(row), class_="tb-number"),
-            element("td", text(row.limit), class_="tb-limit"), element("td", text(row.source), class_="tb-soft"),
+            "tr", element("th", text(row.name), scope="row"),
+            *(element("td", cells[name][number], class_=columns[name][0]) for name in kept),
         )
-        for row in rows
+        for number, row in enumerate(rows)
     )  # fmt: skip
     return element("table", element("thead", header), element("tbody", *body), class_="tb-values")
 
