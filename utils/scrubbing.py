@@ -9,12 +9,15 @@ Not covered: a password without any of these marks, in the middle of a sentence 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import mmap
 import os
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 #: What takes a secret's place.
@@ -84,6 +87,7 @@ _RULES = (
 _SHAPE_RULE = _RULES[-1][1]
 
 _seen: set[str] = set()
+_HELD: ContextVar[frozenset[str] | None] = ContextVar("_HELD", default=None)
 
 
 def remember_secret(value: str) -> None:
@@ -98,11 +102,31 @@ def scrub(text: str) -> str:
         return text
     for value in _known_values():
         text = text.replace(value, HIDDEN)
+    return _by_rules_again(text) if len(text) <= _LONGEST_REMEMBERED else _by_rules(text)
+
+
+def _by_rules(text: str) -> str:
+    """`text` without what stands where a secret does, or has the shape of one."""
     lower = text.lower()
     for needles, pattern, replacement in _RULES:
         if any(needle in lower for needle in needles):
             text = pattern.sub(replacement, text)
     return text
+
+
+# A view that is drawn twice a second has hundreds of texts, most of them the same each time.
+_LONGEST_REMEMBERED = 200
+_by_rules_again = functools.lru_cache(maxsize=2048)(_by_rules)
+
+
+@contextlib.contextmanager
+def environment_read_once() -> Iterator[None]:
+    """Read the environment's secrets once for everything that this thread scrubs inside the block, such as a drawing."""
+    held = _HELD.set(_values_of_environment())
+    try:
+        yield
+    finally:
+        _HELD.reset(held)
 
 
 def holds_secret(content: str | mmap.mmap, *, by_name: bool = True) -> bool:
@@ -142,9 +166,14 @@ def _is_secret_name(name: Any) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
-def _known_values() -> set[str]:
-    named = {os.environ[name] for name in os.environ if name.upper().endswith(_VARIABLE_ENDINGS)}
-    return {value for value in named | _seen if len(value) >= _SHORTEST_VALUE}
+def _known_values() -> frozenset[str]:
+    held = _HELD.get()
+    return (_values_of_environment() if held is None else held) | _seen
+
+
+def _values_of_environment() -> frozenset[str]:
+    named = (os.environ[name] for name in os.environ if name.upper().endswith(_VARIABLE_ENDINGS))
+    return frozenset(value for value in named if len(value) >= _SHORTEST_VALUE)
 
 
 class ScrubbingFilter(logging.Filter):

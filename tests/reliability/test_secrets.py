@@ -17,7 +17,7 @@ from tests.kit.tree import dotted, python_sources
 from tests.training.test_tracking import FakeWandb
 from utils import colab
 from utils.errors import CallbackError, ConfigError, DataError, Problem, TrainingInterrupted
-from utils.scrubbing import LOGGERS, describe_error, remember_secret, scrub, scrubbed
+from utils.scrubbing import LOGGERS, describe_error, environment_read_once, remember_secret, scrub, scrubbed
 from utils.storage import write_json
 from utils.training import Callback, JobConfig, JobQueue, RunTable, TaskSpec, Trainer, TrainingConfig, export_model
 from utils.training.engine.checkpointing.store import newest
@@ -68,6 +68,15 @@ def test_a_secret_is_known_by_its_place_or_its_shape(text, secret):
 ])  # fmt: skip
 def test_ordinary_text_stays_as_it_is(text):
     assert scrub(text) == text
+
+
+def test_the_environment_is_read_once_for_a_drawing_and_again_for_the_next(monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "first of the values")
+    with environment_read_once():
+        monkeypatch.setenv("MY_SERVICE_TOKEN", "second of the values")
+        remember_secret("a value that was read meanwhile")
+        assert scrub("first of the values, a value that was read meanwhile") == "***, ***"
+    assert scrub("second of the values") == "***"
 
 
 def test_values_of_environment_variables_and_of_colabs_secrets_are_secrets(monkeypatch):

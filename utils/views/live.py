@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from utils.scrubbing import environment_read_once
 from utils.views.curves import SMOOTHED_LOSS, STEP_LOSS, VALIDATION_LOSS, Points
 from utils.views.design import styled
 from utils.views.figures import Line, figure, small_figure
@@ -130,6 +131,7 @@ def live_view(picture: LivePicture) -> Html:
     return styled(live_content(picture), css_class="tb-live-view")
 
 
+@environment_read_once()
 def live_content(picture: LivePicture) -> Html:
     """The whole view without its style sheet, for a page that has it already: a drawing is then a third smaller."""
     side = [_validations(picture), _events(picture.events)]
