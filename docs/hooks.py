@@ -87,7 +87,7 @@ def settings_page() -> str:
 
 def _settings_table(names: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> list[str]:
     from utils.ui.setting_values import help_text
-    from utils.ui.wizard_steps import wizard_field
+    from utils.ui.wizard_fields import wizard_field
 
     rows = ["| setting | title | default | meaning |", "| --- | --- | --- | --- |"]
     for name in names:

@@ -12,11 +12,11 @@ from typing import Any
 import ipywidgets
 
 from utils.errors import ConfigError, Problem
-from utils.ui.choice_names import choice_name, with_choice_names
+from utils.ui.choice_names import choice_name, explained_choices, with_choice_names
 from utils.ui.preflight import Check, check_text
 from utils.ui.setting_values import help_text, typed_text
+from utils.ui.wizard_fields import WizardField
 from utils.ui.wizard_state import WizardState
-from utils.ui.wizard_steps import WizardField
 from utils.views.design import sheet
 from utils.views.html import Html, element, pill, table, text
 from widgets.guarded import guarded
@@ -81,6 +81,24 @@ class FieldForm:
         if entry is not None and isinstance(entry.value, str) and entry.value in self.field.choices:
             return entry.value
         return _NONE if value is None else value
+
+
+class CardsForm(FieldForm):
+    """A setting with few choices that matter: a card for each, with what its description says of it."""
+
+    def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
+        super().__init__(field, state, report)
+        words = explained_choices(field.name, field.description)
+        names = {choice: choice_name(field.name, choice) for choice in field.choices}
+        self.control = ipywidgets.ToggleButtons(
+            options=[(f"{names[choice]}\n{words.get(choice, '')}".rstrip(), choice) for choice in field.choices],
+            description=field.title, style={"description_width": LABEL_WIDTH, "button_width": "auto"},
+        )  # fmt: skip
+        for name in (f"tb-field-{field.name}", "tb-cards"):
+            self.control.add_class(name)
+        self.control.observe(guarded(self._changed, report), "value")
+        self.box.children = (self.control, self.message)
+        self.box.add_class("tb-across")
 
 
 class ColumnForm(FieldForm):

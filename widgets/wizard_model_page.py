@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
+from utils.errors import Problem
 from utils.ui.background import Progress
 from utils.ui.model_source import adapters_here, describe_source, exported_runs, source_facts, source_rows
 from utils.ui.setting_values import model_rows
@@ -14,12 +15,16 @@ from utils.ui.wizard_model import MODEL_SOURCES, ModelChoice, memory_rows
 from utils.ui.wizard_preview import check_model
 from utils.views.html import Html, element, joined, text
 from widgets.background_task import Outcome
+from widgets.focus import move_focus
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
+    button,
     data_table,
     markup_box,
     paragraph,
+    problem_line,
+    row,
     set_markup,
 )
 from widgets.guarded import guarded
@@ -57,7 +62,15 @@ class ModelPage(Page):
         self._facts = self._parts["facts"] = markup_box("tb-facts")
         self._check = self._job("Check the model", "check", self._check_it, self._show_check)
         self._result = self._parts["check-result"] = markup_box("tb-check-result")
-        return [self._files, self._ask.box, self._load.box, self._loaded, self._facts, self._check.box, self._result]
+        self._unfit = self._parts["unfit-model"] = markup_box("tb-unfit-model")
+        self._replace = self._parts["use-new-model"] = button(
+            "Use a new model for this task", "tb-use-new-model", self._replaced, self._report
+        )
+        self._replacement = ipywidgets.VBox([self._unfit, row(self._replace)])
+        return [
+            self._replacement, self._files, self._ask.box, self._load.box, self._loaded, self._facts, self._check.box,
+            self._result,
+        ]  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -90,6 +103,21 @@ class ModelPage(Page):
         rows = {**model_rows(self.state.facts), **memory_rows(self.state.choice)}
         set_markup(self._facts, data_table("The model to train", rows))
         self._check.start.disabled = not self.state.choice.exists
+        unfit = self._unfit_head()
+        set_markup(self._unfit, problem_line(unfit.message if unfit else ""))
+        self._replacement.layout.display = None if unfit else "none"
+
+    def _unfit_head(self) -> Problem | None:
+        """The problem of a notebook's model that is for another task."""
+        if self._chosen != "notebook":
+            return None
+        return next((problem for problem in self.state.blockers(self.step.name) if problem.field == "new_model"), None)
+
+    def _replaced(self, _: Any) -> None:
+        problem = self._unfit_head()
+        if problem is not None:
+            self.state.apply_fix(problem)
+        move_focus(self._source)  # the button is gone
 
     def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
         layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)

@@ -10,8 +10,8 @@ import ipywidgets
 from utils.errors import Problem
 from utils.ui.new_model import SIZE_NAMES, SIZES, architectures, size_name, with_size
 from utils.ui.setting_values import typed_number, typed_text
+from utils.ui.wizard_fields import WizardField
 from utils.ui.wizard_state import WizardState
-from utils.ui.wizard_steps import WizardField
 from widgets.forms import CONTROL_WIDTH, LABEL_WIDTH, Report, markup_box, problem_line, set_markup, small
 from widgets.guarded import guarded
 

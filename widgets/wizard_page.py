@@ -9,13 +9,15 @@ import ipywidgets
 
 from utils.errors import Problem, TrainbookError
 from utils.ui.background import Progress
-from utils.ui.setting_values import titled
+from utils.ui.setting_values import folded_text, titled
+from utils.ui.wizard_fields import WizardField
 from utils.ui.wizard_state import WizardState
-from utils.ui.wizard_steps import STEPS, WizardField, WizardStep
+from utils.ui.wizard_steps import STEPS, Topic, WizardStep
 from utils.views.html import Html, joined
 from widgets.background_task import Outcome, TaskRow
 from widgets.focus import move_focus
 from widgets.forms import (
+    CardsForm,
     ColumnForm,
     FieldForm,
     Report,
@@ -27,12 +29,13 @@ from widgets.forms import (
     problem_line,
     row,
     set_markup,
+    small,
 )
 from widgets.guarded import error_sentence
 from widgets.wizard_new_model import NewModelForm
 
-# Pages whose first control is none of their fields.
-_FIRST = {"model": "model-source", "summary": "check-now"}
+# Pages whose first control that takes the keyboard focus is not that of their first field.
+_FIRST = {"dataset": "field:task", "model": "model-source", "summary": "check-now"}
 
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
@@ -49,23 +52,21 @@ class Page:
         self.step, self.state = step, state
         self._parts, self._report = parts, report
         self._forms: dict[str, FieldForm | NewModelForm] = {}
-        self._shows_advanced = False
-        self._fields, self._advanced = ipywidgets.VBox(), ipywidgets.VBox()
-        self._more = self._button("Show advanced settings", "advanced", self._toggle_advanced)
+        self._fields = ipywidgets.VBox()
+        self._topics = [_Fold(topic, self) for topic in step.topics]
         self._general = markup_box(f"tb-problems-{step.name}")
         self.box = ipywidgets.VBox([
             markup_box(markup=joined([heading(f"{STEPS.index(step) + 1}. {step.title}"), paragraph(step.help)])),
             *self.above(),
             self._fields,
             *self.extras(),
-            *([row(self._more), self._advanced] if step.advanced else []),
+            *(fold.box for fold in self._topics),
             self._general,
             row(*self._navigation()),
         ])  # fmt: skip
         for name in ("tb-page", f"tb-page-{step.name}"):
             self.box.add_class(name)
-        for fields in (self._fields, self._advanced):
-            fields.add_class("tb-fields")
+        self._fields.add_class("tb-fields")
 
     def above(self) -> list[ipywidgets.Widget]:
         """Widgets above the page's settings."""
@@ -80,17 +81,17 @@ class Page:
 
     def refresh(self, problems: Problems) -> None:
         """Show what the state says now."""
-        is_open = self._is_open(problems)
-        fields = [f for f in self.state.fields(self.step) if f not in self.step.advanced]
-        self._show(self._fields, fields, problems)
-        advanced = [f for f in self.state.fields(self.step) if f in self.step.advanced]
-        self._show(self._advanced, advanced if is_open else (), problems)
-        self._more.description = f"{'Hide' if is_open else 'Show'} advanced settings"
+        current = self.state.fields(self.step)
+        fields = [field for field in current if field in self.step.fields]
+        self.show_fields(self._fields, fields, problems)
+        for fold in self._topics:
+            fold.refresh([field for field in current if field in fold.topic.fields], problems)
         shown = {field.name for field in (*fields, *self.step.advanced)}
         rest = [p for p in problems[self.step.name] if p.field not in shown] if self.step is not STEPS[-1] else []
         set_markup(self._general, joined(problem_line(f"{titled(p.field)}: {p.message}") for p in rest))
 
-    def _show(self, place: ipywidgets.VBox, fields: Sequence[WizardField], problems: Problems) -> None:
+    def show_fields(self, place: ipywidgets.VBox, fields: Sequence[WizardField], problems: Problems) -> None:
+        """Show the forms of these settings in `place`, in the state's values."""
         forms = [self._form(field.name) for field in fields]
         boxes = tuple(form.box for form in forms)
         if boxes != place.children:
@@ -99,26 +100,19 @@ class Page:
             form.refresh(problems)
             self._parts[f"field:{form.field.name}"] = form.control
 
-    def _is_open(self, problems: Problems) -> bool:
-        """Whether advanced settings are shown: when asked for, and when one of them has a problem."""
-        advanced = {field.name for field in self.step.advanced}
-        return self._shows_advanced or any(problem.field in advanced for problem in problems[self.step.name])
-
     def _form(self, name: str) -> FieldForm | NewModelForm:
         if name not in self._forms:
             field = next(field for field in self.step.all_fields if field.name == name)
             kind: type[FieldForm | NewModelForm] = FieldForm
             if name == "new_model" or name.endswith("_column"):
                 kind = NewModelForm if name == "new_model" else ColumnForm
+            elif name == "dataset_source":
+                kind = CardsForm
             form = self._forms[name] = kind(field, self.state, self._report)
             self._parts[f"error:{name}"] = form.message
             if isinstance(form, NewModelForm):
                 self._parts.update({f"new-model:{argument}": control for argument, control in form.controls.items()})
         return self._forms[name]
-
-    def _toggle_advanced(self, _: Any) -> None:
-        self._shows_advanced = not self._shows_advanced
-        self.refresh(self.state.visible_problems())
 
     def _navigation(self) -> list[ipywidgets.Widget]:
         # Each page has its own: the second click of a double click finds that its page is no longer the current one.
@@ -166,3 +160,37 @@ class Page:
         made = button(label, f"tb-{key}", handler, self._report)
         self._parts[f"{key}:{self.step.name}"] = made
         return made
+
+    def fold_button(self, topic: Topic, handler: Any) -> Any:
+        """The button that shows and hides a topic, known as `topic:title`."""
+        made = self._parts[f"topic:{topic.title}"] = button(topic.title, "tb-fold", handler, self._report)
+        return made
+
+
+class _Fold:
+    """The settings of one topic behind a button, with those that are not at their defaults beside it.
+
+    They are shown when asked for, and when one of them has a problem.
+    """
+
+    def __init__(self, topic: Topic, page: Page) -> None:
+        self.topic, self._page, self._is_open = topic, page, False
+        self._button = page.fold_button(topic, self._toggle)
+        self._values, self._fields = markup_box("tb-folded"), ipywidgets.VBox()
+        self._fields.add_class("tb-fields")
+        self.box = ipywidgets.VBox([row(self._button, self._values), self._fields])
+        self.box.add_class("tb-topic")
+
+    def refresh(self, fields: Sequence[WizardField], problems: Problems) -> None:
+        names = {field.name for field in self.topic.fields}
+        is_open = self._is_open or any(problem.field in names for problem in problems[self._page.step.name])
+        self._page.show_fields(self._fields, fields if is_open else (), problems)
+        self.box.layout.display = None if fields else "none"
+        with self._button.hold_sync():
+            self._button.icon = "caret-down" if is_open else "caret-right"
+            self._button.description = f"{self.topic.title}{', open' if is_open else ''}"  # which screen readers say
+        set_markup(self._values, small("" if is_open else folded_text(fields, self._page.state.setup)))
+
+    def _toggle(self, _: Any) -> None:
+        self._is_open = not self._is_open
+        self._page.refresh(self._page.state.visible_problems())

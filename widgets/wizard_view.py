@@ -36,7 +36,7 @@ from widgets.wizard_pages import PAGES
 _ICONS = {"done": "check", "current": "circle"}
 
 # Keys that every page has; they mean the current page's.
-_OF_PAGE = ("next", "back", "advanced")
+_OF_PAGE = ("next", "back")
 
 
 class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not typed
@@ -113,7 +113,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         changes = row(self._clicks, self._reset, self._undo)
         stepper = row(*steps)
         stepper.add_class("tb-steps")
-        return [stepper, self._preset, self._preset_message, self._preset_help, self._use_model, changes]
+        return [stepper, self._preset, self._preset_message, self._preset_help, row(self._use_model), changes]
 
     def _step_button(self, step: WizardStep) -> Any:
         made = button(step.title, f"tb-step-{step.name}", lambda _: self.state.goto(step.name), self.report)

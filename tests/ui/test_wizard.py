@@ -19,8 +19,9 @@ from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardSta
 from utils.ui.choice_names import CHOICE_NAMES
 from utils.ui.data_settings import DataSettings
 from utils.ui.setting_values import help_text, value_text
+from utils.ui.wizard_fields import wizard_field
 from utils.ui.wizard_state import _DATA_IN_WORDS
-from utils.ui.wizard_steps import FIELDS_OF_SOURCE, STEPS, wizard_field
+from utils.ui.wizard_steps import FIELDS_OF_SOURCE, STEPS
 
 
 class Bigram(nn.Module):

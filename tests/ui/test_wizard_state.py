@@ -14,9 +14,10 @@ from utils.ui import PRESETS, ConfigPresets, WizardState
 from utils.ui.edited_setup import AS_GIVEN
 from utils.ui.preset_fitting import model_code, model_sentence, prepared
 from utils.ui.setting_values import typed_text, typed_value
+from utils.ui.wizard_fields import wizard_field
 from utils.ui.wizard_memory import cell_key, remember, remembered
 from utils.ui.wizard_records import Clicks
-from utils.ui.wizard_steps import STEPS, facts_of, wizard_field
+from utils.ui.wizard_steps import STEPS, facts_of
 
 
 def starter(model=None, preset="starter", **overrides):

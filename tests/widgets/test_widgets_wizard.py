@@ -54,8 +54,8 @@ def walk(view):
     """Show every page, with everything on it."""
     for step in STEPS:
         view[f"step:{step.name}"].click()
-        if step.advanced:
-            view["advanced"].click()
+        for topic in step.topics:
+            view[f"topic:{topic.title}"].click()
         yield step
 
 
@@ -192,19 +192,37 @@ def test_a_source_shows_its_own_settings(tmp_path):
     assert view["field:dataset_path"].value == "my.txt"
 
 
-def test_advanced_settings_are_shown_when_asked_for_and_when_they_have_a_problem():
+def test_a_topic_is_shown_when_asked_for_and_when_one_of_its_settings_has_a_problem():
     view = form()
     view["step:training"].click()
-    visible = {widget.description for widget in widgets_in(view) if isinstance(widget, ipywidgets.Text)}
-    assert "Epochs" in visible
-    assert "Betas" not in visible
+
+    def titles():
+        return {widget.description for widget in widgets_in(view) if isinstance(widget, (ipywidgets.Text, ipywidgets.Dropdown))}
+
+    assert {"Epochs", "Batch size", "Learning rate", "Fine-tuning", "Precision", "Run name"} <= titles()
+    assert not {"Betas", "Output folder", "LoRA rank", "Exponential moving average"} & titles()
     with pytest.raises(ValueError, match="output_dir"):
         view.state.set("output_dir", "")
-    assert "Betas" in {widget.description for widget in widgets_in(view) if isinstance(widget, ipywidgets.Text)}
+    assert "Output folder" in titles()
+    assert "Betas" not in titles()
     assert view["field:output_dir"].value == ""
     view.state.set("output_dir", "runs")
-    view["advanced"].click()
-    assert view["advanced"].description == "Hide advanced settings"
+    assert "Output folder" not in titles()
+    fold = view["topic:Optimizer and schedule"]
+    assert (fold.icon, fold.description) == ("caret-right", "Optimizer and schedule")
+    fold.click()
+    assert (fold.icon, fold.description) == ("caret-down", "Optimizer and schedule, open")
+    assert "Betas" in titles()
+
+
+def test_a_folded_topic_says_which_of_its_settings_are_not_at_their_defaults():
+    view = form()
+    view["step:training"].click()
+    assert "Checkpoints" not in shown(view)
+    view.state.set("keep_last_n", 5)
+    assert "Last checkpoints kept: 5" in shown(view)
+    view["topic:Checkpoints"].click()
+    assert "Last checkpoints kept: 5" not in shown(view)
 
 
 # Summary

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
     "dataset_source": {
-        "builtin": "Built-in text", "local": "File or folder", "huggingface": "Hugging Face Hub", "drive": "Google Drive",
+        "builtin": "Built-in text", "local": "File or folder", "huggingface": "Hugging Face", "drive": "Google Drive",
         "upload": "Uploaded file",
     },
     "task": {
@@ -51,6 +51,12 @@ def choice_name(setting: str, value: object) -> str:
     """The name of a setting's value; the value as text where it has none."""
     known = CHOICE_NAMES.get(setting, {})
     return known.get(str(value)) or (_OTHER_TASKS if setting == "task" else {}).get(str(value), str(value))
+
+
+def explained_choices(setting: str, description: str) -> dict[str, str]:
+    """Value -> what the setting's description says of it, where it has the form `value: words.` for each."""
+    values = "|".join(CHOICE_NAMES.get(setting, {}))
+    return dict(re.findall(rf"\b({values}): ([^.]*(?:\.(?! )[^.]*)*)\.", description))
 
 
 def with_choice_names(setting: str, description: str) -> str:

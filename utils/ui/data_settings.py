@@ -59,8 +59,8 @@ class DataSettings(Schema):
     dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = _field(
         "builtin",
         "Data",
-        "builtin: the Python language reference, works offline. local: your own files. huggingface: a dataset of "
-        "the Hugging Face Hub. drive: files on your Google Drive. upload: a file uploaded here.",
+        "builtin: Python language reference, works offline. local: your own text or table. huggingface: a dataset of "
+        "the Hub. drive: files on your Google Drive. upload: a file from this computer.",
     )
     dataset_path: str | None = _field(
         None,
@@ -86,9 +86,9 @@ class DataSettings(Schema):
     task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = _field(
         "causal_lm",
         "Task",
-        "causal_lm: causal language modelling, for text and conversations. text_classification: the class of a text. "
-        "regression: a number for a text. token_classification: a tag for each word. seq2seq: a target text for a source "
-        "text, with an encoder-decoder such as T5. Labels need a table with a column of inputs and one of labels.",
+        "causal_lm: causal language modelling of text and conversations. text_classification: a class for a text. "
+        "regression: a number for a text. token_classification: a tag for each word. seq2seq: a target text for a source text, "
+        "with an encoder-decoder such as T5. Labels need a table.",
     )
     label_column: str | None = _field(
         None,

@@ -13,9 +13,10 @@ from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, prep
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setting_values import counted, shown_value, titled, typed_value, value_text
 from utils.ui.setup_config import SetupConfig, field_of
+from utils.ui.wizard_fields import wizard_field
 from utils.ui.wizard_model import ModelChoice
 from utils.ui.wizard_records import Clicks, Entry, Replaced
-from utils.ui.wizard_steps import FIELDS_OF_SOURCE, PLACES, wizard_field
+from utils.ui.wizard_steps import FIELDS_OF_SOURCE, PLACES
 
 #: Key of the preset that a cell gave, where it is none of PRESETS.
 AS_GIVEN = "as given"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
@@ -13,7 +13,8 @@ from utils.ui.choice_names import choice_name, with_choice_names
 from utils.ui.new_model import description_text
 from utils.ui.presets import Preset
 from utils.ui.setup_config import SetupConfig
-from utils.ui.wizard_steps import PLACES, WizardField, wizard_field
+from utils.ui.wizard_fields import WizardField, wizard_field
+from utils.ui.wizard_steps import PLACES
 
 # 1,000 as in English, 1 000 as in SI (any space), 1_000 as in Python. A leading zero is no group: 0,100 stays ambiguous.
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?P<mark>[,_ \u00a0\u2009\u202f])\d{3}(?:(?P=mark)\d{3})*(?:\.\d+)?")
@@ -158,6 +159,13 @@ def _singular(unit: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if value == int(value) else f"{value}"
+
+
+def folded_text(fields: Sequence[WizardField], setup: SetupConfig) -> str:
+    """Settings that are not at their defaults, as a line beside the button that shows them all."""
+    values = [(field, getattr(setup, field.name)) for field in fields]
+    changed = [f"{field.title}: {value_text(field, value)}" for field, value in values if value != field.default]
+    return "; ".join(changed) or "defaults"
 
 
 def preset_help(preset: Preset | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError
+from utils.ui.choice_names import choice_name
 from utils.ui.model_source import load_source, named_facts, source_path
 from utils.ui.new_model import TASKS_WITH_OUTPUTS, create_new_model
 from utils.ui.setup_config import SetupConfig
@@ -152,7 +153,7 @@ def memory_rows(choice: ModelChoice) -> dict[str, str]:
     if plan is None:
         return {}
     optimizer = choice.setup.training_config.optimizer
-    what = f"for weights, gradients and {optimizer}'s state in fp32; activations come on top"
+    what = f"for weights, gradients and {choice_name('optimizer', optimizer)}'s state in fp32; activations come on top"
     rows = {"Training memory": f"{plan.state_bytes / 2**20:,.1f} MiB {what}"}
     if choice.setup.new_model is not None and not choice.is_made and choice.setup.task in TASKS_WITH_OUTPUTS:
         rows["Outputs"] = "2 until the model is created, then as many as the data have classes, tags or targets"

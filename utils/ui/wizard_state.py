@@ -21,13 +21,13 @@ from utils.ui.preflight import Preflight, WayOut
 from utils.ui.presets import Preset
 from utils.ui.setting_values import counted, titled, value_text
 from utils.ui.setup_config import SetupConfig, field_of
+from utils.ui.wizard_fields import WizardField
 from utils.ui.wizard_steps import (
     MEANT_WITH,
     MIXTURE_FIELDS,
     PLACES,
     SINGLE_FIELDS,
     STEPS,
-    WizardField,
     WizardStep,
     concerns,
     recognise_dataset,

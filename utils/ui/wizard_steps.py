@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.colab import drive_is_unknown, drive_path
@@ -17,52 +16,31 @@ from utils.data.read.rows import listed
 from utils.data.text.hub import dataset_name_problem, split_name
 from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
-from utils.schema import Schema, shown
+from utils.schema import shown
 from utils.storage import path_from
-from utils.training.training_config import TrainingConfig
 from utils.ui.choice_names import choice_name
-from utils.ui.data_settings import DataSettings
 from utils.ui.model_source import source_problems
 from utils.ui.new_model import head_problems
 from utils.ui.setup_config import SetupConfig
+from utils.ui.wizard_fields import WizardField, wizard_field
 
 if TYPE_CHECKING:
     from utils.data.file_records import Recognised
     from utils.data.mixture_settings import MixtureSource
 
-Kind = Literal["whole number", "number", "switch", "choice", "text", "path", "value"]
 Check = Callable[[SetupConfig, ModelFacts | None], list[Problem]]
 
 
 @dataclass(frozen=True)
-class WizardField:
-    """One setting as a form shows it. Everything comes from the schema that validates it.
+class Topic:
+    """Settings that belong together and are rarely changed: a form folds them.
 
     Attributes:
-        name: SetupConfig's name for it.
-        title, description: its label and its one-sentence help.
-        unit: of numbers, where they have one.
-        kind: which control fits; "value" is written as in a config file, such as `[0.9, 0.99]`.
-        choices: the allowed values of a "choice".
-        minimum, maximum: bounds of a number; a bound that is `..._excluded` is no allowed value itself.
-        optional: whether it may be None.
-        default: its value when nobody sets it.
-        has_numbers: whether a number is among its values.
+        title: such as "Checkpoints".
     """
 
-    name: str
     title: str
-    description: str
-    unit: str | None
-    kind: Kind
-    choices: tuple[str, ...]
-    minimum: float | None
-    minimum_excluded: bool
-    maximum: float | None
-    maximum_excluded: bool
-    optional: bool
-    default: Any
-    has_numbers: bool = False
+    fields: tuple[WizardField, ...]
 
 
 @dataclass(frozen=True)
@@ -72,20 +50,25 @@ class WizardStep:
     Attributes:
         name: "dataset", "tokenizer", "model", "training" or "summary".
         title, help: what the page shows above its fields.
-        fields: its customary settings.
-        advanced: those that are rarely changed.
+        fields: its essential settings.
+        topics: the others.
     """
 
     name: str
     title: str
     help: str
     fields: tuple[WizardField, ...]
-    advanced: tuple[WizardField, ...]
+    topics: tuple[Topic, ...]
     check: Check
 
     @property
+    def advanced(self) -> tuple[WizardField, ...]:
+        """The settings of all topics."""
+        return tuple(field for topic in self.topics for field in topic.fields)
+
+    @property
     def all_fields(self) -> tuple[WizardField, ...]:
-        """Customary and advanced ones."""
+        """Essential and advanced ones."""
         return self.fields + self.advanced
 
     def holds(self, name: str) -> bool:
@@ -101,43 +84,6 @@ class WizardStep:
 def facts_of(model: Any) -> ModelFacts:
     """The facts about a model, its vocabulary counted as `prepare_data` counts it."""
     return replace(model_facts(model), vocab_size=vocab_size_of(model))
-
-
-@cache
-def wizard_field(name: str) -> WizardField:
-    """The form field of a setting, from its schema. Raises KeyError for a name that SetupConfig does not have."""
-    owner: type[Schema] = DataSettings if name in DataSettings.model_fields else TrainingConfig
-    field = owner.model_fields[name]
-    described = owner.model_json_schema()["properties"][name]
-    options = [option for option in described.get("anyOf", [described]) if option.get("type") != "null"]
-    numbers: dict[str, Any] = next((option for option in options if option.get("type") in ("integer", "number")), {})
-    low, high = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
-    return WizardField(
-        name=name,
-        title=field.title or name,
-        description=field.description or "",
-        unit=described.get("unit"),
-        kind=_kind(name, options),
-        choices=tuple(choice for option in options for choice in option.get("enum", [])),
-        minimum=next((numbers[key] for key in low if key in numbers), None),
-        minimum_excluded="exclusiveMinimum" in numbers,
-        maximum=next((numbers[key] for key in high if key in numbers), None),
-        maximum_excluded="exclusiveMaximum" in numbers,
-        optional=any(option.get("type") == "null" for option in described.get("anyOf", [])),
-        default=field.default,
-        has_numbers=bool(numbers),
-    )
-
-
-def _kind(name: str, options: list[dict[str, Any]]) -> Kind:
-    if all("enum" in option for option in options):
-        return "choice"
-    if name.endswith(("_path", "_dir")):
-        return "path"
-    kinds: dict[str, Kind] = {
-        "integer": "whole number", "number": "number", "boolean": "switch", "string": "text",
-    }  # fmt: skip
-    return kinds.get(options[0].get("type", ""), "value") if len(options) == 1 else "value"
 
 
 def data_path(setup: SetupConfig) -> str | None:
@@ -352,20 +298,24 @@ def _fields(names: str) -> tuple[WizardField, ...]:
     return tuple(wizard_field(name) for name in names.split())
 
 
+def _topics(**names: str) -> tuple[Topic, ...]:
+    return tuple(Topic(title.replace("_", " "), _fields(of_topic)) for title, of_topic in names.items())
+
+
 STEPS: tuple[WizardStep, ...] = (
     WizardStep(
         "dataset", "Data", "What the model learns from.",
         _fields(
-            "task dataset_source dataset_path dataset_name config_name dataset_split text_column label_column "
+            "dataset_source dataset_path dataset_name config_name dataset_split task text_column label_column "
             "conversation_layout mixture_by mixture_temperature val_split"
         ),
-        _fields("max_train_samples max_val_samples"),
+        _topics(Sample_limits="max_train_samples max_val_samples"),
         _check_dataset,
     ),
     WizardStep(
         "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
-        _fields("tokenizer_strategy vocab_size max_length"), _fields("data_kind packing shuffle_documents document_masks"),
-        _check_tokenizer,
+        _fields("tokenizer_strategy vocab_size max_length"),
+        _topics(Rows_and_packing="data_kind packing shuffle_documents document_masks"), _check_tokenizer,
     ),
     WizardStep(
         "model", "Model", "What is trained. Its sizes are read from the model itself.",
@@ -374,15 +324,16 @@ STEPS: tuple[WizardStep, ...] = (
     WizardStep(
         "training", "Training", "How long, how fast, and where it is kept.",
         _fields(
-            "epochs batch_size gradient_accumulation_steps learning_rate warmup_ratio lr_schedule precision "
-            "finetune finetune_layers lora_rank lora_alpha early_stopping_patience max_time_hours run_name"
+            "epochs batch_size learning_rate finetune finetune_layers lora_rank lora_alpha lora_dropout precision run_name"
         ),
-        _fields(
-            "optimizer weight_decay betas max_grad_norm max_steps warmup_steps min_lr_ratio lr_decay_ratio "
-            "weight_averaging ema_decay averaging_ratio "
-            "label_smoothing lora_dropout gradient_checkpointing num_workers eval_every "
-            "save_every_n_epochs save_every_minutes keep_best_k "
-            "keep_last_n on_nonfinite on_config_change random_seed deterministic output_dir notes"
+        _topics(
+            Optimizer_and_schedule="optimizer weight_decay betas max_grad_norm lr_schedule warmup_ratio warmup_steps "
+            "min_lr_ratio lr_decay_ratio",
+            Length_and_early_stopping="max_steps max_time_hours eval_every early_stopping_patience",
+            Averaging_and_regularisation="weight_averaging ema_decay averaging_ratio label_smoothing",
+            Memory_and_speed="gradient_accumulation_steps gradient_checkpointing num_workers",
+            Checkpoints="save_every_n_epochs save_every_minutes keep_best_k keep_last_n on_nonfinite on_config_change",
+            Reproducibility_and_notes="random_seed deterministic output_dir notes",
         ),
         _check_training,
     ),
@@ -416,6 +367,9 @@ MEANT_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "packing": ("task", ("causal_lm",)),
     "shuffle_documents": ("task", ("causal_lm",)),
     "document_masks": ("task", ("causal_lm",)),
+    "ema_decay": ("weight_averaging", ("ema",)),
+    "averaging_ratio": ("weight_averaging", ("last",)),
+    "lr_decay_ratio": ("lr_schedule", ("wsd",)),
     "lora_rank": ("finetune", ("lora",)),
     "lora_alpha": ("finetune", ("lora",)),
     "lora_dropout": ("finetune", ("lora",)),

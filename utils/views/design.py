@@ -201,7 +201,7 @@ color:#fff}
 background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
 .tb .tb-steps .tb-state-current:not(.tb-state-problem){--tb-c:var(--tb-accent)}
 .tb .tb-page{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:12px 16px;margin:6px 0}
-.tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:8px 24px;
+.tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:8px 24px;
 align-items:start;overflow:visible;margin-bottom:6px}
 .tb .tb-fields .widget-inline-hbox{width:100%;max-width:none;margin:2px 0}
 .tb .tb-fields .widget-text,.tb .tb-fields .widget-dropdown{flex-direction:column;align-items:stretch;height:auto;margin:0}
@@ -215,6 +215,21 @@ border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb .tb-fields .widget-checkbox .widget-label:first-child{display:none}
 .tb .tb-fields .widget-checkbox{height:auto;margin:0}
 .tb .tb-fields .widget-checkbox .widget-label-basic{font-weight:600}
+.tb .tb-topic{overflow:visible;margin:0}
+.tb .tb-topic .tb-fields:empty{margin:0}
+.tb .tb-fields .tb-across{grid-column:1/-1}
+.tb .tb-cards{display:block;height:auto;margin:0}
+.tb .tb-cards .widget-label{display:block;width:auto!important;text-align:left;font-weight:600;line-height:1.45;height:auto}
+.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:8px;overflow:visible}
+.tb .tb-cards .jupyter-button{height:auto;width:auto!important;margin:0;padding:8px 12px;line-height:1.45;white-space:pre-line;
+text-align:left;align-content:start;font-size:12px;font-weight:400;color:var(--tb-soft);border-radius:8px;display:block;
+overflow-wrap:anywhere}
+.tb .tb-cards .jupyter-button::first-line{font-size:13px;font-weight:600;color:var(--tb-ink)}
+.tb .tb-fields .tb-cards .jupyter-button.mod-active{font-weight:400;color:var(--tb-soft);
+box-shadow:inset 0 0 0 1px var(--tb-accent);background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
+.tb .tb-fields .tb-cards .jupyter-button.mod-active::first-line{color:var(--tb-accent)}
+.tb .tb-topic .tb-fold{border-color:transparent;padding:0 8px;margin:0 0 0 -8px;font-weight:600}
+.tb .tb-topic .tb-fields{padding-left:4px}
 .tb .tb-preset .widget-label{width:auto!important;font-weight:600}
 .tb .tb-run-row{border-bottom:1px solid var(--tb-line);align-items:center;overflow:visible}
 .tb .tb-run-cells{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:center;font-variant-numeric:tabular-nums}
