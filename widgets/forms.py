@@ -100,6 +100,11 @@ class CardsForm(FieldForm):
         self.box.children = (self.control, self.message)
         self.box.add_class("tb-across")
 
+    def _prepare(self) -> None:
+        # The chosen card differs by its colours only: the label says it to screen readers.
+        chosen = choice_name(self.field.name, self._shown())
+        self.control.description = f"{self.field.title}: {chosen}"
+
 
 class ColumnForm(FieldForm):
     """A setting that names a column: a menu of the columns where they are known, else a text."""

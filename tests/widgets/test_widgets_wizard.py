@@ -21,6 +21,7 @@ from utils.data import prepare_data
 from utils.errors import ConfigError
 from utils.training import Trainer
 from utils.ui import PRESETS, ConfigPresets, WizardState
+from utils.ui.choice_names import CHOICE_NAMES
 from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.wizard_steps import STEPS, facts_of
 from widgets.guarded import watching
@@ -120,7 +121,7 @@ def test_every_setting_has_a_labelled_control_that_shows_and_sets_it(tmp_path):
     for step in walk(view):
         for field in view.state.fields(step):
             control = view[f"field:{field.name}"]
-            assert control.description == field.title
+            assert control.description.partition(":")[0] == field.title
             if isinstance(control, ipywidgets.Checkbox):
                 control.value = not control.value
                 assert getattr(view.state.setup, field.name) is control.value
@@ -134,6 +135,17 @@ def test_every_setting_has_a_labelled_control_that_shows_and_sets_it(tmp_path):
     assert view["field:learning_rate"].value == "0.01"
     assert view["field:warmup_ratio"].value == ""
     assert view.state.complete
+
+
+def test_sources_of_data_are_cards_whose_label_names_the_chosen_one():
+    view = form()
+    cards = view["field:dataset_source"]
+    assert [label.partition("\n")[0] for label, _ in cards.options] == list(CHOICE_NAMES["dataset_source"].values())
+    assert all(words for _, _, words in (label.partition("\n") for label, _ in cards.options))
+    assert cards.description == "Data: Built-in text"
+    cards.value = "huggingface"
+    assert view.state.source == "huggingface"
+    assert cards.description == "Data: Hugging Face"
 
 
 def test_what_is_refused_stays_in_its_control_with_the_reason_beside_it():
