@@ -73,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     os.environ.update(_environment(home))
     _block_network(config)
+    _leave_files_to_the_kernel(config)
     _make_hypothesis_repeatable()
 
 
@@ -132,6 +133,14 @@ def _block_network(config: pytest.Config) -> None:
         return real_look_up(host, *arguments, **options)
 
     patch.setattr(socket, "getaddrinfo", look_up)
+
+
+def _leave_files_to_the_kernel(config: pytest.Config) -> None:
+    """No waiting for the disk: what tests write has to survive processes, not the machine, and a small run commits some 30
+    files. That and when the library asks for it is tested where `os.fsync` is replaced (tests/kit/crash.py)."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def _make_hypothesis_repeatable() -> None:
