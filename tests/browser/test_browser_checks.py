@@ -26,10 +26,10 @@ SAY = "print('ended', report.stopped, report['inference speed'].verdict)"
 OFFER = "offered = offer_checks(Causal(), tier=1)"
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["light", "dark"])
+def lab(request, tmp_path_factory):
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    with running_lab(tmp_path_factory.mktemp("lab"), OMP_NUM_THREADS="1", PYTHONPATH=path) as lab:
+    with running_lab(tmp_path_factory.mktemp("lab"), dark=request.param, OMP_NUM_THREADS="1", PYTHONPATH=path) as lab:
         yield lab
 
 
@@ -39,12 +39,11 @@ def browser():
         yield browser
 
 
-@pytest.fixture(params=["Light", "Dark"])
-def notebook(request, lab, browser):
-    """In both themes. Cell 0 prepares, 1 runs checks, 2 says how they ended, 3 offers some."""
+@pytest.fixture
+def notebook(lab, browser):
+    """Cell 0 prepares, 1 runs checks, 2 says how they ended, 3 offers some."""
     write_notebook(lab.folder / "checks.ipynb", PREPARE, RUN, SAY, OFFER)
     page = NotebookPage(browser, lab, "checks.ipynb")
-    page.choose_theme(request.param)
     yield page
     alerts = page.alerts()
     page.close()

@@ -51,6 +51,8 @@ def tiny_llama():
 
 
 GOLDEN = Path(__file__).parents[1] / "reliability" / "golden" / "schema_1.pt"
+
+
 def half_llama():
     """Its weights in half precision, which the file holds in float32; the frequencies of its positions not, as transformers loads
     it."""
@@ -236,9 +238,7 @@ def test_the_cache_file_writes_the_models_own_tokens_for_several_rows(exports, t
         logits, *present = session.run(None, {"input_ids": new, "attention_mask": np.ones_like(written), **past})
         past, new = dict(zip(names, present, strict=True)), logits[:, -1:].argmax(-1)
         written = np.concatenate([written, new], axis=1)
-    own = llama.model.generate(
-        prompt, max_new_tokens=LENGTH - 5, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    own = llama.model.generate(prompt, max_new_tokens=LENGTH - 5, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert written.tolist() == own.tolist()
 
 

@@ -32,6 +32,7 @@ _SETTINGS = {
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
 }
+_THEME = "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: install the system package chromium")
 
@@ -49,10 +50,10 @@ class Lab:
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path, python: str = sys.executable, **environment: str) -> Iterator[Lab]:
+def running_lab(folder: Path, python: str = sys.executable, dark: bool = False, **environment: str) -> Iterator[Lab]:
     """A JupyterLab of the environment that `python` belongs to, on a free port of this machine, ended afterwards."""
     settings = folder / ".settings"
-    for name, values in _SETTINGS.items():
+    for name, values in {**_SETTINGS, **({_THEME: {"theme": "JupyterLab Dark"}} if dark else {})}.items():
         (settings / name).parent.mkdir(parents=True, exist_ok=True)
         (settings / name).write_text(json.dumps(values))
     with held_port() as port, _server(port, folder, python, settings, environment):
@@ -157,11 +158,6 @@ class NotebookPage:
     def command(self, name: str, **arguments: Any) -> None:
         """Start one of JupyterLab's commands; does not wait for what it starts."""
         self.page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args) }", [name, arguments])
-
-    def choose_theme(self, name: str) -> None:
-        """JupyterLab's "Light" or "Dark" theme, which it keeps."""
-        self.command("apputils:change-theme", theme=f"JupyterLab {name}")
-        self.page.locator(f"body[data-jp-theme-name='JupyterLab {name}']").wait_for()
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")

@@ -63,8 +63,10 @@ def _fabric_class() -> type[Fabric]:
 
 @contextmanager
 def _version_of_torchmetrics_from_its_metadata() -> Iterator[None]:
-    """Fabric, as it is imported, compares the version of torchmetrics, for which it imports that package with transformers, SciPy
-    and Matplotlib: about half of the time to the first step of a process. Nothing here uses it; its metadata hold the version."""
+    """Compare the version of torchmetrics, as Fabric does when it is imported, without importing it.
+
+    It would bring transformers, SciPy and Matplotlib, two thirds of the time to the first step of a process; nothing here uses it.
+    """
     imports: Any = importlib.import_module("lightning_utilities.core.imports")
     compare = imports.compare_version
 
