@@ -73,10 +73,15 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     os.environ.update(_environment(home))
     _block_network(config)
+    _leave_files_to_the_kernel(config)
     _make_hypothesis_repeatable()
 
 
 def _environment(home: Path) -> dict[str, str]:
+    hidden = home / "hidden"
+    hidden.mkdir()
+    # jsonschema, which Jupyter imports, builds a grammar for IRIs where this package is installed: two seconds of each process.
+    (hidden / "rfc3987_syntax.py").write_text('raise ImportError("hidden from the tests\' processes")\n', encoding="utf-8")
     nowhere = "http://127.0.0.1:9"  # the discard port: a child process that goes out through a proxy is refused at once
     return {
         "HOME": str(home),
@@ -103,7 +108,7 @@ def _environment(home: Path) -> dict[str, str]:
         "https_proxy": nowhere,
         "no_proxy": ",".join(_LOOPBACK),
         # Children run in a test's own folder and import the library from here.
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(hidden))),
     }
 
 
@@ -132,6 +137,14 @@ def _block_network(config: pytest.Config) -> None:
         return real_look_up(host, *arguments, **options)
 
     patch.setattr(socket, "getaddrinfo", look_up)
+
+
+def _leave_files_to_the_kernel(config: pytest.Config) -> None:
+    """No waiting for the disk: what tests write has to survive processes, not the machine, and a small run commits some 30
+    files. That and when the library asks for it is tested where `os.fsync` is replaced (tests/kit/crash.py)."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def _make_hypothesis_repeatable() -> None:

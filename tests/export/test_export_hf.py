@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests.kit.crash import in_child
 from tests.kit.toys import LENGTH, VOCAB_SIZE, Bigram, golden_config, plain_lm, tiny_gpt, token_rows, train_set
 from utils.errors import CheckpointError, ExportError
 from utils.tokenization.character import build_character_tokenizer
@@ -329,34 +330,21 @@ def test_staging_folders_of_dead_processes_are_removed(results, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of file sizes are POSIX")
 @pytest.mark.parametrize("format_name", ["hf", "onnx", "safetensors"])
 def test_f05_a_full_disk_is_one_error_and_leaves_no_half_folder(format_name, results, tmp_path):
-    model = "tiny_gpt()"
     if format_name == "onnx":  # tracing a GPT takes seconds, here and in the child
-        model, results.model, results.tokenizer = "Bigram(100)", Bigram(100), None
+        results.model, results.tokenizer = Bigram(100), None
         state = results.model.state_dict()
         torch.save({**read_checkpoint(results.best_model_path), "model": state}, results.best_model_path)
     target = export_model(results, formats=[format_name], output_dir=tmp_path)[format_name].path
     target = target if target.is_dir() else target.parent
     before = tree(target)
-    code = f"""
-        import resource, torch
-        from types import SimpleNamespace
-        from pathlib import Path
-        from tests.kit.toys import Bigram, tiny_gpt
-        from utils.errors import ExportError
-        from utils.training.export import export_model
-        results = SimpleNamespace(
-            model={model}, tokenizer=None, best_model_path={results.best_model_path!r}, run_dir=Path("unused"),
-            checkpoint_path=None,
-        )
+
+    def on_a_full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
-            export_model(results, formats=[{format_name!r}], output_dir={str(tmp_path)!r})
+            export_model(results, formats=[format_name], output_dir=tmp_path)
         except ExportError as error:
-            print(error)
-    """
-    child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
-    assert "could not be written" in child.stdout, child.stdout + child.stderr
+            return str(error)
+
+    assert "could not be written" in in_child(on_a_full_disk).value
     assert tree(target) == before
     assert [entry.name for entry in tmp_path.iterdir() if format_name in entry.name] == [format_name]

@@ -51,7 +51,18 @@ def tiny_llama():
 
 
 GOLDEN = Path(__file__).parents[1] / "reliability" / "golden" / "schema_1.pt"
-MODELS = {"gpt2": tiny_gpt, "llama": tiny_llama, "plain": plain_lm}
+
+
+def half_llama():
+    """Its weights in half precision, which the file holds in float32; the frequencies of its positions not, as transformers loads
+    it."""
+    model = tiny_llama()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return model
+
+
+MODELS = {"gpt2": tiny_gpt, "llama": half_llama, "plain": plain_lm}
 
 
 def results_of(model, folder):
@@ -63,17 +74,30 @@ def results_of(model, folder):
     return SimpleNamespace(model=model, tokenizer=tokenizer, best_model_path=path, checkpoint_path=path, run_dir=folder)
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
-def exported(request, tmp_path_factory):
-    """A model and its export."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = MODELS[request.param]()
-    return SimpleNamespace(model=model.eval(), result=export_model(results_of(model, folder), formats="onnx")["onnx"])
+@pytest.fixture(scope="module")
+def exports():
+    """Models and their exports by name, each made by the first test that needs it: a graph takes seconds."""
+    return {}
+
+
+def made(name, exports, tmp_path_factory):
+    if name not in exports:
+        model = MODELS[name]()
+        formats = ["hf", "onnx"] if name == "llama" else ["onnx"]
+        every = export_model(results_of(model, tmp_path_factory.mktemp(name)), formats=formats)
+        exports[name] = SimpleNamespace(model=copy.deepcopy(model).float().eval(), result=every["onnx"], every=every)
+    return exports[name]
+
+
+@pytest.fixture(params=list(MODELS))
+def exported(request, exports, tmp_path_factory):
+    """A model, in float32, and its export."""
+    return made(request.param, exports, tmp_path_factory)
 
 
 @pytest.fixture
-def results(tmp_path):
-    return results_of(tiny_gpt(), tmp_path)
+def results(tmp_path_factory):
+    return results_of(tiny_gpt(), tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture
@@ -93,6 +117,25 @@ def logits_of(session, ids, mask=None):
 
 
 # What is written
+
+
+def test_nothing_of_the_process_is_changed_or_printed(results, exports, rng_untouched, capfd, caplog, monkeypatch):
+    model = results.model.train()
+    monkeypatch.setattr(model.config, "pad_token_id", 0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loggers = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
+    state = (torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), list(warnings.filters))
+    transformers_logging.warning_once.cache_clear()  # what it said once in this process it would say to a user
+    every = export_model(results, formats="onnx")
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+    assert state == (
+        torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), list(warnings.filters)
+    )  # fmt: skip
+    assert {name: logging.getLogger(name).level for name in loggers} == loggers
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    exports["gpt2"] = SimpleNamespace(model=copy.deepcopy(model).eval(), result=every["onnx"], every=every)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, LENGTH), (5, 1), (2, 3), (4, 7)])
@@ -162,24 +205,6 @@ def test_the_tokenizer_stands_beside_it(exported):
     assert (exported.result.path / "tokenizer.json").is_file()
 
 
-def test_nothing_of_the_process_is_changed_or_printed(results, rng_untouched, capfd, caplog, monkeypatch):
-    model = results.model.train()
-    monkeypatch.setattr(model.config, "pad_token_id", 0)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loggers = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
-    state = (torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), list(warnings.filters))
-    transformers_logging.warning_once.cache_clear()  # what it said once in this process it would say to a user
-    export_model(results, formats="onnx")
-    assert capfd.readouterr() == ("", "")
-    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
-    assert state == (
-        torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), list(warnings.filters)
-    )  # fmt: skip
-    assert {name: logging.getLogger(name).level for name in loggers} == loggers
-    assert model.training
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
 def test_large_weights_go_into_a_file_of_their_own_and_count(bigram, monkeypatch):
     monkeypatch.setattr(exporter, "_LARGEST_SINGLE_FILE", 1000)
     result = export_model(bigram, formats="onnx")["onnx"]
@@ -190,13 +215,31 @@ def test_large_weights_go_into_a_file_of_their_own_and_count(bigram, monkeypatch
     assert torch.equal(logits_of(session_of(result), ids), bigram.model(ids))
 
 
-def test_weights_in_half_precision_are_written_in_float32_and_other_formats_keep_theirs(tmp_path):
-    both = export_model(results_of(tiny_gpt().bfloat16(), tmp_path), formats=["hf", "onnx"])
+def test_weights_in_half_precision_are_written_in_float32_and_other_formats_keep_theirs(exports, tmp_path_factory):
+    both = made("llama", exports, tmp_path_factory).every
     assert list(both) == ["hf", "onnx"]
     assert logits_of(session_of(both["onnx"]), torch.tensor([[3, 4]])).dtype == torch.float32
     assert "converted to float32" in " ".join(both["onnx"].notes)
     saved = load_file(both["hf"].path / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+
+def test_the_cache_file_writes_the_models_own_tokens_for_several_rows(exports, tmp_path_factory):
+    llama = made("llama", exports, tmp_path_factory)
+    session = onnxruntime.InferenceSession(
+        llama.result.path / "decoder_with_past_model.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [one.name for one in session.get_inputs() if one.name.startswith("past_key_values")]
+    assert names == [f"past_key_values.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
+    past = {name: np.zeros((2, 1, 0, 8), dtype=np.float32) for name in names}
+    prompt = torch.randint(2, VOCAB_SIZE, (2, 5), generator=torch.Generator().manual_seed(5))
+    written, new = prompt.numpy(), prompt.numpy()
+    for _ in range(LENGTH - 5):
+        logits, *present = session.run(None, {"input_ids": new, "attention_mask": np.ones_like(written), **past})
+        past, new = dict(zip(names, present, strict=True)), logits[:, -1:].argmax(-1)
+        written = np.concatenate([written, new], axis=1)
+    own = llama.model.generate(prompt, max_new_tokens=LENGTH - 5, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert written.tolist() == own.tolist()
 
 
 # What is refused

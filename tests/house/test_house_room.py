@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,34 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def outcome_of(tests: str, folder: Path, *options: str) -> tuple[dict[str, int], str]:
     """Run `tests` in a pytest of its own under a copy of the project's conftest: counts, and the whole output."""
+    output = run_pytest(tests, folder, [options])
+    lines = output.splitlines()
+    return {word: sum(line.startswith(f"{word} ") for line in lines) for word in ("PASSED", "FAILED", "ERROR")}, output
+
+
+def run_pytest(tests: str, folder: Path, runs: Sequence[Sequence[str]]) -> str:
+    """As `outcome_of`, once for each of `runs`, which are options, all in one process: it imports torch."""
     shutil.copy(ROOT / "tests" / "conftest.py", folder / "conftest.py")
     (folder / "test_sample.py").write_text(tests, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    always = ["-q", "-p", "no:cacheprovider", "-rA", str(folder)]
+    program = f"import pytest\nfor options in {[list(options) for options in runs]!r}: pytest.main([*{always!r}, *options])"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *options, str(folder)],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         cwd=folder,
         timeout=600,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # they take longer to import than torch
     )
-    lines = done.stdout.splitlines()
-    counts = {word: sum(line.startswith(f"{word} ") for line in lines) for word in ("PASSED", "FAILED", "ERROR")}
-    return counts, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-def test_what_a_test_leaves_behind_fails_it(tmp_path):
+def test_what_a_test_leaves_behind_fails_it_and_the_room_is_put_back(tmp_path):
     tests = """
-import random, signal, subprocess, sys, threading
+import os, random, signal, subprocess, sys, threading
 import conftest
+import torch
 
 conftest._PATIENCE_S = 0.2  # for what never ends
 children = []
@@ -62,17 +71,6 @@ def test_nothing(rng_untouched):
 
 def test_put_back():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-"""
-    counts, output = outcome_of(tests, tmp_path)
-    assert counts == {"PASSED": 6, "FAILED": 0, "ERROR": 4}, output
-    for leak in ("thread 'forgotten'", "child process", "a handler of SIGTERM", "generator of random was changed"):
-        assert leak in output
-
-
-def test_the_room_is_put_back_between_tests(tmp_path):
-    tests = """
-import os, random
-import torch
 
 def test_first():
     random.seed(1), torch.manual_seed(1), torch.set_default_dtype(torch.float64)
@@ -85,7 +83,9 @@ def test_second():
     assert random.getstate() != random.Random(1).getstate()
 """
     counts, output = outcome_of(tests, tmp_path)
-    assert counts == {"PASSED": 2, "FAILED": 0, "ERROR": 0}, output
+    assert counts == {"PASSED": 8, "FAILED": 0, "ERROR": 4}, output
+    for leak in ("thread 'forgotten'", "child process", "a handler of SIGTERM", "generator of random was changed"):
+        assert leak in output
 
 
 def test_each_test_has_a_folder_of_its_own(tmp_path):
@@ -157,14 +157,12 @@ def test_a_random_order_is_the_seeds_and_keeps_modules_together(tmp_path):
     (tmp_path / "test_other.py").write_text("\n".join(f"def test_{letter}(): pass" for letter in "abcdef"), encoding="utf-8")
     tests = "\n".join(f"def test_{letter}(): pass" for letter in "ghijkl")
 
-    def order(seed: int) -> list[str]:
-        _, output = outcome_of(tests, tmp_path, "--collect-only", "--shuffle", str(seed))
-        return [line for line in output.splitlines() if "::test_" in line]
-
-    first, second = order(1), order(2)
+    output = run_pytest(tests, tmp_path, [("--collect-only", "--shuffle", seed) for seed in ("1", "2", "1")])
+    names = [line for line in output.splitlines() if "::test_" in line]
+    first, second, again = names[:12], names[12:24], names[24:]
     assert sorted(first) == sorted(second)
     assert len(first) == 12
-    assert second != first == order(1)
+    assert second != first == again
     assert len({name.split("::")[0] for name in first[:6]}) == 1
 
 

@@ -68,7 +68,8 @@ def _server(port: int, folder: Path, python: str, settings: Path, environment: d
         "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True",
         "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
-    if "3." in subprocess.run([python, "-m", "jupyterlab", "--version"], capture_output=True, text=True).stdout[:2]:
+    version = "from importlib.metadata import version; print(version('jupyterlab'))"  # its own --version starts all of it
+    if subprocess.run([python, "-c", version], capture_output=True, text=True).stdout.startswith("3."):
         command = command[:-2]  # JupyterLab 3 asks nobody for news
     kept = {
         name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI", "TRAINBOOK_UI")

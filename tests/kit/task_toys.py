@@ -22,12 +22,12 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return make()
 
 
-def tiny_bert(head: str, dropout: float = 0.0, **settings: Any) -> nn.Module:
-    """transformers' Bert + `head`, such as "ForMaskedLM", of 2 layers and width 32."""
+def tiny_bert(head: str, dropout: float = 0.0, layers: int = 2, **settings: Any) -> nn.Module:
+    """transformers' Bert + `head`, such as "ForMaskedLM", of width 32."""
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=48,
         max_position_embeddings=32, pad_token_id=PAD, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         **settings,
     )  # fmt: skip

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -24,14 +29,15 @@ def make_fabric(device: Device, world: World, sharded: bool) -> Fabric:
     Args:
         sharded: whether each process holds a part of every parameter.
     """
-    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-
+    fabric_class = _fabric_class()
     # Fabric announces its precision on stderr; ours is in the results, where it can be found again.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     launch = Launch.from_environment() if world.size > 1 else None
     if launch is None:
-        return _fabric_class()(accelerator=device.kind, devices=1, precision="32-true")
-    fabric = _fabric_class()(
+        return fabric_class(accelerator=device.kind, devices=1, precision="32-true")
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    fabric = fabric_class(
         accelerator=device.kind, devices=launch.local_size, num_nodes=launch.num_nodes, precision="32-true",
         strategy=_shards(world) if sharded else _replicas(), plugins=TorchElasticEnvironment(),
     )  # fmt: skip
@@ -41,7 +47,8 @@ def make_fabric(device: Device, world: World, sharded: bool) -> Fabric:
 
 @cache
 def _fabric_class() -> type[Fabric]:
-    from lightning_fabric import Fabric
+    with _version_of_torchmetrics_from_its_metadata():
+        from lightning_fabric import Fabric
 
     class WithoutExternalCallbacks(Fabric):
         """Fabric that does not search the entry points of every installed package for callbacks: nothing here calls them, and
@@ -52,6 +59,31 @@ def _fabric_class() -> type[Fabric]:
             return []
 
     return WithoutExternalCallbacks
+
+
+@contextmanager
+def _version_of_torchmetrics_from_its_metadata() -> Iterator[None]:
+    """Compare the version of torchmetrics, as Fabric does when it is imported, without importing it.
+
+    It would bring transformers, SciPy and Matplotlib, two thirds of the time to the first step of a process; nothing here uses it.
+    """
+    imports: Any = importlib.import_module("lightning_utilities.core.imports")
+    compare = imports.compare_version
+
+    def compare_version(package: str, op: Any, version: str, use_base_version: bool = False) -> bool:
+        if package != "torchmetrics":
+            return bool(compare(package, op, version, use_base_version))
+        try:
+            found = imports.Version(installed_version(package))
+        except PackageNotFoundError:
+            return False
+        return bool(op(imports.Version(found.base_version) if use_base_version else found, imports.Version(version)))
+
+    imports.compare_version = compare_version
+    try:
+        yield
+    finally:
+        imports.compare_version = compare
 
 
 def _replicas() -> DDPStrategy:
