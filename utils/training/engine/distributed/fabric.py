@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
 from torch import nn
 
 from utils.environment import Device
@@ -65,7 +66,7 @@ def _fabric_class() -> type[Fabric]:
 def _version_of_torchmetrics_from_its_metadata() -> Iterator[None]:
     """Compare the version of torchmetrics, as Fabric does when it is imported, without importing it.
 
-    It would bring transformers, SciPy and Matplotlib, two thirds of the time to the first step of a process; nothing here uses it.
+    It would bring transformers, SciPy and Matplotlib, two thirds of the time to the first step; nothing here uses it.
     """
     imports: Any = importlib.import_module("lightning_utilities.core.imports")
     compare = imports.compare_version
@@ -74,10 +75,10 @@ def _version_of_torchmetrics_from_its_metadata() -> Iterator[None]:
         if package != "torchmetrics":
             return bool(compare(package, op, version, use_base_version))
         try:
-            found = imports.Version(installed_version(package))
+            found = Version(installed_version(package))
         except PackageNotFoundError:
             return False
-        return bool(op(imports.Version(found.base_version) if use_base_version else found, imports.Version(version)))
+        return bool(op(Version(found.base_version) if use_base_version else found, Version(version)))
 
     imports.compare_version = compare_version
     try:
