@@ -32,10 +32,11 @@ def fractions_are_used(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
         if same is not None and torch.equal(same, outputs):
             measured["inputs_used_as"] = f"{word} to whole numbers"
             yield Finding(
-                "fractions dropped", "fail",
+                "fractions dropped", "warn",
                 f"Forward uses the inputs {word} to whole numbers: 0.2 and 0.9 give the same output, and no gradient reaches "
                 "what is before.",
-                "Remove int(), long(), byte() or round() on the inputs; cast to the weights' floating-point type instead.",
+                "Remove int(), long(), byte() or round() on the inputs; cast to the weights' floating-point type instead. Right "
+                "where every input is a category.",
             )  # fmt: skip
             return
 
