@@ -221,9 +221,11 @@ def _judged(
     norm = sum((size * _reach(parameters[name])) ** 2 for name, size in counting.items()) ** 0.5
     frozen_names = [name for name in parameters if name not in sizes and name not in passed_over | recurrent]
     measured = {
-        "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes) + len(passed_over) + len(recurrent),
+        "loss_nats": loss, "total_norm": norm, "median_rms": middle,
+        "trainable": len(sizes) + len(passed_over) + len(recurrent),
         "frozen": len(frozen_names), "frozen_names": frozen_names, "without_gradient": dead, "behind_zeros": sorted(woken),
-        "passed_over": sorted(passed_over), "recurrent_of_one_step": sorted(recurrent), "vanishing": weak, "not_finite": bad,
+        "passed_over": sorted(passed_over), "recurrent_of_one_step": sorted(recurrent), "vanishing": weak,
+        "not_finite": bad,
     }  # fmt: skip
     thresholds = {"vanishing_share_of_median": VANISHING_SHARE, "exploding_norm": EXPLODING_NORM}
     figure = None if bad else _figure(sizes)

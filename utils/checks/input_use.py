@@ -33,10 +33,10 @@ def fractions_are_used(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
             measured["inputs_used_as"] = f"{word} to whole numbers"
             yield Finding(
                 "fractions dropped", "warn",
-                f"Forward uses the inputs {word} to whole numbers: 0.2 and 0.9 give the same output, and no gradient reaches "
-                "what is before.",
-                "Remove int(), long(), byte() or round() on the inputs; cast to the weights' floating-point type instead. Right "
-                "where every input is a category.",
+                f"Forward uses the inputs {word} to whole numbers: what lies between makes no difference, and no gradient "
+                "reaches what is before.",
+                "Remove int(), long(), byte() or round() on the inputs; cast to the weights' floating-point type instead. "
+                "Right where every input is a category.",
             )  # fmt: skip
             return
 
@@ -66,8 +66,8 @@ def labels_are_hidden(found: Probe, measured: dict[str, Any]) -> Iterator[Findin
     if not difference <= found.tolerance:
         yield Finding(
             "sees its targets", "fail",
-            f"Given labels and no decoder_input_ids, the scores of a position change by {difference:.2g} of their size with its "
-            "own label: the decoder reads what it should predict.",
+            f"Given labels and no decoder_input_ids, the scores of a position change by {difference:.2g} of their size with "
+            "its own label: the decoder reads what it should predict.",
             "Shift the labels one position to the right, behind decoder_start_token_id, to make the decoder's input.",
         )  # fmt: skip
 

@@ -19,9 +19,9 @@ from utils.checks.attention import captured_attention
 from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe
 
-# Median over the blocks of the cosine of a block's input and the next one's, each less its mean over rows and positions. x + f(x)
-# with a branch as large as x has 0.7, and a first block whose branch is far larger than the embedding next to nothing: healthy
-# stacks measured from 0.38. Where f(x) alone is handed on it is chance, up to 0.24 in stacks of width 16.
+# Median over the blocks of the cosine of a block's input and the next one's, each less its mean over rows and positions.
+# x + f(x) with a branch as large as x has 0.7, and a first block whose branch is far larger than the embedding next to nothing:
+# healthy stacks measured from 0.38. Where f(x) alone is handed on it is chance, up to 0.24 in stacks of width 16.
 _LEAST_KEPT = 0.25
 _LEAST_WIDTH = 8
 _ROWS, _LENGTH = 4, 16
@@ -78,9 +78,9 @@ def input_is_kept(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         if statistics.median(kept) < _LEAST_KEPT:
             yield Finding(
                 "residual connections", "warn",
-                f"The blocks of {name} do not hand on their input: what goes into one block and into the next have a median cosine "
-                f"of {statistics.median(kept):.2g}. Residual connections are missing, and what tells tokens apart is lost with "
-                "depth.",
+                f"The blocks of {name} do not hand on their input: what goes into one block and into the next have a median "
+                f"cosine of {statistics.median(kept):.2g}. Residual connections are missing, and what tells tokens apart is "
+                "lost with depth.",
                 "Add each branch to its input, x = x + f(norm(x)), or x = norm(x + f(x)).",
             )  # fmt: skip
 

@@ -77,24 +77,27 @@ def frozen_layers_were_trained(trial: Trial) -> Iterator[str]:
     frozen = {name: p for name, p in trial.model.named_parameters() if not p.requires_grad}
     total, count = (sum(p.numel() for p in some) for some in (trial.model.parameters(), frozen.values()))
     loaded_from = getattr(getattr(trial.model, "config", None), "_name_or_path", "")  # as transformers notes it
-    adapted = any(_is_adapter(name) for name, p in trial.model.named_parameters() if p.requires_grad)
+    adapted = any(_is_adapter(name, p) for name, p in trial.model.named_parameters() if p.requires_grad)
     if count <= total / 2 or loaded_from or adapted:
         return
     scales = [m.weight for m in trial.model.modules() if "norm" in type(m).__name__.lower() and hasattr(m, "weight")]
     if not (is_untrained(trial.model) and any(isinstance(s, Tensor) and not s.requires_grad for s in scales)):
-        layers = (name.removesuffix(".weight") for name in frozen if name.endswith(".weight"))
-        frozen = {f"{name}.weight": layer.weight for name in layers if looks_initial(layer := trial.model.get_submodule(name))}
+        frozen = {
+            name: p for name, p in frozen.items() if looks_initial(trial.model.get_submodule(name.rpartition(".")[0]))
+        }
         count = sum(p.numel() for p in frozen.values())
     if count > total / 2:
         yield (
-            f"Most of the model is frozen at its initial random weights: {count:,} of {total:,} parameters ({_few(list(frozen))})"
-            " have requires_grad=False and look as an initialisation leaves them. Load pretrained weights into them, or train "
-            "them."
+            f"Most of the model is frozen at its initial random weights: {count:,} of {total:,} parameters have "
+            f"requires_grad=False and look as an initialisation leaves them ({_few(list(frozen))}). Load pretrained weights "
+            "into them, or train them."
         )
 
 
-def _is_adapter(name: str) -> bool:
-    return any(word in name.lower() for word in ("lora", "adapter", "prompt", "prefix"))
+def _is_adapter(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a trained tensor is an adapter's, by its name or as a matrix of zeros, with which adapters start."""
+    named = any(word in name.lower() for word in ("lora", "adapter", "prompt", "prefix"))
+    return named or (parameter.dim() > 1 and not bool(parameter.any()))
 
 
 def output_layer_is_trained(trial: Trial) -> Iterator[str]:
