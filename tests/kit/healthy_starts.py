@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
@@ -44,16 +43,14 @@ class _Normalised(nn.Module):
         return self.scale * F.linear(x, F.normalize(self.output, dim=-1))
 
 
-class _Slopes(Heads):
-    """Attention with linear biases, made in fp32 whatever the weights are in."""
+class Slopes(Heads):
+    """Attention to both sides with linear biases, made in fp32 whatever the weights are in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
         place = torch.arange(x.shape[1])
-        bias = (place - place[:, None]).float() * torch.tensor([0.5, 0.0625])[:, None, None]
-        bias = bias.masked_fill(place > place[:, None], -math.inf)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        bias = -(place - place[:, None]).abs().float() * torch.tensor([0.5, 0.25, 0.125, 0.0625])[:, None, None]
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None]).transpose(1, 2).flatten(2))
 
 
 def _with_teacher() -> nn.Module:
@@ -107,7 +104,6 @@ class _RowsOrSeries(nn.Module):
 #: By name, what makes them.
 STARTS: dict[str, Callable[[], nn.Module]] = {
     "normalised transformer": _Normalised,
-    "linear biases in fp32": lambda: Text(Residual(_Slopes()), Residual(_Slopes())),
     "teacher beside the model": _with_teacher,
     "stacked copies of trained blocks": _stacked,
     "deep LSTM": _DeepLSTM,
