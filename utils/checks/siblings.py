@@ -67,7 +67,7 @@ def _by_class(module: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
 
 
 def _first_copy(blocks: list[nn.Module]) -> bool:
-    """Whether two of the blocks have equal random weights under one name, and no random weights that differ."""
+    """Whether two of the blocks have equal random weights under one name."""
     seen: dict[tuple[str, torch.Size, float], list[tuple[int, Tensor]]] = {}
     for index, block in enumerate(blocks):
         for name, parameter in block.named_parameters():
