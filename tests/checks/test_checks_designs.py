@@ -20,6 +20,9 @@ from tests.kit.checked_models import (
     scaled,
     zero_projections,
 )
+from tests.kit.healthy_starts import Slopes
+from tests.kit.planted_designs import Residual, Text
+from tests.kit.planted_starts import STARTS
 from utils.checks import (
     run_all_tier1_tests,
     test_gradient_flow,
@@ -69,6 +72,21 @@ def test_a_model_whose_vocabulary_only_the_tokenizer_knows():
 
 
 # ---- gradients ----
+
+
+def test_attention_biases_in_fp32_beside_an_fp64_copy():
+    torch.manual_seed(0)
+    model = Text(Residual(Slopes()))
+    result = test_gradient_flow(model, task_spec=TaskSpec("hidden tokens", task_type="masked_lm"))
+    assert (result.verdict, "slope_disagreement" in result.measured) == ("pass", True), result.summary
+
+
+def test_recurrent_weights_of_series_of_one_step_are_a_warning_with_its_cause():
+    torch.manual_seed(0)
+    result = test_gradient_flow(STARTS["series of one step"][0]())
+    assert result.verdict == "warn"
+    assert "each sample has one step" in result.summary
+    assert result.measured["recurrent_of_one_step"] == ["cell.weight_hh_l0"]
 
 
 @pytest.mark.parametrize("head", [False, True])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ REGRESSION = TaskSpec.regression()
 SENTENCE = re.compile(
     r"never (negative|below|above)|probabilities already|whatever the weights|Rows of a batch mix|dead from the start|is linear:"
     r"|The criterion|sign of the criterion|loss becomes infinite|No gradient reaches|not in the optimizer|Every gradient|every input"
-    r"|class weights|momentum=|Nearly all parameters|out of range|eps=|learning rate is far|max_grad_norm="
+    r"|class weights|momentum=|Nearly all parameters|Most of the model|out of range|eps=|learning rate is far|max_grad_norm="
 )
 
 
@@ -349,6 +350,22 @@ def test_what_is_left_to_train(trained):
         parameter.requires_grad_(True)
     found = " ".join(notices(model, classes(), TaskSpec.classification()))
     assert ("Nearly all parameters are frozen" in found) == (trained == "norms")
+
+
+@pytest.mark.parametrize("body", ["random", "random, normalised", "trained", "loaded", "with adapters", "small"])
+def test_a_body_that_is_frozen_at_random_weights(body):
+    layers = {"random, normalised": nn.LayerNorm(128), "small": nn.Linear(128, 128)}
+    model = nn.Sequential(nn.Linear(4, 128), layers.get(body, nn.Identity()), nn.Linear(128, 3))
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(body == "small")  # which makes the frozen part the smaller one
+    if body in ("trained", "random, normalised"):  # from a normal distribution, as trained weights may be
+        nn.init.normal_(model[0].weight, std=0.3)
+    if body == "loaded":
+        model.config = SimpleNamespace(_name_or_path="a-pretrained-model")
+    if body == "with adapters":
+        model[2].lora_A = nn.Parameter(torch.zeros(3))
+    found = " ".join(notices(model, classes(), TaskSpec.classification()))
+    assert ("frozen at its initial random weights" in found) == body.startswith("random")
 
 
 @pytest.mark.parametrize(

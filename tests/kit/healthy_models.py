@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.kit.checked_models import HEALTHY_DESIGNS
 from tests.kit.healthy_makes import MAKES
+from tests.kit.healthy_starts import STARTS
 from tests.kit.planted import Causal
 from tests.kit.toys import tiny_gpt
 
@@ -217,6 +218,7 @@ def _small_images() -> nn.Module:
 HEALTHY: dict[str, Callable[[], nn.Module]] = {
     **HEALTHY_DESIGNS,
     **MAKES,
+    **STARTS,
     "GPT-2": lambda: tiny_gpt(length=32),
     "GPT-2 trained": lambda: train(tiny_gpt(vocab_size=60, length=32)),
     "GPT-2 in bf16": lambda: tiny_gpt(length=32).to(torch.bfloat16),

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import nn
 
+# Weights from which on the largest tells a uniform distribution from others.
+_LEAST_WEIGHTS = 256
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -31,6 +34,23 @@ def is_untrained(model: nn.Module, apart_from: nn.Module | None = None) -> bool:
     if scales:
         return all(bool((scale == scale.flatten()[0]).all()) for scale in scales)
     return not any(_is_moved_bias(module) for module in model.modules() if module is not apart_from)
+
+
+def looks_initial(layer: nn.Module) -> bool:
+    """Whether the weight of a linear layer or convolution is uniformly distributed around zero, as torch's default leaves it.
+
+    The largest magnitude of a uniform distribution is sqrt(3) standard deviations. Training moves weights unequally, so that
+    the largest of a trained layer is at three standard deviations and more. Initialisation from a normal distribution looks
+    like trained weights, and does not count; neither do layers of fewer than 256 weights.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.numel() < _LEAST_WEIGHTS:
+        return False
+    values = weight.detach().float()
+    spread = float(values.std(unbiased=False))
+    if not spread > 0 or abs(float(values.mean())) > 0.2 * spread:
+        return False
+    return math.sqrt(3) * 0.9 < float(values.abs().max()) / spread < math.sqrt(3) * 1.05
 
 
 def _is_norm(module: nn.Module) -> bool:

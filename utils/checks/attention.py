@@ -53,6 +53,12 @@ class Captured:
 
     layers: list[Tensor] = field(default_factory=list)
 
+#: Limits of the scores of a model that has not been trained, in tier 1.
+ATTENTION_LIMITS = (
+    Limit("median_attention_entropy", at_least=UNTRAINED_ENTROPY,
+          source="of ln(visible keys); scaled scores start near 1 (Vaswani et al. 2017, 3.2.1); before training only"),
+)  # fmt: skip
+
 #: Limits of the measured values, and where each is from.
 _LIMITS = (
     Limit("median_entropy", at_least=UNTRAINED_ENTROPY,
@@ -114,12 +120,7 @@ def test_attention_patterns(found: Probe, input_text: str | None = None) -> Chec
 def _judged(found: Probe, measured: Mapping[str, Any]) -> Iterator[Finding]:
     collapsed, heads = measured["collapsed_heads"], measured["heads"]
     if is_untrained(found.model) and measured["median_entropy"] < UNTRAINED_ENTROPY:
-        yield Finding(
-            "scores too large", "warn",
-            f"Before training the median entropy of attention is {measured['median_entropy']:.0%} of the largest possible: "
-            "the scores saturate their softmax, which then passes hardly any gradient.",
-            "Divide queries times keys by sqrt(head width), and start their projections with a standard deviation near 0.02.",
-        )  # fmt: skip
+        yield from _too_large(measured["median_entropy"])
     elif len(collapsed) > COLLAPSED_SHARE * heads:
         yield Finding(
             "collapsed heads", "warn", f"{len(collapsed)} of {heads} heads look at a single key: {few(collapsed)}.",
@@ -129,6 +130,30 @@ def _judged(found: Probe, measured: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "identical heads", "warn", f"Heads compute the same weights: {few(measured['identical_heads'])}.",
             "Look at how queries and keys are split into heads, and at weights that start equal.",
+        )  # fmt: skip
+
+
+def oversized_scores(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
+    """Scores of an untrained model that are too large for their softmax."""
+    if not found.over_tokens or not is_untrained(found.model):
+        return
+    found.model.eval()
+    batch = _inputs(found, None)
+    with torch.no_grad(), captured_attention(batch) as captured:
+        found.call(batch)
+    entropy = sorted(value for weights in captured.layers for value in _statistics(weights)["entropy"])
+    if entropy:
+        measured["median_attention_entropy"] = entropy[len(entropy) // 2]
+        yield from _too_large(measured["median_attention_entropy"])
+
+
+def _too_large(entropy: float) -> Iterator[Finding]:
+    if entropy < UNTRAINED_ENTROPY:
+        yield Finding(
+            "scores too large", "warn",
+            f"Before training the median entropy of attention is {entropy:.0%} of the largest possible: "
+            "the scores saturate their softmax, which then passes hardly any gradient.",
+            "Divide queries times keys by sqrt(head width), and start their projections with a standard deviation near 0.02.",
         )  # fmt: skip
 
 

@@ -81,8 +81,11 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     loss, sizes = _gradients(found, trainable)
     zeros = {name for name, p in trainable.items() if not bool(p.any())}
     woken = _dead(trainable, sizes) - _dead_when_zeros_move(found, trainable, sizes, zeros)
-    passed_over = _passed_over(found, _dead(trainable, sizes) - woken)
-    return _judged(found, loss, {n: s for n, s in sizes.items() if n not in passed_over}, zeros, woken, passed_over)
+    dead = _dead(trainable, sizes) - woken
+    recurrent = _of_single_steps(found, dead)
+    passed_over = _passed_over(found, dead - recurrent) | _poolers(found, dead - recurrent)
+    left = {name: size for name, size in sizes.items() if name not in passed_over | recurrent}
+    return _judged(found, loss, left, zeros, woken, passed_over, recurrent)
 
 
 Sizes = Mapping[str, float | None]
@@ -157,6 +160,35 @@ def _passed_over(found: Probe, dead: set[str]) -> set[str]:
     return used
 
 
+def _of_single_steps(found: Probe, dead: set[str]) -> set[str]:
+    """Members of `dead` that are recurrent weights of layers whose input has one step: they multiply a state of zeros."""
+    owners = {name: found.model.get_submodule(name.rpartition(".")[0]) for name in dead if "weight_hh" in name}
+    steps: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(module, nn.RNNBase):
+            time = inputs[0].dim() - 2 if module.batch_first else 0
+            steps[module] = max(steps.get(module, 0), inputs[0].shape[time])
+
+    hooks = [owner.register_forward_pre_hook(note) for owner in set(owners.values()) if isinstance(owner, nn.RNNBase)]
+    if not hooks:
+        return set()
+    try:
+        with torch.no_grad():
+            found.call(found.batch(2, min(32, found.max_length)))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return {name for name, owner in owners.items() if steps.get(owner) == 1}
+
+
+def _poolers(found: Probe, dead: set[str]) -> set[str]:
+    """Members of `dead` in the pooler that some transformers models hold for other heads than theirs."""
+    if not type(found.model).__module__.startswith("transformers."):
+        return set()
+    return {name for name in dead if ".pooler." in name}
+
+
 def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
     """Members of `modules` that get a non-empty input in a forward pass in training mode."""
     fed: set[nn.Module] = set()
@@ -177,7 +209,7 @@ def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
 
 
 def _judged(
-    found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set[str], passed_over: set[str]
+    found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set[str], passed_over: set[str], recurrent: set[str]
 ) -> CheckResult:
     parameters = dict(found.model.named_parameters())
     matrices = {name: size for name, size in sizes.items() if size is not None and parameters[name].dim() > 1}
@@ -187,11 +219,13 @@ def _judged(
     weak = [name for name, size in matrices.items() if 0 < size < VANISHING_SHARE * middle]
     counting = {name: size for name, size in sizes.items() if size and name not in zeros}
     norm = sum((size * _reach(parameters[name])) ** 2 for name, size in counting.items()) ** 0.5
-    frozen_names = [name for name in parameters if name not in sizes and name not in passed_over]
+    frozen_names = [name for name in parameters if name not in sizes and name not in passed_over | recurrent]
     measured = {
-        "loss_nats": loss, "total_norm": norm, "median_rms": middle, "trainable": len(sizes) + len(passed_over),
+        "loss_nats": loss, "total_norm": norm, "median_rms": middle,
+        "trainable": len(sizes) + len(passed_over) + len(recurrent),
         "frozen": len(frozen_names), "frozen_names": frozen_names, "without_gradient": dead, "behind_zeros": sorted(woken),
-        "passed_over": sorted(passed_over), "vanishing": weak, "not_finite": bad,
+        "passed_over": sorted(passed_over), "recurrent_of_one_step": sorted(recurrent), "vanishing": weak,
+        "not_finite": bad,
     }  # fmt: skip
     thresholds = {"vanishing_share_of_median": VANISHING_SHARE, "exploding_norm": EXPLODING_NORM}
     figure = None if bad else _figure(sizes)
@@ -214,6 +248,13 @@ def _judged(
             "fail", f"The gradients' total norm is {norm:,.0f}, above {EXPLODING_NORM:,.0f}.",
             "Make initial weights smaller, normalise activations, or scale attention scores by 1/sqrt(head width).",
         )  # fmt: skip
+    if recurrent:
+        return result(
+            "warn", f"{counted(len(recurrent), 'recurrent weight')} get no gradient, as each sample has one step and the state "
+            f"before it is zero: {few(sorted(recurrent))}. Nothing is carried from step to step.",
+            "Give series of several steps (B, T, F), with time in the dimension that batch_first says; for samples of one step "
+            "take linear layers.",
+        )  # fmt: skip
     if weak:
         return result(
             "warn", f"{counted(len(weak), 'matrix')} with less than a millionth of the median gradient: {few(weak)}.",
@@ -221,7 +262,7 @@ def _judged(
         )  # fmt: skip
     frozen = f", {measured['frozen']} are frozen" if measured["frozen"] else ""
     later = f", {len(woken)} of them once the tensors of zeros after them have moved" if woken else ""
-    idle = f", {len(passed_over)} more belong to parts that no input was routed to" if passed_over else ""
+    idle = f", {len(passed_over)} more belong to parts that no input went through" if passed_over else ""
     return result(
         "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{idle}{frozen}; total norm {norm:.3g}."
     )

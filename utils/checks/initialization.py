@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Limit
+from utils.checks.attention import ATTENTION_LIMITS, oversized_scores
 from utils.checks.bookkeeping import (
     DROPOUT_LIMITS,
     broken_ties,
@@ -31,6 +32,8 @@ from utils.checks.depth import (
 )
 from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
+from utils.checks.residuals import RESIDUAL_LIMITS, input_is_kept
+from utils.checks.siblings import SIBLING_LIMITS, copied_blocks, fast_running_statistics, padding_row
 
 NAME = "parameter initialisation"
 
@@ -63,6 +66,9 @@ _LIMITS = (
           at_most=LARGEST_SCALE, source="1 at first, 0 where the design adds 1"),
     *ACTIVATION_LIMITS,
     *DROPOUT_LIMITS,
+    *RESIDUAL_LIMITS,
+    *ATTENTION_LIMITS,
+    *SIBLING_LIMITS,
 )  # fmt: skip
 
 
@@ -70,7 +76,8 @@ _LIMITS = (
     NAME,
     (
         repeated_modules, unsaved_state, round_trip, broken_ties, dropout_rates, activations_through_depth,
-        activations_through_time, dead_units, only_linear, idle_widening,
+        activations_through_time, dead_units, only_linear, idle_widening, input_is_kept, copied_blocks,
+        fast_running_statistics, padding_row, oversized_scores,
     ),
     limits=_LIMITS,
 )  # fmt: skip
@@ -89,6 +96,8 @@ def test_parameter_initialization(found: Probe) -> CheckResult:
     ends_branch = _zero_ends_of_branches(found)
     for name, parameter in found.model.named_parameters():
         values, owner = parameter.detach().float(), found.model.get_submodule(name.rpartition(".")[0])
+        if not values.numel():
+            continue
         inputs = _inputs_of(owner, values)
         found_wrong = _problem(name, owner, values, inputs, parameter.requires_grad, untrained)
         if found_wrong is not None and isinstance(owner, nn.Embedding) and owner in normalised and _is_small(values):

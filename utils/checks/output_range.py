@@ -20,6 +20,8 @@ _DRIVE = 1e4
 # Bounds of squashing functions that leave softmax unsure: a spread of 2 gives the best class of two 88 %. Soft caps in use
 # are 30 and more (Gemma 2), far above.
 _NARROW_BOUND = 5.0
+# Factor on scales and biases that widens what they bound, and nothing behind a squashing function.
+_SCALED = 50.0
 # Share of logits at one and the same extreme value that is no coincidence.
 _CLIPPED_SHARE = 0.02
 # Share of outputs that dropout erases; rates in use are 0.1 and more. Of fewer outputs than this, some may be zero by chance.
@@ -28,6 +30,9 @@ _DROPPED_SHARE, _LEAST_OUTPUTS = 0.04, 16
 _CERTAIN = 0.995
 # Share of the variance over classes that comes from the input, below which a fixed bias decides an untrained model's output.
 _LEAST_SHARE_FROM_INPUT = 0.01
+# Standard deviation over the classes of the mean scores, in nats, from which on a preference shows: torch's default biases of a
+# last layer with 4 inputs have 0.29.
+_LEAST_PREFERENCE = 0.5
 
 #: Limits of what is measured here, and where each is from.
 RANGE_LIMITS = (
@@ -146,7 +151,7 @@ def _driven(found: Probe, outputs: Tensor, measured: dict[str, Any]) -> Finding 
             "bounded", "fail", "The logits lie between 0 and 1 whatever the weights: a sigmoid or softmax follows the "
             "last layer.", "Return the last layer's output itself; the loss applies softmax or sigmoid.",
         )  # fmt: skip
-    if max(abs(bottom), top) <= _NARROW_BOUND:
+    if max(abs(bottom), top) <= _NARROW_BOUND and not _scales_widen(found):
         return Finding(
             "bounded", "fail", f"The logits stay between {bottom:.3g} and {top:.3g} whatever the weights: they are clipped "
             "or squashed, so no prediction can become certain.", "Return the last layer's output itself.",
@@ -167,6 +172,21 @@ def _with_scale(found: Probe, layer: nn.Module, factor: float) -> Tensor:
         return _outputs(found)
     finally:
         hook.remove()
+
+
+def _scales_widen(found: Probe) -> bool:
+    """Whether the model has trained scales behind its last layer, which lift the bound: of normalised weights, temperatures."""
+    scales = [p for p in found.model.parameters() if p.requires_grad and p.dim() < 2 and bool(p.any())]
+    before = [scale.detach().clone() for scale in scales]
+    try:
+        with torch.no_grad():
+            for scale in scales:
+                scale.mul_(_SCALED)
+        return float(_outputs(found).abs().nan_to_num(0.0, 0.0, 0.0).max()) > 2 * _NARROW_BOUND
+    finally:
+        with torch.no_grad():
+            for scale, value in zip(scales, before, strict=True):
+                scale.copy_(value)
 
 
 def _clipped(outputs: Tensor) -> Finding | None:
@@ -205,7 +225,9 @@ def _dominated(outputs: Tensor, measured: dict[str, Any]) -> Finding | None:
     fixed, varying = float(flat.mean(0).square().mean()), float(flat.var(0, unbiased=False).mean())
     share = varying / (fixed + varying) if fixed + varying > 0 else 1.0
     measured["share_of_scores_from_input"] = share
-    if share < _LEAST_SHARE_FROM_INPUT:
+    # Scores that hardly differ decide nothing: small outputs of a deep model that has not been trained are no bias.
+    preference = float(outputs.flatten(0, -2).mean(0).std(unbiased=False))
+    if share < _LEAST_SHARE_FROM_INPUT and preference > _LEAST_PREFERENCE:
         return Finding(
             "dominated by a bias", "warn",
             f"Only {share:.1%} of the differences between classes depend on the input: a fixed bias decides.",

@@ -10,6 +10,7 @@ from torch import Tensor
 from utils.check_result import CheckResult, Limit, Verdict
 from utils.checks.bookkeeping import draws_in_evaluation, inputs_changed
 from utils.checks.checking import check
+from utils.checks.input_use import fractions_are_used, labels_are_hidden
 from utils.checks.limits import OWN_CHOICE, ROUNDING
 from utils.checks.output_range import RANGE_LIMITS, dropped_outputs, output_range
 from utils.checks.own_loss import LOSS_LIMITS, own_loss, starting_loss
@@ -37,7 +38,14 @@ _LIMITS = (
 )  # fmt: skip
 
 
-@check(NAME, (output_range, dropped_outputs, own_loss, starting_loss, inputs_changed, draws_in_evaluation), limits=_LIMITS)
+@check(
+    NAME,
+    (
+        output_range, dropped_outputs, own_loss, starting_loss, inputs_changed, draws_in_evaluation, fractions_are_used,
+        labels_are_hidden,
+    ),
+    limits=_LIMITS,
+)  # fmt: skip
 def test_output_stability(found: Probe, n_samples: int = 4) -> CheckResult:
     """Logits of `n_samples` random batches in evaluation mode, and what forward does to the training around it.
 

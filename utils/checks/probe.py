@@ -194,7 +194,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         scores_vocabulary=_scores_vocabulary(model, task_spec),
         causal=causal,
         causal_because=because,
-        encoder_decoder=_is_encoder_decoder(model),
+        encoder_decoder=_is_encoder_decoder(model, getattr(task_spec, "task_type", None)),
         tokenizer=tokenizer,
         stated_vocab_size=max(_number(config, "vocab_size") or 0, _number(task_spec, "vocab_size") or 0) or None,
     )
@@ -235,9 +235,10 @@ def _trial_outputs(found: Probe, batch: Mapping[str, Tensor]) -> Tensor | None:
         return None
 
 
-def _is_encoder_decoder(model: nn.Module) -> bool:
+def _is_encoder_decoder(model: nn.Module, task: str | None) -> bool:
     stated = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    return stated or "decoder_input_ids" in forward_parameters(model, "input_ids").required
+    named = forward_parameters(model, "input_ids")
+    return stated or "decoder_input_ids" in (named.declared if task == "seq2seq" else named.required)
 
 
 def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
@@ -264,11 +265,13 @@ def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
 def _feature_shapes(model: nn.Module, config: Any) -> list[tuple[int, ...]]:
     """Shapes that one sample of numbers may have, the most likely first."""
     shapes: list[tuple[int, ...]] = []
+    first = _first_layer(model)
     for source in (model, getattr(model, "config", None), config):
         if (count := _number(source, "in_features", "num_features", "n_features", "input_dim", "input_size")) is not None:
+            if isinstance(first, nn.RNNBase) and first.input_size == count:
+                shapes.append((_SERIES_LENGTH, count))  # the numbers of one step, where a series is taken
             shapes.append((count,))
-    first = _first_layer(model)
-    if isinstance(first, (nn.LSTM, nn.GRU, nn.RNN)):
+    if isinstance(first, nn.RNNBase):
         shapes.append((_SERIES_LENGTH, first.input_size))
     elif isinstance(first, nn.Linear):
         shapes.append((first.in_features,))
@@ -365,7 +368,7 @@ def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> t
         return False, f"it {what} its whole input"
     if task is not None:
         return task == "causal_lm", f"the task is {task}"
-    if _is_encoder_decoder(model):
+    if _is_encoder_decoder(model, task):
         return False, "it is an encoder-decoder"
     if name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
         return False, f"{name} sees both sides"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.adapters.maturity import is_untrained
+from utils.adapters.maturity import is_untrained, looks_initial
 from utils.training.engine.compute.user_supplied import parameters_of
 from utils.training.engine.sanity.trial import Trial
 
@@ -66,6 +66,38 @@ def enough_is_trained(trial: Trial) -> Iterator[str]:
         f"Nearly all parameters are frozen: {count:,} of {total:,} ({count / total:.1%}) are trained, only "
         "normalisations and biases. If that is not intended, set requires_grad=True on the weights (unfreeze_layers)."
     )
+
+
+def frozen_layers_were_trained(trial: Trial) -> Iterator[str]:
+    """Whether most of a model is frozen at initial random weights, with nothing but other layers trained on top of them.
+
+    Adapters are left alone, and so are models that name what they were loaded from. A layer counts when its weights are
+    uniformly distributed, as torch's default leaves them; any layer, when scales of frozen normalisations are still constant.
+    """
+    frozen = {name: p for name, p in trial.model.named_parameters() if not p.requires_grad}
+    total, count = (sum(p.numel() for p in some) for some in (trial.model.parameters(), frozen.values()))
+    loaded_from = getattr(getattr(trial.model, "config", None), "_name_or_path", "")  # as transformers notes it
+    adapted = any(_is_adapter(name, p) for name, p in trial.model.named_parameters() if p.requires_grad)
+    if count <= total / 2 or loaded_from or adapted:
+        return
+    scales = [m.weight for m in trial.model.modules() if "norm" in type(m).__name__.lower() and hasattr(m, "weight")]
+    if not (is_untrained(trial.model) and any(isinstance(s, Tensor) and not s.requires_grad for s in scales)):
+        frozen = {
+            name: p for name, p in frozen.items() if looks_initial(trial.model.get_submodule(name.rpartition(".")[0]))
+        }
+        count = sum(p.numel() for p in frozen.values())
+    if count > total / 2:
+        yield (
+            f"Most of the model is frozen at its initial random weights: {count:,} of {total:,} parameters have "
+            f"requires_grad=False and look as an initialisation leaves them ({_few(list(frozen))}). Load pretrained weights "
+            "into them, or train them."
+        )
+
+
+def _is_adapter(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a trained tensor is an adapter's, by its name or as a matrix of zeros, with which adapters start."""
+    named = any(word in name.lower() for word in ("lora", "adapter", "prompt", "prefix"))
+    return named or (parameter.dim() > 1 and not bool(parameter.any()))
 
 
 def output_layer_is_trained(trial: Trial) -> Iterator[str]:
