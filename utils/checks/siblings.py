@@ -87,7 +87,7 @@ def _is_copy(parameter: Tensor, other: Tensor) -> bool:
 def _looks_drawn(parameter: Tensor) -> bool:
     """Whether values are of both signs and mostly distinct, with rows that are not multiples of one another."""
     values = parameter.detach().float().flatten(1)
-    if values.unique().numel() < _DISTINCT * values.numel() or not bool((values < 0).any() and (values > 0).any()):
+    if torch.unique(values).numel() < _DISTINCT * values.numel() or not bool((values < 0).any() and (values > 0).any()):
         return False
     first, second = values[0], values[1] if len(values) > 1 else values[0].roll(1)
     return float(torch.cosine_similarity(first, second, 0).abs()) < 0.99 or values.shape[1] < 3
