@@ -303,10 +303,11 @@ class WizardState(EditedSetup):
             self._say(saved.sentence)
 
     def rows(self) -> dict[str, str]:
-        """The settings as a table, those that differ from the preset marked in words."""
+        """Essential settings and those that are not at their defaults; what differs from the preset is marked in words."""
         changed = self.changed()
         shown_fields = [
-            f for step in STEPS for f in self.fields(step) if f not in step.advanced or f.name in changed
+            f for step in STEPS for f in self.fields(step)
+            if f not in step.advanced or f.name in changed or getattr(self.setup, f.name) != f.default
         ]  # fmt: skip
         rows = {}
         for f in shown_fields:
