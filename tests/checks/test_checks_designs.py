@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from tests.kit.checked_models import (
     Block,
@@ -79,6 +80,16 @@ def test_attention_biases_in_fp32_beside_an_fp64_copy():
     model = Text(Residual(Slopes()))
     result = test_gradient_flow(model, task_spec=TaskSpec("hidden tokens", task_type="masked_lm"))
     assert (result.verdict, "slope_disagreement" in result.measured) == ("pass", True), result.summary
+
+
+def test_tokens_of_masked_patches_are_for_pretraining():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    model = Dinov2ForImageClassification(Dinov2Config(**sizes, num_labels=3))
+    result = test_gradient_flow(model, {"image_size": 16, "num_channels": 3})
+    assert result.verdict == "pass", result.summary
+    assert result.measured["passed_over"] == ["dinov2.embeddings.mask_token"]
+    model.dinov2.embeddings.cls_token.requires_grad_(True).register_hook(torch.zeros_like)
+    assert test_gradient_flow(model, {"image_size": 16, "num_channels": 3}).verdict == "fail"
 
 
 def test_recurrent_weights_of_series_of_one_step_are_a_warning_with_its_cause():

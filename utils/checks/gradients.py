@@ -83,7 +83,7 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     woken = _dead(trainable, sizes) - _dead_when_zeros_move(found, trainable, sizes, zeros)
     dead = _dead(trainable, sizes) - woken
     recurrent = _of_single_steps(found, dead)
-    passed_over = _passed_over(found, dead - recurrent) | _poolers(found, dead - recurrent)
+    passed_over = _passed_over(found, dead - recurrent) | _for_other_uses(found, dead - recurrent)
     left = {name: size for name, size in sizes.items() if name not in passed_over | recurrent}
     return _judged(found, loss, left, zeros, woken, passed_over, recurrent)
 
@@ -182,11 +182,12 @@ def _of_single_steps(found: Probe, dead: set[str]) -> set[str]:
     return {name for name, owner in owners.items() if steps.get(owner) == 1}
 
 
-def _poolers(found: Probe, dead: set[str]) -> set[str]:
-    """Members of `dead` in the pooler that some transformers models hold for other heads than theirs."""
+def _for_other_uses(found: Probe, dead: set[str]) -> set[str]:
+    """Members of `dead` that models of transformers hold for other uses: the pooler of other heads, the token of masked patches
+    in image models, which are masked in pretraining only."""
     if not type(found.model).__module__.startswith("transformers."):
         return set()
-    return {name for name in dead if ".pooler." in name}
+    return {name for name in dead if ".pooler." in name or name.endswith("embeddings.mask_token")}
 
 
 def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
