@@ -14,15 +14,27 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.kit.crash import in_child
-from tests.kit.toys import LENGTH, VOCAB_SIZE, Bigram, golden_config, plain_lm, tiny_gpt, token_rows, train_set
+from tests.kit.toys import (
+    LENGTH,
+    VOCAB_SIZE,
+    Bigram,
+    golden_config,
+    plain_lm,
+    tiny_gpt,
+    tiny_llama,
+    token_rows,
+    train_set,
+)
 from utils.errors import CheckpointError, ExportError
 from utils.tokenization.character import build_character_tokenizer
 from utils.training import Trainer, export_model
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.export.folders import MARKER
+from utils.training.export.hf import export_hf
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,6 +211,12 @@ def test_f49_a_folder_that_would_compute_something_else_is_not_written(tmp_path)
     with pytest.raises(ExportError, match=r"computes something else: logits differ by"):
         export_model(results)
     assert not (Path(results.run_dir) / "exports").exists()
+
+
+@pytest.mark.parametrize("convert", [nn.Module.bfloat16, nn.Module.half], ids=["bf16", "fp16"])
+def test_positions_that_were_rounded_to_half_precision_are_named_as_the_cause(convert, tmp_path):
+    with pytest.raises(ExportError, match=r"Likely cause: buffers .*inv_freq, .*were rounded to half precision"):
+        export_hf(convert(tiny_llama()).eval(), None, tmp_path / "hf", "a test")
 
 
 class Doubling(PreTrainedTokenizerFast):

@@ -33,11 +33,14 @@ class _Normalised(nn.Module):
         super().__init__()
         self.max_seq_len = T
         self.embedding, self.output = nn.Embedding(V, D), nn.Parameter(torch.randn(V, D) * 0.02)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.positions = nn.Embedding(T, D)
+        for table in (self.embedding, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
         self.blocks, self.scale = nn.ModuleList(_Unit() for _ in range(3)), nn.Parameter(torch.ones(V))
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        x = F.normalize(self.embedding(input_ids), dim=-1)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = F.normalize(self.embedding(input_ids) + self.positions(places), dim=-1)
         for block in self.blocks:
             x = block(x)
         return self.scale * F.linear(x, F.normalize(self.output, dim=-1))

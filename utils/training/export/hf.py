@@ -154,7 +154,10 @@ def _compared(
     expected = scores_of(model, call)
 
     def compared(got: Logits) -> dict[str, Any]:
-        parity = compare_logits(expected, got, batches, _TOLERANCE)
+        try:
+            parity = compare_logits(expected, got, batches, _TOLERANCE)
+        except ExportError as error:
+            raise ExportError(f"{error}{_rounded_buffers(model)}") from error
         return parity | greedy_parity(model, expected, got, batches, _TOLERANCE)
 
     try:
@@ -165,6 +168,32 @@ def _compared(
     with loaded_elsewhere("hf", room, folder=str(folder), **found) as elsewhere:
         compare_tokens(elsewhere, tokenizer, folder)
         return compared(scores_elsewhere(call, elsewhere)), ()
+
+
+def _rounded_buffers(model: nn.Module) -> str:
+    """A likely cause of a difference, as the end of a message: converting a whole model to half precision rounds buffers that
+    no file holds, such as the frequencies of rotary positions, which a loaded model computes anew. "" without such buffers."""
+    rounded = [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in sorted(module._non_persistent_buffers_set)
+        if (buffer := module._buffers.get(name)) is not None and buffer.is_floating_point() and _is_rounded(buffer)
+    ]
+    if not rounded:
+        return ""
+    return (
+        f". Likely cause: buffers that are not saved, {', '.join(rounded[:3])}, were rounded to half precision by "
+        "model.bfloat16() or model.half(), and loading computes them anew; load or create the model with dtype=torch.bfloat16 "
+        "instead, which leaves them in fp32"
+    )
+
+
+def _is_rounded(values: Tensor) -> bool:
+    """Whether fractions are all exact in bf16 or in fp16."""
+    full = values.float()
+    if torch.equal(full, full.round()):
+        return False
+    return any(torch.equal(full, full.to(half).float()) for half in (torch.bfloat16, torch.float16))
 
 
 def merged_model(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[Any, tuple[str, ...]]:
