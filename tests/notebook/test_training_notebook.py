@@ -148,6 +148,7 @@ def small(tmp_path_factory):
 def test_run_all_trains_shows_samples_and_saves(small, tmp_path):
     texts, executed = run(small, tmp_path / "executed.ipynb")
     folder = Path(small["output_dir"]) / "starter"
+    assert texts["Installation"] == ""
     assert texts["Training"].startswith("Finished · step 4 of 4")
     assert "unigram model" in texts["Curves"]
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
