@@ -298,8 +298,8 @@ def _fields(names: str) -> tuple[WizardField, ...]:
     return tuple(wizard_field(name) for name in names.split())
 
 
-def _topics(**names: str) -> tuple[Topic, ...]:
-    return tuple(Topic(title.replace("_", " "), _fields(of_topic)) for title, of_topic in names.items())
+def _topics(names: Mapping[str, str]) -> tuple[Topic, ...]:
+    return tuple(Topic(title, _fields(of_topic)) for title, of_topic in names.items())
 
 
 STEPS: tuple[WizardStep, ...] = (
@@ -309,13 +309,13 @@ STEPS: tuple[WizardStep, ...] = (
             "dataset_source dataset_path dataset_name config_name dataset_split task text_column label_column "
             "conversation_layout mixture_by mixture_temperature val_split"
         ),
-        _topics(Sample_limits="max_train_samples max_val_samples"),
+        _topics({"Sample limits": "max_train_samples max_val_samples"}),
         _check_dataset,
     ),
     WizardStep(
         "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
         _fields("tokenizer_strategy vocab_size max_length"),
-        _topics(Rows_and_packing="data_kind packing shuffle_documents document_masks"), _check_tokenizer,
+        _topics({"Rows and packing": "data_kind packing shuffle_documents document_masks"}), _check_tokenizer,
     ),
     WizardStep(
         "model", "Model", "What is trained. Its sizes are read from the model itself.",
@@ -326,15 +326,15 @@ STEPS: tuple[WizardStep, ...] = (
         _fields(
             "epochs batch_size learning_rate finetune finetune_layers lora_rank lora_alpha lora_dropout precision run_name"
         ),
-        _topics(
-            Optimizer_and_schedule="optimizer weight_decay betas max_grad_norm lr_schedule warmup_ratio warmup_steps "
+        _topics({
+            "Optimizer and schedule": "optimizer weight_decay betas max_grad_norm lr_schedule warmup_ratio warmup_steps "
             "min_lr_ratio lr_decay_ratio",
-            Length_and_early_stopping="max_steps max_time_hours eval_every early_stopping_patience",
-            Averaging_and_regularisation="weight_averaging ema_decay averaging_ratio label_smoothing",
-            Memory_and_speed="gradient_accumulation_steps gradient_checkpointing num_workers",
-            Checkpoints="save_every_n_epochs save_every_minutes keep_best_k keep_last_n on_nonfinite on_config_change",
-            Reproducibility_and_notes="random_seed deterministic output_dir notes",
-        ),
+            "Length and early stopping": "max_steps max_time_hours eval_every early_stopping_patience",
+            "Averaging and regularisation": "weight_averaging ema_decay averaging_ratio label_smoothing",
+            "Memory and speed": "gradient_accumulation_steps gradient_checkpointing num_workers",
+            "Checkpoints": "save_every_n_epochs save_every_minutes keep_best_k keep_last_n on_nonfinite on_config_change",
+            "Reproducibility and notes": "random_seed deterministic output_dir notes",
+        }),
         _check_training,
     ),
     WizardStep("summary", "Summary", "Review, then run the cells below.", (), (), _check_everything),
