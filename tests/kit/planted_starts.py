@@ -38,7 +38,7 @@ class _Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shares = self.router(x).softmax(-1)
-        return sum(shares[..., i, None] * expert(x) for i, expert in enumerate(self.experts))  # type: ignore[return-value]
+        return sum(shares[..., i, None] * expert(x) for i, expert in enumerate(self.experts))
 
 
 class _LargeScores(Heads):
@@ -56,7 +56,7 @@ def _copied_blocks() -> nn.Module:
 def _other_padding_row() -> nn.Module:
     model = Text(Residual(Heads()))
     model.embedding = nn.Embedding(V, D, padding_idx=7)
-    model.config = SimpleNamespace(pad_token_id=1, vocab_size=V)  # type: ignore[assignment]
+    model.config = SimpleNamespace(pad_token_id=1, vocab_size=V)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -165,20 +165,14 @@ def _of_single_steps(found: Probe, dead: set[str]) -> set[str]:
     owners = {name: found.model.get_submodule(name.rpartition(".")[0]) for name in dead if "weight_hh" in name}
     steps: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(module, nn.RNNBase):
             time = inputs[0].dim() - 2 if module.batch_first else 0
             steps[module] = max(steps.get(module, 0), inputs[0].shape[time])
 
-    hooks = [owner.register_forward_pre_hook(note) for owner in set(owners.values()) if isinstance(owner, nn.RNNBase)]
-    if not hooks:
-        return set()
-    try:
-        with torch.no_grad():
-            found.call(found.batch(2, min(32, found.max_length)))
-    finally:
-        for handle in hooks:
-            handle.remove()
+    layers = {owner for owner in owners.values() if isinstance(owner, nn.RNNBase)}
+    if layers:
+        _watch_a_pass(found, layers, note)
     return {name for name, owner in owners.items() if steps.get(owner) == 1}
 
 
@@ -199,14 +193,21 @@ def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
         if any(tensor.numel() for tensor in tensors) or not tensors:
             fed.add(module)
 
-    hooks = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
+    _watch_a_pass(found, modules, hook)
+    return fed
+
+
+def _watch_a_pass(
+    found: Probe, modules: Iterable[nn.Module], hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+) -> None:
+    """Call `hook` with the inputs of these modules in one forward pass."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
     try:
         with torch.no_grad():
             found.call(found.batch(2, min(32, found.max_length)))
     finally:
-        for handle in hooks:
+        for handle in handles:
             handle.remove()
-    return fed
 
 
 def _judged(

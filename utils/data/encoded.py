@@ -65,7 +65,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     #: Settings of `prepare_data` that give these examples again; None where they were made in another way.
     origin: Mapping[str, Any] | None = None
 
-    #: Of validation data: their loss under the token frequencies of the training data, nats per target; None: not known.
+    #: Of validation data: the loss of a unigram model of the training data, nats per target. None where it is not known.
     unigram_loss: float | None = None
 
     #: Of conversations whose answers alone are targets, the tokens that end them.

@@ -42,7 +42,7 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
     #: Settings of `prepare_data` that give these examples again; None where they were made in another way.
     origin: Mapping[str, Any] | None = None
 
-    #: Of validation data: their loss under the token frequencies of the training data, nats per target; None: not known.
+    #: Of validation data: the loss of a unigram model of the training data, nats per target. None where it is not known.
     unigram_loss: float | None = None
 
     def __init__(self, parts: Mapping[str, Part], shares: Sequence[float] | None = None, pad_id: int | None = None) -> None:

@@ -103,7 +103,7 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
     #: Settings of `prepare_data` that give these blocks again; None where they were made in another way.
     origin: Mapping[str, Any] | None = None
 
-    #: Of validation data: their loss under the token frequencies of the training data, nats per target; None: not known.
+    #: Of validation data: the loss of a unigram model of the training data, nats per target. None where it is not known.
     unigram_loss: float | None = None
 
     def __init__(self, blocks: np.ndarray) -> None:

@@ -94,7 +94,7 @@ def usual_description(task: str, preset: Preset | None = None) -> dict[str, Any]
 def head_problems(class_name: str, task: str) -> list[Problem]:
     """The problem of a model of transformers whose head is for other tasks, with a new model that would do. Own classes may
     be for any task."""
-    if "transformers" not in sys.modules:  # then it is no model of theirs
+    if "transformers" not in sys.modules:  # which a model of its classes would have imported
         return []
     from utils.models.pretrained import tasks_of
 
