@@ -270,6 +270,21 @@ def test_asked_for_a_form_where_there_is_no_notebook_it_says_so_and_goes_on(gpt,
     assert capsys.readouterr().out.startswith("There is no notebook here")
 
 
+def test_a_front_end_of_ones_own_shows_the_steps_and_changes_the_setup(gpt):
+    class Form:
+        def __init__(self, state):
+            self.state, self.shown = state, False
+
+        def show(self):
+            self.shown = True
+
+    wizard = SetupWizard(form=Form)
+    setup = wizard.run(model=gpt, interactive=True)
+    assert wizard.view.shown
+    wizard.view.state.set("epochs", 5)
+    assert setup.epochs == 5
+
+
 @pytest.mark.parametrize(
     ("mode", "interactive", "said"), [("text", None, True), ("none", None, False), ("text", False, False)]
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from utils.environment import front_end, ui_mode
 from utils.errors import ConfigError
@@ -21,21 +22,34 @@ from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
 from utils.views.display import show_table, show_text
 from utils.views.tables import summary_text
 
-if TYPE_CHECKING:
-    from widgets.wizard_view import WizardView
+#: Name of the form that is shown unless `SetupWizard` is given one. It is looked up by its name when a form is first
+#: shown: the wizard itself needs no front end.
+DEFAULT_FORM = "widgets.wizard_view:WizardView"
+
+
+class WizardForm(Protocol):
+    """A front end of the wizard: shows a `WizardState` and changes it by what is clicked."""
+
+    def show(self) -> None:
+        """Show the form in the running cell's output, and return at once."""
 
 
 class SetupWizard:
     """Five steps from a model to everything that its training needs.
+
+    Args:
+        form: makes the form over a state, where the caller has a front end of its own; None stands for the notebook's,
+            `DEFAULT_FORM`.
 
     Attributes:
         state: the steps of the last `run` or `quick_setup`, with its setup and model; None before.
         view: the form that the last `run` showed; None when it showed none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: Callable[[WizardState], WizardForm] | None = None) -> None:
         self.state: WizardState | None = None
-        self.view: WizardView | None = None
+        self.view: WizardForm | None = None
+        self._make_form = form
 
     @property
     def model(self) -> Any:
@@ -80,8 +94,9 @@ class SetupWizard:
         facts = None if model is None else facts_of(model)
         state = WizardState(prepared(chosen, facts, overrides), model, chosen, overrides)
         self.state, self.view = state, None
-        if (interactive is None and mode == "widget") or (interactive and front_end() != "plain"):
-            self.view = _form(state, cell_key(chosen, overrides))
+        can_show = self._make_form is not None or front_end() != "plain"
+        if (interactive is None and mode == "widget") or (interactive and can_show):
+            self.view = self._show_form(state, cell_key(chosen, overrides))
             return state.setup
         if interactive:
             show_text("There is no notebook here to show the form in; the setup is made without it.")
@@ -92,6 +107,16 @@ class SetupWizard:
         if interactive is None and mode != "none":
             show_table(f"Setup (preset: {state.preset})", state.rows())
         return state.setup
+
+    def _show_form(self, state: WizardState, key: str) -> WizardForm:
+        """The form over `state`, with what was clicked in this cell before; later clicks are kept for its next run."""
+        clicks = remembered(key)
+        if clicks:
+            state.replay(clicks)
+        state.observe(lambda: remember(key, state.clicks))
+        view: WizardForm = (self._make_form or pkgutil.resolve_name(DEFAULT_FORM))(state)
+        view.show()
+        return view
 
     def quick_setup(
         self,
@@ -156,19 +181,6 @@ class SetupWizard:
         if known is not None:
             state.preflight, state.choice = known.preflight, known.choice
         show_text("\n".join(_step_text(number, step, state) for number, step in enumerate(STEPS, start=1)))
-
-
-def _form(state: WizardState, key: str) -> WizardView:
-    """The form over `state`, shown, with what was clicked in this cell before; later clicks are kept for its next run."""
-    from widgets.wizard_view import WizardView
-
-    clicks = remembered(key)
-    if clicks:
-        state.replay(clicks)
-    state.observe(lambda: remember(key, state.clicks))
-    view = WizardView(state)
-    view.show()
-    return view
 
 
 def _setup_of(values: Mapping[str, Any]) -> SetupConfig:
