@@ -114,6 +114,20 @@ def test_a_long_curve_keeps_its_extremes_and_its_ends():
     assert (31_234.0, 100.0) in points
 
 
+@pytest.mark.parametrize(("steps", "every"), [(401, 1), (50_000, 1), (3_000_000, 1000)])
+def test_a_long_curve_is_as_dense_at_its_beginning_as_at_its_end(steps, every):
+    curve = Curve()
+    for number in range(0, steps, every):
+        curve.add(number, number % 7)
+    points = [step for step, _ in curve.points]
+    assert MAX_LIVE_POINTS / 4 < len(points) <= MAX_LIVE_POINTS
+    assert points == sorted(points)
+    quarters = [
+        sum(start <= step < start + steps / 4 for step in points) for start in (0, steps / 4, steps / 2, steps * 3 / 4)
+    ]
+    assert min(quarters) > 0.6 * max(quarters)
+
+
 def test_the_sentence_says_what_where_and_how_long():
     live = started(total_steps=10)
     for number in range(1, 6):

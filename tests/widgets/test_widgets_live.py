@@ -311,6 +311,17 @@ def test_ten_thousand_updates_in_ten_seconds_are_drawn_at_most_twice_a_second():
     assert 1 / REDRAW_S <= 2
 
 
+@pytest.mark.parametrize("drawing_s", [0.001, 0.004, 0.03])
+def test_slow_drawings_come_less_often_so_that_they_take_less_than_a_hundredth_of_the_time(drawing_s):
+    redraws, drawn = Redraws(), 0
+    for index in range(20_000):
+        if redraws.due(index / 100, index):
+            redraws.took(drawing_s)
+            drawn += 1
+    assert drawn > 1
+    assert drawn * drawing_s < 0.01 * 200
+
+
 def test_what_did_not_change_is_not_drawn_again():
     redraws = Redraws()
     assert redraws.due(0.0, "same")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-Points = list[tuple[float, float]]
+Point = tuple[float, float]
+Points = list[Point]
 
 # One name for each number, in the live view, the curves and a run's summary.
 STEP_LOSS = "training loss (step)"

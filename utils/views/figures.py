@@ -94,23 +94,23 @@ def small_figure(points: Points, label: str, colour: str) -> Html:
     if high - low < least:
         low, high = (low + high - least) / 2, (low + high + least) / 2
     first, last = (points[0][0], points[-1][0]) if points else (0.0, 1.0)
-    span = (last - first) or 1.0
-
-    def at(step: float, value: float) -> str:
-        x = _MINI_WIDTH * (step - first) / span
-        y = 2 + (_MINI_HEIGHT - 4) * (1 - min(1.0, max(0.0, (value - low) / (high - low))))
-        return f"{x:.1f},{y:.1f}"
-
     drawn = points if len(points) != 1 else [points[0], (points[0][0] + 1, points[0][1])]
+    x_scale, y_scale = _MINI_WIDTH / ((last - first) or 1.0), (_MINI_HEIGHT - 4) / (high - low)
     return element(
         "svg",
         element(
-            "polyline", points=" ".join(at(*point) for point in drawn), fill="none", class_=f"tb-c-{colour}",
+            "polyline", points=_path(drawn, -first * x_scale, x_scale, 2 + high * y_scale, -y_scale), fill="none",
+            class_=f"tb-c-{colour}",
             stroke=FALLBACK[colour], stroke_width=1.6, stroke_linejoin="round", vector_effect="non-scaling-stroke",
         ),
         viewBox=f"0 0 {_MINI_WIDTH} {_MINI_HEIGHT}", preserveAspectRatio="none", role="img", aria_label=label,
         height=_MINI_HEIGHT, style=f"height:{_MINI_HEIGHT}px",
     )  # fmt: skip
+
+
+def _path(points: Points, x_start: float, x_scale: float, y_start: float, y_scale: float) -> str:
+    """`points` of a polyline: most of a drawing's time goes here, so that each point is one formatting and no call."""
+    return " ".join([f"{x_start + x_scale * step:.1f},{y_start + y_scale * value:.1f}" for step, value in points])
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,11 @@ class _Panel:
     def line(self, line: Line) -> Html:
         """The curve, or a dot when there is but one point."""
         if len(line.points) == 1:
-            x, y = self._at(line.points[0])
+            x, y = (f"{place:.1f}" for place in (self.x(line.points[0][0]), self.y(line.points[0][1])))
             return element("circle", cx=x, cy=y, r=2.5, class_=f"tb-f-{line.colour}", fill=FALLBACK[line.colour])
-        path = " ".join(",".join(self._at(point)) for point in line.points)
+        y_scale = self.height / (self.high - self.low)
+        x_scale, y_start = (WIDTH - _LEFT - _RIGHT) / self.last_step, self.top + self.height + self.low * y_scale
+        path = _path(line.points, _LEFT, x_scale, y_start, -y_scale)
         return element("polyline", points=path, fill="none", stroke_linejoin="round", **line.stroke)
 
     def squares(self, line: Line) -> Html:
@@ -167,9 +169,6 @@ class _Panel:
             )
             for s, v in line.points
         )  # fmt: skip
-
-    def _at(self, point: tuple[float, float]) -> tuple[str, str]:
-        return f"{self.x(point[0]):.1f}", f"{self.y(point[1]):.1f}"
 
     def crosses(self, steps: Sequence[int]) -> Html:
         """A cross on the lower edge at each of the first 50 steps that had no finite loss."""
