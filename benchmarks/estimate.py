@@ -1,6 +1,6 @@
 """The wizard's estimate against the training that it speaks of: `python -m benchmarks.estimate`. Prints a Markdown table.
 
-For each of four settings one process makes the estimate, and another one trains to the end. What the libraries take once in
+For each of ten settings one process makes the estimate, and another one trains to the end. What the libraries take once in
 a process, for their own kernels, is loaded in both before memory is measured. `--clock cpu` compares the time of the
 processor instead of the wall's, with one thread: for a machine on which other programs run too.
 """
@@ -43,6 +43,30 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "max_val_samples": 8,
         },
     ),
+    "Muon, fp32": (
+        {"vocab_size": 4096, "max_seq_len": 128},
+        {"optimizer": "muon", "precision": "32", "epochs": 2, "max_train_samples": 320, "max_val_samples": 32},
+    ),
+    "averaged weights, validation every 20 steps": (
+        {"vocab_size": 2048, "max_seq_len": 128, "n_layer": 2, "n_embd": 256, "n_head": 4},
+        {"weight_averaging": "ema", "max_steps": 120, "eval_every": 20, "max_val_samples": 64},
+    ),
+    "vocabulary of 32,768, batches of 2": (
+        {"vocab_size": 32_768, "max_seq_len": 128, "n_layer": 2, "n_embd": 256, "n_head": 4},
+        {"batch_size": 2, "max_steps": 120, "max_val_samples": 32},
+    ),
+    "six short epochs, a checkpoint after each": (
+        {"vocab_size": 4096, "max_seq_len": 128, "n_layer": 4, "n_embd": 256, "n_head": 4},
+        {"epochs": 6, "max_train_samples": 120, "max_val_samples": 32},
+    ),
+    "batches of 64 short blocks": (
+        {"vocab_size": 1024, "max_seq_len": 32, "n_layer": 3, "n_embd": 192, "n_head": 4},
+        {"batch_size": 64, "max_length": 32, "max_steps": 120, "max_val_samples": 256},
+    ),
+    "deep and narrow, SGD, dropout": (
+        {"vocab_size": 1024, "max_seq_len": 128, "n_layer": 12, "n_embd": 96, "n_head": 4, "dropout": 0.1},
+        {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 80, "max_val_samples": 48},
+    ),
 }  # fmt: skip
 _MIB = 2**20
 
@@ -61,7 +85,10 @@ def main() -> None:
     for number, name in enumerate(SETTINGS):
         if options.only in (None, number):
             seen, truth = (_started(kind, number, options.clock) for kind in ("estimate", "train"))
-            print(f"| {name} | {_compared(truth, seen, 'seconds', 's')} | {_compared(truth, seen, 'mib', 'MiB')} |", flush=True)
+            print(
+                f"| {name} | {_compared(truth, seen, 'seconds', 's')} | {_compared(truth, seen, 'mib', 'MiB')} |",
+                flush=True,
+            )
 
 
 def _compared(truth: dict[str, float], seen: dict[str, float], key: str, unit: str) -> str:
@@ -93,7 +120,9 @@ def _child(kind: str, name: str, clock_name: str) -> dict[str, float]:
     model = ModelRegistry.create("gpt-small", **arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        setup = SetupWizard().run(model, interactive=False, preset="starter", vocab_size=arguments["vocab_size"], **changes)
+        setup = SetupWizard().run(
+            model, interactive=False, preset="starter", vocab_size=arguments["vocab_size"], **changes
+        )
         if kind == "estimate":
             estimate = estimate_training(setup, model, clock=clock)
             return {"seconds": estimate.total_s, "mib": (estimate.memory_bytes or 0) / _MIB}

@@ -15,9 +15,10 @@ from utils.ui.choice_names import choice_name
 from utils.ui.model_source import tokenizer_sentence
 from utils.ui.preflight import Check, WayOut
 from utils.ui.setting_values import shown_value, titled
+from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_model import tuning_sentence
-from utils.ui.wizard_preview import DataPreview, estimate_rows, preview_data
+from utils.ui.wizard_preview import DataPreview, estimate_rows, find_rate, preview_data
 from utils.ui.wizard_steps import STEPS, recognise_dataset, step_of
 from utils.views.html import Html, element, joined, text
 from utils.views.samples import samples_html
@@ -146,15 +147,26 @@ class TrainingPage(Page):
         self._tuning = self._parts["tuning"] = markup_box("tb-tuning")
         self._estimate = self._parts["estimate"] = markup_box("tb-estimate")
         self._measured_with: Any = None
-        return [self._tuning, self._measure.box, self._estimate]
+        self._find = self._job("Find a learning rate", "find-rate", self._find_it, self._show_rate)
+        self._found = self._parts["found-rate"] = markup_box("tb-found-rate")
+        self._use = self._parts["use-rate"] = button("Use it", "tb-use-rate", self._use_rate, self._report)
+        self._found_with: Any = None
+        self._offer(None)
+        return [
+            self._tuning, row(self._measure.box, self._find.box), self._estimate, self._found, row(self._use),
+        ]  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        self._measure.start.disabled = not self.state.choice.exists
+        self._measure.start.disabled = self._find.start.disabled = not self.state.choice.exists
         set_markup(self._tuning, paragraph(tuning_sentence(self.state.choice)))
         if self._measured_with is not None and self._measured_with != self.state.setup.sections():
             self._measured_with = None
             set_markup(self._estimate, paragraph("The settings have changed since it was measured."))
+        if self._found_with is not None and self._found_with != _all_but_the_rate(self.state.setup):
+            self._found_with = None
+            self._offer(None)
+            set_markup(self._found, paragraph("The settings have changed since the learning rate was searched."))
 
     def _measure_it(self, progress: Progress) -> tuple[Mapping[str, str], Any]:
         setup = self.state.setup.copy()
@@ -170,6 +182,41 @@ class TrainingPage(Page):
         rows, self._measured_with = outcome.result
         set_markup(self._estimate, data_table("Measured on this machine, on a copy of the model", rows))
         self.refresh(self.state.visible_problems())
+
+
+    def _find_it(self, progress: Progress) -> tuple[Any, Any]:
+        setup = self.state.setup.copy()
+        return find_rate(setup, self.state.choice.load(), progress), _all_but_the_rate(setup)
+
+    def _show_rate(self, outcome: Outcome) -> None:
+        if outcome.cancelled:
+            return
+        self._offer(None)
+        if outcome.error is not None:
+            set_markup(self._found, self._failure(outcome.error))
+            return
+        found, self._found_with = outcome.result
+        set_markup(self._found, found.to_html())
+        if found.applies and found.suggestion is not None:
+            self._offer(float(f"{found.suggestion:.2g}"))
+        self.refresh(self.state.visible_problems())
+
+    def _offer(self, rate: float | None) -> None:
+        """The button that takes the suggestion; with None, there is none to take."""
+        self._suggested = rate
+        self._use.layout.display = "none" if rate is None else None
+        if rate is not None:
+            self._use.description = f"Use {rate:.2g}"
+
+    def _use_rate(self, _: Any) -> None:
+        if self._suggested is not None:
+            self.state.set("learning_rate", self._suggested)
+
+
+def _all_but_the_rate(setup: SetupConfig) -> Any:
+    """What a suggested learning rate depends on."""
+    sections = setup.sections()
+    return {**sections, "training": {**sections["training"], "learning_rate": None}}
 
 
 class SummaryPage(Page):

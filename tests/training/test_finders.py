@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.kit.toys import PlainLM, golden_config, plain_lm, same_weights, tiny_gpt, token_rows, train_set
 from utils.errors import ConfigError, DataError, DataTypeError, ModelError, NonFiniteError
-from utils.training import Trainer, find_batch_size, find_learning_rate
+from utils.training import Callback, Trainer, find_batch_size, find_learning_rate
 from utils.training.batch_size_finder import _largest
 from utils.training.finders import _RangeTest, _suggested
 
@@ -54,6 +54,15 @@ def rate_of(model, data=None, **changes):
 
 def test_the_learning_rate_finder_leaves_no_trace(traces):
     rate_of(traces, steps=12)
+
+
+def test_a_callback_that_requests_a_stop_ends_the_search_early():
+    class Stops(Callback):
+        def on_step_end(self, step, trainer, logs=None):
+            if step == 5:
+                trainer.request_stop("enough")
+
+    assert len(rate_of(plain_lm(), callbacks=[Stops()]).steps) == 5
 
 
 def test_the_rates_rise_by_one_factor_and_the_suggestion_trains():

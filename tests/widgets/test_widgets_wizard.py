@@ -443,6 +443,24 @@ def test_the_training_page_measures_and_says_when_that_is_outdated():
     assert "have changed since it was measured" in view["estimate"].value
 
 
+def test_the_training_page_finds_a_learning_rate_that_one_click_takes():
+    setup = {"tokenizer_strategy": "bpe", "batch_size": 2, "optimizer": "sgd"}
+    view = form(tiny_gpt(vocab_size=600, length=32), **setup)
+    view["step:training"].click()
+    assert view["use-rate"].layout.display == "none"
+    view["find-rate"].click()
+    assert "<svg" in view["found-rate"].value
+    assert "falls fastest at" in view["found-rate"].value
+    suggested = view["use-rate"].description.removeprefix("Use ")
+    assert f"suggestion {suggested}" in view["found-rate"].value
+    view["use-rate"].click()
+    assert view.state.setup.learning_rate == float(suggested)
+    assert "<svg" in view["found-rate"].value  # taking it does not make it outdated; another batch size does
+    view["field:batch_size"].value = "4"
+    assert "have changed since" in view["found-rate"].value
+    assert view["use-rate"].layout.display == "none"
+
+
 def test_a_measurement_that_cannot_be_made_is_explained(tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     view = form(tiny_gpt(vocab_size=600, length=32), dataset_path=str(tmp_path / "short.txt"))

@@ -8,6 +8,7 @@ The batch-size finder is in `utils.training.batch_size_finder`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from utils.training.task_spec import TaskSpec
+    from utils.views.html import Html
 
 __all__ = ["BatchSizeSuggestion", "LearningRateSuggestion", "find_batch_size", "find_learning_rate"]
 
@@ -75,10 +77,19 @@ class LearningRateSuggestion:
 
     def show(self) -> None:
         """Show the figure (in a notebook) and what it says."""
-        from utils.views.display import show_figure, show_table
+        from utils.views.design import styled
+        from utils.views.display import show_html
+        from utils.views.tables import summary_text
 
-        show_figure(self.plot(), f"Learning-rate range test. {self.note}")
-        show_table("Learning rate", self.rows())
+        show_html(styled(self.to_html()), summary_text("Learning rate", self.rows()))
+
+    def to_html(self) -> Html:
+        """The figure and what it says, without a style sheet."""
+        from utils.views.finder import range_test_figure
+        from utils.views.html import element, joined, table
+
+        drawn = range_test_figure(self.rates, self.losses, self.smoothed, self.suggestion)
+        return joined([element("div", drawn, class_="tb-plot"), table("Learning rate", self.rows())])
 
     def rows(self) -> dict[str, str]:
         """The suggestion as a table."""
@@ -93,6 +104,7 @@ class LearningRateSuggestion:
 def find_learning_rate(
     model: nn.Module | Trainer, train_data: Any, *, training_config: Any = None, task_spec: TaskSpec | None = None,
     tokenizer: Any = None, data_collator: Any = None, steps: int = 100, lowest: float = 1e-7, highest: float = 1.0,
+    callbacks: Sequence[Callback] = (),
 ) -> LearningRateSuggestion:  # fmt: skip
     """The learning-rate range test: train while the rate rises exponentially, and see where the loss falls fastest.
 
@@ -105,6 +117,7 @@ def find_learning_rate(
         train_data: what `Trainer.train` takes, or a PreparedData. Not data that only come in their own order.
         training_config: a TrainingConfig, or a setup that has one. Batch, optimizer, precision and clipping are its own.
         steps: at most so many; lowest, highest: the learning rates of the first and the last.
+        callbacks: follow the test; one that requests a stop ends it early.
     Raises:
         ConfigError, DataError, ModelError: as in training; DataError also for data that cannot be read twice.
         NonFiniteError: the loss is not a number from the first step on.
@@ -120,7 +133,7 @@ def find_learning_rate(
     watch = _RangeTest(steps, lowest, highest)
     try:
         # Each epoch has at least one step, so `steps` epochs are enough whatever the data's length.
-        job.train(watch, epochs=min(steps, 100_000), max_steps=steps, save_every_n_epochs=steps)
+        job.train(watch, *callbacks, epochs=min(steps, 100_000), max_steps=steps, save_every_n_epochs=steps)
     except NonFiniteError:
         watch.diverged = True
         if not watch.losses:

@@ -12,6 +12,7 @@ from utils.views.html import Html
 
 if TYPE_CHECKING:
     from utils.data.text.preview import SampleView
+    from utils.training import LearningRateSuggestion, Trainer
 
 # Tokens of a block that are shown, and blocks.
 _TOKENS, _BLOCKS = 48, 3
@@ -70,6 +71,37 @@ def estimate_rows(setup: SetupConfig, model: Any, progress: Progress | None = No
     from utils.ui.estimate import estimate_training
 
     return estimate_training(setup, model, progress).rows()
+
+
+# Steps of a range test in the wizard: the finder's default.
+_RATE_STEPS = 100
+
+
+def find_rate(setup: SetupConfig, model: Any, progress: Progress) -> LearningRateSuggestion:
+    """The learning-rate range test on the setup's data: `utils.training.find_learning_rate`. The model is left as it was.
+
+    Raises:
+        Cancelled: through `progress`, at a step's end. TrainbookError: what the training itself would raise.
+    """
+    from utils.data import prepare_data
+    from utils.training.engine.callbacks import Callback
+    from utils.training.finders import find_learning_rate
+
+    class Reports(Callback):
+        def on_step_end(self, step: int, trainer: Trainer, logs: Mapping[str, Any] | None = None) -> None:
+            if progress.cancelled:
+                trainer.request_stop("cancelled")
+                return
+            rate = (logs or {}).get("train/learning_rate", float("nan"))
+            progress.report(f"Step {step} of at most {_RATE_STEPS}, learning rate {rate:.1e}")
+
+    progress.report("Reading the data")
+    data = prepare_data(setup, model)
+    with progress.undisturbed():
+        progress.report("Copying the model")
+        found = find_learning_rate(model, data, training_config=setup, steps=_RATE_STEPS, callbacks=[Reports()])
+    progress.raise_if_cancelled()
+    return found
 
 
 def check_model(model: Any, setup: SetupConfig) -> Html:

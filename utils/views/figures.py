@@ -53,33 +53,50 @@ class Line:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Across:
+    """A horizontal axis of something other than steps, which begins at 0 in the units of the points.
+
+    Attributes:
+        name: what it is. last: its right end. ticks: (place, words).
+        marked: name and place of a vertical line, or None.
+    """
+
+    name: str
+    last: float
+    ticks: Sequence[tuple[float, str]]
+    marked: tuple[str, float] | None = None
+
+
 def figure(
-    lines: Sequence[Line], label: str, *, axis: str, last_step: float | None = None,
+    lines: Sequence[Line], label: str, *, axis: str, last_step: float | None = None, across: Across | None = None,
     levels: Mapping[str, float] | None = None, crosses: Sequence[int] = (), cross_label: str = "",
 ) -> Html:  # fmt: skip
     """Curves over optimizer steps as one SVG image.
 
     Args:
         label: what screen readers get. axis: name of the vertical axis.
-        last_step: right end of the horizontal axis; None: the last point's.
+        last_step: right end of the horizontal axis; with None, the last point's. across: another horizontal axis.
         levels: name -> value of horizontal lines to compare with. crosses: steps marked on the lower edge, of which the first
             50 are drawn; cross_label: what they are.
     """
     shown = [line for line in lines if line.points]
-    last = max([last_step or 0, 1, *(line.points[-1][0] for line in shown)])
+    last = across.last if across else max([last_step or 0, 1, *(line.points[-1][0] for line in shown)])
+    marked = across.marked if across else None
     compared = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
     values = [value for line in shown for _, value in line.points]
     low, high = _range([*values, *(compared.values() if values else ())])
     panel = _Panel(_TOP, HEIGHT - _TOP - _BOTTOM, last, low, high)
     return element(
         "svg",
-        *_legend(shown, compared if values else {}),
+        *_legend(shown, compared if values else {}, marked),
         panel.frame(axis, ticks=5),
         *(panel.level(value) for value in (compared.values() if values else ())),
         *(panel.line(line) for line in lines),
         *(panel.squares(line) for line in shown if line.marks and len(line.points) <= _MOST_MARKS),
         panel.crosses(crosses),
-        *_step_axis(panel, last),
+        panel.mark(marked[1]) if marked else text(""),
+        *(_axis(panel, across.ticks, across.name) if across else _step_axis(panel, last)),
         _label(WIDTH, HEIGHT - 8, f"× {cross_label}", anchor="end") if cross_label else text(""),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -150,6 +167,14 @@ class _Panel:
             stroke_dasharray="2 4",
         )  # fmt: skip
 
+    def mark(self, step: float) -> Html:
+        """A dashed vertical line."""
+        x = f"{self.x(step):.1f}"
+        return element(
+            "line", x1=x, y1=self.top, x2=x, y2=self.top + self.height, class_="tb-c-val", stroke=FALLBACK["val"],
+            stroke_width=1.6, stroke_dasharray="6 4",
+        )  # fmt: skip
+
     def line(self, line: Line) -> Html:
         """The curve, or a dot when there is but one point."""
         if len(line.points) == 1:
@@ -176,22 +201,27 @@ class _Panel:
         return joined(_label(self.x(step), base, "×", anchor="middle", font_weight="bold") for step in steps[:50])
 
 
-def _legend(lines: Sequence[Line], levels: Mapping[str, float]) -> list[Html]:
+def _legend(lines: Sequence[Line], levels: Mapping[str, float], marked: tuple[str, float] | None) -> list[Html]:
     shown: list[Html] = []
     x = float(_LEFT)
     levelled = [Line(f"{name} {_short(value)}", [], "base", 1.6, "2 4") for name, value in levels.items()]
+    levelled += [Line(marked[0], [], "val", 1.6, "6 4")] if marked else []
     for line in (*lines, *levelled):
         shown.append(element("line", x1=f"{x:g}", y1=10, x2=f"{x + 24:g}", y2=10, **line.stroke))
         shown.append(_label(x + 29, 14, line.name))
-        x += 44 + 6.4 * len(line.name)
+        x += 44 + 6.8 * len(line.name)
     return shown
 
 
 def _step_axis(panel: _Panel, last: float) -> list[Html]:
-    base = panel.top + panel.height
     values = [value for value in _round_values(0, last, 8) if value == int(value)]
-    ticks = [_step_label(panel.x(value), base + 15, f"{value:,.0f}") for value in values]
-    return [*ticks, _label((_LEFT + WIDTH - _RIGHT) / 2, base + 30, "optimizer steps", anchor="middle")]
+    return _axis(panel, [(value, f"{value:,.0f}") for value in values], "optimizer steps")
+
+
+def _axis(panel: _Panel, ticks: Sequence[tuple[float, str]], name: str) -> list[Html]:
+    base = panel.top + panel.height
+    words = [_step_label(panel.x(place), base + 15, said) for place, said in ticks]
+    return [*words, _label((_LEFT + WIDTH - _RIGHT) / 2, base + 30, name, anchor="middle")]
 
 
 def _step_label(x: float, y: float, content: str) -> Html:

@@ -1,9 +1,13 @@
-"""The learning-rate range test as a static figure."""
+"""The learning-rate range test as a figure: for a page, and for a file."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from utils.views.figures import Across, Line, figure
+from utils.views.html import Html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,3 +46,24 @@ def range_test_curve(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def range_test_figure(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
+) -> Html:
+    """The same as SVG in the colours of the page. Arguments as for `range_test_curve`; losses above its axis end at the top."""
+    first, lowest = smoothed[0], min(smoothed)
+    top = first + 0.5 * (max(first - lowest, 0.05 * abs(first)) or 1.0)
+    start, end = math.log10(rates[0]), math.log10(rates[-1])
+    places = [math.log10(rate) - start for rate in rates]
+    decades = range(math.ceil(start - 1e-9), math.floor(end + 1e-9) + 1)
+    marked = None if suggestion is None else (f"suggestion {suggestion:.2g}", math.log10(suggestion) - start)
+    of_steps, mean = ([*zip(places, (min(value, top) for value in values), strict=True)] for values in (losses, smoothed))
+    lines = [Line("loss of each step", of_steps, "train", 1, opacity=0.45), Line("smoothed", mean, "train", 2.2)]
+    spoken = "no suggestion" if suggestion is None else f"suggestion {suggestion:.2g}"
+    return figure(
+        lines, f"Loss over the learning rate from {rates[0]:.0e} to {rates[-1]:.0e}; {spoken}.", axis="loss per target",
+        across=Across(
+            "learning rate (logarithmic)", end - start, [(power - start, f"1e{power}") for power in decades], marked
+        ),
+    )  # fmt: skip
