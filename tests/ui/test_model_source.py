@@ -14,7 +14,7 @@ from utils.errors import ConfigError
 from utils.models.origins import tokenizer_of
 from utils.training import TrainingConfig
 from utils.training.finetuning import fine_tuned, tuning_plan
-from utils.ui import SetupConfig, SetupWizard, WizardState
+from utils.ui import ConfigPresets, SetupConfig, SetupWizard, WizardState
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,41 @@ def test_sizes_follow_the_model_unless_somebody_chose_them(folders):
     state.set("max_length", 16)
     state.set("pretrained_model", folders["llama"])
     assert (state.setup.vocab_size, state.setup.max_length) == (vocab_size, 16)
+
+
+def test_a_pretrained_model_gets_the_learning_rate_of_its_way_of_fine_tuning(folders):
+    muon = ConfigPresets().customize("starter", optimizer="muon", learning_rate=3e-3)
+    state = WizardState(muon.setup(), tiny_gpt(vocab_size=64, length=32), muon)
+
+    def now():
+        return state.setup.learning_rate, state.setup.optimizer
+
+    state.set("pretrained_model", folders["llama"])
+    assert now() == (5e-5, "adamw")
+    assert "Learning rate 5e-05" in state.notice
+    state.set("finetune", "lora")
+    assert now() == (2e-4, "adamw")
+    state.set("finetune", "head")
+    assert now() == (3e-3, "muon")
+    state.set("finetune", "full")
+    state.set("pretrained_model", None)
+    assert now() == (3e-3, "muon")
+    state.set("learning_rate", 1e-5)
+    state.set("pretrained_model", folders["llama"])
+    assert now() == (1e-5, "adamw"), "the rate was chosen"
+
+
+def test_a_rate_that_the_cell_or_code_gave_stays(folders):
+    wizard = SetupWizard()
+    quick = {"model": tiny_gpt(), "preset": "starter", "pretrained_model": folders["llama"]}
+    assert wizard.quick_setup(**quick).learning_rate == 5e-5
+    assert "5e-05 (changed; preset: 0.001)" in wizard.state.rows()["Learning rate"]
+    assert wizard.quick_setup(**quick, finetune="lora").learning_rate == 2e-4
+    assert wizard.quick_setup(**quick, learning_rate=3e-4).learning_rate == 3e-4
+    state = state_of()
+    state.setup.learning_rate = 3e-4
+    state.set("pretrained_model", folders["llama"])
+    assert state.setup.learning_rate == 3e-4
 
 
 def test_clicks_on_a_model_are_made_again(folders):

@@ -9,7 +9,7 @@ from typing import Any
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem
 from utils.ui.new_model import for_task, usual_description
-from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, prepared
+from utils.ui.preset_fitting import differences, find_preset, fitted_optimization, fitted_sizes, prepared
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setting_values import counted, shown_value, titled, typed_value, value_text
 from utils.ui.setup_config import SetupConfig, field_of
@@ -52,7 +52,7 @@ class EditedSetup:
         self._before: Replaced | None = None
         self._clicking = False
         self._open_changes = 0
-        # Sizes that were set with the last change because the model has them.
+        # Values that were set with the last change to fit the model.
         self._fitted: dict[str, Any] = {}
         self._fits_sizes = True
         self._observers: list[Callable[[], None]] = []
@@ -227,7 +227,7 @@ class EditedSetup:
             self._fits_sizes = True
 
     def _fit(self, names: tuple[str, ...]) -> None:
-        """Set the sizes that nobody chose to those of another model."""
+        """Set sizes, learning rate and optimizer, where nobody chose them, to those of another model."""
         model = self.setup.new_model
         if model is not None and "new_model" not in names and (fitting := for_task(model, self.setup.task)) != model:
             self.setup.update(new_model=fitting)  # which fits the sizes too
@@ -241,6 +241,10 @@ class EditedSetup:
             chosen |= self._sizes_of_cell().keys()
             default = None if self.facts is None else self.facts.vocab_size
             wanted = {"vocab_size": usual.vocab_size or default, "max_length": usual.max_length}
+        if "pretrained_model" in names or self.setup.pretrained_model is not None:
+            of_cell = {field_of(name) for name in self._overrides}
+            fitted = fitted_optimization(self.setup, usual)
+            wanted |= {name: value for name, value in fitted.items() if name not in of_cell}
         self._fitted = {
             name: value for name, value in wanted.items() if name not in chosen and value != getattr(self.setup, name)
         }
@@ -338,7 +342,7 @@ class EditedSetup:
         for name in names:
             self._entries.pop(name, None)
         self._clicked = self._clicked | set(names) if self._clicking else self._clicked - set(names)
-        if self._fits_sizes and {"pretrained_model", "new_model", "task"} & set(names):
+        if self._fits_sizes and {"pretrained_model", "new_model", "task", "finetune"} & set(names):
             self._fit(names)
         self._tell()
 

@@ -22,18 +22,41 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
     """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
 
     The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained or new one that
-    `overrides` name, else the one of `facts`. Raises `ConfigError`.
+    `overrides` name, else the one of `facts`. A pretrained one gets the learning rate of fine-tuning. Raises `ConfigError`.
     """
     setup = SetupConfig() if preset is None else preset.setup()
     named = ("pretrained_model", "new_model")
     if any(overrides.get(name) is not None for name in named):
         sizes = ("vocab_size", "max_length") if overrides.get("new_model") is not None else ()
-        setup.update(**{name: overrides[name] for name in (*named, "task", *sizes) if name in overrides})
+        setup.update(**{name: overrides[name] for name in (*named, "task", "finetune", *sizes) if name in overrides})
         found = named_facts(setup)
         facts = None if found is None else found.model_facts
-    setup.update(**fitted_sizes(setup, facts))
+    setup.update(**fitted_sizes(setup, facts), **fitted_optimization(setup, setup))
     setup.update(**overrides)
     return setup
+
+
+# Way of fine-tuning -> highest learning rate that a preset keeps for it. All parameters: Devlin et al. 2019 (BERT), appendix
+# A.3, 2e-5 to 5e-5. LoRA: Hu et al. 2021, appendix D, GPT-2 with 2e-4. A head alone is a new model, with the preset's rate.
+_FINE_TUNING_RATES = {"full": 5e-5, "last_layers": 5e-5, "lora": 2e-4}
+
+
+def fitted_optimization(setup: SetupConfig, usual: SetupConfig) -> dict[str, Any]:
+    """Learning rate and optimizer for the model that `setup` names, where `setup` still has those of `usual`, the preset's.
+
+    They are for new weights: a pretrained model would forget at their rate. It is trained by AdamW, as it was before: Muon
+    gains little on weights that AdamW made (arXiv 2502.16982, section 3.5).
+    """
+    fine_tuning = {mode: min(usual.learning_rate, rate) for mode, rate in _FINE_TUNING_RATES.items()}
+    optimizer = "adamw" if usual.optimizer == "muon" else usual.optimizer
+    of_preset = {
+        "learning_rate": {usual.learning_rate, *fine_tuning.values()}, "optimizer": {usual.optimizer, optimizer}
+    }  # fmt: skip
+    wanted = {"learning_rate": usual.learning_rate, "optimizer": usual.optimizer}
+    if setup.pretrained_model is not None and setup.finetune in fine_tuning:
+        wanted = {"learning_rate": fine_tuning[setup.finetune], "optimizer": optimizer}
+    now = {name: getattr(setup, name) for name in wanted}
+    return {name: value for name, value in wanted.items() if value != now[name] and now[name] in of_preset[name]}
 
 
 def fitted_sizes(setup: SetupConfig, facts: ModelFacts | None, longest: int | None = None) -> dict[str, Any]:
