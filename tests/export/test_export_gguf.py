@@ -154,9 +154,9 @@ def test_a_tokenizer_that_gguf_cannot_hold_is_refused_by_name(change, message, t
             lambda: LlamaForCausalLM(
                 LlamaConfig(**rotary(40), rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0})
             ),
-            r"rotary positions are scaled \(linear\)",
+            r"scales its rotary positions \(RoPE scaling 'linear'\)",
         ),
-        (lambda: MistralForCausalLM(MistralConfig(**rotary(40), sliding_window=4)), r"slides \(sliding_window=4\)"),
+        (lambda: MistralForCausalLM(MistralConfig(**rotary(40), sliding_window=4)), r"uses sliding-window attention \(sliding_window=4\)"),
         (lambda: LlamaForCausalLM(LlamaConfig(**rotary(40), hidden_act="gelu")), "activation is gelu"),
         (
             lambda: GPT2LMHeadModel(

@@ -171,7 +171,7 @@ def _device_kind() -> str:
 
 @contextmanager
 def _off_the_device(model: nn.Module) -> Iterator[None]:
-    """A model that is on an accelerator waits in the host's memory: there it takes nothing from its own copy."""
+    """A model on an accelerator is moved to the host's memory meanwhile, so that it takes no device memory from its copy."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if device.type == "cpu":
         yield

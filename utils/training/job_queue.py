@@ -51,7 +51,7 @@ class JobQueue:
         clock: seconds since 1970, instead of the database's clock; for tests.
 
     Attributes:
-        url: with an absolute path and without a password; notices: what happened at the opening that you should know.
+        url: with an absolute path and without a password; notices: warnings that were raised while opening.
     Raises:
         ConfigError: the URL is not one of a queue. MissingPackageError: psycopg for PostgreSQL, ray for Ray.
         QueueError: it cannot be opened or written; says why. QueueBusyError: another process keeps it locked.
@@ -89,7 +89,7 @@ class JobQueue:
     # ---- jobs ----
 
     def submit_job(self, job_config: JobConfig, *, priority: int | None = None) -> int:
-        """Add a job; its id. When this returns the job is stored; when it raises, nothing is.
+        """Add a job and return its id. When this returns the job is stored; when it raises, nothing is.
 
         A job that holds objects of this process (see `JobConfig`) is accepted on SQLite, unless it has `durable=True` or asks
         for several devices. A warning is logged: only this process can run it, with `work()` or `start_worker()`.

@@ -67,7 +67,7 @@ class Start:
 
     @property
     def precision(self) -> object:
-        """The number format that the checkpoint's run was computed in; None for a new run."""
+        """The precision that the checkpoint's run was computed in; None for a new run."""
         return None if self.checkpoint is None else self.checkpoint["environment"].get("precision")
 
     def release(self) -> None:

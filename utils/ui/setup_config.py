@@ -123,10 +123,10 @@ class SetupConfig:
     def update(self, /, **values: Any) -> None:
         """Change several fields at once, or none: raises `ConfigError` that lists every problem.
 
-        A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that dataset of the Hub; each
-        forgets the other, and `dataset_source="builtin"` alone forgets both. A `mixture` forgets all of these and they
-        forget it; a `new_model` and a `pretrained_model` forget each other. Another dataset forgets `config_name`,
-        `dataset_split`, `text_column`, `label_column` and `conversation_layout`.
+        A `dataset_path` alone means that file, a `dataset_name` (or `dataset`) alone that dataset of the Hub; setting one
+        clears the other, and `dataset_source="builtin"` alone clears both. A `mixture` clears all of these, and vice versa;
+        so do a `new_model` and a `pretrained_model` with each other. Another dataset clears `config_name`, `dataset_split`,
+        `text_column`, `label_column` and `conversation_layout`.
         """
         data, training, problems = self._sorted(values)
         for model, other in (("new_model", "pretrained_model"), ("pretrained_model", "new_model")):

@@ -15,7 +15,7 @@ from utils.schema import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Memory for what was seen, KiB; more lies in a temporary file.
+# Cache of texts that were seen, KiB; SQLite spills the rest to a temporary file.
 _SEEN_CACHE_KIB = 1 << 16
 
 
@@ -24,8 +24,8 @@ class TextRules:
     """Rules for filtering and cleaning texts.
 
     Attributes:
-        strip: take white space off its two ends. Nothing else is changed in any text.
-        min_length, max_length: characters, after that; None: no limit. Shorter and longer texts are left out, not cut.
+        strip: strip leading and trailing white space. Nothing else is changed in any text.
+        min_length, max_length: limits in characters, after stripping; None: no limit. Shorter and longer texts are left out, not cut.
         remove_duplicates: leave out a text that is equal to one before.
     """
 

@@ -7,7 +7,7 @@ from utils.training.diagnosis.rules import Outcome, found, passed, rule, unknown
 
 #: Seconds of a run that must be wasted before it is worth a finding.
 WORTH_S = 60.0
-#: Seconds that a run must take before unused memory is one: a larger batch then saves minutes.
+#: Seconds that a run must take before unused memory is reported: a larger batch then saves minutes.
 LONG_S = 600.0
 
 

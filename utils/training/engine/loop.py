@@ -195,7 +195,7 @@ class TrainingLoop:
             if state.evaluated_step != state.step:
                 self._evaluate()
             row |= {name: value for name, value in state.history[-1].items() if name.startswith("val/")}
-        # After the validation, which a stop may leave undone: the epoch is then finished, and judged, by who continues.
+        # After the validation, which a stop may skip: the resumed run then completes and evaluates the epoch.
         if self.plan.monitor.startswith("train/"):
             self._update_best(row)
         row |= {"time/loading_s": loading, "time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}

@@ -42,7 +42,7 @@ class TrainingResults(Mapping[str, Any]):
             to stop and keep the best; None: not known, of results that were read from a run's folder.
         task_spec, training_config: what was learned and how.
         run_dir: the run's folder (Path); run_name: its name.
-        precision: the number format of forward and backward passes, "bf16", "fp16" or "32"; precision_reason: with
+        precision: that of forward and backward passes, "bf16", "fp16" or "32"; precision_reason: with
             precision="auto", what decided; else None.
         state: the TrainState at the end.
         fine_tuning: of a run that trained a part of the model: its mode, the parameters that were trained, all of them, their
@@ -230,7 +230,7 @@ class TrainingResults(Mapping[str, Any]):
 
     @property
     def final_model_state(self) -> dict[str, Tensor]:
-        """The model's weights on the CPU in its number formats, read from a checkpoint on each access: the newest one, or the
+        """The model's weights on the CPU in its dtypes, read from a checkpoint on each access: the newest one, or the
         best where `weights` is "best"."""
         path = self.best_model_path if self.weights == "best" else self.checkpoint_path
         if path and Path(path).is_file():

@@ -51,8 +51,8 @@ def train_step(
     each has its own micro-batches, or none; the step is that of all of them.
 
     Args:
-        skips: how many steps may be left out for such numbers, in a row and in all, before parameters are not touched again;
-            only needed where they are not looked at after each step.
+        skips: how many steps may be skipped for numbers that are not finite, consecutively and in total, before updates are
+            disabled; only needed where the numbers are not looked at after each step.
         num_targets: targets of all processes' micro-batches; None: these are all.
     """
     watch = watch or StepWatch()

@@ -1,4 +1,4 @@
-"""Trainer: config -> parts -> loop -> results. It knows every neighbour and does no arithmetic."""
+"""Trainer: config -> parts -> loop -> results. It connects the other parts and does no arithmetic."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class Trainer:
     def _open(self, plan: RunPlan, resume_from: Any, stack: contextlib.ExitStack) -> _OpenRun:
         """Lock the run's folder, assemble the parts and set them to where the run resumes.
 
-        What `stack` undoes when it closes: random state, number formats, training mode, faster kernels, the lock.
+        What `stack` undoes when it closes: random state, matmul precision, training mode, faster kernels, the lock.
         """
         config, world, model = plan.config, plan.world, self.model
         world.check_same(

@@ -30,7 +30,7 @@ def export_model(
 ) -> Exports:
     """Export the trained model of `results`, or a module, verified by loading it again.
 
-    The weights come from a checkpoint and are written in the model's own number format; the live model, its mode and its
+    The weights come from a checkpoint and are written in the model's own dtype; the live model, its mode and its
     gradients are not touched. A second call replaces the export that the first one made.
 
     Args:

@@ -98,10 +98,10 @@ def _misfit(architecture: Architecture, config: Any) -> str | None:
         return "it has cross-attention" if config.add_cross_attention else None
     rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope_type != "default":
-        return f"its rotary positions are scaled ({rope_type})"
+        return f"it scales its rotary positions (RoPE scaling {rope_type!r})"
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings and getattr(config, "use_sliding_window", True):
-        return f"its attention slides (sliding_window={window})"
+        return f"it uses sliding-window attention (sliding_window={window})"
     return None
 
 
@@ -254,7 +254,7 @@ def _halved(heads: int) -> Callable[[Array], Array]:
 
 
 def _kind(array: Array, stored_name: str, dtype: DType) -> Any:
-    """The number format of one tensor: readers expect vectors and positions in float32; q8_0 takes whole blocks only."""
+    """The dtype of one tensor: readers expect vectors and positions in float32; q8_0 takes whole blocks only."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if dtype == "f32" or array.ndim < 2 or stored_name.startswith("position_embd"):
@@ -264,7 +264,7 @@ def _kind(array: Array, stored_name: str, dtype: DType) -> Any:
 
 
 def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[str, Any]:
-    """Read the file back: tensor by tensor, then as a model. Raises ExportError where it is another model."""
+    """Read the file back: tensor by tensor, then as a model. Raises ExportError if the file does not reproduce the model."""
     weight_difference = _compare_tensors(model, rounded, file)
     reference = copy.deepcopy(model).float()
     parameters = dict(reference.named_parameters())
@@ -280,7 +280,7 @@ def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[
     with loaded_elsewhere("gguf", folder=str(file.parent), file=file.name, config=known) as elsewhere:
         got = scores_elsewhere(call, elsewhere)
         compare_logits(expected, got, batches, _TOLERANCE)
-        # What the number format costs is stated, not judged.
+        # What the rounding costs is stated, not judged.
         parity = compare_logits(ModelCall(model), got, batches, float("inf"))
         tokens = greedy_parity(model, expected, got, batches, _TOLERANCE)
     return {**parity, **tokens, "tensors": len(rounded), "max_weight_diff": weight_difference}
@@ -310,7 +310,7 @@ def _compare_tensors(model: nn.Module, rounded: Mapping[str, Array], file: Path)
 
 
 def _rounding(array: Array, kind: str) -> NDArray[Any] | float:
-    """The largest error that storing `array` in a number format may cause."""
+    """The largest error that storing `array` in a dtype may cause."""
     if kind == "F32":
         return 0.0
     if kind == "F16":

@@ -201,7 +201,7 @@ def merged_model(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[A
     if base_model(model) is model:
         return model, ()
     merged = copy.deepcopy(model).merge_and_unload().eval()
-    # Merged weights are rounded to their number format, where the adapter's product was added to the activations.
+    # Merged weights are rounded to their dtype, where the adapter's product was added to the activations.
     eps = max(torch.finfo(p.dtype).eps for p in merged.parameters() if p.is_floating_point())
     tolerance = max(_TOLERANCE, 16 * eps if eps > _TOLERANCE else 0.0)
     parity = compare_logits(scores_of(model), scores_of(merged), batches, tolerance)

@@ -176,7 +176,7 @@ class Reader:
 
 
 def digest(tensor: Any) -> str:
-    """A checksum of a tensor's number format, shape and bytes."""
+    """A checksum of a tensor's dtype, shape and bytes."""
     import torch
 
     content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

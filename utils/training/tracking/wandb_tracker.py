@@ -20,9 +20,9 @@ _LONGEST_UPLOAD_S = 30.0
 class WandbTracker:
     """Rows to Weights & Biases, into the project that the config names.
 
-    An own `wandb.init` before training is used as it is and left open. Without an API key, or with WANDB_MODE=offline, the
-    run is kept offline, on disk: a login prompt would wait for ever where nobody watches. A service that fails is not tried
-    again, nor is the run taken offline then.
+    A W&B run that was opened with `wandb.init` before training is used as it is and left open. Without an API key, or with
+    WANDB_MODE=offline, the run is kept offline, on disk: a login prompt would block a run that nobody watches. After a failure
+    the service is not tried again, and the run is not switched to offline mode.
     """
 
     name = "W&B"

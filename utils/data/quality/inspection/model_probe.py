@@ -20,7 +20,7 @@ log = logging.getLogger("trainbook.data")
 _NORMALISING = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 # Root mean square of what reaches the first layer with weights, up to which the model has normalised it.
 _NORMALISED = 10.0
-# Factors on the inputs under which an output without a bound changes its sign.
+# Scale factors of the inputs: an unbounded output changes its sign under at least one of them.
 _DRIVES = (1.0, -1.0, 30.0, -30.0, 1000.0, -1000.0)
 
 

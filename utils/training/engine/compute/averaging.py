@@ -129,7 +129,7 @@ class WeightAverage:
             return "the checkpoint's average is of other parameters"
         for name, index in self._names:
             if (there[name].shape, there[name].dtype) != (self._weights[index].shape, self._weights[index].dtype):
-                return f"{name}: the checkpoint's average has another shape or number format"
+                return f"{name}: the checkpoint's average has another shape or dtype"
         return None
 
     @torch.no_grad()

@@ -107,7 +107,7 @@ def compare_formats(
                 if not 1 / CLEAR < ratios[0] < CLEAR or spent + half + full > affordable_s:
                     break
     except Exception as error:  # noqa: BLE001 - code of the caller's; the first step raises the same with all it knows
-        log.debug("The number formats could not be compared: %s", error)
+        log.debug("The precisions could not be compared: %s", error)
         return None
     if len(ratios) < FEWEST_PAIRS and 1 / CLEAR < ratios[0] < CLEAR:
         return None

@@ -370,7 +370,7 @@ def _is_of_connection(error: RuntimeError) -> bool:
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters in order, in lists of one number format and about `_BUCKET_BYTES`."""
+    """The parameters in order, in lists of one dtype and about `_BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     size = 0
     for parameter in parameters:
