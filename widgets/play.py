@@ -121,7 +121,8 @@ class PlayPanel:
         asked = [row(self.upload), self.picture] if opened.kind == "image" else [self.prompt]
         parts = [self.output, *asked] if opened.kind == "chat" else asked
         tail = [] if opened.kind == "chat" else [self.output]
-        self.box = panel(markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert)
+        about = [markup_box(markup=small(opened.weights))] if opened.weights else []
+        self.box = panel(markup_box(markup=heading("Play")), *about, *parts, *settings, self.job.box, *tail, self._alert)
         self.box.add_class("tb-play-panel")
         watch_cells()
 
