@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
 
 # What stands in the box at first where no sample of the run is known, by kind of model.
-_EXAMPLES = {"text": "The", "chat": "Hello!", "classes": "This is an example.", "tags": "This is an example.", "image": ""}
+_EXAMPLES = {
+    "text": "The",
+    "chat": "Hello!",
+    "classes": "This is an example.",
+    "tags": "This is an example.",
+    "image": "",
+}
 
 # What the button says and the field is called, by kind of model.
 _LABELS = {
@@ -141,7 +147,9 @@ class PlayPanel:
         parts = [self.output, *asked] if opened.kind == "chat" else asked
         tail = [self.renew] if opened.kind == "chat" else [self.output]
         about = [markup_box(markup=small(opened.weights))] if opened.weights else []
-        self.box = panel(markup_box(markup=heading("Play")), *about, *parts, *settings, self.job.box, *tail, self._alert)
+        self.box = panel(
+            markup_box(markup=heading("Play")), *about, *parts, *settings, self.job.box, *tail, self._alert
+        )
         self.box.add_class("tb-play-panel")
         watch_cells()
 
