@@ -258,7 +258,10 @@ def _details(result: CheckResult) -> Details:
         coloured = tuple(zip(measured.pop("tokens"), measured.pop("scores"), strict=True))
     limits = [Bounds(limit.measured, limit.at_least, limit.at_most, limit.source) for limit in result.limits]
     if not limits:
-        limits = [Bounds(f"threshold {name}", other=value) for name, value in result.thresholds.items()]
+        limits = [
+            Bounds(name if name in measured else f"threshold {name}", other=value)
+            for name, value in result.thresholds.items()
+        ]
     return Details(
         findings=tuple((finding.verdict, finding.summary, finding.remedy) for finding in result.findings),
         values=value_rows(measured, limits) if result.verdict != "not run" else (),

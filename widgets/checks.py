@@ -34,6 +34,7 @@ Tier = Literal[1, 2, 3, "all"]
 # Seconds between two drawings of the progress.
 _REDRAW_S = 0.5
 _RUNNING = "The checks are running. The kernel's interrupt stops them."
+_TIMING = "Measuring how long these checks take here …"
 
 
 async def run_checks(
@@ -249,7 +250,13 @@ class OfferedChecks:
         self._shown = markup_box("tb-offered-report")
         self._job = TaskRow(label, "tb-offer-checks", self._work, self._done, self._failed)
         self._job.cancel.description = "Stop"
-        self.box = panel(markup_box(markup=paragraph(sentence)), self._job.box, self._shown)
+        self._sentence = markup_box("tb-offered-sentence")
+        self.box = panel(self._sentence, self._job.box, self._shown)
+        self.say(sentence)
+
+    def say(self, sentence: str) -> None:
+        """Put a sentence over the button."""
+        set_markup(self._sentence, paragraph(sentence))
 
     def _work(self, progress: Progress) -> CheckReport:
         relay = _Relay(progress)
@@ -283,17 +290,23 @@ def offer_checks(
     """
     run, name = _tier(tier)
     mode = ui_mode(ui)
-    sentence = _offer(model, config, tier, arguments)
+    how = f"To run it: {name}(model, config)."
     if mode == "none":
         return None
-    plain = f"{sentence} To run it: {name}(model, config)."
     if mode != "widget":
-        show_text(plain)
+        show_text(f"{_offer(model, config, tier, arguments)} {how}")
         return None
     offered = OfferedChecks(
-        lambda **told: run(model, config, **arguments, **told), f"Run {_title(tier).lower()} checks", sentence
+        lambda **told: run(model, config, **arguments, **told), f"Run {_title(tier).lower()} checks", _TIMING
     )
-    LiveOutput(offered.box, plain)
+    output = LiveOutput(offered.box, _TIMING)
+    try:
+        sentence = _offer(model, config, tier, arguments)
+    except BaseException:
+        offered.say("The time was not measured: this cell was interrupted or failed.")
+        raise
+    offered.say(sentence)
+    output.describe(f"{sentence} {how}")
     return offered
 
 

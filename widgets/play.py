@@ -11,18 +11,26 @@ import ipywidgets
 from utils.environment import ui_mode
 from utils.errors import ConfigError, TrainbookError
 from utils.training.playground import Attribution, Generated, Playground, Tagged, open_playground
+from utils.training.samples import read_samples
 from utils.ui.background import Progress
 from utils.views.display import LiveOutput, show_text
 from utils.views.html import Html, alert, bars, element, joined, text
 from utils.views.token_strip import attribution_strip, token_strip
 from widgets.background_task import Outcome, TaskRow, watch_cells
-from widgets.forms import heading, markup_box, panel, paragraph, primary, row, set_markup, small
+from widgets.forms import button, heading, markup_box, panel, paragraph, primary, row, set_markup, small
 from widgets.guarded import error_details, error_sentence, guarded
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
 
-_EXAMPLE = "The"
+# What stands in the box at first where no sample of the run is known, by kind of model.
+_EXAMPLES = {
+    "text": "The",
+    "chat": "Hello!",
+    "classes": "This is an example.",
+    "tags": "This is an example.",
+    "image": "",
+}
 
 # What the button says and the field is called, by kind of model.
 _LABELS = {
@@ -34,7 +42,7 @@ _LABELS = {
 _LARGEST_ERROR = 0.1
 
 
-def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, ui: str | None = None) -> None:
+def playground(source: TrainingResults | str | Path, *, prompt: str | None = None, ui: str | None = None) -> None:
     """Show a panel to try a trained model.
 
     A language model continues a prompt, one with a chat template answers in a conversation, a classifier of texts or
@@ -44,7 +52,8 @@ def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, 
 
     Args:
         source: a training's results, a run's folder, or a folder exported for transformers.
-        prompt: what stands in the box at first.
+        prompt: what stands in the box at first; None: of results that classify texts a sample of their validation data, else
+            an example.
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
     """
     mode = ui_mode(ui)
@@ -52,6 +61,7 @@ def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, 
         return
     try:
         opened = open_playground(source)
+        prompt = _example(source, opened) if prompt is None else prompt
         if mode != "widget":
             show_text(_sample(opened, prompt))
             return
@@ -60,6 +70,15 @@ def playground(source: TrainingResults | str | Path, *, prompt: str = _EXAMPLE, 
         return
     panel = PlayPanel(opened, prompt)
     LiveOutput(panel.box, "The playground").describe("The playground: run this cell again to use it.")
+
+
+def _example(source: TrainingResults | str | Path, opened: Playground) -> str:
+    """A text to begin with: one that the run showed a prediction for, where there is one."""
+    if opened.kind in ("classes", "tags") and not isinstance(source, (str, Path)):
+        rows = read_samples(Path(source.run_dir))
+        if rows and rows[-1]["samples"] and "input" in rows[-1]["samples"][0]:
+            return str(rows[-1]["samples"][0]["input"])
+    return _EXAMPLES[opened.kind]
 
 
 def _sample(opened: Playground, prompt: str) -> str:
@@ -88,10 +107,10 @@ class PlayPanel:
     Attributes:
         box: what is shown; prompt, temperature, top_p, length: its fields; upload, picture: of an image model, instead of
             `prompt`; job: Generate and Stop.
-        messages: of a chat, the turns so far.
+        messages, renew: of a chat, the turns so far, and the button that forgets them.
     """
 
-    def __init__(self, opened: Playground, prompt: str = _EXAMPLE) -> None:
+    def __init__(self, opened: Playground, prompt: str = "") -> None:
         self._opened = opened
         self.messages: list[dict[str, str]] = []
         self._partial = self._asked = ""
@@ -108,10 +127,16 @@ class PlayPanel:
         self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
         self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
         self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens")
-        self.temperature.style.description_width = "initial"
+        for field_of_number in (self.temperature, self.top_p, self.length):
+            field_of_number.style.description_width = "initial"
         self.job = TaskRow(label, "tb-play", self._work, self._done, self._failed)
         primary(self.job.start)
         self.job.cancel.description = "Stop"
+        # Kept out of the job's row, whose buttons come and go with the work.
+        self.renew = button(
+            "New conversation", "tb-play-new", lambda _: self._renewed(), self._failed, "Forget what was said so far."
+        )
+        self.renew.disabled = True
         self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")
         submit = guarded(lambda _: self.job.begin(), self._failed)
         # The front end's message for Enter; `on_submit` is deprecated in ipywidgets 8.
@@ -120,10 +145,20 @@ class PlayPanel:
         settings = [row(self.temperature, self.top_p, self.length)] if writes else []
         asked = [row(self.upload), self.picture] if opened.kind == "image" else [self.prompt]
         parts = [self.output, *asked] if opened.kind == "chat" else asked
-        tail = [] if opened.kind == "chat" else [self.output]
-        self.box = panel(markup_box(markup=heading("Play")), *parts, *settings, self.job.box, *tail, self._alert)
+        tail = [self.renew] if opened.kind == "chat" else [self.output]
+        about = [markup_box(markup=small(opened.weights))] if opened.weights else []
+        self.box = panel(
+            markup_box(markup=heading("Play")), *about, *parts, *settings, self.job.box, *tail, self._alert
+        )
         self.box.add_class("tb-play-panel")
         watch_cells()
+
+    def _renewed(self) -> None:
+        """Begin a conversation anew."""
+        self.messages = []
+        self.renew.disabled = True
+        for box in (self.output, self._alert):
+            set_markup(box, text(""))
 
     def _chosen(self) -> None:
         """Show the chosen image; what was found for another one goes."""
@@ -178,8 +213,8 @@ class PlayPanel:
         written = Generated(self._partial) if outcome.cancelled else outcome.result
         if self._opened.kind == "chat":
             self.messages += [_user(self._asked), {"role": "assistant", "content": written.text}]
-            self.prompt.value = ""
-            turns = [_block(f"{turn['role']}: {turn['content']}") for turn in self.messages]
+            self.prompt.value, self.renew.disabled = "", False
+            turns = [_turn(turn["role"], turn["content"].strip()) for turn in self.messages]
             set_markup(self.output, joined([*turns, _cut(written.cut)]))
             return
         set_markup(self.output, joined([_block(self._asked + written.text), _cut(written.cut)]))
@@ -219,6 +254,12 @@ def _uploaded(value: Any) -> bytes:
 def _block(content: str) -> Html:
     """Text with its own line breaks."""
     return element("div", text(content), style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 0.5em")
+
+
+def _turn(role: str, content: str) -> Html:
+    """A turn of a conversation, with who speaks set apart."""
+    style = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 0.5em"
+    return element("div", element("strong", text(f"{role}:")), text(f" {content}"), style=style)
 
 
 def _cut(count: int) -> Html:

@@ -10,6 +10,7 @@ from tests.kit.labelled import CLS, SEP, bert_like_tokenizer, ids_of
 from tests.kit.toys import tiny_gpt
 from utils.data import TokenBlocks, prepare_examples
 from utils.data.encoded import EncodedExamples, Ragged
+from utils.data.labelled.suggestion import suggest_task
 from utils.data.module import UniversalDataModule
 from utils.data.text.splitting import split_examples
 from utils.errors import ConfigError, DataError, DataTypeError
@@ -762,3 +763,9 @@ def test_a_column_of_numbers_may_be_the_input():
     rows = [{"source": n, "target": "the cat"} for n in (7, 12)]
     written = [{**row, "source": str(row["source"])} for row in rows]
     assert prepared(rows, "seq2seq").train.digest() == prepared(written, "seq2seq").train.digest()
+
+
+def test_an_empty_cell_is_no_label_of_the_suggested_task():
+    rows = [{"text": text, "mood": mood} for text, mood in zip(TEXTS, MOODS, strict=True)]
+    found = suggest_task([*rows, {"text": "", "mood": ""}, {"text": " ", "mood": " "}])
+    assert (found.task, found.reason) == ("text_classification", "mood holds 2 different labels, and text holds texts")

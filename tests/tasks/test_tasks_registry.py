@@ -7,12 +7,13 @@ from typing import ClassVar
 import pytest
 import torch
 
+from tests.kit.labelled import bert_like_tokenizer
 from tests.kit.task_toys import PlainHead, amount_of, collate, id_rows, samples_of, seeded
 from tests.kit.toys import golden_config
 from utils.errors import ConfigError, ModelError
 from utils.training import Task, TaskSpec, Trainer, register_task
 from utils.training.engine import Loss
-from utils.training.engine.loss.tasks import find_task
+from utils.training.engine.loss.tasks import Wording, find_task
 
 SAMPLES = samples_of(id_rows(16), amount_of)
 
@@ -138,3 +139,14 @@ def test_metrics_of_a_task_of_ones_own_can_be_monitored():
     assert train(Named, "val/half").best_value is not None
     with pytest.raises(ConfigError, match="did you mean val/half"):
         train(Named, "val/halff")
+
+
+def test_an_input_is_shown_without_the_tokens_that_frame_it():
+    tokenizer = bert_like_tokenizer()
+    ids = torch.tensor([tokenizer.encode("the cat sat"), tokenizer.encode("the [MASK] ran")])
+    batch = {
+        "input_ids": torch.nn.functional.pad(ids, (0, 2)),
+        "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), (0, 2)),
+    }
+    assert [Wording(tokenizer).inputs(batch, row) for row in (0, 1)] == ["the cat sat", "the [MASK] ran"]
+    assert Wording(None).inputs({"input_ids": torch.tensor([[7, 8]])}, 0) == "7 8"

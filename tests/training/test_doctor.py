@@ -136,6 +136,13 @@ def test_a_monitored_metric_that_is_never_computed(monitor, found):
     assert outcome("monitored metric", record(rows, task="regression", monitor=monitor, mode=mode)).found == found
 
 
+def test_a_model_that_learned_nothing_has_not_passed_as_large_enough():
+    labels = {"event": "start", "step": 0, "labels": {"guess_loss": 2.0, "targets": 100}}
+    rows = record([{**row, "train/loss": 2.0} for row in falling()], [labels])
+    assert outcome("learning", rows).found
+    assert outcome("underfitting", rows).verdict == "not run"
+
+
 @pytest.mark.parametrize(("end", "found"), [(2.7, True), (1.0, False)])
 def test_a_language_model_on_a_plateau(end, found):
     rows = [{**row, "train/loss": max(end, 4.0 - 0.1 * row["step"]) + 0.005 * (-1) ** row["step"]} for row in falling()]

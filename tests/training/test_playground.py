@@ -22,7 +22,9 @@ from transformers import (
 from utils.adapters import generate
 from utils.errors import ConfigError
 from utils.tokenization.character import build_character_tokenizer
-from utils.training import TaskSpec
+from utils.training import TaskSpec, Trainer, TrainingConfig
+from utils.training.engine.checkpointing.store import read_checkpoint
+from utils.training.engine.checkpointing.weights import weights_to_use
 from utils.training.playground import Playground, open_playground
 
 CONTEXT = 16
@@ -171,7 +173,9 @@ def test_several_classes_at_once_have_a_probability_each(settings, total, fast_t
 def test_an_export_of_another_kind_is_refused_by_name(model, fast_tokenizer, tmp_path):
     model(sizes(fast_tokenizer)).save_pretrained(tmp_path)
     fast_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="the playground takes language models and classifiers of texts, tokens and images"):
+    with pytest.raises(
+        ConfigError, match="the playground takes language models and classifiers of texts, tokens and images"
+    ):
         open_playground(tmp_path)
 
 
@@ -222,7 +226,8 @@ def test_the_contributions_of_tokens_add_up_to_the_change_of_the_logit(classifie
     table = classifier.get_input_embeddings()
     with torch.no_grad():
         logits = [
-            classifier(inputs_embeds=table(row), attention_mask=torch.ones_like(row)).logits[0] for row in (ids, 0 * ids)
+            classifier(inputs_embeds=table(row), attention_mask=torch.ones_like(row)).logits[0]
+            for row in (ids, 0 * ids)
         ]
     change = (logits[0] - logits[1])[{"sad": 0, "glad": 1, "mad": 2}[best]]
     assert sum(score for _, score in found.tokens) == pytest.approx(float(change), rel=0.05, abs=1e-3)
@@ -246,7 +251,7 @@ def test_an_image_is_classified(given, tmp_path):
              "num_attention_heads": 2, "intermediate_size": 16}  # fmt: skip
     model = ViTForImageClassification(ViTConfig(**sizes, id2label={0: "cat", 1: "dog"}))
     spec = TaskSpec.image_classification(num_classes=2, preprocessing_config={"mean": 0.5, "std": 0.25})
-    play = open_playground(SimpleNamespace(model=model, tokenizer=None, task_spec=spec))
+    play = open_playground(SimpleNamespace(model=model, tokenizer=None, task_spec=spec, best_model_path=None))
     pixels = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     image = {"array": pixels, "bytes": (tmp_path / "image.png").read_bytes(), "file": tmp_path / "image.png"}[given]
@@ -257,3 +262,20 @@ def test_an_image_is_classified(given, tmp_path):
     assert dict(found) == pytest.approx({"cat": float(probabilities[0]), "dog": float(probabilities[1])}, abs=1e-5)
     with pytest.raises(ConfigError, match="no image that can be read"):
         play.classify_image(b"no image")
+
+
+def test_results_are_played_with_the_weights_of_the_best_checkpoint(tokenizer, tmp_path):
+    """What is learned does not fit the validation data, so that the first validation is the best."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**sizes(tokenizer)))
+    config = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-2, output_dir=str(tmp_path), run_name="r")
+    learned, held_out = ([{"input_ids": torch.arange(CONTEXT) % 4 + first}] * 8 for first in (4, 8))
+    results = Trainer(model, training_config=config, tokenizer=tokenizer).train(learned, held_out)
+    opened = open_playground(results)
+    best = weights_to_use(read_checkpoint(results.best_model_path))
+    assert results.state.best.step < results.steps
+    assert torch.equal(opened.model.lm_head.weight, best["lm_head.weight"])
+    assert not torch.equal(opened.model.lm_head.weight, results.model.lm_head.weight)
+    assert f"best checkpoint, step {results.state.best.step} (val/loss" in opened.weights
+    results.weights = "best"  # as after Stop and keep best: the model has them already
+    assert (open_playground(results).model, open_playground(results).weights) == (results.model, "")

@@ -26,6 +26,12 @@ PAGES = {
 NOT_TEXT = ("line", "card")
 
 
+def test_the_arrow_of_a_list_has_the_colour_of_the_text():
+    """That of ipywidgets is black in every theme."""
+    rules = sheet(controls=True).split("}")
+    assert any(".widget-dropdown select{appearance:none" in rule and "var(--tb-ink)" in rule for rule in rules)
+
+
 def rgb(colour):
     return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
 

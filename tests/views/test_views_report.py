@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.kit.browser import needs_chromium, running_browser
+from utils.check_result import CheckReport, CheckResult
 from utils.views.html import style_sheet, text
 from utils.views.report import Details, page, report_html, report_text
 from utils.views.values import Bounds, value_rows, value_text
@@ -100,12 +101,12 @@ def test_a_value_beyond_its_limit_is_marked_and_its_limit_has_a_source():
 @pytest.mark.parametrize(("bounds", "heads"), [
     (Bounds("loss", at_most=4.0, source="the data"), ["measured", "value", "limit", "source of the limit"]),
     (Bounds("loss", at_most=4.0), ["measured", "value", "limit"]),
-    (Bounds("loss of layers", at_most=4.0, source="the data"), ["measured", "limit", "source of the limit"]),
+    (Bounds("loss of layers", at_most=4.0, source="the data"), ["compared with a limit", "limit", "source of the limit"]),
 ])  # fmt: skip
 def test_a_table_of_values_has_no_empty_column(bounds, heads):
     details = {"shapes": Details(values=value_rows({"loss": 3.0}, [bounds]))}
     found = re.findall("<th[^>]*scope=\"col\"[^>]*>([^<]*)</th>", report_html("Tier 1", ROWS, details=details))
-    assert found[found.index("measured") :] == heads
+    assert found[found.index(heads[0]) :] == heads
 
 
 def test_parts_that_did_not_run_are_named_with_their_reason():
@@ -208,3 +209,12 @@ _COLOURS = """() => {
   }
   return found;
 }"""
+
+
+def test_a_measured_value_stands_beside_its_threshold():
+    measured = {"level_share": 0.75, "loss_last": 2.5}
+    result = CheckResult("plateau", "fail", "Level.", measured, {"level_share": 0.6, "baseline_share": 0.8})
+    rows = re.findall("<tr>(.*?)</tr>", CheckReport("Doctor", [result]).to_html())
+    cells = [re.findall("<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in rows]
+    assert ["level share", "0.75", "0.6"] in cells
+    assert not any("threshold level share" in row for row in rows)

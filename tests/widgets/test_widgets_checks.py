@@ -16,6 +16,7 @@ from tests.kit.planted import Causal
 from utils.checks import run_all_tier1_tests
 from utils.errors import ConfigError
 from utils.ui.background import Progress
+from utils.views.display import LiveOutput
 from widgets import offer_checks, run_checks
 
 ONLY = ["shapes", "output stability"]
@@ -160,6 +161,16 @@ def test_a_click_runs_the_offered_checks_and_shows_the_report(monkeypatch):
     offered._job.start.click()
     assert offered.report.passed
     assert "Tier 1" in offered._shown.value
+
+
+def test_the_offer_says_what_it_does_while_the_time_is_measured(monkeypatch):
+    monkeypatch.setattr(widgets.checks, "ui_mode", lambda ui: "widget")
+    shown = []
+    monkeypatch.setattr(widgets.checks, "LiveOutput", lambda box, plain: shown.append(box) or LiveOutput(box, plain))
+    monkeypatch.setattr(
+        widgets.checks, "_offer", lambda *_: f"{'Measuring' in shown[0].children[0].value}: now it is known"
+    )
+    assert "True: now it is known" in offer_checks(Causal(), tier=3).box.children[0].value
 
 
 def test_stopped_offered_checks_show_what_is_known(monkeypatch):

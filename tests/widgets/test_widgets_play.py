@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,8 @@ from widgets.play import PlayPanel, playground
 
 class Model:
     """A playground whose text is fixed."""
+
+    weights = "Weights of the best checkpoint, step 2."
 
     def __init__(self, kind="text", cut=0):
         self.kind, self.cut, self.asked = kind, cut, []
@@ -103,6 +106,9 @@ def test_a_chat_keeps_its_history_and_empties_the_box():
     panel.job.start.click()
     assert [turn["content"] for turn in model.asked[1]] == ["hello", "answer 1", "and now?"]
     assert panel.output.value.index("hello") < panel.output.value.index("and now?")
+    assert not panel.renew.disabled
+    panel.renew.click()
+    assert (panel.messages, panel.output.value, panel.renew.disabled) == ([], "", True)
 
 
 def test_classes_are_a_table_with_probabilities():
@@ -115,11 +121,20 @@ def test_classes_are_a_table_with_probabilities():
 @pytest.mark.parametrize(
     ("kind", "said"), [("text", "Continued: one"), ("chat", "answer 1"), ("classes", "glad  75.0%")]
 )
-def test_without_widgets_one_sample_is_printed_and_no_widget_is_made(kind, said, monkeypatch, capsys):
+def test_without_widgets_one_sample_is_printed_and_no_widget_is_made(kind, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(widgets.play, "open_playground", lambda source: Model(kind))
     monkeypatch.setattr(widgets.play, "PlayPanel", None)
-    playground(SimpleNamespace(), ui="text")
-    assert said in capsys.readouterr().out
+    row = {"input": "a film", "true": "glad", "predicted": "glad", "score": 0.75}
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "samples": [row]}) + "\n")
+    playground(SimpleNamespace(run_dir=tmp_path), ui="text")
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("Classes of 'a film'" in shown) == (kind == "classes")
+
+
+def test_the_panel_says_which_weights_these_are():
+    shown = [child.value for child in PlayPanel(Model(), "a").box.children if hasattr(child, "value")]
+    assert any("best checkpoint, step 2" in value for value in shown if isinstance(value, str))
 
 
 @pytest.mark.parametrize("ui", ["text", "widget"])

@@ -69,6 +69,7 @@ class Playground:
         preprocessing: of image models, how an image becomes pixels: "channels", "height", "width", "mean", "std".
     Attributes:
         kind: "text", "chat" (the tokenizer has a chat template), "classes", "tags" or "image".
+        weights: a sentence on which weights these are; "" where a run has only one choice.
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
     """
@@ -91,6 +92,7 @@ class Playground:
                 f"got a model for {task_type}; the playground takes language models and classifiers of texts, tokens and images"
             )
         self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
+        self.weights = ""
         self.kind: Kind = kinds[task_type]
         if self.kind == "text" and getattr(tokenizer, "chat_template", None):
             self.kind = "chat"
@@ -305,25 +307,52 @@ class Playground:
         return Generated(str(self.tokenizer.decode(new)), cut)
 
 
+def _best_of(results: TrainingResults) -> tuple[nn.Module, str]:
+    """The model with the weights of the best checkpoint, and a sentence on them: a copy where it has other ones now."""
+    path = results.best_model_path
+    if path is None or results.weights == "best" or results.state.best.step in (None, results.steps):
+        return results.model, ""
+    import copy
+
+    from utils.training.engine.checkpointing.store import read_checkpoint
+    from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
+    from utils.training.engine.compute.master_weights import in_formats_of
+
+    checkpoint = read_checkpoint(path, mapped=True)
+    model = copy.deepcopy(results.bare_model)
+    load_model_weights(model, in_formats_of(model, weights_to_use(checkpoint)), path)
+    measured = f" ({results.training_config.monitor} {results.best_value:.4g})" if results.best_value is not None else ""
+    best = f"Weights of the best checkpoint, step {results.state.best.step:,}{measured}"
+    return model, f"{best}; the last step is {results.steps:,}."
+
+
+def _of_results(results: TrainingResults, model: nn.Module, weights: str) -> Playground:
+    spec = results.task_spec
+    preprocessing = None
+    if spec is not None and spec.task_type == "image_classification":
+        from utils.training.export.image_processing import preprocessing_of
+
+        preprocessing = preprocessing_of(model, None, spec)
+    opened = Playground(
+        model, results.tokenizer, None if spec is None else spec.task_type,
+        multi_label=spec is not None and bool(spec.multi_label), preprocessing=preprocessing,
+    )  # fmt: skip
+    opened.weights = weights
+    return opened
+
+
 def open_playground(source: TrainingResults | str | Path) -> Playground:
     """The playground of a training's results, of a run's folder, or of an exported folder for transformers.
+
+    Results are played with the weights of the best checkpoint, as they are exported. Where these are not the model's own, a
+    copy of the model takes them, on the same device.
 
     Raises:
         ConfigError: the folder is neither, or holds no tokenizer; CheckpointError, ModelError: it cannot be loaded.
         ExportError: nothing says how large a model's images are.
     """
     if not isinstance(source, (str, Path)):
-        spec = source.task_spec
-        if spec is None:
-            return Playground(source.model, source.tokenizer)
-        preprocessing = None
-        if spec.task_type == "image_classification":
-            from utils.training.export.image_processing import preprocessing_of
-
-            preprocessing = preprocessing_of(source.model, None, spec)
-        return Playground(
-            source.model, source.tokenizer, spec.task_type, multi_label=bool(spec.multi_label), preprocessing=preprocessing
-        )
+        return _of_results(source, *_best_of(source))
     from utils.training.stored_models import load_results, load_stored_model
 
     folder = Path(source)
@@ -333,7 +362,8 @@ def open_playground(source: TrainingResults | str | Path) -> Playground:
                 f"{folder} has no export for transformers, and checkpoints hold no model code; export the run first "
                 "(results.export('hf')), or pass the results themselves"
             )
-        return open_playground(load_results(folder, "", {}))
+        loaded = load_results(folder, "", {})
+        return _of_results(loaded, loaded.model, "")  # the export has the best weights
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is neither a run's folder nor an exported folder for transformers")
     from transformers import AutoTokenizer

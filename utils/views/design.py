@@ -211,6 +211,9 @@ text-align:left;font-weight:600;line-height:1.45;height:auto}
 .tb input[type=text],.tb input[type=number],.tb select,.tb textarea{height:30px;border:1px solid var(--tb-line);
 border-radius:6px;background-color:transparent;color:var(--tb-ink);font:inherit}
 .tb select option{color:#1f2328;background:#fff}
+.tb .widget-dropdown select{appearance:none;padding-right:24px;background-size:5px 5px;background-repeat:no-repeat;
+background-position:right 13px center,right 8px center;background-image:
+linear-gradient(45deg,transparent 50%,var(--tb-ink) 50%),linear-gradient(135deg,var(--tb-ink) 50%,transparent 50%)}
 .tb textarea{height:auto;font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-fields .widget-checkbox .widget-label:first-child{display:none}
 .tb .tb-fields .widget-checkbox{height:auto;margin:0}

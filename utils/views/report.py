@@ -197,7 +197,7 @@ def _compared(rows: Sequence[ValueRow]) -> Html:
     }  # fmt: skip
     cells = {name: [make(row) for row in rows] for name, (_, make) in columns.items()}
     kept = [name for name, column in cells.items() if any(column)]
-    heads = [("measured", ""), *((name, columns[name][0]) for name in kept)]
+    heads = [("measured" if "value" in kept else "compared with a limit", ""), *((name, columns[name][0]) for name in kept)]
     header = element(
         "tr", *(element("th", text(name), scope="col", class_=f"tb-soft {own}".strip()) for name, own in heads)
     )

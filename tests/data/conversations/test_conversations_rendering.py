@@ -202,6 +202,9 @@ def test_the_own_template_stays(make_tokenizer):
     tokenizer = make_tokenizer("llama")
     assert set_chat_template(tokenizer) == "the tokenizer's own"
     assert tokenizer.chat_template == LLAMA
+    for _ in range(2):  # given once, and then kept
+        tokenizer.chat_template = tokenizer.chat_template if tokenizer.chat_template != LLAMA else None
+        assert set_chat_template(tokenizer).startswith("the built-in template")
 
 
 @pytest.mark.parametrize(("room", "chosen"), [(2, "chatml"), (1, "plain")])

@@ -50,8 +50,9 @@ def set_chat_template(tokenizer: Any, name: str | None = None, vocab_size: int |
     Raises:
         ConfigError: an unknown name, tokens that do not fit the vocabulary, or no end-of-text token.
     """
-    if name is None and getattr(tokenizer, "chat_template", None):
-        return "the tokenizer's own"
+    if name is None and (own := getattr(tokenizer, "chat_template", None)):
+        given = next((built_in for built_in, (source, _) in CHAT_TEMPLATES.items() if own == source), None)
+        return "the tokenizer's own" if given is None else f"the built-in template {given!r}"
     if name is not None and name not in CHAT_TEMPLATES:
         guess = nearest(str(name), CHAT_TEMPLATES)
         hint = f" Did you mean {guess!r}?" if guess else ""

@@ -42,19 +42,20 @@ def suggest_task(rows: Sequence[Mapping[str, Any]], *, is_conversation: bool = F
     if is_conversation:
         return Suggestion()
     if (found := _columns("text_classification", example)) and isinstance(example[found.text], str):
-        values = [row[found.label] for row in rows if found.label and not is_missing(row.get(found.label))]
+        values = _labels(rows, found)
         if _are_amounts(values):
             return Suggestion("regression", f"{found.label} holds numbers, and {found.text} holds texts")
         if _are_classes(values):
             return Suggestion(
-                "text_classification", f"{found.label} holds {len(set(values))} different labels, and {found.text} texts"
+                "text_classification",
+                f"{found.label} holds {len(set(values))} different labels, and {found.text} holds texts",
             )
     if (found := _columns("seq2seq", example)) and all(
         isinstance(example[name], str) for name in (found.text, found.label or found.text)
     ):
         return Suggestion("seq2seq", f"{found.text} and {found.label} are a text and the text to write for it")
     if (found := _columns("regression", example)) and isinstance(example[found.text], str):
-        values = [row[found.label] for row in rows if found.label and not is_missing(row.get(found.label))]
+        values = _labels(rows, found)
         if _are_amounts(values):
             return Suggestion("regression", f"{found.label} holds numbers, and {found.text} holds texts")
     return Suggestion()
@@ -65,6 +66,12 @@ def _columns(task: str, example: Mapping[str, Any]) -> Columns | None:
         return find_columns(task, example)
     except DataError:
         return None
+
+
+def _labels(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[Any]:
+    """The labels of the rows that have one: an empty cell of a CSV file is an empty text, and no class."""
+    found = [row.get(columns.label) for row in rows] if columns.label else []
+    return [value for value in found if not is_missing(value) and not (isinstance(value, str) and not value.strip())]
 
 
 def _is_tagged(rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:

@@ -31,7 +31,8 @@ def _scale(run: RunRecord, best: float) -> float:
 )
 def validation(run: RunRecord) -> Outcome:
     if run.validations or run.facts.get("has_validation"):
-        return passed(f"{len(run.validations)} validations.", validations=len(run.validations))
+        count = len(run.validations)
+        return passed(f"{count} validation{'' if count == 1 else 's'}.", validations=count)
     if not run.facts and not run.epochs:
         return unknown("no epoch is finished")
     return found(

@@ -277,7 +277,7 @@ def underfitting(run: RunRecord) -> Outcome:
     name = "train/accuracy" if run.guess is not None and run.guess.accuracy is not None else "train/r2"
     reached = [row[name] for row in run.epochs[-3:] if name in row]
     if run.no_better_than_guess:
-        return passed("See 'learning'.")
+        return unknown("the model does not beat the baseline, which 'learning' reports")
     if neighbours is None or not reached:
         return unknown(
             "samples are compared with their neighbours only for numbers of one shape with classes or amounts"

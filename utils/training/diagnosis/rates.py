@@ -228,7 +228,7 @@ def schedule(run: RunRecord) -> Outcome:
     dead = float((after < 0.01 * rates.max()).mean()) * len(after) / len(rates)
     measured = {"dead_share": dead, "peak": float(rates.max()), "last": float(rates[-1])}
     if dead <= 0.4:
-        return passed(f"The learning rate is below 1 % of its peak in {dead:.0%} of the steps.", **measured)
+        return passed(f"The learning rate is below 1% of its peak in {dead:.0%} of the steps.", **measured)
     return found(
         f"The learning rate is below 1 % of its peak ({rates.max():.3g}) in {dead:.0%} of the steps: nothing "
         "is learned there.",
@@ -291,7 +291,8 @@ def weight_decay(run: RunRecord) -> Outcome:
     steps = math.inf if decay * rate == 0 else 1 / (decay * rate)
     measured = {"weight_decay": decay, "rate": rate, "time_constant_steps": steps}
     if steps >= 20 or run.done < 20:
-        return passed(f"Weights forget over {steps:.3g} steps.", **measured)
+        forgotten = "Weights do not decay." if math.isinf(steps) else f"Weights forget over {steps:,.0f} steps."
+        return passed(forgotten, **measured)
     return found(
         f"With weight_decay={decay:g} and a learning rate of {rate:.3g} weights shrink to a third within "
         f"{steps:.2g} steps.",

@@ -297,7 +297,8 @@ class TrainingResults(Mapping[str, Any]):
             rows["best checkpoint"] = self.best_model_path
         if self.export_dir:
             rows["export bundle"] = self.export_dir
-        for number, notice in enumerate(self.notices, 1):
+        known = rows.get("answers", "")
+        for number, notice in enumerate((text for text in self.notices if text.rstrip(".") != known), 1):
             rows[f"note {number}"] = notice
         return rows
 
@@ -333,16 +334,13 @@ class TrainingResults(Mapping[str, Any]):
         return self.run_dir / "plots" / "curves.png"
 
     def show(self, baseline: float | None = None) -> None:
-        """Show summary and curves: in a notebook as an image, elsewhere as text that names the image's path.
+        """Show summary and curves: in a notebook as a table and an image, elsewhere as text that names the image's path.
 
         Args:
             baseline: a loss to compare with, such as `data.report.unigram_loss`.
         """
-        from utils.views.display import show_figure, show_text
-        from utils.views.tables import summary_text
+        from utils.views.display import show_figure, show_table
 
         figure = self.plot(baseline)
-        show_text(
-            summary_text(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)})
-        )
+        show_table(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)})
         show_figure(figure, f"Training curves of {self.run_name}; also at {self.curves_path}")

@@ -76,13 +76,21 @@ class Wording:
         return (self.class_names or {}).get(number, str(number))
 
     def inputs(self, batch: Batch, row: int) -> str:
-        """Show one row's input: its text without padding, or the shape of its numbers."""
+        """Show one row's input: its text without padding and the tokens that frame it, or the shape of its numbers."""
         ids = batch.get("input_ids")
         if ids is None:
             name, values = next((name, value) for name, value in batch.items() if name != "labels")
             return f"{name} {tuple(values[row].shape)}"
         mask = batch.get("attention_mask")
-        return self.text(ids[row] if mask is None or mask.shape != ids.shape else ids[row][mask[row] != 0])
+        return self.text(
+            self._unframed(ids[row] if mask is None or mask.shape != ids.shape else ids[row][mask[row] != 0])
+        )
+
+    def _unframed(self, ids: Tensor) -> list[int]:
+        """The ids without those that only mark the beginning and the end of a text, of which nobody wrote any."""
+        marks = {getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "cls", "eos", "sep", "pad")}
+        inner = [place for place, token in enumerate(ids.tolist()) if token not in marks]
+        return ids[inner[0] : inner[-1] + 1].tolist() if inner else ids.tolist()
 
     @staticmethod
     def numbers(values: Tensor) -> str:
