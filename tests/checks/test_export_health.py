@@ -119,6 +119,15 @@ def test_parameters_that_are_not_finite_are_found(value, exported, folder):
     assert report["parity: hf"].verdict == "fail"
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(float("nan"), "fail"), (float("-inf"), "pass")])
+def test_a_buffer_may_hold_a_mask_of_infinities_and_nothing_that_is_no_number(value, verdict, exported, folder):
+    model = tiny_gpt()
+    model.register_buffer("statistics", torch.tensor([0.0, value]))
+    result = ExportHealthChecker(model, CONFIG).run_all_checks(folder, ["hf"], write=False)["parameters"]
+    assert result.verdict == verdict
+    assert ("statistics" in result.summary) is (verdict == "fail")
+
+
 def test_a_config_of_another_model_is_found(exported, folder):
     report = ExportHealthChecker(exported.model, SimpleNamespace(vocab_size=99)).run_all_checks(
         folder, ["hf"], write=False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.check_result import CheckReport, CheckResult, Verdict
-from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, one_line, probe
+from utils.checks.probe import CannotProbeError, Probe, counted, left_as_it_was, one_line, probe
 from utils.environment import free_memory_bytes
 from utils.errors import ConfigError, ExportError, TrainbookError
 from utils.storage import atomic_write, write_text
 from utils.training.export.loading import Run
-from utils.training.export.manifest import differences, recorded_files
+from utils.training.export.manifest import Differences, differences, recorded_files
 from utils.training.export_formats import FORMATS, canonical_format, unknown_format
 
 _LARGE_BYTES = 1000 * 2**20
@@ -41,8 +42,8 @@ class HealthReport(CheckReport):
     def health_score(self) -> float:
         """(passed + half of the warnings) / checks that ran, 0 to 1; 0 when none ran."""
         weights = {"pass": 1.0, "warn": 0.5, "fail": 0.0}
-        counted = [weights[one.verdict] for one in self.results if one.verdict != "not run"]
-        return sum(counted) / len(counted) if counted else 0.0
+        scores = [weights[one.verdict] for one in self.results if one.verdict != "not run"]
+        return sum(scores) / len(scores) if scores else 0.0
 
     @property
     def all_passed(self) -> bool:
@@ -125,7 +126,8 @@ class ExportHealthChecker:
         began = time.monotonic()
         folder = Path(export_dir).expanduser().absolute()
         names = self._formats(folder, formats)
-        results = [_files(folder, names), _hashes(folder), *self._of_model()]
+        recorded = _against_records(folder)
+        results = [_files(folder, names, recorded), _hashes(folder, recorded), *self._of_model()]
         found = self._probe()
         for name in names:
             results += self._of_format(folder, name, found)
@@ -169,17 +171,15 @@ class ExportHealthChecker:
 
     def _parameters(self) -> CheckResult:
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        broken = [
-            name for name, one in tensors if one.is_floating_point() and not bool(torch.isfinite(one.detach()).all())
-        ]
-        allowed = {name for name, _ in self.model.named_buffers()}  # masks are -inf by design
-        broken = [name for name in broken if name not in allowed]
+        # Infinity is a fault in a parameter only: masks are buffers of -inf by design.
+        infinite = {name for name, value in self.model.named_parameters() if _any(value, torch.isinf)}
+        broken = [name for name, value in tensors if name in infinite or _any(value, torch.isnan)]
         if broken:
             return CheckResult(
-                "parameters", "fail", f"NaN or infinity in {len(broken)} parameters: {', '.join(broken[:4])}.",
+                "parameters", "fail", f"NaN or infinity in {counted(len(broken), 'tensor')}: {', '.join(broken[:4])}.",
                 {"not_finite": len(broken)}, remedy="Export an earlier checkpoint, and train with a lower learning rate.",
             )  # fmt: skip
-        return CheckResult("parameters", "pass", f"All {len(tensors)} parameters and buffers are finite.")
+        return CheckResult("parameters", "pass", f"All {len(tensors)} parameters and buffers hold numbers.")
 
     def _memory(self) -> CheckResult:
         size = sum(one.numel() * one.element_size() for one in (*self.model.parameters(), *self.model.buffers()))
@@ -255,6 +255,10 @@ class ExportHealthChecker:
         return statistics.median(times[0]), statistics.median(times[1])
 
 
+def _any(value: Tensor, kind: Callable[[Tensor], Tensor]) -> bool:
+    return value.is_floating_point() and bool(kind(value.detach()).any())
+
+
 def _parity(name: str, original: Sequence[Tensor], exported: Sequence[Tensor]) -> CheckResult:
     warn_from, fail_from = FORMATS[name].tolerance or (0.0, 0.0)
     scale = max(1.0, *(float(one.abs().max()) for one in original))
@@ -277,56 +281,60 @@ def _speed(name: str, timing: tuple[float, float]) -> CheckResult:
     return CheckResult(f"performance: {name}", "pass", summary, measured, {"times_slower": _SLOWER})
 
 
-def _records(folder: Path) -> list[Path]:
-    """Folders with a record of their files: this one, and those in it."""
+@dataclass(frozen=True)
+class _Recorded:
+    """A folder with a record of its files, and how they differ from it. `count` is the number of recorded files."""
+
+    place: Path
+    count: int
+    differences: Differences
+
+
+def _against_records(folder: Path) -> list[_Recorded] | str:
+    """Each record in the folder and in those in it, compared with the files, which are read once; or why that failed."""
     below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [path for path in (folder, *below) if recorded_files(path) is not None]
+    compared = []
+    try:
+        for place in (folder, *below):
+            files = recorded_files(place)
+            if files is not None:
+                compared.append(_Recorded(place, len(files), differences(place, files)))
+    except (ExportError, OSError) as error:
+        return _told(error)
+    return compared
 
 
-def _files(folder: Path, names: Sequence[str]) -> CheckResult:
+def _files(folder: Path, names: Sequence[str], recorded: list[_Recorded] | str) -> CheckResult:
     remedy = "Export the model again; copy the folder as a whole."
     if not folder.is_dir():
         return CheckResult("files", "fail", f"{folder.name} is not a folder.", remedy=remedy)
     if not names:
         return CheckResult("files", "fail", "There is no exported model in the folder.", remedy=remedy)
+    if isinstance(recorded, str):
+        return CheckResult("files", "fail", recorded, remedy=remedy)
     missing = [f"a file of the format {name}" for name in names if find_artifact(folder, name) is None]
-    try:
-        for place in _records(folder):
-            missing += [
-                str((place / name).relative_to(folder))
-                for name in differences(place, recorded_files(place) or {}).missing
-            ]
-    except (ExportError, OSError) as error:
-        return CheckResult("files", "fail", _told(error), remedy=remedy)
+    missing += [str((one.place / name).relative_to(folder)) for one in recorded for name in one.differences.missing]
     if missing:
         return CheckResult("files", "fail", f"Missing: {', '.join(missing)}.", {"missing": missing}, remedy=remedy)
     return CheckResult("files", "pass", f"The files of {', '.join(names)} are there.")
 
 
-def _hashes(folder: Path) -> CheckResult:
+def _hashes(folder: Path, recorded: list[_Recorded] | str) -> CheckResult:
     remedy = "Export the model again; do not change its files by hand."
-    try:
-        places = _records(folder)
-        if not places:
-            reason = "No hashes are recorded, so changes of files cannot be seen."
-            return CheckResult("hashes", "warn", reason, remedy="Export the model with export_model or as a bundle.")
-        altered = [
-            str((place / name).relative_to(folder))
-            for place in places
-            for kinds in [differences(place, recorded_files(place) or {})]
-            for name in (*kinds.altered, *kinds.missing)
-        ]
-        count = sum(len(recorded_files(place) or {}) for place in places)
-    except (ExportError, OSError) as error:
-        return CheckResult("hashes", "fail", _told(error), remedy=remedy)
+    if isinstance(recorded, str):
+        return CheckResult("hashes", "fail", recorded, remedy=remedy)
+    if not recorded:
+        reason = "No hashes are recorded, so changes of files cannot be seen."
+        return CheckResult("hashes", "warn", reason, remedy="Export the model with export_model or as a bundle.")
+    altered = [
+        str((one.place / name).relative_to(folder))
+        for one in recorded
+        for name in (*one.differences.altered, *one.differences.missing)
+    ]
+    count = sum(one.count for one in recorded)
     if altered:
-        return CheckResult(
-            "hashes",
-            "fail",
-            f"Altered or missing since the export: {', '.join(altered)}.",
-            {"altered": altered},
-            remedy=remedy,
-        )
+        summary = f"Altered or missing since the export: {', '.join(altered)}."
+        return CheckResult("hashes", "fail", summary, {"altered": altered}, remedy=remedy)
     return CheckResult("hashes", "pass", f"SHA-256 of all {count} recorded files agree.", {"files": count})
 
 
