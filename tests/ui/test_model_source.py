@@ -14,7 +14,8 @@ from utils.errors import ConfigError
 from utils.models.origins import tokenizer_of
 from utils.training import TrainingConfig
 from utils.training.finetuning import fine_tuned, tuning_plan
-from utils.ui import ConfigPresets, SetupConfig, SetupWizard, WizardState
+from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
+from utils.ui.new_model import with_size
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,20 @@ def test_a_pretrained_model_gets_the_learning_rate_of_its_way_of_fine_tuning(fol
     state.set("learning_rate", 1e-5)
     state.set("pretrained_model", folders["llama"])
     assert now() == (1e-5, "adamw"), "the rate was chosen"
+
+
+def test_a_new_encoder_gets_a_rate_by_its_width_at_which_it_does_not_collapse():
+    state = WizardState(PRESETS["starter"].setup(), tiny_gpt(vocab_size=64, length=32), "starter")
+    usual = state.setup.learning_rate, state.setup.optimizer
+    state.set("task", "text_classification")
+    state.choose_new_model()
+    assert (state.setup.new_model["name"], state.setup.new_model["n_embd"]) == ("bert-small-classifier", 256)
+    assert (state.setup.learning_rate, state.setup.optimizer) == (3e-4, "adamw")
+    state.set("new_model", with_size(state.setup.new_model, "base"))
+    assert state.setup.learning_rate == 1e-4
+    state.set("task", "causal_lm")
+    assert state.setup.new_model["name"] == "gpt-small"
+    assert (state.setup.learning_rate, state.setup.optimizer) == usual
 
 
 def test_a_rate_that_the_cell_or_code_gave_stays(folders):

@@ -9,7 +9,7 @@ from typing import Any
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem
 from utils.ui.new_model import for_task, usual_description
-from utils.ui.preset_fitting import differences, find_preset, fitted_optimization, fitted_sizes, prepared
+from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setting_values import counted, shown_value, titled, typed_value, value_text
 from utils.ui.setup_config import SetupConfig, field_of
@@ -55,6 +55,8 @@ class EditedSetup:
         # Values that were set with the last change to fit the model.
         self._fitted: dict[str, Any] = {}
         self._fits_sizes = True
+        # Learning rate and optimizer as the preset and the model have them: who has another has chosen it.
+        self._derived = optimization_for(setup, self._usual())
         self._observers: list[Callable[[], None]] = []
         setup.observe(self._setup_changed)
 
@@ -178,6 +180,7 @@ class EditedSetup:
             self._clicked = {"new_model"} if keeps_new else set()
             self.restored = ()
             self._preset = preset
+            self._derived = optimization_for(self.setup, self._usual())
             changes = differences(before.setup, self.setup)
             self._before = before if changes or before.entries or before.preset != preset else None
             self._say(f"Preset {key} applied: {counted(len(changes), 'setting')} changed.", "; ".join(changes))
@@ -210,6 +213,7 @@ class EditedSetup:
         with self._change():
             self._take(before.setup)
             self._preset, self._before, self.restored = before.preset, None, before.restored
+            self._derived = optimization_for(self.setup, self._usual())
             self._clicked = set(before.clicked)
             self._entries = dict(before.entries)
             lost = self._click_again(since)
@@ -233,7 +237,7 @@ class EditedSetup:
             self.setup.update(new_model=fitting)  # which fits the sizes too
             self._fitted = {"new_model": fitting, **self._fitted}
             return
-        usual = SetupConfig() if self._preset is None else self._preset.setup()
+        usual = self._usual()
         chosen = {*names, *self._clicked}
         if model is None:
             wanted = fitted_sizes(self.setup, self.facts, usual.max_length)
@@ -241,10 +245,9 @@ class EditedSetup:
             chosen |= self._sizes_of_cell().keys()
             default = None if self.facts is None else self.facts.vocab_size
             wanted = {"vocab_size": usual.vocab_size or default, "max_length": usual.max_length}
-        if "pretrained_model" in names or self.setup.pretrained_model is not None:
-            of_cell = {field_of(name) for name in self._overrides}
-            fitted = fitted_optimization(self.setup, usual)
-            wanted |= {name: value for name, value in fitted.items() if name not in of_cell}
+        kept = {name for name, value in self._derived.items() if getattr(self.setup, name) == value}
+        self._derived = optimization_for(self.setup, usual)
+        wanted |= {name: value for name, value in self._derived.items() if name in kept}
         self._fitted = {
             name: value for name, value in wanted.items() if name not in chosen and value != getattr(self.setup, name)
         }
@@ -253,6 +256,10 @@ class EditedSetup:
             self.setup.update(**self._fitted)
         finally:
             self._clicking = was_clicking
+
+    def _usual(self) -> SetupConfig:
+        """The preset's settings, or the defaults."""
+        return SetupConfig() if self._preset is None else self._preset.setup()
 
     def _click_again(self, values: Mapping[str, Any]) -> list[str]:
         """Make changes once more, as clicks. Returns the names of those that no longer fit, which are left out."""

@@ -39,6 +39,8 @@ TITLES: Mapping[str, str] = {
     "bert-small-token-classifier": "BERT, encoder with one output per tag",
     "t5-mini": "T5, encoder-decoder",
 }
+#: Those that normalise after each residual connection, as the first transformers did.
+POST_NORM = frozenset({"bert-small-classifier", "bert-small-token-classifier"})
 #: Layers, width and heads by name (Turc et al. 2019, table 1: BERT miniatures; base is also the size of the smallest GPT-2).
 SIZES: Mapping[str, tuple[int, int, int]] = {
     "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12),

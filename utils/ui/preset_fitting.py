@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.adapters.facts import ModelFacts
 from utils.ui.model_source import named_facts
+from utils.ui.new_model import POST_NORM
 from utils.ui.presets import ConfigPresets, Preset
 from utils.ui.setting_values import parameters_text, shown_value, titled
 from utils.ui.setup_config import SetupConfig
@@ -22,7 +23,7 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
     """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
 
     The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained or new one that
-    `overrides` name, else the one of `facts`. A pretrained one gets the learning rate of fine-tuning. Raises `ConfigError`.
+    `overrides` name, else the one of `facts`. `optimization_for` gives its learning rate and optimizer. Raises `ConfigError`.
     """
     setup = SetupConfig() if preset is None else preset.setup()
     named = ("pretrained_model", "new_model")
@@ -31,7 +32,7 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
         setup.update(**{name: overrides[name] for name in (*named, "task", "finetune", *sizes) if name in overrides})
         found = named_facts(setup)
         facts = None if found is None else found.model_facts
-    setup.update(**fitted_sizes(setup, facts), **fitted_optimization(setup, setup))
+    setup.update(**fitted_sizes(setup, facts), **optimization_for(setup, setup))
     setup.update(**overrides)
     return setup
 
@@ -39,24 +40,27 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
 # Way of fine-tuning -> highest learning rate that a preset keeps for it. All parameters: Devlin et al. 2019 (BERT), appendix
 # A.3, 2e-5 to 5e-5. LoRA: Hu et al. 2021, appendix D, GPT-2 with 2e-4. A head alone is a new model, with the preset's rate.
 _FINE_TUNING_RATES = {"full": 5e-5, "last_layers": 5e-5, "lora": 2e-4}
+# Learning rate times width of a new model that normalises after its residuals: 1e-4 at BERT's width of 768 (Devlin et al. 2019,
+# appendix A.2), falling with the width as Yang et al. 2021 have it for Adam. Higher rates make such models collapse to one
+# answer (Xiong et al. 2020, section 3).
+_POST_NORM_RATE_BY_WIDTH = 1e-4 * 768
 
 
-def fitted_optimization(setup: SetupConfig, usual: SetupConfig) -> dict[str, Any]:
-    """Learning rate and optimizer for the model that `setup` names, where `setup` still has those of `usual`, the preset's.
+def optimization_for(setup: SetupConfig, usual: SetupConfig) -> dict[str, Any]:
+    """Learning rate and optimizer that suit the model that `setup` names. Those of `usual`, the preset's, are for new decoders.
 
-    They are for new weights: a pretrained model would forget at their rate. It is trained by AdamW, as it was before: Muon
-    gains little on weights that AdamW made (arXiv 2502.16982, section 3.5).
+    A pretrained model would forget at their rate. It is trained by AdamW, as it was before: Muon gains little on weights that
+    AdamW made (arXiv 2502.16982, section 3.5). New encoders as BERT take a lower rate, and AdamW, for which that is known.
     """
-    fine_tuning = {mode: min(usual.learning_rate, rate) for mode, rate in _FINE_TUNING_RATES.items()}
+    rate = None
+    if setup.pretrained_model is not None:
+        rate = _FINE_TUNING_RATES.get(setup.finetune)
+    elif setup.new_model is not None and setup.new_model.get("name") in POST_NORM:
+        rate = _POST_NORM_RATE_BY_WIDTH / int(setup.new_model.get("n_embd", 768))
+    if rate is None:
+        return {"learning_rate": usual.learning_rate, "optimizer": usual.optimizer}
     optimizer = "adamw" if usual.optimizer == "muon" else usual.optimizer
-    of_preset = {
-        "learning_rate": {usual.learning_rate, *fine_tuning.values()}, "optimizer": {usual.optimizer, optimizer}
-    }  # fmt: skip
-    wanted = {"learning_rate": usual.learning_rate, "optimizer": usual.optimizer}
-    if setup.pretrained_model is not None and setup.finetune in fine_tuning:
-        wanted = {"learning_rate": fine_tuning[setup.finetune], "optimizer": optimizer}
-    now = {name: getattr(setup, name) for name in wanted}
-    return {name: value for name, value in wanted.items() if value != now[name] and now[name] in of_preset[name]}
+    return {"learning_rate": min(usual.learning_rate, float(f"{rate:.2g}")), "optimizer": optimizer}
 
 
 def fitted_sizes(setup: SetupConfig, facts: ModelFacts | None, longest: int | None = None) -> dict[str, Any]:
