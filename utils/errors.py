@@ -36,8 +36,11 @@ A message says what happened, what was got, and what to do. Each class is also t
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.scrubbing import scrub
@@ -47,7 +50,40 @@ _MOST_LISTED = 40
 _LONGEST_NAME = 60
 
 
-class TrainbookError(Exception):
+class _ShownShort(BaseException):
+    """An error whose message says what to do: a notebook shows it with the caller's lines, and without the library's."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of the error: lines of the caller's code, then the message.
+
+        With the environment variable TRAINBOOK_TRACEBACK=full, everything that Python would show.
+        """
+        import traceback
+
+        if os.environ.get("TRAINBOOK_TRACEBACK") == "full":
+            return "".join(traceback.format_exception(self)).splitlines()
+        frames = [frame for frame in traceback.extract_tb(self.__traceback__) if not _is_internal(frame.filename)]
+        lines = [scrub(f"{_place(frame.filename)}line {frame.lineno}: {frame.line}") for frame in frames]
+        name = type(self).__name__
+        hint = "(TRAINBOOK_TRACEBACK=full in the environment shows the library's lines too.)"
+        return [*lines, f"\x1b[31m{name}\x1b[0m: {self}", "", hint]
+
+
+def _is_internal(file: str) -> bool:
+    """Whether a frame belongs to this library, to an installed package or to Python."""
+    path = Path(file)
+    library = Path(__file__).resolve().parent.parent
+    inside = any(path.is_relative_to(library / package) for package in ("utils", "widgets", "cli"))
+    return inside or "site-packages" in path.parts or path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _place(file: str) -> str:
+    """The file of a frame in front of its line; nothing for a notebook's cell, whose file is a temporary one."""
+    is_cell = file.startswith("<") or "ipykernel_" in file
+    return "" if is_cell else f"{Path(file).name}, "
+
+
+class TrainbookError(_ShownShort, Exception):
     """Base class: `except TrainbookError` catches everything the library raises on purpose, except an interrupt.
 
     Attributes:
@@ -234,7 +270,7 @@ class MissingPackageError(TrainbookError, ImportError):
         )
 
 
-class TrainingInterrupted(KeyboardInterrupt):
+class TrainingInterrupted(_ShownShort, KeyboardInterrupt):
     """Training was interrupted at a step boundary and saved.
 
     Attributes:

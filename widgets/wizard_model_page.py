@@ -107,6 +107,9 @@ class ModelPage(Page):
         set_markup(self._unfit, problem_line(unfit.message if unfit else ""))
         self._replacement.layout.display = None if unfit else "none"
 
+    def elsewhere(self) -> set[str]:
+        return {"new_model"} if self._chosen == "notebook" else set()
+
     def _unfit_head(self) -> Problem | None:
         """The problem of a notebook's model that is for another task."""
         if self._chosen != "notebook":

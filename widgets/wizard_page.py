@@ -76,6 +76,10 @@ class Page:
         """Widgets below the page's settings."""
         return []
 
+    def elsewhere(self) -> set[str]:
+        """Fields without a form whose problems the page shows in a place of their own."""
+        return set()
+
     def opened(self, problems: Problems) -> None:
         """Called when the page becomes the one that is shown."""
 
@@ -87,6 +91,7 @@ class Page:
         for fold in self._topics:
             fold.refresh([field for field in current if field in fold.topic.fields], problems)
         shown = {field.name for field in (*fields, *self.step.advanced)}
+        shown |= self.elsewhere()
         rest = [p for p in problems[self.step.name] if p.field not in shown] if self.step is not STEPS[-1] else []
         set_markup(self._general, joined(problem_line(f"{titled(p.field)}: {p.message}") for p in rest))
 

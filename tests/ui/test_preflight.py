@@ -351,7 +351,7 @@ def test_the_run_is_looked_for_again_when_the_summary_is_opened(text_file):
 
 def test_the_wizard_makes_and_shows_the_checks_without_a_form(text_file, capsys):
     wizard = SetupWizard()
-    with pytest.raises(ConfigError, match="call run"):
+    with pytest.raises(ConfigError, match="run the cell with wizard.run"):
         wizard.preflight()
     setup = wizard.run(tiny_gpt(vocab_size=600), interactive=False, dataset_path="my.txt", max_length=16, run_name="mine")
     wizard.print_config(setup)

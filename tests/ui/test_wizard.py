@@ -270,6 +270,25 @@ def test_asked_for_a_form_where_there_is_no_notebook_it_says_so_and_goes_on(gpt,
     assert capsys.readouterr().out.startswith("There is no notebook here")
 
 
+def test_a_notebook_shows_an_error_with_the_lines_of_its_own_cell(monkeypatch):
+    with pytest.raises(ConfigError) as caught:
+        SetupWizard().run(epocs=3)
+    *lines, message, _, hint = caught.value._render_traceback_()
+    assert [line.split(": ", 1)[1] for line in lines] == ["SetupWizard().run(epocs=3)"]
+    assert "did you mean epochs?" in message
+    monkeypatch.setenv("TRAINBOOK_TRACEBACK", "full")
+    assert hint.startswith("(TRAINBOOK_TRACEBACK=full")
+    assert any("setup_wizard.py" in line for line in caught.value._render_traceback_())
+
+
+def test_what_the_cell_gave_is_no_default_of_the_preset():
+    wizard = SetupWizard()
+    wizard.run(interactive=False, run_name="mine", epochs=2)
+    assert wizard.state.clicks_sentence == "Preset, with the cell's Epochs, Run name."
+    wizard.run(interactive=False)
+    assert wizard.state.clicks_sentence == "Using preset defaults."
+
+
 def test_a_front_end_of_ones_own_shows_the_steps_and_changes_the_setup(gpt):
     class Form:
         def __init__(self, state):

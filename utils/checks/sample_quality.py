@@ -184,8 +184,10 @@ def _inputs(sample: Sample) -> dict[str, str]:
         is_token = sample.inputs != NO_TOKEN if sample.mask is None else sample.mask  # padding is no token
         ids, lengths = sample.inputs[is_token], is_token.sum(axis=1)
         least, largest = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+        least_N, most_N = int(lengths.min()), int(lengths.max())
+        how_long = f"Every row has {most_N:,}" if least_N == most_N else f"Rows have {least_N:,} to {most_N:,}"
         return {
-            "tokens": f"Rows have {lengths.min():,} to {lengths.max():,} tokens with ids {least:,} to {largest:,}, "
+            "tokens": f"{how_long} tokens with ids {least:,} to {largest:,}, "
             f"{len(np.unique(ids)):,} of them different."
         }
     values = sample.inputs[np.isfinite(sample.inputs)]

@@ -100,9 +100,7 @@ def estimate_training(
 
 def _planned(config: TrainingConfig, data: PreparedData, seen: Rehearsed) -> Estimate:
     """Extrapolate the measurements to the whole plan."""
-    rows = min(len(data.train), config.max_train_samples or len(data.train))
-    per_epoch = -(-rows // config.samples_per_step)
-    steps = min(per_epoch * config.epochs, config.max_steps or per_epoch * config.epochs)
+    per_epoch, steps = planned_steps(config, len(data.train))
     epochs = -(-steps // per_epoch)
     validations, validation_rows = 0, 0
     if data.validation is not None:
@@ -124,6 +122,13 @@ def _planned(config: TrainingConfig, data: PreparedData, seen: Rehearsed) -> Est
         other_s=seen.start_s + epochs * seen.epoch_start_s + max(0.0, seen.last_saving_s - seen.saving_s),
         limit_s=None if config.max_time_hours is None else config.max_time_hours * 3600,
     )
+
+
+def planned_steps(config: TrainingConfig, num_samples: int) -> tuple[int, int]:
+    """Optimizer steps of an epoch, and of the whole training, on one device; early stopping may end it sooner."""
+    rows = min(num_samples, config.max_train_samples or num_samples)
+    per_epoch = -(-rows // config.samples_per_step)
+    return per_epoch, min(per_epoch * config.epochs, config.max_steps or per_epoch * config.epochs)
 
 
 def _memory(seen: Rehearsed) -> tuple[str, bool | None]:

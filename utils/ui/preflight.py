@@ -346,7 +346,20 @@ def _check_batch(session: _Session) -> Check:
         seen = Rehearsal(session.setup, session.model, session.data).one_step()
     # Of a dataset on the Hub only the beginning was read, which has another digest.
     session.fingerprint = None if "hub" in session.passed else seen.fingerprint
-    return Check("batch", "passed", f"One batch forward and backward in {seen.step_s:.2g} s; loss {seen.loss:.3g}.")
+    summary = f"One batch forward and backward in {seen.step_s:.2g} s; loss {seen.loss:.3g}."
+    return Check("batch", "passed", summary if "hub" in session.passed else f"{summary} {_how_long(session, seen.step_s)}")
+
+
+def _how_long(session: _Session, batch_s: float) -> str:
+    """Roughly how long the training will take, from its first batch, which is slower than the others."""
+    from utils.ui.estimate import planned_steps
+    from utils.ui.live_picture import duration
+
+    assert session.data is not None
+    config = session.setup.training_config
+    _, steps = planned_steps(config, len(session.data.train))
+    whole = duration(steps * config.gradient_accumulation_steps * batch_s)
+    return f"At that pace the {counted(steps, 'step')} take {whole}; the Training step measures it more exactly."
 
 
 @_reported("causality")

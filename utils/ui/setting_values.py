@@ -113,10 +113,14 @@ def model_rows(facts: ModelFacts | None) -> dict[str, str]:
     }
 
 
+# Settings that are found in the data where they have no value.
+_DETECTED = frozenset({"text_column", "label_column"})
+
+
 def value_text(field: WizardField, value: Any) -> str:
     """A setting's value as a table shows it, with its unit."""
     if value is None:
-        return "not set"
+        return "detected automatically" if field.name in _DETECTED else "not set"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, Mapping):

@@ -60,7 +60,7 @@ class SetupWizard:
             ConfigError: there was no `run` yet. TrainbookError: the model cannot be loaded or created; says what would work.
         """
         if self.state is None:
-            raise ConfigError("there is no setup yet; call run(model=model) first.")
+            raise ConfigError("there is no setup yet: run the cell with wizard.run(model=model) first.")
         return self.state.choice.load()
 
     def run(
@@ -164,7 +164,7 @@ class SetupWizard:
             ConfigError: there was no `run` yet.
         """
         if self.state is None:
-            raise ConfigError("there is no setup to check yet; call run(model=model) first.")
+            raise ConfigError("there is no setup to check yet: run the cell with wizard.run(model=model) first.")
         checks = self.state.preflight.run()
         show_table(self.state.verdict, {check.title: check_text(check) for check in checks})
         return checks

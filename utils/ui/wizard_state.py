@@ -323,7 +323,8 @@ class WizardState(EditedSetup):
     def clicks_sentence(self) -> str:
         """Describe what was changed from the preset in the form, and whether that was before the cell ran again."""
         if not self._clicked:
-            return "Using preset defaults."
+            given = sorted({field_of(name) for name in self._overrides})
+            return f"Preset, with the cell's {', '.join(map(titled, given))}." if given else "Using preset defaults."
         kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
         return f"Changed from preset{kept}: {', '.join(map(titled, sorted(self._clicked)))}."
 

@@ -240,19 +240,21 @@ def _validations(picture: LivePicture) -> Html:
     if not picture.validations:
         return text("")
     names = ["step", "train", "validation", *([picture.metric] if picture.metric else []), "time"]
-    head = element("tr", *(element("th", text(name), scope="col", class_="tb-number") for name in [*names, ""]))
+    head = element("tr", *(element("th", text(name), scope="col", class_="tb-number") for name in names))
     rows = []
     for row in picture.validations:
         cells = [row.train, row.loss, *([row.metric] if picture.metric else []), row.time]
-        star = joined([element("span", text("★"), aria_hidden="true"), text("\u00a0best")]) if row.best else text("")
-        rows.append(
-            element(
-                "tr", element("th", text(row.step), scope="row", class_="tb-number"),
-                *(element("td", text(cell), class_="tb-number") for cell in cells), element("td", star),
-            )
-        )  # fmt: skip
+        step = joined([_star(), text(f"\u00a0{row.step}")]) if row.best else text(row.step)
+        first = element("th", step, scope="row", class_="tb-number")
+        rows.append(element("tr", first, *(element("td", text(cell), class_="tb-number") for cell in cells)))
     table = element("table", element("thead", head), element("tbody", *rows), aria_label="validations, newest first")
-    return element("div", element("div", text("Validations"), class_="tb-title"), table, class_="tb-card tb-scroll")
+    legend = joined([text("Validations, "), _star(), text(" the best")])
+    return element("div", element("div", legend, class_="tb-title"), table, class_="tb-card tb-scroll")
+
+
+def _star() -> Html:
+    """The mark of the best row, which screen readers call by its name."""
+    return element("span", text("★"), role="img", aria_label="best")
 
 
 def _events(events: Sequence[tuple[int, str]]) -> Html:

@@ -25,7 +25,8 @@ class TextRules:
 
     Attributes:
         strip: strip leading and trailing white space. Nothing else is changed in any text.
-        min_length, max_length: limits in characters, after stripping; None: no limit. Shorter and longer texts are left out, not cut.
+        min_length, max_length: limits in characters, after stripping; None: no limit. Shorter and longer texts are left out,
+            not cut.
         remove_duplicates: leave out a text that is equal to one before.
     """
 
