@@ -396,6 +396,8 @@ def test_rows_of_tensors_are_batches_to_the_last_bit_as_their_samples_are(task, 
             assert together[name].dtype == tensor.dtype
             assert together[name].is_contiguous()
             assert torch.equal(together[name], tensor)
+        sources = [DatasetSource(kind(*columns), collate) for kind in (TensorDataset, Foreign)]
+        assert sources[0].digest() == sources[1].digest()
 
 
 def test_a_collator_of_ones_own_sees_the_samples_of_tensors():

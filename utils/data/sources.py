@@ -76,7 +76,7 @@ class DatasetSource:
     def take(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` as a batch. Raises `DataError` that names the sample which cannot be read."""
         if not self._draws:
-            if self._columns is not None and (batch := self._of_columns(self._columns, indices)) is not None:
+            if (batch := self.columns(indices)) is not None:
                 return batch
             samples = [self._prepared(self._sample(int(index)), int(index)) for index in indices]
             return self._collated(samples, indices)
@@ -87,9 +87,13 @@ class DatasetSource:
                 samples.append(self._prepared(self._sample(int(index)), int(index)))
             return self._collated(samples, indices)  # what it draws goes on from the last sample's
 
-    def _of_columns(self, collate: ColumnCollate, indices: Sequence[int]) -> Batch | None:
-        """The same batch without its single samples, several times faster; None where they have to be looked at: by the
-        collate function, or to say which of them is wrong."""
+    def columns(self, indices: Sequence[int]) -> Batch | None:
+        """What `take` returns, made without single samples, several times faster; each row is what `take` makes of its sample.
+
+        None where samples have to be looked at one by one: by the collate function, or to say which of them is wrong.
+        """
+        if self._columns is None or self._draws:
+            return None
         for index in indices:
             self.before_sample(int(index))
         try:
@@ -97,7 +101,7 @@ class DatasetSource:
             if not len(rows):
                 return None
             inputs_B, *labels_B = [tensor[rows].contiguous() for tensor in self.dataset.tensors]
-            return collate.of_columns(inputs_B, labels_B[0] if labels_B else None)
+            return self._columns.of_columns(inputs_B, labels_B[0] if labels_B else None)
         except (TrainbookError, LookupError, RuntimeError, TypeError, ValueError):
             return None
 
@@ -143,11 +147,19 @@ class DatasetSource:
             return self.dataset.digest()
         total = len(self)
         hasher = hashlib.blake2b(str(total).encode(), digest_size=16)
-        for index in sorted({int(i) for i in np.linspace(0, total - 1, num=min(total, 64))}):
-            for name, tensor in sorted(self.take([index]).items()):
+        for row in self.single(sorted({int(i) for i in np.linspace(0, total - 1, num=min(total, 64))})):
+            for name, tensor in sorted(row.items()):
                 hasher.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
+
+    def single(self, indices: Sequence[int]) -> Iterator[Batch]:
+        """A batch of each of these samples alone."""
+        if (batch := self.columns(indices)) is None:
+            yield from (self.take([index]) for index in indices)
+            return
+        for row in range(len(indices)):
+            yield {name: tensor[row : row + 1] for name, tensor in batch.items()}
 
 
 def may_draw(dataset: Any) -> bool:
