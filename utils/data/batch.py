@@ -34,7 +34,6 @@ class PreparingCollate(Protocol):
         ...
 
 
-@runtime_checkable
 class ColumnCollate(Protocol):
     """A collate function that can do without single samples where data are columns of tensors."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from utils.data.batch import Batch, Collate, ColumnCollate, PreparingCollate, as_batch, described, one_line
+from utils.data.batch import Batch, Collate, PreparingCollate, as_batch, described, one_line
 from utils.data.dataloaders import has_plain_order, ignored_settings, without_duplicates
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks, pack
 from utils.data.padding import labels_of
@@ -68,7 +68,9 @@ class DatasetSource:
             self._prepare, self._join = collate.prepare, collate.collate
         self._draws = may_draw(dataset) or getattr(collate, "draws", True)
         in_columns = type(dataset) is TensorDataset and len(dataset.tensors) in (1, 2)
-        self._columns = collate if in_columns and self._prepare is None and isinstance(collate, ColumnCollate) else None
+        self._of_columns: Callable[[Tensor, Tensor | None], Batch | None] | None = None
+        if in_columns and self._prepare is None:
+            self._of_columns = getattr(collate, "of_columns", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -92,7 +94,7 @@ class DatasetSource:
 
         None where samples have to be looked at one by one: by the collate function, or to say which of them is wrong.
         """
-        if self._columns is None or self._draws:
+        if self._of_columns is None or self._draws:
             return None
         for index in indices:
             self.before_sample(int(index))
@@ -101,7 +103,7 @@ class DatasetSource:
             if not len(rows):
                 return None
             inputs_B, *labels_B = [tensor[rows].contiguous() for tensor in self.dataset.tensors]
-            return self._columns.of_columns(inputs_B, labels_B[0] if labels_B else None)
+            return self._of_columns(inputs_B, labels_B[0] if labels_B else None)
         except (TrainbookError, LookupError, RuntimeError, TypeError, ValueError):
             return None
 
