@@ -10,6 +10,7 @@ from, or seeds, one of them.
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -190,6 +191,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before the fixtures of modules and sessions, of which `_room` comes after."""
     _seed_generators()
+    _keep_translations_to_onnx()
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +275,28 @@ def _torch_switches() -> Callable[[], None]:
         torch.set_grad_enabled(grad)
 
     return restore
+
+
+_translations_kept = False
+
+
+def _keep_translations_to_onnx() -> None:
+    """torch makes its table of translations to ONNX anew for each graph, out of the sources of a thousand functions: a second
+    of the two to ten that a small graph takes. From the first test after its import on, it is made once a process."""
+    global _translations_kept  # noqa: PLW0603 - one process, one state
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if module is None or _translations_kept:
+        return
+    _translations_kept = True
+    table_of = functools.cache(module.ONNXRegistry.from_torchlib)
+
+    def copied(cls: Any, *arguments: Any, **options: Any) -> Any:
+        table, copy = table_of(*arguments, **options), cls()
+        copy._opset_version = table._opset_version
+        copy.functions = {target: list(entries) for target, entries in table.functions.items()}
+        return copy
+
+    module.ONNXRegistry.from_torchlib = classmethod(copied)
 
 
 _modules_frozen = 0

@@ -340,6 +340,81 @@ def test_plain_pairs_of_tensors_go_through_the_tasks_collator(task):
     )
 
 
+class Foreign(TensorDataset):
+    """May do anything in `__getitem__`, so its samples are read one by one."""
+
+    draws = False
+
+
+INPUTS = {
+    "features": torch.rand(6, 5),
+    "numbers": torch.rand(6),
+    "grey images": torch.rand(6, 4, 4),
+    "images": torch.rand(6, 4, 4, 3).permute(0, 3, 1, 2),
+    "bytes": torch.arange(6 * 16, dtype=torch.uint8).view(6, 1, 4, 4),
+    "16 bits": torch.arange(6 * 16).mul(600).to(torch.uint16).view(6, 4, 4),
+    "doubles": torch.rand(6, 5, dtype=torch.float64),
+    "volumes": torch.rand(6, 1, 2, 2, 2),
+    "ids": torch.ones(6, 5, dtype=torch.long),
+}
+LABELS = {
+    "none": None,
+    "classes": torch.arange(6),
+    "column": torch.arange(6)[:, None],
+    "int32": torch.arange(6, dtype=torch.int32),
+    "number": torch.rand(6),
+    "numbers": torch.rand(6, 2),
+    "flags": torch.ones(6, 2, dtype=torch.long),
+}
+TASKS = {
+    "none": None,
+    "images": TaskSpec("image_classification"),
+    "classes": TaskSpec("text_classification"),
+    "several": TaskSpec("text_classification", multi_label=True),
+    "regression": TaskSpec("regression"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_rows_of_tensors_are_batches_to_the_last_bit_as_their_samples_are(task, inputs):
+    collate = collator_for(TASKS[task])
+    for labels in LABELS.values():
+        columns = [column for column in (INPUTS[inputs], labels) if column is not None]
+        outcomes = []
+        for kind in (TensorDataset, Foreign):
+            try:
+                outcomes.append(DatasetSource(kind(*columns), collate).take([4, 1, 1]))
+            except DataError as error:
+                outcomes.append(str(error).replace("Foreign", "TensorDataset"))
+        together, single = outcomes
+        if isinstance(single, str):
+            assert together == single
+            continue
+        assert list(together) == list(single)
+        for name, tensor in single.items():
+            assert together[name].dtype == tensor.dtype
+            assert together[name].is_contiguous()
+            assert torch.equal(together[name], tensor)
+        sources = [DatasetSource(kind(*columns), collate) for kind in (TensorDataset, Foreign)]
+        assert sources[0].digest() == sources[1].digest()
+
+
+def test_a_collator_of_ones_own_sees_the_samples_of_tensors():
+    class Own(type(collator_for(TaskSpec("regression")))):
+        def batch(self, rows):
+            return super().batch([{**row, "pixel_values": row["pixel_values"] + 1} for row in rows])
+
+    inputs = torch.rand(4, 3)
+    source = DatasetSource(TensorDataset(inputs, torch.rand(4)), Own(TaskSpec("regression")))
+    assert torch.equal(source.take([2])["pixel_values"], inputs[[2]] + 1)
+
+
+def test_the_number_of_a_sample_that_is_not_there_is_said():
+    with pytest.raises(DataError, match="sample 9 of TensorDataset cannot be read"):
+        DatasetSource(TensorDataset(torch.rand(4, 3)), collator_for(None)).take([0, 9])
+
+
 def test_a_data_set_of_texts_and_labels_needs_no_preparation():
     from datasets import Dataset
 

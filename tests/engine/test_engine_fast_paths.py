@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.kit.toys import (
+    LENGTH,
+    VOCAB_SIZE,
     PlainLM,
     assert_same_run,
     golden_config,
@@ -459,6 +463,22 @@ def test_a_compiled_run_learns_the_same_and_is_compiled_before_it_begins(fused):
     assert compiled.loss_history == pytest.approx(eager.loss_history, rel=1e-5)
     assert compiled.val_loss_history == pytest.approx(eager.val_loss_history, rel=1e-5)
     assert any("Compiled in" in notice for notice in order[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="needs a C++ compiler")
+def test_a_compiled_model_of_transformers_learns_the_same():
+    train = TensorDataset(token_rows(8))  # full batches of one shape, as each further one is compiled for itself
+    histories = []
+    for mode in (None, "reduce-overhead"):
+        config = golden_config(run_name=f"{mode}", compile_mode=mode, precision="32", epochs=2, batch_size=4)
+        torch.manual_seed(0)
+        sizes = {"vocab_size": VOCAB_SIZE, "n_positions": LENGTH, "n_embd": 16, "n_layer": 1, "n_head": 2}
+        model = GPT2LMHeadModel(GPT2Config(**sizes, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0))
+        results = Trainer(model, None, config).train(train)
+        assert any("Compiled in" in notice for notice in results.notices) == (mode is not None)
+        histories.append(results.loss_history)
+    assert histories[1] == pytest.approx(histories[0], rel=1e-5)
 
 
 def test_compiling_without_a_compiler_is_refused_with_what_to_install(monkeypatch):

@@ -18,10 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.kit.toys import (
-    LENGTH,
     VOCAB_SIZE,
     golden_config,
     normed_lm,
@@ -379,8 +377,8 @@ def test_the_quality_preset_trains_and_leaves_a_bundle():
     builder = TrainingConfigBuilder.quality().with_training(epochs=1, batch_size=4).with_logging(run_name="quality")
     # Full batches of one shape, as each further one is compiled for itself.
     train, validation = TensorDataset(token_rows(16)), TensorDataset(token_rows(4, seed=2))
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, n_positions=LENGTH, n_embd=16, n_layer=1, n_head=2))
-    results = Trainer(model, training_config=builder.build(), task_spec=TaskSpec.language_modeling()).train(train, validation)
+    trainer = Trainer(plain_lm(), training_config=builder.build(), task_spec=TaskSpec.language_modeling())
+    results = trainer.train(train, validation)
     assert results.stop_reason == "finished"
     metadata = metadata_of(results.export_dir)
     assert "onnx" in metadata["runnable"]

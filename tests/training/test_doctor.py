@@ -213,6 +213,21 @@ def test_a_run_can_be_diagnosed_while_it_trains():
     assert [report["learning"].verdict for report in watch.seen] == ["not run", "pass", "pass"]
 
 
+def test_during_a_run_the_rules_see_the_settings_that_its_config_file_has():
+    seen: list[tuple[RunRecord, RunRecord]] = []
+
+    class Watch(Callback):
+        def on_train_begin(self, trainer, logs=None):
+            folder = Path(logs["run_dir"])
+            begun = RunRecord.begun(folder, trainer.training_config, trainer.planned_task)
+            seen.append((begun, RunRecord.read(folder, running=True)))
+
+    train_classes(epochs=1, max_steps=1, callbacks=[Watch()], label_smoothing=0.1)
+    begun, read = seen[0]
+    assert begun.config == read.config
+    assert (begun.name, begun.spec, begun.multi_label, begun.running) == (read.name, read.spec, read.multi_label, True)
+
+
 def test_findings_are_notices_during_the_run_and_once():
     seen: list[tuple[int, int]] = []
 

@@ -34,6 +34,22 @@ class PreparingCollate(Protocol):
         ...
 
 
+class ColumnCollate(Protocol):
+    """A collate function that can do without single samples where data are columns of tensors."""
+
+    def of_columns(self, inputs_B: Tensor, labels_B: Tensor | None) -> Batch | None:
+        """The batch that the rows of these columns give as samples (inputs, labels), or (inputs,), to the last bit.
+
+        Args:
+            inputs_B, labels_B: B rows, B at least 1; the tensors become the batch's.
+        Returns:
+            None where it takes the samples themselves, one by one.
+        Raises:
+            DataError: no sample of this kind can be in a batch; one by one, they say which.
+        """
+        ...
+
+
 def one_line(error: BaseException) -> str:
     """The first line of what it says, at most 300 characters."""
     return (str(error).splitlines() or [""])[0][:300]

@@ -19,6 +19,16 @@ from utils.data.encoding import encode_pairs_of_sequences, encode_texts, encode_
 from utils.data.labelled.labels import is_list
 from utils.data.labelled.usable_rows import input_problem
 from utils.data.masking import SHARE_CHOSEN, masked_lm_collator
+from utils.data.numeric_rows import (
+    ImageCollator,
+    as_row,
+    holds_tokens,
+    image_of,
+    is_image,
+    pixels_of,
+    stacked_labels,
+    whole_labels_of,
+)
 from utils.data.padding import labels_of, padding_of
 from utils.data.read.rows import listed
 from utils.data.read.task_columns import Columns, find_columns
@@ -32,12 +42,6 @@ if TYPE_CHECKING:
 MakeCollate = Callable[["TaskSpec", Any], Collate]
 
 _MAKERS: dict[str, MakeCollate] = {}
-
-# Names under which samples hold images and labels.
-_IMAGES = ("pixel_values", "image", "images", "img")
-_LABELS = ("labels", "label", "target")
-# The range of pixels that are whole numbers.
-_LARGEST_PIXEL = {torch.uint8: 255, torch.uint16: 65_535}
 
 
 def register_collator(task_type: str, make: MakeCollate) -> None:
@@ -75,9 +79,15 @@ class AnyCollator(TextCollator):
     """For a task that is not known yet: token ids as `TextCollator` has them, images as `ImageCollator`."""
 
     def __call__(self, samples: list[Any]) -> Batch:
-        if not samples or not _is_image(samples[0]):
+        if not samples or not is_image(samples[0]):
             return super().__call__(samples)
         return ImageCollator(whole_labels=False)(samples)
+
+    def of_columns(self, inputs_B: Tensor, labels_B: Tensor | None) -> Batch | None:
+        """As `utils.data.batch.ColumnCollate`."""
+        if type(self) is not AnyCollator or holds_tokens(inputs_B):
+            return None
+        return ImageCollator(whole_labels=False).of_columns(inputs_B, labels_B)
 
 
 class InputCollator:
@@ -100,8 +110,8 @@ class InputCollator:
         self._rows = TextCollator(self.pad_id, self.eos_id)
 
     def __call__(self, samples: list[Any]) -> Batch:
-        rows = [_as_row(sample) for sample in samples]
-        raw = [row for row in rows if "input_ids" not in row and not _is_image(row)]
+        rows = [as_row(sample) for sample in samples]
+        raw = [row for row in rows if "input_ids" not in row and not is_image(row)]
         if raw:
             rows = self._encoded(raw, len(raw) == len(rows))
         return self.batch(rows)
@@ -113,6 +123,19 @@ class InputCollator:
             raise DataError(f"{len(rows) - len(labels)} of {len(rows)} samples of a batch have no labels.")
         inputs = self._inputs(rows)
         return {**inputs, "labels": self.labels(labels, inputs)} if labels else inputs
+
+    def of_columns(self, inputs_B: Tensor, labels_B: Tensor | None) -> Batch | None:
+        """As `utils.data.batch.ColumnCollate`."""
+        kind = type(self)
+        as_usual = (kind.__call__, kind.batch, kind._inputs) == (
+            InputCollator.__call__,
+            InputCollator.batch,
+            InputCollator._inputs,
+        )
+        if not as_usual or holds_tokens(inputs_B):
+            return None
+        inputs = {"pixel_values": pixels_of(inputs_B)}
+        return inputs if labels_B is None else {**inputs, "labels": self.labels(list(labels_B.unbind()), inputs)}
 
     def labels(self, labels: list[Any], inputs: Batch) -> Tensor:
         """The samples' labels as one tensor."""
@@ -173,8 +196,8 @@ class InputCollator:
         return self.encode(raw)
 
     def _inputs(self, rows: list[dict[str, Any]]) -> Batch:
-        if _is_image(rows[0]):  # features that are no tokens
-            return {"pixel_values": torch.stack([_pixels(_image_of(row)) for row in rows])}
+        if is_image(rows[0]):  # features that are no tokens
+            return {"pixel_values": torch.stack([pixels_of(image_of(row)) for row in rows])}
         known = ("input_ids", "attention_mask", "token_type_ids")
         batch = self._rows([self._masked({name: row[name] for name in known if name in row}) for row in rows])
         del batch["labels"]  # of predicting the ids themselves
@@ -205,8 +228,8 @@ class ClassificationCollator(InputCollator):
         if self.several:  # floats: a row of one whole number is taken for one class
             values = [torch.as_tensor(label) for label in labels]
             labels = [value.float() if value.dim() else value for value in values]
-        stacked = _stacked(labels)
-        return stacked.float() if stacked.dim() > 1 else _whole(stacked)
+        stacked = stacked_labels(labels)
+        return stacked.float() if stacked.dim() > 1 else whole_labels_of(stacked)
 
     def class_ids(self, label: Any) -> Any:
         if not isinstance(label, (list, tuple, set, frozenset)) or self.class_names is None:
@@ -230,7 +253,7 @@ class RegressionCollator(InputCollator):
             raise DataError(f"a record of a batch has a label that is no number: {shown(label)}.") from error
 
     def labels(self, labels: list[Any], inputs: Batch) -> Tensor:
-        return _stacked(labels).float()
+        return stacked_labels(labels).float()
 
 
 class TokenClassificationCollator(InputCollator):
@@ -285,97 +308,6 @@ class Seq2SeqCollator(InputCollator):
         return _by_row(found.rows)
 
 
-class ImageCollator:
-    """Images and their classes: `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 where there are any.
-
-    A sample is an image, a pair (image, label) or a dict with `pixel_values` or `image`. An image is a tensor or array
-    (C, H, W), or (H, W), which gets one channel. uint8 (0 to 255) and uint16 (0 to 65,535) become 0 to 1; other types stay as
-    they are.
-
-    Args:
-        whole_labels: labels are classes. False: labels of any dtype and shape, (B, ...), for a criterion of one's own.
-    """
-
-    draws, packs = False, False
-
-    def __init__(self, whole_labels: bool = True) -> None:
-        self._whole_labels = whole_labels
-
-    def __call__(self, samples: list[Any]) -> Batch:
-        rows = [_as_row(sample) for sample in samples]
-        images = [_pixels(_image_of(row), channels=True) for row in rows]
-        shapes = sorted({tuple(image.shape) for image in images})
-        if len(shapes) > 1:
-            raise DataError(
-                f"the images of a batch have different shapes: {', '.join(map(str, shapes[:4]))}. Bring them to one size first."
-            )
-        batch = {"pixel_values": torch.stack(images)}
-        labels = [row["labels"] for row in rows if "labels" in row]
-        if labels and len(labels) != len(rows):
-            raise DataError(f"{len(rows) - len(labels)} of {len(rows)} samples of a batch have no label.")
-        if labels:
-            stacked = _stacked(labels)
-            whole = self._whole_labels or not stacked.is_floating_point()
-            batch["labels"] = _whole(stacked) if whole else stacked
-        return batch
-
-
-def _as_row(sample: Any) -> dict[str, Any]:
-    """A sample as a dict; labels are called `labels`."""
-    if isinstance(sample, Mapping):
-        row = dict(sample)
-        named = [name for name in _LABELS if name in row]
-        if named and ("input_ids" in row or _is_image(row)):
-            row["labels"] = row[named[0]]
-        return row
-    if isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], (Tensor, np.ndarray)):
-        return {_kind(sample[0]): sample[0], "labels": sample[1]}
-    if isinstance(sample, (tuple, list)) and len(sample) == 1:
-        return _as_row(sample[0])
-    if isinstance(sample, (Tensor, np.ndarray)):
-        return {_kind(sample): sample}
-    raise DataTypeError(
-        "Expected a sample to be a dict, a pair (inputs, labels) of tensors, or a record with texts; got a "
-        f"{type(sample).__name__}. Other kinds of samples need data_collator=."
-    )
-
-
-def _kind(values: Any) -> str:
-    values = torch.as_tensor(values)
-    return "input_ids" if values.dim() == 1 and not values.is_floating_point() else "pixel_values"
-
-
-def _is_image(sample: Any) -> bool:
-    """Whether a sample holds pixels or features, not tokens."""
-    if isinstance(sample, Mapping):
-        return "input_ids" not in sample and any(name in sample for name in _IMAGES)
-    if isinstance(sample, (tuple, list)) and 1 <= len(sample) <= 2:
-        sample = sample[0]
-    return isinstance(sample, (Tensor, np.ndarray)) and _kind(sample) == "pixel_values"
-
-
-def _image_of(row: Mapping[str, Any]) -> Any:
-    name = next((name for name in _IMAGES if name in row), None)
-    if name is None:
-        raise DataTypeError(f"Expected a sample with {' or '.join(_IMAGES[:2])}; got {sorted(map(str, row))[:8]}.")
-    return row[name]
-
-
-def _pixels(image: Any, channels: bool = False) -> Tensor:
-    """An image, or a row of features, as float32; uint8 and uint16 as 0 to 1."""
-    if not isinstance(image, Tensor):
-        image = np.asarray(image)
-        if image.dtype.kind not in "buif":
-            raise DataTypeError(f"Expected an image of numbers; got an array of {image.dtype}.")
-        image = torch.as_tensor(image)
-    pixels: Tensor = image.float() / _LARGEST_PIXEL.get(image.dtype, 1)
-    if channels and pixels.dim() == 2:
-        pixels = pixels[None]
-    if channels and pixels.dim() not in (1, 3):  # 1: features that are no image
-        raise DataTypeError(f"Expected an image of shape (channels, height, width); got {tuple(pixels.shape)}.")
-    return pixels
-
-
 def _ids(values: Any) -> Tensor:
     """A row of ids or labels as int64. Raises `DataTypeError` when it is none."""
     ids = torch.as_tensor(values)
@@ -391,29 +323,6 @@ def _padded(rows: Sequence[Any], fill: int) -> Tensor:
     ids = [_ids(row) for row in rows]
     length = max(len(row) for row in ids)
     return torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=fill) for row in ids])
-
-
-def _stacked(labels: list[Any]) -> Tensor:
-    values = [torch.as_tensor(label) for label in labels]
-    shapes = {tuple(value.shape) for value in values}
-    if len(shapes) > 1:
-        raise DataError(
-            f"the labels of a batch have different shapes: {', '.join(map(str, sorted(shapes)[:4]))}. Where a sample may have "
-            "several classes, its label is a vector with one number, 0 or 1, for each class there is."
-        )
-    stacked = torch.stack(values)
-    return (
-        stacked[:, 0] if stacked.dim() == 2 and stacked.shape[1] == 1 and not stacked.is_floating_point() else stacked
-    )
-
-
-def _whole(labels: Tensor) -> Tensor:
-    if labels.is_floating_point():
-        raise DataTypeError(
-            f"classes are whole numbers from 0 on; got labels of {labels.dtype}, such as {float(labels.flatten()[0])}. "
-            "Convert them, or use task_type='regression'."
-        )
-    return labels.long()
 
 
 def _by_row(rows: Mapping[str, list[list[int]]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.data.batch import IGNORED, Batch
 from utils.data.packing import TokenBlocks
-from utils.data.sources import IdSource, Source
+from utils.data.sources import DatasetSource, IdSource, Source
 from utils.errors import DataError
 
 #: Samples that are read before training where reading all of them would take too long.
@@ -55,7 +55,11 @@ def check_source(source: Source, name: str, limits: Limits) -> None:
             _refuse_id(int(rows[sample, position]), name, sample, position, limits.vocab_size, "token id")
         return
     total = len(source)
-    for index in sorted({int(index) for index in np.linspace(0, total - 1, num=min(total, SAMPLED))}):
+    chosen = sorted({int(index) for index in np.linspace(0, total - 1, num=min(total, SAMPLED))})
+    if isinstance(source, DatasetSource) and (batch := source.columns(chosen)) is not None:
+        check_batch(batch, chosen, name, limits)
+        return
+    for index in chosen:
         check_batch(source.take([index]), [index], name, limits)
 
 

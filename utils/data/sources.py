@@ -67,6 +67,10 @@ class DatasetSource:
         if isinstance(collate, PreparingCollate):
             self._prepare, self._join = collate.prepare, collate.collate
         self._draws = may_draw(dataset) or getattr(collate, "draws", True)
+        in_columns = type(dataset) is TensorDataset and len(dataset.tensors) in (1, 2)
+        self._of_columns: Callable[[Tensor, Tensor | None], Batch | None] | None = None
+        if in_columns and self._prepare is None:
+            self._of_columns = getattr(collate, "of_columns", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,6 +78,8 @@ class DatasetSource:
     def take(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` as a batch. Raises `DataError` that names the sample which cannot be read."""
         if not self._draws:
+            if (batch := self.columns(indices)) is not None:
+                return batch
             samples = [self._prepared(self._sample(int(index)), int(index)) for index in indices]
             return self._collated(samples, indices)
         with _KeptRandomState():
@@ -82,6 +88,24 @@ class DatasetSource:
                 _seed_cpu(epoch_seed(self.seed, self.epoch, int(index)))
                 samples.append(self._prepared(self._sample(int(index)), int(index)))
             return self._collated(samples, indices)  # what it draws goes on from the last sample's
+
+    def columns(self, indices: Sequence[int]) -> Batch | None:
+        """What `take` returns, made without single samples, several times faster; each row is what `take` makes of its sample.
+
+        None where samples have to be looked at one by one: by the collate function, or to say which of them is wrong.
+        """
+        if self._of_columns is None or self._draws:
+            return None
+        for index in indices:
+            self.before_sample(int(index))
+        try:
+            rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+            if not len(rows):
+                return None
+            inputs_B, *labels_B = [tensor[rows].contiguous() for tensor in self.dataset.tensors]
+            return self._of_columns(inputs_B, labels_B[0] if labels_B else None)
+        except (TrainbookError, LookupError, RuntimeError, TypeError, ValueError):
+            return None
 
     def _sample(self, index: int) -> Any:
         self.before_sample(index)
@@ -125,11 +149,19 @@ class DatasetSource:
             return self.dataset.digest()
         total = len(self)
         hasher = hashlib.blake2b(str(total).encode(), digest_size=16)
-        for index in sorted({int(i) for i in np.linspace(0, total - 1, num=min(total, 64))}):
-            for name, tensor in sorted(self.take([index]).items()):
+        for row in self.single(sorted({int(i) for i in np.linspace(0, total - 1, num=min(total, 64))})):
+            for name, tensor in sorted(row.items()):
                 hasher.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
+
+    def single(self, indices: Sequence[int]) -> Iterator[Batch]:
+        """A batch of each of these samples alone."""
+        if (batch := self.columns(indices)) is None:
+            yield from (self.take([index]) for index in indices)
+            return
+        for row in range(len(indices)):
+            yield {name: tensor[row : row + 1] for name, tensor in batch.items()}
 
 
 def may_draw(dataset: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from utils.errors import ConfigError, DataNotFoundError
 from utils.storage import read_json_lines
 from utils.training.config_files import read_config_file
 from utils.training.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from utils.training.task_spec import TaskSpec
 
 #: File in the run's folder that holds what `DoctorCallback` measured.
 MEASUREMENTS = "doctor.jsonl"
@@ -98,6 +101,12 @@ class RunRecord:
             multi_label=bool(task.get("multi_label")), unigram=unigram,
         )  # fmt: skip
         return record.updated(folder, running=running)
+
+    @classmethod
+    def begun(cls, folder: Path, config: TrainingConfig, task_spec: TaskSpec) -> RunRecord:
+        """A run of this process that is under way in `folder`, with the settings that its config.yaml has."""
+        record = cls(folder.name, config, task_spec.task_type, bool(task_spec.multi_label))
+        return record.updated(folder, running=True)
 
     def updated(self, folder: Path, *, running: bool) -> RunRecord:
         """The same run with its rows, state and measurements read again; its settings, which do not change, are kept."""

@@ -76,7 +76,8 @@ class DoctorCallback(Callback):
         facts = start_facts(trainer, self._total)
         self._write({"event": "start", "step": trainer.state.step, **facts})
         if self.live and self._folder is not None:
-            self._record = RunRecord.read(self._folder, running=True)
+            assert trainer.planned_task is not None
+            self._record = RunRecord.begun(self._folder, trainer.training_config, trainer.planned_task)
             self._report(trainer, self._record, starting=True)
 
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
@@ -144,8 +145,8 @@ class DoctorCallback(Callback):
         if not self.live or self._folder is None or (running and step < self._judged_at * _LONGER):
             return
         self._judged_at = step
-        record = RunRecord.read(self._folder, running=running) if self._record is None else self._record
-        self._record = record = record.updated(self._folder, running=running)
+        assert self._record is not None
+        self._record = record = self._record.updated(self._folder, running=running)
         record.state = {**record.state, "stop_reason": trainer.state.stop_reason}
         self._report(trainer, record)
 

@@ -86,7 +86,8 @@ class Trainer:
     Attributes:
         state: where the run stands (TrainState); notices: sentences the user should know.
         control: `Control`, to stop, pause or save from another thread.
-        task: what is learned (a `Task`); data: the data as batches (UniversalDataModule); None before training.
+        task: what is learned (a `Task`); planned_task: its TaskSpec, complete; data: the data as batches
+            (UniversalDataModule). None before training.
         description: further sections for the run's config.yaml, by name; plain values.
         time_pass: times a forward and backward pass where precision="auto" is measured: (parts, batch) -> seconds.
     """
@@ -119,6 +120,7 @@ class Trainer:
         self.description: dict[str, Any] = {}
         self.parts: Parts | None = None
         self.task: Task | None = None
+        self.planned_task: TaskSpec | None = None
         self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
         self._tuned: FineTuned | None = None
@@ -204,7 +206,7 @@ class Trainer:
             self.trainer_arguments(), train_data, val_data, callbacks=self.callbacks, facade=self.facade, notice=self.notice
         )
         self.data = plan.data
-        self.task = plan.objective if isinstance(plan.objective, Task) else None
+        self.task, self.planned_task = plan.objective if isinstance(plan.objective, Task) else None, plan.task_spec
         return plan
 
     def _open(self, plan: RunPlan, resume_from: Any, stack: contextlib.ExitStack) -> _OpenRun:

@@ -15,6 +15,9 @@ from utils.environment import free_memory_bytes
 # Where memory is copied storage by storage; elsewhere tensor by tensor.
 _STORAGES_ON = ("cpu", "cuda")
 
+# Values that hold no tensors: the random state alone has some 600 numbers.
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+
 Key = tuple[str, int, int]
 
 
@@ -77,10 +80,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, dict):
         for entry in value.values():
-            yield from _tensors(entry)
+            if type(entry) not in _ATOMS:
+                yield from _tensors(entry)
     elif isinstance(value, (list, tuple)):
         for entry in value:
-            yield from _tensors(entry)
+            if type(entry) not in _ATOMS:
+                yield from _tensors(entry)
 
 
 def _by_storage(tensor: Tensor) -> bool:
@@ -101,6 +106,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def _copied(value: Any, copies: dict[Key, Tensor], memo: dict[int, Any]) -> Any:
     """`value` with its tensors replaced. `memo` holds what is copied already, by the original's id: one object stays one."""
+    if type(value) in _ATOMS:
+        return value
     if id(value) in memo:
         return memo[id(value)]
     made: Any = value

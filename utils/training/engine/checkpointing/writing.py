@@ -77,18 +77,20 @@ class _Pieces:
 
 
 # What torch loads with weights_only=True. Subclasses are not meant: numpy's float64 is a float, and pickles as a call.
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, set, torch.Size, torch.dtype, torch.device)
+_PLAIN = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, bytearray, set, torch.Size, torch.dtype, torch.device}
+)
 
 
 def _not_plain(value: Any, place: str = "") -> list[str]:
     """Places in `value` that hold anything but tensors and plain values."""
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
+    if type(value) in _PLAIN or isinstance(value, Tensor):
         return []
     if type(value) in (dict, OrderedDict):
-        entries = [(f"{place}.{name}", entry) for name, entry in value.items()]
+        entries = [(f"{place}.{name}", entry) for name, entry in value.items() if type(entry) not in _PLAIN]
         entries += [(f"a key of {place}", name) for name in value if type(name) not in (str, int)]
     elif type(value) in (list, tuple):
-        entries = [(f"{place}.{number}", entry) for number, entry in enumerate(value)]
+        entries = [(f"{place}.{number}", entry) for number, entry in enumerate(value) if type(entry) not in _PLAIN]
     else:
         return [f"{place.removeprefix('.')} is a {type(value).__module__}.{type(value).__qualname__}"]
     return [found for name, entry in entries for found in _not_plain(entry, name)]
