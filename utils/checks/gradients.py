@@ -19,6 +19,7 @@ from utils.checks.checking import check
 from utils.checks.depth import GRADIENT_LIMITS, gradients_through_depth
 from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, counted, few
+from utils.checks.reach import gradients_between_positions
 from utils.checks.slope import SLOPE_LIMITS, recomputed_activations, recomputed_alike, slope
 
 if TYPE_CHECKING:
@@ -52,9 +53,12 @@ _LIMITS = (
 
 @check(
     NAME,
-    (unregistered, frozen_by_mistake, slope, recomputed_activations, recomputed_alike, gradients_through_depth),
+    (
+        unregistered, frozen_by_mistake, slope, recomputed_activations, recomputed_alike, gradients_through_depth,
+        gradients_between_positions,
+    ),
     limits=_LIMITS,
-)
+)  # fmt: skip
 def test_gradient_flow(found: Probe) -> CheckResult:
     """One backward pass on random inputs, in training mode.
 
