@@ -296,6 +296,14 @@ def _number(config: Any, *names: str) -> int | None:
     return None
 
 
+def is_stock(model: nn.Module) -> bool:
+    """Whether the model's class and those of all its modules are of transformers and torch, with their own forward."""
+    return type(model).__module__.startswith("transformers.") and all(
+        type(module).__module__.startswith(("transformers.", "torch.")) and "forward" not in vars(module)
+        for module in model.modules()
+    )
+
+
 def reserved_positions(model: nn.Module) -> int:
     """Positions that a model states and does not take: RoBERTa's begin after the padding id, so 514 of them take 512."""
     for name, module in model.named_modules():

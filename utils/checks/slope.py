@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from utils.adapters.forward import ModelCall
 from utils.check_result import Finding, Limit
@@ -85,10 +86,54 @@ def _disagreements(found: Probe, training: bool = False) -> dict[str, float]:
     found_apart = {
         "": max(_disagreement(loss, parameters, by_name, list(parameters), seed) for seed in range(_DIRECTIONS))
     }
+    if found_apart[""] > _DISAGREEMENT and (held := _detached_norms(exact, loss, batch)):
+        plain = loss
+
+        def loss() -> Tensor:
+            with _Detached(held):
+                return plain()
+
+        found_apart[""] = max(
+            _disagreement(loss, parameters, by_name, list(parameters), seed) for seed in range(_DIRECTIONS)
+        )
     if found_apart[""] > _DISAGREEMENT:
         each = {name: _disagreement(loss, parameters, by_name, [name], 0) for name in list(parameters)[:60]}
         found_apart |= {name: value for name, value in each.items() if value > _DISAGREEMENT}
     return found_apart
+
+
+class _Detached(TorchFunctionMode):
+    """Sees what detach() returns, in order; given `held`, returns its value for those calls instead."""
+
+    def __init__(self, held: Mapping[int, Tensor] | None = None) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+        self._held = held or {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = function(*args, **(kwargs or {}))
+        if function in (Tensor.detach, torch.detach):
+            self.seen.append(given)
+            return self._held.get(len(self.seen) - 1, given)
+        return given
+
+
+def _detached_norms(found: Probe, loss: Callable[[], Tensor], batch: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Detached vectors of norms of weights, by the number of the call: what DoRA holds constant on purpose (Liu et al. 2024,
+    4.3). They are positive, one for each row of a matrix, and the same for every input."""
+    with torch.no_grad(), _Detached() as first:
+        loss()
+    other = {name: value.flip(-1) for name, value in batch.items()}
+    with torch.no_grad(), _Detached() as second, sdpa_kernel(SDPBackend.MATH):
+        rng.seed_all(0)
+        found.loss(other)
+    if len(first.seen) != len(second.seen):
+        return {}
+    return {
+        place: value.clone() for place, (value, again) in enumerate(zip(first.seen, second.seen, strict=True))
+        if 1 < value.numel() == max(value.shape, default=0) and value.is_floating_point() and bool((value > 0).all())
+        and value.shape == again.shape and torch.equal(value, again)
+    }  # fmt: skip
 
 
 def _disagreement(
