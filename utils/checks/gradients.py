@@ -38,6 +38,8 @@ EXPLODING_NORM = 1000.0
 _NUDGE_STD = 0.02
 # Draws of noise on the weights, after which a router sends inputs elsewhere.
 _OTHER_WEIGHTS = 8
+# Rows of the batch whose gradients are looked at, and of one that batch normalisation has to see.
+_ROWS, _ROWS_TO_NORMALISE = 2, 32
 # Share of parameters without a gradient up to which an unchanged stock model holds them for other uses.
 _MINORITY = 0.25
 # A head of zeros hides residual projections of zeros, and those hide what is before them.
@@ -104,12 +106,18 @@ def _gradients(found: Probe, trainable: Mapping[str, nn.Parameter]) -> tuple[flo
     for parameter in trainable.values():
         parameter.grad = None
     with torch.enable_grad():
-        loss = found.loss(found.batch(2, min(32, found.max_length)))
+        loss = found.loss(found.batch(_rows(found), min(32, found.max_length)))
         loss.backward()  # type: ignore[no-untyped-call]
     sizes = {
         name: None if p.grad is None else float(p.grad.float().square().mean().sqrt()) for name, p in trainable.items()
     }
     return float(loss.detach()), sizes
+
+
+def _rows(found: Probe) -> int:
+    """Rows of the batch: batch normalisation of two values leaves their signs only, and divides by next to nothing."""
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in found.model.modules())
+    return _ROWS_TO_NORMALISE if normalised and not found.over_tokens else _ROWS
 
 
 def _dead(trainable: Mapping[str, nn.Parameter], sizes: Sizes) -> set[str]:
@@ -196,7 +204,7 @@ def _for_other_uses(found: Probe, dead: set[str]) -> set[str]:
 
 
 def _for_larger_images(found: Probe, trainable: Mapping[str, nn.Parameter], dead: set[str]) -> set[str]:
-    """Members of `dead` that get a gradient from images four times as large: attention over a single place has one weight, 1."""
+    """Members of `dead` that get a gradient from images four times as large: attention to a single place has one weight, 1."""
     if found.image_shape is None or not dead:
         return set()
     channels, height, width = found.image_shape
@@ -283,8 +291,8 @@ def _judged(
     if weak:
         copied = stacks_of_copies(found.model)
         upcycled = (
-            f" The blocks of {few(copied)} are copies of one, as upcycling makes them: what chooses between them has nothing to "
-            "learn until they differ."
+            f" The blocks of {few(copied)} are copies of one, as upcycling makes them: what chooses between them has nothing "
+            "to learn until they differ."
         ) if copied else ""  # fmt: skip
         return result(
             "warn", f"{counted(len(weak), 'matrix')} with less than a millionth of the median gradient: {few(weak)}.{upcycled}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ def later_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]
     cuts = sorted({1, length // 2, length - 1})
     for training in (False, True):
         found.model.train(training)
-        leaks = {cut: _leak(found, side, length, cut) for cut in cuts}
+        leaks = _leaks(found, side, length, cuts)
         measured[f"future_difference_{'training' if training else 'evaluation'}"] = max(leaks.values())
         leaking = [cut for cut, leak in leaks.items() if not leak <= found.tolerance]
         if leaking and training:
             with _without_dropout(found.model):
-                leaking = [cut for cut in leaking if not _leak(found, side, length, cut) <= found.tolerance]
+                leaking = [cut for cut, leak in _leaks(found, side, length, leaking).items() if not leak <= found.tolerance]
         if leaking and _repeats(found, length):
             where = "in training mode" if training else f"in evaluation mode at length {length}"
             norms = _batch_norms(found.model)
@@ -102,12 +102,16 @@ def encoder_is_used(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]
         )  # fmt: skip
 
 
-def _leak(found: Probe, side: str, length: int, cut: int) -> float:
+def _leaks(found: Probe, side: str, length: int, cuts: Sequence[int]) -> dict[int, float]:
+    """Relative change of the outputs before each cut when all tokens from there on are others."""
     assert found.vocab_size is not None
     batch = found.batch(2, length)
-    ids = batch[side].clone()
-    ids[:, cut:] = (ids[:, cut:] + 1) % found.vocab_size
-    return relative(_seeded(found, batch)[:, :cut], _seeded(found, {**batch, side: ids})[:, :cut])
+    before, leaks = _seeded(found, batch), {}
+    for cut in cuts:
+        ids = batch[side].clone()
+        ids[:, cut:] = (ids[:, cut:] + 1) % found.vocab_size
+        leaks[cut] = relative(before[:, :cut], _seeded(found, {**batch, side: ids})[:, :cut])
+    return leaks
 
 
 def _repeats(found: Probe, length: int) -> bool:

@@ -5,13 +5,16 @@ Shapes: B batch, H heads, Q queries, K keys, T positions.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from utils.adapters.forward import ModelCall
 from utils.check_result import Finding, Limit
 from utils.checks.attention import captured_attention
 from utils.checks.limits import OWN_CHOICE
@@ -21,8 +24,12 @@ from utils.checks.probe import Probe, relative
 _LENGTH, _LEAST_LENGTH = 23, 10
 # Differences of scores below this are rounding; a share of them that two places of equal distance may differ by.
 _LEAST_SCORE, _APART = 1e-4, 0.02
-# Share of the change by other inputs below which a rearrangement is not seen, and what zeros are filled with for the test.
-_UNSEEN, _AWAKE = 1e-3, 0.02
+# Share of the change by other inputs below which a rearrangement is not seen in fp64: rounding, also where angles are fp32.
+_UNSEEN = 1e-6
+# What zeros are filled with for that test, and the largest model that is copied in fp64: 160 MB.
+_AWAKE, _LARGEST = 0.02, 20_000_000
+# In fp32 a second look is taken below this share.
+_SUSPECT = 1e-3
 
 #: Limits of what is measured here, and where each is from.
 POSITION_LIMITS = (
@@ -114,9 +121,13 @@ def arrangement_is_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Find
         if not pairs or not _attends(found, pairs[0][0]):
             return
         ratio = max(_ratio(found, *pair) for pair in pairs)
-        if ratio < _UNSEEN:
-            with _awake(found.model):
-                ratio = max(_ratio(found, *pair) for pair in pairs)
+        if ratio < _SUSPECT and sum(p.numel() for p in found.model.parameters()) <= _LARGEST:
+            # Small scores of an untrained model leave little of their positions: fp64 tells that from rounding.
+            model = copy.deepcopy(found.model).double()
+            _fill_zeros(model)
+            exact = replace(found, model=model, call=ModelCall(model))
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs misreads fp32 masks beside fp64 queries
+                ratio = max(_ratio(exact, *map(_in_fp64, pair)) for pair in pairs)
     measured["change_by_rearrangement"] = ratio
     if ratio < _UNSEEN:
         what = "two tokens" if found.over_tokens else "two parts of the image"
@@ -168,26 +179,21 @@ def _attends(found: Probe, batch: _Batch) -> bool:
 
 def _ratio(found: Probe, batch: _Batch, swapped: _Batch, other: _Batch) -> float:
     """Change by the rearrangement as a share of the change by another input; 1 where that changes nothing either."""
-    before, after, changed = (found.call(one).float() for one in (batch, swapped, other))
+    before, after, changed = (found.call(one) for one in (batch, swapped, other))
     if found.over_tokens and found.output == "tokens":
         after = after.clone()
         after[:, [2, 5]] = after[:, [5, 2]]
-    seen = relative(before, changed)
-    return relative(before, after) / seen if seen > found.tolerance else 1.0
+    seen = float((before - changed).abs().max())
+    return float((before - after).abs().max()) / seen if seen > found.tolerance * float(before.abs().max()) else 1.0
 
 
-@contextlib.contextmanager
-def _awake(model: nn.Module) -> Iterator[None]:
-    """Trainable tensors of zeros, where position tables may start, hold noise inside the block."""
-    zeros = [
-        parameter for parameter in model.parameters()
-        if parameter.is_floating_point() and parameter.requires_grad and not bool(parameter.detach().any())
-    ]  # fmt: skip
+def _in_fp64(batch: _Batch) -> _Batch:
+    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def _fill_zeros(model: nn.Module) -> None:
+    """Put noise into trainable tensors of zeros, where position tables and scales of branches may start."""
     generator = torch.Generator().manual_seed(0)
-    try:
-        for parameter in zeros:
+    for parameter in model.parameters():
+        if parameter.requires_grad and not bool(parameter.any()):
             parameter.copy_((torch.randn(parameter.shape, generator=generator) * _AWAKE).to(parameter))
-        yield
-    finally:
-        for parameter in zeros:
-            parameter.zero_()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import Finding, Limit
-from utils.checks.probe import Probe, few
+from utils.checks.probe import Probe, few, is_stock
 
 # Matrices with fewer numbers than this may be equal by design (a scale for each head, a small table of decays).
 _LEAST_VALUES = 16
@@ -98,7 +98,10 @@ def _looks_drawn(parameter: Tensor) -> bool:
 
 
 def fast_running_statistics(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Batch normalisation whose running statistics are all but those of the last batch."""
+    """Batch normalisation whose running statistics are all but those of the last batch.
+
+    Not reported of unchanged stock models: transformers' conversions of TensorFlow models hand over its momentum as it was.
+    """
     momenta = {
         name: module.momentum for name, module in found.model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.momentum is not None
@@ -106,7 +109,7 @@ def fast_running_statistics(found: Probe, measured: dict[str, Any]) -> Iterator[
     fast = [f"{name} ({momentum:g})" for name, momentum in momenta.items() if momentum > _LARGEST_MOMENTUM]
     if momenta:
         measured["largest_batch_norm_momentum"] = max(momenta.values())
-    if fast:
+    if fast and not is_stock(found.model):
         yield Finding(
             "batch norm momentum", "warn",
             f"The running statistics of batch normalisation are all but those of the last batch (momentum): {few(fast)}.",
