@@ -120,14 +120,14 @@ def arrangement_is_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Find
     with torch.no_grad():
         if not pairs or not _attends(found, pairs[0][0]):
             return
-        ratio = max(_ratio(found, *pair) for pair in pairs)
+        ratio = min(_ratio(found, *pair) for pair in pairs)
         if ratio < _SUSPECT and sum(p.numel() for p in found.model.parameters()) <= _LARGEST:
             # Small scores of an untrained model leave little of their positions: fp64 tells that from rounding.
             model = copy.deepcopy(found.model).double()
             _fill_zeros(model)
             exact = replace(found, model=model, call=ModelCall(model))
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs misreads fp32 masks beside fp64 queries
-                ratio = max(_ratio(exact, *map(_in_fp64, pair)) for pair in pairs)
+                ratio = min(_ratio(exact, *map(_in_fp64, pair)) for pair in pairs)
     measured["change_by_rearrangement"] = ratio
     if ratio < _UNSEEN:
         what = "two tokens" if found.over_tokens else "two parts of the image"
@@ -142,7 +142,8 @@ _Batch = dict[str, Tensor]
 
 
 def _rearranged(found: Probe) -> Iterator[tuple[_Batch, _Batch, _Batch]]:
-    """A batch, the same rearranged, and another one that differs from it in the same places."""
+    """A batch, the same rearranged, and another one that differs from it in the same places; for images with blocks of the
+    patch size and of half of the image, as the patches may be cut otherwise than by a convolution."""
     if found.over_tokens:
         assert found.vocab_size is not None
         ids_BT = found.batch(2, min(_LENGTH, found.max_length), seed=13)["input_ids"]

@@ -1,0 +1,63 @@
+"""Healthy models whose positions or gradients are unusual on purpose, and the twins of faults of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.kit.planted_designs import D, Heads, Residual, Text
+from tests.kit.planted_positions import Patches, Rotary, Scored, Translation, Unplaced
+
+
+class _WeightDecomposed(nn.Module):
+    """A frozen linear layer with a low-rank change, its direction and its size apart; the norm is held constant (DoRA)."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = nn.Parameter(torch.randn(4, base.in_features) / 6), nn.Parameter(torch.zeros(base.out_features, 4))
+        self.size = nn.Parameter(base.weight.norm(dim=1).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.base.weight + self.up @ self.down
+        return F.linear(x, self.size[:, None] * weight / weight.norm(dim=1, keepdim=True).detach(), self.base.bias)
+
+
+def _with_dora() -> nn.Module:
+    model = Text(Residual(Heads())).requires_grad_(False)
+    model.blocks[0].mixer.qkv = _WeightDecomposed(model.blocks[0].mixer.qkv)
+    return model
+
+
+class _Routed(nn.Module):
+    """Two experts with dropout; each token goes to one of them, so how many masks are drawn depends on the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(D, 2)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * D, D)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares, chosen = self.router(x).softmax(-1).max(-1)
+        y = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            y[chosen == index] = expert(x[chosen == index]) * shares[chosen == index][:, None]
+        return y
+
+
+#: By name, what makes them.
+POSITIONS: dict[str, Callable[[], nn.Module]] = {
+    "rotary positions": lambda: Unplaced(Residual(Rotary()), Residual(Rotary())),
+    "causal attention without positions": lambda: Unplaced(Residual(Heads()), Residual(Heads())),
+    "linear biases": lambda: Unplaced(Residual(Rotary(turns=False, slope=-0.25))),
+    "image patches, positions start at zero": lambda: Patches(placed=True),
+    "encoder-decoder of torch's layers": lambda: Translation(causal=False),
+    "padding left out of the loss": lambda: Scored(padding=True),
+    "DoRA": _with_dora,
+    "experts with dropout": lambda: Text(Residual(Heads(), _Routed())),
+}
