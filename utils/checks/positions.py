@@ -59,6 +59,9 @@ def relative_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
     outputs, bias_HQK = _first_scores(found, same)
     if bias_HQK is None or not relative(outputs, outputs[:, :1].expand_as(outputs)) <= found.tolerance:
         return
+    of_turns, scores_HQK = _first_scores(found, turns)
+    if relative(of_turns[:, 0], of_turns[:, 1]) <= found.tolerance:
+        return  # a head of zeros, say: that all outputs are the same tells nothing
     if _rises_with_distance(bias_HQK):
         yield Finding(
             "far preferred", "fail",
@@ -66,7 +69,6 @@ def relative_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
             "Subtract slope times distance from the scores: bias = -slope * (query position - key position).",
         )  # fmt: skip
         return
-    _, scores_HQK = _first_scores(found, turns)
     if scores_HQK is None or (apart := _apart_at_equal_distances(scores_HQK)) is None:
         return
     measured["scores_at_equal_distances"] = apart
