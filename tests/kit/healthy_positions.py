@@ -50,6 +50,17 @@ class _Routed(nn.Module):
         return y
 
 
+def _deep_convolutions() -> nn.Module:
+    """Small initial weights behind batch normalisation, which has no statistics yet: in evaluation mode signals vanish."""
+    layers: list[nn.Module] = []
+    for index in range(8):
+        layers += [nn.Conv2d(1 if index == 0 else 8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()]
+        nn.init.normal_(layers[-3].weight, std=0.02)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model.image_size = 12  # type: ignore[assignment]
+    return model
+
+
 #: By name, what makes them.
 POSITIONS: dict[str, Callable[[], nn.Module]] = {
     "rotary positions": lambda: Unplaced(Residual(Rotary()), Residual(Rotary())),
@@ -59,5 +70,6 @@ POSITIONS: dict[str, Callable[[], nn.Module]] = {
     "encoder-decoder of torch's layers": lambda: Translation(causal=False),
     "padding left out of the loss": lambda: Scored(padding=True),
     "DoRA": _with_dora,
+    "deep convolutions with small weights": _deep_convolutions,
     "experts with dropout": lambda: Text(Residual(Heads(), _Routed())),
 }
