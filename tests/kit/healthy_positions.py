@@ -18,7 +18,7 @@ class _WeightDecomposed(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.down, self.up = nn.Parameter(torch.randn(4, base.in_features) / 6), nn.Parameter(torch.zeros(base.out_features, 4))
+        self.down, self.up = nn.Parameter(torch.randn(4, base.in_features) / 6), nn.Parameter(torch.randn(base.out_features, 4) / 6)
         self.size = nn.Parameter(base.weight.norm(dim=1).detach())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +28,8 @@ class _WeightDecomposed(nn.Module):
 
 def _with_dora() -> nn.Module:
     model = Text(Residual(Heads())).requires_grad_(False)
-    model.blocks[0].mixer.qkv = _WeightDecomposed(model.blocks[0].mixer.qkv)
+    mixer, mlp = model.blocks[0].mixer, model.blocks[0].mlp
+    mixer.out, mlp[0], mlp[2] = (_WeightDecomposed(layer) for layer in (mixer.out, mlp[0], mlp[2]))
     return model
 
 

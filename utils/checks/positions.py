@@ -18,7 +18,7 @@ from utils.adapters.forward import ModelCall
 from utils.check_result import Finding, Limit
 from utils.checks.attention import captured_attention
 from utils.checks.limits import OWN_CHOICE
-from utils.checks.probe import Probe, relative
+from utils.checks.probe import Probe, is_stock, relative
 
 # Positions of a probe: no width or number of heads in use is the same, so that weights are recognised by their shape.
 _LENGTH, _LEAST_LENGTH = 23, 10
@@ -111,9 +111,9 @@ def arrangement_is_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Find
     """Whether models with attention between places, other than causal ones, tell an input from a rearranged one.
 
     Of images two blocks are exchanged, of token ids two tokens. Without attention a model may be a bag of words or patches on
-    purpose; a causal mask lets attention count positions.
+    purpose; a causal mask lets attention count positions. Unchanged stock models have the positions that their config says.
     """
-    if found.causal or found.encoder_decoder or found.feature_shape is not None:
+    if found.causal or found.encoder_decoder or found.feature_shape is not None or is_stock(found.model):
         return
     if found.over_tokens and found.max_length < 8:
         return
