@@ -380,6 +380,9 @@ def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> t
         return False, "it is an encoder-decoder"
     if name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
         return False, f"{name} sees both sides"
+    config = getattr(model, "config", None)
+    if getattr(config, "causal", None) is False or getattr(config, "attn_type", None) == "bi":  # XLM, XLNet
+        return False, f"the config of {name} says that it sees both sides"
     return True, "no task was given, so it is taken to predict the next token"
 
 
