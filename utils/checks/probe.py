@@ -297,11 +297,16 @@ def _number(config: Any, *names: str) -> int | None:
 
 
 def is_stock(model: nn.Module) -> bool:
-    """Whether the model's class and those of all its modules are of transformers and torch, with their own forward."""
+    """Whether the model's class and those of all its modules are of transformers and torch, with their own forward and without
+    hooks of others."""
     return type(model).__module__.startswith("transformers.") and all(
         type(module).__module__.startswith(("transformers.", "torch.")) and "forward" not in vars(module)
+        and all(
+            str(getattr(hook, "__module__", "")).startswith("transformers.")
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
         for module in model.modules()
-    )
+    )  # fmt: skip
 
 
 def reserved_positions(model: nn.Module) -> int:
