@@ -63,7 +63,8 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     expected = _by_convention(found, logits, labels, shifted_by_caller=name == "targets")
     measured["own_loss_nats"], measured["expected_loss_nats"] = own, min(expected, key=lambda loss: abs(loss - own))
     tolerance = max(_LOSS_TOLERANCE, found.tolerance)
-    if not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in expected):
+    ignored = _ignored_id(found, batch, name, logits) if found.output == "tokens" else None
+    if ignored is None and not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in expected):
         yield Finding(
             "own loss", "fail",
             f"The model's own loss is {own:.4g} where cross-entropy of its logits is {expected[0]:.4g} "
@@ -72,7 +73,7 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
             "the caller has shifted is named targets.",
         )  # fmt: skip
         return
-    if found.output == "tokens" and (ignored := _ignored_id(found, batch, name, logits)) is not None:
+    if ignored is not None:
         measured["ignored_id"] = ignored
         yield Finding(
             "ignored token", "warn",
