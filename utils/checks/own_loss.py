@@ -64,6 +64,12 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     measured["own_loss_nats"], measured["expected_loss_nats"] = own, min(expected, key=lambda loss: abs(loss - own))
     tolerance = max(_LOSS_TOLERANCE, found.tolerance)
     ignored = _ignored_id(found, batch, name, logits) if found.output == "tokens" else None
+    if ignored is not None:  # the explanation has to hold for the ordinary labels too
+        without = _by_convention(
+            found, logits, labels.masked_fill(labels == ignored, _IGNORED), shifted_by_caller=name == "targets"
+        )
+        if not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in without):
+            ignored = None
     if ignored is None and not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in expected):
         yield Finding(
             "own loss", "fail",
