@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.kit.checked_models import HEALTHY_DESIGNS
 from tests.kit.healthy_makes import MAKES
+from tests.kit.healthy_positions import POSITIONS
 from tests.kit.healthy_starts import STARTS
 from tests.kit.planted import Causal
 from tests.kit.toys import tiny_gpt
@@ -219,6 +220,19 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     **HEALTHY_DESIGNS,
     **MAKES,
     **STARTS,
+    **POSITIONS,
+    "RoFormer": _stock(
+        "RoFormerForMaskedLM", "RoFormerConfig", embedding_size=32, max_position_embeddings=32, **_SIZES, **_TEXT
+    ),
+    "Longformer classifier": _stock(
+        "LongformerForSequenceClassification", "LongformerConfig", attention_window=8, max_position_embeddings=34, num_labels=3,
+        **_SIZES, **_TEXT,
+    ),
+    "Switch Transformer": _stock(
+        "SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", vocab_size=60, d_model=32, d_kv=8, d_ff=32,
+        num_layers=2, num_sparse_encoder_layers=1, num_decoder_layers=2, num_sparse_decoder_layers=1, num_heads=2,
+        num_experts=2, decoder_start_token_id=0,
+    ),
     "GPT-2": lambda: tiny_gpt(length=32),
     "GPT-2 trained": lambda: train(tiny_gpt(vocab_size=60, length=32)),
     "GPT-2 in bf16": lambda: tiny_gpt(length=32).to(torch.bfloat16),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tests.kit.planted_designs import FAULTS
 from tests.kit.planted_details import DETAILS
+from tests.kit.planted_positions import POSITIONS
 from tests.kit.planted_starts import STARTS
 from tests.kit.toys import tiny_gpt
 
@@ -429,5 +430,5 @@ PLANTED: dict[str, Plant] = dict(
         _table(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3), nn.Softmax(0)), SHAPES, (SHAPES,)
     ),
     "batch taken for time": Plant(SeriesAcrossRows, SHAPES, (SHAPES,)),
-    **{name: Plant(*fault) for name, fault in (FAULTS | DETAILS | STARTS).items()},
+    **{name: Plant(*fault) for name, fault in (FAULTS | DETAILS | STARTS | POSITIONS).items()},
 }

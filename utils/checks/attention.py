@@ -158,9 +158,13 @@ def _too_large(entropy: float) -> Iterator[Finding]:
 
 
 @contextlib.contextmanager
-def captured_attention(batch: Mapping[str, Tensor]) -> Iterator[Captured]:
-    """Inside the block, weights of every attention between tensors of the batch's lengths are kept."""
-    lengths = {value.shape[1] for value in batch.values() if value.dim() == 2}
+def captured_attention(batch: Mapping[str, Tensor], *, any_square: bool = False) -> Iterator[Captured]:
+    """Inside the block, weights of every attention between tensors of the batch's lengths are kept.
+
+    Args:
+        any_square: keep those of as many queries as keys instead, whatever their number: places of an image.
+    """
+    lengths = None if any_square else {value.shape[1] for value in batch.values() if value.dim() == 2}
     watch = _Watch(lengths, len(next(iter(batch.values()))))
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it runs a whole layer as one operation
@@ -174,7 +178,7 @@ def captured_attention(batch: Mapping[str, Tensor]) -> Iterator[Captured]:
 class _Watch(TorchDispatchMode):
     """Sees softmax over matrices of scores, and fused attention, among the operations of a forward pass."""
 
-    def __init__(self, lengths: set[int], rows: int) -> None:
+    def __init__(self, lengths: set[int] | None, rows: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.captured = Captured()
         self._lengths, self._rows = lengths, rows
@@ -189,7 +193,8 @@ class _Watch(TorchDispatchMode):
         return given
 
     def _keep(self, weights: Tensor) -> None:
-        if weights.shape[-1] not in self._lengths or weights.shape[-2] not in self._lengths:
+        queries, keys = weights.shape[-2:]
+        if queries != keys if self._lengths is None else not {queries, keys} <= self._lengths:
             return
         if weights.numel() % (self._rows * weights.shape[-2] * weights.shape[-1]) == 0:
             self.captured.layers.append(

@@ -11,6 +11,7 @@ from typing import Any
 from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.limits import limits_of
 from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, one_line, probe
+from utils.checks.running_statistics import settled
 from utils.errors import ModelError
 
 Check = Callable[..., CheckResult]
@@ -39,8 +40,9 @@ def check(name: str, detectors: Sequence[Detector] = (), limits: Sequence[Limit]
                 found = replace(probe(model, config, task_spec, tokenizer), task_spec=task_spec)
             except CannotProbeError as error:
                 return CheckResult(name, "not run", f"Nothing was checked: {error}.", remedy=str(error))
-            result = _first_result(name, function, found, options)
-            findings, measured = _detect(found, detectors, result.summary)
+            with settled(found):
+                result = _first_result(name, function, found, options)
+                findings, measured = _detect(found, detectors, result.summary)
             result = result.with_findings(findings, measured)
             return replace(result, limits=limits_of(limits, result.thresholds))
 

@@ -18,7 +18,9 @@ from utils.checks.bookkeeping import frozen_by_mistake, unregistered
 from utils.checks.checking import check
 from utils.checks.depth import GRADIENT_LIMITS, gradients_through_depth
 from utils.checks.limits import OWN_CHOICE
-from utils.checks.probe import Probe, counted, few
+from utils.checks.probe import Probe, counted, few, is_stock
+from utils.checks.reach import gradients_between_positions
+from utils.checks.siblings import stacks_of_copies
 from utils.checks.slope import SLOPE_LIMITS, recomputed_activations, recomputed_alike, slope
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ EXPLODING_NORM = 1000.0
 _NUDGE_STD = 0.02
 # Draws of noise on the weights, after which a router sends inputs elsewhere.
 _OTHER_WEIGHTS = 8
+# Rows of the batch whose gradients are looked at, and of one that batch normalisation has to see.
+_ROWS, _ROWS_TO_NORMALISE = 2, 32
+# Share of parameters without a gradient up to which an unchanged stock model holds them for other uses.
+_MINORITY = 0.25
 # A head of zeros hides residual projections of zeros, and those hide what is before them.
 _NUDGES = 3
 
@@ -52,9 +58,12 @@ _LIMITS = (
 
 @check(
     NAME,
-    (unregistered, frozen_by_mistake, slope, recomputed_activations, recomputed_alike, gradients_through_depth),
+    (
+        unregistered, frozen_by_mistake, slope, recomputed_activations, recomputed_alike, gradients_through_depth,
+        gradients_between_positions,
+    ),
     limits=_LIMITS,
-)
+)  # fmt: skip
 def test_gradient_flow(found: Probe) -> CheckResult:
     """One backward pass on random inputs, in training mode.
 
@@ -84,6 +93,7 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     dead = _dead(trainable, sizes) - woken
     recurrent = _of_single_steps(found, dead)
     passed_over = _passed_over(found, dead - recurrent) | _for_other_uses(found, dead - recurrent)
+    passed_over |= _for_larger_images(found, trainable, dead - recurrent - passed_over)
     left = {name: size for name, size in sizes.items() if name not in passed_over | recurrent}
     return _judged(found, loss, left, zeros, woken, passed_over, recurrent)
 
@@ -96,12 +106,18 @@ def _gradients(found: Probe, trainable: Mapping[str, nn.Parameter]) -> tuple[flo
     for parameter in trainable.values():
         parameter.grad = None
     with torch.enable_grad():
-        loss = found.loss(found.batch(2, min(32, found.max_length)))
+        loss = found.loss(found.batch(_rows(found), min(32, found.max_length)))
         loss.backward()  # type: ignore[no-untyped-call]
     sizes = {
         name: None if p.grad is None else float(p.grad.float().square().mean().sqrt()) for name, p in trainable.items()
     }
     return float(loss.detach()), sizes
+
+
+def _rows(found: Probe) -> int:
+    """Rows of the batch: batch normalisation of two values leaves their signs only, and divides by next to nothing."""
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in found.model.modules())
+    return _ROWS_TO_NORMALISE if normalised and not found.over_tokens else _ROWS
 
 
 def _dead(trainable: Mapping[str, nn.Parameter], sizes: Sizes) -> set[str]:
@@ -178,10 +194,25 @@ def _of_single_steps(found: Probe, dead: set[str]) -> set[str]:
 
 def _for_other_uses(found: Probe, dead: set[str]) -> set[str]:
     """Members of `dead` that models of transformers hold for other uses: the pooler of other heads, the token of masked patches
-    in image models, which are masked in pretraining only."""
+    in image models, which are masked in pretraining only. Of unchanged stock models, all members when they are the minority:
+    attention with global tokens has projections that a classifier's last layer, or a call without global tokens, leaves out."""
     if not type(found.model).__module__.startswith("transformers."):
         return set()
+    if is_stock(found.model) and len(dead) < _MINORITY * sum(p.requires_grad for p in found.model.parameters()):
+        return dead
     return {name for name in dead if ".pooler." in name or name.endswith("embeddings.mask_token")}
+
+
+def _for_larger_images(found: Probe, trainable: Mapping[str, nn.Parameter], dead: set[str]) -> set[str]:
+    """Members of `dead` that get a gradient from images four times as large: attention to a single place has one weight, 1."""
+    if found.image_shape is None or not dead:
+        return set()
+    channels, height, width = found.image_shape
+    try:
+        _, sizes = _gradients(replace(found, image_shape=(channels, 4 * height, 4 * width)), trainable)
+    except Exception:  # noqa: BLE001 - most models take one size only
+        return set()
+    return {name for name in dead if sizes[name]}
 
 
 def _fed(found: Probe, modules: set[nn.Module]) -> set[nn.Module]:
@@ -258,8 +289,13 @@ def _judged(
             "take linear layers.",
         )  # fmt: skip
     if weak:
+        copied = stacks_of_copies(found.model)
+        upcycled = (
+            f" The blocks of {few(copied)} are copies of one, as upcycling makes them: what chooses between them has nothing "
+            "to learn until they differ."
+        ) if copied else ""  # fmt: skip
         return result(
-            "warn", f"{counted(len(weak), 'matrix')} with less than a millionth of the median gradient: {few(weak)}.",
+            "warn", f"{counted(len(weak), 'matrix')} with less than a millionth of the median gradient: {few(weak)}.{upcycled}",
             "Add residual connections or normalisation, or look for saturated activations before them.",
         )  # fmt: skip
     frozen = f", {measured['frozen']} are frozen" if measured["frozen"] else ""

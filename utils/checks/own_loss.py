@@ -21,6 +21,8 @@ UNTRAINED_EXCESS = 2.0
 # Nats below ln V that no model reaches on uniformly random targets that it cannot see.
 IMPOSSIBLE_GAIN = 0.7
 _IGNORED = -100
+# Tokens that are special in most vocabularies: their first ids.
+_FIRST_IDS = 5
 # Relative difference between two losses that is not rounding, in fp32. Before training all losses are near ln V, so that a
 # coarser comparison would see no difference between conventions.
 _LOSS_TOLERANCE = 1e-4
@@ -61,13 +63,30 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     expected = _by_convention(found, logits, labels, shifted_by_caller=name == "targets")
     measured["own_loss_nats"], measured["expected_loss_nats"] = own, min(expected, key=lambda loss: abs(loss - own))
     tolerance = max(_LOSS_TOLERANCE, found.tolerance)
-    if not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in expected):
+    ignored = _ignored_id(found, batch, name, logits) if found.output == "tokens" else None
+    if ignored is not None:  # the explanation has to hold for the ordinary labels too
+        without = _by_convention(
+            found, logits, labels.masked_fill(labels == ignored, _IGNORED), shifted_by_caller=name == "targets"
+        )
+        if not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in without):
+            ignored = None
+    if ignored is None and not any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in expected):
         yield Finding(
             "own loss", "fail",
             f"The model's own loss is {own:.4g} where cross-entropy of its logits is {expected[0]:.4g} "
             f"({'labels shifted by one, ' if found.causal else ''}-100 ignored, mean over targets).",
             "Shift labels once, pass ignore_index=-100, and average over the targets that count. A parameter for labels that "
             "the caller has shifted is named targets.",
+        )  # fmt: skip
+        return
+    if ignored is not None:
+        measured["ignored_id"] = ignored
+        yield Finding(
+            "ignored token", "warn",
+            f"The model's own loss ignores targets that are token {ignored}, which nothing says is padding: it never learns to "
+            "predict it.",
+            "Ignore -100 only, and set the labels of padding to -100; where this token is padding, say so (padding_idx, or "
+            "pad_token_id of config or task_spec).",
         )  # fmt: skip
 
 
@@ -109,6 +128,34 @@ def _labels(found: Probe, batch: dict[str, Tensor], logits: Tensor) -> Tensor:
     labels[0, : labels.shape[1] // 2] = _IGNORED
     labels[1, -2:] = _IGNORED
     return labels
+
+
+def _ignored_id(found: Probe, batch: dict[str, Tensor], name: str, logits: Tensor) -> int | None:
+    """A token that the model's own loss leaves out, and that is not padding; None where it counts all of them.
+
+    Of the usual special tokens: the first ids, the last one, and those that the model's config names.
+    """
+    config = getattr(found.model, "config", None)
+    named = [getattr(config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
+    last = min(found.vocab_size or 0, logits.shape[-1]) - 1
+    ids = sorted({token for token in (*range(_FIRST_IDS), last, *named) if isinstance(token, int) and 0 <= token <= last})
+    labels_BT = torch.tensor(ids, device=found.device).repeat(logits.shape[1])[: logits.shape[1]].expand(len(logits), -1)
+    labels_BT = torch.stack([row.roll(7 * place) for place, row in enumerate(labels_BT)])
+    with torch.no_grad():
+        arguments, given = found.call.inputs(batch)
+        own = _loss_of(found.model(*arguments, **{**given, name: labels_BT}))
+    tolerance = max(_LOSS_TOLERANCE, found.tolerance)
+
+    def agrees(labels: Tensor) -> bool:
+        losses = _by_convention(found, logits, labels, shifted_by_caller=name == "targets")
+        return own is not None and any(abs(loss - own) <= tolerance * max(1.0, abs(loss)) for loss in losses)
+
+    if own is None or agrees(labels_BT):
+        return None
+    padding = {getattr(found.task_spec, "pad_token_id", None), getattr(config, "pad_token_id", None)}
+    padding |= {getattr(module, "padding_idx", None) for module in found.model.modules()}
+    matching = (token for token in ids if agrees(labels_BT.masked_fill(labels_BT == token, _IGNORED)))
+    return next((token for token in matching if token not in padding), None)
 
 
 def _by_convention(found: Probe, logits: Tensor, labels: Tensor, shifted_by_caller: bool) -> list[float]:

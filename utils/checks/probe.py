@@ -296,6 +296,19 @@ def _number(config: Any, *names: str) -> int | None:
     return None
 
 
+def is_stock(model: nn.Module) -> bool:
+    """Whether the model's class and those of all its modules are of transformers and torch, with their own forward and without
+    hooks of others."""
+    return type(model).__module__.startswith("transformers.") and all(
+        type(module).__module__.startswith(("transformers.", "torch.")) and "forward" not in vars(module)
+        and all(
+            str(getattr(hook, "__module__", "")).startswith("transformers.")
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
+        for module in model.modules()
+    )  # fmt: skip
+
+
 def reserved_positions(model: nn.Module) -> int:
     """Positions that a model states and does not take: RoBERTa's begin after the padding id, so 514 of them take 512."""
     for name, module in model.named_modules():
@@ -372,6 +385,9 @@ def _causality(model: nn.Module, task_spec: Any, output: str, images: bool) -> t
         return False, "it is an encoder-decoder"
     if name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
         return False, f"{name} sees both sides"
+    config = getattr(model, "config", None)
+    if getattr(config, "causal", None) is False or getattr(config, "attn_type", None) == "bi":  # XLM, XLNet
+        return False, f"the config of {name} says that it sees both sides"
     return True, "no task was given, so it is taken to predict the next token"
 
 

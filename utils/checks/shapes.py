@@ -13,7 +13,9 @@ from utils.checks.independence import carried_state, encoder_is_used, later_posi
 from utils.checks.lengths import lengths, vocabulary
 from utils.checks.limits import ROUNDING
 from utils.checks.padding import padding
+from utils.checks.positions import POSITION_LIMITS, arrangement_is_seen, relative_positions
 from utils.checks.probe import Probe, counted, few, one_line, relative
+from utils.checks.reach import both_sides_are_seen, own_token_is_seen, whole_source_is_seen
 from utils.errors import ModelError
 
 NAME = "shapes"
@@ -45,9 +47,12 @@ _LIMITS = tuple(
 
 @check(
     NAME,
-    (later_positions, other_rows_in_training, carried_state, encoder_is_used, padding, key_value_cache, lengths, vocabulary),
-    limits=_LIMITS,
-)
+    (
+        later_positions, other_rows_in_training, carried_state, encoder_is_used, own_token_is_seen, both_sides_are_seen,
+        whole_source_is_seen, padding, key_value_cache, lengths, vocabulary, relative_positions, arrangement_is_seen,
+    ),
+    limits=(*_LIMITS, *POSITION_LIMITS),
+)  # fmt: skip
 def test_shape_robustness(found: Probe) -> CheckResult:
     """Forward passes of several shapes; then one batch against its rows; then, for causal models, a changed future.
 

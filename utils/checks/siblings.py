@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.adapters.maturity import is_untrained
 from utils.check_result import Finding, Limit
-from utils.checks.probe import Probe, few
+from utils.checks.probe import Probe, few, is_stock
 
 # Matrices with fewer numbers than this may be equal by design (a scale for each head, a small table of decays).
 _LEAST_VALUES = 16
@@ -37,14 +37,8 @@ def copied_blocks(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     """
     if not is_untrained(found.model):
         return
-    copied, side_by_side = [], False
-    inside_torch = {id(module.layers) for module in found.model.modules() if isinstance(module, _COPYING_STACKS)}
-    for name, module in found.model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or id(module) in inside_torch:
-            continue
-        if any(_first_copy(blocks) for blocks in _by_class(module)):
-            copied.append(name or "the model")
-            side_by_side |= "expert" in name.rsplit(".", 1)[-1].lower()
+    copied = stacks_of_copies(found.model)
+    side_by_side = any("expert" in name.rsplit(".", 1)[-1].lower() for name in copied)
     measured["stacks_of_copies"] = copied
     if copied:
         consequence = "experts that are the same stay the same but for what the router sends them" if side_by_side else (
@@ -56,6 +50,16 @@ def copied_blocks(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
             f"{consequence}.",
             "Make each block anew, [Block() for _ in range(n)], or initialise the weights after copying.",
         )  # fmt: skip
+
+
+def stacks_of_copies(model: nn.Module) -> list[str]:
+    """Names of the lists that hold blocks with equal random weights; torch's own stacks, which copy by design, are left out."""
+    inside_torch = {id(module.layers) for module in model.modules() if isinstance(module, _COPYING_STACKS)}
+    return [
+        name or "the model" for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and id(module) not in inside_torch
+        and any(_first_copy(blocks) for blocks in _by_class(module))
+    ]  # fmt: skip
 
 
 def _by_class(module: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
@@ -94,7 +98,10 @@ def _looks_drawn(parameter: Tensor) -> bool:
 
 
 def fast_running_statistics(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Batch normalisation whose running statistics are all but those of the last batch."""
+    """Batch normalisation whose running statistics are all but those of the last batch.
+
+    Not reported of unchanged stock models: transformers' conversions of TensorFlow models hand over its momentum as it was.
+    """
     momenta = {
         name: module.momentum for name, module in found.model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.momentum is not None
@@ -102,7 +109,7 @@ def fast_running_statistics(found: Probe, measured: dict[str, Any]) -> Iterator[
     fast = [f"{name} ({momentum:g})" for name, momentum in momenta.items() if momentum > _LARGEST_MOMENTUM]
     if momenta:
         measured["largest_batch_norm_momentum"] = max(momenta.values())
-    if fast:
+    if fast and not is_stock(found.model):
         yield Finding(
             "batch norm momentum", "warn",
             f"The running statistics of batch normalisation are all but those of the last batch (momentum): {few(fast)}.",
