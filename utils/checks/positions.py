@@ -52,7 +52,7 @@ def relative_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
     if not found.causal or not found.over_tokens or length < _LEAST_LENGTH or found.tolerance > _APART:
         return
     found.model.eval()
-    pair = found.batch(1, 8, seed=12)["input_ids"][0].unique()[:2]
+    pair = torch.unique(found.batch(1, 8, seed=12)["input_ids"][0])[:2]
     if len(pair) < 2:
         return
     same, turns = pair[:1].expand(2, length), pair.repeat(length)[None, :length].expand(2, -1)

@@ -50,7 +50,7 @@ def _measured(found: Probe, fresh: list[nn.Module]) -> list[tuple[Tensor, Tensor
         return []
     finally:
         for module, momentum in momenta:
-            module.momentum = momentum  # type: ignore[assignment]
+            module.momentum = momentum
 
 
 def _put(values: list[tuple[Tensor, Tensor]]) -> None:
