@@ -26,6 +26,7 @@ class FakeWandb(ModuleType):
         super().__init__("wandb")
         self.__spec__ = SimpleNamespace(name="wandb")
         self.run, self.rows, self.finished, self.inits, self.has_key = None, [], False, [], True
+        self.axes = {}
         self.Settings = lambda **values: values
         self.log = self.rows.append
         self.opened = lambda: None
@@ -38,7 +39,10 @@ class FakeWandb(ModuleType):
     def init(self, **values):
         self.inits.append(values)
         self.opened()
-        return SimpleNamespace(log=lambda row: self.log(row), finish=lambda: self.finish())
+        return SimpleNamespace(
+            log=lambda row: self.log(row), finish=lambda: self.finish(),
+            define_metric=lambda name, step_metric=None: self.axes.update({name: step_metric}),
+        )  # fmt: skip
 
     def finish(self):
         self.finished = True
@@ -72,9 +76,9 @@ def release():
             thread.join(120)
 
 
-def train(**changes):
-    config = golden_config(epochs=2, **{"wandb_project": "project", **changes})
-    return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())
+def train(resume_from=None, **changes):
+    config = golden_config(**{"epochs": 2, "wandb_project": "project", **changes})
+    return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set(), resume_from=resume_from)
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +228,15 @@ def test_rows_arrive_with_steps_and_epochs(fake_wandb):
     assert fake_wandb.inits[0]["project"] == "project"
     assert fake_wandb.inits[0]["mode"] is None
     assert fake_wandb.inits[0]["name"] == results.run_name
+
+
+def test_a_resumed_run_is_the_same_run_with_steps_as_its_axis(fake_wandb, tmp_path):
+    first = train(output_dir=str(tmp_path), run_name="mine", epochs=1)
+    again = train(output_dir=str(tmp_path), run_name="mine", epochs=2, on_config_change="continue", resume_from="auto")
+    assert (first.steps, again.steps) == (3, 6)
+    assert [(one["id"], one["resume"]) for one in fake_wandb.inits] == [(fake_wandb.inits[0]["id"], "allow")] * 2
+    assert fake_wandb.inits[0]["id"]
+    assert fake_wandb.axes == {"trainer/step": None, "*": "trainer/step"}
 
 
 def test_an_open_run_is_used_and_left_open(fake_wandb):

@@ -17,6 +17,10 @@ from utils.training.training_config import DEFAULT_WANDB_PROJECT
 _LONGEST_UPLOAD_S = 30.0
 
 
+# Name of the metric that counts optimizer steps.
+_STEP = "trainer/step"
+
+
 class WandbTracker:
     """Rows to Weights & Biases, into the project that the config names.
 
@@ -39,6 +43,10 @@ class WandbTracker:
 
         self._own = wandb.run is None
         self._run = self._open(wandb, run) if self._own else wandb.run
+        if self._own and hasattr(self._run, "define_metric"):
+            # Charts over optimizer steps: the service's own count is that of the calls.
+            self._run.define_metric(_STEP)
+            self._run.define_metric("*", step_metric=_STEP)
         if self._offline:
             return "W&B: no API key, so the run is tracked offline; `wandb sync` uploads it later."
         return None
@@ -46,7 +54,7 @@ class WandbTracker:
     def log(self, row: Mapping[str, Any]) -> None:
         """Log a row; NaN is left out, because the service's charts have no place for it."""
         values = {name: value for name, value in row.items() if name != "step" and not math.isnan(value)}
-        self._run.log({**values, "trainer/step": row["step"]})
+        self._run.log({**values, _STEP: row["step"]})
 
     def artifact(self, path: Path) -> None:
         """Nothing: config and environment are sent with the run itself."""
@@ -71,7 +79,7 @@ class WandbTracker:
         )
         return wandb.init(
             project=run.config.get("wandb_project") or DEFAULT_WANDB_PROJECT, entity=run.config.get("wandb_entity"),
-            name=run.name, config=dict(run.config), notes=scrub(run.config.get("notes") or "") or None, mode=mode,
+            name=run.name, id=run.run_id, resume="allow", config=dict(run.config), notes=scrub(run.config.get("notes") or "") or None, mode=mode,
             settings=settings,
         )  # fmt: skip
 
