@@ -91,8 +91,8 @@ class JobQueue:
     def submit_job(self, job_config: JobConfig, *, priority: int | None = None) -> int:
         """Add a job and return its id. When this returns the job is stored; when it raises, nothing is.
 
-        A job that holds objects of this process (see `JobConfig`) is accepted on SQLite, unless it has `durable=True` or asks
-        for several devices. A warning is logged: only this process can run it, with `work()` or `start_worker()`.
+        A job that holds objects of this process (see `JobConfig`) is accepted on SQLite, and elsewhere with `durable=False`;
+        not with `durable=True` or for several devices. A warning is logged: only this process can run it, with `work()` or `start_worker()`.
 
         Raises:
             ConfigError: lists what is wrong, such as the parts that no other process can import.
@@ -109,11 +109,10 @@ class JobQueue:
         if job_config.devices > 1 and isinstance(self._place, RayCluster):
             raise ConfigError(
                 f"devices={job_config.devices}: a Ray cluster runs each job on one device. Submit it with devices=1, or to a "
-                "queue in SQLite or PostgreSQL, whose workers start one process a device."
+                "queue in SQLite or PostgreSQL, whose workers start one process per device."
             )
         obstacles = job_config.obstacles()
-        remote = job_config.durable or job_config.devices > 1 or not self._one_host
-        local = bool(obstacles) and (job_config.durable is False or not remote) and job_config.devices == 1
+        local = bool(obstacles) and self._may_stay_here(job_config)
         spec = {"local": job_config.keep_here()} if local else job_config.spec()
         try:
             job_id = self.store.submit(
@@ -135,6 +134,12 @@ class JobQueue:
                 what,
             )
         return job_id
+
+    def _may_stay_here(self, job: JobConfig) -> bool:
+        """Whether a job that only this process can run is accepted."""
+        if job.durable or job.devices > 1:
+            return False
+        return self._one_host or job.durable is False
 
     def get_job(self, job_id: int) -> Job | None:
         """A job as it is now; None when there is none of that id."""

@@ -28,9 +28,9 @@ def range_test_curve(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    figure.suptitle("Learning-rate range test")
+    drawn = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axes = drawn.subplots()
+    drawn.suptitle("Learning-rate range test")
     axes.set_title(note, fontsize=9, wrap=True)
     axes.plot(rates, losses, color="#1f4e9c", linewidth=0.7, alpha=0.55, label="loss of each step")
     axes.plot(rates, smoothed, color="#1f4e9c", linewidth=1.8, label="smoothed")
@@ -39,21 +39,19 @@ def range_test_curve(
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss (mean per target)")
-    lowest, first = min(smoothed), smoothed[0]
-    room = max(first - lowest, 0.05 * abs(first)) or 1.0
-    axes.set_ylim(min(*losses, lowest) - 0.1 * room, first + 0.5 * room)
+    room, top = _room(smoothed)
+    axes.set_ylim(min(*losses, *smoothed) - 0.1 * room, top)
     axes.grid(visible=True, alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    return figure
+    return drawn
 
 
 def range_test_figure(
     rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
 ) -> Html:
     """The same as SVG in the colours of the page. Arguments as for `range_test_curve`; losses above its axis end at the top."""
-    first, lowest = smoothed[0], min(smoothed)
-    top = first + 0.5 * (max(first - lowest, 0.05 * abs(first)) or 1.0)
+    _, top = _room(smoothed)
     start, end = math.log10(rates[0]), math.log10(rates[-1])
     places = [math.log10(rate) - start for rate in rates]
     decades = range(math.ceil(start - 1e-9), math.floor(end + 1e-9) + 1)
@@ -67,3 +65,10 @@ def range_test_figure(
             "learning rate (logarithmic)", end - start, [(power - start, f"1e{power}") for power in decades], marked
         ),
     )  # fmt: skip
+
+
+def _room(smoothed: Sequence[float]) -> tuple[float, float]:
+    """By how much the loss fell, at least 5 % of it, and the top of an axis that leaves half of that above the first loss."""
+    first = smoothed[0]
+    room = max(first - min(smoothed), 0.05 * abs(first)) or 1.0
+    return room, first + 0.5 * room
