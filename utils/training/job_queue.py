@@ -92,7 +92,8 @@ class JobQueue:
         """Add a job and return its id. When this returns the job is stored; when it raises, nothing is.
 
         A job that holds objects of this process (see `JobConfig`) is accepted on SQLite, and elsewhere with `durable=False`;
-        not with `durable=True` or for several devices. A warning is logged: only this process can run it, with `work()` or `start_worker()`.
+        not with `durable=True` or for several devices. A warning is logged: only this process can run it, with `work()` or
+        `start_worker()`.
 
         Raises:
             ConfigError: lists what is wrong, such as the parts that no other process can import.

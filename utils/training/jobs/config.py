@@ -43,8 +43,8 @@ class JobConfig:
         max_attempts: how often the job may fail, or its worker die, before the job is failed.
         max_retries: how often `retry_job` may put it back after that.
         devices: processes on one host that train it together, started by torchrun; None: training_config's devices.
-        durable: True: refuse a job that other processes cannot run; False: accept it in a queue of several hosts too; None: accept it
-            on SQLite only.
+        durable: whether a job that other processes cannot run is refused (True), accepted in a queue of several hosts too
+            (False), or accepted on SQLite only (None).
     Raises:
         ConfigError: lists every problem.
     """

@@ -79,8 +79,8 @@ class WandbTracker:
         )
         return wandb.init(
             project=run.config.get("wandb_project") or DEFAULT_WANDB_PROJECT, entity=run.config.get("wandb_entity"),
-            name=run.name, id=run.run_id, resume="allow", config=dict(run.config), notes=scrub(run.config.get("notes") or "") or None, mode=mode,
-            settings=settings,
+            name=run.name, id=run.run_id, resume="allow", config=dict(run.config), mode=mode, settings=settings,
+            notes=scrub(run.config.get("notes") or "") or None,
         )  # fmt: skip
 
 
