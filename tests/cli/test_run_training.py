@@ -156,6 +156,7 @@ def test_what_is_not_known_of_an_epoch_is_left_out():
     assert progress_line(0, 3, {"train/loss": 2.0}) == "epoch 1/3  train loss 2.0000"
     row = {"train/loss": float("nan"), "val/loss": 3.0, "time/tokens_per_s": 1234.6, "time/epoch_s": 2.04}
     assert progress_line(2, 3, row) == "epoch 3/3  train loss nan  val loss 3.0000  1,235 tokens/s  2.0 s"
+    assert progress_line(2, 3, row | {"val/accuracy": 0.5}).endswith("1,235 targets/s  2.0 s")
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ def test_a_model_with_classes_shows_its_accuracy():
     live.apply(RunEvent("on_evaluate_end", 1.0, 10, {"val/loss": 0.7, "val/accuracy": 0.625}))
     head, row = table_rows(live_content(live_picture(live)))
     assert head[3] == "accuracy"
+    assert live.speed_unit == "targets/s"
     assert row[3] == "0.625"
 
 

@@ -85,7 +85,7 @@ def _smalls(run: LiveRun) -> list[Small]:
     shown: list[tuple[str, Curve, str, Callable[[float], str]]] = [
         ("learning rate", run.rate, "train", lambda value: f"{value:.3g}"),
         ("gradient norm", run.norm, "base", lambda value: f"{value:.3g}"),
-        ("tokens/s", run.speed, "good", lambda value: f"{value:,.0f}"),
+        (run.speed_unit, run.speed, "good", lambda value: f"{value:,.0f}"),
         ("memory (GiB)", run.memory, "soft", lambda value: f"{value:.2f}"),
     ]
     smalls = []

@@ -93,6 +93,7 @@ class LiveFeed(Callback):
         if "run_dir" in values:
             values |= past_of(Path(values["run_dir"]))
         values |= {"best_value": trainer.state.best.value, "best_step": trainer.state.best.step}
+        values["over_tokens"] = getattr(trainer.task, "over_tokens", True)
         values["epochs"], values["elapsed_s"] = trainer.training_config.epochs, trainer.state.elapsed_s
         self._event("on_train_begin", trainer, values)
 
@@ -140,7 +141,8 @@ class LiveRun:
         name: the run's folder's name; step, total_steps: optimizer steps (total None: not known); epoch: the one under
             way, from 0; epochs: planned.
         loss, smoothed, validation, rate, norm, speed, memory: `Curve`s over steps; the smoothed one is an exponential mean
-            over about 20 steps, `speed` is in targets per second, `memory` in bytes.
+            over about 20 steps, `speed` is in targets per second, which
+            `speed_unit` calls by their name, `memory` in bytes.
         baseline: name and loss of a model that ignores its inputs, or None.
         validations: `Validated`, the newest last; metric: what their second metric is, or None.
         log: (step, what happened), the newest last.
@@ -160,6 +162,7 @@ class LiveRun:
         self.loss, self.validation = Curve(), Curve()
         self.smoothed, self.rate = Curve(MAX_LIVE_POINTS // 2), Curve(MAX_LIVE_POINTS // 4)  # they have few corners
         self.norm, self.speed, self.memory = (Curve(MAX_LIVE_POINTS // 4) for _ in range(3))
+        self.speed_unit = "tokens/s"
         self.baseline: tuple[str, float] | None = None
         self.validations: deque[Validated] = deque(maxlen=MAX_VALIDATIONS)
         self.metric: str | None = None
@@ -262,6 +265,8 @@ class LiveRun:
     def _on_train_begin(self, event: RunEvent) -> None:
         values = event.values
         self.total_steps, self.epochs = values.get("total_steps"), int(values.get("epochs") or 0)
+        if values.get("over_tokens") is False:
+            self.speed_unit = "targets/s"
         self.run_dir = values.get("run_dir")
         self.name = Path(self.run_dir).name if self.run_dir else ""
         for row in values.get("rows", ()):
@@ -358,6 +363,8 @@ class LiveRun:
         self.validation.add(step, loss)
         if self.metric is None:
             self.metric = next((name for name in ("perplexity", "accuracy") if f"val/{name}" in values), None)
+            if self.metric == "accuracy":
+                self.speed_unit = "targets/s"
         found = None if self.metric is None else values.get(f"val/{self.metric}")
         if self.validations and self.validations[-1].step == step:
             self.validations.pop()

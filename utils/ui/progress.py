@@ -103,7 +103,10 @@ def progress_line(epoch: int, epochs: int, row: Mapping[str, Any]) -> str:
         if row.get(key) is not None:
             parts.append(text.format(row[key]))
     if row.get("time/tokens_per_s") is not None:
-        parts.append(f"{row['time/tokens_per_s']:,.0f} tokens/s")
+        over_tokens = any(name.endswith("/perplexity") for name in row)
+        scored = any(name.endswith(("/accuracy", "/r2", "/mae")) for name in row)
+        unit = "targets/s" if scored and not over_tokens else "tokens/s"  # one label for a text is no token
+        parts.append(f"{row['time/tokens_per_s']:,.0f} {unit}")
     if row.get("time/epoch_s") is not None:
         parts.append(f"{row['time/epoch_s']:.1f} s")
     return "  ".join(parts)

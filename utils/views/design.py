@@ -73,7 +73,7 @@ overflow-wrap:break-word;container-type:inline-size}
 .tb .tb-card{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:10px 14px}
 .tb .tb-card .tb-title{font-size:13px;margin-bottom:4px}
 .tb .tb-kpis,.tb .tb-minis{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(116px,1fr))}
-.tb .tb-minis{grid-template-columns:repeat(auto-fit,minmax(124px,1fr))}
+.tb .tb-minis{grid-template-columns:repeat(auto-fit,minmax(116px,1fr))}
 .tb .tb-kpi{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:6px 10px;min-width:0}
 .tb .tb-kpi span{display:block;color:var(--tb-soft);font-size:11px}
 .tb .tb-kpi b{font-size:17px;font-weight:600;line-height:1.35;font-variant-numeric:tabular-nums}
