@@ -189,7 +189,7 @@ class _Row:
             self.controls[key].layout.display = None if is_shown else "none"
         unread = is_named and not found.columns and bool(self.controls["place"].value.strip())
         self._read.box.layout.display = None if unread else "none"
-        set_markup(self._found, small(f"In the data: {found.sentence}" if found.columns else ""))
+        set_markup(self._found, small(found.sentence if found.columns else ""))
 
     def _draw_rest(self, columns: Sequence[str] = (), layouts: Sequence[str] = ()) -> None:
         self._drawing = True

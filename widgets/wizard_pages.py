@@ -77,7 +77,7 @@ class DataPage(Page):
         self._mixture.refresh()
         is_named = self.state.setup.dataset_source == "huggingface" and not found.columns
         self._first_rows.box.layout.display = None if is_named else "none"
-        set_markup(self._found, paragraph(f"In the data: {found.sentence}" if found.columns else ""))
+        set_markup(self._found, paragraph(found.sentence if found.columns else ""))
         sentence = self.state.task_sentence
         set_markup(self._suggested, paragraph(sentence))
         self._suggestion.layout.display = None if sentence else "none"

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -35,6 +36,14 @@ log = logging.getLogger("trainbook.engine")
 
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation that need not be finished
     """A stop was asked for in the middle of a validation."""
+
+
+class _Requests(NamedTuple):
+    """What somebody, on any process, requests now."""
+
+    stop: bool
+    save: bool
+    pause: bool
 
 
 class TrainingLoop:
@@ -73,7 +82,7 @@ class TrainingLoop:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
         state = self.state
         if self.control.finish.is_set():
-            self._requests()  # before the first step, which it is about
+            self._take_requests()  # before the first step, which it is about
         while state.epoch < self.config.epochs and state.stop_reason is None:
             if self._at_step_limit() and state.samples_done == 0:
                 break
@@ -82,16 +91,16 @@ class TrainingLoop:
             self._loading_s = 0.0
             epoch_began, targets_before = time.monotonic(), state.targets_done
             try:
-                if self._finish_pending_evaluation() and self._stop_asked():
+                if self._finish_pending_evaluation() and self._handle_requests():
                     return self._stop()
                 for batches in self._steps_left(epoch):
                     self._step(batches)
-                    if self._stop_asked():
+                    if self._handle_requests():
                         return self._stop()
                 self._finish_epoch(epoch, epoch_began, targets_before)
             except _Stopped:
                 return self._stop()
-            if state.stop_reason is None and self._stop_asked():
+            if state.stop_reason is None and self._handle_requests():
                 return self._stop()
         if state.stop_reason is None:  # continued with fewer epochs or a lower step limit than what it had done
             state.stop_reason = "finished" if state.epoch >= self.config.epochs else finishing.limit_reason(state)
@@ -281,11 +290,15 @@ class TrainingLoop:
         return True
 
     def _poll(self) -> None:
-        if self._stop_asked():
+        if self._handle_requests():
             raise _Stopped
 
-    def _stop_asked(self) -> bool:
-        """Budgets, STOP and FINISH files, and requests; True when the run should end here. All processes do the same."""
+    def _handle_requests(self) -> bool:
+        """Do what was requested: by the time limit, by STOP and FINISH files, or through the control. All do the same.
+
+        Returns:
+            Whether the run ends here. A pause is waited for.
+        """
         if self.state.stop_reason is not None:
             return True
         limit = self.config.max_time_hours
@@ -295,11 +308,11 @@ class TrainingLoop:
         if now - self._looked >= 1.0:
             self._looked = now
             self._look_for_files()
-        stop, save, pause = self._requests()
-        if self.finished.under_way is None and save:
+        requests = self._take_requests()
+        if self.finished.under_way is None and requests.save:
             self.control.save_now.clear()
             self.saver.save()
-        return self._pause() if pause and not stop else stop
+        return self._pause() if requests.pause and not requests.stop else requests.stop
 
     def _look_for_files(self) -> None:
         if (reason := self._records.stop_requested()) is not None:
@@ -307,9 +320,9 @@ class TrainingLoop:
         if self._records.take_finish_request():
             self.control.request_finish()
 
-    def _requests(self) -> tuple[bool, bool, bool]:
-        """Whether anybody, on any process, asks to stop, to save, to pause. The reason to stop becomes everybody's, and a
-        request to finish is obeyed at once."""
+    def _take_requests(self) -> _Requests:
+        """What was requested on any process. The reason to stop becomes everybody's, and a request to finish is obeyed at
+        once."""
         control, world = self.control, self.parts.world
         requests = (control.stop, control.save_now, control.pause, control.finish)
         stop, save, pause, finish = world.totals(*(request.is_set() for request in requests))
@@ -319,21 +332,21 @@ class TrainingLoop:
         if stop and world.size > 1:
             reasons = world.gather(control.reason if control.stop.is_set() else None)
             control.agree(next(reason for reason in reasons if reason is not None))
-        return stop > 0, save > 0, pause > 0
+        return _Requests(stop > 0, save > 0, pause > 0)
 
     def _pause(self) -> bool:
         """Save, then wait until the pause is lifted or a stop is asked for; the clock stands still. Returns whether to stop."""
         self.saver.save(wait=True)
         began = time.monotonic()
-        stop, pause = False, True
-        while pause and not stop:
+        requests = _Requests(stop=False, save=False, pause=True)
+        while requests.pause and not requests.stop:
             self.control.stop.wait(0.05)
             self._look_for_files()
-            stop, _, pause = self._requests()
+            requests = self._take_requests()
         waited = time.monotonic() - began
         self._clock.leave_out(waited)
         self.finished.leave_out(waited)
-        return stop
+        return requests.stop
 
     def settle(self) -> None:
         """Bring the state up to date, so that it can be saved: numbers that are on their way, and the running time."""
@@ -342,7 +355,7 @@ class TrainingLoop:
 
     def _take_stop_request(self) -> None:
         """Apply a stop that was requested while the epoch ended; a run that is over anyway keeps its own reason."""
-        if self._requests()[0] and self.state.stop_reason is None:
+        if self._take_requests().stop and self.state.stop_reason is None:
             self.state.stop_reason = self.control.reason or "requested"
 
     def _stop(self) -> TrainState:
