@@ -104,6 +104,7 @@ def test_a_pretrained_folder_with_lora_on_a_jsonl_of_conversations(folders, tmp_
         "epochs": "3",
         "finetune": "lora",
         "lora_rank": "4",
+        "learning_rate": "1e-3",  # at which the last epoch is the best one: the export has the best checkpoint's weights
         "precision": "32",
         "run_name": "chat",
     }.items():
