@@ -92,7 +92,7 @@ def test_gradient_flow(found: Probe) -> CheckResult:
     woken = _dead(trainable, sizes) - _dead_when_zeros_move(found, trainable, sizes, zeros)
     dead = _dead(trainable, sizes) - woken
     recurrent = _of_single_steps(found, dead)
-    passed_over = _passed_over(found, dead - recurrent) | _for_other_uses(found, dead - recurrent)
+    passed_over = _passed_over(found, dead - recurrent) | _for_other_uses(found, dead - recurrent, sizes)
     passed_over |= _for_larger_images(found, trainable, dead - recurrent - passed_over)
     left = {name: size for name, size in sizes.items() if name not in passed_over | recurrent}
     return _judged(found, loss, left, zeros, woken, passed_over, recurrent)
@@ -192,15 +192,26 @@ def _of_single_steps(found: Probe, dead: set[str]) -> set[str]:
     return {name for name, owner in owners.items() if steps.get(owner) == 1}
 
 
-def _for_other_uses(found: Probe, dead: set[str]) -> set[str]:
+def _for_other_uses(found: Probe, dead: set[str], sizes: Sizes) -> set[str]:
     """Members of `dead` that models of transformers hold for other uses: the pooler of other heads, the token of masked patches
-    in image models, which are masked in pretraining only. Of unchanged stock models, all members when they are the minority:
-    attention with global tokens has projections that a classifier's last layer, or a call without global tokens, leaves out."""
+    in image models, which are masked in pretraining only. Of unchanged stock models also a minority that this call does not use
+    at all, and projections for local or global attention, of which a classifier's last layer needs one kind."""
     if not type(found.model).__module__.startswith("transformers."):
         return set()
-    if is_stock(found.model) and len(dead) < _MINORITY * sum(p.requires_grad for p in found.model.parameters()):
-        return dead
-    return {name for name in dead if ".pooler." in name or name.endswith("embeddings.mask_token")}
+    others = {name for name in dead if ".pooler." in name or name.endswith("embeddings.mask_token")}
+    if is_stock(found.model):
+        others |= {name for name in dead if _has_global_twin(found.model, name)}
+        if len(dead) < _MINORITY * sum(p.requires_grad for p in found.model.parameters()):
+            others |= {name for name in dead if sizes[name] is None}
+    return others
+
+
+def _has_global_twin(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is of a projection that its module has once for local and once for global attention."""
+    place, _, projection = name.rpartition(".")[0].rpartition(".")
+    module = model.get_submodule(place)
+    local = projection.removesuffix("_global")
+    return hasattr(module, local) and hasattr(module, f"{local}_global")
 
 
 def _for_larger_images(found: Probe, trainable: Mapping[str, nn.Parameter], dead: set[str]) -> set[str]:
