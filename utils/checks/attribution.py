@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.adapters.attribution import can_attribute, token_attributions, token_table
 from utils.check_result import CheckResult, Finding, Limit
@@ -47,19 +47,19 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
     if found.encoder_decoder:
         return CheckResult(NAME, "not run", "Not made for encoder-decoders.", remedy="Look at the encoder's attributions.")
     found.model.eval()
-    if found.over_tokens:
-        scores, error, tokens = _of_tokens(found, input_text, n_steps)
-    else:
-        scores, error, tokens = _of_numbers(found, n_steps)
+    scores, error, tokens = _attributed(found, input_text, n_steps)
     if scores is None:
-        return CheckResult(NAME, "not run", "No embedding of token ids was found.")
-    if not error <= LARGEST_ERROR and found.over_tokens:
-        # The error of a smooth output falls with the square of the steps, that of one with jumps (routed experts) does not.
-        _, finer, _ = _of_tokens(found, input_text, _FINER * n_steps)
-        if not finer <= error / 2:
+        return CheckResult(NAME, "not run", tokens[0])
+    if not error <= LARGEST_ERROR:
+        # The error of a smooth output falls with the square of the steps, that of one with kinks (ReLU) with the steps, that of
+        # one with jumps (routed experts) does not.
+        coarse, first, n_steps = error, n_steps, _FINER * n_steps
+        scores, error, tokens = _attributed(found, input_text, n_steps)
+        assert scores is not None
+        if not error <= coarse / 2:
             return CheckResult(
-                NAME, "not run", f"The output jumps along the path from the baseline: attributions miss {error:.0%} of its "
-                f"change with {n_steps} steps, and {finer:.0%} with {_FINER * n_steps}.",
+                NAME, "not run", f"The output jumps along the path from the baseline: attributions miss {coarse:.0%} of its "
+                f"change with {first} steps, and {error:.0%} with {n_steps}.",
                 remedy="Integrated gradients need an output without jumps, which routed experts do not have.",
             )  # fmt: skip
     strongest = sorted(range(len(tokens)), key=lambda i: -abs(scores[i]))[:5]
@@ -80,11 +80,21 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
     return result.with_findings(findings, {})
 
 
+def _attributed(found: Probe, input_text: str | None, n_steps: int) -> tuple[list[float] | None, float, list[str]]:
+    """Attributions, their completeness error and the names of the inputs; without attributions, why there are none."""
+    return _of_tokens(found, input_text, n_steps) if found.over_tokens else _of_numbers(found, n_steps)
+
+
 def _of_tokens(found: Probe, input_text: str | None, n_steps: int) -> tuple[list[float] | None, float, list[str]]:
     table = token_table(found.model)
     if table is None:
-        return None, 0.0, []
-    ids_BT, tokens = _tokens(found, input_text)
+        return None, 0.0, ["No embedding of token ids was found."]
+    ids_BT, tokens = _tokens(found, input_text, 12)
+    embedded = _embedded_length(found, table, ids_BT)
+    if embedded != ids_BT.shape[1] and input_text is None:
+        ids_BT, tokens = _tokens(found, None, embedded)
+    if _embedded_length(found, table, ids_BT) != ids_BT.shape[1]:
+        return None, 0.0, [f"The model fills up {ids_BT.shape[1]} tokens to {embedded}: give a text of that many."]
     target = int(_prediction(found, {"input_ids": ids_BT}).argmax())
     scores, error = token_attributions(
         lambda ids: _prediction(found, {"input_ids": ids})[:, target], table, ids_BT, n_steps
@@ -92,7 +102,20 @@ def _of_tokens(found: Probe, input_text: str | None, n_steps: int) -> tuple[list
     return scores, error, tokens
 
 
-def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float], float, list[str]]:
+def _embedded_length(found: Probe, table: nn.Module, ids_BT: Tensor) -> int:
+    """Positions that reach the embedding: models with attention in windows fill up their inputs."""
+    shapes: list[torch.Size] = []
+    hook = table.register_forward_hook(lambda module, arguments, output: shapes.append(output.shape))
+    try:
+        with torch.no_grad():
+            _prediction(found, {"input_ids": ids_BT})
+    finally:
+        hook.remove()
+    is_per_position = bool(shapes) and len(shapes[0]) == 3  # (B, T, D)
+    return shapes[0][1] if is_per_position else ids_BT.shape[1]
+
+
+def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float] | None, float, list[str]]:
     from captum.attr import IntegratedGradients
 
     ((name, inputs),) = found.batch(1, 0, seed=10).items()
@@ -110,14 +133,14 @@ def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float], float, list[st
     return values, float(delta.abs().max()) / size, [f"input {index + 1}" for index in range(len(values))]
 
 
-def _tokens(found: Probe, input_text: str | None) -> tuple[Tensor, list[str]]:
+def _tokens(found: Probe, input_text: str | None, length: int) -> tuple[Tensor, list[str]]:
     tokenizer = found.tokenizer
     if input_text is not None and tokenizer is not None:
         ids = tokenizer.encode(input_text)
         ids = [int(one) for one in (ids.ids if hasattr(ids, "ids") else ids)][: found.max_length]
         names = [tokenizer.decode([one]) for one in ids]
         return torch.tensor([ids], device=found.device), names
-    ids_BT = found.batch(1, min(12, found.max_length), seed=10)["input_ids"]
+    ids_BT = found.batch(1, min(length, found.max_length), seed=10)["input_ids"]
     return ids_BT, [f"#{int(one)}" for one in ids_BT[0]]
 
 
