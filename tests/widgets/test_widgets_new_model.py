@@ -19,6 +19,7 @@ from widgets.wizard_view import WizardView
 
 def opened(monkeypatch, model=None, **overrides):
     monkeypatch.setattr("utils.ui.setup_wizard.ui_mode", lambda: "widget")
+    monkeypatch.setattr("utils.ui.wizard_memory._clicks", {})  # those of the tests before
     monkeypatch.setattr(WizardView, "show", lambda self: None)
     wizard = SetupWizard()
     setup = wizard.run(model=model, preset="starter", **overrides)

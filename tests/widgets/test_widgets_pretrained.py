@@ -32,6 +32,7 @@ def opened(monkeypatch, **overrides):
     """The wizard as the notebook's cell opens it, with its form."""
     monkeypatch.setattr("utils.ui.setup_wizard.ui_mode", lambda: "widget")
     monkeypatch.setattr(WizardView, "show", lambda self: None)
+    monkeypatch.setattr("utils.ui.wizard_memory._clicks", {})  # those of the tests before
     wizard = SetupWizard()
     setup = wizard.run(model=tiny_gpt(vocab_size=64, length=32), preset="starter", **overrides)
     return wizard, setup, wizard.view
