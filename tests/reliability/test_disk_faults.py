@@ -258,6 +258,24 @@ def test_tied_weights_count_once(monkeypatch):
     assert Path("tied.pt").stat().st_size < 1.1 * 400 * 400 * 4
 
 
+@pytest.mark.parametrize(("failures", "written"), [(1, True), (2, False)])
+def test_a_file_that_cannot_be_mapped_for_lack_of_memory_is_checked_again_once(failures, written):
+    tries = []
+
+    def check(path):
+        tries.append(path)
+        if len(tries) <= failures:
+            raise CheckpointError(f"{path} cannot be read: unable to mmap: {os.strerror(errno.ENOMEM)} (12)")
+
+    if written:
+        write_file(Path("mine.pt"), {"model": torch.ones(3)}, check=check)
+    else:
+        with pytest.raises(CheckpointWriteError, match="could not be written"):
+            write_file(Path("mine.pt"), {"model": torch.ones(3)}, check=check)
+    assert len(tries) == 2
+    assert [file.name for file in Path().iterdir()] == (["mine.pt"] if written else [])
+
+
 # ---- a disk without a free byte ----
 
 

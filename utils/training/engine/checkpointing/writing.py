@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from utils.errors import CheckpointError, CheckpointWriteError
 from utils.storage import atomic_write, free_bytes
 from utils.training.engine.checkpointing.reading import Payload, remember_as_own, verify
 from utils.training.engine.checkpointing.snapshot import storage_bytes
+from utils.training.engine.hardware.memory import free_memory
 
 
 def write_file(
@@ -119,7 +121,20 @@ def _write(payload: Payload, file: IO[bytes], go_on: Callable[[], None]) -> None
 def _then(check: Callable[[Path], None], go_on: Callable[[], None]) -> Callable[[Path], None]:
     def both(path: Path) -> None:
         go_on()
-        check(path)
+        if not _checked(check, path):
+            free_memory()  # what a step frees stays with the process; given back, it is enough to map the file
+            check(path)
         go_on()
 
     return both
+
+
+def _checked(check: Callable[[Path], None], path: Path) -> bool:
+    """Whether the file passed; False when the system has no memory to map it. Raises as `check` for what is wrong with it."""
+    try:
+        check(path)
+    except CheckpointError as error:
+        if os.strerror(errno.ENOMEM) not in str(error):
+            raise
+        return False
+    return True
