@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 
 from utils.data.mixture_settings import mixture_sources
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError
 from utils.ui.choice_names import CHOICE_NAMES, choice_name
 from utils.ui.setting_values import typed_number
@@ -29,11 +30,10 @@ from widgets.forms import (
 )
 from widgets.guarded import error_sentence, guarded
 
-_SOURCES = ("local", "huggingface", "builtin")
+# The built-in text comes last: a mixture is made for data of one's own.
+_SOURCES = (*(name for name, kind in SOURCE_KINDS.items() if kind.in_mixtures and kind.place), "builtin")
 # Settings that describe the rows of one dataset: another one has other rows.
 _OF_ROWS = ("text_column", "conversation_layout", "config_name", "data_kind")
-# Which setting says where the data of a source are.
-_PLACES = {"local": "dataset_path", "drive": "dataset_path", "upload": "dataset_path", "huggingface": "dataset_name"}
 
 
 class MixtureRows:
@@ -129,7 +129,7 @@ class MixtureRows:
 
     @staticmethod
     def _is_usable(entry: Mapping[str, Any]) -> bool:
-        place = _PLACES.get(entry.get("dataset_source", "builtin"))
+        place = _place_of(entry.get("dataset_source", "builtin"))
         return place is None or bool(entry.get(place))
 
 
@@ -220,7 +220,7 @@ class _Row:
         """The dataset as a mixture has it; a weight that is no number as it was typed, to be refused."""
         source, typed = self.controls["source"].value, self.controls["weight"].value.strip()
         values: dict[str, Any] = {**self._rest, "dataset_source": source}
-        if (place := _PLACES.get(source)) is not None and self.controls["place"].value.strip():
+        if (place := _place_of(source)) is not None and self.controls["place"].value.strip():
             values[place] = self.controls["place"].value.strip()
         if typed:
             number = typed_number(typed)
@@ -248,3 +248,9 @@ class _Row:
 def _look(title: str, width: str) -> dict[str, Any]:
     layout = ipywidgets.Layout(width=width, max_width="100%")
     return {"description": title, "style": {"description_width": "initial"}, "layout": layout}
+
+
+def _place_of(source: Any) -> str | None:
+    """The setting that says where the data of a source are; None where they need none, or there is no such source."""
+    kind = SOURCE_KINDS.get(source)
+    return None if kind is None else kind.place

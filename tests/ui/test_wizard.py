@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from utils.data.mixture_settings import MixtureSource
-from utils.data.prepare import SOURCES
+from utils.data.source_kinds import SOURCE_KINDS, SOURCES, DatasetSource
 from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
@@ -20,8 +20,7 @@ from utils.ui.choice_names import CHOICE_NAMES
 from utils.ui.data_settings import DataSettings
 from utils.ui.setting_values import help_text, value_text
 from utils.ui.wizard_fields import wizard_field
-from utils.ui.wizard_state import _DATA_IN_WORDS
-from utils.ui.wizard_steps import FIELDS_OF_SOURCE, STEPS
+from utils.ui.wizard_steps import STEPS
 
 
 class Bigram(nn.Module):
@@ -375,9 +374,9 @@ def test_a_new_setting_is_in_a_step_or_known_to_be_for_code_only():
 
 
 def test_every_list_of_data_sources_has_all_of_them():
-    literals = (get_args(cls.model_fields["dataset_source"].annotation) for cls in (DataSettings, MixtureSource))
-    for known in (*literals, FIELDS_OF_SOURCE, _DATA_IN_WORDS):
-        assert set(known) == set(SOURCES)
+    for cls in (DataSettings, MixtureSource):
+        assert get_args(cls.model_fields["dataset_source"].annotation) == SOURCES == get_args(DatasetSource)
+    assert {field for kind in SOURCE_KINDS.values() for field in kind.fields} <= set(SetupConfig.field_names())
 
 
 def test_every_choice_has_a_name_of_its_own():

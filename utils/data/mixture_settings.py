@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from utils.data.source_kinds import SOURCE_KINDS, DatasetSource
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, path_text, shown
 
@@ -23,7 +24,7 @@ class MixtureSource(Schema):
 
     name: str | None = Field(None, min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     weight: float | None = Field(None, gt=0)
-    dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = "builtin"
+    dataset_source: DatasetSource = "builtin"
     dataset_path: str | None = Field(None, min_length=1)
     dataset_name: str | None = Field(None, min_length=1)
     config_name: str | None = Field(None, min_length=1)
@@ -47,7 +48,7 @@ class MixtureSource(Schema):
     @classmethod
     def contradictions(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
         source = values["dataset_source"]
-        place = {"builtin": None, "huggingface": "dataset_name"}.get(source, "dataset_path")
+        place = SOURCE_KINDS[source].place
         problems = [
             Problem(other, f"got {shown(values[other])} with dataset_source={source!r}; keep one of the two")
             for other in ("dataset_path", "dataset_name") if other != place and values[other] is not None

@@ -31,6 +31,7 @@ from utils.data.record_sources import (
     hub_records,
     prepare_records,
 )
+from utils.data.source_kinds import OF_FILES, SOURCES
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.text.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.text.local import load_local_texts
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-SOURCES = ("builtin", "local", "huggingface", "drive", "upload")
-OF_FILES = ("local", "drive", "upload")
 # What a run records only where it is not the default.
 _RECORDED_IF_SET = {
     "task": "causal_lm", "label_column": None, "conversation_layout": None, "mixture_by": "examples",

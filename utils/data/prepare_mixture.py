@@ -12,7 +12,6 @@ from utils.data.file_records import holds_conversations, load_records
 from utils.data.mixture import mix
 from utils.data.mixture_settings import SETTINGS, MixtureSource, mixture_sources
 from utils.data.prepare import (
-    OF_FILES,
     DataSetup,
     checked_vocab_size,
     files_of,
@@ -23,6 +22,7 @@ from utils.data.prepare import (
 )
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import as_conversations, has_answers
+from utils.data.source_kinds import OF_FILES
 from utils.errors import ConfigError, DataError, HubError
 from utils.tokenization.adaptive import TokenizerChoice, choose_tokenizer
 from utils.tokenization.special_tokens import SPECIAL_TOKENS

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from utils.data.source_kinds import SOURCE_KINDS
+
 CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
-    "dataset_source": {
-        "builtin": "Built-in text", "local": "File or folder", "huggingface": "Hugging Face", "drive": "Google Drive",
-        "upload": "Uploaded file",
-    },
+    "dataset_source": {name: kind.title for name, kind in SOURCE_KINDS.items()},
     "task": {
         "causal_lm": "Next token", "text_classification": "Text classification", "regression": "Regression",
         "token_classification": "Token classification", "seq2seq": "Text to text",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from utils.data.mixture_settings import MixtureSource, mixture_sources
+from utils.data.source_kinds import SOURCE_KINDS, DatasetSource, sources_with
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, equal, path_text, shown
 from utils.ui.new_model import checked_description
@@ -22,23 +23,18 @@ _PLACES: Mapping[str, str] = {
     "dataset_path": "the path of a file, a folder or a pattern of paths",
 }
 PLACE_SOURCES: Mapping[str, tuple[str, ...]] = {
-    "dataset_path": ("local", "drive", "upload"),
-    "dataset_name": ("huggingface",),
+    place: sources_with(place) for place in ("dataset_path", "dataset_name")
 }
 # What says which part of a dataset is meant: the sources that have such parts, and what to say of others.
-PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "config_name": (("huggingface",), "a dataset of the Hub: name that too, as dataset_name"),
-    "dataset_split": (("huggingface",), "a dataset of the Hub: name that too, as dataset_name"),
-    "text_column": (
-        ("huggingface", "local", "drive", "upload"),
+_OWNERS = {
+    **dict.fromkeys(("config_name", "dataset_split"), "a dataset of the Hub: name that too, as dataset_name"),
+    **dict.fromkeys(
+        ("text_column", "label_column"),
         "a dataset of the Hub or a file: name that too, as dataset_name or dataset_path",
     ),
-    "label_column": (
-        ("huggingface", "local", "drive", "upload"),
-        "a dataset of the Hub or a file: name that too, as dataset_name or dataset_path",
-    ),
-    "conversation_layout": (PLACE_SOURCES["dataset_path"], "files: name them too, as dataset_path"),
+    "conversation_layout": "files: name them too, as dataset_path",
 }
+PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {name: (sources_with(name), owner) for name, owner in _OWNERS.items()}
 
 
 def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
@@ -56,11 +52,8 @@ class DataSettings(Schema):
         "validation_split": "val_split",
     }
 
-    dataset_source: Literal["builtin", "local", "huggingface", "drive", "upload"] = _field(
-        "builtin",
-        "Data",
-        "builtin: Python language reference, works offline. local: your own text or table. huggingface: a dataset of "
-        "the Hub. drive: files on your Google Drive. upload: a file from this computer.",
+    dataset_source: DatasetSource = _field(
+        "builtin", "Data", " ".join(f"{name}: {kind.help}." for name, kind in SOURCE_KINDS.items())
     )
     dataset_path: str | None = _field(
         None,

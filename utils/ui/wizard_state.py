@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from utils.data.file_records import Recognised
 from utils.data.mixture_settings import MixtureSource
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest
 from utils.ui.choice_names import choice_name
@@ -176,7 +177,7 @@ class WizardState(EditedSetup):
         entry = self._entries.get("dataset_source")
         if entry is None or not self._awaits(name) or not any(problem.field == name for problem in entry.problems):
             return ""
-        return f"{PLACES[name]} Until then {_DATA_IN_WORDS[self.setup.dataset_source]} is used."
+        return f"{PLACES[name]} Until then {SOURCE_KINDS[self.setup.dataset_source].in_words} is used."
 
     # ---- the settings ----
 
@@ -339,13 +340,3 @@ class WizardState(EditedSetup):
         raise ConfigError(
             f"There is no wizard step {step!r}; there are: {', '.join(names)} (0 to {len(names) - 1}).{hint}"
         )
-
-
-# What is trained on, in the middle of a sentence.
-_DATA_IN_WORDS = {
-    "builtin": "the built-in text",
-    "local": "the file or folder that was given",
-    "huggingface": "the dataset that was given",
-    "drive": "the file on your Drive that was given",
-    "upload": "the file that was uploaded",
-}

@@ -13,6 +13,7 @@ from utils.colab import drive_is_unknown, drive_path
 from utils.data.mixture_settings import SETTINGS
 from utils.data.read.files import find_files, path_problem
 from utils.data.read.rows import listed
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.data.text.hub import dataset_name_problem, split_name
 from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
@@ -341,13 +342,7 @@ STEPS: tuple[WizardStep, ...] = (
 )  # fmt: skip
 
 #: Fields that only one source of data has.
-FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {
-    "builtin": (),
-    "local": ("dataset_path", "text_column", "label_column", "conversation_layout"),
-    "huggingface": ("dataset_name", "config_name", "dataset_split", "text_column", "label_column"),
-    "drive": ("dataset_path", "text_column", "label_column", "conversation_layout"),
-    "upload": ("dataset_path", "text_column", "label_column", "conversation_layout"),
-}
+FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {name: kind.fields for name, kind in SOURCE_KINDS.items()}
 
 #: Tasks that are learned from tables with labels.
 LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
