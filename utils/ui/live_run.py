@@ -93,7 +93,7 @@ class LiveFeed(Callback):
         if "run_dir" in values:
             values |= past_of(Path(values["run_dir"]))
         values |= {"best_value": trainer.state.best.value, "best_step": trainer.state.best.step}
-        values["over_tokens"] = getattr(trainer.task, "over_tokens", True)
+        values["over_tokens"] = getattr(getattr(trainer, "task", None), "over_tokens", True)
         values["epochs"], values["elapsed_s"] = trainer.training_config.epochs, trainer.state.elapsed_s
         self._event("on_train_begin", trainer, values)
 
