@@ -52,8 +52,8 @@ def playground(source: TrainingResults | str | Path, *, prompt: str | None = Non
 
     Args:
         source: a training's results, a run's folder, or a folder exported for transformers.
-        prompt: what stands in the box at first; None: of results that classify texts a sample of their validation data, else
-            an example.
+        prompt: initial text of the box; with None, a sample of the validation data for results that classify texts, and an
+            example for others.
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
     """
     mode = ui_mode(ui)
@@ -134,7 +134,7 @@ class PlayPanel:
         self.job.cancel.description = "Stop"
         # Kept out of the job's row, whose buttons come and go with the work.
         self.renew = button(
-            "New conversation", "tb-play-new", lambda _: self._renewed(), self._failed, "Forget what was said so far."
+            "New conversation", "tb-play-new", lambda _: self._renewed(), self._failed, "Clear the conversation."
         )
         self.renew.disabled = True
         self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")

@@ -30,8 +30,9 @@ from widgets.forms import (
 )
 from widgets.guarded import error_sentence, guarded
 
-# The built-in text comes last: a mixture is made for data of one's own.
-_SOURCES = (*(name for name, kind in SOURCE_KINDS.items() if kind.in_mixtures and kind.place), "builtin")
+# The built-in text, which has no place, comes last: a mixture is made for data of one's own.
+_OFFERED = (name for name, kind in SOURCE_KINDS.items() if kind.in_mixtures)
+_SOURCES = tuple(sorted(_OFFERED, key=lambda name: SOURCE_KINDS[name].place is None))
 # Settings that describe the rows of one dataset: another one has other rows.
 _OF_ROWS = ("text_column", "conversation_layout", "config_name", "data_kind")
 

@@ -211,7 +211,7 @@ def _small_images() -> nn.Module:
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 36, 10)
     )
-    model.image_size = 12  # type: ignore[assignment]
+    model.image_size = 12
     return model
 
 

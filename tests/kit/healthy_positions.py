@@ -58,7 +58,7 @@ def _deep_convolutions() -> nn.Module:
         layers += [nn.Conv2d(1 if index == 0 else 8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()]
         nn.init.normal_(layers[-3].weight, std=0.02)
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    model.image_size = 12  # type: ignore[assignment]
+    model.image_size = 12
     return model
 
 

@@ -91,10 +91,12 @@ def _of_tokens(found: Probe, input_text: str | None, n_steps: int) -> tuple[list
         return None, 0.0, ["No embedding of token ids was found."]
     ids_BT, tokens = _tokens(found, input_text, 12)
     embedded = _embedded_length(found, table, ids_BT)
-    if embedded != ids_BT.shape[1] and input_text is None:
-        ids_BT, tokens = _tokens(found, None, embedded)
-    if _embedded_length(found, table, ids_BT) != ids_BT.shape[1]:
-        return None, 0.0, [f"The model fills up {ids_BT.shape[1]} tokens to {embedded}: give a text of that many."]
+    if embedded != ids_BT.shape[1]:
+        given = ids_BT.shape[1]
+        if input_text is None:
+            ids_BT, tokens = _tokens(found, None, embedded)
+        if ids_BT.shape[1] != embedded:
+            return None, 0.0, [f"The model fills up {given} tokens to {embedded}: give a text of that many."]
     target = int(_prediction(found, {"input_ids": ids_BT}).argmax())
     scores, error = token_attributions(
         lambda ids: _prediction(found, {"input_ids": ids})[:, target], table, ids_BT, n_steps

@@ -64,7 +64,7 @@ def own_loss(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     measured["own_loss_nats"], measured["expected_loss_nats"] = own, min(expected, key=lambda loss: abs(loss - own))
     tolerance = max(_LOSS_TOLERANCE, found.tolerance)
     ignored = _ignored_id(found, batch, name, logits) if found.output == "tokens" else None
-    if ignored is not None:  # the explanation has to hold for the ordinary labels too
+    if ignored is not None:  # the same token must explain the loss on the ordinary labels
         without = _by_convention(
             found, logits, labels.masked_fill(labels == ignored, _IGNORED), shifted_by_caller=name == "targets"
         )

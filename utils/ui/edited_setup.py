@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError, Problem
 from utils.ui.new_model import for_task, usual_description
 from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared
@@ -16,7 +17,7 @@ from utils.ui.setup_config import SetupConfig, field_of
 from utils.ui.wizard_fields import wizard_field
 from utils.ui.wizard_model import ModelChoice
 from utils.ui.wizard_records import Clicks, Entry, Replaced
-from utils.ui.wizard_steps import FIELDS_OF_SOURCE, PLACES
+from utils.ui.wizard_steps import PLACES
 
 #: Key of the preset that a cell gave, where it is none of PRESETS.
 AS_GIVEN = "as given"
@@ -79,7 +80,7 @@ class EditedSetup:
     def source(self) -> str:
         """The source of data that was chosen last, also while what it needs is still missing."""
         entry = self._entries.get("dataset_source")
-        known = entry is not None and isinstance(entry.value, str) and entry.value in FIELDS_OF_SOURCE
+        known = entry is not None and isinstance(entry.value, str) and entry.value in SOURCE_KINDS
         return str(entry.value) if entry is not None and known else self.setup.dataset_source
 
     def entry(self, name: str) -> Entry | None:
@@ -126,7 +127,7 @@ class EditedSetup:
 
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
-        is_place = name in PLACES and name in FIELDS_OF_SOURCE[self.source]
+        is_place = name in PLACES and name in SOURCE_KINDS[self.source].fields
         if is_place and (value is None or self.source in ("drive", "upload")):
             # Else clearing the place of the data would silently mean other data, and a path alone a local one.
             return {"dataset_source": self.source, name: value}

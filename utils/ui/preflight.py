@@ -351,7 +351,7 @@ def _check_batch(session: _Session) -> Check:
 
 
 def _how_long(session: _Session, batch_s: float) -> str:
-    """Roughly how long the training will take, from its first batch, which is slower than the others."""
+    """A bound on how long the steps of the training take, from its first batch, which is slower than the others."""
     from utils.ui.estimate import planned_steps
     from utils.ui.live_picture import duration
 
@@ -359,7 +359,7 @@ def _how_long(session: _Session, batch_s: float) -> str:
     config = session.setup.training_config
     _, steps = planned_steps(config, len(session.data.train))
     whole = duration(steps * config.gradient_accumulation_steps * batch_s)
-    return f"At that pace the {counted(steps, 'step')} take {whole}; the Training step measures it more exactly."
+    return f"A first batch is the slowest: {counted(steps, 'step')} take at most about {whole}."
 
 
 @_reported("causality")

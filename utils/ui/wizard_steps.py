@@ -13,7 +13,7 @@ from utils.colab import drive_is_unknown, drive_path
 from utils.data.mixture_settings import SETTINGS
 from utils.data.read.files import find_files, path_problem
 from utils.data.read.rows import listed
-from utils.data.source_kinds import SOURCE_KINDS
+from utils.data.source_kinds import sources_with
 from utils.data.text.hub import dataset_name_problem, split_name
 from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
@@ -341,9 +341,6 @@ STEPS: tuple[WizardStep, ...] = (
     WizardStep("summary", "Summary", "Review, then run the cells below.", (), (), _check_everything),
 )  # fmt: skip
 
-#: Fields that only one source of data has.
-FIELDS_OF_SOURCE: Mapping[str, tuple[str, ...]] = {name: kind.fields for name, kind in SOURCE_KINDS.items()}
-
 #: Tasks that are learned from tables with labels.
 LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
 
@@ -385,5 +382,5 @@ def step_of(name: str) -> WizardStep:
 
 def concerns(field: WizardField, source: str) -> bool:
     """Whether a setting has a meaning for data from `source`."""
-    owners = [owner for owner, names in FIELDS_OF_SOURCE.items() if field.name in names]
+    owners = sources_with(field.name)
     return not owners or source in owners
