@@ -122,6 +122,8 @@ background:none;color:inherit;max-width:none;white-space:normal}
 .tb .tb-bar div{height:100%;border-radius:4px;background:var(--tb-accent)}
 .tb .tb-number{text-align:right;white-space:nowrap}
 .tb .tb-scroll{overflow-x:auto}
+.tb .tb-narrow th,.tb .tb-narrow td{padding-right:8px}
+.tb .tb-narrow th:last-child,.tb .tb-narrow td:last-child{padding-right:0}
 .tb pre{white-space:pre-wrap;overflow-wrap:anywhere;word-break:normal;margin:0;padding:0;color:inherit;background:none;border:0;
 font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-sample{margin:0 0 8px;padding:0 0 0 10px;border-left:2px solid var(--tb-line)}
