@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 # Seconds between two drawings: more often is not seen, and costs the training and the connection.
 REDRAW_S = 0.5
 
-# Most that drawing may take of the processor's time. Everything else that the view does (events, clicks) takes about 0.2 %
-# with steps of 50 ms (`python -m benchmarks.live_view`), and the whole is to stay under 1 %.
-REDRAW_SHARE = 0.007
+# Most that drawing may take of the processor's time. Everything else that the view does (events, clicks) takes about 0.4 %
+# of a slow core with steps of 50 ms (`python -m benchmarks.live_view`), and the whole is to stay under 1 %.
+REDRAW_SHARE = 0.005
 
 # Seconds that a kernel which shuts down waits for the checkpoint; Jupyter ends it after five.
 _LAST_SAVE_S = 4.0
@@ -123,6 +124,7 @@ class _Session:
         self.view = _view_for(mode, trainer, self.pump)
         self.processes = _processes_for(trainer.training_config)
         self.follower = RunFollower() if self.processes is not None else None
+        self._looked_at_cells_s = -math.inf
         self.thread = threading.Thread(target=self._train, name="trainbook-training", daemon=True)
         self._prompts = prompts
 
@@ -209,8 +211,11 @@ class _Session:
         """Take what happened, draw when it is time; False when there is nothing left to wait for."""
         alive = self.thread.is_alive()
         self._take_events()
-        self.view.show(self.live, time.monotonic(), tuple(self.trainer.notices))
-        self._show_in_waiting_cells()
+        now = time.monotonic()
+        self.view.show(self.live, now, tuple(self.trainer.notices))
+        if now - self._looked_at_cells_s >= REDRAW_S:
+            self._looked_at_cells_s = now
+            self._show_in_waiting_cells()
         return alive and not self.at_once
 
     def _show_in_waiting_cells(self) -> None:

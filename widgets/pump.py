@@ -58,7 +58,7 @@ class Pump:
         self.delivers = True
         self._sees_cells = self._kernel is not None
 
-    async def wait(self, alive: Callable[[], bool], every_s: float = 0.1) -> None:
+    async def wait(self, alive: Callable[[], bool], every_s: float = 0.2) -> None:
         """Return when `alive()` is False; it is called every `every_s` seconds, in this thread."""
         while alive():
             if self._queued:
