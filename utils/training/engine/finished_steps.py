@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from utils.training.engine.metrics import AUXILIARY, Sums, unpack_counts
 from utils.training.engine.nonfinite import SkipRule
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import FAULT, OVERFLOWED, StepResult
+from utils.training.engine.step import FAULT, OVERFLOWED, StepNumbers, StepResult
 
 _MOST_STEP_ROWS = 1000  # a run's plot is not finer than this, and neither is its history
 # The fp16 loss scale is halved at each overflow: after this many in a row it is not the cause.
@@ -89,15 +89,16 @@ class FinishedSteps:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        for step, (loss_sum, *counts, norm, outcome) in zip(unread, _numbers(unread), strict=True):
-            self._account(step, loss_sum, counts, norm, int(outcome))
+        for step, numbers in zip(unread, _numbers(unread), strict=True):
+            self._account(step, numbers)
 
     def leave_out(self, seconds: float) -> None:
         """The last `seconds` were a pause: they do not count for the speed."""
         self._row_began += seconds
 
-    def _account(self, step: FinishedStep, loss_sum: float, counts: Sequence[float], norm: float, outcome: int) -> None:
+    def _account(self, step: FinishedStep, numbers: StepNumbers) -> None:
         state, num_targets = self._state, step.result.num_targets
+        loss_sum, counts, norm, outcome = numbers
         self._overflows = self._overflows + 1 if outcome == OVERFLOWED else 0
         mean = loss_sum / num_targets if num_targets else math.nan
         if outcome == FAULT or self._overflows > _OVERFLOWS_IN_A_ROW:
@@ -105,8 +106,8 @@ class FinishedSteps:
         else:
             state.skipped_in_a_row = 0
             state.empty_steps += num_targets == 0
-            *counts, auxiliary = counts
-            counted = unpack_counts(counts, self._parts.objective.count_sizes)
+            *counted_by_task, auxiliary = counts
+            counted = unpack_counts(counted_by_task, self._parts.objective.count_sizes)
             if auxiliary:  # else there is none
                 counted[AUXILIARY] = [auxiliary]
             state.epoch_sums.add(loss_sum, num_targets, counted, norm)
@@ -153,8 +154,9 @@ class FinishedSteps:
         raise self.skips.error(self._parts.model, step.before_step, loss, norm, step.rate, step.sample_ids)
 
 
-def _numbers(steps: list[FinishedStep]) -> list[Sequence[float]]:
-    """Results of all steps, with one device-to-host copy for all of them."""
-    on_their_way = [step.result.numbers for step in steps if isinstance(step.result.numbers, torch.Tensor)]
-    read = iter(torch.stack(on_their_way).tolist() if on_their_way else ())
-    return [next(read) if isinstance(numbers := step.result.numbers, torch.Tensor) else numbers for step in steps]
+def _numbers(steps: list[FinishedStep]) -> list[StepNumbers]:
+    """What the steps measured, with one device-to-host copy for all of them."""
+    results = [step.result.numbers for step in steps]
+    packed = [numbers for numbers in results if isinstance(numbers, torch.Tensor)]
+    rows = iter(torch.stack(packed).tolist() if packed else ())
+    return [numbers if isinstance(numbers, StepNumbers) else StepNumbers.unpack(next(rows)) for numbers in results]

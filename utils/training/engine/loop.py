@@ -167,7 +167,7 @@ class TrainingLoop:
         if isinstance(numbers, torch.Tensor):
             assert guard is not None
             self.parts.buffers.restore(where=(numbers[-1] == FAULT) | (guard[0] > 0))
-        elif numbers[-1] == FAULT:
+        elif numbers.outcome == FAULT:
             self.parts.buffers.restore()
 
     def _targets_of_all(self, micro_batches: list[Batch]) -> int | None:

@@ -6,8 +6,9 @@ Shape suffixes in this package: B batch, T positions, V vocabulary, N rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,38 @@ from utils.training.engine.watch import StepWatch
 FAULT, UPDATED, OVERFLOWED = 0, 1, 2
 
 
+class StepNumbers(NamedTuple):
+    """What one optimizer step measured, over all processes.
+
+    Attributes:
+        loss_sum: sum of the losses over the targets.
+        counts: what else the objective counted, and last the auxiliary loss times the targets (see `Parts.pack_counts`).
+        norm: L2 norm of the mean gradient before clipping.
+        outcome: `FAULT`, `UPDATED` or `OVERFLOWED`.
+    """
+
+    loss_sum: float
+    counts: tuple[float, ...]
+    norm: float
+    outcome: int
+
+    @classmethod
+    def unpack(cls, row: Sequence[float]) -> StepNumbers:
+        """From one row as `_update_on_device` packs it: loss sum, counts, norm, outcome."""
+        loss_sum, *counts, norm, outcome = row
+        return cls(loss_sum, tuple(counts), norm, int(outcome))
+
+
 @dataclass
 class StepResult:
     """Result of one optimizer step.
 
     Attributes:
-        numbers: sum of losses over targets, what else the objective counted and the auxiliary loss times the targets (see
-            `Parts.pack_counts`), L2 norm of the mean gradient before clipping, and the outcome: `FAULT`, `UPDATED` or
-            `OVERFLOWED`; of all processes. Floats, or one fp64 tensor of as many numbers that is still on its way.
+        numbers: what was measured; or, while it is still on the device, one fp64 tensor for `StepNumbers.unpack`.
         num_targets: targets of the whole step, of all processes.
     """
 
-    numbers: tuple[float, ...] | Tensor
+    numbers: StepNumbers | Tensor
     num_targets: int
 
 
@@ -71,7 +92,7 @@ def train_step(
         watch.batch_end(batch, loss, num_targets)
     if num_targets == 0:
         # Nothing to learn from: no update either, or weight decay would still pull on the weights.
-        return StepResult((0.0, *[0.0] * (parts.num_counts + 1), 0.0, UPDATED), 0)
+        return StepResult(StepNumbers(0.0, (0.0,) * (parts.num_counts + 1), 0.0, UPDATED), 0)
     losses, counts = parts.sum_over_processes(losses, counts)
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)
@@ -83,24 +104,24 @@ def train_step(
 
 def _update_on_host(
     parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, _skips: tuple[int, float]
-) -> tuple[float, ...]:
-    """The update, decided here. The numbers of the step."""
-    loss_sum, size, counted = sum(map(float, losses)), float(norm), counts.tolist()
+) -> StepNumbers:
+    """The update, decided here."""
+    loss_sum, size, counted = sum(map(float, losses)), float(norm), tuple(counts.tolist())
     finite = math.isfinite(loss_sum) and math.isfinite(size)
     if finite and 0 < max_grad_norm < size:
         torch.nn.utils.clip_grads_with_norm_(parts.parameters, max_grad_norm, norm)
     parts.update(finite)
     if finite:
-        return loss_sum, *counted, size, UPDATED
+        return StepNumbers(loss_sum, counted, size, UPDATED)
     # Under fp16 a gradient that overflows is the scaler's business; only the loss itself tells of a fault.
     overflowed = parts.scaler is not None and math.isfinite(loss_sum)
-    return (loss_sum, *counted, 0.0, OVERFLOWED) if overflowed else (loss_sum, *counted, size, FAULT)
+    return StepNumbers(loss_sum, counted, 0.0, OVERFLOWED) if overflowed else StepNumbers(loss_sum, counted, size, FAULT)
 
 
 def _update_on_device(
     parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
 ) -> Tensor:
-    """The same, decided on the device without a host-device sync: every outcome is prepared."""
+    """The same, decided on the device without a host-device sync: every outcome is prepared. Returns the numbers, packed."""
     loss_sum, norm = torch.stack(losses).double().sum(), norm.double()
     loss_is_finite = torch.isfinite(loss_sum)
     finite = loss_is_finite & torch.isfinite(norm)
