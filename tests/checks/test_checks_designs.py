@@ -49,12 +49,10 @@ def alarms(model, config=None):
     return [(r.name, r.summary) for r in run_all_tier1_tests(model, config).results if r.verdict != "pass"]
 
 
-def test_an_image_model_without_a_size_runs_with_one_from_the_config():
+@pytest.mark.parametrize("config", [None, {"image_size": 32}], ids=["a usual size", "the size of the config"])
+def test_an_image_model_without_a_size_runs(config):
     torch.manual_seed(0)
-    model = resnet()
-    result = test_shape_robustness(model)
-    assert (result.verdict, "give config with image_size" in result.remedy) == ("not run", True)
-    assert alarms(model, {"image_size": 32}) == []
+    assert alarms(resnet(), config) == []
 
 
 def test_a_model_whose_vocabulary_only_the_tokenizer_knows():

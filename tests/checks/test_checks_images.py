@@ -44,11 +44,13 @@ def test_a_plain_convolutional_model_is_known_by_its_first_layer(config):
     assert probe(plain(), config).output == "classes"
 
 
-def test_a_size_that_nobody_says_is_asked_for():
-    with pytest.raises(
-        CannotProbeError, match="Sequential takes images and does not say of what size; give config with image_size"
-    ):
-        probe(plain())
+def test_a_size_that_nobody_says_is_tried():
+    assert probe(plain()).image_shape == (3, 28, 28)
+
+
+def test_a_size_that_nobody_says_and_no_trial_finds_is_asked_for():
+    with pytest.raises(CannotProbeError, match="takes images and does not say of what size.*give config with image_size"):
+        probe(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 998 * 998, 2, device="meta")))
 
 
 def test_convolutions_after_an_embedding_make_no_image_model():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,19 @@ def model_facts(model: Any) -> ModelFacts:
         parameters=_total(parameters),
         trainable=_total(parameters, trained=True),
         # The table itself comes before what a config says of it: it may have been resized since.
-        vocab_size=_input_embedding_rows(model) or _first_count(sources, ("vocab_size",)) or _token_embeddings(model),
-        max_length=_longest_input(model, _first_count(sources, _POSITIONS)),
+        vocab_size=_input_embedding_rows(model) or first_count(sources, "vocab_size") or _token_embeddings(model),
+        max_length=_longest_input(model, first_count(sources, *_POSITIONS)),
     )
+
+
+def first_count(sources: Iterable[Any], *names: str) -> int | None:
+    """The first positive integer that one of `sources` (mappings or objects) has under one of `names`."""
+    for source in sources:
+        for name in names:
+            value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
 
 
 def _longest_input(model: Any, stated: int | None) -> int | None:
@@ -70,15 +80,6 @@ def _text_config(config: Any) -> Any:
     """The part of a transformers config that is about text; other configs as they are."""
     part = getattr(config, "get_text_config", None)
     return part() if callable(part) else config
-
-
-def _first_count(sources: list[Any], names: tuple[str, ...]) -> int | None:
-    for source in sources:
-        for name in names:
-            value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None
 
 
 def _token_embeddings(model: Any) -> int | None:

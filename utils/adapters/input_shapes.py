@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from utils.adapters.facts import model_facts
+from utils.adapters.facts import first_count, model_facts
 from utils.adapters.forward import ModelCall
+from utils.adapters.inputs import forward_parameters
 from utils.errors import ModelError
 
 # Positions of a time series that is made up: any length would do.
@@ -60,7 +61,7 @@ def infer_input_shapes(model: nn.Module, *sources: Any) -> InputShapes:
     images = stated_image_shape(model, *sources)
     if images is not None:
         channels, size = images
-        size = size or _first_fitting_size(model, channels)
+        size = size or first_fitting_size(model, channels)
         if size is None:
             raise ModelError(
                 f"{type(model).__name__} takes images and does not state their size, and its forward pass accepts none of the "
@@ -112,10 +113,12 @@ def takes_decoder_ids(model: nn.Module) -> bool:
 def stated_image_shape(model: nn.Module, *sources: Any) -> tuple[int, tuple[int, int] | None] | None:
     """(channels, (height, width)) of the images that `model` takes; None for the size where nothing states it.
 
-    Returns None for a model that takes no images: neither its main input's name, nor a source's modality, nor its first layer
-    says so.
+    Returns None for a model that takes no images: neither its main input's name, nor the parameters of its forward pass, nor a
+    source's modality, nor its first layer says so.
     """
+    named = forward_parameters(model, "pixel_values").declared
     over_images = getattr(model, "main_input_name", None) == "pixel_values"
+    over_images = over_images or ("pixel_values" in named and "input_ids" not in named)
     over_images = over_images or any(getattr(source, "modality", "text") == "vision" for source in sources)
     first = first_layer(model)
     if not over_images and not isinstance(first, nn.Conv2d):
@@ -123,7 +126,8 @@ def stated_image_shape(model: nn.Module, *sources: Any) -> tuple[int, tuple[int,
     known = [source for source in (getattr(model, "config", None), model, *sources) if source is not None]
     channels = next(filter(None, (first_count([source], "num_channels", "input_channels") for source in known)), None)
     size = next(filter(None, (_sides(source, "image_size", "input_size") for source in known)), None)
-    return channels or (first.in_channels if isinstance(first, nn.Conv2d) else 3), size
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return channels or (convolution.in_channels if convolution is not None else 3), size
 
 
 def infer_feature_shape(model: nn.Module) -> tuple[int, ...] | None:
@@ -131,18 +135,21 @@ def infer_feature_shape(model: nn.Module) -> tuple[int, ...] | None:
 
     A trial call tells whether the first layer is where the model's input goes.
     """
-    first = first_layer(model)
-    if isinstance(first, _RECURRENT):
-        shape: tuple[int, ...] = (SERIES_LENGTH, first.input_size)
-    elif isinstance(first, nn.Linear):
-        shape = (first.in_features,)
-    elif isinstance(first, nn.BatchNorm1d):
-        shape = (first.num_features,)
-    elif isinstance(first, nn.LayerNorm):
-        shape = (first.normalized_shape[-1],)
-    else:
+    shape = shape_for_layer(first_layer(model))
+    if shape is None:
         return None
     return shape if _accepts(copy.deepcopy(model).eval(), {"inputs": torch.zeros(2, *shape)}) else None
+
+
+def shape_for_layer(layer: nn.Module | None) -> tuple[int, ...] | None:
+    """The shape (F,) or (T, F) of one sample of numbers that `layer` takes; None for layers over something else."""
+    if isinstance(layer, _RECURRENT):
+        return SERIES_LENGTH, layer.input_size
+    if isinstance(layer, nn.Linear):
+        return (layer.in_features,)
+    if isinstance(layer, nn.BatchNorm1d):
+        return (layer.num_features,)
+    return (layer.normalized_shape[-1],) if isinstance(layer, nn.LayerNorm) else None
 
 
 def first_layer(model: nn.Module) -> nn.Module | None:
@@ -150,16 +157,6 @@ def first_layer(model: nn.Module) -> nn.Module | None:
     return next(
         (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
     )
-
-
-def first_count(sources: Any, *names: str) -> int | None:
-    """The first positive integer that one of `sources` (mappings or objects) has under one of `names`."""
-    for source in sources:
-        for name in names:
-            value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None
 
 
 def _sides(source: Any, *names: str) -> tuple[int, int] | None:
@@ -172,7 +169,7 @@ def _sides(source: Any, *names: str) -> tuple[int, int] | None:
     return None
 
 
-def _first_fitting_size(model: nn.Module, channels: int) -> tuple[int, int] | None:
+def first_fitting_size(model: nn.Module, channels: int) -> tuple[int, int] | None:
     """The first of the usual sizes that a forward pass accepts."""
     tried = copy.deepcopy(model).eval()
     sizes = ((side, side) for side in _SIDES)

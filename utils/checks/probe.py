@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.adapters.facts import model_facts
+from utils.adapters.facts import first_count, model_facts
 from utils.adapters.forward import ModelCall
+from utils.adapters.input_shapes import (
+    SERIES_LENGTH,
+    first_fitting_size,
+    first_layer,
+    shape_for_layer,
+    stated_image_shape,
+)
 from utils.adapters.inputs import forward_parameters
 from utils.adapters.left_as_found import attributes_kept, buffers_kept, gradients_kept, modes_kept
 from utils.errors import ModelError
@@ -27,7 +34,6 @@ P = ParamSpec("P")
 _LONGEST = 512
 _DEFAULT_LENGTH = 128
 _DEFAULT_BATCH = 4
-_SERIES_LENGTH = 8
 # Trial calls for models over numbers whose first parameters are their own.
 _MOST_FEATURES, _TRIED_SHAPES = 4096, 4
 
@@ -177,7 +183,7 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         raise CannotProbeError(
             f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    stated = (facts.max_length, _number(config, "max_seq_len", "max_length"), _number(task_spec, "max_seq_len"))
+    stated = (facts.max_length, first_count([config], "max_seq_len", "max_length"), first_count([task_spec], "max_seq_len"))
     known = [length for length in stated if length]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec, image_shape is not None)
@@ -189,14 +195,14 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         image_shape=image_shape,
         max_length=min(length, _LONGEST),
         length=length,
-        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH,
+        batch_size=first_count([config], "max_batch_size", "batch_size") or _DEFAULT_BATCH,
         output=output,
         scores_vocabulary=_scores_vocabulary(model, task_spec),
         causal=causal,
         causal_because=because,
         encoder_decoder=_is_encoder_decoder(model, getattr(task_spec, "task_type", None)),
         tokenizer=tokenizer,
-        stated_vocab_size=max(_number(config, "vocab_size") or 0, _number(task_spec, "vocab_size") or 0) or None,
+        stated_vocab_size=max(first_count([config], "vocab_size") or 0, first_count([task_spec], "vocab_size") or 0) or None,
     )
     if output == "classes" and _scores_one(found):
         return replace(found, output="numbers")
@@ -249,7 +255,7 @@ def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
     """
     found = Probe(
         model=model, call=ModelCall(model), vocab_size=None, image_shape=None, max_length=0, length=0,
-        batch_size=_number(config, "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
+        batch_size=first_count([config], "max_batch_size", "batch_size") or _DEFAULT_BATCH, output="classes",
         scores_vocabulary=False, causal=False, causal_because="its inputs are numbers", encoder_decoder=False,
     )  # fmt: skip
     for shape in _feature_shapes(model, config):
@@ -265,18 +271,14 @@ def _table_probe(model: nn.Module, config: Any, task_spec: Any) -> Probe | None:
 def _feature_shapes(model: nn.Module, config: Any) -> list[tuple[int, ...]]:
     """Shapes that one sample of numbers may have, the most likely first."""
     shapes: list[tuple[int, ...]] = []
-    first = _first_layer(model)
+    first = first_layer(model)
     for source in (model, getattr(model, "config", None), config):
-        if (count := _number(source, "in_features", "num_features", "n_features", "input_dim", "input_size")) is not None:
+        if (count := first_count([source], "in_features", "num_features", "n_features", "input_dim", "input_size")) is not None:
             if isinstance(first, nn.RNNBase) and first.input_size == count:
-                shapes.append((_SERIES_LENGTH, count))  # the numbers of one step, where a series is taken
+                shapes.append((SERIES_LENGTH, count))  # the numbers of one step, where a series is taken
             shapes.append((count,))
-    if isinstance(first, nn.RNNBase):
-        shapes.append((_SERIES_LENGTH, first.input_size))
-    elif isinstance(first, nn.Linear):
-        shapes.append((first.in_features,))
-    elif isinstance(first, (nn.BatchNorm1d, nn.LayerNorm)):
-        shapes.append((first.num_features if isinstance(first, nn.BatchNorm1d) else first.normalized_shape[-1],))
+    if (shape := shape_for_layer(first)) is not None:
+        shapes.append(shape)
     elif first is not None and not isinstance(first, nn.Embedding):
         sides = (side for parameter in first.parameters(recurse=False) for side in parameter.shape)
         shapes += [(side,) for side in sides if 1 < side <= _MOST_FEATURES]
@@ -284,16 +286,8 @@ def _feature_shapes(model: nn.Module, config: Any) -> list[tuple[int, ...]]:
 
 
 def _vocab_size(of_model: int | None, config: Any, task_spec: Any, tokenizer: Any) -> int | None:
-    given = of_model or _number(config, "vocab_size") or _number(task_spec, "vocab_size")
+    given = of_model or first_count([config], "vocab_size") or first_count([task_spec], "vocab_size")
     return given or (len(tokenizer) if tokenizer is not None else None)
-
-
-def _number(config: Any, *names: str) -> int | None:
-    for name in names:
-        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
 
 
 def is_stock(model: nn.Module) -> bool:
@@ -318,40 +312,18 @@ def reserved_positions(model: nn.Module) -> int:
 
 
 def _image_shape(model: nn.Module, config: Any, task_spec: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the images that `model` takes; None for one over tokens."""
-    over_images = getattr(model, "main_input_name", None) == "pixel_values"
-    named = forward_parameters(model, "pixel_values").declared
-    over_images = over_images or ("pixel_values" in named and "input_ids" not in named)
-    over_images = over_images or getattr(task_spec, "modality", "text") == "vision"
-    first = _first_layer(model)
-    if not over_images and not isinstance(first, nn.Conv2d):
+    """(channels, height, width) of the images that `model` takes; None for one over other inputs."""
+    stated = stated_image_shape(model, *filter(None, (config, task_spec)))
+    if stated is None:
         return None
-    sources = [source for source in (getattr(model, "config", None), model, config) if source is not None]
-    channels = next(filter(None, (_number(source, "num_channels", "input_channels") for source in sources)), None)
-    size = next(filter(None, (_sides(source, "image_size", "input_size") for source in sources)), None)
+    channels, size = stated
+    size = size or first_fitting_size(model, channels)
     if size is None:
         raise CannotProbeError(
-            f"{type(model).__name__} takes images and does not say of what size; give config with image_size (in pixels)"
+            f"{type(model).__name__} takes images and does not say of what size, and accepts none of the usual sizes; give "
+            "config with image_size (in pixels)"
         )
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return channels or (convolution.in_channels if convolution is not None else 3), *size
-
-
-def _first_layer(model: nn.Module) -> nn.Module | None:
-    """The first module that has parameters of its own: what a plain model's input goes into, as a rule."""
-    return next(
-        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
-    )
-
-
-def _sides(source: Any, *names: str) -> tuple[int, int] | None:
-    """(height, width) under one of `names`, which may hold one number for both."""
-    for name in names:
-        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-        sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-        if len(sides) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-            return sides
-    return None
+    return channels, *size
 
 
 def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Output:
