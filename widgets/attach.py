@@ -93,13 +93,29 @@ def show_state(mode: UiMode, live: LiveRun, stop_reason: str | None, notices: Se
 
 
 def asks_for_live_view(code: str) -> bool:
-    """Whether a cell calls `show_live()` for the run under way: without naming a run or a folder."""
+    """Whether a cell calls `show_live()` for the live view of the run under way: without naming a run, a folder or another kind
+    of output."""
     try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # magics, or no Python at all
+        tree = ast.parse(_without_magics(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python at all
         return False
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and not node.args and not node.keywords)
-    return any("show_live" in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")) for call in calls)
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and not node.args)
+    return any(
+        "show_live" in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")) and all(map(_is_widget, call.keywords))
+        for call in calls
+    )
+
+
+def _without_magics(code: str) -> str:
+    """`code` with lines such as `%matplotlib inline` as the calls that IPython makes of them."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    return str(TransformerManager().transform_cell(code))  # type: ignore[no-untyped-call]
+
+
+def _is_widget(keyword: ast.keyword) -> bool:
+    """Whether a call's keyword is `ui="widget"`, or "auto", which is the same where a cell can be given the view."""
+    return keyword.arg == "ui" and isinstance(keyword.value, ast.Constant) and keyword.value.value in ("widget", "auto", None)
 
 
 def note_served(request_id: str) -> bool:

@@ -91,11 +91,14 @@ async def train_live(
         TrainbookError: as `Trainer.train`.
     """
     changes = {name: value for name, value in (("strategy", strategy), ("devices", devices)) if value is not None}
-    if changes:
-        trainer.training_config = trainer.training_config.replace(**changes)
-    session = _Session(trainer, data, resume_from, ui_mode(ui), prompts)
-    await session.run()
-    return session.outcome()
+    own = trainer.training_config
+    trainer.training_config = own.replace(**changes) if changes else own
+    try:
+        session = _Session(trainer, data, resume_from, ui_mode(ui), prompts)
+        await session.run()
+        return session.outcome()
+    finally:
+        trainer.training_config = own
 
 
 def _processes_for(config: Any) -> int | None:

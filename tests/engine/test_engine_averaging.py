@@ -112,6 +112,43 @@ def test_training_itself_is_not_changed():
 
 # ---- resume ----
 
+
+class AskedInTheAveragedValidation(EachStep):
+    """Requests something, once, while the model is validated with its averaged weights; keeps what is saved."""
+
+    def __init__(self, request):
+        super().__init__()
+        self.request, self.asked_at, self.saved = request, None, []
+
+    def on_train_begin(self, trainer, logs=None):
+        def ask(model, arguments, outputs):
+            is_averaged = self.weights and not torch.equal(next(model.parameters()), self.weights[-1][0])
+            if not model.training and is_averaged and self.asked_at is None:
+                self.asked_at = trainer.state.step
+                getattr(trainer.control, self.request).set()
+
+        trainer.model.register_forward_hook(ask)
+
+    def on_checkpoint_saved(self, path, trainer, logs=None):
+        before = [step for step, _ in self.saved]
+        self.saved.append((trainer.state.step, read_checkpoint(path)["model"]))
+        if trainer.state.step in before or path.name != "step_1.pt" or not trainer.model.training:
+            trainer.control.pause.clear()  # the first of this step is the best one so far
+
+
+@pytest.mark.parametrize("request_name", ["save_now", "pause", "finish"])
+def test_a_request_during_the_averaged_validation_waits_for_the_trained_weights(request_name):
+    watch, model = AskedInTheAveragedValidation(request_name), plain_lm()
+    schedule = {"lr_schedule": "wsd"} if request_name == "finish" else {}
+    results = run(model, watch, eval_every=1, **schedule, **KINDS["ema"])
+    assert watch.asked_at == 1
+    assert request_name == "finish" or [step for step, _ in watch.saved].count(1) == 2  # as the best, and as requested
+    assert request_name != "finish" or results.stop_reason == "finish_now"
+    for step, saved in watch.saved:
+        for name, trained in zip(dict(model.named_parameters()), watch.weights[step - 1], strict=True):
+            assert torch.equal(saved[name], trained), f"step {step}: {name}"
+
+
 SETTINGS = {
     "bf16": (tiny_gpt, {"precision": "bf16"}), "muon": (tiny_gpt, {"optimizer": "muon"}), "sgd": (plain_lm, {"optimizer": "sgd"}),
     "batch norm": (normed_lm, {}), "validation within epochs": (plain_lm, {"eval_every": 2}),

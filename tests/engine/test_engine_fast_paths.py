@@ -29,7 +29,7 @@ from utils.adapters import ModelCall
 from utils.adapters.output_layer import find_output_layer
 from utils.errors import ConfigError, ModelError, NonFiniteError
 from utils.training import Callback, Trainer
-from utils.training.engine import finished_steps
+from utils.training.engine import pending_steps
 from utils.training.engine import trainer as trainer_module
 from utils.training.engine.hardware import fast_paths
 from utils.training.engine.loss import fused as fused_loss
@@ -357,7 +357,7 @@ def reads_late(monkeypatch):
         return parts
 
     monkeypatch.setattr(trainer_module, "assemble", guarded)
-    monkeypatch.setattr(finished_steps, "_READ_EVERY", 5)
+    monkeypatch.setattr(pending_steps, "_READ_EVERY", 5)
 
 
 def golden_run(model, callbacks=(), resume_from=None, **changes):

@@ -22,7 +22,7 @@ from tests.kit.toys import (
 from utils.errors import DataError, NonFiniteError
 from utils.storage import json_line, read_json_lines
 from utils.training import Callback, Trainer
-from utils.training.engine import finished_steps
+from utils.training.engine import pending_steps
 from utils.training.engine import trainer as trainer_module
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.compute.optim import leaves_steps_out, make_optimizer
@@ -154,7 +154,7 @@ def test_a_first_step_that_is_left_out_leaves_no_trace(optimizer, fault, monkeyp
             return parts
 
         monkeypatch.setattr(trainer_module, "assemble", assembled)
-        monkeypatch.setattr(finished_steps, "_READ_EVERY", 5 if by_kernels else 1)
+        monkeypatch.setattr(pending_steps, "_READ_EVERY", 5 if by_kernels else 1)
         model = Spoilt({1}, in_gradient=fault == "overflow")
         own = OwnParts(OWN[optimizer](model.parameters())) if optimizer in OWN else None
         weights = {}
@@ -206,7 +206,7 @@ def test_running_statistics_are_those_of_the_finite_steps(on_nonfinite, by_kerne
         return parts
 
     monkeypatch.setattr(trainer_module, "assemble", assembled)
-    monkeypatch.setattr(finished_steps, "_READ_EVERY", 4)
+    monkeypatch.setattr(pending_steps, "_READ_EVERY", 4)
     changes = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0, "on_nonfinite": on_nonfinite, "max_steps": 6}
     if on_nonfinite == "skip":
         model = SpoiltStatistics(3, 4)

@@ -30,7 +30,7 @@ from tests.kit.task_toys import (
 from tests.kit.toys import assert_same_run, golden_config, tiny_gpt
 from utils.errors import ConfigError, DataError, ModelError
 from utils.training import Callback, TaskSpec, Trainer, TrainingConfig
-from utils.training.engine import finished_steps
+from utils.training.engine import pending_steps
 from utils.training.engine import trainer as trainer_module
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.samples import SamplePredictions, SampleTexts, as_prompt_and_text, read_samples
@@ -241,7 +241,7 @@ def test_counts_that_are_read_late_are_the_same(case, monkeypatch):
         return parts
 
     monkeypatch.setattr(trainer_module, "assemble", guarded)
-    monkeypatch.setattr(finished_steps, "_READ_EVERY", 5)
+    monkeypatch.setattr(pending_steps, "_READ_EVERY", 5)
     assert_same_run(prompt, trained(case, run_name="late", max_grad_norm=0.0))
 
 

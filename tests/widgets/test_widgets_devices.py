@@ -117,8 +117,10 @@ def test_without_cloudpickle_the_extra_is_named(monkeypatch):
 
 
 def test_one_device_needs_no_other_process():
-    results = live(trainer_of(plain_lm(), max_steps=2), devices=1)
+    trainer = trainer_of(plain_lm(), max_steps=2)
+    results = live(trainer, devices=1)
     assert results.steps == 2
+    assert trainer.training_config.devices == "auto"  # this call's devices are not the next one's
     assert not any("processes" in notice for notice in results.notices)
 
 

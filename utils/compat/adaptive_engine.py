@@ -23,7 +23,7 @@ from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data
 from utils.training.engine.session import train_one_epoch
 from utils.training.engine.state import Row, TrainState
-from utils.training.engine.step import evaluate, switch_to_training
+from utils.training.engine.step import switch_to_training, validation_sums
 from utils.training.engine.trainer import Trainer as EngineTrainer
 from utils.training.run_start import Start
 from utils.training.task_spec import TaskSpec
@@ -211,7 +211,7 @@ class FitTrainer(EngineTrainer):
     def one_validation(self, data: Any) -> dict[str, float]:
         """One pass over validation data: the objective's metrics by name; empty without targets."""
         batches = self._batches(data, data).validation_batches()
-        sums = evaluate(self._assembled(), batches)
+        sums = validation_sums(self._assembled(), batches)
         return self.fit.objective().metrics(sums) if sums.targets else {}
 
     def _batches(self, train_data: Any, val_data: Any) -> UniversalDataModule:

@@ -28,7 +28,7 @@ from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data, plan_objective
 from utils.training.engine.session import train_one_epoch
 from utils.training.engine.state import Best, Row, TrainState
-from utils.training.engine.step import evaluate, switch_to_training
+from utils.training.engine.step import switch_to_training, validation_sums
 from utils.training.engine.trainer import Trainer as EngineTrainer
 from utils.training.experiments import ExperimentManager
 from utils.training.run_start import Start
@@ -313,7 +313,7 @@ class ExperimentTrainer(EngineTrainer):
         """One pass over the validation data: mean loss, accuracy (0 to 1, NaN where classes are not scored), samples."""
         data = self._batches(train_data, val_data)
         parts = self._assembled(data)
-        sums = evaluate(parts, data.validation_batches())
+        sums = validation_sums(parts, data.validation_batches())
         self.record.measures_accuracy = _counts_accuracy(parts)
         if not sums.targets:
             return 0.0, 0.0, 0

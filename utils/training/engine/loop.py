@@ -6,26 +6,26 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
 from utils.data.batch import Batch
 from utils.data.sources import StreamSource
 from utils.errors import DataError
-from utils.training.engine import finishing, rng
+from utils.training.engine import early_decay, rng
 from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.clock import RunClock
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.averaging import AVERAGED
 from utils.training.engine.data import StepBatches, nothing_to_learn
-from utils.training.engine.finished_steps import FinishedStep, FinishedSteps
 from utils.training.engine.hardware.energy import EnergyMeter, counters_of
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import Sums, metrics_of
 from utils.training.engine.outlets import Records, Saver
+from utils.training.engine.pending_steps import PendingStep, PendingSteps
 from utils.training.engine.plan import RunPlan
+from utils.training.engine.requests import Requested, Requests
 from utils.training.engine.state import Row, TrainState
 from utils.training.engine.step import FAULT, StepResult, train_step
 from utils.training.engine.validation import validate
@@ -36,14 +36,6 @@ log = logging.getLogger("trainbook.engine")
 
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of a validation that need not be finished
     """A stop was asked for in the middle of a validation."""
-
-
-class _Requests(NamedTuple):
-    """What somebody, on any process, requests now."""
-
-    stop: bool
-    save: bool
-    pause: bool
 
 
 class TrainingLoop:
@@ -69,20 +61,17 @@ class TrainingLoop:
         self._watch: StepWatch = BatchEvents(events) if any(map(events.heard, BatchEvents.EVENTS)) else StepWatch()
         if parts.guard is not None:
             parts.guard = parts.guard.new_tensor([0.0, state.skipped_in_a_row, state.skipped_steps])
-        finishing.apply_early_end(plan, parts, state)
+        early_decay.apply_early_end(plan, parts, state)
         self._loading_s = 0.0  # of the epoch under way, waiting for its batches
-        self._looked = time.monotonic()
         world = parts.world
+        self._requests = Requests(control, records, world)
         self._clock = RunClock(state, EnergyMeter(counters_of(parts.fabric.device, world.size)) if world.is_main else None)
-        self.finished = FinishedSteps(
-            plan, parts, state, events, self._write, at_once=isinstance(self._watch, BatchEvents)
-        )
+        self.pending = PendingSteps(plan, parts, state, events, self._write, at_once=isinstance(self._watch, BatchEvents))
 
     def run(self) -> TrainState:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
         state = self.state
-        if self.control.finish.is_set():
-            self._take_requests()  # before the first step, which it is about
+        self._begin_decay(self._requests.collect())  # requested before training: it applies from the first step
         while state.epoch < self.config.epochs and state.stop_reason is None:
             if self._at_step_limit() and state.samples_done == 0:
                 break
@@ -91,25 +80,25 @@ class TrainingLoop:
             self._loading_s = 0.0
             epoch_began, targets_before = time.monotonic(), state.targets_done
             try:
-                if self._finish_pending_evaluation() and self._handle_requests():
+                if self._validate_if_due() and self._obey():
                     return self._stop()
                 for batches in self._steps_left(epoch):
                     self._step(batches)
-                    if self._handle_requests():
+                    if self._obey():
                         return self._stop()
-                self._finish_epoch(epoch, epoch_began, targets_before)
+                self._end_epoch(epoch, epoch_began, targets_before)
             except _Stopped:
                 return self._stop()
-            if state.stop_reason is None and self._handle_requests():
+            if state.stop_reason is None and self._obey():
                 return self._stop()
         if state.stop_reason is None:  # continued with fewer epochs or a lower step limit than what it had done
-            state.stop_reason = "finished" if state.epoch >= self.config.epochs else finishing.limit_reason(state)
+            state.stop_reason = "finished" if state.epoch >= self.config.epochs else early_decay.limit_reason(state)
             self.saver.save(wait=True)
         return state
 
     def _at_step_limit(self) -> bool:
         """Also beyond it, when a run is continued with a lower limit than the steps that it had done."""
-        limit = finishing.last_step(self.plan, self.state)
+        limit = early_decay.last_step(self.plan, self.state)
         return limit is not None and self.state.step >= limit
 
     @property
@@ -135,18 +124,18 @@ class TrainingLoop:
     def _step(self, batches: StepBatches) -> None:
         """One optimizer step; its results are read at once, or (on a GPU) with the next few."""
         state = self.state
-        before = self.finished.under_way = rng.snapshot()
+        before = self.pending.random_state_before = rng.snapshot()
         self.parts.buffers.keep()
         rate = self.parts.schedule.apply(self.parts.optimizer, state.step)
         if self.parts.average is not None:
             self.parts.average.step = state.step
-        skips = self.finished.skips.limits(state.step)
+        limits = self.pending.skips.limits(state.step)
         num_targets = self._targets_of_all(batches.micro_batches)
 
         def work(micro_batches: list[Batch]) -> StepResult:
             if isinstance(self._watch, BatchEvents):
                 self._watch.index = state.samples_done // (self.data.batch_size * self.parts.world.size)
-            return train_step(self.parts, micro_batches, self.config.max_grad_norm, self._watch, skips, num_targets)
+            return train_step(self.parts, micro_batches, self.config.max_grad_norm, self._watch, limits, num_targets)
 
         def undo() -> None:
             rng.rewind(before)
@@ -157,8 +146,8 @@ class TrainingLoop:
         self._undo_buffers_of_nonfinite(result)
         if state.pieces.most != size:
             self._report_smaller(state.step + 1)
-        self.finished.add(FinishedStep(result, batches.sample_ids, rate, before, state.step, state.samples_done))
-        self._finish_pending_evaluation()
+        self.pending.add(PendingStep(result, batches.sample_ids, rate, before, state.step, state.samples_done))
+        self._validate_if_due()
         self.saver.after_step()
 
     def _undo_buffers_of_nonfinite(self, result: StepResult) -> None:
@@ -171,8 +160,8 @@ class TrainingLoop:
             self.parts.buffers.restore()
 
     def _targets_of_all(self, micro_batches: list[Batch]) -> int | None:
-        """Targets of the step over all processes; None for one process, which has them all. Said once for a step, however
-        often memory runs out in it."""
+        """Targets of the step over all processes; None for one process, which has them all. Summed once a step, not again when
+        the step is repeated in smaller pieces."""
         world = self.parts.world
         return None if world.size == 1 else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
 
@@ -188,52 +177,64 @@ class TrainingLoop:
         self._records.record(row)
         self._clock.tick()
 
-    def _finish_epoch(self, epoch: int, began: float, targets_before: int) -> None:
-        """Validation, the epoch's row, what is best, and the end of the plan."""
-        self.finished.read()
+    def _end_epoch(self, epoch: int, began: float, targets_before: int) -> None:
+        """Validation, the epoch's row, what is best, and the end of the plan.
+
+        The order matters. A stop may end the validation: nothing of the epoch is counted by then, and the resumed run does all
+        of it. Callbacks see the row of an epoch that is counted, and the checkpoint has everything.
+        """
+        self.pending.read()
         state, config = self.state, self.config
         loading, seconds, targets = self._loading_s, time.monotonic() - began, state.targets_done - targets_before
         if not state.epoch_sums.targets and not state.skipped_steps:
             raise DataError(nothing_to_learn(state.samples_done))
         cut_short = self._at_step_limit()
         ends = cut_short or epoch + 1 == config.epochs
-        metrics = metrics_of(state.epoch_sums, self.parts.objective, "train")
-        row: Row = {"event": "epoch", "epoch": epoch, "step": state.step, **metrics}
+        row: Row = {"event": "epoch", "epoch": epoch, "step": state.step}
+        row |= metrics_of(state.epoch_sums, self.parts.objective, "train")
         row["train/learning_rate"] = self.parts.optimizer.param_groups[0]["lr"]
         if self.data.validation is not None and (config.eval_every == "epoch" or ends):
             if state.evaluated_step != state.step:
-                self._evaluate()
+                self._validate()
             row |= {name: value for name, value in state.history[-1].items() if name.startswith("val/")}
-        # After the validation, which a stop may skip: the resumed run then completes and evaluates the epoch.
-        if self.plan.monitor.startswith("train/"):
+        if self.plan.monitors_training:
             self._update_best(row)
         row |= {"time/loading_s": loading, "time/epoch_s": seconds, "time/tokens_per_s": targets / max(seconds, 1e-9)}
-        # A stream's length is not known: only reading on would tell whether the limit came at its end.
-        length = self.data.samples_per_epoch
-        complete = not cut_short or (length is not None and state.samples_done >= length)
+        complete = self._is_complete(cut_short)
         if not complete:
             row["complete"] = False
         state.history.append(row)
         if complete:
-            state.epoch += 1
-            state.finished_sums = state.epoch_sums
-            state.samples_done, state.epoch_sums = 0, Sums()
-            self.parts.schedule.after_epoch(row)
+            self._next_epoch(row)
         if ends:
-            state.stop_reason = finishing.limit_reason(state) if cut_short else "finished"
+            state.stop_reason = early_decay.limit_reason(state) if cut_short else "finished"
         self._write(row)
         self.events.fire("on_epoch_end", epoch, logs=row)
-        self._take_stop_request()
-        measured = self.plan.monitor.startswith("train/") or state.evaluated_step == state.step
+        self._note_stop()
+        measured = self.plan.monitors_training or state.evaluated_step == state.step
         self.saver.after_epoch(self._monitored_value(row) if measured else None)
 
-    def _evaluate(self) -> None:
+    def _is_complete(self, cut_short: bool) -> bool:
+        """Whether the epoch has had all its samples. Of a stream that the step limit ended nobody knows: only reading on would
+        tell."""
+        length = self.data.samples_per_epoch
+        return not cut_short or (length is not None and self.state.samples_done >= length)
+
+    def _next_epoch(self, row: Row) -> None:
+        """Count the epoch of `row` as done."""
+        state = self.state
+        state.epoch += 1
+        state.finished_sums = state.epoch_sums
+        state.samples_done, state.epoch_sums = 0, Sums()
+        self.parts.schedule.after_epoch(row)
+
+    def _validate(self) -> None:
         """A validation: its row goes to the history. Raises `_Stopped`, and changes nothing, when a stop is asked for."""
-        self.finished.read()
+        self.pending.read()
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
-            sums, metrics = validate(self.parts, self.data, self._poll, state.validation_pieces, self._bytes)
+            sums, metrics = validate(self.parts, self.data, self._obey_in_validation, state.validation_pieces, self._bytes)
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         metrics |= self._bytes.metrics(sums, self.parts.world)
@@ -241,7 +242,7 @@ class TrainingLoop:
         row: Row = {"event": "evaluate", "step": state.step, "epoch": state.epoch, **metrics}
         state.history.append(row)
         state.evaluated_step, state.validation_sums = state.step, sums
-        if self.plan.monitor.startswith("val/"):
+        if not self.plan.monitors_training:
             self._update_best(metrics)
         self._write(row)
         self.events.fire("on_evaluate_end", logs=metrics)
@@ -251,8 +252,9 @@ class TrainingLoop:
         average = self.parts.average
         if average is None or not average.count:
             return {}
+        # A save or a pause waits until the model has its own weights again: a checkpoint would hold the averaged ones.
         with rng.preserved(), average.applied():
-            _, found = validate(self.parts, self.data, self._poll, self.state.validation_pieces)
+            _, found = validate(self.parts, self.data, self._end_if_stopped, self.state.validation_pieces)
         own, averaged = metrics.get(self.plan.monitor, math.nan), found.get(self.plan.monitor, math.nan)
         average.better = averaged < own if self.plan.mode == "min" else averaged > own
         return {f"{name}{AVERAGED}": value for name, value in found.items()}
@@ -277,7 +279,7 @@ class TrainingLoop:
         improved = self.state.update_best(value, self.plan.mode, self.config.min_delta, self.plan.patience)
         self.parts.schedule.after_evaluation(improved)
 
-    def _finish_pending_evaluation(self) -> bool:
+    def _validate_if_due(self) -> bool:
         """Do the validation that is due after so many steps; returns False when none is, or when it was done before the run
         was continued."""
         state, every = self.state, self.config.eval_every
@@ -285,15 +287,20 @@ class TrainingLoop:
             return False
         if state.step % every or state.evaluated_step == state.step:
             return False
-        self._evaluate()
+        self._validate()
         self.saver.after_evaluation(self._monitored_value(state.history[-1]))
         return True
 
-    def _poll(self) -> None:
-        if self._handle_requests():
+    def _obey_in_validation(self) -> None:
+        if self._obey():
             raise _Stopped
 
-    def _handle_requests(self) -> bool:
+    def _end_if_stopped(self) -> None:
+        self._check_time()
+        if self._requests.collect().stop:
+            raise _Stopped
+
+    def _obey(self) -> bool:
         """Do what was requested: by the time limit, by STOP and FINISH files, or through the control. All do the same.
 
         Returns:
@@ -301,67 +308,53 @@ class TrainingLoop:
         """
         if self.state.stop_reason is not None:
             return True
+        self._check_time()
+        requested = self._requests.collect()
+        self._begin_decay(requested)
+        if self.pending.random_state_before is None and requested.save:
+            self.control.save_now.clear()
+            self.saver.save()
+        return self._pause() if requested.pause and not requested.stop else requested.stop
+
+    def _check_time(self) -> None:
         limit = self.config.max_time_hours
         if limit is not None and self._clock.running_s() >= limit * 3600:
             self.control.request_stop("time_limit")
-        now = time.monotonic()
-        if now - self._looked >= 1.0:
-            self._looked = now
-            self._look_for_files()
-        requests = self._take_requests()
-        if self.finished.under_way is None and requests.save:
-            self.control.save_now.clear()
-            self.saver.save()
-        return self._pause() if requests.pause and not requests.stop else requests.stop
 
-    def _look_for_files(self) -> None:
-        if (reason := self._records.stop_requested()) is not None:
-            self.control.request_stop(reason)
-        if self._records.take_finish_request():
-            self.control.request_finish()
-
-    def _take_requests(self) -> _Requests:
-        """What was requested on any process. The reason to stop becomes everybody's, and a request to finish is obeyed at
-        once."""
-        control, world = self.control, self.parts.world
-        requests = (control.stop, control.save_now, control.pause, control.finish)
-        stop, save, pause, finish = world.totals(*(request.is_set() for request in requests))
-        if finish and self.state.stop_reason is None:
-            control.finish.clear()
-            finishing.finish_now(self.plan, self.parts, self.state, self.events.notice)
-        if stop and world.size > 1:
-            reasons = world.gather(control.reason if control.stop.is_set() else None)
-            control.agree(next(reason for reason in reasons if reason is not None))
-        return _Requests(stop > 0, save > 0, pause > 0)
+    def _begin_decay(self, requested: Requested) -> None:
+        if requested.decay and self.state.stop_reason is None:
+            self.control.finish.clear()
+            early_decay.finish_now(self.plan, self.parts, self.state, self.events.notice)
 
     def _pause(self) -> bool:
         """Save, then wait until the pause is lifted or a stop is asked for; the clock stands still. Returns whether to stop."""
         self.saver.save(wait=True)
         began = time.monotonic()
-        requests = _Requests(stop=False, save=False, pause=True)
-        while requests.pause and not requests.stop:
+        stop, pause = False, True
+        while pause and not stop:
             self.control.stop.wait(0.05)
-            self._look_for_files()
-            requests = self._take_requests()
+            requested = self._requests.collect()
+            self._begin_decay(requested)
+            stop, pause = requested.stop, requested.pause
         waited = time.monotonic() - began
         self._clock.leave_out(waited)
-        self.finished.leave_out(waited)
-        return requests.stop
+        self.pending.leave_out(waited)
+        return stop
 
     def settle(self) -> None:
         """Bring the state up to date, so that it can be saved: numbers that are on their way, and the running time."""
-        self.finished.read()
+        self.pending.read()
         self._clock.settle()
 
-    def _take_stop_request(self) -> None:
-        """Apply a stop that was requested while the epoch ended; a run that is over anyway keeps its own reason."""
-        if self._take_requests().stop and self.state.stop_reason is None:
+    def _note_stop(self) -> None:
+        """Note why the run stops, where a stop was requested; a run that is over anyway keeps its own reason."""
+        if self._requests.collect().stop and self.state.stop_reason is None:
             self.state.stop_reason = self.control.reason or "requested"
 
     def _stop(self) -> TrainState:
         """End at a step boundary because it was asked for, with a checkpoint."""
-        self.finished.read()
-        self._take_stop_request()
+        self.pending.read()
+        self._note_stop()
         self.saver.save(wait=True)
         return self.state
 

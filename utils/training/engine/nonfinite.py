@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from utils.errors import NonFiniteError
+from utils.training.engine.compute.assembly import NO_SKIPS, SkipLimits
 from utils.training.engine.state import TrainState
 
 log = logging.getLogger("trainbook.engine")
@@ -28,16 +29,16 @@ class SkipRule:
     def __init__(self, skip: bool, state: TrainState) -> None:
         self._skip, self._state = skip, state
 
-    def limits(self, step: int) -> tuple[int, float]:
-        """Maximum number of skipped steps: in a row, and in all after `step` steps."""
+    def limits(self, step: int) -> SkipLimits:
+        """The limits after `step` steps."""
         if not self._skip:
-            return 0, 0.0
-        return _SKIPS_IN_A_ROW, max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * step)
+            return NO_SKIPS
+        return SkipLimits(_SKIPS_IN_A_ROW, max(_SKIPS_IN_A_ROW, _SKIPS_SHARE * step))
 
-    def skipped(self, step: int, sample_ids: Sequence[int]) -> bool:
-        """Count the step after `step` steps as left out; False where the limits are reached, and nothing is counted."""
-        in_a_row, in_all = self.limits(step)
-        if self._state.skipped_in_a_row >= in_a_row or self._state.skipped_steps >= in_all:
+    def try_skip(self, step: int, sample_ids: Sequence[int]) -> bool:
+        """Skip step `step + 1`. Returns False, and counts nothing, where a limit is reached."""
+        limits = self.limits(step)
+        if self._state.skipped_in_a_row >= limits.in_a_row or self._state.skipped_steps >= limits.in_all:
             return False
         self._state.skipped_steps += 1
         self._state.skipped_in_a_row += 1

@@ -81,6 +81,11 @@ class RunPlan:
     patience: int | None = None
     tokenizer: Any = None
 
+    @property
+    def monitors_training(self) -> bool:
+        """Whether the monitored metric is one of the training epoch, as opposed to the validation."""
+        return self.monitor.startswith("train/")
+
 
 def whole_number(config: Any, name: str) -> int | None:
     """A whole number in the model's configuration; None where there is none. Raises `ConfigError` for anything else."""

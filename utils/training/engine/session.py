@@ -64,7 +64,7 @@ class Session:
                 saver.save(state.best.value if state.is_best else None)
             events.fire("on_train_begin", logs={"total_steps": loop.total_steps, "run_dir": str(start.folder.path)})
             loop.run()
-            saver.finish()
+            saver.wait()
             if loop.parts.objective.notice:
                 notice(loop.parts.objective.notice)
             events.fire("on_train_end", logs={"stop_reason": state.stop_reason, "step": state.step})
@@ -95,15 +95,15 @@ class Session:
         """
         loop, saver = self.loop, self.saver
         try:
-            saver.finish()
+            saver.wait()
         except Exception as error:  # noqa: BLE001 - as below
             log.warning("The checkpoint that was under way at the failure: %s", error)
         with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
-            loop.finished.read()
+            loop.pending.read()
         if not together or loop.parts.updating or self.state.step == 0:
             return None
-        if loop.finished.under_way is not None:
-            rng.rewind(loop.finished.under_way)
+        if loop.pending.random_state_before is not None:
+            rng.rewind(loop.pending.random_state_before)
             loop.parts.buffers.restore()
         try:
             return saver.save(wait=True)

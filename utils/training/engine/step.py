@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from utils.adapters.left_as_found import modes_kept
 from utils.data.batch import Batch
-from utils.training.engine.compute.assembly import Parts
+from utils.training.engine.compute.assembly import NO_SKIPS, Parts, SkipLimits
 from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums, exact, gradient_norm, pack_counts, unpack_counts
 from utils.training.engine.watch import StepWatch
@@ -62,7 +62,7 @@ class StepResult:
 
 def train_step(
     parts: Parts, micro_batches: list[Batch], max_grad_norm: float, watch: StepWatch | None = None,
-    skips: tuple[int, float] = (0, 0.0), num_targets: int | None = None,
+    limits: SkipLimits = NO_SKIPS, num_targets: int | None = None,
 ) -> StepResult:  # fmt: skip
     """One optimizer update from the mean gradient over every target of `micro_batches`.
 
@@ -72,8 +72,8 @@ def train_step(
     each has its own micro-batches, or none; the step is that of all of them.
 
     Args:
-        skips: how many steps may be skipped for numbers that are not finite, consecutively and in total, before updates are
-            disabled; only needed where the numbers are not looked at after each step.
+        limits: how many steps may be skipped for numbers that are not finite before updates are disabled; only needed where
+            the numbers are not looked at after each step.
         num_targets: targets of all processes' micro-batches; None: these are all.
     """
     watch = watch or StepWatch()
@@ -97,13 +97,14 @@ def train_step(
     if parts.scaler is not None:
         parts.scaler.unscale_(parts.optimizer)
     norm = gradient_norm(parts.parameters)
-    finish = _update_on_host if parts.guard is None else _update_on_device
     counted = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
-    return StepResult(finish(parts, losses, counted, norm, max_grad_norm, skips), num_targets)
+    if parts.guard is None:
+        return StepResult(_update_on_host(parts, losses, counted, norm, max_grad_norm), num_targets)
+    return StepResult(_update_on_device(parts, losses, counted, norm, max_grad_norm, limits), num_targets)
 
 
 def _update_on_host(
-    parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, _skips: tuple[int, float]
+    parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float
 ) -> StepNumbers:
     """The update, decided here."""
     loss_sum, size, counted = sum(map(float, losses)), float(norm), tuple(counts.tolist())
@@ -119,22 +120,23 @@ def _update_on_host(
 
 
 def _update_on_device(
-    parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, skips: tuple[int, float]
+    parts: Parts, losses: list[Tensor], counts: Tensor, norm: Tensor, max_grad_norm: float, limits: SkipLimits
 ) -> Tensor:
     """The same, decided on the device without a host-device sync: every outcome is prepared. Returns the numbers, packed."""
     loss_sum, norm = torch.stack(losses).double().sum(), norm.double()
     loss_is_finite = torch.isfinite(loss_sum)
     finite = loss_is_finite & torch.isfinite(norm)
-    fine = finite if parts.scaler is None else loss_is_finite
-    overflowed = fine & ~finite
+    usable = finite if parts.scaler is None else loss_is_finite
+    overflowed = usable & ~finite
     # The kernels divide gradients by this: the formula of torch's clip_grad_norm_.
-    too_long = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0) if max_grad_norm > 0 else None
-    parts.update_on_device(finite, fine, too_long, skips)
-    last = torch.stack([norm.masked_fill(overflowed, 0.0), fine.double() + overflowed.double()])
+    clip_divisor = ((norm.float() + 1e-6) / max_grad_norm).clamp(min=1.0) if max_grad_norm > 0 else None
+    parts.update_on_device(finite, usable, clip_divisor, limits)
+    outcome = torch.where(overflowed, float(OVERFLOWED), torch.where(usable, float(UPDATED), float(FAULT)))
+    last = torch.stack([norm.masked_fill(overflowed, 0.0), outcome.double()])
     return torch.cat([loss_sum[None], counts, last])
 
 
-def evaluate(
+def validation_sums(
     parts: Parts, batches: Iterable[Batch | None], poll: Callable[[], None] = lambda: None, pieces: Pieces | None = None
 ) -> Sums:
     """Sums over the targets of `batches`, of all processes, in evaluation mode and without gradients; the model's mode and

@@ -9,7 +9,7 @@ from utils.training.engine.bits_per_byte import ValidationBytes
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.metrics import Sums, metrics_of
-from utils.training.engine.step import evaluate
+from utils.training.engine.step import validation_sums
 
 
 def validate(
@@ -27,7 +27,7 @@ def validate(
     for name in names:
         batches = data.validation_batches(name)
         seen = batches if counter is None else counter.watching(batches, continued=bool(sums_of))
-        sums_of[name] = evaluate(parts, seen, poll, pieces)
+        sums_of[name] = validation_sums(parts, seen, poll, pieces)
     if None in sums_of:
         return sums_of[None], metrics_of(sums_of[None], parts.objective, "val")
     total = Sums()

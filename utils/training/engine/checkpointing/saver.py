@@ -76,7 +76,7 @@ class RunSaver:
     def after_step(self) -> None:
         """Say what was committed meanwhile; save when `save_every_minutes` have passed and no save is under way."""
         if self._under_way is not None and not self._under_way.running:
-            self.finish()
+            self.wait()
         minutes = self.config.save_every_minutes
         if minutes is None:
             return
@@ -111,7 +111,7 @@ class RunSaver:
         Raises:
             CheckpointWriteError: this one or the one before could not be written, with `on_save_error="stop"`.
         """
-        self.finish()
+        self.wait()
         self.before_save()
         state = self.state
         if value is None:
@@ -129,7 +129,7 @@ class RunSaver:
         self._under_way.start()
         return self.store.folder / name
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Wait for the save that is under way, if there is one. Raises `CheckpointWriteError` as `save` does."""
         under_way = self._under_way
         if under_way is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,16 @@ from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+class SkipLimits(NamedTuple):
+    """How many steps may be skipped because a number was not finite: in a row, and in the whole run so far."""
+
+    in_a_row: int
+    in_all: float
+
+
+NO_SKIPS = SkipLimits(0, 0.0)
 
 
 @dataclass
@@ -84,7 +94,7 @@ class Parts:
         # Inputs in half precision fit weights in half precision; these are fp32 here.
         batch = {name: value.float() if value.dtype in HALF else value for name, value in batch.items()}
         # Fabric's wrapper looks through all inputs and outputs for tensors to convert; nothing is to be converted here.
-        with self._talking(), self.precision.autocast(self.device.kind):
+        with self._collective(), self.precision.autocast(self.device.kind):
             loss = self.loss_module(batch, keep_outputs, num_targets)
         assert isinstance(loss, Loss)
         self.loss_module.look_for_padding(given)
@@ -94,11 +104,11 @@ class Parts:
         """Add the gradient of `loss` (scaled where fp16 needs it)."""
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        with self._talking():
+        with self._collective():
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _talking(self) -> contextlib.AbstractContextManager[None]:
-        """Sharded layers are put together inside a pass, which then fails when another process does."""
+    def _collective(self) -> contextlib.AbstractContextManager[None]:
+        """Sharded layers are gathered inside a pass, which then fails when another process does."""
         return self.world.talking() if self.sharded else contextlib.nullcontext()
 
     @property
@@ -149,20 +159,21 @@ class Parts:
                 if self.average is not None:
                     self.average.update()
 
-    def update_on_device(self, finite: Tensor, fine: Tensor, too_long: Tensor | None, skips: tuple[int, float]) -> None:
+    def update_on_device(self, finite: Tensor, usable: Tensor, clip_divisor: Tensor | None, limits: SkipLimits) -> None:
         """The same without a host-device sync: the optimizer's kernels skip the step, or clip, by themselves.
 
         Args:
-            finite: bool scalar: loss and gradients are finite; fine: bool scalar: they are, or fp16's scaling explains it.
-            too_long: scalar that gradients are divided by; None: not.
-            skips: faults in a row and in all that are borne; see `guard`.
+            finite: bool scalar: loss and gradients are finite; usable: bool scalar: they are, or fp16's loss scale explains
+                why they are not.
+            clip_divisor: scalar that gradients are divided by; None: not.
+            limits: how many non-finite steps are tolerated; see `guard`.
         """
         assert self.guard is not None
         stop, in_a_row, in_all = self.guard.unbind()
-        fault = (~fine).float()
-        too_many = fault * ((in_a_row >= skips[0]) | (in_all >= skips[1])).float()
+        fault = (~usable).float()
+        too_many = fault * ((in_a_row >= limits.in_a_row) | (in_all >= limits.in_all)).float()
         optimizer: Any = self.optimizer
-        optimizer.found_inf, optimizer.grad_scale = torch.maximum((~finite).float(), stop), too_long
+        optimizer.found_inf, optimizer.grad_scale = torch.maximum((~finite).float(), stop), clip_divisor
         try:
             with self._updating_now():
                 optimizer.step()

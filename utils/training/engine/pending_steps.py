@@ -1,4 +1,4 @@
-"""FinishedSteps: results of optimizer steps, which may still be on the device, are read, added up and reported in order."""
+"""PendingSteps: results of optimizer steps, which may still be on the device, are read, added up and reported in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READ_EVERY = 16
 
 
 @dataclass
-class FinishedStep:
+class PendingStep:
     """A step whose numbers may still be on the device.
 
     Attributes:
@@ -41,7 +41,7 @@ class FinishedStep:
     before_samples: int
 
 
-class FinishedSteps:
+class PendingSteps:
     """Steps that are done and not yet accounted for.
 
     Args:
@@ -51,7 +51,7 @@ class FinishedSteps:
 
     Attributes:
         skips: limits of skipped steps.
-        under_way: the random state before the step that is under way, or that ended the run; None between two steps.
+        random_state_before: that before the step that is under way, or that ended the run; None between two steps.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class FinishedSteps:
     ) -> None:  # fmt: skip
         self._parts, self._state, self._events, self._write = parts, state, events, write
         self.skips = SkipRule(plan.config.on_nonfinite == "skip", state)
-        self.under_way: rng.Snapshot | None = None
-        self._unread: list[FinishedStep] = []
+        self.random_state_before: rng.Snapshot | None = None
+        self._unread: list[PendingStep] = []
         # Agreed on, or one process would stop at a fault before the others have seen it.
         prompt = parts.world.any(at_once or events.heard_promptly("on_step_end"))
         self._read_every = 1 if parts.guard is None or prompt else _READ_EVERY
@@ -70,7 +70,7 @@ class FinishedSteps:
         self._row_began = time.monotonic()
         self._row_targets = state.targets_done
 
-    def add(self, step: FinishedStep) -> None:
+    def add(self, step: PendingStep) -> None:
         """Take a step that is done; its results are read at once, or (on a GPU) with the next few.
 
         Raises:
@@ -80,7 +80,7 @@ class FinishedSteps:
         self._unread.append(step)
         self._state.step += 1
         self._state.samples_done += len(step.sample_ids)
-        self.under_way = None
+        self.random_state_before = None
         if len(self._unread) >= self._read_every:
             self.read()
 
@@ -96,7 +96,7 @@ class FinishedSteps:
         """The last `seconds` were a pause: they do not count for the speed."""
         self._row_began += seconds
 
-    def _account(self, step: FinishedStep, numbers: StepNumbers) -> None:
+    def _account(self, step: PendingStep, numbers: StepNumbers) -> None:
         state, num_targets = self._state, step.result.num_targets
         loss_sum, counts, norm, outcome = numbers
         self._overflows = self._overflows + 1 if outcome == OVERFLOWED else 0
@@ -145,16 +145,16 @@ class FinishedSteps:
         state.window_sums = Sums()
         self._write(row)
 
-    def _skip_or_end(self, step: FinishedStep, loss: float, norm: float) -> None:
+    def _skip_or_end(self, step: PendingStep, loss: float, norm: float) -> None:
         """Skip within the limits, or end the run with the state of the step before."""
-        if self.skips.skipped(step.before_step, step.sample_ids):
+        if self.skips.try_skip(step.before_step, step.sample_ids):
             return
         state = self._state
-        state.step, state.samples_done, self.under_way = step.before_step, step.before_samples, step.before
+        state.step, state.samples_done, self.random_state_before = step.before_step, step.before_samples, step.before
         raise self.skips.error(self._parts.model, step.before_step, loss, norm, step.rate, step.sample_ids)
 
 
-def _numbers(steps: list[FinishedStep]) -> list[StepNumbers]:
+def _numbers(steps: list[PendingStep]) -> list[StepNumbers]:
     """What the steps measured, with one device-to-host copy for all of them."""
     results = [step.result.numbers for step in steps]
     packed = [numbers for numbers in results if isinstance(numbers, torch.Tensor)]
