@@ -117,10 +117,16 @@ def test_a_step_on_packed_sequences(kind, fused):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_whole_run_agrees_with_a_naive_loop(kind):
-    """Order, accumulation, warm-up, cosine, clipping, AdamW groups: everything between data and weights, over 9 steps."""
-    config = golden_config(epochs=3, precision="32")
+OPTIMIZERS = {
+    "adamw": lambda groups: torch.optim.AdamW(groups, eps=1e-8),
+    "adafactor": lambda groups: torch.optim.Adafactor(groups, eps=(torch.finfo(torch.float32).eps, 1e-3)),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [*((kind, "adamw") for kind in MODELS), ("gpt2", "adafactor")])
+def test_a_whole_run_agrees_with_a_naive_loop(kind, name):
+    """Order, accumulation, warm-up, cosine, clipping, decayed groups: everything between data and weights, over 9 steps."""
+    config = golden_config(epochs=3, precision="32", optimizer=name)
     model = MODELS[kind]()
     results = Trainer(model, None, config).train(train_set(), validation_set())
 
@@ -128,8 +134,8 @@ def test_a_whole_run_agrees_with_a_naive_loop(kind):
     rows = token_rows()
     decayed = [p for p in reference.parameters() if p.dim() >= 2]
     spared = [p for p in reference.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}], eps=1e-8
+    optimizer = OPTIMIZERS[name](
+        [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
     )
     data = UniversalDataModule(train_set(), batch_size=4, seed=config.random_seed)
     step, losses = 0, []

@@ -13,6 +13,7 @@ from tests.kit.toys import golden_config, plain_lm, same_weights, token_rows, tr
 from utils.checks import run_all_tier1_tests
 from utils.errors import ModelError
 from utils.training import TaskSpec, Trainer
+from utils.training.optimizer_kinds import OPTIMIZERS
 
 
 def train(model, rows=None, **changes):
@@ -132,7 +133,7 @@ def test_a_lazy_layer_that_is_not_used_or_cannot_be_tried_is_named():
         Trainer(WithLazyLayers(), None, golden_config(epochs=1, lr_schedule="constant")).train(stream)
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": name} for name in ("adamw", "adam", "sgd", "muon")] + [
+@pytest.mark.parametrize("settings", [{"optimizer": name} for name in OPTIMIZERS] + [
     {"optimizer": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0},
 ])  # fmt: skip
 def test_sparse_gradients_are_refused_before_the_first_step(settings):

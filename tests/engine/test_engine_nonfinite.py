@@ -29,6 +29,7 @@ from utils.training.engine.compute.optim import leaves_steps_out, make_optimizer
 from utils.training.engine.compute.user_supplied import OwnParts
 from utils.training.engine.plan import TrainerArguments
 from utils.training.engine.planning import plan_data
+from utils.training.optimizer_kinds import OPTIMIZERS
 
 
 class Spoilt(nn.Module):
@@ -139,7 +140,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("fault", ["skip", "overflow"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon", *OWN])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *OWN])
 def test_a_first_step_that_is_left_out_leaves_no_trace(optimizer, fault, monkeypatch):
     """Decided by the host, and by the optimizer's kernels as on a GPU: the same run, bit for bit."""
     original = trainer_module.assemble

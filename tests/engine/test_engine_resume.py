@@ -77,6 +77,7 @@ def test_f03_stopped_at_a_step_boundary_and_continued(step, precision, unbroken_
 
 @pytest.mark.parametrize("changes", [
     {"lr_schedule": "plateau", "epochs": 8}, {"eval_every": 2}, {"optimizer": "sgd", "learning_rate": 0.05},
+    {"optimizer": "adafactor", "learning_rate": 0.02},
     {"num_workers": 1}, {"lr_schedule": "wsd"}, {"lr_schedule": "linear", "max_steps": 10}, {"label_smoothing": 0.1, "gradient_accumulation_steps": 1},
 ], ids=lambda changes: next(iter(changes)))  # fmt: skip
 def test_resume_is_exact_with_other_settings(changes):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, def
 
 from utils.adapters.left_as_found import modes_kept
 from utils.compat.adaptive_callbacks import CallbackList
+from utils.data.module import UniversalDataModule
 from utils.training.engine.callbacks import Callback
 from utils.training.engine.callbacks import CallbackList as EngineCallbacks
 from utils.training.engine.checkpointing.saver import RunSaver
@@ -18,7 +19,6 @@ from utils.training.engine.checkpointing.store import Payload
 from utils.training.engine.compute.assembly import Parts, assemble
 from utils.training.engine.compute.master_weights import fp32_weights
 from utils.training.engine.compute.user_supplied import OwnParts
-from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data
 from utils.training.engine.session import train_one_epoch

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from utils.adapters.left_as_found import modes_kept
 from utils.compat.experiment_log import HISTORY, ExperimentLog
+from utils.data.module import UniversalDataModule
 from utils.data.sources import DatasetSource, StreamSource
 from utils.errors import CheckpointError
 from utils.training.checkpoint_manager import CheckpointManager, core_entries
@@ -23,7 +24,6 @@ from utils.training.engine.checkpointing.store import CheckpointStore, Payload
 from utils.training.engine.compute.assembly import Parts, assemble
 from utils.training.engine.compute.master_weights import fp32_weights
 from utils.training.engine.compute.user_supplied import OwnParts
-from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import RunFacade
 from utils.training.engine.planning import plan_data, plan_objective
 from utils.training.engine.session import train_one_epoch

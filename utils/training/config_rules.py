@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from utils.errors import Problem
 from utils.schema import path_text, shown
+from utils.training.optimizer_kinds import OPTIMIZERS
 
 Precision = Literal["auto", "16", "bf16", "fp16", "32"]
 
@@ -90,9 +91,10 @@ def contradictions(values: Mapping[str, Any]) -> list[Problem]:
     if max_steps is not None and values["warmup_steps"] is not None and values["warmup_steps"] > max_steps:
         both = f"got {values['warmup_steps']}, more than max_steps={max_steps}"
         problems.append(Problem("warmup_steps", f"{both}: the learning rate would never arrive"))
-    if values["optimizer"] == "muon" and values["strategy"] == "fsdp":
+    unsharded_because = OPTIMIZERS[values["optimizer"]].unsharded_because
+    if unsharded_because is not None and values["strategy"] == "fsdp":
         problems.append(
-            Problem("optimizer", "got 'muon' with strategy='fsdp', which splits the matrices that Muon needs whole; set "
+            Problem("optimizer", f"got {values['optimizer']!r} with strategy='fsdp', which {unsharded_because}; set "
                     "optimizer='adamw', or strategy='ddp'", "adamw")
         )  # fmt: skip
     if values["weight_averaging"] != "none" and values["strategy"] == "fsdp":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from utils.errors import ConfigError, MissingPackageError, ModelError
 from utils.schema import nearest
 from utils.training.adapter_checkpoints import base_of, note_base
+from utils.training.optimizer_kinds import OPTIMIZERS
 from utils.training.training_config import TrainingConfig
 
 # Attribute of a base model with adapters in it: their settings, and the peft model around it.
@@ -26,9 +27,6 @@ _ADAPTED = "_trainbook_adapted"
 NEW_TOKENS = "_trainbook_new_tokens"
 #: Attribute of a pretrained model: names of the parameters that its checkpoint did not contain.
 NEW_PARAMETERS = "_trainbook_new_parameters"
-
-# Bytes of a trained parameter's gradient and optimizer state, all in fp32.
-_TRAINED_BYTES = {"adamw": 12, "adam": 12, "sgd": 8, "muon": 8}
 
 # Their fused kernels read the weights of the layers inside and would ignore an adapter.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -145,7 +143,7 @@ def tuning_plan(model: nn.Module, config: TrainingConfig) -> TuningPlan:
         last = config.finetune == "last_layers"
         chosen = last_parameters(model, config.finetune_layers) if last else head_parameters(model)
         trained = sum(_size(p) for p in model.parameters() if id(p) in chosen)
-    of_trained = _TRAINED_BYTES[config.optimizer]
+    of_trained = OPTIMIZERS[config.optimizer].trained_bytes
     return TuningPlan(config.finetune, trained, total, (whole - trained) * of_trained, 4 * total + trained * of_trained)
 
 

@@ -126,26 +126,36 @@ def _shapes_misfit(optimizer: Optimizer, groups: list[dict[str, Any]], state: Ma
     numbers = [number for group in groups for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
-        for name in _FULL_SIZE & set(state.get(number, {})):
+        shapes = _shapes(parameter)
+        for name in shapes.keys() & set(state.get(number, {})):
             average = state[number][name]
             if average is None:  # SGD's momentum before the first step
                 continue
             shape = tuple(getattr(average, "shape", ()))
-            if shape != tuple(parameter.shape):
+            if shape != shapes[name]:
                 return f"its {name} of parameter {number} is {shape}, and the parameter {tuple(parameter.shape)}"
             if parameter.is_floating_point() != average.is_floating_point():
                 return f"its {name} of parameter {number} is {average.dtype}, and the parameter {parameter.dtype}"
     return None
 
 
+def _shapes(parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shapes of the averages that torch's optimizers keep for `parameter`."""
+    own = tuple(parameter.shape)
+    shapes = dict.fromkeys(_FULL_SIZE, own)
+    if len(own) >= 2:  # Adafactor's means over the columns, and over the rows
+        shapes |= {"row_var": (*own[:-1], 1), "col_var": (*own[:-2], 1, own[-1])}
+    return shapes
+
+
 _YOUNG = frozenset(
     ("params", "initial_lr", "foreach", "capturable", "differentiable", "fused", "maximize", "decoupled_weight_decay")
 )
 
-# Averages that torch's optimizers keep with the shape of their parameter; other ones may have another.
-_FULL_SIZE = frozenset(
-    ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum", "exp_inf", "acc_delta")
-)
+# Averages that torch's optimizers keep with the shape of their parameter.
+_FULL_SIZE = frozenset((
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum", "exp_inf", "acc_delta", "variance",
+))  # fmt: skip
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -80,9 +80,10 @@ class TrainingConfig(Schema):
         1, "Gradient accumulation", "Micro-batches per optimizer step.", unit="micro-batches", ge=1, le=65_536
     )
     learning_rate: float = _field(5e-5, "Learning rate", "Peak learning rate, reached after warm-up.", gt=0, lt=1)
-    optimizer: Literal["adamw", "adam", "sgd", "muon"] = _field(
-        "adamw", "Optimizer", "muon uses Muon for hidden weight matrices and AdamW for all other parameters."
-    )
+    optimizer: Literal["adamw", "adam", "sgd", "muon", "adafactor"] = _field(
+        "adamw", "Optimizer", "muon uses Muon for hidden weight matrices and AdamW for all other parameters. adafactor keeps "
+        "almost no state and needs a learning rate about ten times as high."
+    )  # fmt: skip
     weight_decay: float = _field(
         0.01, "Weight decay", "Weight decay of matrices; biases, norms and other vectors are excluded.", ge=0, lt=1
     )

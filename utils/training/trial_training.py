@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from utils.adapters.facts import model_facts
+from utils.data.module import UniversalDataModule
 from utils.errors import DataError, ModelError, TrainingInterrupted
 from utils.training.engine.callbacks import Callback
-from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.state import TrainState
 from utils.training.engine.trainer import Trainer
 from utils.training.training_config import TrainingConfig

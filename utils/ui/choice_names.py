@@ -24,7 +24,7 @@ CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
     "mixture_by": {"examples": "Examples", "tokens": "Tokens"},
     "tokenizer_strategy": {"auto": "Automatic", "bpe": "Subwords (BPE)", "character": "Characters"},
     "packing": {"concatenate": "Concatenate", "best_fit": "Best fit"},
-    "optimizer": {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "muon": "Muon"},
+    "optimizer": {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "muon": "Muon", "adafactor": "Adafactor"},
     "lr_schedule": {
         "cosine": "Cosine", "linear": "Linear", "constant": "Constant", "step": "Step", "plateau": "Reduce on plateau",
         "wsd": "Warmup-stable-decay",

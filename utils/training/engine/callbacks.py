@@ -44,10 +44,11 @@ class Callback:
     An exception stops the run, with a checkpoint kept, unless the config has `isolate_callbacks=True`.
 
     `may_be_late = True` on a class says that its `on_step_end` may come up to 16 steps late on a GPU, with the numbers of its
-    own step but a `trainer.state` that is ahead. Without it the GPU is waited for after every step: up to some per cent slower.
+    own step but a `trainer.state` that is ahead. Otherwise every step ends in a device synchronisation, which costs a few per
+    cent.
 
-    With several processes every one of them has its callbacks, so that all see the same; those with `main_only = True` (they
-    print, draw or send) are left out but on the main process, and so is `on_checkpoint_saved`.
+    With several processes each of them calls its callbacks, with the same values. Callbacks with `main_only = True` (which
+    print, draw or send) run on the main process only; `on_checkpoint_saved` is called there only, too.
 
     A callback that keeps something over a restart has `state_dict()` and `load_state_dict(state)` of plain values. Several
     callbacks of one class get their states back in the order in which they were given to the Trainer.

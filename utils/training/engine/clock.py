@@ -7,7 +7,7 @@ import time
 from utils.training.engine.hardware.energy import EnergyMeter
 from utils.training.engine.state import TrainState
 
-# Less than a processor's counter takes to go round once: see EnergyMeter.
+# Shorter than the time in which a processor's energy counter wraps: see EnergyMeter.
 _ENERGY_EVERY_S = 60.0
 
 
@@ -35,7 +35,7 @@ class RunClock:
         self._count_energy(now)
 
     def tick(self) -> None:
-        """To be called now and then: counters of energy are read before they go round."""
+        """Call at least once a minute: reads the energy counters before they wrap."""
         now = time.monotonic()
         if now - self._energy_read >= _ENERGY_EVERY_S:
             self._count_energy(now)

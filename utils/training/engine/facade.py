@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from utils.data.module import UniversalDataModule
     from utils.training.engine.checkpointing.saver import RunSaver
     from utils.training.engine.checkpointing.store import CheckpointStore, Payload
     from utils.training.engine.compute.assembly import Parts
-    from utils.training.engine.data import UniversalDataModule
     from utils.training.engine.loss.objective import Objective
     from utils.training.engine.state import TrainState
     from utils.training.run_start import Start

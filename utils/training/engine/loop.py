@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from utils.data.batch import Batch
+from utils.data.module import StepBatches, nothing_to_learn
 from utils.data.sources import StreamSource
 from utils.errors import DataError
 from utils.training.engine import early_decay, rng
@@ -18,7 +19,6 @@ from utils.training.engine.callbacks import CallbackList
 from utils.training.engine.clock import RunClock
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.averaging import AVERAGED
-from utils.training.engine.data import StepBatches, nothing_to_learn
 from utils.training.engine.hardware.energy import EnergyMeter, counters_of
 from utils.training.engine.interrupts import Control
 from utils.training.engine.metrics import Sums, metrics_of

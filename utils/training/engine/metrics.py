@@ -94,8 +94,8 @@ def metrics_of(sums: Sums, objective: Objective, prefix: str) -> dict[str, float
     return found if sums.mean_grad_norm is None else {**found, f"{prefix}/grad_norm": sums.mean_grad_norm}
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """Convert to fp64, in which counts of any size add up exactly; to fp32 on Apple's GPUs, which have nothing wider."""
+def widest(tensor: Tensor) -> Tensor:
+    """Convert to the widest float of the device: fp64, in which counts of any size add up exactly, or fp32 on Apple's GPUs."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
@@ -112,7 +112,7 @@ def pack_counts(counts: Mapping[str, Tensor], sizes: CountSizes, like: Tensor) -
     if len(counts) == len(sizes) == 1:  # nearly every step of a language model
         ((name, count),) = counts.items()
         if sizes.get(name) == count.numel() == 1:
-            return exact(count.detach()).reshape(1)
+            return widest(count.detach()).reshape(1)
     strange = [name for name, count in counts.items() if count.numel() != sizes.get(name)]
     if strange:
         found = {name: counts[name].numel() for name in strange}
@@ -120,10 +120,10 @@ def pack_counts(counts: Mapping[str, Tensor], sizes: CountSizes, like: Tensor) -
             f"an objective counted {found}, which its count_sizes {dict(sizes)} does not say. Name them there."
         )
     rows = [
-        exact(counts[name].detach()).reshape(-1) if name in counts else exact(like).new_zeros(size)
+        widest(counts[name].detach()).reshape(-1) if name in counts else widest(like).new_zeros(size)
         for name, size in sizes.items()
     ]
-    return torch.cat(rows) if rows else exact(like).new_zeros(0)
+    return torch.cat(rows) if rows else widest(like).new_zeros(0)
 
 
 def unpack_counts(values: Sequence[float], sizes: CountSizes) -> dict[str, list[float]]:

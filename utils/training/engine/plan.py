@@ -12,8 +12,8 @@ from utils.schema import shown
 if TYPE_CHECKING:
     from torch import nn
 
+    from utils.data.module import UniversalDataModule
     from utils.training.engine.compute.user_supplied import OwnParts
-    from utils.training.engine.data import UniversalDataModule
     from utils.training.engine.distributed.world import World
     from utils.training.engine.loss.objective import Objective
     from utils.training.task_spec import TaskSpec

@@ -13,13 +13,13 @@ from utils.adapters.facts import model_facts
 from utils.adapters.special_ids import model_pad_token_id, set_special_ids
 from utils.data.conversations.packing import keeps_segments_apart
 from utils.data.documents import DocumentBlocks
+from utils.data.module import UniversalDataModule
 from utils.data.quality.inspection.training import data_notices, refuse_float_ids
 from utils.data.sources import StreamSource
 from utils.environment import detect_device
 from utils.errors import ConfigError, DataError
 from utils.training.engine.callbacks import Callback, EarlyStopping
 from utils.training.engine.compute.compiling import check_compiler
-from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.distributed.world import World, check_launch, join
 from utils.training.engine.facade import Notice, RunFacade
 from utils.training.engine.loss.criterion import CriterionObjective

@@ -17,7 +17,7 @@ from utils.adapters.left_as_found import modes_kept
 from utils.data.batch import Batch
 from utils.training.engine.compute.assembly import NO_SKIPS, Parts, SkipLimits
 from utils.training.engine.hardware.memory import Pieces
-from utils.training.engine.metrics import Sums, exact, gradient_norm, pack_counts, unpack_counts
+from utils.training.engine.metrics import Sums, gradient_norm, pack_counts, unpack_counts, widest
 from utils.training.engine.watch import StepWatch
 
 # Outcomes of a step: a number was not finite; the parameters were updated (or there was nothing to learn); the loss scale was
@@ -177,7 +177,7 @@ def _score(parts: Parts, batch: Batch) -> tuple[Tensor, int]:
     count = parts.objective.count_targets(batch)
     loss = parts.forward(batch, num_targets=count)
     counts = pack_counts(loss.counts, parts.objective.count_sizes, loss.loss_sum)
-    return torch.cat([exact(loss.loss_sum.detach())[None], counts]), count
+    return torch.cat([widest(loss.loss_sum.detach())[None], counts]), count
 
 
 def switch_to_training(model: nn.Module, notice: Callable[[str], None] = lambda sentence: None) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from utils.adapters.left_as_found import modes_kept
+from utils.data.module import UniversalDataModule
 from utils.errors import ModelError, TrainingInterrupted
 from utils.scrubbing import scrub, scrubbed
 from utils.training.diagnosis.watch import DoctorCallback
@@ -28,7 +29,6 @@ from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.master_weights import fp32_weights
 from utils.training.engine.compute.precision_probe import TimePass, time_pass
 from utils.training.engine.compute.user_supplied import OwnParts
-from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.distributed.sharding import give_weights
 from utils.training.engine.distributed.world import World, check_settings
 from utils.training.engine.facade import RunFacade

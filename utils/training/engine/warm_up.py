@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from utils.data.batch import Batch
+from utils.data.module import UniversalDataModule
 from utils.data.sources import StreamSource
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.compiling import compile_now
@@ -17,7 +18,6 @@ from utils.training.engine.compute.precision_probe import (
     compare_formats,
     time_pass,
 )
-from utils.training.engine.data import UniversalDataModule
 from utils.training.engine.facade import Notice
 from utils.training.engine.hardware.memory import largest_that_fits, rows_of, split
 from utils.training.engine.hardware.precision import FULL, ResolvedPrecision, needs_half_precision

@@ -27,6 +27,7 @@ from utils.training.engine.facade import Notice, RunFacade
 from utils.training.engine.hardware.memory import Pieces
 from utils.training.engine.plan import RunPlan
 from utils.training.engine.state import Best, TrainState
+from utils.training.optimizer_kinds import OPTIMIZERS
 from utils.training.restoring import averages_misfit
 from utils.training.run_start import Start
 from utils.training.training_config import TrainingConfig
@@ -36,10 +37,6 @@ UNKNOWN = "unknown to this version"
 
 # What a fingerprint calls which parameters were not trained; absent where all were.
 _FROZEN = "frozen parameters"
-
-# What an optimizer keeps for every parameter that it has changed.
-_ADAM = ("exp_avg", "exp_avg_sq", "step")
-_AVERAGES = {"adamw": _ADAM, "adam": _ADAM, "muon": ("step",)}
 
 # Of the environment, what may change the last bits of a result.
 _LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_paths")
@@ -242,7 +239,7 @@ def check_restorable(
     fitting_weights(parts.model, checkpoint["model"], source)
     reasons = []
     if not afresh:
-        needed = () if own else _AVERAGES.get(config.optimizer, ())
+        needed = () if own else OPTIMIZERS[config.optimizer].entries
         optimizer = checkpoint["optimizer"]
         reason = averages_misfit(parts.optimizer, optimizer, needed) if optimizer else "it is empty"
         reasons += [f"optimizer: {reason}"] if reason else []

@@ -26,7 +26,7 @@ from utils.training.engine.distributed.world import World
 from utils.training.engine.hardware.memory import is_out_of_memory
 from utils.training.engine.hardware.precision import ResolvedPrecision, check_attention, resolve_precision
 from utils.training.engine.loss.objective import Loss, Objective, TrainedModule
-from utils.training.engine.metrics import exact, pack_counts
+from utils.training.engine.metrics import pack_counts, widest
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Parts:
 
     def _collective(self) -> contextlib.AbstractContextManager[None]:
         """Sharded layers are gathered inside a pass, which then fails when another process does."""
-        return self.world.talking() if self.sharded else contextlib.nullcontext()
+        return self.world.collective() if self.sharded else contextlib.nullcontext()
 
     @property
     def num_counts(self) -> int:
@@ -120,7 +120,7 @@ class Parts:
         """The counts of a micro-batch of training in one fp64 row: the objective's (see `metrics.pack_counts`), then the
         auxiliary loss times the targets, 0 where there is none."""
         counts = pack_counts(loss.counts, self.objective.count_sizes, loss.loss_sum)
-        auxiliary = counts.new_zeros(1) if loss.auxiliary is None else exact(loss.auxiliary.detach()).reshape(1)
+        auxiliary = counts.new_zeros(1) if loss.auxiliary is None else widest(loss.auxiliary.detach()).reshape(1)
         return torch.cat([counts, auxiliary])
 
     def sum_over_processes(self, losses: list[Tensor], counts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -46,6 +46,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         return sgd
     if config.optimizer == "muon":
         return _muon(model, groups, config, fused)
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.learning_rate)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 

@@ -178,8 +178,8 @@ class World:
         """The seed of this process's own randomness (dropout): the main process has `seed` itself, the others their own."""
         return seed if self.is_main else int(np.random.SeedSequence([seed, 0, self.rank]).generate_state(1)[0])
 
-    def talking(self) -> contextlib.AbstractContextManager[None]:
-        """Around what needs the others: a lost connection becomes an error that says why one is gone."""
+    def collective(self) -> contextlib.AbstractContextManager[None]:
+        """Around a collective operation: a lost peer becomes an error that says why it is gone."""
         return contextlib.nullcontext()
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class ProcessGroup(World):
         self._failures = dist.PrefixStore("trainbook", _store())  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
-    def talking(self) -> Iterator[None]:
+    def collective(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -267,7 +267,7 @@ class ProcessGroup(World):
             return None
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        with self.talking():
+        with self.collective():
             self._dist.all_reduce(tensor)
         return tensor
 
@@ -276,7 +276,7 @@ class ProcessGroup(World):
 
     def broadcast(self, value: T) -> T:
         box: list[Any] = [value]
-        with self.talking():
+        with self.collective():
             self._dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[no-any-return]
 
@@ -285,7 +285,7 @@ class ProcessGroup(World):
         # Not all_gather_object: over NCCL it would send from the accelerator.
         for rank in range(self.size):
             box: list[Any] = [value if rank == self.rank else None]
-            with self.talking():
+            with self.collective():
                 self._dist.broadcast_object_list(box, src=rank, device=torch.device("cpu"))
             boxes[rank] = box[0]
         return boxes
@@ -318,7 +318,7 @@ class ProcessGroup(World):
             )
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        with torch.no_grad(), self.talking():
+        with torch.no_grad(), self.collective():
             for tensor in tensors:
                 self._dist.broadcast(tensor.data, src=0)
 
@@ -327,7 +327,7 @@ class ProcessGroup(World):
         all_here = bool(marks.all())
         marks = marks.to(parameters[0].device)
         sent = []
-        with self.talking():
+        with self.collective():
             for bucket in _buckets(parameters):
                 flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
                 sent.append((bucket, flat, self._dist.all_reduce(flat, async_op=True)))

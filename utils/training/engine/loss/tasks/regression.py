@@ -11,7 +11,7 @@ from utils.data.batch import Batch
 from utils.errors import ModelError
 from utils.training.engine.loss.objective import Loss, output_spread
 from utils.training.engine.loss.tasks.base import Prediction, Task, Wording, labels_of, register_task, summed
-from utils.training.engine.metrics import Sums, exact
+from utils.training.engine.metrics import Sums, widest
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
@@ -75,7 +75,7 @@ class Regression(Task):
         return outputs_BK
 
     def _counts(self, errors_BK: Tensor, labels_BK: Tensor, known_BK: Tensor) -> dict[str, Tensor]:
-        errors_BK, labels_BK = exact(errors_BK), exact(labels_BK)
+        errors_BK, labels_BK = widest(errors_BK), widest(labels_BK)
         by_output = {
             "targets": known_BK, "label_sum": labels_BK, "label_squares": labels_BK.square(),
             "error_squares": errors_BK.square(),
