@@ -10,12 +10,12 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.data.read.columns import one_text, text_column_of
+from utils.data.read.dataset_columns import text_column_of_rows, texts_in
 from utils.data.read.rows import listed
 from utils.data.read.stored_texts import HELD_BYTES, StoredTexts
 from utils.data.text.hub_errors import first_line, no_configuration, plain_errors
@@ -35,10 +35,11 @@ _STREAMED_ABOVE = 4 * MOST_CHARACTERS
 # The branch of every dataset in which the Hub keeps its own conversion.
 _PARQUET_BRANCH = "refs/convert/parquet"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
-_ROWS_AT_ONCE = 1000
 # What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for datasets).
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
 _log = logging.getLogger("trainbook.data")
+
+
 @dataclass(frozen=True)
 class HubTable:
     """A split of a dataset.
@@ -130,22 +131,9 @@ def load_hub_texts(
         HubError: the Hub cannot be reached, has no such dataset, or gives it only to those it knows.
         DataError: a name that is none, an unknown configuration, split or column, or files that cannot be read.
     """
-    loaded = load_hub_table(name, config_name, split)
-    notes = list(loaded.notes)
+    table = load_hub_table(name, config_name, split)
     with plain_errors(name, config_name), _quiet(_folder(name) is not None):
-        column = _text_column(loaded.rows, text_column, name)
-        documents, complete = _texts(loaded.rows, column, max_characters)
-        if not complete:
-            notes.append(
-                f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters, the most "
-                "that is held in memory."
-            )
-        own = next((known for known in VALIDATION_SPLITS if known in loaded.splits and known != loaded.split), None)
-        validation = None
-        if with_validation and own is not None:
-            validation, _ = _texts(loaded.splits[own], column, max_characters)
-            notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
-    return LoadedTexts(documents, validation, f"{loaded.source}, column {column}", notes)
+        return _texts_of(table, name, text_column, with_validation, max_characters)
 
 
 def table_texts(
@@ -168,13 +156,30 @@ def table_texts(
         splits = table if isinstance(table, Mapping) else {"train": table}
         notes: list[str] = []
         chosen = _chosen_split(splits, "train", notes)
-        column = _text_column(splits[chosen], text_column, name)
-        documents, complete = _texts(splits[chosen], column, max_characters)
-        if not complete:
-            notes.append(f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters.")
-        own = next((known for known in VALIDATION_SPLITS if known in splits and known != chosen), None)
-        validation = _texts(splits[own], column, max_characters)[0] if with_validation and own is not None else None
-    return LoadedTexts(documents, validation, f"{name}, column {column}", notes)
+        split = HubTable(splits[chosen], splits, chosen, name, notes)
+        return _texts_of(split, name, text_column, with_validation, max_characters)
+
+
+def _texts_of(
+    table: HubTable, name: str, text_column: str | None, with_validation: bool, max_characters: int
+) -> LoadedTexts:
+    """The text column of a split, and that of the dataset's validation split where there is one and it is wanted."""
+    notes = list(table.notes)
+    column = text_column_of_rows(table.rows, text_column, name)
+    documents, complete = _texts(table.rows, column, max_characters)
+    if not complete:
+        notes.append(
+            f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters, the most "
+            "that is held in memory."
+        )
+    own = next((known for known in VALIDATION_SPLITS if known in table.splits and known != table.split), None)
+    validation = None
+    if with_validation and own is not None:
+        validation, complete = _texts(table.splits[own], column, max_characters)
+        number = len(validation)
+        rows = f"rows: {number:,}" if complete else f"its first {number:,} rows"
+        notes.append(f"Validation is the dataset's own split {own!r} ({rows}).")
+    return LoadedTexts(documents, validation, f"{table.source}, column {column}", notes)
 
 
 def dataset_name_problem(name: Any) -> str | None:
@@ -331,31 +336,18 @@ def _part(rows: Any, name: str, split: str) -> Any:
     return rows.select([number for one in ranges for number in range(one.from_ or 0, one.to or rows.num_rows)])
 
 
-def _text_column(rows: Any, wanted: str | None, name: str) -> str:
-    """The column to read. Raises DataError that names the columns there are."""
-    features = rows.features or rows._resolve_features().features  # a stream may not know them before it begins
-    return text_column_of(features.arrow_schema, wanted, name, next(iter(rows.take(1)), {}))
-
-
 def _texts(rows: Any, column: str, max_characters: int) -> tuple[Sequence[str], bool]:
     """The texts of a column until they reach `max_characters`, and whether those are all. A large table's stay on disk."""
     if hasattr(rows, "num_rows") and rows.data.nbytes > HELD_BYTES:
         return StoredTexts(rows, column), True
     documents: list[str] = []
     characters = 0
-    for text in _values(rows.select_columns([column]), column):
+    for text in texts_in(rows, column):
         if characters >= max_characters:
             return documents, False
         documents.append(text)
         characters += len(text)
     return documents, True
-
-
-def _values(rows: Any, column: str) -> Iterator[str]:
-    batches: Iterable[Mapping[str, Sequence[Any]]] = rows.iter(batch_size=_ROWS_AT_ONCE)
-    for batch in batches:
-        for value in batch[column]:
-            yield one_text(value)
 
 
 @contextlib.contextmanager
