@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from utils.data.source_kinds import SOURCE_KINDS, DatasetSource
+from utils.data.source_kinds import SOURCE_KINDS, DatasetSource, sources_with
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, path_text, shown
 
@@ -40,9 +40,9 @@ class MixtureSource(Schema):
         values = {name: path_text(value) for name, value in values.items()}
         if isinstance(values.get("weight"), int) and not isinstance(values["weight"], bool):
             values["weight"] = float(values["weight"])
-        for place, source in (("dataset_path", "local"), ("dataset_name", "huggingface")):
+        for place in ("dataset_path", "dataset_name"):
             if values.get(place) is not None:
-                values.setdefault("dataset_source", source)
+                values.setdefault("dataset_source", sources_with(place)[0])
         return values, []
 
     @classmethod

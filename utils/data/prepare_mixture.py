@@ -22,7 +22,7 @@ from utils.data.prepare import (
 )
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import as_conversations, has_answers
-from utils.data.source_kinds import OF_FILES
+from utils.data.source_kinds import kind_of_source
 from utils.errors import ConfigError, DataError, HubError
 from utils.tokenization.adaptive import TokenizerChoice, choose_tokenizer
 from utils.tokenization.special_tokens import SPECIAL_TOKENS
@@ -116,7 +116,8 @@ def _training_texts(view: Any) -> tuple[Iterable[str], bool]:
     if has_answers(view.data_kind):
         records, validation = as_conversations(load_answers(view, view.data_kind), view.data_kind, view.text_column)
         return training_texts(records, validation, None, *split), True
-    may_hold = view.dataset_source in OF_FILES and view.data_kind != "text" and view.text_column is None
+    of_files = kind_of_source(view.dataset_source).reader == "files"
+    may_hold = of_files and view.data_kind != "text" and view.text_column is None
     if may_hold and holds_conversations(files_of(view), view.conversation_layout):
         loaded = load_records(files_of(view), with_validation=view.val_split > 0)
         return training_texts(loaded.records, loaded.validation, view.conversation_layout, *split), True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
-from utils.data.source_kinds import SOURCE_KINDS
+from utils.data.source_kinds import SOURCE_KINDS, is_implied
 from utils.errors import ConfigError, Problem
 from utils.ui.new_model import for_task, usual_description
 from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared
@@ -128,7 +128,7 @@ class EditedSetup:
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
         is_place = name in PLACES and name in SOURCE_KINDS[self.source].fields
-        if is_place and (value is None or self.source in ("drive", "upload")):
+        if is_place and (value is None or not is_implied(self.source)):
             # Else clearing the place of the data would silently mean other data, and a path alone a local one.
             return {"dataset_source": self.source, name: value}
         return {name: value}

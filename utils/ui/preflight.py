@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import DataError, HubError, TrainbookError
 from utils.ui.background import Progress
 from utils.ui.run_plan import run_plan
@@ -197,7 +198,7 @@ def verdict_of(checks: tuple[Check, ...]) -> str:
 
 
 def _needed(setup: SetupConfig) -> tuple[CheckName, ...]:
-    asks_hub = setup.dataset_source == "huggingface" and not _is_folder(setup)
+    asks_hub = SOURCE_KINDS[setup.dataset_source].reader == "hub" and not _is_folder(setup)
     return ("hub", "data", "batch", "causality", "run") if asks_hub else ("data", "batch", "causality", "run")
 
 

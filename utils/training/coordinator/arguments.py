@@ -13,6 +13,7 @@ from utils.data.documents import PACKING_SETTINGS, packing_problem
 from utils.data.file_records import TASKS
 from utils.data.mixture_settings import mixture_sources
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
+from utils.data.source_kinds import SOURCE_KINDS, source_problem
 from utils.data.text.hub import dataset_name_problem
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest, shown
@@ -54,16 +55,6 @@ _KIND_WORDS: Mapping[str, str] = {
     "texts": "a list of texts",
     "rows": "rows of token ids",
     "module": "a datamodule",
-}
-
-
-# What each source, as the wizard calls it, is here.
-_SOURCES: Mapping[str, tuple[str, ...]] = {
-    "builtin": ("builtin", "mixture"),
-    "local": ("file", "named"),
-    "huggingface": ("named",),
-    "drive": ("file",),
-    "upload": ("file",),
 }
 
 
@@ -134,6 +125,11 @@ class DataArguments:
         return "builtin" if self.dataset is None else kind_of(self.dataset)
 
     @property
+    def is_on_drive(self) -> bool:
+        """Whether the path is one below the user's Google Drive."""
+        return self.dataset_source is not None and SOURCE_KINDS[self.dataset_source].on_drive
+
+    @property
     def is_text(self) -> bool:
         """Whether texts are to be tokenized, as opposed to token ids or batches that are there."""
         return self.kind in _TEXT_KINDS
@@ -188,10 +184,9 @@ class DataArguments:
         source = self.dataset_source
         if source is None:
             return []
-        if source not in _SOURCES:
-            guess = nearest(str(source), _SOURCES)
-            return [Problem("dataset_source", f"got {shown(source)}; must be one of {', '.join(_SOURCES)}", guess)]
-        if self.kind not in _SOURCES[source]:
+        if problem := source_problem(source):
+            return [problem]
+        if self.kind not in SOURCE_KINDS[source].given_as:
             named = _KIND_WORDS.get(self.kind, "a named dataset")
             return [Problem("dataset_source", f"got {source!r} together with {named}; keep one of the two")]
         return []

@@ -137,7 +137,7 @@ def _records(given: DataArguments, model: nn.Module, length: int, vocab_size: in
 
 def _file_path(given: DataArguments) -> Any:
     source: Any = given.dataset if given.dataset_path is None else given.dataset_path
-    return colab.drive_path(source) if given.dataset_source == "drive" else source
+    return colab.drive_path(source) if given.is_on_drive else source
 
 
 def _with_answers(given: DataArguments, model: nn.Module) -> GivenData:
