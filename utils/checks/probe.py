@@ -439,9 +439,3 @@ def few(names: list[str], limit: int = 4) -> str:
     """The first of `names`, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what it says."""
-    lines = str(error).splitlines() or [""]
-    return lines[0][:300]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import HubError
+from utils.errors import HubError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -183,5 +183,4 @@ def _why(error: Exception) -> str:
         return f"the Hub answered {status}"
     if type(error).__name__ == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE forbids asking the Hub, and this machine has no copy"
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return f"the Hub could not be reached ({line.rstrip('.')})"
+    return f"the Hub could not be reached ({first_line(error)})"

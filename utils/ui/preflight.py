@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.data.source_kinds import SOURCE_KINDS
-from utils.errors import DataError, HubError, TrainbookError
+from utils.errors import DataError, HubError, TrainbookError, first_line
 from utils.ui.background import Progress
 from utils.ui.run_plan import run_plan
 from utils.ui.setting_values import counted
@@ -233,15 +233,12 @@ def _reported(name: CheckName) -> Callable[[Callable[[_Session], Check]], Callab
             except TrainbookError as error:
                 return Check(name, "failed", str(error))
             except Exception as error:  # noqa: BLE001 - whatever the user's data and model raise is what the check reports
-                return Check(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
+                return Check(name, "failed", f"{first_line(error, with_class=True)}")
 
         return run
 
     return decorate
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 @_reported("hub")

@@ -18,8 +18,9 @@ from typing import Any
 from utils.data.read.dataset_columns import text_column_of_rows, texts_in
 from utils.data.read.rows import listed
 from utils.data.read.stored_texts import HELD_BYTES, StoredTexts
-from utils.data.text.hub_errors import first_line, no_configuration, plain_errors
-from utils.errors import DataError
+from utils.data.text.hub_errors import no_configuration, plain_errors
+from utils.errors import DataError, first_line
+from utils.hub_ids import is_hub_id
 from utils.schema import shown
 
 #: Characters of a stream that are read at most: its texts are held in memory, beside their ids, about 4 bytes a token.
@@ -35,8 +36,6 @@ _STREAMED_ABOVE = 4 * MOST_CHARACTERS
 # The branch of every dataset in which the Hub keeps its own conversion.
 _PARQUET_BRANCH = "refs/convert/parquet"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
-# What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for datasets).
-_HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
 _log = logging.getLogger("trainbook.data")
 
 
@@ -195,7 +194,7 @@ def dataset_name_problem(name: Any) -> str | None:
         is_file = is_folder = False
     if is_file:
         return f"got {shown(name)}, which is a file; give it as dataset_path, or the folder it is in as the name"
-    if is_folder or _HUB_ID.fullmatch(name):
+    if is_folder or is_hub_id(name, needs_owner=False):
         return None
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
         return f"got {shown(name)}; there is no such folder, and it is no id on the Hub, such as 'Salesforce/wikitext'"
@@ -331,7 +330,7 @@ def _part(rows: Any, name: str, split: str) -> Any:
         ranges = _datasets().ReadInstruction.from_spec(part).to_absolute({name: rows.num_rows})
     except (ValueError, AssertionError) as error:
         raise DataError(
-            f'split: got {split!r} ({first_line(str(error))}); write a part as "train[:1000]" or "train[10%:20%]".'
+            f'split: got {split!r} ({first_line(error)}); write a part as "train[:1000]" or "train[10%:20%]".'
         ) from error
     return rows.select([number for one in ranges for number in range(one.from_ or 0, one.to or rows.num_rows)])
 

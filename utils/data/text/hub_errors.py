@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from utils.data.read.rows import listed
-from utils.errors import DataError, HubError, TrainbookError
+from utils.errors import DataError, HubError, TrainbookError, first_line, root_cause
 from utils.schema import nearest
 
 # Those that reading a dataset goes through; httpx's network errors are OSErrors in some of its versions only.
@@ -45,8 +45,8 @@ def plain_error(error: BaseException, name: str, config_name: str | None = None)
     if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return DataError(f"{name} holds no data files that can be read (.txt, .csv, .json, .jsonl, .parquet).")
     if "disk space" in text:
-        return DataError(f"{name} does not fit on the disk: {first_line(text)} Free some space, or {WAYS_OUT}.")
-    return DataError(f"{name} cannot be read: {first_line(deepest(error))} Try another dataset, or {WAYS_OUT}.")
+        return DataError(f"{name} does not fit on the disk: {first_line(text)}. Free some space, or {WAYS_OUT}.")
+    return DataError(f"{name} cannot be read: {first_line(root_cause(error))}. Try another dataset, or {WAYS_OUT}.")
 
 
 def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -> DataError:
@@ -78,21 +78,9 @@ def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
         )
     network = kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "LocalEntryNotFoundError", "gaierror"}
     if network or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES:
-        reason = f"it answered {status}" if status else first_line(deepest(error))
+        reason = f"it answered {status}" if status else first_line(root_cause(error))
         return HubError(
-            f"the Hugging Face Hub could not be reached for {name}: {reason.rstrip('.')}. Check the connection and try "
+            f"the Hugging Face Hub could not be reached for {name}: {reason}. Check the connection and try "
             f"again, or {WAYS_OUT}."
         )
     return None
-
-
-def deepest(error: BaseException) -> str:
-    """The text of the first cause: what the reader of a file said, not that generating the dataset failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
-
-
-def first_line(text: str) -> str:
-    line = (text.strip().splitlines() or [""])[0][:300]
-    return line if line.endswith(".") else f"{line}."
