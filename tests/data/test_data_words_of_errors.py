@@ -22,14 +22,9 @@ def test_an_error_becomes_the_middle_of_a_sentence(error, options, expected):
 
 
 def test_the_first_cause_is_what_a_reader_of_a_file_said():
-    broken = ValueError("line 3 is cut off")
-    try:
-        try:
-            raise RuntimeError("generating failed") from broken
-        except RuntimeError as error:
-            raise OSError("no dataset") from error
-    except OSError as error:
-        assert root_cause(error) is broken
+    broken, outer, outermost = ValueError("line 3 is cut off"), RuntimeError("generating failed"), OSError("no dataset")
+    outer.__cause__, outermost.__cause__ = broken, outer
+    assert root_cause(outermost) is broken
 
 
 @pytest.mark.parametrize(("text", "expected"), [

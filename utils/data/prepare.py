@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
-from utils.data.documents import PACKING_SETTINGS, check_is_text
+from utils.data.documents import PackingSettings, check_is_text
 from utils.data.file_records import (
     LABELLED_TASKS,
     LoadedRecords,
@@ -140,7 +141,7 @@ def prepare_one(
     Args:
         vocab_size: maximum vocabulary size of a newly trained tokenizer; tokenizer: one that exists, used as it is.
     """
-    packing = {name: getattr(setup, name, default) for name, default in PACKING_SETTINGS.items()}
+    packing = PackingSettings.of(setup)
     if (records := _records(setup, model, vocab_size, tokenizer)) is not None:
         check_is_text(packing)
         return records
@@ -157,7 +158,7 @@ def prepare_one(
         validation_documents=loaded.validation,
         source=loaded.source,
         notes=loaded.notes,
-        **packing,
+        **asdict(packing),
     )
     changed = None if model is None else set_special_ids(model, data.tokenizer)
     if changed is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from utils.data.documents import PACKING_SETTINGS
+from utils.data.documents import PackingSettings
 from utils.data.file_records import holds_conversations, load_records
 from utils.data.mixture import mix
 from utils.data.mixture_settings import SETTINGS, MixtureSource, mixture_sources
@@ -46,11 +46,11 @@ def prepare_mixture(
     sources = mixture_sources(getattr(setup, "mixture", ()))
     if (task := getattr(setup, "task", "causal_lm")) != "causal_lm":
         raise ConfigError(f"task: got {task!r} with a mixture; only text and conversations can be mixed.")
-    for name, default in PACKING_SETTINGS.items():
-        if (value := getattr(setup, name, default)) != default:
-            raise ConfigError(
-                f"{name}: got {value!r} with a mixture, whose epochs and blocks are its own; set it to {default!r}."
-            )
+    for name, value in PackingSettings.of(setup).changed.items():
+        default = getattr(PackingSettings(), name)
+        raise ConfigError(
+            f"{name}: got {value!r} with a mixture, whose epochs and blocks are its own; set it to {default!r}."
+        )
     views = {source.label: _view(setup, source) for source in sources}
     vocab_size = max(checked_vocab_size(view, model) for view in views.values())
     tokenizer, kind = tokenizer or own_tokenizer(setup, model), None

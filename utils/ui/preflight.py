@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.data.source_kinds import SOURCE_KINDS
@@ -272,7 +272,7 @@ def _check_data(session: _Session) -> Check:
 
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
-    from utils.data.documents import PACKING_SETTINGS
+    from utils.data.documents import PackingSettings
     from utils.data.file_records import LoadedRecords, prepare_labelled
     from utils.data.prepare import own_tokenizer
     from utils.data.record_sources import has_answers, prepare_records
@@ -307,7 +307,7 @@ def _check_hub_data(session: _Session) -> Check:
     session.data = prepare_text(
         texts.documents, vocab_size=vocab_size, block_size=setup.max_length, model_vocab_size=model_vocab_size,
         tokenizer=own_tokenizer(setup, session.model), tokenizer_strategy=setup.tokenizer_strategy, val_split=0,
-        random_seed=setup.random_seed, source=table.source, **{name: getattr(setup, name) for name in PACKING_SETTINGS},
+        random_seed=setup.random_seed, source=table.source, **asdict(PackingSettings.of(setup)),
     )  # fmt: skip
     return Check(
         "data", "passed", f"The first {counted(len(records), 'row')} were read: {table.source}, {texts.source}."

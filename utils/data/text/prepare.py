@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.data.documents import check_packing, make_blocks
+from utils.data.documents import PackingSettings, check_packing, make_blocks
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks
 from utils.data.prepared import PreparedData
 from utils.data.text.report import DataReport, unigram_loss
@@ -71,64 +72,118 @@ def prepare_text(
         DataTypeError: documents that are no texts.
         DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
     """
+    settings = PackingSettings(packing, shuffle_documents, document_masks)
     check_packing(packing)
     model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
     texts = _with_text(documents)
-    if validation_documents is None or val_split == 0:
-        split = split_documents(texts, val_split, random_seed)
-    else:
-        split = _given_split(texts, _with_text(validation_documents))
+    split = _split(texts, validation_documents, val_split, random_seed)
     if tokenizer is None:
         choice = choose_tokenizer(split.train, vocab_size, tokenizer_strategy)
         tokenizer, kind = choice.tokenizer, choice.reason
     else:
         kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
     smaller = check_fits(tokenizer, model_vocab_size)
-
-    train_ids = _encoded(tokenizer, split.train, cache_dir)
-    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
-    num_train, num_validation = len(train_ids), len(validation_ids)
-    _check_enough(num_train, num_validation, block_size, val_split)
-    eos_id = tokenizer.eos_token_id
-    train = make_blocks(
-        train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks, packing=packing
-    )  # fmt: skip
-    validation = make_blocks(validation_ids, block_size, eos_id, masks=document_masks) if val_split > 0 else None
-    for part, blocks in (("training", train), ("validation", validation)):
+    packed = _packed(tokenizer, split, block_size, val_split, settings, cache_dir)
+    for part, blocks in (("training", packed.train), ("validation", packed.validation)):
         _check_ids(part, blocks, model_vocab_size)
 
-    passed_over = len(documents) - len(texts)
-    report = DataReport(
+    skipped = len(documents) - len(texts)
+    found = [
+        *notes,
+        *([f"{skipped:,} documents without text were skipped."] if skipped else []),
+        *([smaller] if smaller else []),
+        *_notes(packed.train, tokenizer, settings, is_one=len(texts) == 1),
+    ]
+    report = _report(packed, texts, tokenizer, source=source, split=split.rule, kind=kind, packing=packing, notes=found)
+    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
+    return PreparedData(packed.train, packed.validation, tokenizer, task_spec, report, split)
+
+
+def _split(texts: Sequence[str], validation: Sequence[str] | None, val_split: float, seed: int) -> Split:
+    """Hold out `val_split` of the texts, or none of them where `validation` is used instead."""
+    if validation is None or val_split == 0:
+        return split_documents(texts, val_split, seed)
+    return _given_split(texts, _with_text(validation))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Blocks of the training and validation documents, and how many tokens the documents have in all."""
+
+    train: TokenBlocks
+    validation: TokenBlocks | None
+    num_tokens: int
+
+
+def _packed(
+    tokenizer: PreTrainedTokenizerFast,
+    split: Split,
+    block_size: int,
+    val_split: float,
+    settings: PackingSettings,
+    cache_dir: str | os.PathLike[str] | None,
+) -> _Packed:
+    """Tokenize and pack both parts. Validation is concatenated in order, so that its loss is comparable."""
+    train_ids = _encoded(tokenizer, split.train, cache_dir)
+    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
+    _check_enough(len(train_ids), len(validation_ids), block_size, val_split)
+    eos_id = tokenizer.eos_token_id
+    train = make_blocks(train_ids, block_size, eos_id, settings)
+    if val_split == 0:
+        return _Packed(train, None, len(train_ids))
+    concatenated = PackingSettings(document_masks=settings.document_masks)
+    validation = make_blocks(validation_ids, block_size, eos_id, concatenated)
+    return _Packed(train, validation, len(train_ids) + len(validation_ids))
+
+
+def _report(
+    packed: _Packed,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    source: str,
+    split: str,
+    kind: str,
+    packing: str,
+    notes: list[str],
+) -> DataReport:
+    train, validation = packed.train, packed.validation
+    num_train_tokens = train.num_tokens
+    num_validation_tokens = 0 if validation is None else validation.num_tokens
+    vocab_size = len(tokenizer)
+    return DataReport(
         source=source,
         num_documents=len(texts),
         num_characters=sum(map(len, texts)),
-        split=split.rule,
-        num_train_tokens=train.num_tokens,
-        num_validation_tokens=0 if validation is None else validation.num_tokens,
-        block_size=block_size,
+        split=split,
+        num_train_tokens=num_train_tokens,
+        num_validation_tokens=num_validation_tokens,
+        block_size=train.block_size,
         num_train_blocks=len(train),
         num_validation_blocks=0 if validation is None else len(validation),
-        dropped_tokens=num_train
-        - train.num_tokens
-        + (0 if validation is None else num_validation - validation.num_tokens),
+        dropped_tokens=packed.num_tokens - num_train_tokens - num_validation_tokens,
         tokenizer=kind,
-        vocab_size=len(tokenizer),
-        unigram_loss=None if validation is None else unigram_loss(train.ids, validation.blocks, len(tokenizer)),
+        vocab_size=vocab_size,
+        unigram_loss=None if validation is None else unigram_loss(train.ids, validation.blocks, vocab_size),
         packing=packing,
         padding_tokens=train.num_padding,
-        notes=[
-            *notes,
-            *([f"{passed_over:,} documents without text were skipped."] if passed_over else []),
-            *([smaller] if smaller else []),
-            *unknown_note(train, tokenizer),
-            *([_padding_note(tokenizer)] if train.num_padding else []),
-            *(["Training documents are packed in another order in each epoch."] if shuffle_documents else []),
-            *(["The documents of a block are kept apart by positions that begin again at 0."] if document_masks else []),
-            *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
-        ],
+        notes=notes,
     )
-    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
-    return PreparedData(train, validation, tokenizer, task_spec, report, split)
+
+
+def _notes(
+    train: TokenBlocks, tokenizer: PreTrainedTokenizerFast, settings: PackingSettings, *, is_one: bool
+) -> Iterator[str]:
+    """What the user should know of the blocks. `is_one`: the text is one document, which needs no end."""
+    yield from unknown_note(train, tokenizer)
+    if train.num_padding:
+        yield _padding_note(tokenizer)
+    if settings.shuffle_documents:
+        yield "Training documents are packed in another order in each epoch."
+    if settings.document_masks:
+        yield "The documents of a block are kept apart by positions that begin again at 0."
+    if tokenizer.eos_token_id is None and not is_one:
+        yield UNMARKED_ENDS
 
 
 def _padding_note(tokenizer: PreTrainedTokenizerFast) -> str:

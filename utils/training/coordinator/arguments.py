@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
-from utils.data.documents import PACKING_SETTINGS, packing_problem
+from utils.data.documents import PackingSettings, packing_problem
 from utils.data.file_records import TASKS
 from utils.data.mixture_settings import mixture_sources
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
@@ -109,9 +109,9 @@ class DataArguments:
     packing: str = "concatenate"
 
     @property
-    def packing_settings(self) -> dict[str, Any]:
+    def packing_settings(self) -> PackingSettings:
         """The arguments that say how texts are packed."""
-        return {name: getattr(self, name) for name in PACKING_SETTINGS}
+        return PackingSettings.of(self)
 
     @property
     def kind(self) -> Kind:

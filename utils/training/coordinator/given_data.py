@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -99,7 +99,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
         tokenizer_strategy=given.tokenizer_strategy, val_split=given.val_split, random_seed=given.seed,
         validation_documents=loaded.validation, source=loaded.source, notes=loaded.notes,
-        **given.packing_settings,
+        **asdict(given.packing_settings),
     )  # fmt: skip
     notices = list(texts.report.notes)
     if not given.names_data:
