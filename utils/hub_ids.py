@@ -1,4 +1,4 @@
-"""Ids of repositories on the Hugging Face Hub, told from paths and other names without asking the Hub."""
+"""Ids of repositories on the Hugging Face Hub, recognised among paths and other names without asking the Hub."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ class _Row:
 
     @property
     def weight(self) -> float | None:
-        """The weight that was typed; None where it is none."""
+        """The weight that was typed; None for other text."""
         number = typed_number(self.controls["weight"].value.strip())
         return float(number) if number is not None and number > 0 else None
 

@@ -203,7 +203,7 @@ class TrainingPage(Page):
         self.refresh(self.state.visible_problems())
 
     def _offer(self, rate: float | None) -> None:
-        """The button that takes the suggestion; with None, there is none to take."""
+        """The button that takes the suggestion; hidden with None."""
         self._suggested = rate
         self._use.layout.display = "none" if rate is None else None
         if rate is not None:

@@ -132,7 +132,7 @@ class Probe:
         return F.cross_entropy(logits.flatten(0, 1), self._random(logits.shape[:2], logits.shape[-1], seed).flatten())
 
     def _check_shape(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """Refuse logits that no loss can be computed from, before the loss raises something that nobody understands."""
+        """Refuse logits that no loss can be computed from, before the loss raises an error about shapes or indices."""
         rows, scores = len(next(iter(batch.values()))), logits.shape[-1] if logits.dim() else 0
         if self.output == "numbers":
             return

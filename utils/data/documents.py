@@ -261,7 +261,7 @@ def make_blocks(
 
 
 def packing_problem(packing: Any) -> Problem | None:
-    """The problem, with the nearest name, when `packing` is none of `PACKINGS`."""
+    """The problem, with the nearest name, when `packing` is not one of `PACKINGS`."""
     if packing in PACKINGS:
         return None
     guess = nearest(str(packing), PACKINGS)
@@ -270,6 +270,6 @@ def packing_problem(packing: Any) -> Problem | None:
 
 
 def check_packing(packing: Any) -> None:
-    """Raise `ConfigError` when `packing` is none of `PACKINGS`."""
+    """Raise `ConfigError` when `packing` is not one of `PACKINGS`."""
     if (problem := packing_problem(packing)) is not None:
         raise ConfigError.from_problems("the data", [problem])

@@ -36,7 +36,7 @@ class MixtureSource(Schema):
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """A place says which source; whole numbers are weights too."""
+        """Infer the source from the place that is given, and accept whole numbers as weights."""
         values = {name: path_text(value) for name, value in values.items()}
         if isinstance(values.get("weight"), int) and not isinstance(values["weight"], bool):
             values["weight"] = float(values["weight"])

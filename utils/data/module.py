@@ -120,7 +120,7 @@ class UniversalDataModule:
 
     @property
     def mixture(self) -> MixedExamples | None:
-        """The training data where they are a mixture, which has an order of its own; else None."""
+        """The training data if they are a mixture, which orders its own samples; else None."""
         return _mixture_in(self.train)
 
     @property

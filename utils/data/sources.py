@@ -171,7 +171,7 @@ def may_draw(dataset: Any) -> bool:
 
 
 class StreamSource:
-    """Batches that only come in their own order: an iterable dataset, or a loader with a sampler of its own."""
+    """Batches in an order that cannot be chosen: an iterable dataset, or a loader with its own sampler."""
 
     def __init__(self, batches: Iterable[Any], batch_size: int | None, num_batches: int | None) -> None:
         self.batches, self.batch_size, self.num_batches = batches, batch_size, num_batches
@@ -313,7 +313,7 @@ def _recollated(source: Source, collate: Collate, seed: int) -> Source:
 
 
 class _AlreadyTaken:
-    """Marks a loader of ours, whose dataset already yields whole batches."""
+    """Mark our own loaders, whose dataset already yields batches."""
 
     def __call__(self, samples: list[Batch]) -> Batch:
         return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}

@@ -68,7 +68,7 @@ class _Work(Dataset[Any]):
             self._source.before_sample = lambda index: note[_SAMPLE].fill_(index)
         try:
             batch = self._source.take(self._chunks[k].tolist())
-        except Exception as error:  # noqa: BLE001 - whatever a user's dataset raises is told by the main process
+        except Exception as error:  # noqa: BLE001 - whatever a user's dataset raises is raised again by the main process
             message = str(error) if isinstance(error, TrainbookError) else first_line(error, with_class=True)
             return _Failure(info.id, os.getpid(), message, traceback.format_exc())
         note[_BATCH:] = _NONE

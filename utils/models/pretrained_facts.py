@@ -140,7 +140,7 @@ def _weights_among(files: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _described(values: Mapping[str, Any], place: str, dtype: str | None) -> dict[str, Any]:
-    """What a config says of its model. Raises ModelError when it is none of transformers."""
+    """What a config says of its model. Raises ModelError when it is not one of transformers."""
     if "model_type" not in values:
         raise ModelError(f"{place} has no model_type, so it is no config of transformers.")
     text = values.get("text_config") if isinstance(values.get("text_config"), dict) else {}

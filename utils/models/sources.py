@@ -33,7 +33,7 @@ _KINDS = (
 
 
 def load_model(source: Any, *, trust: str | None = None, config: Any = None, **overrides: Any) -> nn.Module:
-    """Load a model from wherever it is. It is that model or an error, never another one in its place.
+    """Load a model by name, from a file or folder, the Hub or a gist. No fallback: the result is that model or an error.
 
     | source | model |
     |---|---|
@@ -268,7 +268,7 @@ def _from_foreign(
     text: str,
     wanted: str | None = None,
 ) -> nn.Module:
-    """A model of somebody else's code, if that is trusted; it is run from the bytes that the digest is of."""
+    """Load a model from foreign code if it is trusted; exactly the bytes that were hashed are run."""
     import json
 
     from utils.models.code_files import SourcePackage

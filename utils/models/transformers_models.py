@@ -260,7 +260,7 @@ def _check_loaded(model: nn.Module, report: Mapping[str, Any], where: str) -> No
 def _custom_class(
     folder: Path, values: Mapping[str, Any], wanted: str | None, trust: str | None, call: str, where: str
 ) -> tuple[Any, Any]:
-    """Config object and model class of a folder that brings its own code, if that is trusted."""
+    """Config object and model class of a folder with its own code, if that is trusted."""
     classes = {kind: name for kind, name in dict(values["auto_map"]).items() if isinstance(name, str)}
     if elsewhere := [name for name in classes.values() if "--" in name]:
         raise ModelError(

@@ -36,7 +36,7 @@ def load_own(tokenizer: Any) -> tuple[TrainbookTokenizer, str]:
     Returns:
         The tokenizer, and a sentence on what it is.
     Raises:
-        DataNotFoundError: there is no such file or folder; DataError: it cannot be read; DataTypeError: it is none.
+        DataNotFoundError: there is no such file or folder; DataError: it cannot be read; DataTypeError: it is not a tokenizer.
     """
     from tokenizers import Tokenizer
 

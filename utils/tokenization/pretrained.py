@@ -158,7 +158,7 @@ def _load(name: str, online: bool) -> tuple[Any, bool]:
             return _from_pretrained(name, local_only=False), True
         except OfflineModeIsEnabled as error:
             problem, online = error, False
-        except Exception as error:  # noqa: BLE001 - network and Hub errors have no common class; told when no copy is there
+        except Exception as error:  # noqa: BLE001 - network and Hub errors have no common class; reported when no copy is there
             problem, online = error, _answered(error)
     try:
         return _from_pretrained(name, local_only=True), online

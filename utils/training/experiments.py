@@ -159,7 +159,7 @@ def existing_experiment(base: Path, name: str) -> Path:
 
 
 def kept_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the config.yaml of an experiment keeps; {} when there are none."""
+    """The settings that the config.yaml of an experiment keeps, or {}."""
     kept = _kept(folder).get("experiment")
     return dict(kept) if isinstance(kept, Mapping) else {}
 

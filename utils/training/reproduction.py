@@ -249,7 +249,7 @@ class ReproBundle:
 
 
 def read_repro_bundle(path: str | Path) -> ReproBundle:
-    """Open a folder or zip file of `create_repro_bundle`. Raises `DataNotFoundError` when it is none."""
+    """Open a folder or zip file of `create_repro_bundle`. Raises `DataNotFoundError` when it is not a bundle."""
     given = absolute_path(path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given

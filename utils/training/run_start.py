@@ -90,7 +90,7 @@ def decide_start(
 ) -> Start:  # fmt: skip
     """Continue or start new. The folder is locked until `stack` closes.
 
-    Of several processes the main one decides; the others are told, and read the same checkpoint from the same path.
+    Of several processes the main one decides; the others receive the decision, and read the same checkpoint from the same path.
 
     Args:
         resume_from: None (a new run), "auto" (continue this run_name or checkpoint_dir if it has a checkpoint), "latest" or

@@ -19,7 +19,7 @@ from utils.ui.wizard_model import ModelChoice
 from utils.ui.wizard_records import Clicks, Entry, Replaced
 from utils.ui.wizard_steps import PLACES
 
-#: Key of the preset that a cell gave, where it is none of PRESETS.
+#: Key of the preset that a cell gave, where it is not one of PRESETS.
 AS_GIVEN = "as given"
 # Sizes that a model and the data share.
 _SIZES = ("vocab_size", "max_length")
@@ -330,7 +330,7 @@ class EditedSetup:
 
     @contextlib.contextmanager
     def _change(self, clicking: bool = False) -> Iterator[None]:
-        """One change, told once at its end, also when it ends with an error."""
+        """One change, reported once at its end, also when it ends with an error."""
         was_clicking, self._clicking = self._clicking, clicking or self._clicking
         self._open_changes += 1
         try:

@@ -88,7 +88,7 @@ def facts_of(model: Any) -> ModelFacts:
 
 
 def data_path(setup: SetupConfig) -> str | None:
-    """Where the setup's files are; None where there are none, or they cannot be looked at.
+    """Path of the setup's files; None if it names no files, or they are on a Drive that is not mounted.
 
     Raises:
         DataError: the path cannot be one of Google Drive.

@@ -28,7 +28,7 @@ log = logging.getLogger("trainbook.data")
 
 
 class _FilesDataset(BaseDataset):
-    """A dataset of known files in a folder of its own, which torchvision can fetch.
+    """A dataset with known files in its own folder, which torchvision can download.
 
     Attributes:
         FOLDER: where its files lie, under the root; FETCHED_BY: torchvision's class that puts them there.
@@ -315,7 +315,7 @@ class ImageFolderDataset(BaseDataset):
         others = [self.root / name for name in _VALIDATION_FOLDERS if (self.root / name).is_dir()]
         if train.is_dir() and others:
             return train, others[0]
-        # A class may be called "train"; a folder of folders is none.
+        # A class may be called "train"; a folder of folders is not a class.
         alone = (
             train.is_dir() and _subfolders(self.root) == ["train"] and any(path.is_dir() for path in train.iterdir())
         )

@@ -28,7 +28,7 @@ MOST_CHARACTERS = 1_000_000_000
 
 # Seconds for the first answer of the Hub. Later requests have the timeouts and the five attempts of huggingface_hub.
 _ANSWER_TIMEOUT_S = 15.0
-# Seconds before the first question is asked again, where the line broke or the Hub was busy. A time-out is not repeated.
+# Delays before the first request is retried after a dropped connection or status 429/5xx; time-outs are not retried.
 RETRY_WAITS_S: tuple[float, ...] = (1.0, 3.0)
 _BUSY = (429, 500, 502, 503, 504)
 # Bytes of a dataset's tables (all columns, all splits) above which it is read as a stream, not downloaded as a whole.
@@ -48,7 +48,7 @@ class HubTable:
         splits: all splits by name.
         split: the name of the one that was chosen.
         source: what was read, for the report.
-        notes: what the user should know, one sentence each.
+        notes: notices for the user, one sentence each.
     """
 
     rows: Any
@@ -91,7 +91,7 @@ class LoadedTexts:
         documents: one a row, in the dataset's order; "" where a row has no text. Many of them are read from disk.
         validation: those of its own validation split; None when it has none or it was not asked for.
         source: what was read, for the report.
-        notes: what the user should know, one sentence each.
+        notes: notices for the user, one sentence each.
     """
 
     documents: Sequence[str]
@@ -101,7 +101,7 @@ class LoadedTexts:
 
 
 def split_name(split: str | None) -> str:
-    """The name of a split without the part of it that is meant: "train" for "train[:1000]", and for None."""
+    """The name of a split without its slice: "train" for "train[:1000]", and for None."""
     return "train" if split is None else split.partition("[")[0]
 
 
@@ -127,8 +127,8 @@ def load_hub_texts(
         max_characters: stop reading `split` after the row that reaches it, where texts are held in memory: those of tables
             up to 64 MB, and of streams. Tables above 4 GB are streamed.
     Raises:
-        HubError: the Hub cannot be reached, has no such dataset, or gives it only to those it knows.
-        DataError: a name that is none, an unknown configuration, split or column, or files that cannot be read.
+        HubError: the Hub cannot be reached, has no such dataset, or requires a login.
+        DataError: an invalid name, an unknown configuration, split or column, or files that cannot be read.
     """
     table = load_hub_table(name, config_name, split)
     with plain_errors(name, config_name), _quiet(_folder(name) is not None):
@@ -241,7 +241,7 @@ def _splits(
 def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
     """Dataset builder: from the Hub, from its conversion of a loading script, or from the local cache.
 
-    The Hub is first asked once, so that a dead line costs seconds and not minutes of retries.
+    One short request comes first, so that a missing connection is reported after seconds and not minutes of retries.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
@@ -267,16 +267,16 @@ def _asked_again(ask: Callable[[], Any]) -> Any:
     for number, wait_s in enumerate(RETRY_WAITS_S, start=1):
         try:
             return ask()
-        except Exception as error:  # whose classes belong to several packages; what does not pass goes on
-            if not _may_pass(error):
+        except Exception as error:  # whose classes belong to several packages; an error that is not transient is raised
+            if not _is_transient(error):
                 raise
             _log.info("The Hub did not answer (%s); asking again, %d of %d.", error, number, len(RETRY_WAITS_S))
             time.sleep(wait_s)
     return ask()
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same question may be answered a moment later: a busy server, or a line that broke."""
+def _is_transient(error: Exception) -> bool:
+    """Whether a retry may succeed: the server is busy (status 429 or 5xx), or the connection dropped."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in _BUSY
@@ -286,7 +286,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _kept_builder(name: str, config_name: str | None, reason: Exception) -> Any:
-    """The reader of the copy that an earlier download left. Raises `reason` when there is none."""
+    """The builder of the copy in the local cache. Raises `reason` without such a copy."""
     from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
 
     try:
@@ -298,7 +298,7 @@ def _kept_builder(name: str, config_name: str | None, reason: Exception) -> Any:
 
 
 def _converted_builder(name: str, config_name: str | None) -> Any:
-    """The reader of the Hub's conversion, in which each configuration is a folder. Raises DataError that names them."""
+    """The builder of the Hub's Parquet conversion, with a folder for each configuration. Raises DataError that names them."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFolder
 
@@ -322,7 +322,7 @@ def _chosen_split(splits: Mapping[str, Any], split: str, notes: list[str]) -> st
 
 
 def _part(rows: Any, name: str, split: str) -> Any:
-    """The rows of a split that its slice names. Raises DataError for a stream, and for a slice that is none."""
+    """The rows of a split that its slice names. Raises DataError for a stream, and for an invalid slice."""
     if not hasattr(rows, "num_rows"):
         raise DataError(f"split: got {split!r}; a stream has no parts. Use split={name!r} and rows.take(number).")
     part = f"{name}[{split.partition('[')[2]}"

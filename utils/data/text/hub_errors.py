@@ -1,4 +1,4 @@
-"""Errors of the Hub, the network and the readers of files in plain words, each with a way on."""
+"""Errors of the Hub, the network and the readers of files as errors of ours that say what to do."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ WAYS_OUT = 'use the built-in corpus (dataset="builtin") or a file of yours (data
 
 @contextlib.contextmanager
 def plain_errors(name: str, config_name: str | None) -> Iterator[None]:
-    """Errors of datasets, huggingface_hub, pyarrow and the network as one of ours, in plain words."""
+    """Translate errors of datasets, huggingface_hub, pyarrow and the network into one of ours."""
     try:
         yield
     except TrainbookError:
         raise
-    except Exception as error:  # whose classes belong to half a dozen packages; what is none of theirs goes on
+    except Exception as error:  # whose classes belong to half a dozen packages; anything else is raised unchanged
         foreign = type(error).__module__.partition(".")[0] in _PACKAGES
         if not foreign and not isinstance(error, (OSError, ValueError, RuntimeError)):
             raise
@@ -32,9 +32,8 @@ def plain_errors(name: str, config_name: str | None) -> Iterator[None]:
 
 def plain_error(error: BaseException, name: str, config_name: str | None = None) -> TrainbookError:
     """Translate an error of loading a dataset into one sentence with a remedy. Only its type and text are read."""
-    told = _known_refusal(error, name)
-    if told is not None:
-        return told
+    if (refusal := _known_refusal(error, name)) is not None:
+        return refusal
     text = str(error)
     if configs := re.search(r"(?:Available: |available configs: )(\[.*?\])", text):
         return no_configuration(name, config_name, [part.strip(" '\"") for part in configs[1].strip("[]").split(",")])
@@ -50,6 +49,7 @@ def plain_error(error: BaseException, name: str, config_name: str | None = None)
 
 
 def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -> DataError:
+    """The error for an unknown configuration, or for none where the dataset has several; names those there are."""
     got = f"has no configuration {config_name!r}" if config_name else "has several configurations"
     guess = nearest(config_name, known) if config_name else None
     hint = f" Did you mean {guess!r}?" if guess else ""
@@ -58,13 +58,13 @@ def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -
 
 
 def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
-    """The Hub's own refusals, and a Hub that does not answer; None for everything else."""
+    """The error for a refusal by the Hub, or a Hub that does not answer; None for everything else."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "GatedRepoError" in kinds or "gated dataset" in text:
         return HubError(
-            f"{name} is gated: its owner gives it only to those who asked. Ask on its page of the Hub, log in with "
+            f"{name} is gated. Request access on its page of the Hub, log in with "
             f"huggingface_hub.login(), and try again; or {WAYS_OUT}."
         )
     if "OfflineModeIsEnabled" in kinds or "(OfflineModeIsEnabled)" in text:

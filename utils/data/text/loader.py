@@ -1,4 +1,4 @@
-"""DatasetLoader: text from anywhere -> a dataset, with an account of what was left out."""
+"""DatasetLoader: text from files, the Hub, a Drive, an upload or objects -> a dataset, with a report of what was left out."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _log = logging.getLogger("trainbook.data")
-# Options that only a dataset has that the datasets library reads.
+# Options of datasets that the datasets library reads.
 _OF_THE_HUB = {"config_name", "split", "streaming"}
-# What `load` itself says to the methods that it calls.
+# Arguments that `load` itself passes to the methods that it calls.
 _OWN_ARGUMENTS = {"dataset_name", "file_path", "rows", "source"}
 # Characters of a sample that a preview shows.
 _PREVIEW = 400
@@ -69,7 +69,7 @@ class DatasetLoader:
         self.report: LoadReport | None = None
 
     def load(self, source: Any, **options: Any) -> Any:
-        """Load whatever `source` is.
+        """Load a dataset from any kind of source.
 
         Args:
             source: "builtin"; a file, folder or pattern of paths, or a list of these; the id of a dataset on the Hub; a
@@ -154,7 +154,7 @@ class DatasetLoader:
         Args:
             file_path: see `find_files`.
             file_format: "txt", "csv", "tsv", "json", "jsonl" or "parquet"; None: by each file's name.
-            text_column: None: found by `text_column_of`.
+            text_column: None: chosen by `text_column_of`.
             encoding, on_bad_line, text_unit, delimiter, quotes: see `ReadOptions`.
         Raises:
             DataNotFoundError, DataError: what is wrong, with path:line; ConfigError: an unknown option.
@@ -167,7 +167,7 @@ class DatasetLoader:
             rules=self.rules,
         )  # fmt: skip
         validation = [f"{len(found.validation)} files are for validation by their names, and were not read."]
-        return self._told(dataset, report, [*found.notes, *(validation if found.validation else [])])
+        return self._reported(dataset, report, [*found.notes, *(validation if found.validation else [])])
 
     def load_from_drive(
         self, drive_path: str | os.PathLike[str], text_column: str | None = None, **options: Any
@@ -248,7 +248,7 @@ class DatasetLoader:
             texts.check()
         finally:
             texts.close()
-        return self._told(datasets.Dataset(kept), report)
+        return self._reported(datasets.Dataset(kept), report)
 
     def _dataset(self, rows: Any, source: str, text_column: str | None = None, notes: Sequence[str] = ()) -> Any:
         """A dataset or stream of the `datasets` library, cleaned."""
@@ -263,9 +263,9 @@ class DatasetLoader:
         tables = _tables_of_dataset(rows, source)
         metadata = _features(rows, column).arrow_schema.metadata
         dataset, kept = kept_table(tables, TableCache(self.cache_dir), key, report, self.rules, BadLines(), metadata)
-        return self._told(dataset, kept, notes)
+        return self._reported(dataset, kept, notes)
 
-    def _told(self, dataset: Any, report: LoadReport, notes: Sequence[str] = ()) -> Any:
+    def _reported(self, dataset: Any, report: LoadReport, notes: Sequence[str] = ()) -> Any:
         report.notes = list(notes)
         self.report = report
         if report.sentence:

@@ -1,4 +1,4 @@
-"""prepare_text: documents -> split -> tokenizer -> token ids -> blocks, checked and reported at each stop."""
+"""prepare_text: documents -> split -> tokenizer -> token ids -> blocks, checked at each stage, with a report."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def prepare_text(
     """Split, tokenize and pack documents.
 
     Args:
-        documents: texts; those without a visible character are skipped. A sequence that is no list is gone through from
-            its beginning to its end, several times, and never held as a whole.
-        vocab_size: most tokens of the tokenizer.
+        documents: texts; those without a visible character are skipped. Other sequences than lists
+            are iterated several times and never loaded whole.
+        vocab_size: maximum size of the vocabulary of a new tokenizer.
         block_size: tokens per block, T.
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
         tokenizer: one that exists already; None: one is trained on the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
-        validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
-            used when `val_split` is 0.
+        validation_documents: texts that are all for validation; None: `val_split` of the text is held out. Not used
+            when `val_split` is 0.
         source, notes: for the report.
         cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in
-            memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
+            memory, or, above 64 million characters, in a temporary file that is deleted with the blocks.
         shuffle_documents: pack the training documents in another order in each epoch; validation keeps its order.
         document_masks: keep the documents of a block apart, in training and validation (`DocumentBlocks`).
         packing: "concatenate", or "best_fit": training documents that fit a block are not cut, and blocks have padding
@@ -69,7 +69,7 @@ def prepare_text(
     Raises:
         ConfigError: the tokenizer does not fit the vocabulary, `val_split` is out of range, `packing` is unknown, or one of
             `packing`, `shuffle_documents` and `document_masks` needs the end-of-text token that the tokenizer does not have.
-        DataTypeError: documents that are no texts.
+        DataTypeError: documents that are not strings.
         DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
     """
     settings = PackingSettings(packing, shuffle_documents, document_masks)
@@ -220,7 +220,7 @@ def _encoded(
 
 
 def _with_text(documents: Sequence[str]) -> Sequence[str]:
-    """The documents that hold a visible character. Raises when there is none, or one is no text."""
+    """The documents that hold a visible character. Raises when no document does, or one is not a string."""
     if isinstance(documents, str):
         raise DataTypeError("got one text as the documents; give a list: [text].")
     texts = checked_texts(documents, "document")

@@ -192,7 +192,7 @@ class DataArguments:
         return []
 
     def _idle_problems(self) -> list[Problem]:
-        """Arguments that would be ignored, and a share that is none."""
+        """Arguments that would be ignored, and an invalid share."""
         if not _is_share(self.val_split):
             return [Problem("val_split", f"got {shown(self.val_split)}; must be a number from 0 to 0.5", 0.1)]
         return [
