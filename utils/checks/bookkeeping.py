@@ -401,7 +401,7 @@ def _weight_of(model: nn.Module, getter: str) -> Tensor | None:
         return None
     try:
         return getattr(named(), "weight", None)
-    except NotImplementedError:  # transformers' way of saying that there is none
+    except NotImplementedError:  # how transformers reports a missing one
         return None
 
 

@@ -269,7 +269,7 @@ class TokenClassificationCollator(InputCollator):
             if "labels" in row and len(row["labels"]) != len(row["input_ids"]):
                 raise DataError(
                     f"a sample has {len(row['input_ids'])} tokens and {len(row['labels'])} labels; give one label for each "
-                    "token, -100 where there is none, or the words and their tags and let the tokenizer align them."
+                    "token, -100 where a token has no label, or the words and their tags and let the tokenizer align them."
                 )
         return super().batch(rows)
 

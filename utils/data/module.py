@@ -167,8 +167,8 @@ class UniversalDataModule:
                 check_source(source, name, limits)
 
     def padding_notice(self, *, explicit: bool) -> str | None:
-        """Notice about padding in training samples that have neither an attention mask nor ignored labels; None: there
-        is none.
+        """Notice about padding in training samples that have neither an attention mask nor ignored labels; None
+        without such padding.
 
         Args:
             explicit: the padding id was given with tokenizer, task or config, not taken from the model.

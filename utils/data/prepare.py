@@ -286,7 +286,7 @@ def _records(
 
 
 def own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | None:
-    """The tokenizer that came with a pretrained model; None where there is none, or the setup asks for one of its own."""
+    """The tokenizer that came with a pretrained model; None without one, or if the setup asks for another."""
     from transformers import PreTrainedTokenizerFast
 
     from utils.models.origins import tokenizer_of

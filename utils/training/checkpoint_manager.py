@@ -107,7 +107,7 @@ class CheckpointManager:
 
     @property
     def best_accuracy(self) -> float:
-        """Accuracy (0 to 100) of the best model so far, 0.0 while there is none."""
+        """Accuracy (0 to 100) of the best model so far, 0.0 before the first model."""
         return 0.0 if self._best is None else self._best
 
     @best_accuracy.setter

@@ -179,7 +179,7 @@ def newest_file(folder: Path) -> Path:
     """The newest intact checkpoint of an experiment, of ours or of another system with the same names.
 
     Raises:
-        CheckpointError: there is none; says what was tried. CheckpointNotFoundError: there is no file at all.
+        CheckpointError: no intact one; says what was tried. CheckpointNotFoundError: there is no file at all.
     """
     from utils.training.engine.checkpointing.store import newest, read_plain
 

@@ -78,7 +78,7 @@ def push_to_hub(
     commit_message: str | None = None,
     endpoint: str | None = None,
 ) -> HubPush:
-    """Upload an export to a model repository of the Hugging Face Hub; the repository is created if there is none.
+    """Upload an export to a model repository of the Hugging Face Hub; the repository is created if it does not exist.
 
     An interrupted upload continues with the same call: what the Hub has already is not sent again. The repository has all
     files of the export or, until the commit, none of them.

@@ -94,7 +94,7 @@ def decide_start(
 
     Args:
         resume_from: None (a new run), "auto" (continue this run_name or checkpoint_dir if it has a checkpoint), "latest" or
-            "best" (continue, and fail when there is none), a checkpoint file, a run's or checkpoints' folder, or a results
+            "best" (continue, and fail without a checkpoint), a checkpoint file, a run's or checkpoints' folder, or a results
             object.
         model: what is to be trained; a checkpoint of the run whose weights are other kinds of numbers is skipped as damaged.
     Raises:

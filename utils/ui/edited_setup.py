@@ -65,8 +65,8 @@ class EditedSetup:
 
     @property
     def model(self) -> Any:
-        """The model that the settings are compared with: the notebook's, or the pretrained one once it is loaded. None: there
-        is none yet."""
+        """The model that the settings are compared with: the notebook's, or the pretrained one once it is loaded; None
+        before that."""
         return self.choice.model
 
     @property

@@ -42,7 +42,7 @@ class GivenData:
     """Data to train on.
 
     Attributes:
-        train, validation: what `Trainer.train` takes; validation is None when there is none.
+        train, validation: what `Trainer.train` takes; validation may be None.
         tokenizer: the texts', or the one that was given.
         task_spec: the task; None: inferred by the Trainer.
         report: what became of the texts; None for data that were ids or batches already.
