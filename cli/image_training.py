@@ -113,7 +113,7 @@ def _check_same_schedule(name: str, kept: ImageSettings, now: ImageSettings) -> 
     problems = [
         Problem(
             field,
-            f"got {getattr(now, field)!r}; {name} goes on with {getattr(kept, field)!r}. For another one start a new "
+            f"got {getattr(now, field)!r}; {name} continues with {getattr(kept, field)!r}. For another one start a new "
             f"experiment from its weights: --fork {name}",
         )
         for field in fixed

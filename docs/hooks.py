@@ -17,7 +17,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Documents outside docs/ -> their place in the site.
-ELSEWHERE = {"utils/training/engine/README.md": "engine.md", "CONTRIBUTING.md": "contributing.md"}
+ELSEWHERE = {
+    "utils/training/engine/README.md": "engine.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md",
+}  # fmt: skip
 
 #: Each gets a page with every name of its `__all__`.
 PACKAGES = (
@@ -27,6 +29,15 @@ PACKAGES = (
 #: Each gets a page with its public members.
 MODULES = ("utils.errors",)
 
+#: The page whose file names lead to the files, and the file names in it.
+MAP = "ARCHITECTURE.md"
+_FILE_NAME = re.compile(r"`((?:utils|widgets|cli)/[\w./]+\.(?:py|md))`")
+#: Pages with a wide diagram, which take the place of their table of contents.
+WIDE = ("engine.md",)
+
+_CODE = re.compile(r"(?<=<code>)[^<\n]+(?=</code>)")
+# Characters above which a name may break after its underscores, as names of tests do.
+_LONG_NAME = 32
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
 
@@ -40,6 +51,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         content = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
         files.append(File.generated(config, f"reference/{module}.md", content=content))
     files.append(File.generated(config, "reference/settings.md", content=settings_page()))
+    for name in sorted(set(_FILE_NAME.findall((ROOT / "docs" / MAP).read_text(encoding="utf-8")))):
+        # A browser shows a .txt beside the page, where it would offer to save a .py.
+        content = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, f"source/{name}.txt", content=content))
     return files
 
 
@@ -53,7 +68,25 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         place = ELSEWHERE.get(target, target.removeprefix("docs/"))
         return match[1] + posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
 
-    return _LINK.sub(in_site, markdown)
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
+    markdown = _LINK.sub(in_site, markdown)
+    return _FILE_NAME.sub(r"[`\1`](source/\1.txt)", markdown) if page.file.src_uri == MAP else markdown
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let long names break at sensible places, and keep the reference's tables of contents to the exported names."""
+    if page.file.src_uri.startswith("reference/"):
+        for title in page.toc:
+            for name in title.children:
+                name.children = []
+    return _CODE.sub(lambda match: _breakable(match[0]), html)
+
+
+def _breakable(code: str) -> str:
+    """HTML of a name that may break after slashes and, if it is long, after underscores."""
+    code = code.replace("/", "/<wbr>")
+    return code.replace("_", "_<wbr>") if len(code) > _LONG_NAME else code
 
 
 def settings_page() -> str:

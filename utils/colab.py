@@ -119,7 +119,7 @@ def download_file(path: str | os.PathLike[str]) -> None:
 
 
 def secret(name: str) -> str | None:
-    """A secret: an environment variable, else Colab's secret of that name. None when there is none, or it is not granted."""
+    """A secret: an environment variable, else Colab's secret of that name. None if it does not exist or is not granted."""
     value = os.environ.get(name) or _userdata(name)
     if value is not None:
         remember_secret(value)

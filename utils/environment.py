@@ -135,7 +135,7 @@ def _device(kind: str, fallen_back: bool) -> Device:
 
 
 def _why_no_cuda() -> str | None:
-    """Explain why torch cannot use this machine's NVIDIA GPU; None when there is none, or it is hidden on purpose."""
+    """Explain why torch cannot use this machine's NVIDIA GPU; None without such a GPU, or if it is hidden on purpose."""
     import torch
 
     if not _NVIDIA_DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

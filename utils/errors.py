@@ -50,6 +50,27 @@ _MOST_LISTED = 40
 _LONGEST_NAME = 60
 
 
+def first_line(error: BaseException | str, *, with_class: bool = False, lines: int = 1) -> str:
+    """The beginning of an error's text for the middle of a sentence: scrubbed, at most 300 characters, no full stop at its end.
+
+    Args:
+        error: an error, or the text of one. One without text gives the name of its class.
+        with_class: begin with the name of the class: "ValueError: ...".
+        lines: how many lines that are not blank to take, joined by spaces.
+    """
+    name = "" if isinstance(error, str) else type(error).__name__
+    found = [line.strip() for line in scrub(str(error)).splitlines() if line.strip()]
+    said = " ".join(found[:lines])[:300].rstrip(". ")
+    return f"{name}: {said}" if said and name and with_class else said or name
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error at the end of the chain of `raise ... from ...`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 class _ShownShort(BaseException):
     """An error whose message says what to do: a notebook shows it with the caller's lines, and without the library's."""
 

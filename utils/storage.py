@@ -217,7 +217,7 @@ def _restored(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file, as `json_line` writes them; [] when there is none. A last line that a crash cut off is left
+    """The rows of a .jsonl file, as `json_line` writes them, or []. A last line that a crash cut off is left
     out."""
     if not path.is_file():
         return []

@@ -134,7 +134,7 @@ class TaskRow:
 
 
 def _event_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that draws after a handler has returned; None where there is none."""
+    """The event loop that draws after a handler has returned, or None."""
     if front_end() != "notebook":
         return None
     try:

@@ -132,7 +132,7 @@ class ColumnForm(FieldForm):
 
 
 def named_options(names: Sequence[str], value: str | None, setting: str = "") -> tuple[tuple[str, str], ...]:
-    """Options of a menu of columns or layouts found in the data, with the chosen value where it is none of them."""
+    """Options of a menu of columns or layouts found in the data, with the chosen value if it is not one of them."""
     missing = [(f"{choice_name(setting, value)} (not in the data)", value)] if value is not None and value not in names else []
     return ("detect automatically", _NONE), *((choice_name(setting, name), name) for name in names), *missing
 
@@ -213,7 +213,7 @@ def primary(made: ipywidgets.Button) -> ipywidgets.Button:
 
 
 def paragraph(sentence: str) -> Html:
-    """A line of text; the empty one is no markup."""
+    """A line of text; no markup for an empty one."""
     return element("div", text(sentence)) if sentence else text("")
 
 
@@ -223,7 +223,7 @@ def heading(title: str) -> Html:
 
 
 def problem_line(sentence: str, indent: str = "0") -> Html:
-    """A problem in words and with a bar, announced by screen readers; the empty one is no markup."""
+    """A problem with a coloured bar, announced by screen readers; no markup for an empty one."""
     if not sentence:
         return text("")
     style = None if indent == "0" else f"margin-left:{indent}"
@@ -255,6 +255,6 @@ def code(line: str) -> Html:
 
 
 def small(sentence: str, indent: str = "0") -> Html:
-    """Help and details, still readable; the empty one is no markup."""
+    """Help and details, still readable; no markup for an empty one."""
     style = None if indent == "0" else f"margin-left:{indent}"
     return element("div", text(sentence), class_="tb-help", style=style) if sentence else text("")

@@ -178,17 +178,19 @@ class _Row:
         source = self.controls["source"].value
         found = self._owner.state.recognised_entry(self.entry())
         self._draw_rest(found.columns, found.layouts)
-        is_named, layout = source == "huggingface", self._rest.get("conversation_layout")
+        layout = self._rest.get("conversation_layout")
+        kind = SOURCE_KINDS.get(source)
+        is_on_hub = kind is not None and kind.reader == "hub"
         shown = {
-            "place": source != "builtin",
-            "config": is_named,
+            "place": _place_of(source) is not None,
+            "config": is_on_hub,
             "column": bool(found.columns) or self._rest.get("text_column") is not None,
             "layout": len(found.layouts) > 1 or layout is not None,
             "kind": bool(found.columns) or self._rest.get("data_kind", "auto") != "auto",
         }
         for key, is_shown in shown.items():
             self.controls[key].layout.display = None if is_shown else "none"
-        unread = is_named and not found.columns and bool(self.controls["place"].value.strip())
+        unread = is_on_hub and not found.columns and bool(self.controls["place"].value.strip())
         self._read.box.layout.display = None if unread else "none"
         set_markup(self._found, small(found.sentence if found.columns else ""))
 
@@ -213,7 +215,7 @@ class _Row:
 
     @property
     def weight(self) -> float | None:
-        """The weight that was typed; None where it is none."""
+        """The weight that was typed; None for other text."""
         number = typed_number(self.controls["weight"].value.strip())
         return float(number) if number is not None and number > 0 else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets
 
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.ui.background import Progress
 from utils.ui.choice_names import choice_name
@@ -71,11 +72,11 @@ class DataPage(Page):
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        uploads = self.state.source in ("local", "upload") and not self.state.setup.mixture
+        uploads = SOURCE_KINDS[self.state.source].offers_upload and not self.state.setup.mixture
         self._upload_row.layout.display = None if uploads else "none"
         found = self.state.recognised
         self._mixture.refresh()
-        is_named = self.state.setup.dataset_source == "huggingface" and not found.columns
+        is_named = SOURCE_KINDS[self.state.setup.dataset_source].reader == "hub" and not found.columns
         self._first_rows.box.layout.display = None if is_named else "none"
         set_markup(self._found, paragraph(found.sentence if found.columns else ""))
         sentence = self.state.task_sentence
@@ -202,7 +203,7 @@ class TrainingPage(Page):
         self.refresh(self.state.visible_problems())
 
     def _offer(self, rate: float | None) -> None:
-        """The button that takes the suggestion; with None, there is none to take."""
+        """The button that takes the suggestion; hidden with None."""
         self._suggested = rate
         self._use.layout.display = "none" if rate is None else None
         if rate is not None:

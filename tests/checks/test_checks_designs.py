@@ -1,4 +1,4 @@
-"""Tier 1 on designs that look like faults and are none, and on faults that look like nothing."""
+"""Tier 1 on designs that look like faults but are not, and on faults that look like nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiers 2 and 3: what a model uses, how steady it is, and whether it can learn one batch by heart."""
+"""Tiers 2 and 3: what a model uses, how steady it is, and whether it can memorise one batch."""
 
 from __future__ import annotations
 

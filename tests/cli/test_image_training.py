@@ -270,8 +270,8 @@ def test_another_rate_or_schedule_is_for_a_fork(quadrants, capsys):
     train("--epochs", 1)
     assert main(["--resume", "exp1", "--epochs", "2", "--lr", "1e-5", "--scheduler", "cosine"]) == 2
     err = capsys.readouterr().err
-    assert "learning_rate  got 1e-05; exp1 goes on with 0.02" in err
-    assert "got 'cosine'; exp1 goes on with 'none'" in err
+    assert "learning_rate  got 1e-05; exp1 continues with 0.02" in err
+    assert "got 'cosine'; exp1 continues with 'none'" in err
     assert "--fork exp1" in err
     assert len(Path("runs/exp1/training_log.txt").read_text().splitlines()) == 2
     assert main(["--fork", "exp1", "--epochs", "1", "--lr", "1e-5"]) == 0

@@ -15,7 +15,7 @@ from tests.data.test_data_documents import EOS, TEXTS, StopAt, T, documents, fla
 from tests.kit.toys import assert_same_run, plain_lm, tiny_gpt
 from utils.data import UniversalDataModule, prepare_data, prepare_text, preview_batch
 from utils.data.best_fit import best_fit
-from utils.data.documents import DocumentBlocks, make_blocks
+from utils.data.documents import DocumentBlocks, PackingSettings, make_blocks
 from utils.data.mixed_examples import MixedExamples
 from utils.data.mixture import num_targets
 from utils.errors import ConfigError
@@ -231,7 +231,7 @@ def test_the_setting_reaches_the_blocks_and_is_recorded(tmp_path):
 
 def test_what_cannot_be_done_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="packing: the tokenizer has no end-of-text token"):
-        make_blocks(flat(documents()), T, None, packing="best_fit")
+        make_blocks(flat(documents()), T, None, PackingSettings("best_fit"))
     with pytest.raises(ConfigError, match="got 'bestfit'; must be one of concatenate, best_fit; did you mean 'best_fit'"):
         prepare_text(TEXTS, vocab_size=300, block_size=16, packing="bestfit")
     with pytest.raises(ConfigError, match="packing .*must be one of concatenate, best_fit"):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt
 from utils.data import TokenBlocks, prepare_data, prepare_text
-from utils.data.documents import DocumentBlocks, make_blocks
+from utils.data.documents import DocumentBlocks, PackingSettings, make_blocks
 from utils.errors import ConfigError
 from utils.training import Callback, TaskSpec, Trainer
 from utils.training.coordinator import TrainingCoordinator
@@ -157,7 +157,7 @@ def test_settings_reach_the_blocks_from_texts_setups_and_the_coordinator():
 
 def test_what_cannot_be_done_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="shuffle_documents: the tokenizer has no end-of-text token"):
-        make_blocks(flat(documents()), T, None, shuffle=True)
+        make_blocks(flat(documents()), T, None, PackingSettings(shuffle_documents=True))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "after {number}", "completion": "{number + 1}"}}\n' for number in range(40)))
     setup = SetupConfig(dataset_path=str(rows), document_masks=True, vocab_size=300, max_length=64)

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from tests.kit.hub_server import MAIN, PARQUET, serving
 from tests.kit.tree import ROOT
 from utils.data import prepare_data
-from utils.data.text.hub import dataset_name_problem, load_hub_texts
+from utils.data.text.hub import dataset_name_problem, load_hub_texts, table_texts
 from utils.data.text.hub_errors import plain_error
 from utils.errors import ConfigError, DataError, HubError
 from utils.ui.setup_config import SetupConfig
@@ -48,6 +48,15 @@ def test_a_folder_of_text_files_gives_its_lines_and_its_own_validation(folder):
     assert str(folder) in loaded.source
     assert "own split 'validation' (rows: 7)" in " ".join(loaded.notes)
     assert load_hub_texts(str(folder), with_validation=False).validation is None
+
+
+def test_datasets_in_memory_report_their_own_validation_split_and_a_reading_that_ended_early():
+    tables = DatasetDict(train=Dataset.from_dict({"text": LINES}), dev=Dataset.from_dict({"text": LINES[:7]}))
+    loaded = table_texts(tables, max_characters=100)
+    assert loaded.validation == LINES[:4], "the limit is that of each split"
+    assert "own split 'dev' (its first 4 rows)" in " ".join(loaded.notes)
+    assert "reach 100 characters, the most that is held" in " ".join(loaded.notes)
+    assert table_texts(tables, with_validation=False).notes == []
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "saved", "saved splits"])

@@ -236,7 +236,7 @@ def test_given_names_decide_the_order():
     data = prepared(class_names=["good", "bad", "worse"])
     assert data.train.columns["labels"].tolist() == [0 if mood == "good" else 1 for mood in MOODS]
     assert data.task_spec.num_classes == 3
-    with pytest.raises(DataError, match="'bad' is none of the 1 classes: good"):
+    with pytest.raises(DataError, match="'bad' is not one of the 1 classes: good"):
         prepared(class_names=["good"])
 
 
@@ -570,7 +570,7 @@ def test_a_task_reads_further_records_as_it_read_the_first():
     assert again.train.take(everything)["labels"].tolist() == expected
     assert raw.train.take(everything)["labels"].tolist() == expected
     assert few.train.take([0, 1])["labels"].tolist() == [2, 1]
-    with pytest.raises(DataError, match="the label 6 is none of the 5 classes: 1, 2, 3, 4, 5"):
+    with pytest.raises(DataError, match="the label 6 is not one of the 5 classes: 1, 2, 3, 4, 5"):
         prepare_examples([("a", 6), ("b", 1)], data.task_spec, data.tokenizer, val_split=0)
     renamed = prepare_examples(
         RECORDS, data.task_spec, data.tokenizer, val_split=0, class_names=["bad", "good", *"xyz"]

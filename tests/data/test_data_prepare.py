@@ -6,7 +6,8 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from torch import nn
 
 from tests.kit.tree import ROOT
 from utils.data import PreparedData, prepare_data, prepare_text
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.data.text.report import unigram_loss
 from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.models import ModelRegistry
 from utils.tokenization import build_character_tokenizer
+from utils.training.coordinator.arguments import DataArguments
 from utils.ui.setup_config import SetupConfig
 
 LINES = "".join(f"Line {number} of a text about the number {number * number}.\n" for number in range(400))
@@ -48,6 +51,29 @@ def text_file(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     return ModelRegistry.create("gpt-small", vocab_size=400, max_seq_len=32, n_layer=1, n_embd=16, n_head=2)
+
+
+def test_a_source_that_is_read_like_another_needs_a_row_in_the_table_only(text_file, model, monkeypatch):
+    monkeypatch.setitem(SOURCE_KINDS, "archive", replace(SOURCE_KINDS["local"], title="Archive"))
+    data = prepare_data(Setup(dataset_source="archive", dataset_path=text_file), model)
+    assert data.report.source == text_file
+    given = DataArguments(dataset_path=text_file, dataset_source="archive")
+    assert [problem for problem in given.problems(model) if problem.field == "dataset_source"] == []
+
+
+@pytest.mark.parametrize(("settings", "function"), [
+    ({}, "load_texts"), ({"data_kind": "pairs"}, "load_answers"), ({"task": "text_classification"}, "load_labelled"),
+])  # fmt: skip
+def test_a_source_with_a_reader_of_its_own_is_refused_where_the_reader_is_missing(model, monkeypatch, settings, function):
+    kind = replace(SOURCE_KINDS["builtin"], reader="ledger", given_as=())
+    monkeypatch.setitem(SOURCE_KINDS, "ledger", kind)
+    setup = SimpleNamespace(**vars(Setup(dataset_source="ledger")), **settings)
+    with pytest.raises(ConfigError, match=rf"'ledger'.*{function} in utils\.data\.prepare.*SOURCE_KINDS"):
+        prepare_data(setup, model)
+    given = DataArguments(dataset_source="ledger")
+    assert "keep one of the two" in given.problems(model)[0].message
+    with pytest.raises(ConfigError, match="dataset_source"):
+        SetupConfig(dataset_source="ledger")
 
 
 LABELLED = [{"text": f"number {n} is {'even' if n % 2 == 0 else 'odd'}", "label": n % 2} for n in range(60)]

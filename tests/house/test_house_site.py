@@ -90,14 +90,42 @@ def test_a_document_that_leads_nowhere_fails_the_build(tmp_path):
     assert "nowhere.md" in done.stderr
 
 
+@pytest.mark.slow
+def test_the_map_leads_to_the_files_it_names(site):
+    page = (site / "ARCHITECTURE.html").read_text(encoding="utf-8")
+    targets = set(re.findall(r'href="(source/[^"]+)"', page))
+    assert "source/utils/training/engine/step.py.txt" in targets
+    assert [target for target in targets if not (site / target).is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_contents_of_a_reference_page_are_the_names_of_its_package(site):
+    page = (site / "reference" / "utils.training.html").read_text(encoding="utf-8")
+    contents = page[page.index('data-md-component="toc"') :].partition("</nav>")[0]
+    names = set(import_module("utils.training").__all__)
+    linked = {name.strip() for name in re.findall(r'class="md-ellipsis">([^<]+)<', contents)}
+    assert "TrainingConfig" in linked
+    assert linked <= names
+
+
+def navigation(entry: object) -> list[str]:
+    """The pages in an entry of the navigation, in order."""
+    if isinstance(entry, dict):
+        return [page for value in entry.values() for page in navigation(value)]
+    return [page for value in entry for page in navigation(value)] if isinstance(entry, list) else [str(entry)]
+
+
+def test_the_first_page_leads_to_every_other():
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").lower()
+    pages = [page for page in navigation(config["nav"]) if not page.startswith("reference/") and page != "index.md"]
+    assert len(pages) > 30
+    elsewhere = {"engine.md": "engine/readme.md"}
+    assert [page for page in pages if f"{elsewhere.get(page, page).lower()})" not in text] == []
+
+
 def test_every_document_is_in_the_navigation():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-
-    def pages(entry: object) -> list[str]:
-        if isinstance(entry, dict):
-            return [page for value in entry.values() for page in pages(value)]
-        return [page for value in entry for page in pages(value)] if isinstance(entry, list) else [str(entry)]
-
-    listed = pages(config["nav"])
+    listed = navigation(config["nav"])
     assert len(listed) == len(set(listed))
     assert {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} <= set(listed)

@@ -324,7 +324,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program("column_divided_by_zero", _DATA, lambda: _flat_column(True), lambda: _flat_column(False), r"nan|not finite|constant"),
     Program("words_beyond_the_table", _DATA, lambda: _unknown_words(True), lambda: _unknown_words(False), r"vocab|id 5\d|outside|beyond|embedding"),
     Program("validation_labels_flipped", _DATA, lambda: _validation_flipped(True), lambda: _validation_flipped(False), r"validation.*(distribution|label|worse|differ)|labels.*validation"),
-    Program("labels_noisy", _DATA, lambda: _noisy_labels(0.7), lambda: _noisy_labels(0.0), r"label|over-?fit|by heart"),
+    Program("labels_noisy", _DATA, lambda: _noisy_labels(0.7), lambda: _noisy_labels(0.0), r"label|over-?fit|memoris"),
     Program("labels_minus_one", _DATA, lambda: _minus_one(True), lambda: _minus_one(False), r"label -1"),
     Program("labels_moved_twice", _DATA, lambda: _text(True), lambda: _text(False), r"shift|moved|next token"),
     Program("reads_ahead", _MODELS, lambda: _ahead(True), lambda: _ahead(False), r"causal|later|future|ahead"),

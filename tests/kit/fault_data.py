@@ -284,7 +284,7 @@ PROGRAMS = (
     ),
     Program("augmentation_too_strong", _SECTION, lambda: _augmented(True), lambda: _augmented(False), r"augment"),
     Program("no_validation", _SECTION, lambda: _unvalidated(True), lambda: _unvalidated(False), r"no validation"),
-    Program("too_few_rows", _SECTION, lambda: _few(14), lambda: _few(300), r"(few|small).*(rows|samples)|by heart|over-?fit"),
+    Program("too_few_rows", _SECTION, lambda: _few(14), lambda: _few(300), r"(few|small).*(rows|samples)|memoris|over-?fit"),
     Program("ids_as_floats", _SECTION, lambda: _floats(True), lambda: _floats(False), r"whole numbers|float"),
     Program("padding_scored", _SECTION, lambda: _padded(True), lambda: _padded(False), r"pad_token_id|padding"),
     Program(

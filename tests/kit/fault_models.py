@@ -211,7 +211,7 @@ PROGRAMS = (
         "no_hidden_layer", _SECTION, lambda: _in_rings(nn.Linear(2, 2)), lambda: _in_rings(mlp(2, 16, 2)),
         r"under-?fit|too simple|too small",
     ),
-    Program("overfit", _SECTION, lambda: _by_heart(True), lambda: _by_heart(False), r"over-?fit|by heart"),
+    Program("overfit", _SECTION, lambda: _by_heart(True), lambda: _by_heart(False), r"over-?fit|memoris"),
     Program(
         "softmax_over_rows", _SECTION, lambda: _three_kinds(0), lambda: _three_kinds(None),
         r"other rows|rows of (a|the) batch",

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from utils.data.mixture_settings import MixtureSource
-from utils.data.source_kinds import SOURCE_KINDS, SOURCES, DatasetSource
+from utils.data.source_kinds import SOURCE_KINDS, DatasetSource
 from utils.errors import ConfigError
 from utils.models import ModelRegistry
 from utils.training.training_config import TrainingConfig
@@ -375,7 +375,7 @@ def test_a_new_setting_is_in_a_step_or_known_to_be_for_code_only():
 
 def test_every_list_of_data_sources_has_all_of_them():
     for cls in (DataSettings, MixtureSource):
-        assert get_args(cls.model_fields["dataset_source"].annotation) == SOURCES == get_args(DatasetSource)
+        assert get_args(cls.model_fields["dataset_source"].annotation) == tuple(SOURCE_KINDS) == get_args(DatasetSource)
     assert {field for kind in SOURCE_KINDS.values() for field in kind.fields} <= set(SetupConfig.field_names())
 
 

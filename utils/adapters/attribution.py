@@ -26,7 +26,7 @@ def token_table(model: nn.Module) -> nn.Module | None:
     if callable(getter):
         try:
             named = getter()
-        except NotImplementedError:  # transformers' way of saying that there is none
+        except NotImplementedError:  # how transformers reports a missing one
             named = None
         if isinstance(named, nn.Module):
             return named

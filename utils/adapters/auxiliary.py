@@ -20,7 +20,7 @@ _COEFFICIENTS = {
 
 
 def auxiliary_loss_of(outputs: Any, model: nn.Module) -> Tensor | None:
-    """The sum of the auxiliary losses in a model's outputs, each times its coefficient; None where there are none.
+    """The sum of the auxiliary losses in a model's outputs, each times its coefficient, or None.
 
     transformers models add theirs to the loss only when they compute it themselves, from labels. The coefficient is an
     attribute of the model or of its config; a module that states none has 1.

@@ -179,7 +179,7 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 
 def _cache_of(outputs: Any) -> Any:
-    """The key/value cache in what a model returned; None: there is none."""
+    """The key/value cache in what a model returned, or None."""
     if isinstance(outputs, Mapping):
         return outputs.get("past_key_values")
     if not isinstance(outputs, Sequence):

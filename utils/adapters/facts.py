@@ -98,6 +98,6 @@ def _input_embedding_rows(model: Any) -> int | None:
         return None
     try:
         rows = getattr(named(), "num_embeddings", None)
-    except NotImplementedError:  # transformers' way of saying that there is none
+    except NotImplementedError:  # how transformers reports a missing one
         return None
     return rows if isinstance(rows, int) else None

@@ -90,7 +90,7 @@ class ModelCall:
         return name in parameters.declared or name in parameters.passed_on
 
     def lost_mask(self, batch: Mapping[str, Tensor]) -> str | None:
-        """Explain why the batch's `attention_mask` does not reach the model; None where it does, or there is none. Goes
+        """Explain why the batch's `attention_mask` does not reach the model; None if it does, or the batch has no mask. Goes
         by names only."""
         if "attention_mask" not in batch:
             return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall, logits_of
 from utils.adapters.signature import ModelSignatureInspector
-from utils.errors import ModelError
+from utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +207,7 @@ class ComputationalGraphExecutor(nn.Module):
         except (RuntimeError, TypeError) as error:
             raise ModelError(
                 f"{type(self.model).__name__}.{name} does not take what comes before it, {tuple(hidden_BTD.shape)}: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]} Its layers do not follow each other as they stand."
+                f"{first_line(error)}. Its layers do not follow each other as they stand."
             ) from error
         if not isinstance(output, Tensor):
             raise ModelError(f"{type(self.model).__name__}.{name} gives a {type(output).__name__}; expected a tensor.")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class UniversalModelAdapter(pl.LightningModule):
-    """Any `nn.Module` that gives logits, for `pytorch_lightning.Trainer`. Unless told otherwise it predicts the next token.
+    """Any `nn.Module` that gives logits, for `pytorch_lightning.Trainer`. By default it predicts the next token.
 
     Logs `train_loss` each step and `val_loss` each validation; of tasks over a vocabulary `train_perplexity` and
     `val_perplexity` too. Losses are in nats per target (regression: as the task says); a validation's is the mean over all

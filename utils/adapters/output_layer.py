@@ -20,7 +20,7 @@ WATCHED = "its output layer, or a module around it, has hooks or a parametrizati
 
 
 def find_output_layer(model: nn.Module, call: Callable[[], Tensor]) -> tuple[nn.Linear | None, str]:
-    """The `nn.Linear` of `model` whose output `call()` returns, or None with the reason why there is none to use.
+    """The `nn.Linear` of `model` whose output `call()` returns, or None with the reason why it cannot be used.
 
     Args:
         call: runs the model on a small batch and returns its logits. Called at most twice, without gradients; weights,

@@ -20,7 +20,7 @@ class Reach:
     """The range of a model's outputs, whatever its weights.
 
     Attributes:
-        bottom, top: the bounds; infinite where there is none.
+        bottom, top: the bounds; infinite without a bound.
         cuts: whether outputs are exactly at the lower bound for moderate inputs too, as with ReLU, where no gradient flows; a
             function such as softplus or sigmoid only approaches it.
     """

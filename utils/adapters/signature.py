@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.errors import ModelError
 
-# What builders call a node's output: kind, number, "output", such as "mhsa_0_output". `attention_mask` is none.
+# What builders call a node's output: kind, number, "output", such as "mhsa_0_output". `attention_mask` is not one.
 _NODE_OUTPUT = re.compile(r"(?P<node>[A-Za-z]\w*_\d+)_output")
 
 

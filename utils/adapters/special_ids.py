@@ -81,7 +81,7 @@ def pad_token_id_of(config: Any) -> int | None:
 
 
 def model_pad_token_id(model: nn.Module) -> int | None:
-    """The padding id in the config of `model`, or of the model that it wraps; None where there is none."""
+    """The padding id in the config of `model`, or of the model that it wraps, or None."""
     owner = _described(model)
     return None if owner is None else pad_token_id_of(owner.config)
 

@@ -66,7 +66,7 @@ class TaskAdapter:
         return {name: tensor.to(device) for name, tensor in as_batch(batch).items()}
 
     def forward_for_loss(self, batch: Any) -> Tensor:
-        """The mean loss over the batch's targets: a scalar with graph, 0 when there is none. The batch has labels. In training
+        """The mean loss over the batch's targets: a scalar with graph, 0 without targets. The batch has labels. In training
         mode with what the model returns as auxiliary loss."""
         found = with_auxiliary_loss(self._task, self._call, self.prepare_inputs(batch))
         return found.minimised / max(found.num_targets, 1)

@@ -1,4 +1,4 @@
-"""Checks of a model, each with what was measured, a verdict that can go wrong, and a remedy. Exports are lazy."""
+"""Checks of a model, each with measured values, a verdict that can be negative, and a remedy. Exports are lazy."""
 
 from __future__ import annotations
 

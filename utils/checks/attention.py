@@ -1,4 +1,4 @@
-"""Check attention weights of every layer and head, whatever kernel computes them.
+"""Check attention weights of every layer and head, also where a fused kernel computes them.
 
 Shapes: B batch, H heads, Q queries, K keys.
 """
@@ -246,7 +246,7 @@ def _statistics(weights_BHQK: Tensor) -> dict[str, list[float]]:
 
 
 def _identical(layer: int, weights_BHQK: Tensor) -> list[str]:
-    """Pairs of heads of one layer with the same weights; heads that are exactly uniform say nothing."""
+    """Pairs of heads of one layer with the same weights; heads that are exactly uniform are left out."""
     heads = weights_BHQK.transpose(0, 1).flatten(1)
     uniform = (weights_BHQK > 0) / (weights_BHQK > 0).sum(-1, keepdim=True).clamp_min(1)
     deviation = (weights_BHQK - uniform).transpose(0, 1).flatten(1).abs().amax(1)
@@ -258,7 +258,7 @@ def _identical(layer: int, weights_BHQK: Tensor) -> list[str]:
 
 
 def _figure(layers: list[Tensor], most: int = 4) -> Figure:
-    """Heatmaps of the first row's weights: a line a layer, a picture a head, at most four by four."""
+    """Heatmaps of the first row's weights: one row per layer, one heatmap per head, at most four by four."""
     from matplotlib.figure import Figure
 
     rows, columns = min(len(layers), most), min(layers[0].shape[1], most)

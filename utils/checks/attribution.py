@@ -81,7 +81,7 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
 
 
 def _attributed(found: Probe, input_text: str | None, n_steps: int) -> tuple[list[float] | None, float, list[str]]:
-    """Attributions, their completeness error and the names of the inputs; without attributions, why there are none."""
+    """Attributions, their completeness error and the names of the inputs; without attributions, the reason."""
     return _of_tokens(found, input_text, n_steps) if found.over_tokens else _of_numbers(found, n_steps)
 
 

@@ -71,7 +71,7 @@ def repeated_modules(found: Probe, measured: dict[str, Any]) -> Iterator[Finding
 
 
 def unsaved_state(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Tensors outside state_dict whose values cannot be made again: random ones, and ones that training changes."""
+    """Tensors outside state_dict whose values cannot be recomputed: random ones, and ones that training changes."""
     tensors = {name: tensor for name, tensor in _unsaved(found.model).items() if _could_matter(tensor)}
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     found.model.train()
@@ -272,7 +272,7 @@ def growth_between_calls(found: Probe, measured: dict[str, Any]) -> Iterator[Fin
 
 
 def dropout_rates(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Dropout that leaves next to nothing, and dropout that stays on, or is switched off, whatever the mode."""
+    """Dropout with a rate near 1, and dropout that ignores the mode: always on, or always off."""
     high = [
         f"{name} (p={module.p:g})" for name, module in found.model.named_modules()
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > _LARGEST_SANE_DROPOUT
@@ -401,7 +401,7 @@ def _weight_of(model: nn.Module, getter: str) -> Tensor | None:
         return None
     try:
         return getattr(named(), "weight", None)
-    except NotImplementedError:  # transformers' way of saying that there is none
+    except NotImplementedError:  # how transformers reports a missing one
         return None
 
 

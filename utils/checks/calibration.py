@@ -1,4 +1,4 @@
-"""Whether a trained model's probabilities mean what they say: expected calibration error on held-out data.
+"""Whether a trained model's probabilities match its accuracy: expected calibration error on held-out data.
 
 Shapes: N targets, K bins.
 """

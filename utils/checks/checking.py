@@ -10,9 +10,9 @@ from typing import Any
 
 from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.limits import limits_of
-from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, one_line, probe
+from utils.checks.probe import CannotProbeError, Probe, left_as_it_was, probe
 from utils.checks.running_statistics import settled
-from utils.errors import ModelError
+from utils.errors import ModelError, first_line
 
 Check = Callable[..., CheckResult]
 
@@ -64,7 +64,7 @@ def _first_result(name: str, function: Check, found: Probe, options: dict[str, A
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the check reports any error of the model
         return CheckResult(
-            name, "fail", f"The model raised {type(error).__name__}: {one_line(error)}",
+            name, "fail", f"The model raised {first_line(error, with_class=True)}",
             remedy=f"Call the model on {_described(found)} yourself to see the whole error.",
         )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _detect(found: Probe, detectors: Sequence[Detector], reported: str) -> tuple
                 warnings.simplefilter("ignore")  # a probe calls the model in ways that its author may comment on
                 findings += detector(found, measured)
         except Exception as error:  # noqa: BLE001 - one probe that cannot run must not end the others
-            if (text := one_line(error)) not in reported and text not in not_run.values():
+            if (text := first_line(error)) not in reported and text not in not_run.values():
                 not_run[detector.__name__.lstrip("_")] = text
     return findings, {**measured, **({"not run": not_run} if not_run else {})}
 

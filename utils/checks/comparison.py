@@ -121,7 +121,7 @@ def _gpt_like(found: Probe) -> nn.Module:
 
 
 def _as_probe(found: Probe, other: Any) -> Probe | CheckResult:
-    """The reference with the model's inputs, or why there is nothing to compare."""
+    """The reference with the model's inputs, or the reason why they cannot be compared."""
     try:
         known = probe(other, None, found.task_spec, found.tokenizer)
     except CannotProbeError as error:

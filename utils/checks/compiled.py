@@ -15,9 +15,9 @@ from utils.adapters.forward import ModelCall
 from utils.check_result import CheckResult, Limit
 from utils.checks.checking import check
 from utils.checks.limits import OWN_CHOICE
-from utils.checks.probe import Probe, one_line, relative
+from utils.checks.probe import Probe, relative
 from utils.environment import detect_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 NAME = "compile"
 
@@ -63,7 +63,7 @@ def test_compile(found: Probe, mode: str = "default", repetitions: int = _REPETI
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         return CheckResult(
-            NAME, "warn", f"The model cannot be compiled: {type(error).__name__}: {one_line(error)}",
+            NAME, "warn", f"The model cannot be compiled: {first_line(error, with_class=True)}",
             remedy="Train with compile_mode=None, or take what cannot be compiled out of forward.",
         )  # fmt: skip
     seconds = time.perf_counter() - began

@@ -37,12 +37,12 @@ class Budget:
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a stop was requested."""
         return self.stop is not None and self.stop()
 
     @property
     def over(self) -> bool:
-        """Whether there is no time left, or somebody asked to stop."""
+        """Whether the budget is used up, or a stop was requested."""
         return self.stopped or time.monotonic() >= self.deadline
 
     @property

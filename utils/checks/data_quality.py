@@ -78,7 +78,7 @@ def check_data_quality(
         A report whose verdict is "fail" only where training on the data as it is would be pointless or misleading.
         `report["lengths"].figure` and `report["labels"].figure` are pictures.
     Raises:
-        DataError, DataTypeError: no rows; a column that is not there (lists those that are); texts that are none.
+        DataError, DataTypeError: no rows; a column that is not there (lists those that are); values that are not texts.
         ConfigError: a max_length without a tokenizer to measure it with.
     """
     limits = QualityThresholds() if thresholds is None else thresholds
@@ -219,7 +219,7 @@ def _duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResult:
         "exact duplicates", verdict, f"{len(rows):,} rows ({share:.1%}) repeat an earlier row exactly.",
         {"duplicate_rows": len(rows)}, {"warn": limits.duplicate_warn, "fail": limits.duplicate_fail},
         "" if verdict == "pass" else
-        f"Remove them (DatasetLoader(remove_duplicates=True)): the model would learn them by heart. See rows {_listed(rows)}.",
+        f"Remove them (DatasetLoader(remove_duplicates=True)): the model would memorise them. See rows {_listed(rows)}.",
     )  # fmt: skip
 
 
@@ -229,13 +229,13 @@ def _near_duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResu
     share = len(pairs) / compared
     among = "" if compared == found.num_rows else f" of the first {compared:,}"
     verdict: Verdict = "warn" if share > limits.near_duplicate_warn else "pass"
-    told = "; ".join(f"{row:,} and {earlier:,}" for row, earlier in pairs[:_KEPT_EXAMPLES])
+    pairs_text = "; ".join(f"{row:,} and {earlier:,}" for row, earlier in pairs[:_KEPT_EXAMPLES])
     return CheckResult(
         "near duplicates", verdict,
         f"{len(pairs):,} rows{among} ({share:.1%}) are nearly the same as an earlier one (at least {NEAR:.0%} of their "
         "runs of five words, estimated).",
         {"near_duplicate_rows": len(pairs), "rows_compared": compared}, {"warn": limits.near_duplicate_warn},
-        "" if verdict == "pass" else f"Look for templates, quotations and boilerplate: rows {told}.",
+        "" if verdict == "pass" else f"Look for templates, quotations and boilerplate: rows {pairs_text}.",
     )  # fmt: skip
 
 

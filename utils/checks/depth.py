@@ -239,7 +239,7 @@ def outputs_of(stacks: Mapping[str, list[nn.Module]], take: Callable[[nn.Module,
 
 
 def signal(output: Tensor) -> float:
-    """Root mean square of what varies over rows (and positions): a constant that biases add says nothing about the input."""
+    """Root mean square of what varies over rows (and positions): a constant added by biases does not count."""
     values = output.detach().float()
     values = values.flatten(0, -2) if values.dim() > 1 else values
     return _rms(values - values.mean(0))

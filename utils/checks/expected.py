@@ -26,7 +26,7 @@ _ROWS, _LENGTH = 4, 128
 def expected_seconds(
     checks: Iterable[str], model: Any, config: Any = None, *, task_spec: Any = None, tokenizer: Any = None
 ) -> float | None:
-    """Estimate how long checks will take, from one timed forward pass. The model is left as it was.
+    """Estimate how long checks will take, from one timed forward pass. The model is unchanged afterwards.
 
     Args:
         checks: names of the checks; model, config, task_spec, tokenizer: what they will be given.

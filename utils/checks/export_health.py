@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.check_result import CheckReport, CheckResult, Verdict
-from utils.checks.probe import CannotProbeError, Probe, counted, left_as_it_was, one_line, probe
+from utils.checks.probe import CannotProbeError, Probe, counted, left_as_it_was, probe
 from utils.environment import free_memory_bytes
-from utils.errors import ConfigError, ExportError, TrainbookError
+from utils.errors import ConfigError, ExportError, TrainbookError, first_line
 from utils.storage import atomic_write, write_text
 from utils.training.export.loading import Run
 from utils.training.export.manifest import Differences, differences, recorded_files
@@ -365,4 +365,4 @@ def _on_cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _told(error: BaseException) -> str:
-    return str(error) if isinstance(error, TrainbookError) else f"{type(error).__name__}: {one_line(error)}"
+    return str(error) if isinstance(error, TrainbookError) else first_line(error, with_class=True)

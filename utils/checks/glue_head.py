@@ -38,7 +38,7 @@ def glue_model(model: nn.Module | Callable[[int], nn.Module], outputs: int, toke
 
 
 def _of_family(model: nn.Module, outputs: int) -> nn.Module | None:
-    """The transformers class for sequence classification with this model's body; None where there is none."""
+    """The transformers class for sequence classification with this model's body, or None."""
     from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):

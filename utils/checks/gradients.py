@@ -102,7 +102,7 @@ Sizes = Mapping[str, float | None]
 
 
 def _gradients(found: Probe, trainable: Mapping[str, nn.Parameter]) -> tuple[float, Sizes]:
-    """The loss, and the root mean square of each gradient: None where there is none. Leaves them in `.grad`."""
+    """The loss, and the root mean square of each gradient, or None. Leaves them in `.grad`."""
     for parameter in trainable.values():
         parameter.grad = None
     with torch.enable_grad():

@@ -18,7 +18,8 @@ from utils.adapters.forward import ModelCall
 from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.limits import OWN_CHOICE
-from utils.checks.probe import Probe, few, one_line
+from utils.checks.probe import Probe, few
+from utils.errors import first_line
 
 NAME = "half precision"
 
@@ -111,7 +112,7 @@ def _autocast(
         other, other_gradient = _step(twin, batch, torch.bfloat16)
     except Exception as error:  # noqa: BLE001 - any error of the model is what is reported
         yield Finding(
-            "autocast error", "warn", f"Under bf16 autocast the model raises {type(error).__name__}: {one_line(error)}",
+            "autocast error", "warn", f"Under bf16 autocast the model raises {first_line(error, with_class=True)}",
             "Create tensors in the format of the activations (x.new_zeros, .to(x.dtype)), or train with precision='32'.",
         )  # fmt: skip
         return

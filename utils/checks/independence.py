@@ -69,7 +69,7 @@ def other_rows_in_training(found: Probe, measured: dict[str, Any]) -> Iterator[F
 
 
 def carried_state(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Outputs that differ between two equal calls from the same random state: something is kept from the call before."""
+    """Outputs that differ between two equal calls from the same random state: some state is carried over from the first."""
     found.model.eval()
     batch, other = (found.batch(2, min(16, found.max_length), seed) for seed in (0, 1))
     first = _seeded(found, batch)
@@ -115,7 +115,7 @@ def _leaks(found: Probe, side: str, length: int, cuts: Sequence[int]) -> dict[in
 
 
 def _repeats(found: Probe, length: int) -> bool:
-    """Whether equal calls give equal outputs: without that, a difference says nothing about positions or rows."""
+    """Whether equal calls give equal outputs: otherwise differences cannot be attributed to positions or rows."""
     batch = found.batch(2, length)
     return relative(_seeded(found, batch), _seeded(found, batch)) <= found.tolerance
 

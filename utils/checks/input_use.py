@@ -1,4 +1,4 @@
-"""Whether the outputs use the inputs as they are given: fractions of numbers, and no labels in a decoder's input."""
+"""Whether the outputs use the inputs unchanged: fractions of numbers, and no labels in a decoder's input."""
 
 from __future__ import annotations
 

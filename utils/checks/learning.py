@@ -1,4 +1,4 @@
-"""Whether a model can learn at all: one batch by heart."""
+"""Whether a model can learn: overfit a single batch."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_overfit_one_batch(
     if not left <= limit:
         return CheckResult(
             NAME, "fail", summary, measured, thresholds,
-            "A model that cannot learn eight rows by heart will not learn more: look at the gradient flow, at frozen "
+            "A model that cannot memorise eight rows will not learn more: look at the gradient flow, at frozen "
             "layers, and at what comes after the output layer.", figure,
         )  # fmt: skip
     return CheckResult(NAME, "pass", summary, measured, thresholds, figure=figure)

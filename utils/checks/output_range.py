@@ -219,7 +219,7 @@ def _one_class_by_bias(found: Probe, outputs: Tensor) -> Finding | None:
 
 
 def _dominated(outputs: Tensor, measured: dict[str, Any]) -> Finding | None:
-    """The same preference for some classes whatever the input."""
+    """The same preference for some classes for every input."""
     centred = F.layer_norm(outputs, outputs.shape[-1:]) if outputs.shape[-1] > 2 else outputs - outputs.mean(-1, keepdim=True)
     flat = centred.flatten(0, -2)
     fixed, varying = float(flat.mean(0).square().mean()), float(flat.var(0, unbiased=False).mean())

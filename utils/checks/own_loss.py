@@ -170,7 +170,7 @@ def _by_convention(found: Probe, logits: Tensor, labels: Tensor, shifted_by_call
 
 
 def _loss_of(outputs: Any) -> float | None:
-    """The scalar loss in a model's outputs, less an auxiliary loss that has been added to it; None where there is none."""
+    """The scalar loss in a model's outputs, less an auxiliary loss that has been added to it, or None."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
     if loss is None and isinstance(outputs, (tuple, list)):
         loss = next((value for value in outputs if isinstance(value, Tensor) and value.dim() == 0), None)

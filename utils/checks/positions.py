@@ -108,7 +108,7 @@ def _rises_with_distance(bias_HQK: Tensor) -> bool:
 
 
 def arrangement_is_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Whether models with attention between places, other than causal ones, tell an input from a rearranged one.
+    """Whether models with attention between positions, other than causal ones, distinguish an input from a permuted one.
 
     Of images two blocks are exchanged, of token ids two tokens. Without attention a model may be a bag of words or patches on
     purpose; a causal mask lets attention count positions. Unchanged stock models have the positions that their config says.
@@ -169,7 +169,7 @@ def _rearranged(found: Probe) -> Iterator[tuple[_Batch, _Batch, _Batch]]:
 
 
 def _patch(model: nn.Module) -> int:
-    """Side of the patches that the first convolution cuts without overlap; 0 where it is none of that kind."""
+    """Side of the patches that the first convolution cuts without overlap; 0 where it is not of that kind."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return int(first.stride[0]) if first is not None and first.stride == first.kernel_size and first.stride[0] > 1 else 0
 

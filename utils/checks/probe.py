@@ -138,7 +138,7 @@ class Probe:
         return F.cross_entropy(logits.flatten(0, 1), self._random(logits.shape[:2], logits.shape[-1], seed).flatten())
 
     def _check_shape(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """Refuse logits that no loss can be computed from, before the loss raises something that nobody understands."""
+        """Refuse logits that no loss can be computed from, before the loss raises an error about shapes or indices."""
         rows, scores = len(next(iter(batch.values()))), logits.shape[-1] if logits.dim() else 0
         if self.output == "numbers":
             return
@@ -411,9 +411,3 @@ def few(names: list[str], limit: int = 4) -> str:
     """The first of `names`, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what it says."""
-    lines = str(error).splitlines() or [""]
-    return lines[0][:300]

@@ -60,7 +60,7 @@ def both_sides_are_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Find
 
 
 def whole_source_is_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Encoder-decoders whose cross-attention is under a causal mask: each position sees as much of the source as of itself."""
+    """Encoder-decoders with a causal mask on cross-attention: a target position sees the source only up to its own position."""
     if not found.encoder_decoder or not found.over_tokens or found.max_length < _SOURCE:
         return
     found.model.eval()

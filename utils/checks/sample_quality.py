@@ -26,7 +26,7 @@ _EMPTY = "the dataset has no rows; there is nothing to check."
 def check_samples(
     data: Any, validation: Any, *, model: Any, task_spec: Any, tokenizer: Any, majority: float
 ) -> CheckReport:
-    """The report for what is no text: see `check_data_quality`."""
+    """The report for data other than text: see `check_data_quality`."""
     if _is_stream(data) or _is_stream(validation):
         return _of_a_stream(data)
     data, validation = _as_rows(data), _as_rows(validation)

@@ -14,9 +14,9 @@ from utils.checks.lengths import lengths, vocabulary
 from utils.checks.limits import ROUNDING
 from utils.checks.padding import padding
 from utils.checks.positions import POSITION_LIMITS, arrangement_is_seen, relative_positions
-from utils.checks.probe import Probe, counted, few, one_line, relative
+from utils.checks.probe import Probe, counted, few, relative
 from utils.checks.reach import both_sides_are_seen, own_token_is_seen, whole_source_is_seen
-from utils.errors import ModelError
+from utils.errors import ModelError, first_line
 
 NAME = "shapes"
 
@@ -137,9 +137,9 @@ def _case(found: Probe, rows: int, length: int) -> _Case:
     except ModelError as error:
         if error.__cause__ is None:
             raise
-        return _Case(inputs, (), (), f"{type(error.__cause__).__name__}: {one_line(error.__cause__)}")
+        return _Case(inputs, (), (), first_line(error.__cause__, with_class=True))
     except Exception as error:  # noqa: BLE001 - whatever the model raises is found, and at which shape
-        return _Case(inputs, (), (), f"{type(error).__name__}: {one_line(error)}")
+        return _Case(inputs, (), (), first_line(error, with_class=True))
     # More scores than the model takes ids are allowed: vocabularies are padded to round sizes.
     scores = logits[-1] if logits else 0
     if found.output == "numbers":

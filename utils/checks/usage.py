@@ -1,4 +1,4 @@
-"""Whether a model uses what it is given: the context, the order of tokens, and positions as its kind should."""
+"""Whether a model uses its input: the context, the order of tokens, and positions as its architecture should."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ USAGE_LIMITS = (
 
 
 def context_is_used(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
-    """Whether the last output depends on the first tokens at all."""
+    """Whether the last output depends on the first tokens."""
     if not found.over_tokens or found.encoder_decoder or found.max_length < 4:
         return
     length = min(24, found.max_length)

@@ -18,7 +18,7 @@ from utils.compat.old_names import OLD_MODULES
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the script named by the first argument. Returns 2 when there is none; otherwise the script decides."""
+    """Run the script named by the first argument. Returns 2 without an argument; otherwise the script decides."""
     if not arguments or arguments[0] in ("-h", "--help"):
         text = (__doc__ or "").strip()
         print(text, file=sys.stdout if arguments else sys.stderr)

@@ -76,7 +76,7 @@ class FitEvents(Callback):
         rows = max(1, found.get("batch_size", 1))
         for name in getattr(objective, "functions", {}):
             found[name] = float(objective.last_counts[f"metric:{name}"]) / rows
-        self._pending = (batch_idx, found)  # told after the optimizer's step, where one follows
+        self._pending = (batch_idx, found)  # reported after the optimizer's step, where one follows
 
     def on_step_end(self, step: int, trainer: EngineTrainer, logs: dict[str, Any] | None = None) -> None:
         self._finish_batch()

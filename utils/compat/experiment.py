@@ -101,7 +101,7 @@ class Trainer:
     def train(self, epochs: int, start_epoch: int = 0) -> dict[str, Any]:
         """Train epochs `start_epoch` (0-based) to `epochs`, the total.
 
-        A resumed experiment goes on after what its newest checkpoint holds, whatever `start_epoch` says. Called again, it
+        A resumed experiment continues after what its newest checkpoint holds, whatever `start_epoch` says. Called again, it
         trains `epochs - start_epoch` more from where the model stands; numbers and history go on, patience begins anew.
 
         Returns:

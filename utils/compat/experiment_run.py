@@ -48,7 +48,7 @@ class ExperimentRecord(Callback):
 
     Attributes:
         history: lists of `HISTORY`, one entry an epoch; epochs: their numbers, from 1.
-        on_row: told of each finished epoch, its number from 1 and its row.
+        on_row: called after each epoch with its number from 1 and its row.
     """
 
     main_only = True
@@ -130,7 +130,7 @@ class ExperimentRecord(Callback):
             self._save_by(self.manager, trainer, epoch, accuracy)
 
     def _accuracy_of(self, epoch: int, state: TrainState) -> float | None:
-        """The validation accuracy (0 to 100) after `epoch` completed epochs; None where there was none."""
+        """The validation accuracy (0 to 100) after `epoch` completed epochs, or None."""
         rows = [row for row in state.history if row["event"] == "epoch" and row["epoch"] == epoch - 1]
         accuracy = self.row_of(rows[-1])["val_accuracy"] if rows else math.nan
         return None if math.isnan(accuracy) else accuracy
@@ -266,7 +266,7 @@ class ExperimentFacade(RunFacade):
             state.best = Best(manager.best_accuracy / 100.0)
 
     def _take_up(self, checkpoint: Payload, state: TrainState) -> None:
-        """A run that goes on: its history as it was when the checkpoint was saved."""
+        """A run that continues: its history as it was when the checkpoint was saved."""
         kept = checkpoint.get("callbacks", {}).get(type(self.record).__name__)
         if kept is not None:
             self.record.load_state_dict(kept)

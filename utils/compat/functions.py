@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainbook.compat")
 
-#: What `test_hyperparameter_search` searches when it is told nothing, by its old names.
+#: What `test_hyperparameter_search` searches when it is given no space, by its old names.
 DEFAULT_SEARCH_SPACE: Mapping[str, Any] = {"lr": (1e-5, 1e-3), "batch_size": [4, 8, 16], "wd": (1e-6, 1e-2)}
 
 # Of the built-in text: a vocabulary that it can fill, and blocks that a small machine trains on in minutes.

@@ -115,7 +115,7 @@ class Config:
         self.optimization, self.checkpointing = sections["optimization"], sections["checkpointing"]
 
     def __getitem__(self, section: str) -> dict[str, Any]:
-        """A section. Raises `KeyError` for a name that is none."""
+        """A section. Raises `KeyError` for an unknown name."""
         return dict(self._sections[section])
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -217,6 +217,6 @@ def get_default_config() -> Config:
 
 
 def flags() -> Sequence[str]:
-    """Every flag by which an image experiment is told from other jobs."""
+    """Every flag by which an image experiment is distinguished from other jobs."""
     names = [*ImageSettings.model_fields, "fork", "runs_dir"]
     return ["--" + name.replace("_", "-") for name in names]

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from utils.errors import DataTypeError
+from utils.errors import DataTypeError, first_line
 
 #: Label of a position that is not scored, as in torch and transformers.
 IGNORED = -100
@@ -50,10 +50,6 @@ class ColumnCollate(Protocol):
         ...
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of what it says, at most 300 characters."""
-    return (str(error).splitlines() or [""])[0][:300]
-
 
 def as_batch(value: Any) -> Batch:
     """Convert the output of a collate function or loader to a dict of tensors named as in transformers."""
@@ -77,7 +73,7 @@ def _as_tensor(name: str, entry: Any) -> Tensor:
         return torch.as_tensor(entry)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataTypeError(
-            f"{name!r} of a batch is {described(entry)}, which cannot become a tensor ({one_line(error)}). Remove {name!r} "
+            f"{name!r} of a batch is {described(entry)}, which cannot become a tensor ({first_line(error)}). Remove {name!r} "
             "from the samples, or give a data_collator that leaves it out or turns it into numbers."
         ) from error
 

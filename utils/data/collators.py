@@ -48,7 +48,7 @@ def register_collator(task_type: str, make: MakeCollate) -> None:
     """Have `collator_for` use `make` for a task type. A later registration takes the place of an earlier one.
 
     Args:
-        make: called with the TaskSpec and the tokenizer (None where there is none). A collator that draws at random has
+        make: called with the TaskSpec and the tokenizer, or None. A collator that draws at random has
             `prepare` and `collate` (`utils.data.batch.PreparingCollate`).
     """
     if not isinstance(task_type, str) or not task_type or not callable(make):
@@ -269,7 +269,7 @@ class TokenClassificationCollator(InputCollator):
             if "labels" in row and len(row["labels"]) != len(row["input_ids"]):
                 raise DataError(
                     f"a sample has {len(row['input_ids'])} tokens and {len(row['labels'])} labels; give one label for each "
-                    "token, -100 where there is none, or the words and their tags and let the tokenizer align them."
+                    "token, -100 where a token has no label, or the words and their tags and let the tokenizer align them."
                 )
         return super().batch(rows)
 
@@ -309,7 +309,7 @@ class Seq2SeqCollator(InputCollator):
 
 
 def _ids(values: Any) -> Tensor:
-    """A row of ids or labels as int64. Raises `DataTypeError` when it is none."""
+    """A row of ids or labels as int64. Raises `DataTypeError` for anything else."""
     ids = torch.as_tensor(values)
     if ids.is_floating_point() or ids.dim() != 1:
         raise DataTypeError(

@@ -53,7 +53,7 @@ class EpochPlan:
 
 
 def has_plain_order(loader: DataLoader[Any]) -> bool:
-    """Whether a loader yields the samples of a map-style dataset, shuffled or in order, so that they can be had by number."""
+    """Whether a loader yields the samples of a map-style dataset, shuffled or in order, which can be fetched by index."""
     return (
         not isinstance(loader.dataset, IterableDataset)
         and loader.batch_size is not None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,10 +19,32 @@ from utils.schema import nearest, shown
 
 Packing = Literal["concatenate", "best_fit"]
 PACKINGS: tuple[str, ...] = get_args(Packing)
-#: Settings of how documents are packed, with the values that leave them as `pack` does.
-PACKING_SETTINGS: Mapping[str, Any] = {
-    "packing": "concatenate", "shuffle_documents": False, "document_masks": False,
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackingSettings:
+    """Settings of how documents become blocks. With the defaults, as `utils.data.packing.pack` does.
+
+    Attributes:
+        packing: one of `PACKINGS`; shuffle_documents, document_masks: `shuffle` and `masks` of `DocumentBlocks`.
+    """
+
+    packing: str = "concatenate"
+    shuffle_documents: bool = False
+    document_masks: bool = False
+
+    @classmethod
+    def of(cls, setup: Any) -> PackingSettings:
+        """Those of an object with attributes of these names; defaults for names that it lacks."""
+        return cls(**{field.name: getattr(setup, field.name, field.default) for field in fields(cls)})
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Settings that do not have their default."""
+        return {name: value for name, value in vars(self).items() if value != getattr(_DEFAULTS, name)}
+
+
+_DEFAULTS = PackingSettings()
 
 
 @dataclass(frozen=True)
@@ -206,45 +228,40 @@ def _places(lengths: np.ndarray, rows: np.ndarray, block_size: int) -> np.ndarra
     return places
 
 
-def check_is_text(settings: Mapping[str, Any]) -> None:
+def check_is_text(settings: PackingSettings) -> None:
     """Raise `ConfigError` when a setting of how texts are packed is on, for data whose rows are samples already."""
-    if (name := next(iter(changed_packing(settings)), None)) is not None:
+    for name, value in settings.changed.items():
         raise ConfigError(
-            f"{name}: got {settings[name]!r}, but the data are rows with answers or labels, which are samples of their own: "
-            f"the rows are shuffled each epoch and kept apart in any case. Set {name}={PACKING_SETTINGS[name]!r}."
+            f"{name}: got {value!r}, but the data are rows with answers or labels, which are samples of their own: "
+            f"the rows are shuffled each epoch and kept apart in any case. Set {name}={getattr(_DEFAULTS, name)!r}."
         )
 
 
-def changed_packing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `PACKING_SETTINGS` that do not have their default."""
-    return {name: settings[name] for name, default in PACKING_SETTINGS.items() if settings.get(name, default) != default}
-
-
 def make_blocks(
-    ids: np.ndarray, block_size: int, eos_id: int | None, *, shuffle: bool = False, masks: bool = False,
-    packing: str = "concatenate",
-) -> TokenBlocks:  # fmt: skip
-    """`TokenBlocks`, or `DocumentBlocks` where one of their settings is on.
+    ids: np.ndarray, block_size: int, eos_id: int | None, settings: PackingSettings = _DEFAULTS
+) -> TokenBlocks:
+    """`TokenBlocks`, or `DocumentBlocks` where a setting does not have its default.
 
     Raises:
         ConfigError: unknown packing, or a setting needs to know where documents end, and the tokenizer has no end-of-text
             token.
     """
-    check_packing(packing)
-    settings = changed_packing({"packing": packing, "shuffle_documents": shuffle, "document_masks": masks})
-    if not settings:
+    check_packing(settings.packing)
+    if not settings.changed:
         return TokenBlocks(blocks_of(ids, block_size))
     if eos_id is None:
         raise ConfigError(
-            f"{' and '.join(settings)}: the tokenizer has no end-of-text token, so nothing says where a document ends. Set "
-            "tokenizer.eos_token, or leave the setting off."
+            f"{' and '.join(settings.changed)}: the tokenizer has no end-of-text token, so nothing says where a document "
+            "ends. Set tokenizer.eos_token, or leave the setting off."
         )
-    kind: Packing = "best_fit" if packing == "best_fit" else "concatenate"
-    return DocumentBlocks(ids, block_size, eos_id, shuffle=shuffle, masks=masks, packing=kind)
+    kind: Packing = "best_fit" if settings.packing == "best_fit" else "concatenate"
+    return DocumentBlocks(
+        ids, block_size, eos_id, shuffle=settings.shuffle_documents, masks=settings.document_masks, packing=kind
+    )
 
 
 def packing_problem(packing: Any) -> Problem | None:
-    """The problem, with the nearest name, when `packing` is none of `PACKINGS`."""
+    """The problem, with the nearest name, when `packing` is not one of `PACKINGS`."""
     if packing in PACKINGS:
         return None
     guess = nearest(str(packing), PACKINGS)
@@ -253,6 +270,6 @@ def packing_problem(packing: Any) -> Problem | None:
 
 
 def check_packing(packing: Any) -> None:
-    """Raise `ConfigError` when `packing` is none of `PACKINGS`."""
+    """Raise `ConfigError` when `packing` is not one of `PACKINGS`."""
     if (problem := packing_problem(packing)) is not None:
         raise ConfigError.from_problems("the data", [problem])

@@ -129,7 +129,7 @@ def encode_words(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise DataTypeError(
-            f"labels of words need a tokenizer that knows which word a token is from; {type(tokenizer).__name__} is none of "
+            f"labels of words need a tokenizer that knows which word a token is from; {type(tokenizer).__name__} is not one of "
             "these. AutoTokenizer.from_pretrained(...) loads one where there is one."
         )
     for row, tags in zip(words, labels or (), strict=False):

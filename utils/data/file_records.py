@@ -33,7 +33,7 @@ _FIRST_ROWS = 100
 
 @dataclass(frozen=True)
 class LoadedRecords:
-    """Records as they are in their source.
+    """Records as read from their source, before any processing.
 
     Attributes:
         records: one dict per row; validation: those of the source's own validation split, None if it has none.

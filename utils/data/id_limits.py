@@ -1,4 +1,4 @@
-"""Whether token ids and labels are ones that the model has, said before a table is asked for a row that it does not have."""
+"""Check that token ids and labels are within the model's vocabulary and classes before an embedding is indexed out of range."""
 
 from __future__ import annotations
 

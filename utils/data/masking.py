@@ -127,6 +127,6 @@ def masked_lm_collator(tokenizer: Any, pad_id: int | None, eos_id: int | None, s
 
 
 def special_ids_of(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that stand for no text."""
+    """Ids of special tokens, which stand for no text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_ids, *(int(number) for number, token in added.items() if token.special)}

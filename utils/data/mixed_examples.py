@@ -25,7 +25,7 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
     """Examples of several datasets: row i of the first, then of the second, and so on.
 
     As training data it has an order of its own: an epoch has as many examples as all datasets together, of which each dataset
-    supplies its share. A dataset is gone through in a new random permutation each time, one after the other, and an epoch goes
+    supplies its share. A dataset is iterated in a new random permutation each time, one after the other, and an epoch goes
     on where the last one stopped; so a dataset with a small share is seen completely over several epochs, and one with a large
     share is repeated within an epoch. The order is a function of seed and epoch alone.
 

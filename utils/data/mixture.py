@@ -32,7 +32,7 @@ class MixedSource:
         share_of_examples, share_of_tokens, share_of_targets: of what an epoch trains on. The loss weighs every target the same,
             so the share of the targets is the dataset's share of the gradient.
         num_examples, num_tokens: in its training part, padding left out.
-        examples_per_epoch: of an epoch; repetitions: times that it is gone through in an epoch.
+        examples_per_epoch: of an epoch; repetitions: how often it is iterated in an epoch.
         num_validation: examples in its validation part.
     """
 

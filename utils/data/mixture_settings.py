@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from utils.data.source_kinds import SOURCE_KINDS, DatasetSource
+from utils.data.source_kinds import SOURCE_KINDS, DatasetSource, sources_with
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, path_text, shown
 
@@ -36,13 +36,13 @@ class MixtureSource(Schema):
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """A place says which source; whole numbers are weights too."""
+        """Infer the source from the place that is given, and accept whole numbers as weights."""
         values = {name: path_text(value) for name, value in values.items()}
         if isinstance(values.get("weight"), int) and not isinstance(values["weight"], bool):
             values["weight"] = float(values["weight"])
-        for place, source in (("dataset_path", "local"), ("dataset_name", "huggingface")):
+        for place in ("dataset_path", "dataset_name"):
             if values.get(place) is not None:
-                values.setdefault("dataset_source", source)
+                values.setdefault("dataset_source", sources_with(place)[0])
         return values, []
 
     @classmethod

@@ -120,7 +120,7 @@ class UniversalDataModule:
 
     @property
     def mixture(self) -> MixedExamples | None:
-        """The training data where they are a mixture, which has an order of its own; else None."""
+        """The training data if they are a mixture, which orders its own samples; else None."""
         return _mixture_in(self.train)
 
     @property
@@ -167,8 +167,8 @@ class UniversalDataModule:
                 check_source(source, name, limits)
 
     def padding_notice(self, *, explicit: bool) -> str | None:
-        """Notice about padding in training samples that have neither an attention mask nor ignored labels; None: there
-        is none.
+        """Notice about padding in training samples that have neither an attention mask nor ignored labels; None
+        without such padding.
 
         Args:
             explicit: the padding id was given with tokenizer, task or config, not taken from the model.

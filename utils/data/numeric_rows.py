@@ -149,7 +149,7 @@ def squeezed(labels_B: Tensor) -> Tensor:
 
 
 def whole_labels_of(labels: Tensor) -> Tensor:
-    """Classes as int64. Raises `DataTypeError` for numbers that are no whole ones."""
+    """Classes as int64. Raises `DataTypeError` for numbers that are not whole."""
     if labels.is_floating_point():
         raise DataTypeError(
             f"classes are whole numbers from 0 on; got labels of {labels.dtype}, such as {float(labels.flatten()[0])}. "

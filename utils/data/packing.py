@@ -159,7 +159,7 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
         return _batch(self._blocks[np.asarray(indices, dtype=np.int64)])
 
     def attention_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """1 for the tokens of blocks `indices`, 0 for padding, of which there is none here: (B, T) int64."""
+        """1 for the tokens of blocks `indices`, 0 for padding, of which these blocks have none: (B, T) int64."""
         return torch.ones(len(indices), self.block_size, dtype=torch.int64)
 
     def max_id(self) -> int:

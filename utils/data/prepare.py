@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from utils import colab
 from utils.adapters.special_ids import set_special_ids
-from utils.data.documents import PACKING_SETTINGS, check_is_text
+from utils.data.documents import PackingSettings, check_is_text
 from utils.data.file_records import (
     LABELLED_TASKS,
     LoadedRecords,
@@ -31,14 +32,14 @@ from utils.data.record_sources import (
     hub_records,
     prepare_records,
 )
-from utils.data.source_kinds import OF_FILES, SOURCES
+from utils.data.source_kinds import kind_of_source, source_problem, unread
 from utils.data.text.corpus import BUILTIN_NAME, builtin_corpus
 from utils.data.text.hub import LoadedTexts, dataset_name_problem, load_hub_texts
 from utils.data.text.local import load_local_texts
 from utils.data.text.prepare import prepare_text
 from utils.errors import ConfigError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
-from utils.schema import nearest, shown
+from utils.schema import shown
 from utils.storage import path_from
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def prepare_one(
     Args:
         vocab_size: maximum vocabulary size of a newly trained tokenizer; tokenizer: one that exists, used as it is.
     """
-    packing = {name: getattr(setup, name, default) for name, default in PACKING_SETTINGS.items()}
+    packing = PackingSettings.of(setup)
     if (records := _records(setup, model, vocab_size, tokenizer)) is not None:
         check_is_text(packing)
         return records
@@ -157,7 +158,7 @@ def prepare_one(
         validation_documents=loaded.validation,
         source=loaded.source,
         notes=loaded.notes,
-        **packing,
+        **asdict(packing),
     )
     changed = None if model is None else set_special_ids(model, data.tokenizer)
     if changed is not None:
@@ -179,18 +180,13 @@ def _origin(setup: DataSetup) -> dict[str, Any]:
 def checked_vocab_size(setup: DataSetup, model: Any) -> int:
     """The tokenizer's limit. Raises ConfigError that lists everything in which setup and model do not fit."""
     problems = []
-    if setup.dataset_source not in SOURCES:
-        guess = nearest(str(setup.dataset_source), SOURCES)
-        hint = f"; did you mean {guess!r}?" if guess else ""
-        problems.append(
-            Problem(
-                "dataset_source", f"got {shown(setup.dataset_source)}; must be one of {', '.join(SOURCES)}{hint}", guess
-            )
-        )
-    if setup.dataset_source in OF_FILES and not setup.dataset_path:
+    unknown = source_problem(setup.dataset_source)
+    place = None if unknown else kind_of_source(setup.dataset_source).place
+    problems.extend(filter(None, [unknown]))
+    if place == "dataset_path" and not setup.dataset_path:
         message = f'is needed for dataset_source="{setup.dataset_source}": the path of a file, a folder or a pattern'
         problems.append(Problem("dataset_path", message))
-    if setup.dataset_source == "huggingface" and (problem := dataset_name_problem(setup.dataset_name)):
+    if place == "dataset_name" and (problem := dataset_name_problem(setup.dataset_name)):
         problems.append(Problem("dataset_name", problem))
     if (kind := getattr(setup, "data_kind", "auto")) not in DATA_KINDS:
         problems.append(Problem("data_kind", f"got {shown(kind)}; must be one of {', '.join(DATA_KINDS)}"))
@@ -223,32 +219,38 @@ def checked_vocab_size(setup: DataSetup, model: Any) -> int:
 def files_of(setup: DataSetup) -> str | os.PathLike[str]:
     """Location of the setup's files."""
     assert setup.dataset_path is not None
-    if setup.dataset_source == "drive":
+    if kind_of_source(setup.dataset_source).on_drive:
         return colab.drive_path(setup.dataset_path)
     return path_from(getattr(setup, "home", Path.cwd()), setup.dataset_path)
 
 
 def load_answers(setup: DataSetup, kind: str) -> LoadedRecords:
     """The records with answers that the setup names."""
-    if setup.dataset_source == "builtin":
+    reader = kind_of_source(setup.dataset_source).reader
+    if reader == "corpus":
         return builtin_records(kind)
-    if setup.dataset_source == "huggingface":
+    if reader == "hub":
         assert setup.dataset_name is not None
         split = getattr(setup, "dataset_split", None)
         return hub_records(setup.dataset_name, setup.config_name, split, with_validation=setup.val_split > 0)
-    return load_records(files_of(setup), with_validation=setup.val_split > 0)
+    if reader == "files":
+        return load_records(files_of(setup), with_validation=setup.val_split > 0)
+    raise unread(setup.dataset_source, "records with answers", f"load_answers in {__name__}")
 
 
 def load_labelled(setup: DataSetup, *, with_validation: bool) -> LoadedRecords:
     """The records with labels that the setup names. Raises ConfigError for the built-in text, which has none."""
-    if setup.dataset_source == "huggingface":
+    reader = kind_of_source(setup.dataset_source).reader
+    if reader == "hub":
         assert setup.dataset_name is not None
         split = getattr(setup, "dataset_split", None)
         return hub_records(
             setup.dataset_name, setup.config_name, split, with_validation=with_validation, as_tables=True
         )
-    if setup.dataset_source in OF_FILES:
+    if reader == "files":
         return labelled_rows(files_of(setup), with_validation=with_validation)
+    if reader != "corpus":
+        raise unread(setup.dataset_source, "records with labels", f"load_labelled in {__name__}")
     raise ConfigError(
         f"task: got {getattr(setup, 'task', None)!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, "
         ".json, .jsonl or .parquet file, or dataset_name to a dataset of the Hub."
@@ -273,7 +275,7 @@ def _records(
             text_column=setup.text_column, label_column=getattr(setup, "label_column", None), tokenizer=tokenizer,
             model=model, tokenizer_strategy=setup.tokenizer_strategy,
         )  # fmt: skip
-    if setup.dataset_source not in OF_FILES or kind == "text":
+    if kind_of_source(setup.dataset_source).reader != "files" or kind == "text":
         return None
     return prepare_files(
         files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
@@ -284,7 +286,7 @@ def _records(
 
 
 def own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | None:
-    """The tokenizer that came with a pretrained model; None where there is none, or the setup asks for one of its own."""
+    """The tokenizer that came with a pretrained model; None without one, or if the setup asks for another."""
     from transformers import PreTrainedTokenizerFast
 
     from utils.models.origins import tokenizer_of
@@ -295,12 +297,15 @@ def own_tokenizer(setup: DataSetup, model: Any) -> PreTrainedTokenizerFast | Non
 
 def load_texts(setup: DataSetup) -> LoadedTexts:
     """The documents, where they are from, and notes for the report."""
-    if setup.dataset_source == "builtin":
+    reader = kind_of_source(setup.dataset_source).reader
+    if reader == "corpus":
         return LoadedTexts(builtin_corpus(), None, f"built-in: {BUILTIN_NAME}, CPython {platform.python_version()}")
-    if setup.dataset_source == "huggingface":
+    if reader == "hub":
         assert setup.dataset_name is not None
         return load_hub_texts(
             setup.dataset_name, setup.config_name, setup.text_column, getattr(setup, "dataset_split", None) or "train",
             with_validation=setup.val_split > 0,
         )  # fmt: skip
-    return load_local_texts(files_of(setup), setup.text_column, with_validation=setup.val_split > 0)
+    if reader == "files":
+        return load_local_texts(files_of(setup), setup.text_column, with_validation=setup.val_split > 0)
+    raise unread(setup.dataset_source, "texts", f"load_texts in {__name__}")

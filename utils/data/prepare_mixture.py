@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from utils.data.documents import PACKING_SETTINGS
+from utils.data.documents import PackingSettings
 from utils.data.file_records import holds_conversations, load_records
 from utils.data.mixture import mix
 from utils.data.mixture_settings import SETTINGS, MixtureSource, mixture_sources
@@ -22,7 +22,7 @@ from utils.data.prepare import (
 )
 from utils.data.prepared import PreparedData
 from utils.data.record_sources import as_conversations, has_answers
-from utils.data.source_kinds import OF_FILES
+from utils.data.source_kinds import kind_of_source
 from utils.errors import ConfigError, DataError, HubError
 from utils.tokenization.adaptive import TokenizerChoice, choose_tokenizer
 from utils.tokenization.special_tokens import SPECIAL_TOKENS
@@ -46,11 +46,11 @@ def prepare_mixture(
     sources = mixture_sources(getattr(setup, "mixture", ()))
     if (task := getattr(setup, "task", "causal_lm")) != "causal_lm":
         raise ConfigError(f"task: got {task!r} with a mixture; only text and conversations can be mixed.")
-    for name, default in PACKING_SETTINGS.items():
-        if (value := getattr(setup, name, default)) != default:
-            raise ConfigError(
-                f"{name}: got {value!r} with a mixture, whose epochs and blocks are its own; set it to {default!r}."
-            )
+    for name, value in PackingSettings.of(setup).changed.items():
+        default = getattr(PackingSettings(), name)
+        raise ConfigError(
+            f"{name}: got {value!r} with a mixture, whose epochs and blocks are its own; set it to {default!r}."
+        )
     views = {source.label: _view(setup, source) for source in sources}
     vocab_size = max(checked_vocab_size(view, model) for view in views.values())
     tokenizer, kind = tokenizer or own_tokenizer(setup, model), None
@@ -116,7 +116,8 @@ def _training_texts(view: Any) -> tuple[Iterable[str], bool]:
     if has_answers(view.data_kind):
         records, validation = as_conversations(load_answers(view, view.data_kind), view.data_kind, view.text_column)
         return training_texts(records, validation, None, *split), True
-    may_hold = view.dataset_source in OF_FILES and view.data_kind != "text" and view.text_column is None
+    of_files = kind_of_source(view.dataset_source).reader == "files"
+    may_hold = of_files and view.data_kind != "text" and view.text_column is None
     if may_hold and holds_conversations(files_of(view), view.conversation_layout):
         loaded = load_records(files_of(view), with_validation=view.val_split > 0)
         return training_texts(loaded.records, loaded.validation, view.conversation_layout, *split), True

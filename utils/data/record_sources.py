@@ -1,4 +1,4 @@
-"""Records with a question and an answer, from wherever a setup says: built in, files, the Hub, a table."""
+"""Records with a question and an answer, from any source that a setup can name: built in, files, the Hub, a table."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from utils.data.batch import Batch, Collate, PreparingCollate, as_batch, described, one_line
+from utils.data.batch import Batch, Collate, PreparingCollate, as_batch, described
 from utils.data.dataloaders import has_plain_order, ignored_settings, without_duplicates
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks, pack
 from utils.data.padding import labels_of
 from utils.data.text_collator import TextCollator, with_left_mask
-from utils.errors import DataError, DataTypeError, TrainbookError
+from utils.errors import DataError, DataTypeError, TrainbookError, first_line
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class DatasetSource:
             raise
         except Exception as error:  # whatever it is, it comes from the user's dataset
             raise DataError(
-                f"sample {index} of {type(self.dataset).__name__} cannot be read: {type(error).__name__}: {one_line(error)}"
+                f"sample {index} of {type(self.dataset).__name__} cannot be read: {first_line(error, with_class=True)}"
             ) from error
 
     def _prepared(self, sample: Any, index: int) -> Any:
@@ -127,7 +127,7 @@ class DatasetSource:
             raise
         except Exception as error:  # whatever it is, it comes from the user's sample or collate function
             raise DataError(
-                f"sample {index} cannot be prepared for a batch: {type(error).__name__}: {one_line(error)}"
+                f"sample {index} cannot be prepared for a batch: {first_line(error, with_class=True)}"
             ) from error
 
     def _collated(self, samples: list[Any], indices: Sequence[int]) -> Batch:
@@ -138,7 +138,7 @@ class DatasetSource:
         except Exception as error:  # whatever it is, it comes from the user's samples or collate function
             raise DataError(
                 f"samples {', '.join(str(int(index)) for index in indices[:8])} cannot be made a batch: "
-                f"{type(error).__name__}: {one_line(error)}. Samples of a batch need equal shapes, or a data_collator of "
+                f"{first_line(error, with_class=True)}. Samples of a batch need equal shapes, or a data_collator of "
                 "yours that makes them equal."
             ) from error
 
@@ -171,7 +171,7 @@ def may_draw(dataset: Any) -> bool:
 
 
 class StreamSource:
-    """Batches that only come in their own order: an iterable dataset, or a loader with a sampler of its own."""
+    """Batches in an order that cannot be chosen: an iterable dataset, or a loader with its own sampler."""
 
     def __init__(self, batches: Iterable[Any], batch_size: int | None, num_batches: int | None) -> None:
         self.batches, self.batch_size, self.num_batches = batches, batch_size, num_batches
@@ -313,7 +313,7 @@ def _recollated(source: Source, collate: Collate, seed: int) -> Source:
 
 
 class _AlreadyTaken:
-    """Marks a loader of ours, whose dataset already yields whole batches."""
+    """Mark our own loaders, whose dataset already yields batches."""
 
     def __call__(self, samples: list[Batch]) -> Batch:
         return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}

@@ -175,7 +175,7 @@ _BYTE_CHARACTERS = _byte_characters()
 
 
 def _special_ids(tokenizer: Any) -> np.ndarray:
-    """Ids of tokens that are no text, int64."""
+    """Ids of tokens that are not text, int64."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     marked = [number for number, token in added.items() if getattr(token, "special", False)]
     return np.unique(np.array([*(getattr(tokenizer, "all_special_ids", None) or []), *marked], dtype=np.int64))

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.data.batch import Batch, one_line
+from utils.data.batch import Batch
 from utils.data.sources import DatasetSource, Source
-from utils.errors import DataError, TrainbookError
+from utils.errors import DataError, TrainbookError, first_line
 
 #: Seconds without a batch after which a loader process is taken to hang.
 TIMEOUT_S = 120.0
@@ -68,8 +68,8 @@ class _Work(Dataset[Any]):
             self._source.before_sample = lambda index: note[_SAMPLE].fill_(index)
         try:
             batch = self._source.take(self._chunks[k].tolist())
-        except Exception as error:  # noqa: BLE001 - whatever a user's dataset raises is told by the main process
-            message = str(error) if isinstance(error, TrainbookError) else f"{type(error).__name__}: {one_line(error)}"
+        except Exception as error:  # noqa: BLE001 - whatever a user's dataset raises is raised again by the main process
+            message = str(error) if isinstance(error, TrainbookError) else first_line(error, with_class=True)
             return _Failure(info.id, os.getpid(), message, traceback.format_exc())
         note[_BATCH:] = _NONE
         return batch

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.util import decode_source
 from pathlib import Path
 
-from utils.errors import ModelError, ModelNotFoundError, TrainbookError
+from utils.errors import ModelError, ModelNotFoundError, TrainbookError, first_line
 
 # Every load gets its own module names: a file that was edited and loaded again does not replace the classes of models that
 # exist already.
@@ -158,8 +158,7 @@ def reported(what: str, files: Sequence[str] = ()) -> Iterator[None]:
         SystemExit,
     ) as error:  # somebody's code may raise anything; sys.exit() there must not end a notebook
         where = _line(error, files)
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        raise ModelError(f"{what}{where}: {type(error).__name__}{': ' if first else ''}{first}") from error
+        raise ModelError(f"{what}{where}: {first_line(error, with_class=True)}") from error
 
 
 def _line(error: BaseException, files: Sequence[str]) -> str:

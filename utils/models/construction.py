@@ -67,7 +67,7 @@ def choose(module: ModuleType, wanted: str | None, where: str, source: bytes, hi
         source: the file's content.
         hint: a class name from a config file; used if the file has that class.
     Raises:
-        ModelError: there is none, or several; lists them.
+        ModelError: no such class, or several; lists them.
     """
     classes = [
         name

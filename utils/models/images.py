@@ -81,7 +81,7 @@ def as_size(model: str, value: Any) -> tuple[int, int]:
 
 
 def check_counts(model: str, counts: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` that lists those of `counts` that are no whole numbers of at least 1."""
+    """Raises `ConfigError` that lists those of `counts` that are not whole numbers of at least 1."""
     problems = [
         Problem(name, f"got {value!r}; must be a whole number of at least 1")
         for name, value in counts.items()
@@ -105,7 +105,7 @@ def _require_size(model: BaseModel, least: int) -> tuple[int, int]:
 
 @ModelRegistry.register("lenet")
 class LeNet(BaseModel):
-    """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998, figure 2) with rectifiers and maxima where it had tanh and means.
+    """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998, figure 2) with ReLU and max-pooling instead of tanh and average pooling.
 
     Its 61,706 parameters (10 classes, 28 x 28, grey) are those of the original with full connections.
     """
@@ -160,7 +160,7 @@ class MyNet(BaseModel):
 
 
 class _Attention(nn.Module):
-    """Self-attention in which every token sees every other (Vaswani et al. 2017)."""
+    """Bidirectional self-attention (Vaswani et al. 2017)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class BottleneckViT(BaseModel):
 
 @ModelRegistry.register("fpn_vit")
 class FPNViT(BaseModel):
-    """A vision transformer over two levels of a feature pyramid: it sees what is fine and what is coarse side by side.
+    """A vision transformer over two levels of a feature pyramid: it attends to fine and coarse features together.
 
     Convolutions halve the image three times; from the coarsest level down, each is enlarged and added to the next finer one
     (Lin et al. 2017, "Feature Pyramid Networks for Object Detection", figure 3). A token for 4 x 4 pixels and one for 8 x 8

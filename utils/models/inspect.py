@@ -1,4 +1,4 @@
-"""Read a model's sizes from its config or attributes, whoever wrote it."""
+"""Read a model's sizes from its config or attributes, for models of any library."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def note_tokenizer(model: nn.Module, tokenizer: Any) -> None:
 
 
 def tokenizer_of(model: nn.Module | None) -> Any:
-    """The tokenizer that came with a pretrained model; None where there is none."""
+    """The tokenizer that came with a pretrained model, or None."""
     return None if model is None else _tokenizers.get(model)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from utils.errors import ModelError, ModelNotFoundError
+from utils.hub_ids import hub_reference
 from utils.models.transformers_models import entry_on_hub, hub_folder, read_json, torch_version
 from utils.schema import shown
 
-_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@(?P<revision>[\w./-]+))?")
 _LARGEST_HEADER = 100 << 20  # what the safetensors format allows
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 _DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8", "U8": "uint8"}
@@ -80,10 +80,10 @@ def describe_on_hub(source: str) -> PretrainedDescription:
         ModelNotFoundError: that is no Hub id. HubError: the Hub did not answer, or has no such model.
         ModelError: it is no transformers model.
     """
-    match = _HUB_ID.fullmatch(source)
-    if match is None:
+    reference = hub_reference(source)
+    if reference is None:
         raise ModelNotFoundError(f"{shown(source)} is no Hub id (owner/name).")
-    entry = entry_on_hub(match["id"], match["revision"])
+    entry = entry_on_hub(reference.id, reference.revision)
     safe, weights = _weights_among(entry.sizes)
     counts = {_DTYPES.get(name, name.lower()): count for name, count in entry.parameters.items()}
     return PretrainedDescription(
@@ -140,7 +140,7 @@ def _weights_among(files: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _described(values: Mapping[str, Any], place: str, dtype: str | None) -> dict[str, Any]:
-    """What a config says of its model. Raises ModelError when it is none of transformers."""
+    """What a config says of its model. Raises ModelError when it is not one of transformers."""
     if "model_type" not in values:
         raise ModelError(f"{place} has no model_type, so it is no config of transformers.")
     text = values.get("text_config") if isinstance(values.get("text_config"), dict) else {}
@@ -172,10 +172,10 @@ def _folder_of(source: str | os.PathLike[str]) -> Path:
         )
     if path.exists() or text.startswith(("/", "./", "../", "~")):
         raise ModelNotFoundError(f"{path} is no folder of a pretrained model; the working folder is {Path.cwd()}.")
-    match = _HUB_ID.fullmatch(text)
-    if match is None:
+    reference = hub_reference(text)
+    if reference is None:
         raise ModelNotFoundError(f"{shown(text)} is no folder here and no Hub id (owner/name).")
-    return hub_folder(match["id"], match["revision"])
+    return hub_folder(reference.id, reference.revision)
 
 
 def _numbers_in(files: Sequence[Path]) -> tuple[int | None, str | None]:

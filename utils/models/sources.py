@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError, ModelError, ModelNotFoundError
+from utils.hub_ids import HubReference, hub_reference
 from utils.models.origins import note_origin
 from utils.models.registry import ModelRegistry
 from utils.schema import nearest, shown
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _FACTORY = re.compile(rf"(?P<module>{_NAME}):(?P<name>{_NAME})")
 _CHOSEN = re.compile(rf"(?P<place>.+):(?P<name>{_NAME})", re.DOTALL)
-# What the Hub allows: an owner, then a name (huggingface_hub's validate_repo_id), and a revision.
-_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@(?P<revision>[\w./-]+))?")
 _HUB_ADDRESS = re.compile(
     r"https?://(?:www\.)?huggingface\.co/(?P<id>[\w.-]+/[\w.-]+)(?:/tree/(?P<revision>[\w.-]+))?/?"
 )
@@ -34,7 +33,7 @@ _KINDS = (
 
 
 def load_model(source: Any, *, trust: str | None = None, config: Any = None, **overrides: Any) -> nn.Module:
-    """Load a model from wherever it is. It is that model or an error, never another one in its place.
+    """Load a model by name, from a file or folder, the Hub or a gist. No fallback: the result is that model or an error.
 
     | source | model |
     |---|---|
@@ -104,7 +103,7 @@ def _from_text(text: str, trust: str | None, config: Any, overrides: Mapping[str
         _refuse_trust(trust, f"the model {text!r} of ModelRegistry")
         return _construct(ModelRegistry.get(text), config, overrides, f"Model {text!r}")
     if match := _HUB_ADDRESS.fullmatch(text):
-        return _from_hub(match, None, trust, config, overrides, text)
+        return _from_hub(HubReference(match["id"], match["revision"]), None, trust, config, overrides, text)
     from utils.models.gists import download_gist, gist_address
 
     gist = gist_address(text)
@@ -116,8 +115,8 @@ def _from_text(text: str, trust: str | None, config: Any, overrides: Mapping[str
     if match := _FACTORY.fullmatch(text):
         return _from_module(match["module"], match["name"], trust, config, overrides)
     place, _, name = text.partition(":")
-    if match := _HUB_ID.fullmatch(place):
-        return _from_hub(match, name or None, trust, config, overrides, text)
+    if reference := hub_reference(place):
+        return _from_hub(reference, name or None, trust, config, overrides, text)
     names = ModelRegistry.list_available()
     guess = nearest(text, names)
     raise ModelNotFoundError(
@@ -269,7 +268,7 @@ def _from_foreign(
     text: str,
     wanted: str | None = None,
 ) -> nn.Module:
-    """A model of somebody else's code, if that is trusted; it is run from the bytes that the digest is of."""
+    """Load a model from foreign code if it is trusted; exactly the bytes that were hashed are run."""
     import json
 
     from utils.models.code_files import SourcePackage
@@ -307,12 +306,12 @@ def _from_module(module: str, name: str, trust: str | None, config: Any, overrid
 
 
 def _from_hub(
-    match: re.Match[str], wanted: str | None, trust: str | None, config: Any, overrides: Mapping[str, Any], text: str
+    reference: HubReference, wanted: str | None, trust: str | None, config: Any, overrides: Mapping[str, Any], text: str
 ) -> nn.Module:
     from utils.models.transformers_models import load_from_hub
 
     _refuse_config(config, text)
-    return load_from_hub(match["id"], match["revision"], wanted, overrides, trust, _call(text, overrides))
+    return load_from_hub(reference.id, reference.revision, wanted, overrides, trust, _call(text, overrides))
 
 
 def _construct(factory: Callable[..., Any], config: Any, overrides: Mapping[str, Any], where: str) -> nn.Module:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.errors import ConfigError, HubError, ModelError, TrainbookError
+from utils.errors import ConfigError, HubError, ModelError, TrainbookError, first_line
 from utils.models.code_files import SourcePackage
 from utils.models.construction import Arguments, changed, construct
 from utils.models.untrusted import MOST_BYTES_OF_A_FILE, ForeignCode
@@ -160,7 +160,7 @@ def config_of_file(path: Path, values: Mapping[str, Any]) -> Any:
             raise ModelError(
                 f"{path}: transformers has no model_type {kind!r}.{hint} A newer transformers may."
             ) from None
-        raise ModelError(f"{path}: {_first_line(error)}") from error
+        raise ModelError(f"{path}: {first_line(error, with_class=True, lines=2)}") from error
 
 
 def is_known_type(kind: Any) -> bool:
@@ -183,7 +183,7 @@ def with_weights(model: nn.Module, file: Path) -> nn.Module:
         left = model.load_state_dict(load_file(file), strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(
-            f"{file} does not hold the weights of this {type(model).__name__}: {_first_line(error)}"
+            f"{file} does not hold the weights of this {type(model).__name__}: {first_line(error, with_class=True, lines=2)}"
         ) from None
     if left.missing_keys or left.unexpected_keys:
         names = ", ".join([*left.missing_keys, *left.unexpected_keys][:6])
@@ -260,7 +260,7 @@ def _check_loaded(model: nn.Module, report: Mapping[str, Any], where: str) -> No
 def _custom_class(
     folder: Path, values: Mapping[str, Any], wanted: str | None, trust: str | None, call: str, where: str
 ) -> tuple[Any, Any]:
-    """Config object and model class of a folder that brings its own code, if that is trusted."""
+    """Config object and model class of a folder with its own code, if that is trusted."""
     classes = {kind: name for kind, name in dict(values["auto_map"]).items() if isinstance(name, str)}
     if elsewhere := [name for name in classes.values() if "--" in name]:
         raise ModelError(
@@ -399,7 +399,7 @@ def _refusal(repository: str, error: Exception) -> str:
             f"the Hugging Face Hub has no model {repository!r}, or it is private. Check the spelling (owner/name), or log in "
             f"with huggingface_hub.login() if it is yours. {_WAY_OUT}"
         )
-    reason = f"it answered {status}" if status else _first_line(error)
+    reason = f"it answered {status}" if status else first_line(error, with_class=True, lines=2)
     return f"the Hugging Face Hub could not be reached for {repository}: {reason.rstrip('.')}. Check the connection. {_WAY_OUT}"
 
 
@@ -418,7 +418,7 @@ def quiet_loading(where: str) -> Iterator[None]:
     except (
         Exception
     ) as error:  # weights of other sizes, damaged files, a config's own checks: of several libraries' classes
-        raise ModelError(f"{where} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{where} cannot be loaded: {first_line(error, with_class=True, lines=2)}") from error
     finally:
         verbosity.set_verbosity(level)
 
@@ -436,10 +436,6 @@ def without_progress_bars() -> Iterator[None]:
         if shown:
             verbosity.enable_progress_bar()  # type: ignore[no-untyped-call]
 
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
 
 
 def torch_version() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Model code that somebody else wrote: shown with its sha256, and run only where the caller trusts exactly that.
+"""Foreign model code: shown with its sha256, and run only if the caller trusts that digest.
 
 The digest is what decides: code that has changed since it was read has another one. Once trusted, code has the full power of
 this process: it can read and delete files, and send them away. The digest says which code runs, not that it is harmless.
@@ -28,7 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ForeignCode:
-    """The files of a model that somebody else wrote: Python sources, and config.json.
+    """The files of a foreign model: Python sources, and config.json.
 
     Attributes:
         origin: where they come from, such as "gist 0123abcd".

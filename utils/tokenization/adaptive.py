@@ -26,7 +26,7 @@ _CHARACTERS_PER_TOKEN = 50
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """A tokenizer and why it is this one.
+    """A tokenizer and why it was chosen.
 
     Attributes:
         tokenizer: with padding, unknown, beginning and end tokens set.

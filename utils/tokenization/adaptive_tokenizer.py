@@ -3,7 +3,7 @@
 1. the user's own: a file, a folder or an object, when one is given
 2. pretrained: a published tokenizer of that size, verified (`utils.tokenization.pretrained`)
 3. BPE, learned from the text that is given
-4. characters: of the text, or where there is none of all of Unicode that fits
+4. characters: of the text, or without a text, of as much of Unicode as fits
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SMALLEST_USEFUL_BPE = 1000
 
 
 class AdaptiveTokenizer:
-    """Makes the tokenizer that a model's vocabulary needs. What it gives tells why it is this one: `tokenizer.choice`."""
+    """Makes the tokenizer that a model's vocabulary needs; `tokenizer.choice` says why this one was chosen."""
 
     @staticmethod
     def detect_strategy(vocab_size: int, dataset_size: int | None = None) -> Literal["pretrained", "bpe", "character"]:
@@ -41,7 +41,7 @@ class AdaptiveTokenizer:
 
         Args:
             vocab_size: tokens of the model.
-            dataset_size: number of texts; None or 0: there are none.
+            dataset_size: number of texts; None or 0: no texts.
         """
         if vocab_size in KNOWN:
             return "pretrained"
@@ -173,9 +173,9 @@ def _made(
         return choice.tokenizer, f"{choice.strategy}: {choice.reason}"
 
     if cache_dir is None:
-        tokenizer, told = make()
+        tokenizer, summary = make()
     else:
         settings = {"strategy": strategy, "vocab_size": vocab_size, "special_tokens": names}
-        tokenizer, told = cached_tokenizer(cache_dir, settings, texts, make)
-    kind, _, reason = told.partition(": ")
+        tokenizer, summary = cached_tokenizer(cache_dir, settings, texts, make)
+    kind, _, reason = summary.partition(": ")
     return _chosen(tokenizer, "bpe" if kind == "bpe" else "character", reason)

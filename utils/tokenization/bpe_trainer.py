@@ -75,7 +75,7 @@ class BPETrainerConfig(Schema):
         """The settings called "small" (5,000 tokens), "medium" (10,000), "large" (25,000) or "xlarge" (50,000).
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: an unknown name.
         """
         if name not in PRESETS:
             guess = nearest(str(name), tuple(PRESETS))

@@ -132,7 +132,7 @@ class _Writer:
 
 
 def _with_ends(parts: Iterable[EncodedPieces], eos_id: int | None) -> Iterator[np.ndarray]:
-    """The ids of the parts, with `eos_id` after the last token of each document. A document may go on in the next part."""
+    """The ids of the parts, with `eos_id` after the last token of each document. A document may continue in the next part."""
     open_document: int | None = None  # whose tokens were the last ones, so that its end is still to come
     for part in parts:
         lengths = np.diff(part.ends, prepend=0)
@@ -165,7 +165,7 @@ def _mapped_file(file: IO[bytes], writer: _Writer) -> np.ndarray:
 
 
 def _is_intact(path: Path, record: Path) -> bool:
-    """Whether the file is what its record says. Reads it once, at about 1 GB/s."""
+    """Whether the file matches its record. Reads it once, at about 1 GB/s."""
     if not path.exists() or not record.exists():
         return False
     try:

@@ -61,7 +61,7 @@ class TextBatches:
         val_dataset: texts for validation, instead of a share of `dataset`.
         text_column: the column of texts; None: "text", or else the only one.
     Raises:
-        ConfigError, DataTypeError: an argument that cannot be. What is wrong with the texts is told by `setup`.
+        ConfigError, DataTypeError: an invalid argument. Problems of the texts are raised by `setup`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class TextBatches:
         return self._loader(self.train_dataset, EpochSampler(len(self.train_dataset), self.seed))  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
-        """The rows for validation in their order; [] without validation, which is how Lightning is told."""
+        """The rows for validation in their order; [] without validation, as Lightning expects."""
         return [] if self.val_dataset is None else self._loader(self.val_dataset, None)
 
     @property

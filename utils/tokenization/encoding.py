@@ -95,7 +95,7 @@ def encoded_pieces(tokenizer: PreTrainedTokenizerFast, documents: Iterable[str])
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of what encodes: a caller's truncation and padding are not ours to use, nor to change."""
+    """A copy of the backend without truncation and padding: the caller's settings are neither used nor changed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataTypeError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.data.read.rows import excerpt
-from utils.errors import DataError, DataNotFoundError, DataTypeError
+from utils.errors import DataError, DataNotFoundError, DataTypeError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,7 +36,7 @@ def load_own(tokenizer: Any) -> tuple[TrainbookTokenizer, str]:
     Returns:
         The tokenizer, and a sentence on what it is.
     Raises:
-        DataNotFoundError: there is no such file or folder; DataError: it cannot be read; DataTypeError: it is none.
+        DataNotFoundError: there is no such file or folder; DataError: it cannot be read; DataTypeError: it is not a tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -75,7 +75,7 @@ def _from_folder(folder: Path) -> TrainbookTokenizer:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise DataError(
-            f"the folder {folder} holds no tokenizer that can be read ({_first_line(error)}). Give {_FORMATS}; there are: "
+            f"the folder {folder} holds no tokenizer that can be read ({first_line(error)}). Give {_FORMATS}; there are: "
             f"{', '.join(names[:10]) or 'no files'}."
         ) from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
@@ -92,7 +92,7 @@ def _from_json(path: Path) -> TrainbookTokenizer:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself for what it cannot read
         raise DataError(
-            f"{path} is no tokenizer.json that tokenizers can read ({_first_line(error)}). Give {_FORMATS}."
+            f"{path} is no tokenizer.json that tokenizers can read ({first_line(error)}). Give {_FORMATS}."
         ) from error
     return _with_common_roles(backend)
 
@@ -133,7 +133,3 @@ def _with_common_roles(backend: Tokenizer) -> TrainbookTokenizer:
         clean_up_tokenization_spaces=False,
         **{role: name for role, name in roles.items() if name is not None},
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import HubError
+from utils.errors import HubError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -158,7 +158,7 @@ def _load(name: str, online: bool) -> tuple[Any, bool]:
             return _from_pretrained(name, local_only=False), True
         except OfflineModeIsEnabled as error:
             problem, online = error, False
-        except Exception as error:  # noqa: BLE001 - network and Hub errors have no common class; told when no copy is there
+        except Exception as error:  # noqa: BLE001 - network and Hub errors have no common class; reported when no copy is there
             problem, online = error, _answered(error)
     try:
         return _from_pretrained(name, local_only=True), online
@@ -183,5 +183,4 @@ def _why(error: Exception) -> str:
         return f"the Hub answered {status}"
     if type(error).__name__ == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE forbids asking the Hub, and this machine has no copy"
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return f"the Hub could not be reached ({line.rstrip('.')})"
+    return f"the Hub could not be reached ({first_line(error)})"

@@ -1,4 +1,4 @@
-"""Whatever holds texts -> texts: a list, a column, a dataset of the `datasets` library, an iterator."""
+"""Any holder of texts -> texts: a list, a column, a dataset of the `datasets` library, an iterator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextCounts:
 
 
 def texts_of(dataset: Any, text_column: str | None = None) -> Iterable[str]:
-    """The texts of `dataset`, not yet read where it is read lazily.
+    """The texts of `dataset`, lazily where possible.
 
     Args:
         dataset: texts in a list or any other sequence or iterator; a dataset of the `datasets` library, or another with

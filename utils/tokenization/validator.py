@@ -1,4 +1,4 @@
-"""TokenizerValidator: whether a tokenizer can be used with a model, and what it does to a text."""
+"""TokenizerValidator: whether a tokenizer can be used with a model, and whether it round-trips a text."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class CheckpointManager:
         save_every_n_epochs, save_last, filename: as Lightning's ModelCheckpoint has them (every_n_epochs, save_last, filename).
         drive_backup: copy each checkpoint to `drive_backup_path` as well, such as "MyDrive/checkpoints".
     Attributes:
-        best_accuracy: accuracy (0 to 100) that `save_best_model` has to beat; 0.0 while there is none. It can be set.
+        best_accuracy: accuracy (0 to 100) that `save_best_model` has to beat, 0.0 before the first model. It can be set.
         mirror: where copies go, or None.
     Raises:
         ConfigError: both folders, or neither; a frequency or mode that cannot be.
@@ -107,7 +107,7 @@ class CheckpointManager:
 
     @property
     def best_accuracy(self) -> float:
-        """Accuracy (0 to 100) of the best model so far, 0.0 while there is none."""
+        """Accuracy (0 to 100) of the best model so far, 0.0 before the first model."""
         return 0.0 if self._best is None else self._best
 
     @best_accuracy.setter
@@ -196,7 +196,7 @@ class CheckpointManager:
 
         Args:
             path: a file with `CORE_KEYS`, such as an experiment's trainer commits.
-            epoch: completed epochs that it holds; accuracy: of its validation, 0 to 100, None where there was none.
+            epoch: completed epochs that it holds; accuracy: of its validation, 0 to 100, or None.
             best: whether it is the best; None: when its accuracy is higher than any before.
         """
         names = [LATEST]

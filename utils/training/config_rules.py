@@ -125,7 +125,7 @@ def _translate_amp(values: dict[str, Any]) -> list[Problem]:
         return [Problem("use_amp", f"got {shown(use_amp)}; must be True or False")]
     precision = values.get("precision")
     if precision is not None and not isinstance(precision, str):
-        return []  # which is told as a problem of precision
+        return []  # reported as a problem of precision
     half = precision in ("16", "bf16", "fp16")
     if precision not in (None, "auto") and half != use_amp:
         return [Problem("use_amp", f"got {use_amp} together with precision={precision!r}; keep one of the two")]

@@ -67,7 +67,7 @@ def diagnose(run: Any, *, data: Any = None) -> Diagnosis:
     Returns:
         a report with one result for each rule: `.findings`, `.show()`, `.to_json()`, `.to_html()`.
     Raises:
-        DataTypeError: `run` is none of these. DataNotFoundError: there is no run in the folder.
+        DataTypeError: `run` is not one of these. DataNotFoundError: there is no run in the folder.
         ConfigError: its config.yaml cannot be read.
     """
     report = getattr(data, "report", data)

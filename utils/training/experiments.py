@@ -159,7 +159,7 @@ def existing_experiment(base: Path, name: str) -> Path:
 
 
 def kept_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the config.yaml of an experiment keeps; {} when there are none."""
+    """The settings that the config.yaml of an experiment keeps, or {}."""
     kept = _kept(folder).get("experiment")
     return dict(kept) if isinstance(kept, Mapping) else {}
 
@@ -179,7 +179,7 @@ def newest_file(folder: Path) -> Path:
     """The newest intact checkpoint of an experiment, of ours or of another system with the same names.
 
     Raises:
-        CheckpointError: there is none; says what was tried. CheckpointNotFoundError: there is no file at all.
+        CheckpointError: no intact one; says what was tried. CheckpointNotFoundError: there is no file at all.
     """
     from utils.training.engine.checkpointing.store import newest, read_plain
 

@@ -89,7 +89,7 @@ class ExportFormat:
         return result
 
     def main_file(self, folder: Path) -> Path | None:
-        """The format's main file in `folder`; None where there is none."""
+        """The format's main file in `folder`, or None."""
         for pattern in self.files:
             for file in sorted(folder.glob(pattern)):
                 if file.is_file() and not any(file.match(other) for other in self.excluded_files):
@@ -199,7 +199,7 @@ def canonical_format(name: str) -> str:
 
 
 def unknown_format(name: Any) -> str:
-    """What to tell somebody who asked for a format that there is none of."""
+    """Message for an unknown format."""
     guess = nearest(str(name), FORMATS)
     hint = f" Did you mean {guess!r}?" if guess else ""
     return f"got the format {shown(name)}; this version exports: {', '.join(FORMATS)}.{hint}"

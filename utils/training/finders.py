@@ -215,7 +215,7 @@ def _fell_clearly(losses: np.ndarray, smoothed: np.ndarray, lowest_at: int) -> b
 
 
 def _trained_before(model: nn.Module, first_loss: float) -> str:
-    """Evidence that the model does not start from random weights; empty when there is none."""
+    """Evidence that the model does not start from random weights; empty without any."""
     vocab_size = model_facts(model).vocab_size
     knows_nothing = math.log(vocab_size) if vocab_size is not None and vocab_size > 1 else None
     if knows_nothing is not None and first_loss < _KNOWS_NOTHING * knows_nothing:

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from utils import colab
-from utils.errors import ExportError, HubError
+from utils.errors import ExportError, HubError, first_line
+from utils.hub_ids import is_hub_id
 from utils.schema import shown
-from utils.scrubbing import holds_secret, remember_secret, scrub
+from utils.scrubbing import holds_secret, remember_secret
 
 _log = logging.getLogger("trainbook.export")
 
 # Where a token is looked for, in this order: environment variables, then Colab's secrets of that name.
 _TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _TOKEN_PAGE = "https://huggingface.co/settings/tokens"  # noqa: S105 - an address
-
-# What huggingface_hub checks (validate_repo_id), with the owner that a push needs.
-_REPO_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 
 # Files that exist to hold credentials.
 _SECRET_NAMES = re.compile(
@@ -80,7 +78,7 @@ def push_to_hub(
     commit_message: str | None = None,
     endpoint: str | None = None,
 ) -> HubPush:
-    """Upload an export to a model repository of the Hugging Face Hub; the repository is created if there is none.
+    """Upload an export to a model repository of the Hugging Face Hub; the repository is created if it does not exist.
 
     An interrupted upload continues with the same call: what the Hub has already is not sent again. The repository has all
     files of the export or, until the commit, none of them.
@@ -99,7 +97,7 @@ def push_to_hub(
         ExportError: no such folder, nothing in it, or a file that looks as if it held a secret; names file and line.
         HubError: no token, no such owner, no permission, or no connection; says what to do.
     """
-    if not isinstance(repo_id, str) or not _REPO_ID.fullmatch(repo_id):
+    if not isinstance(repo_id, str) or not is_hub_id(repo_id):
         raise HubError(f"got repo_id={shown(repo_id)}; a repository is named owner/name, such as 'me/my-model'.")
     folder = _folder_of(export)
     found = None if dry_run and token is None else _token(token)
@@ -256,17 +254,13 @@ def _explained(repo_id: str, error: BaseException) -> str:
     if status == 413 or status == 507:
         return f"{repo_id}: the Hub has no room for the files ({status}). Check the storage limit of {owner!r}."
     if status is not None and status != 200:
-        return f"{repo_id}: the Hub answered {status}: {_first_line(error)}. {again}"
+        return f"{repo_id}: the Hub answered {status}: {first_line(error)}. {again}"
     if isinstance(error, ValueError):
-        return f"{repo_id}: {_first_line(error)}"
+        return f"{repo_id}: {first_line(error)}"
     return (
-        f"{repo_id}: the Hub could not be reached: {_first_line(error)}. Check the connection and push again. {again}"
+        f"{repo_id}: the Hub could not be reached: {first_line(error)}. Check the connection and push again. {again}"
     )
 
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in scrub(str(error)).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
 
 
 def _literal(name: str) -> str:

@@ -143,7 +143,7 @@ class JobQueue:
         return self._one_host or job.durable is False
 
     def get_job(self, job_id: int) -> Job | None:
-        """A job as it is now; None when there is none of that id."""
+        """A job as it is now; None for an unknown id."""
         return self.store.get(_whole(job_id))
 
     def get_job_status(self, job_id: int) -> str:

@@ -126,7 +126,7 @@ def _missing(recorded: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_checkpoint(run_dir: Path) -> tuple[Mapping[str, str], Mapping[str, Any], int | None]:
-    """Fingerprint, environment and step of the newest checkpoint; empty where there is none."""
+    """Fingerprint, environment and step of the newest checkpoint; empty without a checkpoint."""
     try:
         header = read_header(newest(run_dir / "checkpoints", mapped=True)[0])
     except CheckpointError:
@@ -249,7 +249,7 @@ class ReproBundle:
 
 
 def read_repro_bundle(path: str | Path) -> ReproBundle:
-    """Open a folder or zip file of `create_repro_bundle`. Raises `DataNotFoundError` when it is none."""
+    """Open a folder or zip file of `create_repro_bundle`. Raises `DataNotFoundError` when it is not a bundle."""
     given = absolute_path(path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given

@@ -90,11 +90,11 @@ def decide_start(
 ) -> Start:  # fmt: skip
     """Continue or start new. The folder is locked until `stack` closes.
 
-    Of several processes the main one decides; the others are told, and read the same checkpoint from the same path.
+    Of several processes the main one decides; the others receive the decision, and read the same checkpoint from the same path.
 
     Args:
         resume_from: None (a new run), "auto" (continue this run_name or checkpoint_dir if it has a checkpoint), "latest" or
-            "best" (continue, and fail when there is none), a checkpoint file, a run's or checkpoints' folder, or a results
+            "best" (continue, and fail without a checkpoint), a checkpoint file, a run's or checkpoints' folder, or a results
             object.
         model: what is to be trained; a checkpoint of the run whose weights are other kinds of numbers is skipped as damaged.
     Raises:

@@ -22,7 +22,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 def modified_at(path: Path) -> float:
-    """Modification time of the file, in seconds since the epoch; 0 where there is none, or none any more."""
+    """Modification time of the file, in seconds since the epoch; 0 if it does not exist, or not any more."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -55,7 +55,7 @@ def load_stored_model(
         name, arguments: the run's model, as a source of `load_model`, and what it is made with.
         given: those of its arguments, and its name, that somebody chose; without any a run's export comes first.
     Raises:
-        ConfigError, ModelError: `source` or `name` is none of these kinds, or cannot be loaded.
+        ConfigError, ModelError: `source` or `name` is not one of these kinds, or cannot be loaded.
         CheckpointError: the file cannot be read, or is of another model; says what to give.
     """
     path = Path(source)
@@ -159,7 +159,7 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
 
 
 def _of_config(run: Path) -> tuple[TaskSpec | None, Mapping[str, Any] | None]:
-    """Task and sizes in a run's config.yaml; None where there is none."""
+    """Task and sizes in a run's config.yaml, or None."""
     content = _config_of(run)
     if not content:
         return None, None
@@ -169,13 +169,13 @@ def _of_config(run: Path) -> tuple[TaskSpec | None, Mapping[str, Any] | None]:
 
 
 def _config_of(run: Path) -> dict[str, Any]:
-    """The content of a run's config.yaml; {} where there is none."""
+    """The content of a run's config.yaml, or {}."""
     file = run / "config.yaml"
     return read_config_file(file) if file.is_file() else {}
 
 
 def _tokenizer_of(run: Path) -> Any:
-    """The tokenizer in a run's export for transformers; None where there is none."""
+    """The tokenizer in a run's export for transformers, or None."""
     folder = run / "exports" / "hf"
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
-from utils.data.source_kinds import SOURCE_KINDS
+from utils.data.source_kinds import SOURCE_KINDS, is_implied
 from utils.errors import ConfigError, Problem
 from utils.ui.new_model import for_task, usual_description
 from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared
@@ -19,7 +19,7 @@ from utils.ui.wizard_model import ModelChoice
 from utils.ui.wizard_records import Clicks, Entry, Replaced
 from utils.ui.wizard_steps import PLACES
 
-#: Key of the preset that a cell gave, where it is none of PRESETS.
+#: Key of the preset that a cell gave, where it is not one of PRESETS.
 AS_GIVEN = "as given"
 # Sizes that a model and the data share.
 _SIZES = ("vocab_size", "max_length")
@@ -65,8 +65,8 @@ class EditedSetup:
 
     @property
     def model(self) -> Any:
-        """The model that the settings are compared with: the notebook's, or the pretrained one once it is loaded. None: there
-        is none yet."""
+        """The model that the settings are compared with: the notebook's, or the pretrained one once it is loaded; None
+        before that."""
         return self.choice.model
 
     @property
@@ -128,7 +128,7 @@ class EditedSetup:
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
         is_place = name in PLACES and name in SOURCE_KINDS[self.source].fields
-        if is_place and (value is None or self.source in ("drive", "upload")):
+        if is_place and (value is None or not is_implied(self.source)):
             # Else clearing the place of the data would silently mean other data, and a path alone a local one.
             return {"dataset_source": self.source, name: value}
         return {name: value}
@@ -330,7 +330,7 @@ class EditedSetup:
 
     @contextlib.contextmanager
     def _change(self, clicking: bool = False) -> Iterator[None]:
-        """One change, told once at its end, also when it ends with an error."""
+        """One change, reported once at its end, also when it ends with an error."""
         was_clicking, self._clicking = self._clicking, clicking or self._clicking
         self._open_changes += 1
         try:

@@ -48,7 +48,7 @@ def _refusal(kind: ExportFormat, model: Any) -> str | None:
 
 
 def export_one(results: Any, name: str, written: MutableMapping[str, Any], failures: MutableMapping[str, str]) -> None:
-    """Export one format and note its result in `written`, or the reason why there is none in `failures`.
+    """Export one format and note its result in `written`, or the reason why it failed in `failures`.
 
     What goes wrong in one format, of whatever class, concerns this format only.
     """

@@ -127,7 +127,7 @@ def describe_source(setup: SetupConfig) -> PretrainedDescription:
     """Ask the Hub for the setup's pretrained model, of which nothing is downloaded yet.
 
     Raises:
-        TrainbookError: the Hub did not answer, has no such model, or it is none of transformers.
+        TrainbookError: the Hub did not answer, has no such model, or the model is not one of transformers.
     """
     from utils.models.pretrained_facts import describe_on_hub
 
@@ -170,7 +170,7 @@ def tokenizer_sentence(setup: SetupConfig) -> str:
 
 
 def adapters_here(setup: SetupConfig) -> str:
-    """The adapters that runs have exported for the setup's pretrained model, a line each; "" where there are none."""
+    """The adapters that runs have exported for the setup's pretrained model, a line each, or ""."""
     from utils.training.export.adapters import list_adapters
 
     found = source_facts(setup)
@@ -259,7 +259,7 @@ def _cached(source: str) -> str | None:
 
 
 def _stamp(folder: Path) -> Any:
-    """Changes when the config of a folder does; None where there is none."""
+    """Changes when the config of a folder does, or None."""
     for place in (folder, folder / "exports" / "hf", folder / "hf"):
         try:
             return (place / "config.json").stat().st_mtime_ns

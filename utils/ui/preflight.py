@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from utils.errors import DataError, HubError, TrainbookError
+from utils.data.source_kinds import SOURCE_KINDS
+from utils.errors import DataError, HubError, TrainbookError, first_line
 from utils.ui.background import Progress
 from utils.ui.run_plan import run_plan
 from utils.ui.setting_values import counted
@@ -197,7 +198,7 @@ def verdict_of(checks: tuple[Check, ...]) -> str:
 
 
 def _needed(setup: SetupConfig) -> tuple[CheckName, ...]:
-    asks_hub = setup.dataset_source == "huggingface" and not _is_folder(setup)
+    asks_hub = SOURCE_KINDS[setup.dataset_source].reader == "hub" and not _is_folder(setup)
     return ("hub", "data", "batch", "causality", "run") if asks_hub else ("data", "batch", "causality", "run")
 
 
@@ -232,15 +233,12 @@ def _reported(name: CheckName) -> Callable[[Callable[[_Session], Check]], Callab
             except TrainbookError as error:
                 return Check(name, "failed", str(error))
             except Exception as error:  # noqa: BLE001 - whatever the user's data and model raise is what the check reports
-                return Check(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
+                return Check(name, "failed", f"{first_line(error, with_class=True)}")
 
         return run
 
     return decorate
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 @_reported("hub")
@@ -274,7 +272,7 @@ def _check_data(session: _Session) -> Check:
 
 def _check_hub_data(session: _Session) -> Check:
     """Open the dataset as a stream, and prepare its beginning. Nothing is downloaded as a whole."""
-    from utils.data.documents import PACKING_SETTINGS
+    from utils.data.documents import PackingSettings
     from utils.data.file_records import LoadedRecords, prepare_labelled
     from utils.data.prepare import own_tokenizer
     from utils.data.record_sources import has_answers, prepare_records
@@ -309,7 +307,7 @@ def _check_hub_data(session: _Session) -> Check:
     session.data = prepare_text(
         texts.documents, vocab_size=vocab_size, block_size=setup.max_length, model_vocab_size=model_vocab_size,
         tokenizer=own_tokenizer(setup, session.model), tokenizer_strategy=setup.tokenizer_strategy, val_split=0,
-        random_seed=setup.random_seed, source=table.source, **{name: getattr(setup, name) for name in PACKING_SETTINGS},
+        random_seed=setup.random_seed, source=table.source, **asdict(PackingSettings.of(setup)),
     )  # fmt: skip
     return Check(
         "data", "passed", f"The first {counted(len(records), 'row')} were read: {table.source}, {texts.source}."

@@ -153,7 +153,7 @@ def planned_steps(planned: Mapping[str, Any], rows: Iterable[Row], finish_at: in
 
 
 def newest_checkpoint(run_dir: Path, checkpoint_dir: str | None = None) -> Path | None:
-    """The checkpoint file that was written last; None where there is none."""
+    """The checkpoint file that was written last, or None."""
     folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
     files = [*folder.glob("epoch_*.pt"), *folder.glob("step_*.pt")]
     return max(files, key=modified_at) if files else None

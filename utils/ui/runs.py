@@ -73,7 +73,7 @@ class RunSummary:
 
 
 def list_runs(output_dir: str | Path = "runs", *, archived: bool | None = False) -> list[RunSummary]:
-    """The runs in `output_dir`, by name; [] when there is none. Folders that hold no run are skipped.
+    """The runs in `output_dir`, by name, or []. Folders that hold no run are skipped.
 
     Args:
         archived: False: those that are not archived; True: those that are; None: both.
@@ -86,7 +86,7 @@ def list_runs(output_dir: str | Path = "runs", *, archived: bool | None = False)
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Folders in `folder` that may be runs, by name; what begins with a dot is none."""
+    """Folders in `folder` that may be runs, by name; names that begin with a dot are skipped."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -45,7 +45,7 @@ def typed_value(field: WizardField, text: str) -> Any:
 
 
 def typed_number(text: str, whole: bool = False) -> int | float | None:
-    """The number in `text`, with separators between thousands, an exponent or a percent sign; None when it is none.
+    """The number in `text`, with separators between thousands, an exponent or a percent sign; None for other text.
 
     Args:
         whole: a whole number is wanted: 1e3 is 1000, and a percentage is no number.

@@ -12,6 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 from utils.data.mixture_settings import MixtureSource
+from utils.data.source_kinds import is_implied
 from utils.errors import ConfigError, Problem
 from utils.schema import equal, nearest, path_text, shown
 from utils.scrubbing import scrubbed
@@ -177,8 +178,8 @@ class SetupConfig:
                 arguments[name] = value
         if self._data.task != "causal_lm":
             arguments["task"] = self._data.task
-        if self._data.dataset_source in ("drive", "upload"):
-            arguments["dataset_source"] = self._data.dataset_source  # a path alone would mean a local one
+        if self._data.dataset_source != BUILTIN and not is_implied(self._data.dataset_source):
+            arguments["dataset_source"] = self._data.dataset_source  # a place alone would mean another source
         if self._data.data_kind != "auto":
             arguments["data_kind"] = self._data.data_kind
         for name in ("packing", "shuffle_documents", "document_masks"):
@@ -355,7 +356,7 @@ def _data_source(current: DataSettings, changes: Mapping[str, Any]) -> dict[str,
 def _keeps_data(current: DataSettings, source: Any, places: Mapping[str, Any]) -> bool:
     """Whether a change to `source` and `places` leaves the data what it is."""
     path, name = places["dataset_path"], places["dataset_name"]
-    if source == "huggingface":
+    if source in PLACE_SOURCES["dataset_name"]:
         return name is None or _same_dataset(name, current.dataset_name)
     known = source in PLACE_SOURCES["dataset_path"] and current.dataset_path is not None
     return known and path in (None, current.dataset_path)
@@ -369,7 +370,7 @@ def _implied_source(current: DataSettings, changes: Mapping[str, Any], places: M
         if places[place] is not None:
             return current.dataset_source if current.dataset_source in sources else sources[0]
     cleared = {source for place, sources in PLACE_SOURCES.items() if place in changes for source in sources}
-    cleared |= {"huggingface"} if "dataset" in changes else set()
+    cleared |= set(PLACE_SOURCES["dataset_name"]) if "dataset" in changes else set()
     return BUILTIN if current.dataset_source in cleared else None
 
 

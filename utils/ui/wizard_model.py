@@ -59,7 +59,7 @@ class ModelChoice:
 
     @property
     def model(self) -> Any:
-        """The model; None where there is none, or where it is not loaded yet."""
+        """The model, or None if there is no model or it is not loaded yet."""
         if not self.setup.names_model:
             return self._given
         return self._made[1] if self.is_made and self._made is not None else None
@@ -70,7 +70,7 @@ class ModelChoice:
         return self._made[2] if self.is_made and self._made is not None else None
 
     def load(self) -> Any:
-        """The model, loaded or created where the setup names it; None where there is none.
+        """The model, loaded or created where the setup names it, or None.
 
         It is made again when its source, the task or the way of fine-tuning has changed since, or the run's name: a new run
         starts from the pretrained weights, or from those that a new model begins with.

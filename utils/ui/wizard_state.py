@@ -218,7 +218,7 @@ class WizardState(EditedSetup):
     def read_entry(self, entry: Mapping[str, Any]) -> None:
         """Read the first rows of a Hub dataset of a mixture, for `recognised_entry`. Raises as `recognise_dataset`."""
         source = self._source_of(entry)
-        if source is not None and source.dataset_source == "huggingface":
+        if source is not None and SOURCE_KINDS[source.dataset_source].reader == "hub":
             recognise_dataset(setup_of_source(source, self.setup.home))
 
     @staticmethod

@@ -13,7 +13,7 @@ from utils.colab import drive_is_unknown, drive_path
 from utils.data.mixture_settings import SETTINGS
 from utils.data.read.files import find_files, path_problem
 from utils.data.read.rows import listed
-from utils.data.source_kinds import sources_with
+from utils.data.source_kinds import SOURCE_KINDS, sources_with
 from utils.data.text.hub import dataset_name_problem, split_name
 from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
@@ -88,14 +88,14 @@ def facts_of(model: Any) -> ModelFacts:
 
 
 def data_path(setup: SetupConfig) -> str | None:
-    """Where the setup's files are; None where there are none, or they cannot be looked at.
+    """Path of the setup's files; None if it names no files, or they are on a Drive that is not mounted.
 
     Raises:
         DataError: the path cannot be one of Google Drive.
     """
     if setup.dataset_path is None:
         return None
-    if setup.dataset_source == "drive":
+    if SOURCE_KINDS[setup.dataset_source].on_drive:
         return None if drive_is_unknown(setup.dataset_path) else str(drive_path(setup.dataset_path))
     return path_from(setup.home, setup.dataset_path)
 
@@ -104,7 +104,7 @@ def recognised_files(setup: SetupConfig) -> Recognised:
     """Kind of data in the first rows of the setup's files; empty where they cannot be read, which other checks report."""
     from utils.data.file_records import Recognised, recognise
 
-    if setup.dataset_source == "huggingface":
+    if SOURCE_KINDS[setup.dataset_source].reader == "hub":
         return _recognised_datasets.get(_dataset_key(setup), Recognised())
     try:
         path = data_path(setup)
@@ -122,17 +122,13 @@ def recognised_files(setup: SetupConfig) -> Recognised:
 
 def recognised_in_mixture(source: MixtureSource, home: Path) -> Recognised:
     """Kind of data in the first rows of one dataset of a mixture, as `recognised_files`."""
-    from utils.data.file_records import Recognised
-
-    if source.dataset_source == "builtin":
-        return Recognised()
     return recognised_files(setup_of_source(source, home))
 
 
 def setup_of_source(source: MixtureSource, home: Path) -> SetupConfig:
     """A setup with one dataset of a mixture as its only one; relative paths start at `home`."""
     values = {name: getattr(source, name) for name in SETTINGS}
-    if source.dataset_source == "local" and source.dataset_path is not None:
+    if source.dataset_path is not None and not SOURCE_KINDS[source.dataset_source].on_drive:
         values["dataset_path"] = path_from(home, source.dataset_path)
     return SetupConfig(**values)
 
@@ -166,14 +162,14 @@ _recognised: dict[tuple[str, int, int], Recognised] = {}
 
 def _check_dataset(setup: SetupConfig, facts: ModelFacts | None) -> list[Problem]:
     for source in setup.mixture:
-        path = source.dataset_path if source.dataset_source != "drive" else None
+        path = None if SOURCE_KINDS[source.dataset_source].on_drive else source.dataset_path
         if path is not None and (problem := path_problem(path_from(setup.home, path))):
             return [Problem("mixture", f"{source.label}: {problem}")]
         found, column = recognised_in_mixture(source, setup.home), source.text_column
         if column is not None and found.columns and column not in found.columns:
             listing = f"the columns are {listed(found.columns)}"
             return [Problem("mixture", f"{source.label}: got {shown(column)} as the text column; {listing}")]
-    if setup.dataset_source == "huggingface":
+    if SOURCE_KINDS[setup.dataset_source].reader == "hub":
         message = dataset_name_problem(setup.dataset_name)
         return [Problem("dataset_name", message)] if message else _check_task(setup)
     try:
@@ -203,7 +199,7 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
     from utils.data.read.task_columns import find_columns
 
     task = choice_name("task", setup.task)
-    if setup.dataset_source == "builtin":
+    if SOURCE_KINDS[setup.dataset_source].reader == "corpus":
         message = f"{task} is learned from a table with labels: choose a file, a dataset of the Hub, Google Drive or an upload"
         return [Problem("task", message)]
     if found.is_text:

@@ -1,6 +1,6 @@
 """Conversations as the model sees them: turn by turn, with the tokens that it is trained to produce marked.
 
-Roles are written out and trained tokens are underlined, so that nothing is told by colour alone.
+Roles are written out and trained tokens are underlined, so that colour is never the only cue.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class AnswerStatistics:
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
-    """The token with which the chat template ends an answer, else the end-of-text token; None: there is none."""
+    """The token with which the chat template ends an answer, else the end-of-text token, or None."""
     probe = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
     renderer = Renderer(tokenizer)
     renderer(probe)

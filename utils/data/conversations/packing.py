@@ -39,7 +39,7 @@ class Truncated:
 
 
 def truncate(conversations: Sequence[TokenizedConversation], max_length: int) -> Truncated:
-    """Cut conversations after the last answer that fits as a whole, so that no answer loses its end.
+    """Truncate conversations after the last complete answer, so that no answer loses its end.
 
     Args:
         conversations: of any length.

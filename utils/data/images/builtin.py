@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.batch import one_line
 from utils.data.images.files import read_cifar_batch, read_idx
 from utils.data.images.pixels import in_8_bits
 from utils.data.images.registry import DatasetRegistry
 from utils.data.images.samples import BaseDataset, ImageSamples
 from utils.data.images.transforms import Transform, image_transform, torchvision_transforms
-from utils.errors import ConfigError, DataError, DataNotFoundError, MissingPackageError
+from utils.errors import ConfigError, DataError, DataNotFoundError, MissingPackageError, first_line
 
 __all__ = ["BaseDataset", "CIFARDataset", "DigitsDataset", "FashionMNISTDataset", "ImageFolderDataset", "MNISTDataset"]
 
@@ -29,7 +28,7 @@ log = logging.getLogger("trainbook.data")
 
 
 class _FilesDataset(BaseDataset):
-    """A dataset of known files in a folder of its own, which torchvision can fetch.
+    """A dataset with known files in its own folder, which torchvision can download.
 
     Attributes:
         FOLDER: where its files lie, under the root; FETCHED_BY: torchvision's class that puts them there.
@@ -81,7 +80,7 @@ class _FilesDataset(BaseDataset):
         except Exception as error:  # whatever it is, it comes from the network or another library
             raise DataError(
                 f"{self.name}: torchvision could not fetch it to {self.root.resolve()}: {type(error).__name__}: "
-                f"{one_line(error)}. "
+                f"{first_line(error)}. "
                 f"Put its files into {self.folder.resolve()} yourself, with download=False."
             ) from error
 
@@ -316,7 +315,7 @@ class ImageFolderDataset(BaseDataset):
         others = [self.root / name for name in _VALIDATION_FOLDERS if (self.root / name).is_dir()]
         if train.is_dir() and others:
             return train, others[0]
-        # A class may be called "train"; a folder of folders is none.
+        # A class may be called "train"; a folder of folders is not a class.
         alone = (
             train.is_dir() and _subfolders(self.root) == ["train"] and any(path.is_dir() for path in train.iterdir())
         )
@@ -407,5 +406,5 @@ def _decode(path: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them
         raise DataError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {one_line(error)}). Replace or remove it."
+            f"{path}: cannot be read as an image ({first_line(error, with_class=True)}). Replace or remove it."
         ) from error

@@ -87,12 +87,12 @@ def _given_classes(found: set[Any], names: list[Any]) -> Classes:
     # The classes are whole numbers: with gaps, or from 1 on.
     if names and not any(isinstance(name, str) for name in names):
         if unknown := sorted(found - set(names), key=str):
-            raise DataError(f"the label {shown(unknown[0])} is none of the {len(names):,} classes: {_first_of(names)}.")
+            raise DataError(f"the label {shown(unknown[0])} is not one of the {len(names):,} classes: {_first_of(names)}.")
         return Classes(tuple(names), tuple(map(str, names)))
     numbers = {label for label in found if not isinstance(label, str)}
     unknown = sorted(found - numbers - set(names)) or sorted(n for n in numbers if not 0 <= n < len(names))
     if unknown:
-        raise DataError(f"the label {shown(unknown[0])} is none of the {len(names):,} classes: {_first_of(names)}.")
+        raise DataError(f"the label {shown(unknown[0])} is not one of the {len(names):,} classes: {_first_of(names)}.")
     if numbers and len(numbers) < len(found):
         raise DataError("some labels are names of classes and some are numbers.")
     return Classes(tuple(range(len(names))) if numbers else tuple(names), tuple(names))

@@ -84,7 +84,7 @@ def prepare_examples(
         records: a Hugging Face Dataset, a DataFrame, a list of dicts, a dict of columns, (texts, labels), a list of pairs
             (text, label), or for language models a list of texts.
         task_spec: the task, or its type: "text_classification", "token_classification", "seq2seq", "regression",
-            "masked_lm" or "causal_lm". Several classes for a text are told by labels that are lists: of classes, or vectors
+            "masked_lm" or "causal_lm". Several classes for a text are given by labels that are lists: of classes, or vectors
             with a 0 or 1 for each class.
         tokenizer: the model's own; None: one is trained on the training part.
         text_column, pair_column, label_column, target_column: where the common names do not say it.

@@ -80,7 +80,7 @@ def _is_tagged(rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
 
 
 def _are_amounts(values: Sequence[Any]) -> bool:
-    """Whether labels are numbers that are no classes: fractions, or many different whole numbers."""
+    """Whether labels are numbers and not classes: fractions, or many different whole numbers."""
     if not values or not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
         return False
     return any(not float(value).is_integer() for value in values) or len(set(values)) > _MOST_CLASSES

@@ -49,7 +49,7 @@ class Table:
         return replace(self, read=read)
 
     def example(self, most: int = 100) -> dict[str, Any]:
-        """One value of each column, the first within `most` rows that is none of the missing ones."""
+        """One value of each column, the first within `most` rows that is not missing."""
         rows = range(min(most, self.num_rows))
         values = {name: self.read(name, rows) for name in self.names}
         return {

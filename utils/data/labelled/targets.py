@@ -30,7 +30,7 @@ class Targets:
     Attributes:
         values: class numbers int64 (N,); 0 or 1 for each class uint8 (N, C); numbers float32 (N,) or (N, K); or, for words,
             a list with the class numbers of each example's words. Target texts are not here: None.
-        classes: the classes; None where there are none.
+        classes: the classes, or None.
     """
 
     values: np.ndarray | list[list[int]] | None
@@ -110,7 +110,7 @@ def balance(train: Targets, validation: Targets) -> dict[str, tuple[int, int]]:
 
 
 def baseline(train: Targets, validation: Targets) -> str | None:
-    """Score on validation data of the best constant prediction, chosen on training data; None where there is none."""
+    """Score on validation data of the best constant prediction, chosen on training data, or None."""
     if train.values is None or validation.values is None or len(validation.values) == 0:
         return None
     if train.classes is None:

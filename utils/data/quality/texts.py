@@ -214,7 +214,7 @@ def _counted(labels: Iterable[Any] | None, num_rows: int) -> tuple[Counter[Any] 
         counts.update(_classes_of(label))
     if rows != num_rows:
         raise DataError(
-            f"got {rows:,} labels for {num_rows:,} texts; give one label a text (None where there is none)."
+            f"got {rows:,} labels for {num_rows:,} texts; give one label per text, or None for a text without one."
         )
     return counts, missing
 

@@ -95,7 +95,7 @@ def _of_one_kind(rows: list[Row], name: str, known: dict[str, pa.DataType], file
 
 
 def _common_type(values: Sequence[Any], known: pa.DataType | None) -> pa.DataType | None:
-    """The type that holds `values` and what a column held so far; None when there is none."""
+    """The type that holds `values` and what a column held so far, or None."""
     import pyarrow as pa
 
     try:
@@ -106,7 +106,7 @@ def _common_type(values: Sequence[Any], known: pa.DataType | None) -> pa.DataTyp
 
 
 def wider(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """The type that holds values of both; None when there is none, as for texts and numbers."""
+    """The type that holds values of both; None without such a type, as for texts and numbers."""
     import pyarrow as pa
 
     if first.equals(second):
@@ -225,7 +225,7 @@ class WrittenNumbers:
         self._longest_whole: dict[str, int] = {}  # column -> characters of its longest whole number
 
     def look(self, table: pa.Table) -> None:
-        """Learn from a table. Columns without any value say nothing."""
+        """Take the types of a table into account. Columns without any value have none."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -260,7 +260,7 @@ class WrittenNumbers:
 
 
 def settled_schema(table: pa.Table) -> pa.Schema:
-    """The columns of the file if `table` were all that goes into it; a column of numbers is no text, however they are kept."""
+    """The columns of the file if `table` were all that goes into it; a column of numbers does not become text."""
     import pyarrow as pa
 
     numbers = WrittenNumbers(keep_digits=False)
@@ -293,7 +293,7 @@ def _keeps_value(text: str) -> bool:
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
-    """The type a column has in the file: one that never had a value is one of texts."""
+    """The type of a column in the file; text for a column without any value."""
     import pyarrow as pa
 
     return pa.string() if pa.types.is_null(kind) else kind

@@ -1,4 +1,4 @@
-"""Tables on disk that were made from files before: found again by what they were made from, complete or not at all."""
+"""Tables on disk that were made from files before: looked up by what they were made from, and complete or absent."""
 
 from __future__ import annotations
 

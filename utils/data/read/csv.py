@@ -90,7 +90,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def _sample(lines: Iterator[str]) -> list[str]:
-    """The first lines, as many as a guess of the delimiter needs."""
+    """The first lines, as many as detecting the delimiter needs."""
     taken: list[str] = []
     characters = 0
     for line in lines:

@@ -1,4 +1,4 @@
-"""Bytes -> text in pieces: encodings, line ends, byte-order marks, gzip. What is no text is refused with its place."""
+"""Bytes -> text in pieces: encodings, line ends, byte-order marks, gzip. Other bytes are refused with their position."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def lines_of(pieces: Iterable[str], file: Path, most: int = LONGEST_RECORD) -> I
 
 
 def _text_codec(encoding: str) -> str:
-    """Python's own name of a text encoding. Raises ConfigError when there is none of that name."""
+    """Python's own name of a text encoding. Raises ConfigError for an unknown name."""
     try:
         codec = codecs.lookup(encoding).name
         "".encode(codec)  # hex, base64, … are codecs too, but not of text
@@ -174,7 +174,7 @@ def _text_codec(encoding: str) -> str:
 
 
 def _refuse_binary(raw: bytes, file: Path, head: bytes, offset: int) -> None:
-    """Raise DataError when `raw`, from `offset` of the file on, holds what no text does. `head`: the file's beginning."""
+    """Raise DataError when `raw`, from `offset` of the file on, holds bytes that are not text. `head`: the file's beginning."""
     for mark, name in _WIDE_MARKS:
         if head.startswith(mark):
             raise DataError(

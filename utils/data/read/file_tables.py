@@ -1,4 +1,4 @@
-"""Data files -> a dataset that is mapped into memory: read once, kept in the cache, found there the next time."""
+"""Data files -> a dataset that is mapped into memory: read once, then taken from the cache."""
 
 from __future__ import annotations
 

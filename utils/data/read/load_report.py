@@ -51,7 +51,7 @@ class LoadReport:
 
     @property
     def sentence(self) -> str:
-        """The dropped rows in one sentence; "" where there are none."""
+        """The dropped rows in one sentence, or ""."""
         parts = [f"{count:,} {reason}" for reason, count in self.dropped.items()]
         return f"{self.num_kept:,} of {self.num_rows:,} rows were kept; left out: {', '.join(parts)}." if parts else ""
 

@@ -18,7 +18,7 @@ from utils.data.read.files import format_of
 from utils.data.read.json import json_rows, jsonl_rows
 from utils.data.read.rows import BadLines, ReadOptions, Row, excerpt, listed
 from utils.data.read.txt import text_rows
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +73,7 @@ def _parquet_tables(file: Path, required: Sequence[str]) -> Iterator[pa.Table]:
             for batch in table_file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 yield _plain(pa.Table.from_batches([batch]))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: cannot be read as Parquet: {_first_line(error)}") from error
+            raise DataError(f"{file}: cannot be read as Parquet: {first_line(error)}.") from error
 
 
 @contextlib.contextmanager
@@ -108,8 +108,3 @@ def _plain(table: pa.Table) -> pa.Table:
         kind = column.type
         columns[name] = column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
     return pa.table(columns)
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return line if line.endswith(".") else f"{line}."

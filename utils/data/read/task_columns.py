@@ -42,7 +42,7 @@ class Columns:
     Attributes:
         text: the text, or the words.
         pair: the second text of a pair.
-        label: the label, the tags, or the target text; None where there is none.
+        label: the label, the tags, or the target text, or None.
         unused: all others.
     """
 

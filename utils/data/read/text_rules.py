@@ -86,7 +86,7 @@ class TextFilter:
         return None
 
     def check(self) -> None:
-        """Raise DataError when no text was kept; says what there was."""
+        """Raise DataError when no text was kept; says how many there were and why they were dropped."""
         report, rules = self.report, self.rules
         if report.num_kept:
             return

@@ -10,16 +10,17 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.data.read.columns import one_text, text_column_of
+from utils.data.read.dataset_columns import text_column_of_rows, texts_in
 from utils.data.read.rows import listed
 from utils.data.read.stored_texts import HELD_BYTES, StoredTexts
-from utils.data.text.hub_errors import first_line, no_configuration, plain_errors
-from utils.errors import DataError
+from utils.data.text.hub_errors import no_configuration, plain_errors
+from utils.errors import DataError, first_line
+from utils.hub_ids import is_hub_id
 from utils.schema import shown
 
 #: Characters of a stream that are read at most: its texts are held in memory, beside their ids, about 4 bytes a token.
@@ -27,7 +28,7 @@ MOST_CHARACTERS = 1_000_000_000
 
 # Seconds for the first answer of the Hub. Later requests have the timeouts and the five attempts of huggingface_hub.
 _ANSWER_TIMEOUT_S = 15.0
-# Seconds before the first question is asked again, where the line broke or the Hub was busy. A time-out is not repeated.
+# Delays before the first request is retried after a dropped connection or status 429/5xx; time-outs are not retried.
 RETRY_WAITS_S: tuple[float, ...] = (1.0, 3.0)
 _BUSY = (429, 500, 502, 503, 504)
 # Bytes of a dataset's tables (all columns, all splits) above which it is read as a stream, not downloaded as a whole.
@@ -35,10 +36,9 @@ _STREAMED_ABOVE = 4 * MOST_CHARACTERS
 # The branch of every dataset in which the Hub keeps its own conversion.
 _PARQUET_BRANCH = "refs/convert/parquet"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
-_ROWS_AT_ONCE = 1000
-# What the Hub allows: an optional owner, then a name (huggingface_hub's validate_repo_id, for datasets).
-_HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
 _log = logging.getLogger("trainbook.data")
+
+
 @dataclass(frozen=True)
 class HubTable:
     """A split of a dataset.
@@ -48,7 +48,7 @@ class HubTable:
         splits: all splits by name.
         split: the name of the one that was chosen.
         source: what was read, for the report.
-        notes: what the user should know, one sentence each.
+        notes: notices for the user, one sentence each.
     """
 
     rows: Any
@@ -91,7 +91,7 @@ class LoadedTexts:
         documents: one a row, in the dataset's order; "" where a row has no text. Many of them are read from disk.
         validation: those of its own validation split; None when it has none or it was not asked for.
         source: what was read, for the report.
-        notes: what the user should know, one sentence each.
+        notes: notices for the user, one sentence each.
     """
 
     documents: Sequence[str]
@@ -101,7 +101,7 @@ class LoadedTexts:
 
 
 def split_name(split: str | None) -> str:
-    """The name of a split without the part of it that is meant: "train" for "train[:1000]", and for None."""
+    """The name of a split without its slice: "train" for "train[:1000]", and for None."""
     return "train" if split is None else split.partition("[")[0]
 
 
@@ -127,25 +127,12 @@ def load_hub_texts(
         max_characters: stop reading `split` after the row that reaches it, where texts are held in memory: those of tables
             up to 64 MB, and of streams. Tables above 4 GB are streamed.
     Raises:
-        HubError: the Hub cannot be reached, has no such dataset, or gives it only to those it knows.
-        DataError: a name that is none, an unknown configuration, split or column, or files that cannot be read.
+        HubError: the Hub cannot be reached, has no such dataset, or requires a login.
+        DataError: an invalid name, an unknown configuration, split or column, or files that cannot be read.
     """
-    loaded = load_hub_table(name, config_name, split)
-    notes = list(loaded.notes)
+    table = load_hub_table(name, config_name, split)
     with plain_errors(name, config_name), _quiet(_folder(name) is not None):
-        column = _text_column(loaded.rows, text_column, name)
-        documents, complete = _texts(loaded.rows, column, max_characters)
-        if not complete:
-            notes.append(
-                f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters, the most "
-                "that is held in memory."
-            )
-        own = next((known for known in VALIDATION_SPLITS if known in loaded.splits and known != loaded.split), None)
-        validation = None
-        if with_validation and own is not None:
-            validation, _ = _texts(loaded.splits[own], column, max_characters)
-            notes.append(f"Validation is the dataset's own split {own!r} (rows: {len(validation):,}).")
-    return LoadedTexts(documents, validation, f"{loaded.source}, column {column}", notes)
+        return _texts_of(table, name, text_column, with_validation, max_characters)
 
 
 def table_texts(
@@ -168,13 +155,30 @@ def table_texts(
         splits = table if isinstance(table, Mapping) else {"train": table}
         notes: list[str] = []
         chosen = _chosen_split(splits, "train", notes)
-        column = _text_column(splits[chosen], text_column, name)
-        documents, complete = _texts(splits[chosen], column, max_characters)
-        if not complete:
-            notes.append(f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters.")
-        own = next((known for known in VALIDATION_SPLITS if known in splits and known != chosen), None)
-        validation = _texts(splits[own], column, max_characters)[0] if with_validation and own is not None else None
-    return LoadedTexts(documents, validation, f"{name}, column {column}", notes)
+        split = HubTable(splits[chosen], splits, chosen, name, notes)
+        return _texts_of(split, name, text_column, with_validation, max_characters)
+
+
+def _texts_of(
+    table: HubTable, name: str, text_column: str | None, with_validation: bool, max_characters: int
+) -> LoadedTexts:
+    """The text column of a split, and that of the dataset's validation split where there is one and it is wanted."""
+    notes = list(table.notes)
+    column = text_column_of_rows(table.rows, text_column, name)
+    documents, complete = _texts(table.rows, column, max_characters)
+    if not complete:
+        notes.append(
+            f"Only the first {len(documents):,} rows were read: they reach {max_characters:,} characters, the most "
+            "that is held in memory."
+        )
+    own = next((known for known in VALIDATION_SPLITS if known in table.splits and known != table.split), None)
+    validation = None
+    if with_validation and own is not None:
+        validation, complete = _texts(table.splits[own], column, max_characters)
+        number = len(validation)
+        rows = f"rows: {number:,}" if complete else f"its first {number:,} rows"
+        notes.append(f"Validation is the dataset's own split {own!r} ({rows}).")
+    return LoadedTexts(documents, validation, f"{table.source}, column {column}", notes)
 
 
 def dataset_name_problem(name: Any) -> str | None:
@@ -190,7 +194,7 @@ def dataset_name_problem(name: Any) -> str | None:
         is_file = is_folder = False
     if is_file:
         return f"got {shown(name)}, which is a file; give it as dataset_path, or the folder it is in as the name"
-    if is_folder or _HUB_ID.fullmatch(name):
+    if is_folder or is_hub_id(name, needs_owner=False):
         return None
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
         return f"got {shown(name)}; there is no such folder, and it is no id on the Hub, such as 'Salesforce/wikitext'"
@@ -237,7 +241,7 @@ def _splits(
 def _hub_builder(name: str, config_name: str | None) -> tuple[Any, list[str]]:
     """Dataset builder: from the Hub, from its conversion of a loading script, or from the local cache.
 
-    The Hub is first asked once, so that a dead line costs seconds and not minutes of retries.
+    One short request comes first, so that a missing connection is reported after seconds and not minutes of retries.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
@@ -263,16 +267,16 @@ def _asked_again(ask: Callable[[], Any]) -> Any:
     for number, wait_s in enumerate(RETRY_WAITS_S, start=1):
         try:
             return ask()
-        except Exception as error:  # whose classes belong to several packages; what does not pass goes on
-            if not _may_pass(error):
+        except Exception as error:  # whose classes belong to several packages; an error that is not transient is raised
+            if not _is_transient(error):
                 raise
             _log.info("The Hub did not answer (%s); asking again, %d of %d.", error, number, len(RETRY_WAITS_S))
             time.sleep(wait_s)
     return ask()
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same question may be answered a moment later: a busy server, or a line that broke."""
+def _is_transient(error: Exception) -> bool:
+    """Whether a retry may succeed: the server is busy (status 429 or 5xx), or the connection dropped."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in _BUSY
@@ -282,7 +286,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _kept_builder(name: str, config_name: str | None, reason: Exception) -> Any:
-    """The reader of the copy that an earlier download left. Raises `reason` when there is none."""
+    """The builder of the copy in the local cache. Raises `reason` without such a copy."""
     from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
 
     try:
@@ -294,7 +298,7 @@ def _kept_builder(name: str, config_name: str | None, reason: Exception) -> Any:
 
 
 def _converted_builder(name: str, config_name: str | None) -> Any:
-    """The reader of the Hub's conversion, in which each configuration is a folder. Raises DataError that names them."""
+    """The builder of the Hub's Parquet conversion, with a folder for each configuration. Raises DataError that names them."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFolder
 
@@ -318,7 +322,7 @@ def _chosen_split(splits: Mapping[str, Any], split: str, notes: list[str]) -> st
 
 
 def _part(rows: Any, name: str, split: str) -> Any:
-    """The rows of a split that its slice names. Raises DataError for a stream, and for a slice that is none."""
+    """The rows of a split that its slice names. Raises DataError for a stream, and for an invalid slice."""
     if not hasattr(rows, "num_rows"):
         raise DataError(f"split: got {split!r}; a stream has no parts. Use split={name!r} and rows.take(number).")
     part = f"{name}[{split.partition('[')[2]}"
@@ -326,15 +330,9 @@ def _part(rows: Any, name: str, split: str) -> Any:
         ranges = _datasets().ReadInstruction.from_spec(part).to_absolute({name: rows.num_rows})
     except (ValueError, AssertionError) as error:
         raise DataError(
-            f'split: got {split!r} ({first_line(str(error))}); write a part as "train[:1000]" or "train[10%:20%]".'
+            f'split: got {split!r} ({first_line(error)}); write a part as "train[:1000]" or "train[10%:20%]".'
         ) from error
     return rows.select([number for one in ranges for number in range(one.from_ or 0, one.to or rows.num_rows)])
-
-
-def _text_column(rows: Any, wanted: str | None, name: str) -> str:
-    """The column to read. Raises DataError that names the columns there are."""
-    features = rows.features or rows._resolve_features().features  # a stream may not know them before it begins
-    return text_column_of(features.arrow_schema, wanted, name, next(iter(rows.take(1)), {}))
 
 
 def _texts(rows: Any, column: str, max_characters: int) -> tuple[Sequence[str], bool]:
@@ -343,19 +341,12 @@ def _texts(rows: Any, column: str, max_characters: int) -> tuple[Sequence[str], 
         return StoredTexts(rows, column), True
     documents: list[str] = []
     characters = 0
-    for text in _values(rows.select_columns([column]), column):
+    for text in texts_in(rows, column):
         if characters >= max_characters:
             return documents, False
         documents.append(text)
         characters += len(text)
     return documents, True
-
-
-def _values(rows: Any, column: str) -> Iterator[str]:
-    batches: Iterable[Mapping[str, Sequence[Any]]] = rows.iter(batch_size=_ROWS_AT_ONCE)
-    for batch in batches:
-        for value in batch[column]:
-            yield one_text(value)
 
 
 @contextlib.contextmanager

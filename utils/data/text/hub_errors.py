@@ -1,4 +1,4 @@
-"""Errors of the Hub, the network and the readers of files in plain words, each with a way on."""
+"""Errors of the Hub, the network and the readers of files as errors of ours that say what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from utils.data.read.rows import listed
-from utils.errors import DataError, HubError, TrainbookError
+from utils.errors import DataError, HubError, TrainbookError, first_line, root_cause
 from utils.schema import nearest
 
 # Those that reading a dataset goes through; httpx's network errors are OSErrors in some of its versions only.
@@ -18,12 +18,12 @@ WAYS_OUT = 'use the built-in corpus (dataset="builtin") or a file of yours (data
 
 @contextlib.contextmanager
 def plain_errors(name: str, config_name: str | None) -> Iterator[None]:
-    """Errors of datasets, huggingface_hub, pyarrow and the network as one of ours, in plain words."""
+    """Translate errors of datasets, huggingface_hub, pyarrow and the network into one of ours."""
     try:
         yield
     except TrainbookError:
         raise
-    except Exception as error:  # whose classes belong to half a dozen packages; what is none of theirs goes on
+    except Exception as error:  # whose classes belong to half a dozen packages; anything else is raised unchanged
         foreign = type(error).__module__.partition(".")[0] in _PACKAGES
         if not foreign and not isinstance(error, (OSError, ValueError, RuntimeError)):
             raise
@@ -32,9 +32,8 @@ def plain_errors(name: str, config_name: str | None) -> Iterator[None]:
 
 def plain_error(error: BaseException, name: str, config_name: str | None = None) -> TrainbookError:
     """Translate an error of loading a dataset into one sentence with a remedy. Only its type and text are read."""
-    told = _known_refusal(error, name)
-    if told is not None:
-        return told
+    if (refusal := _known_refusal(error, name)) is not None:
+        return refusal
     text = str(error)
     if configs := re.search(r"(?:Available: |available configs: )(\[.*?\])", text):
         return no_configuration(name, config_name, [part.strip(" '\"") for part in configs[1].strip("[]").split(",")])
@@ -45,11 +44,12 @@ def plain_error(error: BaseException, name: str, config_name: str | None = None)
     if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return DataError(f"{name} holds no data files that can be read (.txt, .csv, .json, .jsonl, .parquet).")
     if "disk space" in text:
-        return DataError(f"{name} does not fit on the disk: {first_line(text)} Free some space, or {WAYS_OUT}.")
-    return DataError(f"{name} cannot be read: {first_line(deepest(error))} Try another dataset, or {WAYS_OUT}.")
+        return DataError(f"{name} does not fit on the disk: {first_line(text)}. Free some space, or {WAYS_OUT}.")
+    return DataError(f"{name} cannot be read: {first_line(root_cause(error))}. Try another dataset, or {WAYS_OUT}.")
 
 
 def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -> DataError:
+    """The error for an unknown configuration, or for none where the dataset has several; names those there are."""
     got = f"has no configuration {config_name!r}" if config_name else "has several configurations"
     guess = nearest(config_name, known) if config_name else None
     hint = f" Did you mean {guess!r}?" if guess else ""
@@ -58,13 +58,13 @@ def no_configuration(name: str, config_name: str | None, known: Sequence[str]) -
 
 
 def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
-    """The Hub's own refusals, and a Hub that does not answer; None for everything else."""
+    """The error for a refusal by the Hub, or a Hub that does not answer; None for everything else."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "GatedRepoError" in kinds or "gated dataset" in text:
         return HubError(
-            f"{name} is gated: its owner gives it only to those who asked. Ask on its page of the Hub, log in with "
+            f"{name} is gated. Request access on its page of the Hub, log in with "
             f"huggingface_hub.login(), and try again; or {WAYS_OUT}."
         )
     if "OfflineModeIsEnabled" in kinds or "(OfflineModeIsEnabled)" in text:
@@ -78,21 +78,9 @@ def _known_refusal(error: BaseException, name: str) -> TrainbookError | None:
         )
     network = kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "LocalEntryNotFoundError", "gaierror"}
     if network or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES:
-        reason = f"it answered {status}" if status else first_line(deepest(error))
+        reason = f"it answered {status}" if status else first_line(root_cause(error))
         return HubError(
-            f"the Hugging Face Hub could not be reached for {name}: {reason.rstrip('.')}. Check the connection and try "
+            f"the Hugging Face Hub could not be reached for {name}: {reason}. Check the connection and try "
             f"again, or {WAYS_OUT}."
         )
     return None
-
-
-def deepest(error: BaseException) -> str:
-    """The text of the first cause: what the reader of a file said, not that generating the dataset failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
-
-
-def first_line(text: str) -> str:
-    line = (text.strip().splitlines() or [""])[0][:300]
-    return line if line.endswith(".") else f"{line}."

@@ -1,4 +1,4 @@
-"""DatasetLoader: text from anywhere -> a dataset, with an account of what was left out."""
+"""DatasetLoader: text from files, the Hub, a Drive, an upload or objects -> a dataset, with a report of what was left out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from utils import colab
 from utils.data.read.arrow import tables_of
 from utils.data.read.cache import TableCache, key_of
 from utils.data.read.columns import one_text, text_column_of
+from utils.data.read.dataset_columns import ROWS_AT_ONCE, text_column_of_rows
 from utils.data.read.file_tables import kept_table, table_of_files
 from utils.data.read.files import FORMAT_OF_SUFFIX, find_files, is_pattern, is_saved_dataset
 from utils.data.read.load_report import LoadReport
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _log = logging.getLogger("trainbook.data")
-_ROWS_AT_ONCE = 1000
-# Options that only a dataset has that the datasets library reads.
+# Options of datasets that the datasets library reads.
 _OF_THE_HUB = {"config_name", "split", "streaming"}
-# What `load` itself says to the methods that it calls.
+# Arguments that `load` itself passes to the methods that it calls.
 _OWN_ARGUMENTS = {"dataset_name", "file_path", "rows", "source"}
 # Characters of a sample that a preview shows.
 _PREVIEW = 400
@@ -69,7 +69,7 @@ class DatasetLoader:
         self.report: LoadReport | None = None
 
     def load(self, source: Any, **options: Any) -> Any:
-        """Load whatever `source` is.
+        """Load a dataset from any kind of source.
 
         Args:
             source: "builtin"; a file, folder or pattern of paths, or a list of these; the id of a dataset on the Hub; a
@@ -154,7 +154,7 @@ class DatasetLoader:
         Args:
             file_path: see `find_files`.
             file_format: "txt", "csv", "tsv", "json", "jsonl" or "parquet"; None: by each file's name.
-            text_column: None: found by `text_column_of`.
+            text_column: None: chosen by `text_column_of`.
             encoding, on_bad_line, text_unit, delimiter, quotes: see `ReadOptions`.
         Raises:
             DataNotFoundError, DataError: what is wrong, with path:line; ConfigError: an unknown option.
@@ -167,7 +167,7 @@ class DatasetLoader:
             rules=self.rules,
         )  # fmt: skip
         validation = [f"{len(found.validation)} files are for validation by their names, and were not read."]
-        return self._told(dataset, report, [*found.notes, *(validation if found.validation else [])])
+        return self._reported(dataset, report, [*found.notes, *(validation if found.validation else [])])
 
     def load_from_drive(
         self, drive_path: str | os.PathLike[str], text_column: str | None = None, **options: Any
@@ -205,12 +205,12 @@ class DatasetLoader:
         `get_statistics`."""
         from itertools import islice
 
-        from utils.data.text.statistics import texts_of
+        from utils.data.text.statistics import iter_texts
         from utils.views.display import show_table
 
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ConfigError(f"num_samples: got {shown(num_samples)}; must be a whole number, at least 1.")
-        texts = list(islice(texts_of(dataset, text_column), num_samples))
+        texts = list(islice(iter_texts(dataset, text_column), num_samples))
         shown_texts = [
             text if len(text) <= _PREVIEW else f"{text[:_PREVIEW]}… ({len(text):,} characters)" for text in texts
         ]
@@ -248,15 +248,13 @@ class DatasetLoader:
             texts.check()
         finally:
             texts.close()
-        return self._told(datasets.Dataset(kept), report)
+        return self._reported(datasets.Dataset(kept), report)
 
     def _dataset(self, rows: Any, source: str, text_column: str | None = None, notes: Sequence[str] = ()) -> Any:
         """A dataset or stream of the `datasets` library, cleaned."""
         if isinstance(rows, Mapping):
             raise DataTypeError(f"got a DatasetDict; give one of its splits: {listed(map(repr, rows))}.")
-        schema = _schema_of(rows)
-        example: Mapping[str, Any] = next(iter(rows.take(1)), {})
-        column = text_column_of(schema, text_column, source, example)
+        column = text_column_of_rows(rows, text_column, source)
         report = LoadReport(source, column, notes=list(notes))
         if not hasattr(rows, "num_rows"):
             self.report = report
@@ -265,9 +263,9 @@ class DatasetLoader:
         tables = _tables_of_dataset(rows, source)
         metadata = _features(rows, column).arrow_schema.metadata
         dataset, kept = kept_table(tables, TableCache(self.cache_dir), key, report, self.rules, BadLines(), metadata)
-        return self._told(dataset, kept, notes)
+        return self._reported(dataset, kept, notes)
 
-    def _told(self, dataset: Any, report: LoadReport, notes: Sequence[str] = ()) -> Any:
+    def _reported(self, dataset: Any, report: LoadReport, notes: Sequence[str] = ()) -> Any:
         report.notes = list(notes)
         self.report = report
         if report.sentence:
@@ -361,13 +359,6 @@ def _described(source: Any, files: Sequence[Path]) -> str:
     return f"{len(files):,} files: {', '.join(str(file) for file in files[:3])}{' …' if len(files) > 3 else ''}"
 
 
-def _schema_of(rows: Any) -> pa.Schema:
-    """The columns of a dataset, or of a stream, which may not know them before it begins."""
-    features = rows.features or rows._resolve_features().features
-    schema: pa.Schema = features.arrow_schema
-    return schema.remove_metadata()
-
-
 def _features(rows: Any, column: str) -> Any:
     """The features of a dataset when its column of texts, which may be one of lists, holds texts."""
     import datasets
@@ -378,7 +369,7 @@ def _features(rows: Any, column: str) -> Any:
 
 
 def _tables_of_dataset(rows: Any, source: str) -> Iterator[tuple[str, pa.Table]]:
-    for table in rows.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+    for table in rows.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
         yield source, table.replace_schema_metadata()
 
 

@@ -1,4 +1,4 @@
-"""Files that somebody names -> documents to train on."""
+"""Local files -> documents to train on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.data.read.stored_texts import HELD_BYTES, held_or_stored
 from utils.data.read.text_file import read_text_file
 from utils.data.text.hub import LoadedTexts
 
-# A text up to this size is one document. The half of what is held: a character may take two bytes in memory.
+# A text up to this size is one document. Half of `HELD_BYTES`: a character may take two bytes in memory.
 _WHOLE_BYTES = HELD_BYTES // 2
 # Kinds of files whose text is markup or data as much as it is language.
 _MARKUP = (".xml", ".html", ".htm", ".ipynb")
@@ -29,16 +29,18 @@ def load_local_texts(
 ) -> LoadedTexts:
     """The texts of a file, a folder or a pattern of paths.
 
-    One plain text of up to 32 MB is one document. Of larger ones, and of several, the documents are the files, those of
-    more than 1 Mi characters cut at blank lines; of csv, tsv, json, jsonl and parquet they are the rows. These are kept
-    in a table on disk, and read from there where they have more than 64 MB.
+    - One plain text of up to 32 MB: one document.
+    - A larger one, or several: one document a file, cut at blank lines above 1 Mi characters.
+    - csv, tsv, json, jsonl, parquet: one document a row.
+
+    The last two are kept in a table on disk, and are memory-mapped from it above 64 MB.
 
     Args:
-        text_column: of the tables; None: found by `text_column_of`.
+        text_column: of the tables; None: chosen by `text_column_of`.
         with_validation: also read the files of a folder whose names say that they are for validation.
         cache_dir: see `TableCache`.
     Raises:
-        DataNotFoundError, DataError: what is wrong, with path:line.
+        DataNotFoundError, DataError: no such file, or it cannot be read; says path:line.
     """
     found = find_files(path)
     file = found.files[0]

@@ -1,14 +1,15 @@
-"""prepare_text: documents -> split -> tokenizer -> token ids -> blocks, checked and reported at each stop."""
+"""prepare_text: documents -> split -> tokenizer -> token ids -> blocks, checked at each stage, with a report."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.data.documents import check_packing, make_blocks
+from utils.data.documents import PackingSettings, check_packing, make_blocks
 from utils.data.packing import UNMARKED_ENDS, TokenBlocks
 from utils.data.prepared import PreparedData
 from utils.data.text.report import DataReport, unigram_loss
@@ -49,18 +50,18 @@ def prepare_text(
     """Split, tokenize and pack documents.
 
     Args:
-        documents: texts; those without a visible character are skipped. A sequence that is no list is gone through from
-            its beginning to its end, several times, and never held as a whole.
-        vocab_size: most tokens of the tokenizer.
+        documents: texts; those without a visible character are skipped. Other sequences than lists
+            are iterated several times and never loaded whole.
+        vocab_size: maximum size of the vocabulary of a new tokenizer.
         block_size: tokens per block, T.
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
         tokenizer: one that exists already; None: one is trained on the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
-        validation_documents: texts that are all for validation; None: `val_split` of the text is kept from training. Not
-            used when `val_split` is 0.
+        validation_documents: texts that are all for validation; None: `val_split` of the text is held out. Not used
+            when `val_split` is 0.
         source, notes: for the report.
         cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in
-            memory, or with more than 64 million characters in a temporary file that goes when the blocks go.
+            memory, or, above 64 million characters, in a temporary file that is deleted with the blocks.
         shuffle_documents: pack the training documents in another order in each epoch; validation keeps its order.
         document_masks: keep the documents of a block apart, in training and validation (`DocumentBlocks`).
         packing: "concatenate", or "best_fit": training documents that fit a block are not cut, and blocks have padding
@@ -68,67 +69,121 @@ def prepare_text(
     Raises:
         ConfigError: the tokenizer does not fit the vocabulary, `val_split` is out of range, `packing` is unknown, or one of
             `packing`, `shuffle_documents` and `document_masks` needs the end-of-text token that the tokenizer does not have.
-        DataTypeError: documents that are no texts.
+        DataTypeError: documents that are not strings.
         DataError: too little text for one block in each part; says what would work. Or an id the model does not have.
     """
+    settings = PackingSettings(packing, shuffle_documents, document_masks)
     check_packing(packing)
     model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
     texts = _with_text(documents)
-    if validation_documents is None or val_split == 0:
-        split = split_documents(texts, val_split, random_seed)
-    else:
-        split = _given_split(texts, _with_text(validation_documents))
+    split = _split(texts, validation_documents, val_split, random_seed)
     if tokenizer is None:
         choice = choose_tokenizer(split.train, vocab_size, tokenizer_strategy)
         tokenizer, kind = choice.tokenizer, choice.reason
     else:
         kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
     smaller = check_fits(tokenizer, model_vocab_size)
-
-    train_ids = _encoded(tokenizer, split.train, cache_dir)
-    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
-    num_train, num_validation = len(train_ids), len(validation_ids)
-    _check_enough(num_train, num_validation, block_size, val_split)
-    eos_id = tokenizer.eos_token_id
-    train = make_blocks(
-        train_ids, block_size, eos_id, shuffle=shuffle_documents, masks=document_masks, packing=packing
-    )  # fmt: skip
-    validation = make_blocks(validation_ids, block_size, eos_id, masks=document_masks) if val_split > 0 else None
-    for part, blocks in (("training", train), ("validation", validation)):
+    packed = _packed(tokenizer, split, block_size, val_split, settings, cache_dir)
+    for part, blocks in (("training", packed.train), ("validation", packed.validation)):
         _check_ids(part, blocks, model_vocab_size)
 
-    passed_over = len(documents) - len(texts)
-    report = DataReport(
+    skipped = len(documents) - len(texts)
+    found = [
+        *notes,
+        *([f"{skipped:,} documents without text were skipped."] if skipped else []),
+        *([smaller] if smaller else []),
+        *_notes(packed.train, tokenizer, settings, is_one=len(texts) == 1),
+    ]
+    report = _report(packed, texts, tokenizer, source=source, split=split.rule, kind=kind, packing=packing, notes=found)
+    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
+    return PreparedData(packed.train, packed.validation, tokenizer, task_spec, report, split)
+
+
+def _split(texts: Sequence[str], validation: Sequence[str] | None, val_split: float, seed: int) -> Split:
+    """Hold out `val_split` of the texts, or none of them where `validation` is used instead."""
+    if validation is None or val_split == 0:
+        return split_documents(texts, val_split, seed)
+    return _given_split(texts, _with_text(validation))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Blocks of the training and validation documents, and how many tokens the documents have in all."""
+
+    train: TokenBlocks
+    validation: TokenBlocks | None
+    num_tokens: int
+
+
+def _packed(
+    tokenizer: PreTrainedTokenizerFast,
+    split: Split,
+    block_size: int,
+    val_split: float,
+    settings: PackingSettings,
+    cache_dir: str | os.PathLike[str] | None,
+) -> _Packed:
+    """Tokenize and pack both parts. Validation is concatenated in order, so that its loss is comparable."""
+    train_ids = _encoded(tokenizer, split.train, cache_dir)
+    validation_ids = _encoded(tokenizer, split.validation, cache_dir)
+    _check_enough(len(train_ids), len(validation_ids), block_size, val_split)
+    eos_id = tokenizer.eos_token_id
+    train = make_blocks(train_ids, block_size, eos_id, settings)
+    if val_split == 0:
+        return _Packed(train, None, len(train_ids))
+    concatenated = PackingSettings(document_masks=settings.document_masks)
+    validation = make_blocks(validation_ids, block_size, eos_id, concatenated)
+    return _Packed(train, validation, len(train_ids) + len(validation_ids))
+
+
+def _report(
+    packed: _Packed,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    source: str,
+    split: str,
+    kind: str,
+    packing: str,
+    notes: list[str],
+) -> DataReport:
+    train, validation = packed.train, packed.validation
+    num_train_tokens = train.num_tokens
+    num_validation_tokens = 0 if validation is None else validation.num_tokens
+    vocab_size = len(tokenizer)
+    return DataReport(
         source=source,
         num_documents=len(texts),
         num_characters=sum(map(len, texts)),
-        split=split.rule,
-        num_train_tokens=train.num_tokens,
-        num_validation_tokens=0 if validation is None else validation.num_tokens,
-        block_size=block_size,
+        split=split,
+        num_train_tokens=num_train_tokens,
+        num_validation_tokens=num_validation_tokens,
+        block_size=train.block_size,
         num_train_blocks=len(train),
         num_validation_blocks=0 if validation is None else len(validation),
-        dropped_tokens=num_train
-        - train.num_tokens
-        + (0 if validation is None else num_validation - validation.num_tokens),
+        dropped_tokens=packed.num_tokens - num_train_tokens - num_validation_tokens,
         tokenizer=kind,
-        vocab_size=len(tokenizer),
-        unigram_loss=None if validation is None else unigram_loss(train.ids, validation.blocks, len(tokenizer)),
+        vocab_size=vocab_size,
+        unigram_loss=None if validation is None else unigram_loss(train.ids, validation.blocks, vocab_size),
         packing=packing,
         padding_tokens=train.num_padding,
-        notes=[
-            *notes,
-            *([f"{passed_over:,} documents without text were skipped."] if passed_over else []),
-            *([smaller] if smaller else []),
-            *unknown_note(train, tokenizer),
-            *([_padding_note(tokenizer)] if train.num_padding else []),
-            *(["Training documents are packed in another order in each epoch."] if shuffle_documents else []),
-            *(["The documents of a block are kept apart by positions that begin again at 0."] if document_masks else []),
-            *([UNMARKED_ENDS] if tokenizer.eos_token_id is None and len(texts) > 1 else []),
-        ],
+        notes=notes,
     )
-    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
-    return PreparedData(train, validation, tokenizer, task_spec, report, split)
+
+
+def _notes(
+    train: TokenBlocks, tokenizer: PreTrainedTokenizerFast, settings: PackingSettings, *, is_one: bool
+) -> Iterator[str]:
+    """What the user should know of the blocks. `is_one`: the text is one document, which needs no end."""
+    yield from unknown_note(train, tokenizer)
+    if train.num_padding:
+        yield _padding_note(tokenizer)
+    if settings.shuffle_documents:
+        yield "Training documents are packed in another order in each epoch."
+    if settings.document_masks:
+        yield "The documents of a block are kept apart by positions that begin again at 0."
+    if tokenizer.eos_token_id is None and not is_one:
+        yield UNMARKED_ENDS
 
 
 def _padding_note(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -165,7 +220,7 @@ def _encoded(
 
 
 def _with_text(documents: Sequence[str]) -> Sequence[str]:
-    """The documents that hold a visible character. Raises when there is none, or one is no text."""
+    """The documents that hold a visible character. Raises when no document does, or one is not a string."""
     if isinstance(documents, str):
         raise DataTypeError("got one text as the documents; give a list: [text].")
     texts = checked_texts(documents, "document")

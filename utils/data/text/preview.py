@@ -21,11 +21,11 @@ class TokenView:
     """One position.
 
     Attributes:
-        token: its text; leading and trailing spaces and line ends as signs.
+        token: its text, with spaces at its ends shown as ␣, line breaks as ⏎ and tabs as ⇥.
         id: token id.
         attended: False for padding.
         label: what is to be predicted here; None: nothing.
-        token_type: 0 for the first text, 1 for the second; None where it is not told.
+        token_type: 0 for the first text, 1 for the second; None where the batch does not say.
         role: whose turn it belongs to, in a conversation; None elsewhere.
         is_target: whether the model is trained to produce it; None where labels are not tokens.
         begins: whether a conversation begins with it.
@@ -48,7 +48,7 @@ class SampleView:
     Attributes:
         number: of the sample in the data.
         text: the tokens that are no padding, as text; for images shape and range of the pixels.
-        label: what is to be predicted of the whole sample; None: each token has a label, or there is none.
+        label: what is to be predicted of the whole sample; None: each token has a label, or the sample has no label.
         tokens: the input; empty for images.
         target: the target text of a sequence-to-sequence model.
     """

@@ -23,12 +23,12 @@ class DataReport:
         num_train_tokens, num_validation_tokens: tokens in the blocks.
         block_size: T.
         num_train_blocks, num_validation_blocks: N.
-        dropped_tokens: left over at the ends, fewer than T in each part.
+        dropped_tokens: in the last partial blocks, fewer than T in each part.
         tokenizer: what it is and why.
         vocab_size: tokens that the tokenizer has.
-        unigram_loss: nats per target that a model reaches on the validation blocks which only knows how frequent each
-            token is in training; a model that learns anything ends below. None without validation.
-        notes: what the user should know.
+        unigram_loss: cross-entropy of a unigram model of the training data on the validation blocks, in nats per target: the
+            baseline to beat. None without validation.
+        notes: notices for the user, one sentence each.
         packing: how training documents were packed, "concatenate" or "best_fit".
         padding_tokens: positions of the training blocks that are padding.
     """
@@ -112,7 +112,7 @@ class ExamplesReport:
         labels: class -> examples of it (for words: words) in training and in validation; empty without classes.
         targets: of numbers range, mean and outliers, of target texts lengths; None for classes.
         baseline: what somebody reaches on the validation part who never reads the inputs, in words; None: not known.
-        notes: what the user should know.
+        notes: notices for the user, one sentence each.
     """
 
     source: str

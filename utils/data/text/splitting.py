@@ -11,10 +11,10 @@ import numpy as np
 
 from utils.errors import ConfigError, DataError
 
-#: From this many documents on, whole documents are kept for validation; below, the end of each.
+#: From this many documents on, whole documents are held out; below, the end of each.
 MANY_DOCUMENTS = 20
 # A long document is skipped when it would take validation further than this above its share.
-_MOST = 1.1
+_MAX_OVERSHOOT = 1.1
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Split:
 
     Attributes:
         train, validation: documents, or parts of documents; `validation` is empty without validation. Lists where the
-            documents were a list; else they are read as they are asked for.
+            documents were a list; else they are read on demand.
         rule: how they were divided, one sentence for the report.
     """
 
@@ -33,7 +33,7 @@ class Split:
 
 
 class Selected(Sequence[str]):
-    """Some of the documents, in their order, read when they are asked for: going through them reads all once, in a row.
+    """Some of the documents, in their order, read on demand: iterating over them reads each document once, in sequence.
 
     Args:
         documents: a sequence that need not be in memory.
@@ -85,7 +85,7 @@ class Cut(Sequence[str]):
 
 
 def select(documents: Sequence[str], chosen: np.ndarray) -> Sequence[str]:
-    """The documents that are chosen: a list of a list, else `Selected`, which holds no text."""
+    """Select documents: a list from a list, else `Selected`, which reads them on demand."""
     if isinstance(documents, list):
         return [document for document, wanted in zip(documents, chosen, strict=True) if wanted]
     return Selected(documents, chosen)
@@ -119,7 +119,7 @@ def check_val_split(val_split: float) -> None:
 
 
 def split_examples(strata: np.ndarray, val_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep a share of examples from training, of every class (or range of a number) as large a share.
+    """Hold out a share of the examples, stratified: the same share of every class, or of every range of a numeric target.
 
     The examples are ordered by stratum, within a stratum at random, and every (1 / val_split)-th is taken: systematic sampling
     (Cochran, Sampling Techniques, chapter 8). A class with a single example stays in training.
@@ -164,7 +164,7 @@ def _whole_documents(documents: Sequence[str], val_split: float, seed: int) -> S
     for number in order:
         if taken >= wanted:
             break
-        if taken + int(lengths[number]) <= _MOST * wanted:
+        if taken + int(lengths[number]) <= _MAX_OVERSHOOT * wanted:
             chosen[number] = True
             taken += int(lengths[number])
     if not taken:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from utils.data.read.columns import one_text, text_column_of
+from utils.data.read.dataset_columns import schema_of, text_column_of_rows, texts_in
 from utils.errors import DataError, DataTypeError
 from utils.schema import shown
 
-_ROWS_AT_ONCE = 1000
 _PERCENTILES = {"p05_chars": 5, "p25_chars": 25, "median_chars": 50, "p75_chars": 75, "p95_chars": 95, "p99_chars": 99}
 
 
@@ -20,7 +19,7 @@ def text_statistics(dataset: Any, text_column: str | None = None) -> dict[str, A
 
     Args:
         dataset: a `datasets.Dataset` or IterableDataset, which is read once, or a list of texts.
-        text_column: of a dataset; None: found by `text_column_of`.
+        text_column: of a dataset; None: chosen by `text_column_of`.
     Returns:
         num_samples, total_chars, total_words (runs without white space), avg_chars, avg_words, min_chars, max_chars;
         p05_chars, p25_chars, median_chars, p75_chars, p95_chars, p99_chars, exact, by the nearest rank; text_column, and
@@ -32,7 +31,7 @@ def text_statistics(dataset: Any, text_column: str | None = None) -> dict[str, A
     """
     lengths: Counter[int] = Counter()
     words = 0
-    for text in texts_of(dataset, text_column):
+    for text in iter_texts(dataset, text_column):
         lengths[len(text)] += 1
         words += len(text.split())
     count = lengths.total()
@@ -73,7 +72,7 @@ def percentiles(counts: Mapping[int, int], wanted: Mapping[str, float]) -> dict[
     return found
 
 
-def texts_of(dataset: Any, text_column: str | None = None) -> Iterator[str]:
+def iter_texts(dataset: Any, text_column: str | None = None) -> Iterator[str]:
     """The texts of a dataset, one after the other. Raises as `text_statistics` does."""
     if isinstance(dataset, (list, tuple)):
         for text in dataset:
@@ -82,9 +81,8 @@ def texts_of(dataset: Any, text_column: str | None = None) -> Iterator[str]:
             yield text
         return
     column, _ = _columns(dataset, text_column)
-    batches: Iterable[Mapping[str | None, list[Any]]] = dataset.select_columns([column]).iter(batch_size=_ROWS_AT_ONCE)
-    for batch in batches:
-        yield from map(one_text, batch[column])
+    assert column is not None  # it is None for lists only
+    yield from texts_in(dataset, column)
 
 
 def _columns(dataset: Any, wanted: str | None) -> tuple[str | None, dict[str, str]]:
@@ -93,6 +91,5 @@ def _columns(dataset: Any, wanted: str | None) -> tuple[str | None, dict[str, st
         return None, {}
     if not hasattr(dataset, "select_columns"):
         raise DataTypeError(f"got {shown(dataset)}; give a datasets.Dataset or a list of texts.")
-    schema = (dataset.features or dataset._resolve_features().features).arrow_schema
-    column = text_column_of(schema, wanted, "the dataset", next(iter(dataset.take(1)), {}))
-    return column, {field.name: str(field.type) for field in schema if field.name != column}
+    column = text_column_of_rows(dataset, wanted, "the dataset")
+    return column, {field.name: str(field.type) for field in schema_of(dataset) if field.name != column}

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
-from utils.data.documents import PACKING_SETTINGS, packing_problem
+from utils.data.documents import PackingSettings, packing_problem
 from utils.data.file_records import TASKS
 from utils.data.mixture_settings import mixture_sources
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
+from utils.data.source_kinds import SOURCE_KINDS, source_problem
 from utils.data.text.hub import dataset_name_problem
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest, shown
@@ -54,16 +55,6 @@ _KIND_WORDS: Mapping[str, str] = {
     "texts": "a list of texts",
     "rows": "rows of token ids",
     "module": "a datamodule",
-}
-
-
-# What each source, as the wizard calls it, is here.
-_SOURCES: Mapping[str, tuple[str, ...]] = {
-    "builtin": ("builtin", "mixture"),
-    "local": ("file", "named"),
-    "huggingface": ("named",),
-    "drive": ("file",),
-    "upload": ("file",),
 }
 
 
@@ -118,9 +109,9 @@ class DataArguments:
     packing: str = "concatenate"
 
     @property
-    def packing_settings(self) -> dict[str, Any]:
+    def packing_settings(self) -> PackingSettings:
         """The arguments that say how texts are packed."""
-        return {name: getattr(self, name) for name in PACKING_SETTINGS}
+        return PackingSettings.of(self)
 
     @property
     def kind(self) -> Kind:
@@ -132,6 +123,11 @@ class DataArguments:
         if self.dataset_path is not None:
             return "file"
         return "builtin" if self.dataset is None else kind_of(self.dataset)
+
+    @property
+    def is_on_drive(self) -> bool:
+        """Whether the path is one below the user's Google Drive."""
+        return self.dataset_source is not None and SOURCE_KINDS[self.dataset_source].on_drive
 
     @property
     def is_text(self) -> bool:
@@ -188,16 +184,15 @@ class DataArguments:
         source = self.dataset_source
         if source is None:
             return []
-        if source not in _SOURCES:
-            guess = nearest(str(source), _SOURCES)
-            return [Problem("dataset_source", f"got {shown(source)}; must be one of {', '.join(_SOURCES)}", guess)]
-        if self.kind not in _SOURCES[source]:
+        if problem := source_problem(source):
+            return [problem]
+        if self.kind not in SOURCE_KINDS[source].given_as:
             named = _KIND_WORDS.get(self.kind, "a named dataset")
             return [Problem("dataset_source", f"got {source!r} together with {named}; keep one of the two")]
         return []
 
     def _idle_problems(self) -> list[Problem]:
-        """Arguments that would be ignored, and a share that is none."""
+        """Arguments that would be ignored, and an invalid share."""
         if not _is_share(self.val_split):
             return [Problem("val_split", f"got {shown(self.val_split)}; must be a number from 0 to 0.5", 0.1)]
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -42,7 +42,7 @@ class GivenData:
     """Data to train on.
 
     Attributes:
-        train, validation: what `Trainer.train` takes; validation is None when there is none.
+        train, validation: what `Trainer.train` takes; validation may be None.
         tokenizer: the texts', or the one that was given.
         task_spec: the task; None: inferred by the Trainer.
         report: what became of the texts; None for data that were ids or batches already.
@@ -99,7 +99,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         loaded.documents, vocab_size=vocab_size, block_size=length, model_vocab_size=known, tokenizer=given.tokenizer,
         tokenizer_strategy=given.tokenizer_strategy, val_split=given.val_split, random_seed=given.seed,
         validation_documents=loaded.validation, source=loaded.source, notes=loaded.notes,
-        **given.packing_settings,
+        **asdict(given.packing_settings),
     )  # fmt: skip
     notices = list(texts.report.notes)
     if not given.names_data:
@@ -137,7 +137,7 @@ def _records(given: DataArguments, model: nn.Module, length: int, vocab_size: in
 
 def _file_path(given: DataArguments) -> Any:
     source: Any = given.dataset if given.dataset_path is None else given.dataset_path
-    return colab.drive_path(source) if given.dataset_source == "drive" else source
+    return colab.drive_path(source) if given.is_on_drive else source
 
 
 def _with_answers(given: DataArguments, model: nn.Module) -> GivenData:

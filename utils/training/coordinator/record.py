@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.data.mixture_settings import mixture_sources
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError
 from utils.storage import absolute_path, write_json
 from utils.training.coordinator.arguments import BUILTIN, DataArguments
@@ -103,7 +104,7 @@ def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
         arguments["max_length"] = given.max_length if given.is_labelled else given.block_length(model)
     if given.dataset_path is not None:
         path = Path(given.dataset_path).expanduser()
-        arguments["dataset_path"] = str(path) if given.dataset_source == "drive" else _without_home(path)
+        arguments["dataset_path"] = str(path) if given.is_on_drive else _without_home(path)
     elif given.mixture is None and not {"dataset", "datamodule"} & set(objects):
         arguments["dataset"] = _lasting(given.dataset)
     return {"arguments": arguments, "objects": objects}
@@ -112,7 +113,7 @@ def _plain(given: DataArguments, model: nn.Module) -> dict[str, Any]:
 def _lasting_source(source: dict[str, Any]) -> dict[str, Any]:
     """A dataset of a mixture whose path means the same from another folder."""
     path = source["dataset_path"]
-    if path is None or source["dataset_source"] == "drive":
+    if path is None or SOURCE_KINDS[source["dataset_source"]].on_drive:
         return source
     return {**source, "dataset_path": str(absolute_path(path))}
 

@@ -43,7 +43,7 @@ def validation(run: RunRecord) -> Outcome:
 
 @rule(
     "overfitting",
-    sees="Validation gets worse while training gets better, or training data are learned by heart.",
+    sees="Validation gets worse while training gets better, or training data are memorised.",
     threshold="since its best epoch the validation loss rose by 10 % and by 5 % of what there was to gain, for 2 "
     "validations or "
     "more, while the training loss fell by 10 %; or training is below a tenth and validation above 30 % of the baseline",
@@ -84,7 +84,7 @@ def overfitting(run: RunRecord) -> Outcome:
             return found(
                 f"The training loss is {training[1]:.4g} and the validation loss {last:.4g}, "
                 f"{last / guess.loss:.0%} of what "
-                f"{guess.what} gives: the training samples ({run.facts.get('num_train')}) are learned by heart.",
+                f"{guess.what} gives: the training samples ({run.facts.get('num_train')}) are memorised.",
                 "Add training samples, or take a smaller model, dropout, weight_decay or augmentation.",
                 measured, {"train_share": 0.1, "validation_share": 0.3},
             )  # fmt: skip
@@ -179,7 +179,7 @@ def _labels_shifted(run: RunRecord) -> Outcome | None:
 
 @rule(
     "labels",
-    sees="Labels look shuffled: training data are learned by heart, and validation is never better than guessing.",
+    sees="Labels look shuffled: training data are memorised, and validation is never better than guessing.",
     threshold="training gains 20 % on the baseline (5 % where the nearest neighbours predict labels no better than chance), "
     "while no validation beats its own baseline; or nothing is learned and the nearest neighbours predict labels no "
     "better than chance",

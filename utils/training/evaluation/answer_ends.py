@@ -111,7 +111,7 @@ def _drawn_rows(validation: Any, seed: int) -> tuple[list[dict[str, Any]], froze
 
 
 def _question(row: dict[str, Any], end_ids: frozenset[int]) -> tuple[list[int], int, int] | None:
-    """The tokens before the row's last answer that ends, the answer's length, and its end token; None where there is none."""
+    """The tokens before the row's last answer that ends, the answer's length, and its end token, or None."""
     ids, labels = row["input_ids"].numpy(), row["labels"].numpy()
     ends = [int(place) for place in np.flatnonzero(np.isin(labels, list(end_ids))) if place > 0]
     if not ends:

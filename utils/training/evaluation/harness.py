@@ -202,7 +202,7 @@ def _model_and_tokenizer(given: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
         model = _of_folder(Path(place))
     if not (hasattr(model, "config") and hasattr(model.config, "model_type")):
         raise ModelError(
-            f"the harness runs models of the transformers library, and {type(model).__name__} is none. Use "
+            f"the harness runs models of the transformers library, and {type(model).__name__} is not one of them. Use "
             "evaluate_generation, or a model of ModelRegistry."
         )
     found = next(

@@ -235,8 +235,8 @@ class _Maker:
     def _make_runnable(
         self, source: str, sizes: Mapping[str, Any], special: Mapping[str, Any], tokenizer: Mapping[str, Any] | None
     ) -> dict[str, Any] | None:
-        """Record an example, and add a format that runs without the model's code where there is none. Returns how images are
-        prepared."""
+        """Record an example, and a format that runs without the model's code if the bundle lacks one. Returns how
+        images are prepared."""
         preprocessing: dict[str, Any] | None = None
         try:
             if not self.has_engine:

@@ -39,7 +39,7 @@ def shown(value: Any) -> str:
 
 
 def counted(value: int | None, otherwise: str) -> str:
-    """A number with separators; `otherwise` where there is none."""
+    """A number with separators, or `otherwise` for None."""
     return otherwise if value is None else f"{value:,}"
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from utils import __version__
 from utils.adapters.facts import model_facts
 from utils.errors import ExportError
+from utils.hub_ids import is_hub_id
 from utils.scrubbing import scrub
 from utils.storage import write_text
 from utils.training.export.folders import size_of
@@ -40,7 +41,6 @@ _PIPELINES = {
     "image_classification": "image-classification",
 }  # fmt: skip
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class ModelCardGenerator:
@@ -141,7 +141,7 @@ def _metadata(model_name: str, model: Any, dataset: str | None, license_id: str 
         library_name="transformers" if transformers else "pytorch",
         pipeline_tag=pipeline,
         tags=["trainbook"],
-        datasets=[hub_id] if _HUB_ID.fullmatch(hub_id) else None,
+        datasets=[hub_id] if is_hub_id(hub_id) else None,
         eval_results=results or None,
     )
     return str(data.to_yaml(line_break="\n"))

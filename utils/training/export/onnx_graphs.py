@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.adapters.forward import ModelCall
-from utils.errors import ExportError, TrainbookError
+from utils.errors import ExportError, TrainbookError, first_line, root_cause
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -248,7 +248,7 @@ def write_graph(graph: Graph, file: Path, owner: str, external_data: bool) -> No
     # The exporter passes on whatever the model's own code, torch.export or its passes raise.
     except Exception as error:
         raise ExportError(
-            f"{owner} cannot be written as ONNX: {reason(error)} Other formats are not affected."
+            f"{owner} cannot be written as ONNX: {first_line(root_cause(error))}. Other formats are not affected."
         ) from error
 
 
@@ -341,11 +341,3 @@ def silent() -> Iterator[None]:
         _log.debug("the exporter printed: %s", printed.getvalue())
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of the first cause, as a sentence."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{lines[0][:300].rstrip('. ')}."

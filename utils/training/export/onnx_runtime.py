@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from utils.errors import ExportError
-from utils.training.export.onnx_graphs import reason
+from utils.errors import ExportError, first_line, root_cause
 from utils.training.export.other_process import Loaded, UnreadableError
 
 
@@ -42,7 +41,8 @@ class OtherSession:
         try:
             found: dict[str, Tensor] = self._loaded.ask("onnx_run", file=self._file, inputs=given)
         except UnreadableError as error:
-            raise ExportError(f"the exported file cannot compute {_shapes(inputs)}: {reason(error)}") from error
+            reason = first_line(root_cause(error))
+            raise ExportError(f"the exported file cannot compute {_shapes(inputs)}: {reason}.") from error
         return found
 
 
@@ -58,7 +58,7 @@ class LocalSession:
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except RuntimeError as error:  # every error of onnxruntime is one
-            raise ExportError(f"ONNX Runtime cannot load the exported file: {reason(error)}") from error
+            raise ExportError(f"ONNX Runtime cannot load the exported file: {first_line(root_cause(error))}.") from error
         #: Names of the inputs and outputs, and the shapes of the inputs, in the file's order.
         self.inputs = {one.name: list(one.shape) for one in self._session.get_inputs()}
         self.outputs = [one.name for one in self._session.get_outputs()]
@@ -68,7 +68,8 @@ class LocalSession:
         try:
             found = self._session.run(self.outputs, given)
         except (RuntimeError, ValueError) as error:  # ValueError: an input of another shape
-            raise ExportError(f"the exported file cannot compute {_shapes(inputs)}: {reason(error)}") from error
+            reason = first_line(root_cause(error))
+            raise ExportError(f"the exported file cannot compute {_shapes(inputs)}: {reason}.") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from utils.errors import ExportError
-from utils.training.export.onnx_graphs import reason, silent
+from utils.errors import ExportError, first_line, root_cause
+from utils.training.export.onnx_graphs import silent
 
 # transformers' model types -> the family of fusions of onnxruntime.transformers. Its fusions for "gpt2" and "t5" read graphs of
 # the exporter of before dynamo; those for "bert" (attention, normalisation with its residual sum, GELU) fit any transformer.
@@ -32,7 +32,7 @@ def checked_opset(file: Path, standard: bool = True) -> int:
     try:
         onnx.checker.check_model(file, full_check=standard)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exporter wrote a file that is no valid ONNX model: {reason(error)}") from error
+        raise ExportError(f"the exporter wrote a file that is no valid ONNX model: {first_line(root_cause(error))}.") from error
     imports = onnx.load(file, load_external_data=False).opset_import
     return int(next(one.version for one in imports if one.domain in ("", "ai.onnx")))
 
@@ -84,7 +84,7 @@ def optimise(file: Path, target: Path, model: nn.Module, external_data: bool) ->
             after = _operators(target)
     # The tools read graphs of many exporters and raise whatever their pattern matching runs into.
     except Exception as error:
-        raise ExportError(f"the graph could not be optimised: {reason(error)}") from error
+        raise ExportError(f"the graph could not be optimised: {first_line(root_cause(error))}.") from error
     if after >= before:
         raise ExportError(f"{tool} found nothing to fuse")
     return f"{tool}: {before} operators became {after}"
@@ -125,7 +125,7 @@ def quantise(file: Path, target: Path, external_data: bool) -> None:
             )  # fmt: skip
     # Shape inference and pattern matching raise their own errors, which have no common class.
     except Exception as error:
-        raise ExportError(f"the graph could not be quantised to int8: {reason(error)}") from error
+        raise ExportError(f"the graph could not be quantised to int8: {first_line(root_cause(error))}.") from error
 
 
 def _operators(file: Path) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
-from utils.errors import ExportError
+from utils.errors import ExportError, first_line
 from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.graph_inputs import LogitsOnly, graph_batches, measured, traced_batch
@@ -28,7 +28,6 @@ from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import OtherProcess
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
-from utils.training.export.torchscript import first_line
 
 #: The files' names in the export's folder: the graph, and the program that AOTInductor compiles from it.
 FILE_NAME, COMPILED_NAME = "model.pt2", "model_aot.pt2"
@@ -156,7 +155,7 @@ def _reason(error: Exception) -> str:
     """torch's reason in a sentence."""
     if "specialized it to be a constant" in str(error):  # behind a first line that says nothing of it
         return "its code fixes the length of the sequence, as recurrent layers and loops over positions do"
-    return first_line(error)
+    return first_line(error, with_class=True)
 
 
 def _dynamic(model: nn.Module, names: tuple[str, ...], example: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
@@ -177,4 +176,5 @@ def _compile(program: torch.export.ExportedProgram, file: Path) -> None:
             torch._inductor.aoti_compile_and_package(program, package_path=str(file))
     # The compiler raises errors of many classes, its C++ compiler's among them.
     except Exception as error:
-        raise ExportError(f"AOTInductor cannot compile the model: {first_line(error)}. Use 'torch_export'.") from error
+        reason = first_line(error, with_class=True)
+        raise ExportError(f"AOTInductor cannot compile the model: {reason}. Use 'torch_export'.") from error

@@ -20,7 +20,7 @@ from torch.jit._trace import TracerWarning
 
 from utils.adapters.forward import ModelCall, logits_of
 from utils.adapters.left_as_found import modes_kept
-from utils.errors import ExportError
+from utils.errors import ExportError, first_line
 from utils.schema import shown
 from utils.storage import sync_folder, write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
@@ -178,7 +178,7 @@ def write_torchscript(
 
     def failed(way: Mode, error: Exception) -> None:
         """Note why; raise when there is no other way."""
-        tried.append(f"{way} fails ({first_line(error)})")
+        tried.append(f"{way} fails ({first_line(error, with_class=True)})")
         if mode != "auto" or way == "script":
             file.unlink(missing_ok=True)
             raise ExportError(
@@ -279,9 +279,3 @@ def _deprecation_ignored() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning, TracerWarning):
             warnings.filterwarnings("ignore", category=category)
         yield
-
-
-def first_line(error: BaseException) -> str:
-    """The class and the first line of an error, for a sentence."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__

@@ -203,7 +203,7 @@ class Database:
         log.warning(sentence)
 
     def _create(self) -> None:
-        """Make the tables where there are none, whoever else does the same at this moment."""
+        """Create missing tables, whoever else does the same at this moment."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:

@@ -229,7 +229,7 @@ class QueueKeeper:
 
 
 def run_next_job(actor: Any) -> int:
-    """A Ray task: run the first job that is due; 0 when there is none."""
+    """A Ray task: run the first job that is due; returns 0 if no job is waiting."""
     from utils.training.job_queue import JobQueue
     from utils.training.job_worker import Worker
 

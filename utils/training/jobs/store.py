@@ -149,7 +149,7 @@ class JobStore:
         return job_id
 
     def get(self, job_id: int) -> Job | None:
-        """A job; None when there is none of that id."""
+        """A job; None for an unknown id."""
         with self.database.reading() as c:
             row = c.execute(sa.select(_jobs).where(_j.id == job_id)).one_or_none()
         return None if row is None else Job.of(row)
@@ -233,7 +233,7 @@ class JobStore:
     # ---- by workers ----
 
     def claim(self, owner: str, home: str, lease_s: float) -> Job | None:
-        """Become the owner of the waiting job with the highest priority, the oldest first; None when there is none.
+        """Become the owner of the waiting job with the highest priority, the oldest first; returns None if no job is waiting.
 
         Args:
             owner: identity of the worker's process; home: of the process whose local jobs it can run.

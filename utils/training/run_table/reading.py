@@ -67,7 +67,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """The facts of a run's environment.json under dotted names; {} where there is none."""
+    """The facts of a run's environment.json under dotted names, or {}."""
     facts = _json(path / "environment.json")
     return flat_environment(facts) if isinstance(facts, dict) else {}
 

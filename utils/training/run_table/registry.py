@@ -128,7 +128,7 @@ class ExportRegistry:
         """A version; None: the one in production, else the newest that is not retired.
 
         Raises:
-            RunNotFoundError: there is none; says which there are.
+            RunNotFoundError: unknown; lists those there are.
         """
         with self._database.reading() as connection:
             return _model(connection, name, self._chosen(connection, name) if version is None else version)

@@ -43,7 +43,7 @@ class DeletedRun:
 
 
 def read_notes(path: Path) -> str | None:
-    """The notes that were written about the run in `path`; None where there are none, or none that can be read."""
+    """The notes that were written about the run in `path`, or None if they do not exist or cannot be read."""
     try:
         return (path / NOTES_FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):

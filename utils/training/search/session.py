@@ -86,7 +86,7 @@ class SearchSession:
 
     def next_trial(self) -> tuple[Trial | None, list[int]]:
         """The trial to run now, which this process has claimed: one that an earlier session or a killed process left, or a new
-        one. None when there is none; beside it the numbers of the trials that other processes run."""
+        one. None without such a trial; beside it the numbers of the trials that other processes run."""
         with self.record.shared():
             trials = self.record.trials = self.strategy.known(self.record.trials)
             others: list[int] = []

@@ -28,7 +28,7 @@ StrategyName = Literal["grid", "random", "optuna"]
 _NAMES: dict[str, StrategyName] = {
     "grid": "grid", "random": "random", "optuna": "optuna", "tpe": "optuna", "bayes": "optuna", "bayesian": "optuna",
 }  # fmt: skip
-#: Trials of a search that was told no number and whose strategy has none of its own.
+#: Trials of a search that was given no number and whose strategy has no number of its own.
 DEFAULT_TRIALS = 20
 #: Why a run was ended because others were better.
 PRUNED = "pruned"

@@ -18,7 +18,7 @@ class Trial:
         params: the config's name (or model.<argument>) -> value.
         status: "finished"; "pruned": ended early because others were better; "failed": see `reason`; "stopped": it was asked
             to stop and can be continued; "running": it runs, or its process ended without a word.
-        value: the monitored metric's best value in this run; None when there is none.
+        value: the monitored metric's best value in this run, or None.
         reason: why it did not finish, in words; empty for a finished one.
         run_dir: the run's folder; None before its first step.
         best_model_path: its best checkpoint.

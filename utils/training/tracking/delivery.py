@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.data.batch import one_line
+from utils.errors import first_line
 from utils.scrubbing import scrub
 from utils.training.engine.callbacks import Callback, Logs
 from utils.training.tracking.tracker import RunEnding, RunFacts, Tracker
@@ -140,4 +140,4 @@ class _Delivery:
                 self._tracker.artifact(path)
             self._tracker.finish(self._ending or "stopped")
         except BaseException as error:  # noqa: BLE001 - a tool that fails ends its tracking, and nothing else; W&B exits too
-            self._failure = scrub(f"{type(error).__name__}: {one_line(error)}")
+            self._failure = scrub(f"{first_line(error, with_class=True)}")

@@ -143,7 +143,7 @@ def _few_rows(sample: Sample) -> Iterator[DataFinding]:
     yield DataFinding(
         "inputs", "few rows", "warn",
         f"{num_rows} rows are too few for {table.shape[1]} features (about {directions:.0f} of them independent): a model "
-        "learns them by heart.",
+        "memorises them.",
         f"Collect at least {needed} rows, use fewer features, or regularise strongly (weight decay, early stopping on "
         "validation data).",
         {"rows": num_rows, "independent_features": directions},

@@ -48,7 +48,7 @@ def overlap_findings(train: Sample, validation: Sample | None) -> Iterator[DataF
         yield DataFinding(
             "exact duplicates", "duplicates", "warn" if unknown else "fail",
             f"Most rows repeat earlier ones: {repeats:.0%} of {len(rows_N):,} rows are copies, {len(unique):,} are different.",
-            "Remove the copies before splitting; the model learns the few different rows by heart.",
+            "Remove the copies before splitting; the model memorises the few different rows.",
             {"duplicate_share": repeats, "different_rows": len(unique)}, {"duplicate_share": REPEATED},
         )  # fmt: skip
     if rich:

@@ -39,7 +39,7 @@ class Sample:
     Attributes:
         num_rows: rows of the whole dataset.
         inputs: token ids int64 (n, T), filled up with -1; or numbers float32 (n, ...): (n, F), (n, T, F), (n, C, H, W).
-        labels: (n,), (n, K), or (n, T) filled up with -100; None where there are none.
+        labels: (n,), (n, K), or (n, T) filled up with -100; None without labels.
         mask: bool (n, T), the attention mask; None without one.
         batch: the first rows as the model gets them.
     """
