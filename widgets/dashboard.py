@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from widgets.run_controls import Stoppable
 
 # Kept free from the start, so that the page does not jump when the first curve appears.
-_HEIGHT = "470px"
+_HEIGHT = "400px"
 
 
 class Dashboard:

@@ -121,6 +121,7 @@ class _Session:
         self.at_once = False
         self.interrupts = Interrupts(trainer.control, self._second_interrupt)
         self.view = _view_for(mode, trainer, self.pump)
+        self.shows_curves = mode in ("widget", "html")
         self.processes = _processes_for(trainer.training_config)
         self.follower = RunFollower() if self.processes is not None else None
         self.thread = threading.Thread(target=self._train, name="trainbook-training", daemon=True)
@@ -149,6 +150,8 @@ class _Session:
         if not self.at_once:
             _Latest.ended = EndedRun(self.live, stop_reason, notices)
         self.view.finish(self.live, stop_reason, notices)
+        if self.results is not None:
+            self.results.curves_shown = self.shows_curves
 
     def outcome(self) -> TrainingResults:
         """The results, or the error that a caller of `Trainer.train` would get."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import signal
 import threading
 from types import SimpleNamespace
@@ -69,6 +70,24 @@ def test_results_and_curves_name_the_epoch_mean_and_the_step_of_the_best():
     assert summary["best"] == f"val/loss {results.best_value:.4f} (step {results.state.best.step})"
     legend = results.plot().axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [STEP_LOSS, EPOCH_LOSS, VALIDATION_LOSS]
+
+
+def test_results_draw_in_the_colours_of_the_page_and_fold_the_curves_that_a_live_view_has_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("utils.views.display.show_html", lambda markup, plain: shown.append(markup))
+    monkeypatch.setattr("widgets.live.ui_mode", lambda ui: "html")
+    results = live(make_trainer(epochs=1))
+    for below_a_live_view in (results.curves_shown, False):
+        results.curves_shown = below_a_live_view
+        results.show(baseline=9.0)
+    assert results.curves_path.is_file()
+    below, alone = shown
+    for markup in shown:
+        assert re.search(r'<svg.*aria-label="Training curves: training loss \(step\) .*unigram model 9\."', markup)
+        assert "<img" not in markup
+        assert "below unigram model by" in markup
+    assert "<details" not in alone
+    assert re.search(r"<details><summary>Curves</summary>.*<svg.*</details>", below)
 
 
 def test_a_stop_gives_results_and_the_next_call_ends_at_the_same_weights():

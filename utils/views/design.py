@@ -72,9 +72,10 @@ overflow-wrap:break-word;container-type:inline-size}
 .tb .tb-narrow{flex:2 1 300px;min-width:0}
 .tb .tb-card{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:10px 14px}
 .tb .tb-card .tb-title{font-size:13px;margin-bottom:4px}
-.tb .tb-kpis,.tb .tb-minis{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(116px,1fr))}
-.tb .tb-minis{grid-template-columns:repeat(auto-fit,minmax(116px,1fr))}
-.tb .tb-kpi{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:6px 10px;min-width:0}
+.tb .tb-kpis,.tb .tb-minis{display:flex;flex-wrap:wrap;gap:8px}
+.tb .tb-kpi,.tb .tb-mini{flex:1 1 132px;box-sizing:border-box;min-width:0}
+.tb .tb-mini{flex-basis:160px}
+.tb .tb-kpi{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:6px 10px}
 .tb .tb-kpi span{display:block;color:var(--tb-soft);font-size:11px}
 .tb .tb-kpi b{font-size:17px;font-weight:600;line-height:1.35;font-variant-numeric:tabular-nums}
 .tb .tb-kpi .tb-long{font-size:13px;line-height:1.75;overflow-wrap:anywhere}
@@ -96,7 +97,8 @@ appearance:none;accent-color:var(--tb-accent)}
 .tb progress::-webkit-progress-value{background:var(--tb-accent);border-radius:3px}
 .tb progress::-moz-progress-bar{background:var(--tb-accent);border-radius:3px}
 .tb svg{display:block;width:100%;height:auto;color:inherit;overflow:visible}
-.tb .tb-plot{max-width:760px;overflow-x:auto}
+.tb .tb-plot{overflow-x:auto}
+.tb .tb-empty{opacity:.7}
 .tb .tb-c-train{stroke:var(--tb-train)}
 .tb .tb-c-val{stroke:var(--tb-val)}
 .tb .tb-c-base{stroke:var(--tb-base)}
@@ -141,6 +143,7 @@ background:color-mix(in srgb,var(--tb-bad) 7%,transparent)}
 border-bottom:1px solid var(--tb-line)}
 .tb .tb-facts dt{color:var(--tb-soft);font-weight:400}
 .tb .tb-facts dd{margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.jp-OutputArea-output.jp-RenderedHTMLCommon .tb{margin:0 -18px 0 2px}
 @media print{.tb .tb-card,.tb .tb-sample,.tb tr{break-inside:avoid}}
 .tb .tb-problem{border-left:3px solid var(--tb-bad);padding-left:8px;margin:2px 0 4px}
 """

@@ -79,6 +79,23 @@ def facts(rows: Mapping[str, str]) -> Html:
     return element("dl", *pairs, class_="tb-facts")
 
 
+# Characters of a number in a card that is shown large.
+_LONGEST = 10
+
+
+def number_cards(rows: Mapping[str, str]) -> Html:
+    """Numbers in cards, each below its name; of "value (note)" the note is shown smaller. Without any, no markup."""
+    cells = []
+    for name, value in rows.items():
+        number, _, note = value.partition(" (")
+        long = "tb-long" if len(number) > _LONGEST else None
+        note = note.removesuffix(")")
+        parts = [element("span", text(name)), element("b", text(number), class_=long)]
+        parts += [element("small", text(note), title=note)] if note else []
+        cells.append(element("div", *parts, class_="tb-kpi"))
+    return element("div", *cells, class_="tb-kpis") if cells else text("")
+
+
 def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table with a row of column headers; the first cell of each row is its header. Line breaks in values are kept."""
     head = element("tr", *(element("th", text(name), scope="col") for name in header))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 
@@ -24,6 +25,21 @@ def columns_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+_BREAK = "\N{RETURN SYMBOL}"
+# As many line breaks in a row are written as their number: a model that writes nothing else would fill the page.
+_MANY_BREAKS = re.compile(r"(?:[ \t]*\n){4,}")
+
+
 def on_one_line(value: str) -> str:
-    """`value` with a sign and a space for every line break."""
-    return value.replace("\r\n", "\n").replace("\n", "\N{RETURN SYMBOL} ")
+    """`value` with a sign and a space for every line break; many in a row as a sign and their number."""
+    shown = value.replace("\r\n", "\n")
+    return _MANY_BREAKS.sub(lambda found: f"{_counted(found)} ", shown).replace("\n", f"{_BREAK} ")
+
+
+def with_few_breaks(value: str) -> str:
+    """`value` with its line breaks, but for many in a row, which become a line with a sign and their number."""
+    return _MANY_BREAKS.sub(lambda found: f"\n{_counted(found)}\n", value.replace("\r\n", "\n"))
+
+
+def _counted(found: re.Match[str]) -> str:
+    return f"{_BREAK} × {found[0].count(chr(10))}"
