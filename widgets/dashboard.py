@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # Kept free from the start, so that the page does not jump when the first curve appears.
 _HEIGHT = "400px"
 
+_ENDED = (
+    "The kernel of this view has ended. What it shows is the state at that time: execute show_live() to see the run as it "
+    "is now, or run the training cell again to continue it."
+)
+
 
 class Dashboard:
     """Draws what it is given; each drawing is one message to the browser, whatever changed.
@@ -38,7 +43,7 @@ class Dashboard:
         self._alert.add_class("tb-live-alert")
         self.controls = RunControls(control, self.report, can_finish=can_finish)
         self._said = note
-        self.box = panel(self.controls.box, self._status, self._alert, self._view)
+        self.box = panel(self.controls.box, self._status, self._alert, self._view, ended=_ENDED)
         self.box.add_class("tb-dashboard")
 
     def draw(self, picture: LivePicture, phase: Phase, said: str) -> None:

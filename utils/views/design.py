@@ -73,8 +73,8 @@ overflow-wrap:break-word;container-type:inline-size}
 .tb .tb-card{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:10px 14px}
 .tb .tb-card .tb-title{font-size:13px;margin-bottom:4px}
 .tb .tb-kpis,.tb .tb-minis{display:flex;flex-wrap:wrap;gap:8px}
-.tb .tb-kpi,.tb .tb-mini{flex:1 1 132px;box-sizing:border-box;min-width:0}
-.tb .tb-mini{flex-basis:160px}
+.tb .tb-kpi,.tb .tb-mini{flex:1 1 clamp(15%,calc((640px - 100%)*999),30%);box-sizing:border-box;min-width:0}
+.tb .tb-mini{flex-basis:clamp(20%,calc((640px - 100%)*999),44%)}
 .tb .tb-kpi{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:6px 10px}
 .tb .tb-kpi span{display:block;color:var(--tb-soft);font-size:11px}
 .tb .tb-kpi b{font-size:17px;font-weight:600;line-height:1.35;font-variant-numeric:tabular-nums}
@@ -258,7 +258,13 @@ font-weight:600}
 .tb .widget-label{color:var(--tb-ink)}
 .tb .widget-html-content{line-height:1.45}
 .tb .widget-toggle-buttons .jupyter-button.mod-active{border-color:var(--tb-accent);color:var(--tb-accent);font-weight:600}
-.tb .tb-style{display:none}
+.tb .tb-style,.tb .tb-gone{display:none}
+.tb .tb-gone.jupyter-widgets-disconnected{display:block;order:-1;border-left:3px solid var(--tb-warn);padding-left:8px;margin:2px 0 8px}
+.tb.tb-panel.jupyter-widgets-disconnected::before,.tb .jupyter-widgets-disconnected::before{content:none}
+.tb .jupyter-button.jupyter-widgets-disconnected{opacity:.45;pointer-events:none}
+.tb.tb-dashboard .jupyter-button.jupyter-widgets-disconnected{display:none}
+.tb .tb-live.jupyter-widgets-disconnected{opacity:.7}
+.tb .tb-live.jupyter-widgets-disconnected .tb-pill,.tb .tb-live.jupyter-widgets-disconnected .tb-right{display:none}
 """
 
 
