@@ -139,6 +139,9 @@ font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-alert{border:1px solid var(--tb-bad);border-left-width:4px;border-radius:6px;padding:6px 12px;margin:4px 0;
 background:color-mix(in srgb,var(--tb-bad) 7%,transparent)}
 .tb .tb-facts{columns:300px;column-gap:32px;margin:0}
+.tb .tb-sections{columns:320px;column-gap:10px}
+.tb .tb-sections .tb-card{break-inside:avoid;margin:0 0 10px}
+.tb .tb-facts div:last-child{border-bottom:0}
 .tb .tb-facts div{display:flex;gap:12px;justify-content:space-between;break-inside:avoid;padding:3px 0;
 border-bottom:1px solid var(--tb-line)}
 .tb .tb-facts dt{color:var(--tb-soft);font-weight:400}
@@ -198,7 +201,7 @@ box-shadow:none;text-transform:none}
 color:#fff}
 .tb .jupyter-button.tb-danger{color:var(--tb-bad);border-color:var(--tb-bad)}
 .tb .tb-steps{gap:4px 6px;margin:0 0 8px}
-.tb .tb-steps .jupyter-button{border-radius:99px;margin:0;color:var(--tb-c);border-color:var(--tb-line)}
+.tb .tb-steps .jupyter-button{min-width:max-content;padding:0 10px;border-radius:99px;margin:0;color:var(--tb-c);border-color:var(--tb-line)}
 .tb .tb-steps .tb-state-open{--tb-c:var(--tb-soft)}
 .tb .tb-steps .tb-state-done{--tb-c:var(--tb-good)}
 .tb .tb-steps .tb-state-problem{--tb-c:var(--tb-bad);border-color:var(--tb-bad)}
@@ -208,7 +211,7 @@ background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
 .tb .tb-page{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:12px 16px;margin:6px 0}
 .tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:8px 24px;
 align-items:start;overflow:visible;margin-bottom:6px}
-.tb .tb-fields .widget-inline-hbox{width:100%;max-width:none;margin:2px 0}
+.tb .tb-fields .widget-inline-hbox{width:100%;max-width:none!important;margin:2px 0}
 .tb .tb-fields .widget-text,.tb .tb-fields .widget-dropdown{flex-direction:column;align-items:stretch;height:auto;margin:0}
 .tb .tb-fields .widget-text .widget-label,.tb .tb-fields .widget-dropdown .widget-label{width:auto!important;
 text-align:left;font-weight:600;line-height:1.45;height:auto}
@@ -228,7 +231,8 @@ linear-gradient(45deg,transparent 50%,var(--tb-ink) 50%),linear-gradient(135deg,
 .tb .tb-fields .tb-across{grid-column:1/-1}
 .tb .tb-cards{display:block;height:auto;margin:0}
 .tb .tb-cards .widget-label{display:block;width:auto!important;text-align:left;font-weight:600;line-height:1.45;height:auto}
-.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:8px;overflow:visible}
+.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(clamp(17%,calc((600px - 100%)*999),30%),1fr));
+gap:8px;overflow:visible}
 .tb .tb-cards .jupyter-button{height:auto;width:auto!important;margin:0;padding:8px 12px;line-height:1.45;white-space:pre-line;
 text-align:left;align-content:start;font-size:12px;font-weight:400;color:var(--tb-soft);border-radius:8px;display:block;
 overflow-wrap:anywhere}

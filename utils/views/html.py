@@ -96,6 +96,15 @@ def number_cards(rows: Mapping[str, str]) -> Html:
     return element("div", *cells, class_="tb-kpis") if cells else text("")
 
 
+def fact_cards(sections: Mapping[str, Mapping[str, str]]) -> Html:
+    """A card for each section with its names and values, as many beside each other as there is room for."""
+    cards = (
+        element("div", element("div", text(title), class_="tb-title", role="heading", aria_level=3), facts(rows), class_="tb-card")
+        for title, rows in sections.items()
+    )
+    return element("div", *cards, class_="tb-sections")
+
+
 def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table with a row of column headers; the first cell of each row is its header. Line breaks in values are kept."""
     head = element("tr", *(element("th", text(name), scope="col") for name in header))

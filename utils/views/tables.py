@@ -6,12 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 
 
-def summary_text(title: str, rows: Mapping[str, str]) -> str:
-    """`title`, then one line a row: the name, then the value, aligned. Further lines of a value are indented alike."""
-    width = max((len(name) for name in rows), default=0)
+def summary_text(title: str, rows: Mapping[str, str], width: int = 0) -> str:
+    """`title`, then one line a row: the name, then the value, aligned. Further lines of a value are indented alike.
+
+    Args:
+        width: characters of the names' column, at least.
+    """
+    width = max([width, *(len(name) for name in rows)])
     indent = " " * (width + 4)
     lines = [f"  {name:<{width}}  {value}".rstrip().replace("\n", f"\n{indent}") for name, value in rows.items()]
     return "\n".join([title, *lines])
+
+
+def sections_text(sections: Mapping[str, Mapping[str, str]]) -> str:
+    """Every section as `summary_text`, with the values of all of them in one column."""
+    width = max((len(name) for rows in sections.values() for name in rows), default=0)
+    return "\n".join(summary_text(title, rows, width) for title, rows in sections.items())
 
 
 def columns_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
