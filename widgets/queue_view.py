@@ -80,7 +80,10 @@ class QueuePanel:
         self._jobs = jobs
         self._following: asyncio.Task[None] | None = None
         self.message, self.table, self.log = (markup_box(f"tb-queue-{name}") for name in ("message", "table", "log"))
-        self.job = ipywidgets.Dropdown(description="Job", style={"description_width": "initial"}, layout=ipywidgets.Layout(width="auto", max_width="320px"))
+        self.job = ipywidgets.Dropdown(
+            description="Job", style={"description_width": "initial"},
+            layout=ipywidgets.Layout(width="auto", max_width="320px"),
+        )  # fmt: skip
         self.job.add_class("tb-queue-job")
         self.live = ipywidgets.VBox([])
         self.submit = primary(self._button("Submit this setup", "submit", self._submit))

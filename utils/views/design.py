@@ -162,7 +162,8 @@ _CHECKS_CSS = """
 .tb.tb-checks .tb-rows .tb-finding:last-child{margin-bottom:0}
 .tb.tb-checks .tb-do{margin-top:2px}
 .tb.tb-checks .tb-do strong{font-weight:600}
-.tb.tb-checks summary{font-size:12px}
+.tb.tb-checks summary{font-size:12px;padding:2px 0}
+.tb.tb-checks .tb-nothing{padding:6px 0 0}
 .tb.tb-checks .tb-values{font-size:12px;margin-top:4px}
 .tb.tb-checks .tb-values th,.tb.tb-checks .tb-values td{padding:3px 14px 3px 0}
 .tb.tb-checks .tb-values tbody th{font-weight:400}
@@ -201,7 +202,8 @@ box-shadow:none;text-transform:none}
 color:#fff}
 .tb .jupyter-button.tb-danger{color:var(--tb-bad);border-color:var(--tb-bad)}
 .tb .tb-steps{gap:4px 6px;margin:0 0 8px}
-.tb .tb-steps .jupyter-button{min-width:max-content;padding:0 10px;border-radius:99px;margin:0;color:var(--tb-c);border-color:var(--tb-line)}
+.tb .tb-steps .jupyter-button{min-width:max-content;padding:0 10px;border-radius:99px;margin:0;
+color:var(--tb-c);border-color:var(--tb-line)}
 .tb .tb-steps .tb-state-open{--tb-c:var(--tb-soft)}
 .tb .tb-steps .tb-state-done{--tb-c:var(--tb-good)}
 .tb .tb-steps .tb-state-problem{--tb-c:var(--tb-bad);border-color:var(--tb-bad)}
@@ -263,7 +265,8 @@ font-weight:600}
 .tb .widget-html-content{line-height:1.45}
 .tb .widget-toggle-buttons .jupyter-button.mod-active{border-color:var(--tb-accent);color:var(--tb-accent);font-weight:600}
 .tb .tb-style,.tb .tb-gone{display:none}
-.tb .tb-gone.jupyter-widgets-disconnected{display:block;order:-1;border-left:3px solid var(--tb-warn);padding-left:8px;margin:2px 0 8px}
+.tb .tb-gone.jupyter-widgets-disconnected{display:block;order:-1;
+border-left:3px solid var(--tb-warn);padding-left:8px;margin:2px 0 8px}
 .tb.tb-panel.jupyter-widgets-disconnected::before,.tb .jupyter-widgets-disconnected::before{content:none}
 .tb .jupyter-button.jupyter-widgets-disconnected{opacity:.45;pointer-events:none}
 .tb.tb-dashboard .jupyter-button.jupyter-widgets-disconnected{display:none}

@@ -98,10 +98,8 @@ def number_cards(rows: Mapping[str, str]) -> Html:
 
 def fact_cards(sections: Mapping[str, Mapping[str, str]]) -> Html:
     """A card for each section with its names and values, as many beside each other as there is room for."""
-    cards = (
-        element("div", element("div", text(title), class_="tb-title", role="heading", aria_level=3), facts(rows), class_="tb-card")
-        for title, rows in sections.items()
-    )
+    titles = {name: element("div", text(name), class_="tb-title", role="heading", aria_level=3) for name in sections}
+    cards = (element("div", titles[name], facts(rows), class_="tb-card") for name, rows in sections.items())
     return element("div", *cards, class_="tb-sections")
 
 
