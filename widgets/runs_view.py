@@ -113,8 +113,9 @@ class RunsPanel:
         self._form = row(self.notes, self.tags, self.save)
         self.box = panel(
             markup_box(markup=heading(f"Runs in {runs.folder}")), markup_box(markup=small(_HELP)),
-            row(self.refresh, self.archived), self.list, self.more, row(self.open, self.compare, self.report, self.archive, self.delete), self._confirming,
-            self._form, self.message, self.view,
+            row(self.refresh, self.archived), self.list, self.more,
+            row(self.open, self.compare, self.report, self.archive, self.delete), self._confirming, self._form, self.message,
+            self.view,
         )  # fmt: skip
         self.box.add_class("tb-runs-panel")
         self.draw()
