@@ -169,7 +169,7 @@ class ExportPanel(_Exporting):
         ticks.add_class("tb-fields")
         self.formats = ipywidgets.VBox([ticks, self._job.box])
         self.more = button(_MORE, "tb-fold", lambda _: self._show_formats(not self._open), self._failed)
-        fold = ipywidgets.VBox([self.more, self.formats])
+        fold = ipywidgets.VBox([row(self.more), self.formats])
         fold.add_class("tb-topic")
         self.box = panel(
             markup_box(markup=heading(f"Exports of {results.run_name}")), self._progress, self._table,
@@ -179,6 +179,11 @@ class ExportPanel(_Exporting):
         self._show_formats(True)
         self._draw()
         watch_cells()
+
+    def table(self) -> Html:
+        """As the base, below the panel's own heading."""
+        rows = verification_rows(self.exports, self.exports.not_written)
+        return columns("", HEADER, rows) if rows else text("")
 
     def export(self, names: Sequence[str]) -> None:
         """As the base; the other formats are behind a button then, and cannot be exported meanwhile."""

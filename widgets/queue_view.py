@@ -105,7 +105,7 @@ class QueuePanel:
     def draw(self) -> None:
         """Show the jobs as they are now."""
         rows, chosen = self._jobs.rows(), self.job.value
-        set_markup(self.table, _table(self._jobs, "Jobs"))
+        set_markup(self.table, _table(self._jobs, "") if rows else paragraph("No job yet."))
         self.job.options = [(f"{found.id} ({found.status})", found.id) for found in rows]
         if rows:
             self.job.value = chosen if chosen in [found.id for found in rows] else rows[0].id

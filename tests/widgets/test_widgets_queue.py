@@ -40,7 +40,7 @@ def durable(**changes):
 def test_the_setup_is_submitted_run_by_a_worker_and_opened_from_its_folder():
     panel = QueuePanel(QueueJobs(URL, *setup_and_model()))
     assert not Path("jobs.db").exists()
-    assert "No job in" in panel.table.value
+    assert "No job yet." in panel.table.value
     assert panel._actions.layout.display == "none"
     panel.submit.click()
     assert "Job 1 waits for a worker." in panel.message.value

@@ -130,7 +130,7 @@ background:none;color:inherit;max-width:none;white-space:normal}
 font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-sample{margin:0 0 8px;padding:0 0 0 10px;border-left:2px solid var(--tb-line)}
 .tb .tb-sample b{font-weight:600}
-.tb .tb-pair{display:grid;gap:4px 14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,230px),1fr))}
+.tb .tb-pair{display:grid;gap:4px 14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,200px),1fr))}
 .tb .tb-list{list-style:none;margin:0;padding:0}
 .tb .tb-list li{margin:0;padding:3px 0;border-bottom:1px solid var(--tb-line)}
 .tb .tb-list li:last-child{border-bottom:0}
@@ -144,15 +144,15 @@ background:color-mix(in srgb,var(--tb-bad) 7%,transparent)}
 .tb .tb-facts div:last-child{border-bottom:0}
 .tb .tb-facts div{display:flex;gap:12px;justify-content:space-between;break-inside:avoid;padding:3px 0;
 border-bottom:1px solid var(--tb-line)}
-.tb .tb-facts dt{color:var(--tb-soft);font-weight:400}
-.tb .tb-facts dd{margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.tb .tb-facts dt{flex:none;width:auto;max-width:60%;margin:0;float:none;color:var(--tb-soft);font-weight:400}
+.tb .tb-facts dd{width:auto;float:none;margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .jp-OutputArea-output.jp-RenderedHTMLCommon .tb{margin:0 -18px 0 2px}
 @media print{.tb .tb-card,.tb .tb-sample,.tb tr{break-inside:avoid}}
 .tb .tb-problem{border-left:3px solid var(--tb-bad);padding-left:8px;margin:2px 0 4px}
 """
 
 _CHECKS_CSS = """
-.tb.tb-checks .tb-top{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:0 0 10px}
+.tb.tb-checks .tb-top{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:8px 0 10px}
 .tb.tb-checks .tb-time{margin-left:auto}
 .tb.tb-checks .tb-card{padding:4px 16px}
 .tb.tb-checks .tb-name{font-weight:600;width:11em}
@@ -247,10 +247,10 @@ box-shadow:inset 0 0 0 1px var(--tb-accent);background:color-mix(in srgb,var(--t
 .tb .tb-preset .widget-label{width:auto!important;font-weight:600}
 .tb .tb-run-row{border-bottom:1px solid var(--tb-line);align-items:center;overflow:visible}
 .tb .tb-run-cells{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:center;font-variant-numeric:tabular-nums}
-.tb .tb-run-state{flex:0 0 108px}
-.tb .tb-run-progress{flex:0 0 240px}
-.tb .tb-run-best{flex:0 0 170px}
-.tb .tb-run-trained{flex:0 0 130px}
+.tb .tb-run-state{flex:0 0 100px}
+.tb .tb-run-progress{flex:0 0 206px}
+.tb .tb-run-best{flex:0 0 140px}
+.tb .tb-run-trained{flex:0 0 112px}
 .tb .tb-run-tags{flex:1 1 160px;overflow-wrap:anywhere}
 .tb .tb-run-tick{height:auto;margin:2px}
 .tb .tb-run-tick .widget-label-basic{display:flex;gap:6px;align-items:baseline;font-weight:600;line-height:1.35;

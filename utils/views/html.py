@@ -110,7 +110,7 @@ def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
         element("tr", element("th", text(row[0]), scope="row"), *(element("td", text(value)) for value in row[1:]))
         for row in rows
     )
-    caption = element("caption", text(title))
+    caption = element("caption", text(title)) if title else text("")
     return element("table", caption, element("thead", head), element("tbody", *body), class_="tb-table")
 
 

@@ -46,6 +46,12 @@ def on_one_line(value: str) -> str:
     return _MANY_BREAKS.sub(lambda found: f"{_counted(found)} ", shown).replace("\n", f"{_BREAK} ")
 
 
+def visible(token: str) -> str:
+    """A token with signs for its line breaks, and for spaces where it has nothing else."""
+    shown = token.replace("\n", _BREAK)
+    return shown if shown.strip() else shown.replace(" ", "\N{OPEN BOX}")
+
+
 def with_few_breaks(value: str) -> str:
     """`value` with its line breaks, but for many in a row, which become a line with a sign and their number."""
     return _MANY_BREAKS.sub(lambda found: f"\n{_counted(found)}\n", value.replace("\r\n", "\n"))
