@@ -412,7 +412,7 @@ class _WidgetView(_NoView):
         from widgets.dashboard import Dashboard
 
         self._pump = pump
-        self.dashboard = Dashboard(trainer.control, can_finish=trainer.training_config.can_finish_early)
+        self.dashboard = Dashboard(trainer.control, can_finish=trainer.training_config.can_finish_early, keeps_copy=True)
         self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
         self._redraws = Redraws()
 

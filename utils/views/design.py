@@ -99,6 +99,7 @@ appearance:none;accent-color:var(--tb-accent)}
 .tb svg{display:block;width:100%;height:auto;color:inherit;overflow:visible}
 .tb .tb-plot{overflow-x:auto}
 .tb .tb-empty{opacity:.7}
+body:has(.tb-dashboard) .tb-copy{display:none}
 .tb .tb-c-train{stroke:var(--tb-train)}
 .tb .tb-c-val{stroke:var(--tb-val)}
 .tb .tb-c-base{stroke:var(--tb-base)}
@@ -202,7 +203,8 @@ box-shadow:none;text-transform:none}
 color:#fff}
 .tb .jupyter-button.tb-danger{color:var(--tb-bad);border-color:var(--tb-bad)}
 .tb .tb-steps{gap:4px 6px;margin:0 0 8px}
-.tb .tb-steps .jupyter-button{min-width:max-content;padding:0 10px;border-radius:99px;margin:0;
+.tb .tb-steps .jupyter-button{flex:0 0 clamp(0px,calc((700px - 100%)*999),30%);
+min-width:max-content;padding:0 10px;border-radius:99px;margin:0;
 color:var(--tb-c);border-color:var(--tb-line)}
 .tb .tb-steps .tb-state-open{--tb-c:var(--tb-soft)}
 .tb .tb-steps .tb-state-done{--tb-c:var(--tb-good)}
@@ -233,7 +235,7 @@ linear-gradient(45deg,transparent 50%,var(--tb-ink) 50%),linear-gradient(135deg,
 .tb .tb-fields .tb-across{grid-column:1/-1}
 .tb .tb-cards{display:block;height:auto;margin:0}
 .tb .tb-cards .widget-label{display:block;width:auto!important;text-align:left;font-weight:600;line-height:1.45;height:auto}
-.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(clamp(17%,calc((600px - 100%)*999),30%),1fr));
+.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(clamp(17%,calc((700px - 100%)*999),30%),1fr));
 gap:8px;overflow:visible}
 .tb .tb-cards .jupyter-button{height:auto;width:auto!important;margin:0;padding:8px 12px;line-height:1.45;white-space:pre-line;
 text-align:left;align-content:start;font-size:12px;font-weight:400;color:var(--tb-soft);border-radius:8px;display:block;
