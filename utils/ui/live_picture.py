@@ -209,6 +209,8 @@ def _facts(run: LiveRun) -> dict[str, str]:
         facts[f"{'below' if better else 'above'} baseline by"] = (
             f"{abs(loss - run.validation.last):.3f} ({name} {loss:.3f})"
         )
+    elif not run.over:
+        facts["below baseline by"] = "–"
     if run.saved_file is not None or not run.over:
         facts["saved"] = run.saved_file or "–"
     return facts

@@ -118,6 +118,7 @@ background:none;color:inherit;max-width:none;white-space:normal}
 .tb tr,.tb tbody tr,.tb tbody tr:hover{background:none;text-align:left}
 .tb tbody tr:last-child th,.tb tbody tr:last-child td{border-bottom:0}
 .tb .tb-table th,.tb .tb-table td{white-space:pre-wrap}
+.tb .tb-pairs th{width:1%;white-space:nowrap;padding-right:28px}
 .tb .tb-bars{max-width:720px}
 .tb .tb-bars td:last-child{width:50%;vertical-align:middle;padding-right:0}
 .tb .tb-bars thead th:nth-child(2){text-align:right}

@@ -70,7 +70,7 @@ def alert(sentence: str, details: str = "") -> Html:
 def table(title: str, rows: Mapping[str, str]) -> Html:
     """A two-column table with row headers; line breaks in values are kept."""
     body = (element("tr", element("th", text(name), scope="row"), element("td", text(rows[name]))) for name in rows)
-    return element("table", element("caption", text(title)), element("tbody", *body), class_="tb-table")
+    return element("table", element("caption", text(title)), element("tbody", *body), class_="tb-table tb-pairs")
 
 
 def facts(rows: Mapping[str, str]) -> Html:

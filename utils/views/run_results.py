@@ -32,11 +32,12 @@ def results_html(
     body = (
         element("tr", element("th", text(name), scope="row"), element("td", text(value))) for name, value in rows.items()
     )
+    table = element("table", element("tbody", *body), class_="tb-table tb-pairs", aria_label=title)
     parts = [
         element("div", text(title), class_="tb-title", role="heading", aria_level=3),
         number_cards(cards),
         element("details", element("summary", text("Curves")), curves) if folded else curves,
-        element("div", element("table", element("tbody", *body), class_="tb-table", aria_label=title), class_="tb-card"),
+        element("div", table, class_="tb-card"),
     ]
     if notes:
         parts.append(element("div", element("div", text("Notes"), class_="tb-title"), _listed(notes), class_="tb-card"))
