@@ -122,11 +122,11 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
 
     def _refresh(self, _: Any) -> None:
         problems = self.state.visible_problems()
+        page = self._page()  # before anything is drawn: a page that is shown for the first time takes a moment to make
+        page.refresh(problems)
         for index, step in enumerate(STEPS):
             self._draw_step(self._parts[f"step:{step.name}"], index, problems)
         self._show_preset()
-        page = self._page()
-        page.refresh(problems)
         if self._place.children != (page.box,):
             self._place.children = (page.box,)
             page.opened(problems)
