@@ -13,17 +13,22 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from utils.environment import front_end
 from utils.ui.background import Cancelled, Progress
+from utils.ui.live_picture import duration
 from widgets.forms import Report, button, markup_box, paragraph, row, set_markup
 from widgets.guarded import guarded
 
 # Seconds between two looks at the work's progress.
 _LOOK_S = 0.2
+
+# Work that takes longer than this many seconds says for how long it has been under way.
+_ELAPSED_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class TaskRow:
         css_class: of that button; the others have it with `-cancel` and `-progress` after it.
         work: what is done; called in another thread where there is an event loop.
         done: called with the outcome, in the thread of the widgets.
+        busy: the starting button's label while work is under way; "": `label`.
     """
 
     def __init__(
@@ -55,7 +61,9 @@ class TaskRow:
         work: Callable[[Progress], Any],
         done: Callable[[Outcome], None],
         report: Report,
+        busy: str = "",
     ) -> None:
+        self._labels = {False: label, True: busy or label}
         self.start = button(label, css_class, lambda _: self.begin(), report)
         self.cancel = button("Cancel", f"{css_class}-cancel", lambda _: self._cancel(), report)
         self.line = markup_box(f"{css_class}-progress")
@@ -109,7 +117,9 @@ class TaskRow:
         guarded(lambda _: self._finish(), self._report)(None)
 
     def _draw_progress(self, progress: Progress) -> None:
-        self._draw("Cancelling" if progress.cancelled else progress.sentence)
+        spent = time.monotonic() - self._began_s
+        elapsed = f", {duration(spent)}" if spent >= _ELAPSED_S else ""
+        self._draw("Cancelling" if progress.cancelled else f"{progress.sentence}{elapsed}")
 
     def _finish(self) -> None:
         outcome, self._outcome, self._progress = self._outcome, Outcome(), None
@@ -125,6 +135,9 @@ class TaskRow:
     def _show_running(self, running: bool) -> None:
         # Not disabled, which would take the keyboard focus away; `begin` ignores clicks meanwhile.
         (self.start.add_class if running else self.start.remove_class)("tb-busy")
+        self._began_s = time.monotonic()
+        if self.start.description == self._labels[not running]:
+            self.start.description = self._labels[running]
         self.cancel.layout.display = None if running and _event_loop() is not None else "none"
 
     def _draw(self, sentence: str) -> None:

@@ -47,19 +47,27 @@ async def run_checks(
     was. In a script use `run_all_tier1_tests` and its like.
 
     Args:
-        model, config, arguments: as for `run_all_tier1_tests`, or the function of the tier.
+        model, config, arguments: as for `run_all_tier1_tests`, or the function of the tier. `task_spec` and `tokenizer` are
+            those of `data`, a PreparedData, unless they are given.
         tier: 1, 2, 3 or "all".
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
     Raises:
         ConfigError: no such tier, or a check in `only` that it does not have.
     """
     run, _ = _tier(tier)
+    arguments = _with_those_of_data(arguments)
     session = _Session(lambda **told: run(model, config, **arguments, **told))
     mode = ui_mode(ui)
     view: _View = {"widget": _WidgetView, "html": _HtmlView, "text": _TextView, "none": _NoView}[mode](session)
     report = await session.run(view)
     view.finish(report)
     return report
+
+
+def _with_those_of_data(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with task and tokenizer of the data, where there are data and these are not given."""
+    known = {name: getattr(arguments.get("data"), name, None) for name in ("task_spec", "tokenizer")}
+    return {**{name: value for name, value in known.items() if value is not None}, **arguments}
 
 
 class _Session:
@@ -289,6 +297,7 @@ def offer_checks(
         ConfigError: no such tier.
     """
     run, name = _tier(tier)
+    arguments = _with_those_of_data(arguments)
     mode = ui_mode(ui)
     how = f"To run it: {name}(model, config)."
     if mode == "none":

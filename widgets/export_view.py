@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # Larger archives are made on request only: they take as much disk space again.
 _LARGEST_AT_ONCE = 500_000_000
 
-_HELP = "What was exported is listed below; tick other formats to add them."
+_MORE = "Other formats"
 
 
 def export_panel(
@@ -66,14 +67,11 @@ def export_panel(
         raise ConfigError(f"got the formats {', '.join(map(repr, unknown))}; this version exports: {', '.join(known)}.")
     output = LiveOutput(panel.box, "Exporting …") if isinstance(panel, ExportPanel) else None
     panel.export(names)
-    link = _link(panel)
     plain = panel.to_text()
     if output is not None:
         output.describe(plain)
-        if link:
-            show_html(styled(link), f"Download: {panel.archive}")
     elif mode == "html":
-        show_html(styled(panel.table(), link), plain)
+        show_html(styled(panel.table(), _link(panel)), plain)
     elif mode == "text":
         show_text(plain)
     return panel.exports
@@ -99,7 +97,7 @@ class _Exporting:
     def export(self, names: Sequence[str]) -> None:
         """Export formats now, one after the other, and show each when it is done."""
         for number, name in enumerate(names, 1):
-            self._say(f"Exporting {name} ({number} of {len(names)}) …")
+            self._say(f"Exporting {name} ({number} of {len(names)}), begun at {datetime.now():%H:%M:%S} …")
             export_one(self._results, name, self.exports, self.exports.not_written)
             self._draw()
         self._say("")
@@ -141,10 +139,11 @@ class _Exporting:
 
 
 class ExportPanel(_Exporting):
-    """The panel of one run.
+    """The panel of one run: what was exported, the download, and behind a button the other formats.
 
     Attributes:
-        box: what is shown; boxes: format -> its checkbox.
+        box: what is shown; boxes: format -> its checkbox; more: the button that shows and hides the formats; formats: the
+            widget with them.
     """
 
     def __init__(self, results: TrainingResults) -> None:
@@ -153,23 +152,55 @@ class ExportPanel(_Exporting):
         self._alert, self._table = markup_box("tb-export-alert"), markup_box("tb-export-table")
         self._progress = markup_box("tb-export-progress")
         self._status = ipywidgets.HTML(status("", spoken_only=True))
-        self._job = TaskRow("Export selected formats", "tb-export", self._work, self._done, self._failed)
+        self._job = TaskRow(
+            "Export selected formats", "tb-export", self._work, self._done, self._failed, busy="Exporting …"
+        )
         self.download = button(
             "Download all (zip)", "tb-export-download", lambda _: self._download(), self._failed,
             "One archive with everything that was exported.",
         )  # fmt: skip
-        self.download.disabled = True
+        self._link = markup_box("tb-export-link")
         lines = [
             ipywidgets.VBox([self.boxes[choice.name], markup_box(markup=_explained(choice, before))])
             for before, choice in zip([None, *self.choices], self.choices, strict=False)
         ]
         primary(self._job.start)
+        ticks = ipywidgets.VBox(lines)
+        ticks.add_class("tb-fields")
+        self.formats = ipywidgets.VBox([ticks, self._job.box])
+        self.more = button(_MORE, "tb-fold", lambda _: self._show_formats(not self._open), self._failed)
+        fold = ipywidgets.VBox([row(self.more), self.formats])
+        fold.add_class("tb-topic")
         self.box = panel(
-            markup_box(markup=heading("Export")), markup_box(markup=small(_HELP)), *lines, self._job.box,
-            self._progress, self._table, row(self.download), self._alert, self._status,
+            markup_box(markup=heading(f"Exports of {results.run_name}")), self._progress, self._table,
+            row(self.download, self._link), fold, self._alert, self._status,
         )  # fmt: skip
         self.box.add_class("tb-export-panel")
+        self._show_formats(True)
+        self._draw()
         watch_cells()
+
+    def table(self) -> Html:
+        """As the base, below the panel's own heading."""
+        rows = verification_rows(self.exports, self.exports.not_written)
+        return columns("", HEADER, rows) if rows else text("")
+
+    def export(self, names: Sequence[str]) -> None:
+        """As the base; the other formats are behind a button then, and cannot be exported meanwhile."""
+        if names:
+            self._show_formats(False)
+        self.more.disabled = True
+        try:
+            super().export(names)
+        finally:
+            self.more.disabled = False
+
+    def _show_formats(self, shown: bool) -> None:
+        self._open = shown
+        self.formats.layout.display = None if shown else "none"
+        with self.more.hold_sync():
+            self.more.icon = "caret-down" if shown else "caret-right"
+            self.more.description = f"{_MORE}{', open' if shown else ''}"
 
     def _work(self, progress: Progress) -> None:
         names = [name for name, box in self.boxes.items() if box.value]
@@ -198,11 +229,18 @@ class ExportPanel(_Exporting):
         note = paragraph(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
         set_markup(self._alert, joined([link_to(archive), note]))
 
+    def _pack(self) -> Path:
+        archive = super()._pack()
+        self._draw()
+        return archive
+
     def _draw(self) -> None:
         set_markup(self._table, self.table())
+        link = _link(self)
+        set_markup(self._link, link)
+        self.download.layout.display = "none" if link or not self.exports else None
         for choice in self.choices:
             self.boxes[choice.name].description = _label(choice) + (", exported" if choice.name in self.exports else "")
-        self.download.disabled = not self.exports
 
     def _say(self, sentence: str) -> None:
         set_markup(self._progress, paragraph(sentence))
@@ -226,7 +264,7 @@ def _link(panel: _Exporting) -> Html:
 
 
 def _label(choice: ExportChoice) -> str:
-    return f"{choice.title} ({choice.name})"
+    return choice.title if choice.title.lower() == choice.name else f"{choice.title} ({choice.name})"
 
 
 def _checkbox(choice: ExportChoice) -> Any:
@@ -242,8 +280,9 @@ def _checkbox(choice: ExportChoice) -> Any:
 
 def _explained(choice: ExportChoice, before: ExportChoice | None) -> Html:
     """What a format is for, and why this model cannot be exported so, unless the line before says it."""
+    purpose = f"{choice.purpose[0].upper()}{choice.purpose[1:]}."
     if choice.refusal is None:
-        return small(f"For: {choice.purpose}.", "24px")
+        return small(purpose, "24px")
     is_said = before is not None and before.refusal == choice.refusal
     why = "Not for this model, for the same reason." if is_said else f"Not for this model: {choice.refusal}"
-    return small(f"For: {choice.purpose}. {why}", "24px")
+    return small(f"{purpose} {why}", "24px")

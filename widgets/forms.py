@@ -190,18 +190,22 @@ def row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(list(children), layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
 
 
-def panel(*children: ipywidgets.Widget) -> ipywidgets.VBox:
-    """Widgets below each other in the design's style."""
+_ENDED = "The kernel of this panel has ended, and its buttons with it: run its cell again."
+
+
+def panel(*children: ipywidgets.Widget, ended: str = _ENDED) -> ipywidgets.VBox:
+    """Widgets below each other in the design's style. `ended`: what a page says of them once their kernel is gone."""
     box = ipywidgets.VBox([])
-    fill_panel(box, *children)
+    fill_panel(box, *children, ended=ended)
     return box
 
 
-def fill_panel(box: ipywidgets.VBox, *children: ipywidgets.Widget) -> None:
-    """Put widgets into `box` in the design's style, whose style sheet comes last."""
-    style = ipywidgets.HTML(sheet(controls=True))
+def fill_panel(box: ipywidgets.VBox, *children: ipywidgets.Widget, ended: str = _ENDED) -> None:
+    """Put widgets into `box` in the design's style, whose style sheet comes last. As `panel`."""
+    style, gone = ipywidgets.HTML(sheet(controls=True)), ipywidgets.HTML(paragraph(ended))
     style.add_class("tb-style")
-    box.children = (*children, style)
+    gone.add_class("tb-gone")  # shown by the style sheet, as nothing else can change what the widgets of a dead kernel show
+    box.children = (*children, gone, style)
     for name in ("tb", "tb-panel"):
         box.add_class(name)
 

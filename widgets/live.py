@@ -125,6 +125,7 @@ class _Session:
         self.at_once = False
         self.interrupts = Interrupts(trainer.control, self._second_interrupt)
         self.view = _view_for(mode, trainer, self.pump)
+        self.shows_curves = mode in ("widget", "html")
         self.processes = _processes_for(trainer.training_config)
         self.follower = RunFollower() if self.processes is not None else None
         self._looked_at_cells_s = -math.inf
@@ -154,6 +155,8 @@ class _Session:
         if not self.at_once:
             _Latest.ended = EndedRun(self.live, stop_reason, notices)
         self.view.finish(self.live, stop_reason, notices)
+        if self.results is not None:
+            self.results.curves_shown = self.shows_curves
 
     def outcome(self) -> TrainingResults:
         """The results, or the error that a caller of `Trainer.train` would get."""
@@ -417,7 +420,7 @@ class _WidgetView(_NoView):
         from widgets.dashboard import Dashboard
 
         self._pump = pump
-        self.dashboard = Dashboard(trainer.control, can_finish=trainer.training_config.can_finish_early)
+        self.dashboard = Dashboard(trainer.control, can_finish=trainer.training_config.can_finish_early, keeps_copy=True)
         self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
         self._redraws = Redraws()
 

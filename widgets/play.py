@@ -32,10 +32,11 @@ _EXAMPLES = {
     "image": "",
 }
 
-# What the button says and the field is called, by kind of model.
+# What the button says, the field is called, and the panel is for, by kind of model.
 _LABELS = {
-    "text": ("Generate", "Prompt"), "chat": ("Send", "Prompt"), "classes": ("Classify", "Text"), "tags": ("Tag", "Text"),
-    "image": ("Classify", "Image"),
+    "text": ("Generate", "Prompt", "Continue a text"), "chat": ("Send", "Prompt", "Chat with the model"),
+    "classes": ("Classify", "Text", "Classify a text"), "tags": ("Tag", "Text", "Tag a text"),
+    "image": ("Classify", "Image", "Classify an image"),
 }  # fmt: skip
 
 # Contributions that miss more of the logit's change than this share are shown as approximate.
@@ -114,7 +115,7 @@ class PlayPanel:
         self._opened = opened
         self.messages: list[dict[str, str]] = []
         self._partial = self._asked = ""
-        label, field = _LABELS[opened.kind]
+        label, field, title = _LABELS[opened.kind]
         self.prompt = ipywidgets.Text(value=prompt, description=field)
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose an image")
         self.upload.layout.width = "auto"
@@ -126,7 +127,8 @@ class PlayPanel:
         self.prompt.add_class("tb-play-prompt")
         self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
         self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
-        self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens")
+        narrow = ipywidgets.Layout(width="140px")
+        self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens", layout=narrow)
         for field_of_number in (self.temperature, self.top_p, self.length):
             field_of_number.style.description_width = "initial"
         self.job = TaskRow(label, "tb-play", self._work, self._done, self._failed)
@@ -148,7 +150,7 @@ class PlayPanel:
         tail = [self.renew] if opened.kind == "chat" else [self.output]
         about = [markup_box(markup=small(opened.weights))] if opened.weights else []
         self.box = panel(
-            markup_box(markup=heading("Play")), *about, *parts, *settings, self.job.box, *tail, self._alert
+            markup_box(markup=heading(title)), *about, *parts, *settings, self.job.box, *tail, self._alert
         )
         self.box.add_class("tb-play-panel")
         watch_cells()

@@ -55,17 +55,17 @@ def queue_panel(
     if mode == "widget":
         LiveOutput(QueuePanel(jobs, submits=setup is not None).box, jobs.to_text())
     elif mode == "html":
-        show_html(styled(_table(jobs)), jobs.to_text())
+        show_html(styled(_table(jobs, f"Jobs in {jobs.url}")), jobs.to_text())
     elif mode == "text":
         show_text(jobs.to_text())
     return jobs
 
 
-def _table(jobs: QueueJobs) -> Html:
+def _table(jobs: QueueJobs, title: str) -> Html:
     rows = jobs.rows()
     if not rows:
         return paragraph(f"No job in {jobs.url} yet.")
-    return columns(f"Jobs in {jobs.url}", HEADER, [found.cells for found in rows])
+    return columns(title, HEADER, [found.cells for found in rows])
 
 
 class QueuePanel:
@@ -80,7 +80,10 @@ class QueuePanel:
         self._jobs = jobs
         self._following: asyncio.Task[None] | None = None
         self.message, self.table, self.log = (markup_box(f"tb-queue-{name}") for name in ("message", "table", "log"))
-        self.job = ipywidgets.Dropdown(description="Job", layout=ipywidgets.Layout(width="auto", max_width="320px"))
+        self.job = ipywidgets.Dropdown(
+            description="Job", style={"description_width": "initial"},
+            layout=ipywidgets.Layout(width="auto", max_width="320px"),
+        )  # fmt: skip
         self.job.add_class("tb-queue-job")
         self.live = ipywidgets.VBox([])
         self.submit = primary(self._button("Submit this setup", "submit", self._submit))
@@ -89,10 +92,11 @@ class QueuePanel:
         self.cancel = self._button("Cancel job", "cancel", lambda _: self._say(jobs.cancel(self.job.value)))
         self.retry = self._button("Retry", "retry", lambda _: self._say(jobs.retry(self.job.value)))
         self.show_log = self._button("Log", "log-button", self._show_log)
+        self._actions = row(self.job, self.open, self.cancel, self.retry, self.show_log)
         self.box = panel(
-            markup_box(markup=heading("Job queue")),
+            markup_box(markup=heading(f"Jobs in {jobs.url}")),
             row(*([self.submit] if submits else []), self.refresh), self.table,
-            row(self.job, self.open, self.cancel, self.retry, self.show_log), self.message, self.log, self.live,
+            self._actions, self.message, self.log, self.live,
             markup_box(markup=small("Jobs are run by workers; each of these commands in a terminal starts one:")),
             markup_box(markup=code(jobs.worker_command)),
         )  # fmt: skip
@@ -101,12 +105,11 @@ class QueuePanel:
     def draw(self) -> None:
         """Show the jobs as they are now."""
         rows, chosen = self._jobs.rows(), self.job.value
-        set_markup(self.table, _table(self._jobs))
+        set_markup(self.table, _table(self._jobs, "") if rows else paragraph("No job yet."))
         self.job.options = [(f"{found.id} ({found.status})", found.id) for found in rows]
         if rows:
             self.job.value = chosen if chosen in [found.id for found in rows] else rows[0].id
-        for each in (self.job, self.open, self.cancel, self.retry, self.show_log):
-            each.disabled = not rows
+        self._actions.layout.display = None if rows else "none"
 
     def _button(self, label: str, name: str, handler: Any) -> Any:
         return button(label, f"tb-queue-{name}", handler, self._report)

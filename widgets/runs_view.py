@@ -112,9 +112,10 @@ class RunsPanel:
         self.save = self._button("Save notes and tags", "save", self._annotate)
         self._form = row(self.notes, self.tags, self.save)
         self.box = panel(
-            markup_box(markup=heading("Runs")), markup_box(markup=small(_HELP)), row(self.refresh, self.archived),
-            self.list, self.more, row(self.open, self.compare, self.report, self.archive, self.delete), self._confirming,
-            self._form, self.message, self.view,
+            markup_box(markup=heading(f"Runs in {runs.folder}")), markup_box(markup=small(_HELP)),
+            row(self.refresh, self.archived), self.list, self.more,
+            row(self.open, self.compare, self.report, self.archive, self.delete), self._confirming, self._form, self.message,
+            self.view,
         )  # fmt: skip
         self.box.add_class("tb-runs-panel")
         self.draw()

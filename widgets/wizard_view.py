@@ -62,7 +62,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         super().__init__()
         fill_panel(self, *self._header(), self._status, self._alert, self._place)
         self.add_class("tb-wizard")
-        self._said = ("", "")
+        self._said = ("", "", False)
         state.observe(lambda: guarded(self._refresh, self.report)(None))
         self._refresh(None)
 
@@ -122,18 +122,18 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
 
     def _refresh(self, _: Any) -> None:
         problems = self.state.visible_problems()
+        page = self._page()  # before anything is drawn: a page that is shown for the first time takes a moment to make
+        page.refresh(problems)
         for index, step in enumerate(STEPS):
             self._draw_step(self._parts[f"step:{step.name}"], index, problems)
         self._show_preset()
-        page = self._page()
-        page.refresh(problems)
         if self._place.children != (page.box,):
             self._place.children = (page.box,)
             page.opened(problems)
-        said = (self.state.notice, self.state.notice_details)
+        said = (self.state.notice, self.state.notice_details, self.state.notice_is_seen)
         if said != self._said:
             self._said = said
-            set_markup(self._status, element("div", status(said[0]), small(said[1])))
+            set_markup(self._status, element("div", status(said[0], spoken_only=said[2]), small(said[1])))
 
     def _draw_step(self, made: Any, index: int, problems: Any) -> None:
         """The step's label, icon and colour."""

@@ -11,6 +11,8 @@ import pytest
 from tests.kit.tree import ROOT, notebooks
 
 MAX_CODE_LINES = 8
+# What a cell shows without a scroll bar in JupyterLab at 1,280 pixels, beside the file browser.
+MAX_LINE_LENGTH = 90
 
 
 def problems_of(notebook: dict[str, Any]) -> list[str]:
@@ -25,6 +27,8 @@ def problems_of(notebook: dict[str, Any]) -> list[str]:
             found.append(f"cell {number} has outputs")
         if cell["execution_count"] is not None:
             found.append(f"cell {number} has an execution count")
+        long = [line for line in "".join(cell["source"]).splitlines() if len(line) > MAX_LINE_LENGTH]
+        found += [f"cell {number} has a line of {len(line)} characters, at most {MAX_LINE_LENGTH}" for line in long]
         if len(lines := code_lines(cell)) > MAX_CODE_LINES:
             found.append(f"cell {number} has {len(lines)} lines of code, at most {MAX_CODE_LINES}")
     return found
@@ -48,9 +52,10 @@ def test_a_committed_notebook_is_clean_and_valid(path: Path, notebook: dict[str,
 
 
 def test_the_search_finds_everything():
-    cell = {"cell_type": "code", "outputs": [{}], "execution_count": 3, "source": ["a = 1\n"] * 9}
+    source = ["a = 1\n"] * 8 + [f"b = {'1' * 90}"]
+    cell = {"cell_type": "code", "outputs": [{}], "execution_count": 3, "source": source}
     found = problems_of({"metadata": {"widgets": {}}, "cells": [cell]})
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 def test_comments_and_blank_lines_are_free():

@@ -12,6 +12,7 @@ from utils.ui.live_picture import clock, live_picture
 from utils.ui.live_run import MAX_EVENTS, MAX_VALIDATIONS, LiveRun, RunEvent
 from utils.ui.run_on_disk import run_on_disk
 from utils.views.live import live_content, live_view
+from utils.views.tables import on_one_line
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
 
@@ -108,6 +109,47 @@ def test_a_checkpoint_is_an_event():
     for step in (8, 9):  # written while training continues, and again
         live.apply(RunEvent("on_checkpoint_saved", 1.0, step, {"path": "c/step_7.pt"}))
     assert live_picture(live).events == [(7, "Checkpoint step_7.pt")]
+
+
+def test_a_checkpoint_of_an_epoch_stands_at_the_epochs_last_step_among_the_newest_of_all_events():
+    live = started()
+    live.apply(RunEvent("on_epoch_end", 1.0, 476, {"epoch": 6}))
+    for number in range(477, 487):
+        live.apply(RunEvent("on_checkpoint_saved", 2.0, number, {"path": f"c/step_{number}.pt"}))
+    live.apply(RunEvent("on_checkpoint_saved", 3.0, 488, {"path": "c/epoch_7.pt"}))  # written while training continued
+    assert next(iter(live.log)) == (476, "Checkpoint epoch_7.pt")
+    picture = live_picture(live)
+    assert [at for at, _ in picture.events] == [486, 485, 484, 483, 482, 481]
+    assert "Events, the newest 6 of 11" in live_content(picture)
+
+
+def test_before_the_first_step_numbers_have_their_places_and_the_chart_no_scale():
+    before, after = LiveRun(), started()
+    markup = live_content(live_picture(before))
+    assert "The curves begin with the first step." in markup
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", markup) == [
+        "loss per target", "The curves begin with the first step.", "optimizer steps"
+    ]
+    step(after, 1)
+    validate(after, 1, 2.0)
+    after.apply(RunEvent("on_checkpoint_saved", 1.0, 1, {"path": "c/step_1.pt"}))
+    assert set(live_picture(before).facts) == set(live_picture(after).facts), "no card appears later and moves the page"
+
+
+@pytest.mark.parametrize(
+    ("reason", "continues"), [("stop_button", True), ("broken off", True), ("finished", False), ("early_stopping", False)]
+)
+def test_a_run_that_was_stopped_says_how_to_continue_it(reason, continues):
+    live = started()
+    live.ended()
+    assert ("run the training again" in live_content(live_picture(live, (), reason))) == continues
+
+
+def test_a_sample_of_nothing_but_line_breaks_is_their_number():
+    live = started()
+    live.apply(RunEvent("on_samples", 1.0, 10, {"samples": [{"prompt": "The", "text": "The" + "\n" * 30 + "end"}]}))
+    assert "<b>The</b>\n⏎ × 30\nend</pre>" in live_content(live_picture(live))
+    assert on_one_line("a\n\nb" + " \n" * 30) == "a⏎ ⏎ b⏎ × 30 "
 
 
 def test_rate_norm_speed_and_memory_are_images_that_say_their_numbers():

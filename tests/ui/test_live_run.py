@@ -10,6 +10,7 @@ import pytest
 from utils.ui.live_picture import duration, live_picture, phase_text, sentence
 from utils.ui.live_run import MAX_LIVE_POINTS, Curve, LiveRun, RunEvent
 from utils.views.curves import SMOOTHED_LOSS, STEP_LOSS, VALIDATION_LOSS
+from utils.views.figures import WIDTH
 from utils.views.live import LivePicture, live_curves, live_view
 
 
@@ -200,12 +201,12 @@ def test_curves_are_told_apart_by_more_than_colour():
 def test_any_points_can_be_drawn(points):
     markup = live_curves(picture(loss=points, smoothed=points, validation=points, rate=points))
     numbers = re.findall(r'(?:x|y|cx|cy|x1|y1)="(-?[\d.einfa]+)"', markup)
-    assert all(math.isfinite(float(number)) and -1 <= float(number) <= 800 for number in numbers)
+    assert all(math.isfinite(float(number)) and -1 <= float(number) <= WIDTH for number in numbers)
 
 
 def test_labels_stay_inside_the_drawing():
     markup = live_curves(picture(loss=[(1, 1.0), (3_000_000, 2.0)], last_step=3_000_000))
     labels = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="(\w+)"[^>]*>([^<]*)</text>', markup)
-    assert ("760", "end", "3,000,000") in labels
+    assert (str(WIDTH), "end", "3,000,000") in labels
     widths = {"end": 0, "middle": 4, "start": 8}
-    assert all(float(x) + widths[anchor] * len(label) <= 760 for x, anchor, label in labels)
+    assert all(float(x) + widths[anchor] * len(label) <= WIDTH for x, anchor, label in labels)

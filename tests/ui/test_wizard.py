@@ -345,6 +345,20 @@ def test_print_config_shows_every_step_and_every_value(gpt, capsys):
         assert shown in printed
 
 
+def test_values_of_all_steps_stand_in_one_column_and_a_detected_column_has_its_name(capsys, tmp_path):
+    rows = "".join(f"nice film {number},{'good' if number % 2 else 'bad'}\n" for number in range(20))
+    (tmp_path / "films.csv").write_text(f"review,sentiment\n{rows}")
+    setup = SetupConfig(dataset_path=tmp_path / "films.csv", task="text_classification", vocab_size=300)
+    SetupWizard().print_config(setup)
+    lines = capsys.readouterr().out.splitlines()
+    assert "  Text column             review (detected)" in lines
+    assert "  Label or target column  sentiment (detected)" in lines
+    assert "  Epochs                  10" in lines
+    assert WizardState(setup).rows()["Text column"] == "review (detected)"
+    setup.text_column = "review"
+    assert WizardState(setup).rows()["Text column"].startswith("review (changed")
+
+
 def test_print_config_shows_what_blocks(capsys, tmp_path):
     SetupWizard().print_config(SetupConfig(dataset_path=tmp_path / "nowhere.txt", vocab_size=300))
     assert "no, 1 problem" in capsys.readouterr().out

@@ -49,6 +49,18 @@ def test_every_verdict_is_told_in_words():
         assert f"{verdict}: " in plain
 
 
+@pytest.mark.parametrize(("passed", "folded"), [(8, False), (9, True)])
+def test_findings_come_first_and_many_passes_are_folded(passed, folded):
+    rows = [(f"p{number}", "pass", "fine", "") for number in range(passed)] + [("w", "warn", "odd", ""), ("f", "fail", "bad", "")]
+    markup = report_html("T", rows)
+    names = re.findall(r'<th scope="row" class="tb-name">(\w+)</th>', markup)
+    assert names[:3] == ["f", "w", "p0"]
+    assert len(names) == passed + 2
+    assert (f"<details><summary>{passed} checks passed</summary>" in markup) == folded
+    assert "No problem was found." not in markup
+    assert ("No problem was found." in report_html("T", rows[:-2])) == folded
+
+
 def test_pictures_are_part_of_the_markup_and_have_a_text():
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([1, 2])

@@ -7,7 +7,7 @@ import pytest
 from utils.views.curves import training_curves
 from utils.views.display import show_figure, show_table, show_text
 from utils.views.html import table, text
-from utils.views.tables import columns_text, summary_text
+from utils.views.tables import columns_text, summary_text, visible
 
 HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror='alert(1)'>", '" onmouseover="alert(1)', "</table>&amp;"]
 
@@ -58,3 +58,8 @@ def test_text_that_the_terminal_cannot_encode_is_escaped(monkeypatch):
     show_text("Größe …")
     sys.stdout.flush()
     assert raw.getvalue() == b"Gr\\xf6\\xdfe \\u2026\n"
+
+
+@pytest.mark.parametrize(("token", "shown"), [("\n", "⏎"), ("  ", "␣␣"), (" the", " the"), ("a\n", "a⏎")])
+def test_a_token_of_nothing_but_space_can_be_seen(token, shown):
+    assert visible(token) == shown

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import sys
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
-import ipywidgets
 import pytest
 
 import widgets.export_view
@@ -82,7 +82,7 @@ def test_a_format_that_does_not_fit_the_model_says_why_and_cannot_be_ticked(trai
     assert not panel.boxes["safetensors"].disabled
     assert "hf" in panel.to_text()
     assert "not a transformers model" in panel.to_text()
-    explained = [child.children[1].value for child in panel.box.children if isinstance(child, ipywidgets.VBox)]
+    explained = [line.children[1].value for line in panel.formats.children[0].children]
     assert any("Not for this model: PlainLM is not a transformers model" in one for one in explained)
     refusals = [choice.refusal for choice in panel.choices]
     repeated = sum(before is not None and before == one for before, one in itertools.pairwise(refusals))
@@ -142,11 +142,30 @@ def test_a_failure_after_a_click_is_shown_beside_the_others(results, broken):
 def test_the_download_is_a_link_where_the_notebook_server_has_the_file(results, monkeypatch):
     monkeypatch.chdir(results.run_dir.absolute().parent)
     panel = ExportPanel(results)
-    assert panel.download.disabled
+    assert panel.download.layout.display == "none", "nothing to download yet"
     panel.export(["safetensors"])
-    assert not panel.download.disabled
-    panel.download.click()
-    assert 'href="gpt/exports/gpt-exports.zip"' in panel._alert.value
+    assert 'href="gpt/exports/gpt-exports.zip"' in panel._link.value
+    assert panel.download.layout.display == "none", "one way to download is enough"
+
+
+def test_results_stand_first_and_formats_are_shown_on_request(results, monkeypatch):
+    said = []
+    monkeypatch.setattr(ExportPanel, "_say", lambda panel, words: said.append((words, panel.more.disabled)))
+    panel = ExportPanel(results)
+    assert panel.formats.layout.display is None, "nothing else to see"
+    panel.export(["safetensors"])
+    assert panel.formats.layout.display == "none"
+    assert re.fullmatch(r"Exporting safetensors \(1 of 1\), begun at \d\d:\d\d:\d\d …", said[0][0])
+    assert [disabled for _, disabled in said] == [True, True]
+    assert not panel.more.disabled
+    places = panel.box.children
+    fold = next(box for box in places if panel.formats in getattr(box, "children", ()))
+    assert places.index(panel._table) < places.index(fold)
+    panel.more.click()
+    assert panel.formats.layout.display is None
+    assert panel.more.description == "Other formats, open"
+    assert panel.boxes["gguf"].description == "GGUF"
+    assert panel.boxes["onnx-int8"].description == "ONNX, 8-bit weights (onnx-int8)"
 
 
 def test_the_download_in_colab_goes_to_the_browser(results, monkeypatch):

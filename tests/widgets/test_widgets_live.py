@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import signal
 import threading
 from types import SimpleNamespace
@@ -69,6 +70,24 @@ def test_results_and_curves_name_the_epoch_mean_and_the_step_of_the_best():
     assert summary["best"] == f"val/loss {results.best_value:.4f} (step {results.state.best.step})"
     legend = results.plot().axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [STEP_LOSS, EPOCH_LOSS, VALIDATION_LOSS]
+
+
+def test_results_draw_in_the_colours_of_the_page_and_fold_the_curves_that_a_live_view_has_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("utils.views.display.show_html", lambda markup, plain: shown.append(markup))
+    monkeypatch.setattr("widgets.live.ui_mode", lambda ui: "html")
+    results = live(make_trainer(epochs=1))
+    for below_a_live_view in (results.curves_shown, False):
+        results.curves_shown = below_a_live_view
+        results.show(baseline=9.0)
+    assert results.curves_path.is_file()
+    below, alone = shown
+    for markup in shown:
+        assert re.search(r'<svg.*aria-label="Training curves: training loss \(step\) .*unigram model 9\."', markup)
+        assert "<img" not in markup
+        assert "below unigram model by" in markup
+    assert "<details" not in alone
+    assert re.search(r"<details><summary>Curves</summary>.*<svg.*</details>", below)
 
 
 def test_a_stop_gives_results_and_the_next_call_ends_at_the_same_weights():
@@ -405,6 +424,33 @@ def test_one_drawing_is_one_message_to_the_browser(control):
 
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
+
+
+def test_a_notebook_saved_during_a_run_keeps_a_static_copy_that_is_hidden_while_widgets_live(control, monkeypatch):
+    class Handle:
+        def update(self, bundle, raw):
+            kept.append(bundle)
+
+    kept = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **options: kept.append(bundle) or Handle())
+    monkeypatch.setattr("widgets.dashboard.COPY_S", 0.0)
+    live_run = LiveRun()
+    live_run.apply(RunEvent("on_train_begin", 0.0, 0, {"total_steps": 3, "run_dir": "runs/mine", "epochs": 1}))
+    board = Dashboard(control, keeps_copy=True)
+    board.draw(live_picture(live_run), live_run.phase, "")
+    live_run.apply(RunEvent("on_step_end", 1.0, 1, {"train/loss": 2.0, "train/learning_rate": 1e-3, "epoch": 0}))
+    board.draw(live_picture(live_run), live_run.phase, "")
+    first, second = (bundle["text/html"] for bundle in kept)
+    assert first.startswith('<div class="tb-copy">')
+    assert "2.0000" in second
+    assert "execute show_live()" in second
+    assert ">training</span>" not in second, "no run is under way in a kernel that has ended"
+    assert "body:has(.tb-dashboard) .tb-copy{display:none}" in second
+    live_run.ended()
+    board.draw(live_picture(live_run, (), "finished"), live_run.phase, "")
+    assert kept[-1]["text/html"] == "", "the static view of the end takes its place"
+    Dashboard(control).draw(live_picture(live_run), live_run.phase, "")
+    assert len(kept) == 3
 
 
 def test_hostile_text_in_run_name_samples_notices_and_errors_stays_text(control):

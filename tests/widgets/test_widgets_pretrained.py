@@ -88,7 +88,7 @@ def test_a_pretrained_folder_with_lora_on_a_jsonl_of_conversations(folders, tmp_
     wizard, setup, view = opened(monkeypatch)
     view["field:dataset_source"].value = "local"
     view["field:dataset_path"].value = "chat.jsonl"
-    assert "Conversations found: messages (messages)" in view["recognised"].value
+    assert "Conversations found: messages." in view["recognised"].value
     view["step:model"].click()
     view["model-source"].value = "pretrained"
     view["field:pretrained_model"].value = folders["llama"]

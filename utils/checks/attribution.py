@@ -12,6 +12,7 @@ from utils.adapters.attribution import can_attribute, token_attributions, token_
 from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.probe import Probe
+from utils.views.tables import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +141,7 @@ def _tokens(found: Probe, input_text: str | None, length: int) -> tuple[Tensor, 
     if input_text is not None and tokenizer is not None:
         ids = tokenizer.encode(input_text)
         ids = [int(one) for one in (ids.ids if hasattr(ids, "ids") else ids)][: found.max_length]
-        names = [tokenizer.decode([one]) for one in ids]
+        names = [visible(str(tokenizer.decode([one]))) for one in ids]
         return torch.tensor([ids], device=found.device), names
     ids_BT = found.batch(1, min(length, found.max_length), seed=10)["input_ids"]
     return ids_BT, [f"#{int(one)}" for one in ids_BT[0]]

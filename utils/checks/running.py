@@ -102,7 +102,7 @@ def run_checks(
     """
     results: list[CheckResult] = []
     tell = _Telling(title, list(checks), progress)
-    with contextlib.suppress(KeyboardInterrupt, _StoppedError), _stopped_by(should_stop):
+    with contextlib.suppress(KeyboardInterrupt, _StoppedError), _stopped_by(should_stop), _random_ids_are_no_padding():
         if progress is not None:
             tell.expected_s = expected_s or expected_seconds(checks, model, config, **arguments)
         for name, run in checks.items():
@@ -120,6 +120,21 @@ def run_checks(
         for index, name in enumerate(remaining)
     ]
     return CheckReport(title, results, tell.elapsed_s, stopped=bool(remaining))
+
+
+@contextlib.contextmanager
+def _random_ids_are_no_padding() -> Iterator[None]:
+    """Drop the advice of transformers to pass a mask where the checks' random ids happen to hold the id of padding."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "strongly recommend passing in an `attention_mask`" not in record.getMessage()
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(is_other)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_other)
 
 
 class _Telling:

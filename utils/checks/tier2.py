@@ -8,6 +8,7 @@ from typing import Any
 from utils.check_result import CheckReport, CheckResult
 from utils.checks import attention, attribution, calibration, robustness, token_losses
 from utils.checks.running import CheckProgress, chosen, run_checks
+from utils.training.samples import text_from
 
 #: By the name that their results have, in the order in which they run.
 TIER2: dict[str, Callable[..., CheckResult]] = {
@@ -29,13 +30,16 @@ def run_all_tier2_tests(
 
     Args:
         model, config, task_spec, tokenizer, only, progress, should_stop: as for `run_all_tier1_tests`.
-        input_text: what the model reads where a check looks at one input; needs the tokenizer. None: random ids.
+        input_text: what the model reads where a check looks at one input; needs the tokenizer. None: the beginning of the
+            first validation sample of `data`, or else random ids.
         data: what calibration and loss are measured on, for trained models: PreparedData, a pair (training, validation), or a
             dataset that is all held out. None: the built-in corpus, for language models with a tokenizer. With neither
             data nor tokenizer these two checks are left out.
     Returns:
         The results in order. A check that does not fit the model, or whose package is missing, is "not run" with its reason.
     """
+    if input_text is None:
+        input_text = _text_of(data, tokenizer)
     options: dict[str, dict[str, Any]] = {
         **{name: {"input_text": input_text} for name in _WITH_TEXT},
         **{name: {"data": data} for name in _WITH_DATA},
@@ -47,3 +51,9 @@ def run_all_tier2_tests(
         "Tier 2", checks, model, config, task_spec=task_spec, tokenizer=tokenizer, options=options, progress=progress,
         should_stop=should_stop,
     )  # fmt: skip
+
+
+def _text_of(data: Any, tokenizer: Any) -> str | None:
+    """A text that the model should know what to do with: of the data that are held out."""
+    is_pair = isinstance(data, tuple) and len(data) == 2
+    return text_from(data[1] if is_pair else getattr(data, "validation", None), tokenizer)

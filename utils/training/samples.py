@@ -192,6 +192,26 @@ def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]
     return tuple(prompts)
 
 
+def text_from(samples: Any, tokenizer: Any, most_tokens: int = 24) -> str | None:
+    """The beginning of the first sample as text, without special tokens.
+
+    Args:
+        samples: an indexable dataset of samples with `input_ids` (T,), or None.
+        tokenizer: decodes ids.
+        most_tokens: length of the beginning.
+    Returns:
+        None: there are no samples, no token ids in them, or no tokenizer.
+    """
+    if tokenizer is None or not hasattr(samples, "__getitem__") or not len(samples):
+        return None
+    ids = _ids_of(samples[0])
+    if ids is None:
+        return None
+    special = frozenset(getattr(tokenizer, "all_special_ids", ()))
+    kept = [int(token) for token in ids[: most_tokens + len(special)] if int(token) not in special]
+    return str(tokenizer.decode(kept[:most_tokens])).strip() or None
+
+
 def _first_words(ids: list[int], before: list[int], tokenizer: Any) -> str:
     """About `_PROMPT_TOKENS` of `ids` as text, up to the end of a word, without a word that began in the ids `before`."""
     previous = str(tokenizer.decode(before)) if before else ""

@@ -74,7 +74,8 @@ class DataSettings(Schema):
         None, "Split", "Split to train on, such as train or train[:5000]. Leave empty for train.", min_length=1
     )
     text_column: str | None = _field(
-        None, "Text column", "Column of the text, the words or the source text. Leave empty to detect it.", min_length=1
+        None, "Text column", "Column of the text, the words or the source text. Detected in the data unless one is named.",
+        min_length=1,
     )
     task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = _field(
         "causal_lm",
@@ -86,12 +87,12 @@ class DataSettings(Schema):
     label_column: str | None = _field(
         None,
         "Label or target column",
-        "Column of the class, number, tags or target text of each row. Leave empty to detect it.",
+        "Column of the class, number, tags or target text of each row. Detected in the data unless one is named.",
         min_length=1,
     )
     conversation_layout: (
         Literal["messages", "sharegpt", "instruction", "prompt_completion", "question_answer"] | None
-    ) = _field(None, "Conversation layout", "How conversations are stored in the file. Leave empty to detect it.")
+    ) = _field(None, "Conversation layout", "How the file stores conversations. Detected in the data unless one is named.")
     pretrained_model: str | None = _field(
         None,
         "Pretrained model",

@@ -31,7 +31,8 @@ class EditedSetup:
     Attributes:
         setup: the settings.
         choice: the model that they are for.
-        notice, notice_details: the result of the last action, a sentence and what there is to add.
+        notice, notice_details: the result of the last action, a sentence and what there is to add; notice_is_seen: whether the
+            form shows the same elsewhere, so that only a screen reader has to say it.
         restored: names of settings that `replay` took from earlier clicks.
     """
 
@@ -45,6 +46,7 @@ class EditedSetup:
         self.setup = setup
         self.choice = ModelChoice(setup, model)
         self.notice = self.notice_details = ""
+        self.notice_is_seen = False
         self.restored: tuple[str, ...] = ()
         self._overrides = dict(overrides or {})
         self._given = self._preset = find_preset(preset)
@@ -325,8 +327,8 @@ class EditedSetup:
 
         return unobserve
 
-    def _say(self, notice: str, details: str = "") -> None:
-        self.notice, self.notice_details = notice, details
+    def _say(self, notice: str, details: str = "", *, seen: bool = False) -> None:
+        self.notice, self.notice_details, self.notice_is_seen = notice, details, seen
 
     @contextlib.contextmanager
     def _change(self, clicking: bool = False) -> Iterator[None]:

@@ -68,7 +68,7 @@ def export_one(results: Any, name: str, written: MutableMapping[str, Any], failu
 def verification_rows(written: Mapping[str, Any], failures: Mapping[str, str]) -> list[tuple[str, ...]]:
     """A row of `HEADER` for each format that was written or failed."""
     rows: list[tuple[str, ...]] = [
-        (name, "verified", result.agreement, f"{result.size_bytes / 1e6:.1f} MB", speed_text(result.benchmark))
+        (name, "verified", result.agreement, f"{result.size_bytes / 1e6:.1f}\u00a0MB", speed_text(result.benchmark))
         for name, result in written.items()
     ]
     return rows + [(name, f"not written: {reason}", "-", "-", "-") for name, reason in failures.items()]

@@ -63,6 +63,7 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
         validations=_validations(run),
         metric=run.metric or "",
         events=list(run.log)[: -_EVENTS - 1 : -1],
+        event_count=run.event_count,
         samples=run.samples,
         samples_title=_samples_title(run),
         before=run.before,
@@ -70,7 +71,15 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
         notices=[*map(_notice, notices), *([Notice("fail", "failed", run.error)] if run.error else [])],
         over=run.over,
         state=_state(run, stop_reason),
+        advice=_advice(run, stop_reason),
     )
+
+
+def _advice(run: LiveRun, stop_reason: str | None) -> str:
+    """How to continue a run that was stopped before its end."""
+    if _state(run, stop_reason) not in ("stopped", "broken off"):
+        return ""
+    return f"To continue {'from its newest checkpoint' if stop_reason == 'broken off' else 'it'}, run the training again."
 
 
 def _state(run: LiveRun, stop_reason: str | None) -> str:
@@ -184,19 +193,24 @@ def clock(seconds: float) -> str:
 
 def _facts(run: LiveRun) -> dict[str, str]:
     facts = {}
-    if run.smoothed.last is not None:
-        facts[SMOOTHED_LOSS] = f"{run.smoothed.last:.4f}"
-    if run.validation.last is not None:
-        facts[VALIDATION_LOSS] = f"{run.validation.last:.4f}"
+    # While a run is under way, numbers that are still to come have their places: the page must not jump.
+    if run.smoothed.last is not None or not run.over:
+        facts[SMOOTHED_LOSS] = _number(run.smoothed.last, ".4f") or "–"
+    if run.validation.last is not None or not run.over:
+        facts[VALIDATION_LOSS] = _number(run.validation.last, ".4f") or "– (none yet)"
     if run.best is not None:
         value, step = run.best
         facts["best"] = f"{value:.4f}" if step is None else f"{value:.4f} (step {step:,})"
+    elif not run.over:
+        facts["best"] = "–"
     if run.baseline is not None and run.validation.last is not None:
         name, loss = run.baseline
         better = run.validation.last <= loss
         facts[f"{'below' if better else 'above'} baseline by"] = (
             f"{abs(loss - run.validation.last):.3f} ({name} {loss:.3f})"
         )
-    if run.saved_file is not None:
-        facts["saved"] = run.saved_file
+    elif not run.over:
+        facts["below baseline by"] = "–"
+    if run.saved_file is not None or not run.over:
+        facts["saved"] = run.saved_file or "–"
     return facts

@@ -145,7 +145,7 @@ class LiveRun:
             `speed_unit` calls by their name, `memory` in bytes.
         baseline: name and loss of a model that ignores its inputs, or None.
         validations: `Validated`, the newest last; metric: what their second metric is, or None.
-        log: (step, what happened), the newest last.
+        log: (step, what happened), the newest last; event_count: how many there were, those that the log dropped included.
         nonfinite_steps: the first steps whose loss was NaN or infinite.
         saved_file: name of the newest checkpoint file, or None. The run may be some steps further than the file.
         best: best value of the monitored metric and the step of its validation (None: not recorded), or None.
@@ -167,6 +167,8 @@ class LiveRun:
         self.validations: deque[Validated] = deque(maxlen=MAX_VALIDATIONS)
         self.metric: str | None = None
         self.log: deque[tuple[int, str]] = deque(maxlen=MAX_EVENTS)
+        self.event_count = 0
+        self._epoch_steps: dict[int, int] = {}
         self.nonfinite_steps: list[int] = []
         self.saved_file: str | None = None
         self.best: tuple[float, int | None] | None = None
@@ -285,6 +287,8 @@ class LiveRun:
         elif row.get("event") == "evaluate":
             self._add_validation(step, row, None)
         elif row.get("event") == "epoch":
+            if "epoch" in row:
+                self._epoch_steps[int(row["epoch"]) + 1] = step
             self._past_epochs_s += float(row.get("time/epoch_s") or 0.0)
             if self.validations and self.validations[-1].step == step:
                 self.validations[-1].elapsed_s = self._past_epochs_s
@@ -294,7 +298,7 @@ class LiveRun:
         self._phase = "training"
         if values.get("total_steps", self.total_steps) != self.total_steps:
             self.total_steps = values["total_steps"]
-            self.log.append((event.step, f"finishing: decay until step {self.total_steps:,}"))
+            self._note(event.step, f"finishing: decay until step {self.total_steps:,}")
         self.epoch = int(values.get("epoch", self.epoch))
         if self._last_step_s is not None:
             self._timed_s += event.at_s - self._last_step_s
@@ -320,7 +324,7 @@ class LiveRun:
             if value is not None and not math.isfinite(value)
         ]  # fmt: skip
         if bad or values.get("skipped"):
-            self.log.append((step, f"Step skipped: {', '.join(bad) or values.get('fault', 'not finite')}"))
+            self._note(step, f"Step skipped: {', '.join(bad) or values.get('fault', 'not finite')}")
 
     def _note_rate(self, step: int, rate: float | None) -> None:
         """An event where the learning rate was constant and is another now; warm-up and smooth decay make none."""
@@ -331,7 +335,7 @@ class LiveRun:
             return
         before, held = self._constant_rate, self._constant_steps
         if held >= _CONSTANT_STEPS and abs(rate - before) > _RATE_CHANGE * abs(before):
-            self.log.append((step, f"Learning rate {before:.3g} → {rate:.3g}"))
+            self._note(step, f"Learning rate {before:.3g} → {rate:.3g}")
         self._constant_rate, self._constant_steps = rate, 0
 
     def _add_loss(self, step: int, loss: float) -> None:
@@ -382,10 +386,22 @@ class LiveRun:
         self.saved_file = Path(event.values["path"]).name
         self._saved_since_pause = True
         # Written while training continues, it is reported at a later step than the one that its name gives.
-        named = re.fullmatch(r"step_(\d+)\.pt", self.saved_file)
-        entry = (event.step if named is None else int(named[1]), f"Checkpoint {self.saved_file}")
+        named = re.fullmatch(r"(step|epoch)_(\d+)\.pt", self.saved_file)
+        step = event.step
+        if named is not None:
+            step = int(named[2]) if named[1] == "step" else self._epoch_steps.get(int(named[2]), step)
+        entry = (step, f"Checkpoint {self.saved_file}")
         if entry not in self.log:  # the last step's checkpoint may be written again at the end
-            self.log.append(entry)
+            self._note(*entry)
+
+    def _on_epoch_end(self, event: RunEvent) -> None:
+        self._epoch_steps[int(event.values["epoch"]) + 1] = event.step
+
+    def _note(self, step: int, what: str) -> None:
+        """List an event, in the order of steps."""
+        self.event_count += 1
+        later = [self.log.pop() for _ in range(sum(other > step for other, _ in self.log))]
+        self.log.extend([(step, what), *reversed(later)])
 
     def _on_samples(self, event: RunEvent) -> None:
         self._take_samples(event.step, event.values["samples"])

@@ -20,7 +20,6 @@ CELL_OF: Mapping[str, str] = {
     "trainer": "Training",
     "results": "Training",
     "checks": "Checks",
-    "text": "Tier 2 checks",
     "behaviour": "Tier 2 checks",
     "learning": "Tier 3 checks",
     "exported": "Export",

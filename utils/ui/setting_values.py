@@ -114,7 +114,7 @@ def model_rows(facts: ModelFacts | None) -> dict[str, str]:
 
 
 # Settings that are found in the data where they have no value.
-_DETECTED = frozenset({"text_column", "label_column"})
+_DETECTED = frozenset({"text_column", "label_column", "conversation_layout"})
 
 
 def value_text(field: WizardField, value: Any) -> str:
@@ -136,7 +136,7 @@ def value_text(field: WizardField, value: Any) -> str:
 def help_text(field: WizardField) -> str:
     """A setting's help: what it does, its range and its unit."""
     sentences = [with_choice_names(field.name, field.description), _range(field)]
-    if field.optional and field.name not in PLACES and "empty" not in field.description:
+    if field.optional and field.name not in {*PLACES, *_DETECTED} and "empty" not in field.description:
         sentences.append("May be left empty.")
     return " ".join(filter(None, sentences))
 

@@ -13,14 +13,16 @@ from utils.ui.new_model import description_text
 from utils.ui.preflight import Check, check_text
 from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.presets import Preset
-from utils.ui.setting_values import counted, model_rows, value_text
+from utils.ui.setting_values import counted, model_rows
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_memory import cell_key, remember, remembered
 from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, WizardStep, facts_of
-from utils.views.display import show_table, show_text
-from utils.views.tables import summary_text
+from utils.views.design import styled
+from utils.views.display import show_html, show_table, show_text
+from utils.views.html import fact_cards
+from utils.views.tables import sections_text
 
 #: Name of the form that is shown unless `SetupWizard` is given one. It is looked up by its name when a form is first
 #: shown: the wizard itself needs no front end.
@@ -170,7 +172,10 @@ class SetupWizard:
         return checks
 
     def print_config(self, config: SetupConfig | Mapping[str, Any], model: Any = None) -> None:
-        """Print the setup by the five steps. `model` defaults to the one of the last `run`, when that made `config`."""
+        """Show the setup by the five steps: in a notebook as cards, elsewhere as text.
+
+        `model` defaults to the one of the last `run`, when that made `config`.
+        """
         setup = config if isinstance(config, SetupConfig) else _setup_of(config)
         known = self.state if self.state is not None and self.state.setup is setup else None
         if known is not None and (model is None or model is known.model):
@@ -180,7 +185,8 @@ class SetupWizard:
         state = WizardState(setup.copy(), model)
         if known is not None:
             state.preflight, state.choice = known.preflight, known.choice
-        show_text("\n".join(_step_text(number, step, state) for number, step in enumerate(STEPS, start=1)))
+        sections = {f"{number}. {step.title}": _step_rows(step, state) for number, step in enumerate(STEPS, start=1)}
+        show_html(styled(fact_cards(sections)), sections_text(sections))
 
 
 def _setup_of(values: Mapping[str, Any]) -> SetupConfig:
@@ -200,10 +206,10 @@ def _source_rows(state: WizardState) -> dict[str, str]:
     return rows if loaded is None else {**rows, **({"Notices": "\n".join(loaded.notices)} if loaded.notices else {})}
 
 
-def _step_text(number: int, step: WizardStep, state: WizardState) -> str:
+def _step_rows(step: WizardStep, state: WizardState) -> dict[str, str]:
     changed = SetupConfig().differences().keys() ^ state.setup.differences().keys()
     fields = [f for f in state.fields(step) if f not in step.advanced or f.name in changed]
-    rows = {f.title: value_text(f, getattr(state.setup, f.name)) for f in fields}
+    rows = {f.title: state.shown_value(f) for f in fields}
     if step.name == "model":
         rows = {**_source_rows(state), **model_rows(state.facts)}
     problems = step.check(state.setup, state.facts)
@@ -213,4 +219,4 @@ def _step_text(number: int, step: WizardStep, state: WizardState) -> str:
         rows |= {check.title: check_text(check) for check in state.preflight.checks if check.verdict != "pending"}
         if state.preflight.pending:
             rows["Checks"] = f"{state.preflight.verdict} wizard.preflight() runs them, and so does the wizard's Summary step."
-    return summary_text(f"{number}. {step.title}", rows)
+    return rows

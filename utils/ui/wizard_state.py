@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from utils.data.file_records import Recognised
 from utils.data.mixture_settings import MixtureSource
+from utils.data.read.task_columns import find_columns
 from utils.data.source_kinds import SOURCE_KINDS
-from utils.errors import ConfigError, Problem
+from utils.errors import ConfigError, Problem, TrainbookError
 from utils.schema import nearest
 from utils.ui.choice_names import choice_name
 from utils.ui.edited_setup import EditedSetup
@@ -102,7 +103,7 @@ class WizardState(EditedSetup):
             if self.is_last:
                 self.preflight.forget_run()  # a training may have ended since
             self._furthest = max(self._furthest, index)
-            self._say(f"Step {index + 1} of {len(STEPS)}: {self.current.title}.")
+            self._say(f"Step {index + 1} of {len(STEPS)}: {self.current.title}.", seen=True)
         return self.current
 
     # ---- what stands in the way ----
@@ -273,7 +274,7 @@ class WizardState(EditedSetup):
                     # The page asks for something else now, which nobody had the time to enter.
                     self._left.discard("dataset")
                     missing = (self.hint(problem.field) for problem in error.problems)
-                    self._say(next(filter(None, missing), self.notice))
+                    self._say(next(filter(None, missing), self.notice), seen=True)
                 raise
 
     def set_mixture(self, entries: Sequence[Mapping[str, Any]], instead: Mapping[str, Any] | None = None) -> None:
@@ -313,12 +314,30 @@ class WizardState(EditedSetup):
         rows = {}
         for f in shown_fields:
             mark = f" (changed; preset: {value_text(f, changed[f.name][0])})" if f.name in changed else ""
-            rows[f.title] = value_text(f, getattr(self.setup, f.name)) + mark
+            rows[f.title] = self.shown_value(f) + mark
         if self.setup.mixture:
             weighted = [(one.label, one.weight) for one in self.setup.mixture]
             listed = [label if weight is None else f"{label} {weight:g}" for label, weight in weighted]
             rows = {titled("mixture"): ", ".join(listed), **rows}
         return rows
+
+    def shown_value(self, field: WizardField) -> str:
+        """A setting's value as a table shows it; a column that is found in the data with its name."""
+        value = getattr(self.setup, field.name)
+        column = self._columns.get(field.name) if value is None else None
+        return value_text(field, value) if column is None else f"{column} (detected)"
+
+    @property
+    def _columns(self) -> Mapping[str, str | None]:
+        """Columns of texts and labels as the training will find them, as far as the first rows say."""
+        found, task = self.recognised, self.setup.task
+        if not found.columns or task == "causal_lm":
+            return {}
+        try:
+            columns = find_columns(task, found.example, text=self.setup.text_column, label=self.setup.label_column)
+        except TrainbookError:  # which the checks before training report
+            return {}
+        return {"text_column": columns.text, "label_column": columns.label}
 
     @property
     def clicks_sentence(self) -> str:

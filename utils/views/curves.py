@@ -56,9 +56,9 @@ def training_curves(
     """
     from matplotlib.figure import Figure
 
-    per_step, per_epoch = _points(step_rows, "train/loss"), _points(epoch_rows, "train/loss")
-    validation = _points([*evaluate_rows, *epoch_rows], "val/loss")
-    rates = _points(step_rows or epoch_rows, "train/learning_rate")
+    per_step, per_epoch = curve_points(step_rows, "train/loss"), curve_points(epoch_rows, "train/loss")
+    validation = curve_points([*evaluate_rows, *epoch_rows], "val/loss")
+    rates = curve_points(step_rows or epoch_rows, "train/learning_rate")
 
     figure = Figure(figsize=(8, 5.5), dpi=110, layout="constrained")
     figure.suptitle(title)
@@ -140,8 +140,8 @@ def _write_png(figure: Figure, file: IO[bytes]) -> None:
     figure.savefig(file, format="png", facecolor="white")
 
 
-def _points(rows: Iterable[Row], key: str) -> Points:
-    """(step, value) of the rows that have `key`, by step; of several at one step the last."""
+def curve_points(rows: Iterable[Row], key: str) -> Points:
+    """Points (step, value) of the rows that have `key`, by step; of several at one step the last."""
     found: dict[float, float] = {}
     for row in rows:
         value = row.get(key)

@@ -72,9 +72,10 @@ overflow-wrap:break-word;container-type:inline-size}
 .tb .tb-narrow{flex:2 1 300px;min-width:0}
 .tb .tb-card{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:10px 14px}
 .tb .tb-card .tb-title{font-size:13px;margin-bottom:4px}
-.tb .tb-kpis,.tb .tb-minis{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(116px,1fr))}
-.tb .tb-minis{grid-template-columns:repeat(auto-fit,minmax(116px,1fr))}
-.tb .tb-kpi{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:6px 10px;min-width:0}
+.tb .tb-kpis,.tb .tb-minis{display:flex;flex-wrap:wrap;gap:8px}
+.tb .tb-kpi,.tb .tb-mini{flex:1 1 clamp(15%,calc((640px - 100%)*999),30%);box-sizing:border-box;min-width:0}
+.tb .tb-mini{flex-basis:clamp(20%,calc((640px - 100%)*999),44%)}
+.tb .tb-kpi{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:6px 10px}
 .tb .tb-kpi span{display:block;color:var(--tb-soft);font-size:11px}
 .tb .tb-kpi b{font-size:17px;font-weight:600;line-height:1.35;font-variant-numeric:tabular-nums}
 .tb .tb-kpi .tb-long{font-size:13px;line-height:1.75;overflow-wrap:anywhere}
@@ -96,7 +97,9 @@ appearance:none;accent-color:var(--tb-accent)}
 .tb progress::-webkit-progress-value{background:var(--tb-accent);border-radius:3px}
 .tb progress::-moz-progress-bar{background:var(--tb-accent);border-radius:3px}
 .tb svg{display:block;width:100%;height:auto;color:inherit;overflow:visible}
-.tb .tb-plot{max-width:760px;overflow-x:auto}
+.tb .tb-plot{overflow-x:auto}
+.tb .tb-empty{opacity:.7}
+body:has(.tb-dashboard) .tb-copy{display:none}
 .tb .tb-c-train{stroke:var(--tb-train)}
 .tb .tb-c-val{stroke:var(--tb-val)}
 .tb .tb-c-base{stroke:var(--tb-base)}
@@ -115,6 +118,7 @@ background:none;color:inherit;max-width:none;white-space:normal}
 .tb tr,.tb tbody tr,.tb tbody tr:hover{background:none;text-align:left}
 .tb tbody tr:last-child th,.tb tbody tr:last-child td{border-bottom:0}
 .tb .tb-table th,.tb .tb-table td{white-space:pre-wrap}
+.tb .tb-pairs th{width:1%;white-space:nowrap;padding-right:28px}
 .tb .tb-bars{max-width:720px}
 .tb .tb-bars td:last-child{width:50%;vertical-align:middle;padding-right:0}
 .tb .tb-bars thead th:nth-child(2){text-align:right}
@@ -128,7 +132,7 @@ background:none;color:inherit;max-width:none;white-space:normal}
 font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-sample{margin:0 0 8px;padding:0 0 0 10px;border-left:2px solid var(--tb-line)}
 .tb .tb-sample b{font-weight:600}
-.tb .tb-pair{display:grid;gap:4px 14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,230px),1fr))}
+.tb .tb-pair{display:grid;gap:4px 14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,200px),1fr))}
 .tb .tb-list{list-style:none;margin:0;padding:0}
 .tb .tb-list li{margin:0;padding:3px 0;border-bottom:1px solid var(--tb-line)}
 .tb .tb-list li:last-child{border-bottom:0}
@@ -137,16 +141,20 @@ font:12px/1.5 var(--jp-code-font-family,ui-monospace,monospace)}
 .tb .tb-alert{border:1px solid var(--tb-bad);border-left-width:4px;border-radius:6px;padding:6px 12px;margin:4px 0;
 background:color-mix(in srgb,var(--tb-bad) 7%,transparent)}
 .tb .tb-facts{columns:300px;column-gap:32px;margin:0}
+.tb .tb-sections{columns:320px;column-gap:10px}
+.tb .tb-sections .tb-card{break-inside:avoid;margin:0 0 10px}
+.tb .tb-facts div:last-child{border-bottom:0}
 .tb .tb-facts div{display:flex;gap:12px;justify-content:space-between;break-inside:avoid;padding:3px 0;
 border-bottom:1px solid var(--tb-line)}
-.tb .tb-facts dt{color:var(--tb-soft);font-weight:400}
-.tb .tb-facts dd{margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.tb .tb-facts dt{flex:none;width:auto;max-width:60%;margin:0;float:none;color:var(--tb-soft);font-weight:400}
+.tb .tb-facts dd{width:auto;float:none;margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.jp-OutputArea-output.jp-RenderedHTMLCommon .tb{margin:0 -18px 0 2px}
 @media print{.tb .tb-card,.tb .tb-sample,.tb tr{break-inside:avoid}}
 .tb .tb-problem{border-left:3px solid var(--tb-bad);padding-left:8px;margin:2px 0 4px}
 """
 
 _CHECKS_CSS = """
-.tb.tb-checks .tb-top{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:0 0 10px}
+.tb.tb-checks .tb-top{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:8px 0 10px}
 .tb.tb-checks .tb-time{margin-left:auto}
 .tb.tb-checks .tb-card{padding:4px 16px}
 .tb.tb-checks .tb-name{font-weight:600;width:11em}
@@ -156,7 +164,8 @@ _CHECKS_CSS = """
 .tb.tb-checks .tb-rows .tb-finding:last-child{margin-bottom:0}
 .tb.tb-checks .tb-do{margin-top:2px}
 .tb.tb-checks .tb-do strong{font-weight:600}
-.tb.tb-checks summary{font-size:12px}
+.tb.tb-checks summary{font-size:12px;padding:2px 0}
+.tb.tb-checks .tb-nothing{padding:6px 0 0}
 .tb.tb-checks .tb-values{font-size:12px;margin-top:4px}
 .tb.tb-checks .tb-values th,.tb.tb-checks .tb-values td{padding:3px 14px 3px 0}
 .tb.tb-checks .tb-values tbody th{font-weight:400}
@@ -195,7 +204,9 @@ box-shadow:none;text-transform:none}
 color:#fff}
 .tb .jupyter-button.tb-danger{color:var(--tb-bad);border-color:var(--tb-bad)}
 .tb .tb-steps{gap:4px 6px;margin:0 0 8px}
-.tb .tb-steps .jupyter-button{border-radius:99px;margin:0;color:var(--tb-c);border-color:var(--tb-line)}
+.tb .tb-steps .jupyter-button{flex:0 0 clamp(0px,calc((700px - 100%)*999),30%);
+min-width:max-content;padding:0 10px;border-radius:99px;margin:0;
+color:var(--tb-c);border-color:var(--tb-line)}
 .tb .tb-steps .tb-state-open{--tb-c:var(--tb-soft)}
 .tb .tb-steps .tb-state-done{--tb-c:var(--tb-good)}
 .tb .tb-steps .tb-state-problem{--tb-c:var(--tb-bad);border-color:var(--tb-bad)}
@@ -205,7 +216,7 @@ background:color-mix(in srgb,var(--tb-accent) 10%,transparent)}
 .tb .tb-page{border:1px solid var(--tb-line);border-radius:8px;background:var(--tb-card);padding:12px 16px;margin:6px 0}
 .tb .tb-fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:8px 24px;
 align-items:start;overflow:visible;margin-bottom:6px}
-.tb .tb-fields .widget-inline-hbox{width:100%;max-width:none;margin:2px 0}
+.tb .tb-fields .widget-inline-hbox{width:100%;max-width:none!important;margin:2px 0}
 .tb .tb-fields .widget-text,.tb .tb-fields .widget-dropdown{flex-direction:column;align-items:stretch;height:auto;margin:0}
 .tb .tb-fields .widget-text .widget-label,.tb .tb-fields .widget-dropdown .widget-label{width:auto!important;
 text-align:left;font-weight:600;line-height:1.45;height:auto}
@@ -225,7 +236,8 @@ linear-gradient(45deg,transparent 50%,var(--tb-ink) 50%),linear-gradient(135deg,
 .tb .tb-fields .tb-across{grid-column:1/-1}
 .tb .tb-cards{display:block;height:auto;margin:0}
 .tb .tb-cards .widget-label{display:block;width:auto!important;text-align:left;font-weight:600;line-height:1.45;height:auto}
-.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:8px;overflow:visible}
+.tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(clamp(17%,calc((700px - 100%)*999),30%),1fr));
+gap:8px;overflow:visible}
 .tb .tb-cards .jupyter-button{height:auto;width:auto!important;margin:0;padding:8px 12px;line-height:1.45;white-space:pre-line;
 text-align:left;align-content:start;font-size:12px;font-weight:400;color:var(--tb-soft);border-radius:8px;display:block;
 overflow-wrap:anywhere}
@@ -238,10 +250,10 @@ box-shadow:inset 0 0 0 1px var(--tb-accent);background:color-mix(in srgb,var(--t
 .tb .tb-preset .widget-label{width:auto!important;font-weight:600}
 .tb .tb-run-row{border-bottom:1px solid var(--tb-line);align-items:center;overflow:visible}
 .tb .tb-run-cells{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:center;font-variant-numeric:tabular-nums}
-.tb .tb-run-state{flex:0 0 108px}
-.tb .tb-run-progress{flex:0 0 240px}
-.tb .tb-run-best{flex:0 0 170px}
-.tb .tb-run-trained{flex:0 0 130px}
+.tb .tb-run-state{flex:0 0 100px}
+.tb .tb-run-progress{flex:0 0 206px}
+.tb .tb-run-best{flex:0 0 140px}
+.tb .tb-run-trained{flex:0 0 112px}
 .tb .tb-run-tags{flex:1 1 160px;overflow-wrap:anywhere}
 .tb .tb-run-tick{height:auto;margin:2px}
 .tb .tb-run-tick .widget-label-basic{display:flex;gap:6px;align-items:baseline;font-weight:600;line-height:1.35;
@@ -255,7 +267,14 @@ font-weight:600}
 .tb .widget-label{color:var(--tb-ink)}
 .tb .widget-html-content{line-height:1.45}
 .tb .widget-toggle-buttons .jupyter-button.mod-active{border-color:var(--tb-accent);color:var(--tb-accent);font-weight:600}
-.tb .tb-style{display:none}
+.tb .tb-style,.tb .tb-gone{display:none}
+.tb .tb-gone.jupyter-widgets-disconnected{display:block;order:-1;
+border-left:3px solid var(--tb-warn);padding-left:8px;margin:2px 0 8px}
+.tb.tb-panel.jupyter-widgets-disconnected::before,.tb .jupyter-widgets-disconnected::before{content:none}
+.tb .jupyter-button.jupyter-widgets-disconnected{opacity:.45;pointer-events:none}
+.tb.tb-dashboard .jupyter-button.jupyter-widgets-disconnected{display:none}
+.tb .tb-live.jupyter-widgets-disconnected{opacity:.7}
+.tb .tb-live.jupyter-widgets-disconnected .tb-pill,.tb .tb-live.jupyter-widgets-disconnected .tb-right{display:none}
 """
 
 

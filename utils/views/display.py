@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from utils.environment import front_end
 from utils.scrubbing import scrub
 from utils.views.design import styled
-from utils.views.html import Html, columns, table
+from utils.views.html import Html, columns, element, table
 from utils.views.tables import columns_text, summary_text
 
 if TYPE_CHECKING:
@@ -103,6 +103,33 @@ class LiveOutput:
         """Put static markup in the widget's place. Outside a kernel there is no place, and nothing happens."""
         if self._handle is not None:
             self._handle.update({"text/html": markup, "text/plain": plain}, raw=True)
+
+
+class KeptCopy:
+    """A static output beside a widget, which the style sheet hides while the page has a live view (`tb-copy`).
+
+    It is what a notebook shows that was saved during a run and opened again without its kernel. Nothing is shown before the
+    first `keep`, and nothing outside a kernel.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def keep(self, markup: Html, plain: str) -> None:
+        """Put `markup` in place of what was kept before."""
+        from IPython.display import display
+
+        bundle = {"text/html": element("div", markup, class_="tb-copy"), "text/plain": plain}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(bundle, raw=True)
+
+    def drop(self) -> None:
+        """Keep nothing any more."""
+        if self._handle is not None:
+            self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
+            self._handle = None
 
 
 def show_text(text: str) -> None:

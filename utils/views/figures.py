@@ -14,7 +14,7 @@ from utils.views.curves import Points
 from utils.views.html import Html, element, joined, text
 
 # The drawing's size in its own units; it scales with the page's width.
-WIDTH, HEIGHT = 760, 300
+WIDTH, HEIGHT = 920, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 26, 38
 
 # Points of a curve that are marked; more would touch each other.
@@ -70,7 +70,7 @@ class Across:
 
 def figure(
     lines: Sequence[Line], label: str, *, axis: str, last_step: float | None = None, across: Across | None = None,
-    levels: Mapping[str, float] | None = None, crosses: Sequence[int] = (), cross_label: str = "",
+    levels: Mapping[str, float] | None = None, crosses: Sequence[int] = (), cross_label: str = "", empty: str = "",
 ) -> Html:  # fmt: skip
     """Curves over optimizer steps as one SVG image.
 
@@ -78,7 +78,7 @@ def figure(
         label: what screen readers get. axis: name of the vertical axis.
         last_step: right end of the horizontal axis; with None, the last point's. across: another horizontal axis.
         levels: name -> value of horizontal lines to compare with. crosses: steps marked on the lower edge, of which the first
-            50 are drawn; cross_label: what they are.
+            50 are drawn; cross_label: what they are. empty: words in place of the ticks while there is no point.
     """
     shown = [line for line in lines if line.points]
     last = across.last if across else max([last_step or 0, 1, *(line.points[-1][0] for line in shown)])
@@ -90,13 +90,14 @@ def figure(
     return element(
         "svg",
         *_legend(shown, compared if values else {}, marked),
-        panel.frame(axis, ticks=5),
+        panel.frame(axis, ticks=5 if values or not empty else 0),
+        _label(WIDTH / 2, HEIGHT / 2, empty, anchor="middle", class_="tb-empty") if empty and not values else text(""),
         *(panel.level(value) for value in (compared.values() if values else ())),
         *(panel.line(line) for line in lines),
         *(panel.squares(line) for line in shown if line.marks and len(line.points) <= _MOST_MARKS),
         panel.crosses(crosses),
         panel.mark(marked[1]) if marked else text(""),
-        *(_axis(panel, across.ticks, across.name) if across else _step_axis(panel, last)),
+        *(_axis(panel, across.ticks, across.name) if across else _step_axis(panel, last if values or last_step else 0)),
         _label(WIDTH, HEIGHT - 8, f"× {cross_label}", anchor="end") if cross_label else text(""),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -150,7 +151,7 @@ class _Panel:
     def frame(self, name: str, ticks: int) -> Html:
         """Left axis with round numbers, faint lines, and the panel's name."""
         rows = []
-        for value in _round_values(self.low, self.high, ticks):
+        for value in _round_values(self.low, self.high, ticks) if ticks else ():
             y = self.y(value)
             rows.append(_stroke(_LEFT, y, WIDTH - _RIGHT, y, stroke_opacity=0.15))
             rows.append(_label(_LEFT - 6, y + 4, _number(value), anchor="end"))
@@ -214,7 +215,7 @@ def _legend(lines: Sequence[Line], levels: Mapping[str, float], marked: tuple[st
 
 
 def _step_axis(panel: _Panel, last: float) -> list[Html]:
-    values = [value for value in _round_values(0, last, 8) if value == int(value)]
+    values = [value for value in _round_values(0, last, 10) if value == int(value)] if last else []
     return _axis(panel, [(value, f"{value:,.0f}") for value in values], "optimizer steps")
 
 

@@ -70,13 +70,37 @@ def alert(sentence: str, details: str = "") -> Html:
 def table(title: str, rows: Mapping[str, str]) -> Html:
     """A two-column table with row headers; line breaks in values are kept."""
     body = (element("tr", element("th", text(name), scope="row"), element("td", text(rows[name]))) for name in rows)
-    return element("table", element("caption", text(title)), element("tbody", *body), class_="tb-table")
+    return element("table", element("caption", text(title)), element("tbody", *body), class_="tb-table tb-pairs")
 
 
 def facts(rows: Mapping[str, str]) -> Html:
     """Names and values in as many columns as there is room for."""
     pairs = (element("div", element("dt", text(name)), element("dd", text(value))) for name, value in rows.items())
     return element("dl", *pairs, class_="tb-facts")
+
+
+# Characters of a number in a card that is shown large.
+_LONGEST = 10
+
+
+def number_cards(rows: Mapping[str, str]) -> Html:
+    """Numbers in cards, each below its name; of "value (note)" the note is shown smaller. Without any, no markup."""
+    cells = []
+    for name, value in rows.items():
+        number, _, note = value.partition(" (")
+        long = "tb-long" if len(number) > _LONGEST else None
+        note = note.removesuffix(")")
+        parts = [element("span", text(name)), element("b", text(number), class_=long)]
+        parts += [element("small", text(note), title=note)] if note else []
+        cells.append(element("div", *parts, class_="tb-kpi"))
+    return element("div", *cells, class_="tb-kpis") if cells else text("")
+
+
+def fact_cards(sections: Mapping[str, Mapping[str, str]]) -> Html:
+    """A card for each section with its names and values, as many beside each other as there is room for."""
+    titles = {name: element("div", text(name), class_="tb-title", role="heading", aria_level=3) for name in sections}
+    cards = (element("div", titles[name], facts(rows), class_="tb-card") for name, rows in sections.items())
+    return element("div", *cards, class_="tb-sections")
 
 
 def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
@@ -86,7 +110,7 @@ def columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
         element("tr", element("th", text(row[0]), scope="row"), *(element("td", text(value)) for value in row[1:]))
         for row in rows
     )
-    caption = element("caption", text(title))
+    caption = element("caption", text(title)) if title else text("")
     return element("table", caption, element("thead", head), element("tbody", *body), class_="tb-table")
 
 

@@ -11,7 +11,8 @@ from utils.scrubbing import environment_read_once
 from utils.views.curves import SMOOTHED_LOSS, STEP_LOSS, VALIDATION_LOSS, Points
 from utils.views.design import styled
 from utils.views.figures import Line, figure, small_figure
-from utils.views.html import Html, element, joined, pill, text
+from utils.views.html import Html, element, joined, number_cards, pill, text
+from utils.views.tables import with_few_breaks
 from utils.views.values import value_text
 
 #: State -> icon, word, CSS class of its colour.
@@ -30,10 +31,6 @@ _STATES = {
 
 #: Kind of a notice -> icon and CSS class.
 _NOTICES = {"fail": ("✕", "tb-fail"), "warn": ("▲", "tb-warn"), "note": ("•", "tb-none")}
-
-
-# Characters of a number in a card that is shown large.
-_LONGEST = 10
 
 
 @dataclass(frozen=True)
@@ -92,10 +89,10 @@ class LivePicture:
         nonfinite_steps: steps whose loss was NaN or infinite.
         elapsed, left: durations in words; validating: progress of a validation in words.
         validations: the newest first; metric: name of their fourth column, "" for none.
-        events: (step, what happened), the newest first.
+        events: (step, what happened), the newest first; event_count: how many there were.
         samples: (prompt, text that begins with it); samples_title: what they are; before: texts of the same prompts at
             the validation before; before_title: which one.
-        notices: what the user should know.
+        notices: what the user should know. advice: how to continue a run that was stopped.
     """
 
     heading: str
@@ -122,8 +119,10 @@ class LivePicture:
     validations: Sequence[Validation] = ()
     metric: str = ""
     events: Sequence[tuple[int, str]] = ()
+    event_count: int = 0
     before: Sequence[tuple[str, str]] = ()
     before_title: str = ""
+    advice: str = ""
 
 
 def live_view(picture: LivePicture) -> Html:
@@ -134,26 +133,24 @@ def live_view(picture: LivePicture) -> Html:
 @environment_read_once()
 def live_content(picture: LivePicture) -> Html:
     """The whole view without its style sheet, for a page that has it already: a drawing is then a third smaller."""
-    side = [_validations(picture), _events(picture.events)]
     return element(
         "div",
         _head(picture),
-        _facts(picture.facts),
-        element(
-            "div",
-            element(
-                "div",
-                element("div", element("div", live_curves(picture), class_="tb-plot"), class_="tb-card"),
-                _smalls(picture.smalls),
-                class_="tb-wide tb-stack",
-            ),
-            element("div", *side, class_="tb-narrow tb-stack") if any(side) else text(""),
-            class_="tb-split",
-        ),
-        _samples(picture),
+        number_cards(picture.facts),
+        element("div", element("div", live_curves(picture), class_="tb-plot"), class_="tb-card"),
+        _smalls(picture.smalls),
+        _below(picture),
         _notices(picture.notices),
         class_="tb-stack",
     )
+
+
+def _below(picture: LivePicture) -> Html:
+    """Validations beside samples and events."""
+    validations, rest = _validations(picture), [part for part in (_samples(picture), _events(picture)) if part]
+    columns = [element("div", validations, class_="tb-narrow")] if validations else []
+    columns += [element("div", *rest, class_="tb-wide tb-stack")] if rest else []
+    return element("div", *columns, class_="tb-split") if columns else text("")
 
 
 def live_curves(picture: LivePicture) -> Html:
@@ -167,6 +164,7 @@ def live_curves(picture: LivePicture) -> Html:
         ],
         _spoken(picture), axis="loss per target", last_step=picture.last_step, levels=picture.baselines,
         crosses=picture.nonfinite_steps, cross_label=f"NaN or infinite ({count:,})" if count else "",
+        empty="" if picture.over else "The curves begin with the first step.",
     )  # fmt: skip
 
 
@@ -186,7 +184,9 @@ def _head(picture: LivePicture) -> Html:
     progress = text("") if picture.over and picture.fraction is None else _progress(picture.fraction)
     times = [
         element("span", text(words), class_=own)
-        for words, own in ((picture.elapsed, None), (picture.validating, None), (picture.left, "tb-right"))
+        for words, own in (
+            (picture.elapsed, None), (picture.validating, None), (picture.advice, None), (picture.left, "tb-right"),
+        )
         if words
     ]
     return element(
@@ -206,19 +206,6 @@ def _head(picture: LivePicture) -> Html:
 def _progress(fraction: float | None) -> Html:
     share = None if fraction is None else f"{min(1.0, max(0.0, fraction)):.4f}"
     return element("progress", value=share, max=1, aria_label="share of the steps that is done")
-
-
-def _facts(facts: Mapping[str, str]) -> Html:
-    """Numbers in cards."""
-    cells = []
-    for name, value in facts.items():
-        number, _, note = value.partition(" (")
-        long = "tb-long" if len(number) > _LONGEST else None
-        note = note.removesuffix(")")
-        parts = [element("span", text(name)), element("b", text(number), class_=long)]
-        parts += [element("small", text(note), title=note)] if note else []
-        cells.append(element("div", *parts, class_="tb-kpi"))
-    return element("div", *cells, class_="tb-kpis") if cells else text("")
 
 
 def _smalls(smalls: Sequence[Small]) -> Html:
@@ -257,16 +244,19 @@ def _star() -> Html:
     return element("span", text("★"), role="img", aria_label="best")
 
 
-def _events(events: Sequence[tuple[int, str]]) -> Html:
-    if not events:
+def _events(picture: LivePicture) -> Html:
+    """The newest events, with the number of those before them."""
+    if not picture.events:
         return text("")
+    more = f", the newest {len(picture.events)} of {picture.event_count:,}"
+    title = "Events" + (more if picture.event_count > len(picture.events) else "")
     lines = (
         element("li", element("span", text(f"step {step:,}"), class_="tb-soft"), text(f"  {what}"))
-        for step, what in events
+        for step, what in picture.events
     )
     return element(
         "div",
-        element("div", text("Events"), class_="tb-title"),
+        element("div", text(title), class_="tb-title"),
         element("ul", *lines, class_="tb-list"),
         class_="tb-card",
     )
@@ -289,7 +279,7 @@ def _samples(picture: LivePicture) -> Html:
 def _sample(prompt: str, written: str, title: str = "") -> Html:
     rest = written[len(prompt) :] if written.startswith(prompt) else written
     head = element("div", text(title), class_="tb-help") if title else text("")
-    body = element("pre", element("b", text(prompt)), text(rest))
+    body = element("pre", element("b", text(prompt)), text(with_few_breaks(rest)))
     return element("div", head, body, class_="tb-sample")
 
 

@@ -31,6 +31,12 @@ _VERDICTS: Mapping[str, tuple[str, str, str, str]] = {
 }
 _UNKNOWN = ("•", "none", "", "")
 
+# As many checks that need no attention are shown; more are folded.
+_MOST_SHOWN = {"pass": 8, "not run": 4}
+# As many values without a limit, too.
+_MOST_OTHERS = 8
+
+
 @dataclass(frozen=True)
 class Details:
     """Details of one check, shown beside its row.
@@ -54,22 +60,44 @@ def report_html(
 ) -> Html:  # fmt: skip
     """The report as markup with its own style sheet, self-contained and without script.
 
+    Findings come first. Many checks that passed, or did not run, are folded behind their number.
+
     Args:
         title: heading of the report.
-        rows: one per check.
+        rows: one per check, in any order.
         pictures: by the name of their check. Visible where something is wrong, else to unfold.
         details: by the name of their check.
         seconds: how long the checks took.
     """
-    header = element("tr", *(element("th", text(name), scope="col", class_="tb-soft") for name in _HEADER))
-    body = (_row(row, (pictures or {}).get(row[0]), (details or {}).get(row[0], Details())) for row in rows)
-    table = element(
-        "table", element("thead", header, class_="tb-head"), element("tbody", *body, class_="tb-rows"), aria_label=title
-    )
+    shown, folded = _folded(rows)
+
+    def table(some: Sequence[Row], label: str) -> Html:
+        header = element("tr", *(element("th", text(name), scope="col", class_="tb-soft") for name in _HEADER))
+        body = (_row(row, (pictures or {}).get(row[0]), (details or {}).get(row[0], Details())) for row in some)
+        return element(
+            "table", element("thead", header, class_="tb-head"), element("tbody", *body, class_="tb-rows"), aria_label=label
+        )
+
     names = {name for name, *_ in rows}
     others = joined(_picture(name, figure) for name, figure in (pictures or {}).items() if name not in names)
-    card = element("div", table, class_="tb-card")
+    parts = [table(shown, title) if shown else element("p", text("No problem was found."), class_="tb-nothing")]
+    parts += [element("details", element("summary", text(words)), table(some, words)) for words, some in folded.items()]
+    card = element("div", *parts, class_="tb-card")
     return styled(_top(title, rows, seconds), card, others, css_class="tb-checks")
+
+
+def _folded(rows: Sequence[Row]) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Rows to show, findings first; and under a summary those that are folded."""
+    by_verdict = {verdict: [row for row in rows if row[1] == verdict] for verdict in _VERDICTS}
+    shown = [*by_verdict["fail"], *by_verdict["warn"], *(row for row in rows if row[1] not in _VERDICTS)]
+    folded = {}
+    for verdict, words in (("pass", "checks passed"), ("not run", "checks did not run")):
+        some = by_verdict[verdict]
+        if len(some) > _MOST_SHOWN[verdict]:
+            folded[f"{len(some)} {words}"] = some
+        else:
+            shown += some
+    return shown, folded
 
 
 _HEADER = ("check", "verdict", "what was measured")
@@ -183,10 +211,10 @@ def _values(rows: Sequence[ValueRow]) -> Html:
         element("span", element("span", text(row.name), class_="tb-soft"), text(" "), element("strong", text(row.value)))
         for row in rows if not row.limit
     ]  # fmt: skip
-    return joined([
-        _compared(compared) if compared else text(""),
-        element("p", *(joined([other, text(" ")]) for other in others), class_="tb-others") if others else text(""),
-    ])  # fmt: skip
+    listed = element("p", *(joined([other, text(" ")]) for other in others), class_="tb-others") if others else text("")
+    if len(others) > _MOST_OTHERS:
+        listed = element("details", element("summary", text(f"{len(others)} values without a limit")), listed)
+    return joined([_compared(compared) if compared else text(""), listed])
 
 
 def _compared(rows: Sequence[ValueRow]) -> Html:

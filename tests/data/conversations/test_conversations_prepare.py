@@ -203,7 +203,7 @@ def test_the_notebooks_data_step_takes_a_file_of_conversations(tmp_path, suffix)
     path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]")
     setup = SetupConfig(dataset_source="local", dataset_path=str(path), max_length=64, val_split=0.2)
     data = prepare_data(setup, MODELS["llama"]())
-    assert data.report.layout == "messages (messages)"
+    assert data.report.layout == "messages"
     assert data.report.num_train + data.report.num_validation == 40
     assert data.report.ended_share == 1.0
     assert "conversations" in str(data.report)

@@ -70,7 +70,7 @@ class Layout:
     columns: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.name} ({', '.join(self.columns)})"
+        return self.name if self.columns == (self.name,) else f"{self.name} ({', '.join(self.columns)})"
 
 
 @dataclass

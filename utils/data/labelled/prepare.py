@@ -408,7 +408,8 @@ def _leaks(train: Part, held_out: Part) -> list[str]:
     count = sum(hash(text) in seen for _, texts, pairs in held_out.chunks() for text in _whole(texts, pairs))
     if not count:
         return []
-    return [f"{count:,} of {len(held_out):,} validation examples have an input that training has too; they flatter."]
+    which = f"{count:,} of {len(held_out):,} validation examples"
+    return [f"{which} have an input that training has too, which makes the metrics look better."]
 
 
 def _whole(texts: list[Any], pairs: list[Any] | None) -> list[tuple[Any, ...]]:

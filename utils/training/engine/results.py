@@ -50,6 +50,7 @@ class TrainingResults(Mapping[str, Any]):
         notices: sentences the user should know: inferences, fallbacks, failed services.
         checkpoint_path: newest checkpoint; best_model_path: best one; checkpoint_paths: all that are kept, oldest first.
         export_dir: the export bundle, where the config asks for one; export_error: why there is none, else None.
+        curves_shown: whether a live view has shown the run's curves, so that `show` folds them.
     """
 
     KEYS: tuple[str, ...] = (
@@ -77,6 +78,7 @@ class TrainingResults(Mapping[str, Any]):
         self.fine_tuning, self.weights = fine_tuning, weights
         self.export_dir: str | None = None
         self.export_error: str | None = None
+        self.curves_shown = False
 
     @property
     def bare_model(self) -> nn.Module:
@@ -322,8 +324,7 @@ class TrainingResults(Mapping[str, Any]):
         """The curves of loss and learning rate; also written to the run's plots/curves.png."""
         from utils.views.curves import save_figure, training_curves
 
-        baselines = {} if baseline is None else {"unigram model": baseline}
-        figure = training_curves(self.epoch_rows, self.step_rows(), self.evaluate_rows, baselines)
+        figure = training_curves(self.epoch_rows, self.step_rows(), self.evaluate_rows, _named(baseline))
         self.curves_path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, self.curves_path)
         return figure
@@ -334,13 +335,49 @@ class TrainingResults(Mapping[str, Any]):
         return self.run_dir / "plots" / "curves.png"
 
     def show(self, baseline: float | None = None) -> None:
-        """Show summary and curves: in a notebook as a table and an image, elsewhere as text that names the image's path.
+        """Show numbers, curves and notes: in a notebook in the colours of the page, elsewhere as text. The curves are written
+        to the run's plots/curves.png too, which the text names.
 
         Args:
             baseline: a loss to compare with, such as `data.report.unigram_loss`.
         """
-        from utils.views.display import show_figure, show_table
+        from utils.views.display import show_html
+        from utils.views.run_results import curves_html, results_html
+        from utils.views.tables import summary_text
 
-        figure = self.plot(baseline)
-        show_table(f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)})
-        show_figure(figure, f"Training curves of {self.run_name}; also at {self.curves_path}")
+        self.plot(baseline)
+        title, rows = f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)}
+        cards = self._cards(baseline)
+        notes = [text for name, text in rows.items() if name.startswith("note ")]
+        told = {*cards, "unigram model"} if self.val_loss_history else set(cards)
+        shown = {name: text for name, text in rows.items() if not name.startswith("note ") and name not in told}
+        drawn = curves_html(self.epoch_rows, self.step_rows(), self.evaluate_rows, _named(baseline))
+        page = results_html(title, cards, drawn, shown, notes, folded=self.curves_shown)
+        show_html(page, summary_text(title, rows))
+
+    def _cards(self, baseline: float | None) -> dict[str, str]:
+        """The numbers that matter most, as `number_cards` shows them."""
+        from utils.views.curves import EPOCH_LOSS, VALIDATION_LOSS
+        from utils.views.report import duration
+
+        cards = {}
+        if self.final_loss is not None:
+            cards[EPOCH_LOSS] = f"{self.final_loss:.4f} ({self._task.loss_unit})"
+        if self.val_loss_history:
+            last, measured, bits = self.val_loss_history[-1], self.final_perplexity, self.bits_per_byte
+            more = [] if measured is None else [f"perplexity {measured:.1f}"]
+            more += [] if bits is None else [f"{bits:.3f} bits per byte"]
+            cards[VALIDATION_LOSS] = f"{last:.4f} ({', '.join(more) or self._task.loss_unit})"
+            if baseline is not None:
+                side = "below" if last <= baseline else "above"
+                cards[f"{side} unigram model by"] = f"{abs(baseline - last):.4f} (unigram model {baseline:.4f})"
+        if self.best_value is not None:
+            where = "" if self.state.best.step is None else f", step {self.state.best.step:,}"
+            cards["best"] = f"{self.best_value:.4f} ({self.training_config.monitor}{where})"
+        cards["training time"] = duration(self.training_time)
+        return cards
+
+
+def _named(baseline: float | None) -> dict[str, float]:
+    """A loss to compare with, by its name."""
+    return {} if baseline is None else {"unigram model": baseline}
