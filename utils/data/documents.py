@@ -36,7 +36,8 @@ class PackingSettings:
     @classmethod
     def of(cls, setup: Any) -> PackingSettings:
         """Those of an object with attributes of these names; defaults for names that it lacks."""
-        return cls(**{field.name: getattr(setup, field.name, field.default) for field in fields(cls)})
+        values: dict[str, Any] = {field.name: getattr(setup, field.name, field.default) for field in fields(cls)}
+        return cls(**values)
 
     @property
     def changed(self) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _origin(setup: DataSetup) -> dict[str, Any]:
 
 def checked_vocab_size(setup: DataSetup, model: Any) -> int:
     """The tokenizer's limit. Raises ConfigError that lists everything in which setup and model do not fit."""
-    problems = []
+    problems: list[Problem] = []
     unknown = source_problem(setup.dataset_source)
     place = None if unknown else kind_of_source(setup.dataset_source).place
     problems.extend(filter(None, [unknown]))
