@@ -18,7 +18,7 @@ from utils.environment import ui_mode
 from utils.errors import CallbackError, ConfigError, TrainingInterrupted
 from utils.training import Callback, Trainer
 from utils.training.engine.interrupts import Control
-from utils.training.samples import SampleTexts, prompts_from, read_samples
+from utils.training.samples import SampleTexts, prompts_from, read_samples, text_from
 from utils.ui.live_picture import live_picture
 from utils.ui.live_run import LiveRun, RunEvent, past_of
 from utils.views.curves import EPOCH_LOSS, STEP_LOSS, VALIDATION_LOSS
@@ -286,6 +286,13 @@ def test_text_without_word_ends_still_gives_beginnings_of_whole_characters(text)
     (prompt,) = prompts_from(blocks, Bytes())
     assert prompt
     assert text.startswith(prompt)
+
+
+def test_the_text_of_a_sample_is_its_beginning_without_special_tokens():
+    letters = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)), all_special_ids=[0])
+    assert text_from([{"input_ids": [0, *map(ord, "abcdef"), 0]}], letters, most_tokens=4) == "abcd"
+    assert text_from(None, letters) is None
+    assert text_from([{"pixel_values": 1}], letters) is None
 
 
 def test_each_beginning_has_a_seed_of_its_own_and_the_samples_repeat():
