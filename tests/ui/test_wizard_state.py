@@ -311,7 +311,7 @@ def test_a_customized_preset_can_be_gone_back_to():
     state = starter(preset=custom)
     assert (state.preset, list(state.presets)[:2]) == (AS_GIVEN, [AS_GIVEN, "starter"])
     state.apply_preset("starter")
-    assert state.setup.epochs == 8
+    assert state.setup.epochs == PRESETS["starter"].values["epochs"]
     state.apply_preset(AS_GIVEN)
     assert state.setup.epochs == 33
 
