@@ -164,7 +164,6 @@ CELLS: tuple[Cell, ...] = (
     _causal("Llama", "Llama"),
     _causal("ALiBi", "BLOOM (ALiBi)"),
     _causal("experts", "Mixtral"),
-    _causal("state space", "state space"),
     _causal("recurrent", "GRU"),
     _causal("convolutional", "causal convolutions"),
     _images("convolutional", "convolutions with batch normalisation", 10, 12, 1),
@@ -172,8 +171,5 @@ CELLS: tuple[Cell, ...] = (
     _classes("BERT", "BERT classifier", 3),
     _seq2seq("encoder-decoder", "T5"),
     _images("vision transformer", "ViT", 4, 32, 3),
-    _images("MLP", "MLP-Mixer", 4, 16, 1),
     _table("MLP", "SELU", 8, 4),
-    _table("MLP", "transformer over columns", 6, 3),
-    _classes("recurrent", "packed bidirectional LSTM", 3),
 )

@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="starter",
             description="A small GPT on the built-in corpus: learns visibly within minutes on a CPU, needs no network.",
-            estimated_time_hours=0.03,
+            estimated_time_hours=0.02,
             reference="2 CPU cores",
             model_name="gpt-small",
             model_arguments={"vocab_size": 4096, "max_seq_len": 128},
