@@ -145,6 +145,11 @@ def test_the_optimizer_follows_the_task_and_what_was_chosen_stays():
     assert optimization(state.setup) == BY_ADAMW
     state.set("task", "causal_lm")
     assert optimization(state.setup) == BY_MUON
+    state.set("optimizer", "adamw")
+    assert optimization(state.setup) == BY_ADAMW
+    state.set("optimizer", "muon")
+    assert optimization(state.setup) == BY_MUON
+    state = state_with()
     state.set("epochs", 5)
     state.set("task", "text_classification")
     assert optimization(state.setup) == ("adamw", 1e-3, 5)

@@ -356,7 +356,8 @@ class EditedSetup:
         for name in names:
             self._entries.pop(name, None)
         self._clicked = self._clicked | set(names) if self._clicking else self._clicked - set(names)
-        if self._fits_sizes and {"pretrained_model", "new_model", "task", "finetune"} & set(names):
+        fitting = {"pretrained_model", "new_model", "task", "finetune", *(["optimizer"] if self._clicking else [])}
+        if self._fits_sizes and fitting & set(names):
             self._fit(names)
         self._tell()
 
