@@ -119,5 +119,5 @@ def test_a_rejected_value_is_said_beside_its_field_and_changes_nothing(notebook,
     field.press("Enter")
     notebook.wait_for_text(".tb-error-learning_rate", "must be less than 1")
     run(notebook, cells[1]["Summary"])
-    assert re.search(r"Learning rate\s+0.001", notebook.output(cells[1]["Summary"]))
+    assert re.search(r"Learning rate\s+0.003", notebook.output(cells[1]["Summary"]))
     assert notebook.alerts() == []

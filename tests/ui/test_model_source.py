@@ -16,6 +16,8 @@ from utils.training import TrainingConfig
 from utils.training.finetuning import fine_tuned, tuning_plan
 from utils.ui import PRESETS, ConfigPresets, SetupConfig, SetupWizard, WizardState
 from utils.ui.new_model import with_size
+from utils.ui.preset_fitting import prepared
+from utils.ui.wizard_steps import facts_of
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +101,68 @@ def test_a_new_encoder_gets_a_rate_by_its_width_at_which_it_does_not_collapse():
     assert (state.setup.learning_rate, state.setup.optimizer) == usual
 
 
+BY_MUON, BY_ADAMW = ("muon", 3e-3, 4), ("adamw", 1e-3, 8)
+
+
+def optimization(setup):
+    return setup.optimizer, setup.learning_rate, setup.epochs
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, BY_MUON),
+        ({"new_model": {"name": "gpt-small", "n_embd": 16, "n_head": 2}}, BY_MUON),
+        ({"task": "seq2seq", "new_model": {"name": "t5-mini"}}, BY_ADAMW),
+        ({"task": "text_classification"}, BY_ADAMW),
+        ({"optimizer": "adamw"}, BY_ADAMW),
+        ({"strategy": "fsdp"}, BY_ADAMW),
+        ({"task": "regression", "new_model": {"name": "bert-small-classifier", "n_embd": 256}}, ("adamw", 3e-4, 8)),
+        ({"learning_rate": 2e-3, "task": "text_classification"}, ("adamw", 2e-3, 8)),
+        ({"epochs": 4, "optimizer": "muon", "task": "text_classification"}, ("muon", 1e-3, 4)),
+        ({"epochs": 7}, ("muon", 3e-3, 7)),
+    ],
+    ids=str,
+)
+def test_the_starter_trains_new_causal_language_models_by_muon_and_all_else_by_adamw(chosen, expected):
+    assert optimization(prepared(PRESETS["starter"], facts_of(tiny_gpt()), chosen)) == expected
+
+
+def test_a_notebook_model_that_was_pretrained_is_trained_by_adamw(folders):
+    from transformers import LlamaForCausalLM
+
+    facts = facts_of(LlamaForCausalLM.from_pretrained(folders["llama"]))
+    assert optimization(prepared(PRESETS["starter"], facts, {})) == BY_ADAMW
+
+
+def test_the_optimizer_follows_the_task_and_what_was_chosen_stays():
+    def state_with(**overrides):
+        model = tiny_gpt(vocab_size=64, length=32)
+        return WizardState(prepared(PRESETS["starter"], facts_of(model), overrides), model, "starter", overrides)
+
+    state = state_with()
+    state.set("task", "text_classification")
+    assert optimization(state.setup) == BY_ADAMW
+    state.set("task", "causal_lm")
+    assert optimization(state.setup) == BY_MUON
+    state.set("optimizer", "adamw")
+    assert optimization(state.setup) == BY_ADAMW
+    state.set("optimizer", "muon")
+    assert optimization(state.setup) == BY_MUON
+    state = state_with()
+    state.set("epochs", 5)
+    state.set("task", "text_classification")
+    assert optimization(state.setup) == ("adamw", 1e-3, 5)
+    state = state_with(learning_rate=3e-3)  # the preset's own, chosen all the same
+    state.set("task", "text_classification")
+    assert optimization(state.setup) == ("adamw", 3e-3, 8)
+
+
 def test_a_rate_that_the_cell_or_code_gave_stays(folders):
     wizard = SetupWizard()
     quick = {"model": tiny_gpt(), "preset": "starter", "pretrained_model": folders["llama"]}
     assert wizard.quick_setup(**quick).learning_rate == 5e-5
-    assert "5e-05 (changed; preset: 0.001)" in wizard.state.rows()["Learning rate"]
+    assert "5e-05 (changed; preset: 0.003)" in wizard.state.rows()["Learning rate"]
     assert wizard.quick_setup(**quick, finetune="lora").learning_rate == 2e-4
     assert wizard.quick_setup(**quick, learning_rate=3e-4).learning_rate == 3e-4
     state = state_of()

@@ -170,7 +170,13 @@ def test_one_preset_is_printed_with_every_value(presets, capsys):
 def test_presets_survive_copy_and_pickle(presets):
     preset = presets.get("starter")
     assert copy.deepcopy(preset).to_dict() == preset.to_dict()
-    assert pickle.loads(pickle.dumps(preset)).to_dict() == preset.to_dict()
+    assert pickle.loads(pickle.dumps(preset)) == preset
+
+
+def test_a_customized_value_holds_for_every_task(presets):
+    custom = presets.customize("starter", max_epochs=33)
+    assert (custom.setup().epochs, custom.setup(otherwise=True).epochs) == (33, 33)
+    assert custom.setup(otherwise=True).optimizer == presets.get("starter").setup(otherwise=True).optimizer == "adamw"
 
 
 def test_a_preset_says_what_its_rows_are(presets):

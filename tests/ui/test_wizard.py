@@ -309,7 +309,7 @@ def test_a_front_end_of_ones_own_shows_the_steps_and_changes_the_setup(gpt):
 def test_without_a_form_a_summary_is_shown_unless_nothing_is_wanted(mode, interactive, said, monkeypatch, capsys):
     monkeypatch.setenv("TRAINBOOK_UI", mode)
     SetupWizard().run(interactive=interactive, epochs=3)
-    assert ("3 (changed; preset: 8)" in capsys.readouterr().out) is said
+    assert ("3 (changed; preset: 4)" in capsys.readouterr().out) is said
 
 
 def test_quick_setup_names_the_data_first(gpt, text_file):

@@ -103,7 +103,7 @@ def test_pages_are_built_when_they_are_first_shown():
     with pytest.raises(KeyError, match="no part 'field:epochs' yet"):
         view["field:epochs"]
     view["step:training"].click()
-    assert view["field:epochs"].value == "8"
+    assert view["field:epochs"].value == "4"
 
 
 def test_the_text_form_says_where_one_is():
@@ -170,10 +170,10 @@ def test_changes_by_code_appear_in_the_form():
     view["step:training"].click()
     view.state.setup.update(epochs=3, precision="32")
     assert (view["field:epochs"].value, view["field:precision"].value) == ("3", "32")
-    view.state.set("epochs", 4)
-    assert view["field:epochs"].value == "4"
+    view.state.set("epochs", 5)
+    assert view["field:epochs"].value == "5"
     view.state.goto("summary")
-    assert "4 (changed; preset: 8)" in view["settings"].value
+    assert "5 (changed; preset: 4)" in view["settings"].value
 
 
 def test_a_choice_that_code_makes_and_the_setup_refuses_is_explained():
@@ -355,7 +355,7 @@ def test_back_to_the_preset_undoes_what_was_clicked():
     assert "Epochs" in view["clicks"].value
     view["reset"].click()
     assert view.state.setup == PRESETS["starter"].setup()
-    assert (view["field:epochs"].value, view["field:batch_size"].value) == ("8", "8")
+    assert (view["field:epochs"].value, view["field:batch_size"].value) == ("4", "8")
 
 
 def test_a_preset_that_contradicts_the_cell_is_refused_beside_it():

@@ -20,6 +20,7 @@ class ModelFacts:
         trainable: those of them that training changes.
         vocab_size: token ids that it takes, from 0.
         max_length: the longest input in tokens.
+        pretrained: whether it was loaded from a folder or a repository, as transformers' models note.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ModelFacts:
     trainable: int | None
     vocab_size: int | None
     max_length: int | None
+    pretrained: bool = False
 
 
 def model_facts(model: Any) -> ModelFacts:
@@ -41,6 +43,7 @@ def model_facts(model: Any) -> ModelFacts:
         # The table itself comes before what a config says of it: it may have been resized since.
         vocab_size=_input_embedding_rows(model) or first_count(sources, "vocab_size") or _token_embeddings(model),
         max_length=_longest_input(model, first_count(sources, *_POSITIONS)),
+        pretrained=bool(getattr(getattr(model, "config", None), "_name_or_path", None)),
     )
 
 

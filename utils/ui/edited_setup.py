@@ -58,8 +58,8 @@ class EditedSetup:
         # Values that were set with the last change to fit the model.
         self._fitted: dict[str, Any] = {}
         self._fits_sizes = True
-        # Learning rate and optimizer as the preset and the model have them: who has another has chosen it.
-        self._derived = optimization_for(setup, self._usual())
+        # Optimizer, learning rate and epochs that suit preset, model and task: who has others has chosen them.
+        self._derived = self._optimization()
         self._observers: list[Callable[[], None]] = []
         setup.observe(self._setup_changed)
 
@@ -183,7 +183,7 @@ class EditedSetup:
             self._clicked = {"new_model"} if keeps_new else set()
             self.restored = ()
             self._preset = preset
-            self._derived = optimization_for(self.setup, self._usual())
+            self._derived = self._optimization()
             changes = differences(before.setup, self.setup)
             self._before = before if changes or before.entries or before.preset != preset else None
             self._say(f"Preset {key} applied: {counted(len(changes), 'setting')} changed.", "; ".join(changes))
@@ -216,7 +216,7 @@ class EditedSetup:
         with self._change():
             self._take(before.setup)
             self._preset, self._before, self.restored = before.preset, None, before.restored
-            self._derived = optimization_for(self.setup, self._usual())
+            self._derived = self._optimization()
             self._clicked = set(before.clicked)
             self._entries = dict(before.entries)
             lost = self._click_again(since)
@@ -234,7 +234,7 @@ class EditedSetup:
             self._fits_sizes = True
 
     def _fit(self, names: tuple[str, ...]) -> None:
-        """Set sizes, learning rate and optimizer, where nobody chose them, to those of another model."""
+        """Set sizes, optimizer, learning rate and epochs, where nobody chose them, to those of another model or task."""
         model = self.setup.new_model
         if model is not None and "new_model" not in names and (fitting := for_task(model, self.setup.task)) != model:
             self.setup.update(new_model=fitting)  # which fits the sizes too
@@ -249,7 +249,8 @@ class EditedSetup:
             default = None if self.facts is None else self.facts.vocab_size
             wanted = {"vocab_size": usual.vocab_size or default, "max_length": usual.max_length}
         kept = {name for name, value in self._derived.items() if getattr(self.setup, name) == value}
-        self._derived = optimization_for(self.setup, usual)
+        kept -= {field_of(name) for name in self._overrides}
+        self._derived = self._optimization()
         wanted |= {name: value for name, value in self._derived.items() if name in kept}
         self._fitted = {
             name: value for name, value in wanted.items() if name not in chosen and value != getattr(self.setup, name)
@@ -259,6 +260,11 @@ class EditedSetup:
             self.setup.update(**self._fitted)
         finally:
             self._clicking = was_clicking
+
+    def _optimization(self) -> dict[str, Any]:
+        clicked = {name: getattr(self.setup, name) for name in self._clicked}
+        given = {field_of(name): value for name, value in self._overrides.items()}
+        return optimization_for(self.setup, self._preset, self.choice.given_facts, {**given, **clicked})
 
     def _usual(self) -> SetupConfig:
         """The preset's settings, or the defaults."""
@@ -352,7 +358,8 @@ class EditedSetup:
         for name in names:
             self._entries.pop(name, None)
         self._clicked = self._clicked | set(names) if self._clicking else self._clicked - set(names)
-        if self._fits_sizes and {"pretrained_model", "new_model", "task", "finetune"} & set(names):
+        fitting = {"pretrained_model", "new_model", "task", "finetune", *(["optimizer"] if self._clicking else [])}
+        if self._fits_sizes and fitting & set(names):
             self._fit(names)
         self._tell()
 

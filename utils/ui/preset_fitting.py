@@ -23,7 +23,8 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
     """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
 
     The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained or new one that
-    `overrides` name, else the one of `facts`. `optimization_for` gives its learning rate and optimizer. Raises `ConfigError`.
+    `overrides` name, else the one of `facts`. `optimization_for` gives its optimizer, learning rate and epochs. Raises
+    `ConfigError`.
     """
     setup = SetupConfig() if preset is None else preset.setup()
     named = ("pretrained_model", "new_model")
@@ -32,7 +33,8 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
         setup.update(**{name: overrides[name] for name in (*named, "task", "finetune", *sizes) if name in overrides})
         found = named_facts(setup)
         facts = None if found is None else found.model_facts
-    setup.update(**fitted_sizes(setup, facts), **optimization_for(setup, setup))
+    optimization = optimization_for(setup, preset, facts, overrides)
+    setup.update(**fitted_sizes(setup, facts), **optimization)
     setup.update(**overrides)
     return setup
 
@@ -46,21 +48,35 @@ _FINE_TUNING_RATES = {"full": 5e-5, "last_layers": 5e-5, "lora": 2e-4}
 _POST_NORM_RATE_BY_WIDTH = 1e-4 * 768
 
 
-def optimization_for(setup: SetupConfig, usual: SetupConfig) -> dict[str, Any]:
-    """Learning rate and optimizer that suit the model that `setup` names. Those of `usual`, the preset's, are for new decoders.
+def optimization_for(
+    setup: SetupConfig, preset: Preset | None, facts: ModelFacts | None, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Optimizer, learning rate and epochs of a preset (None: the defaults) that suit the model and task of `setup`.
 
-    A pretrained model would forget at their rate. It is trained by AdamW, as it was before: Muon gains little on weights that
-    AdamW made (arXiv 2502.16982, section 3.5). New encoders as BERT take a lower rate, and AdamW, for which that is known.
+    The preset's own are for new models that learn causal language modelling. Other tasks, pretrained models and settings that
+    Muon cannot be used with take those that it has for them (`Preset.otherwise`). A pretrained model would forget at the rate
+    of a new one. It is trained by AdamW, as it was before: Muon gains little on weights that AdamW made (arXiv 2502.16982,
+    section 3.5). New encoders as BERT take a lower rate, and AdamW, for which that is known.
+
+    Args:
+        facts: about the model where `setup` names none.
+        chosen: settings that somebody chose, which count instead of the setup's.
     """
+    named = setup.pretrained_model is not None or setup.new_model is not None
+    pretrained = setup.pretrained_model is not None or (not named and facts is not None and facts.pretrained)
+    causal = chosen.get("task", setup.task) == "causal_lm"
+    by_muon = chosen.get("optimizer", "muon") == "muon" and chosen.get("strategy", setup.strategy) != "fsdp"
+    usual = SetupConfig() if preset is None else preset.setup(otherwise=pretrained or not (causal and by_muon))
     rate = None
     if setup.pretrained_model is not None:
         rate = _FINE_TUNING_RATES.get(setup.finetune)
     elif setup.new_model is not None and setup.new_model.get("name") in POST_NORM:
         rate = _POST_NORM_RATE_BY_WIDTH / int(setup.new_model.get("n_embd", 768))
-    if rate is None:
-        return {"learning_rate": usual.learning_rate, "optimizer": usual.optimizer}
-    optimizer = "adamw" if usual.optimizer == "muon" else usual.optimizer
-    return {"learning_rate": min(usual.learning_rate, float(f"{rate:.2g}")), "optimizer": optimizer}
+    optimizer, learning_rate = usual.optimizer, usual.learning_rate
+    if rate is not None:
+        optimizer = "adamw" if optimizer == "muon" else optimizer
+        learning_rate = min(learning_rate, float(f"{rate:.2g}"))
+    return {"learning_rate": learning_rate, "optimizer": optimizer, "epochs": usual.epochs}
 
 
 def fitted_sizes(setup: SetupConfig, facts: ModelFacts | None, longest: int | None = None) -> dict[str, Any]:
