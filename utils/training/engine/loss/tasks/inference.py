@@ -12,7 +12,7 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.left_as_found import state_kept
 from utils.data.batch import IGNORED, Batch
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ModelError
 from utils.training.engine.loss.tasks.base import Task, float_ids_hint
 from utils.training.engine.metrics import Sums, exact, metrics_of
 from utils.training.task_spec import TaskSpec
@@ -219,5 +219,9 @@ def try_task(model: nn.Module, task: Task, batch: Batch) -> int | None:
     sums = Sums()
     counts = {name: exact(count.detach()).flatten().tolist() for name, count in loss.counts.items()}
     sums.add(float(loss.loss_sum.detach()), int(loss.num_targets), counts)
-    metrics_of(sums, task, "train")  # what a task of the user's computes would else fail after the first epoch
+    try:  # else a mistake in a task of the user's would show only after the first epoch
+        metrics_of(sums, task, "train")
+    except ModelError as error:
+        if not isinstance(error.__cause__, (ArithmeticError, ValueError)):  # a count may be 0 in one sample
+            raise
     return None if loss.outputs is None else loss.outputs.shape[-1]
