@@ -124,9 +124,7 @@ def load_results(
     )  # fmt: skip
 
 
-def _of_run(
-    folder: Path, name: str, arguments: Mapping[str, Any], chosen: bool, adapted: bool = False
-) -> StoredModel:
+def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], chosen: bool, adapted: bool = False) -> StoredModel:
     """The model of a run: its export, unless somebody chose how it is made or it has to have its adapters; else its weights."""
     from utils.training.engine.checkpointing.store import BEST, newest
 
@@ -142,9 +140,7 @@ def _of_run(
     return _of_checkpoint(path, folder, *_maker_of(folder, name, arguments, chosen))
 
 
-def _maker_of(
-    run: Path, name: str, arguments: Mapping[str, Any], chosen: bool
-) -> tuple[str, Mapping[str, Any]]:
+def _maker_of(run: Path, name: str, arguments: Mapping[str, Any], chosen: bool) -> tuple[str, Mapping[str, Any]]:
     """What `load_model` makes the run's model from: what was chosen, else what the run recorded, else `name`.
 
     Of what the run recorded only names of `ModelRegistry` and folders of transformers without code of their own are taken: a

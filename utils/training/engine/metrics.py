@@ -107,8 +107,8 @@ def _of_objective(sums: Sums, objective: Objective) -> dict[str, float]:
         return {key: float(value) for key, value in metrics.items()}
     except Exception as error:
         raise ModelError(
-            f"{name}.metrics failed with {type(error).__name__}: {error}. It gets `sums` with loss and targets (their sums over "
-            "the epoch), count(name) for a count of size 1 and counts[name], a list, for longer ones; it returns numbers by name."
+            f"{name}.metrics failed with {type(error).__name__}: {error}. It gets `sums` with loss and targets (totals of an "
+            "epoch), count(name) for a count of size 1 and counts[name], a list, for longer ones; it returns numbers by name."
         ) from error
 
 
