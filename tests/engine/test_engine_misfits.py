@@ -195,7 +195,7 @@ def test_a_batch_norm_over_positions_takes_a_single_sample():
 @pytest.mark.parametrize(("tokens", "fits"), [(VOCAB_SIZE, True), (VOCAB_SIZE + 1, False)])
 def test_a_model_needs_as_many_embeddings_as_the_tokenizer_has_tokens(tokens, fits):
     spec = TaskSpec.language_modeling(vocab_size=2 * VOCAB_SIZE)  # of which this tokenizer has fewer
-    tokenizer = build_character_tokenizer(["".join(chr(200 + n) for n in range(tokens))], tokens)
+    tokenizer = build_character_tokenizer(["".join(chr(200 + n) for n in range(tokens - 4))], tokens)  # and four special tokens
     assert len(tokenizer) == tokens
     trainer = Trainer(plain_lm(), None, golden_config(max_steps=1), spec, tokenizer=tokenizer)
     if fits:
