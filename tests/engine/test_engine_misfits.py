@@ -9,10 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.kit.checked_models import Block, TakesFewerPositions
 from tests.kit.misfits import MISFITS
-from tests.kit.toys import VOCAB_SIZE, golden_config, plain_lm, same_weights, token_rows, train_set, validation_set
+from tests.kit.toys import golden_config, plain_lm, same_weights, token_rows, train_set, validation_set
 from utils.checks import run_all_tier1_tests
 from utils.errors import ModelError
-from utils.tokenization import build_character_tokenizer
 from utils.training import TaskSpec, Trainer
 
 
@@ -190,16 +189,3 @@ def test_a_batch_norm_over_positions_takes_a_single_sample():
 
     trainer = Trainer(OverPositions(), None, golden_config(), TaskSpec("text_classification"))
     assert trainer.train(samples_for_classes(9)).final_loss is not None
-
-
-@pytest.mark.parametrize(("tokens", "fits"), [(VOCAB_SIZE, True), (VOCAB_SIZE + 1, False)])
-def test_a_model_needs_as_many_embeddings_as_the_tokenizer_has_tokens(tokens, fits):
-    spec = TaskSpec.language_modeling(vocab_size=2 * VOCAB_SIZE)  # of which this tokenizer has fewer
-    tokenizer = build_character_tokenizer(["".join(chr(200 + n) for n in range(tokens - 4))], tokens)  # and four special tokens
-    assert len(tokenizer) == tokens
-    trainer = Trainer(plain_lm(), None, golden_config(max_steps=1), spec, tokenizer=tokenizer)
-    if fits:
-        assert trainer.train(train_set()).steps == 1
-        return
-    with pytest.raises(ModelError, match=rf"the vocabulary has {tokens} tokens.*has {VOCAB_SIZE} embeddings"):
-        trainer.train(train_set())

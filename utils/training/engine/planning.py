@@ -121,7 +121,7 @@ def plan_objective(given: TrainerArguments, task_spec: TaskSpec, data: Universal
     if world is not None and world.size > 1 and config.strategy == "fsdp":
         config = config.replace(fused_loss="off")  # sharded, the output layer is whole only inside the model's own pass
     task = make_task(task_spec, config)
-    check_fit(given.model, data, task, task_spec, given.tokenizer)
+    check_fit(given.model, data, task, task_spec)
     return task
 
 

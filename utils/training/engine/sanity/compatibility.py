@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
@@ -26,23 +24,18 @@ from utils.training.task_spec import TaskSpec
 _LOOKED_AT = 64
 
 
-def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: TaskSpec, tokenizer: Any = None) -> None:
+def check_fit(model: nn.Module, data: UniversalDataModule, task: Task, spec: TaskSpec) -> None:
     """Check that ids, labels, vocabulary, classes and lengths are such as the model has, before anything is changed.
-
-    A tokenizer that has fewer tokens than the task was planned for, such as one of characters, needs no more embeddings.
 
     Raises:
         ModelError, DataError: what does not fit, with both numbers.
     """
     facts, sample = model_facts(model), first_samples(data)
     known = facts.vocab_size
-    needed = spec.vocab_size
-    if needed is not None and hasattr(tokenizer, "__len__"):
-        needed = min(needed, len(tokenizer))
-    if needed is not None and known is not None and needed > known:
+    if spec.vocab_size is not None and known is not None and spec.vocab_size > known:
         raise ModelError(
-            f"the vocabulary has {needed} tokens, but {type(model).__name__} has {known} embeddings. "
-            f"Make the model with vocab_size={needed} or more, or use a tokenizer with at most {known} tokens."
+            f"the vocabulary has {spec.vocab_size} tokens, but {type(model).__name__} has {known} embeddings. "
+            f"Make the model with vocab_size={spec.vocab_size} or more, or use a tokenizer with at most {known} tokens."
         )
     vocab_size = known or spec.vocab_size
     if task.label_kind == "class":
