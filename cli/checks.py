@@ -6,8 +6,9 @@
     python cli/checks.py mymodels:make_model --only shapes --json -
     python cli/checks.py my_model.py:Net                        also a registered name, a Hub id, a gist
 
-A run and a checkpoint hold weights: the model is made as in the job's file (--config, section `model`), without it as the
-starter job's, and every weight must fit. A run that was exported for transformers is loaded from its export.
+A run and a checkpoint hold weights, and every one must fit. A run that was exported for transformers is loaded from its export;
+one whose model is a registered name or came from a folder of transformers knows how it was made; another one is made as in the
+job's file (--config, section `model`).
 
 Exit status: 0 passed (warnings included), 1 a check failed, 2 something could not be checked: the model cannot be loaded, a
 check does not fit it, or the checks were interrupted.

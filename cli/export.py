@@ -5,8 +5,8 @@
     trainbook export exp3 --which last --output-dir deploy
     trainbook export mine --config job.yaml                       a model that the job's file describes
 
-A run holds weights, not the model's code: the model is made as in the job's file (--config, section `model`), without it as the
-starter job's. A run that was exported for transformers before needs no file.
+A run holds weights, not the model's code. It knows how its model was made if that is a registered name or a folder of
+transformers; another one is made as in the job's file (--config, section `model`).
 
 Exit status: 0 exported, 1 a format could not be written while others were, 2 an error that the message explains.
 """

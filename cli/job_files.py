@@ -152,12 +152,7 @@ def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
     name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
 
     def make_model(**changes: Any) -> nn.Module:
-        arguments = {**model_arguments, **changes}
-        if name == "pretrained":  # its own argument `source` has the name of load_model's
-            from utils.models import ModelRegistry
-
-            return ModelRegistry.create(name, **arguments)
-        return load_model(name, **arguments)
+        return load_model(name, **{**model_arguments, **changes})
 
     return make_model
 

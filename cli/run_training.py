@@ -135,6 +135,10 @@ def _status(options: argparse.Namespace, rank: str) -> int:
                 file=sys.stderr,
             )
         return 130
+    except SystemExit as error:
+        if error.code == 143 and rank == "0":
+            print("\nterminated; continue with the same command and --resume auto", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("\nstopped at once; checkpoints saved before are intact: continue with --resume auto", file=sys.stderr)
         return 130

@@ -200,6 +200,7 @@ def test_each_signal_saves_and_the_same_command_continues(job, tmp_path):
     out, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 143, out + err
     assert "Traceback" not in err
+    assert "--resume auto" in err
     assert int(re.match(r"epoch (\d+)/", first)[1]) >= 3
     assert last_step() > step
 

@@ -141,6 +141,51 @@ def test_metrics_of_a_task_of_ones_own_can_be_monitored():
         train(Named, "val/halff")
 
 
+def test_the_loss_is_a_metric_of_every_task():
+    @register_task
+    class Halved(Distance):
+        name = "test_only_half"
+        metric_names = ("half",)
+
+        def metrics(self, sums):
+            return {"half": sums.loss / sums.targets / 2}
+
+    results = trained("test_only_half")
+    assert results.final_metrics["val/loss"] == 2 * results.final_metrics["val/half"]
+    assert results.best_value == results.final_metrics["val/loss"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (lambda sums: sums.num_targets, r"failed with AttributeError.*count\(name\)"),
+        (lambda sums: sums.counts["near"] / 2, "failed with TypeError"),
+        (lambda sums: None, "failed with TypeError"),
+        (lambda sums: 1 / (sums.targets - 1), None),  # of one sample there is none, and of an epoch there is
+    ],
+)
+def test_metrics_that_cannot_be_computed_are_an_error_before_training(metric, told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    @register_task
+    class Broken(Distance):
+        name = "test_broken"
+        count_sizes: ClassVar = {"near": 1}
+
+        def counts(self, errors):
+            return {"near": (errors < 1).sum()}
+
+        def metrics(self, sums):
+            return {"mine": metric(sums)}
+
+    if told is None:
+        assert "val/mine" in trained("test_broken").final_metrics
+        return
+    with pytest.raises(ModelError, match=told):
+        trained("test_broken")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_input_is_shown_without_the_tokens_that_frame_it():
     tokenizer = bert_like_tokenizer()
     ids = torch.tensor([tokenizer.encode("the cat sat"), tokenizer.encode("the [MASK] ran")])

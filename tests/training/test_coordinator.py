@@ -437,7 +437,7 @@ def test_a_coordinator_that_cannot_work_is_not_made():
 
 
 def test_a_model_that_is_none_is_refused():
-    with pytest.raises(ModelError, match="got a str"):
+    with pytest.raises(ModelError, match=r"got a str\. Load it first: utils\.models\.load_model"):
         train_model("gpt2", TEXTS)
 
 

@@ -123,6 +123,14 @@ def test_updates_lost_in_half_precision(form, lost, found):
     assert outcome("updates and number format", record(falling(), [labels, *looks])).found == found
 
 
+@pytest.mark.parametrize(("name", "found"), [("layer.weight", True), ("layer.lora_B.default.weight", False)])
+def test_a_step_that_replaces_weights_is_a_fault_unless_they_start_at_zero(name, found):
+    looks = [look(step, name=name, update=0.1) for step in (2, 4)]
+    labels = {"event": "start", "step": 0, "labels": {"guess_loss": 2.0, "targets": 100}}
+    run = record(falling(start=3.0, end=2.9), [labels, *looks], finetune="lora")
+    assert outcome("rate too high", run).found == found
+
+
 @pytest.mark.parametrize(("decay", "found"), [(100.0, True), (0.1, False)])
 def test_weight_decay_that_forgets_within_steps(decay, found):
     measured = [{"event": "start", "step": 0, "weight_decay": decay}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from utils.models import extend_vocabulary
 from utils.tokenization import build_character_tokenizer
 from utils.training import Callback, Trainer, TrainingConfig, export_model
 from utils.training.engine.checkpointing.store import read_checkpoint
+from utils.training.export.peft import portable_base
 from utils.training.finetuning import NEW_TOKENS, fine_tuned, linear_layers, trained_tokens, tuning_plan
 from utils.training.stored_models import load_results
 
@@ -116,6 +119,51 @@ def test_a_finished_run_is_loaded_from_its_folder(llama, lora_run):
     assert mine.keys() == theirs.keys()
     best = read_checkpoint(lora_run.best_model_path)["model"]
     assert all(torch.equal(theirs[name], value) for name, value in best.items())
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_run_of_adapters_needs_no_description_of_its_model(llama, lora_run, tmp_path, chosen):
+    run = tmp_path / "run"
+    shutil.copytree(lora_run.run_dir, run)
+    shutil.copytree(llama, run / "exports" / "hf", dirs_exist_ok=True)  # an export is the merged model, without adapters
+    model = ("pretrained", {"source": str(llama)}, {"name": "pretrained"}) if chosen else ("gpt-small", {"vocab_size": 9})
+    found = load_results(run, *model).model.state_dict()
+    best = read_checkpoint(lora_run.best_model_path)["model"]
+    assert all(torch.equal(found[name], value) for name, value in best.items())
+
+
+@pytest.mark.parametrize("name", ["code.py", "os:system", "folder"])
+def test_what_a_run_recorded_about_its_model_runs_no_code(lora_run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("code.py").write_text("raise SystemExit('run')")
+    Path("folder").mkdir()
+    Path("folder/model.py").write_text("raise SystemExit('run')")
+    Path("folder/config.json").write_text('{"width": 8}')
+    run = tmp_path / "runs" / "theirs"
+    shutil.copytree(lora_run.run_dir / "checkpoints", run / "checkpoints")
+    text = (lora_run.run_dir / "config.yaml").read_text().partition("\nmodel:")[0]
+    (run / "config.yaml").write_text(f"{text}\nmodel: {{name: '{name}'}}\n")
+    sizes = {"vocab_size": 16, "max_seq_len": 8, "n_layer": 1, "n_embd": 8, "n_head": 2}
+    with pytest.raises(CheckpointError):  # of the model that was named here
+        load_results(run, "gpt-small", sizes)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("models--owner--name/snapshots/" + "a1" * 20, ("owner/name", "a1" * 20, False)),
+        ("tiny", ("tiny", None, True)),
+        ("", (None, None, False)),
+    ],
+)
+def test_an_adapter_names_its_base_as_others_can_find_it(tmp_path, place, expected):
+    file = tmp_path / "adapter_config.json"
+    base = str(tmp_path / place) if place else None
+    file.write_text(json.dumps({"base_model_name_or_path": base, "revision": None}))
+    name, is_folder = portable_base(tmp_path)
+    found = json.loads(file.read_text())
+    assert (found["base_model_name_or_path"], found["revision"], is_folder) == expected
+    assert name == expected[0]
 
 
 def test_the_fused_loss_and_gradient_checkpointing_give_the_same(llama, lora_run, tmp_path):

@@ -32,7 +32,7 @@ _KINDS = (
 )
 
 
-def load_model(source: Any, *, trust: str | None = None, config: Any = None, **overrides: Any) -> nn.Module:
+def load_model(source: Any, /, *, trust: str | None = None, config: Any = None, **overrides: Any) -> nn.Module:
     """Load a model by name, from a file or folder, the Hub or a gist. No fallback: the result is that model or an error.
 
     | source | model |
@@ -71,7 +71,8 @@ def load_model(source: Any, *, trust: str | None = None, config: Any = None, **o
     """
     if isinstance(source, (str, os.PathLike)):
         model = _from_text(os.fspath(source), trust, config, overrides)
-        note_origin(model, os.fspath(source), _recorded(trust, config, overrides))
+        if os.fspath(source).strip().lower() != "pretrained":  # which notes the folder that the weights came from
+            note_origin(model, os.fspath(source), _recorded(trust, config, overrides))
         return model
     from utils.models.construction import construct
     from utils.models.transformers_models import is_transformers_config, model_from_config

@@ -24,6 +24,7 @@ _EXPORTS = {
     "DatasetUploader": "utils.data.text.loader",
     "CheckpointManager": "utils.training.checkpoint_manager",
     "ExperimentManager": "utils.training.experiments",
+    "OwnParts": "utils.training.engine.compute.user_supplied",
     "MetricsTracker": "utils.training.metrics_tracker",
     "evaluate_generation": "utils.training.evaluation",
     "note_new_tokens": "utils.training.finetuning",

@@ -47,7 +47,8 @@ def load_stored_model(
     """Load the model that `source` names.
 
     A run's folder and a checkpoint hold weights, not the model's code: it is made by `load_model(name, **arguments)`, and every
-    weight must fit. A run that was exported for transformers needs no name: its export is loaded.
+    weight must fit. A run needs no name if it was exported for transformers (its export is loaded), or if it recorded that its
+    model was made by `ModelRegistry` or from a folder of transformers.
 
     Args:
         source: path of a run's folder, of a checkpoint (.pt) or of a transformers folder; or any other source that
@@ -62,9 +63,10 @@ def load_stored_model(
     if path.is_dir() and (path / "config.json").is_file():
         return StoredModel(_of_transformers(path), f"transformers model in {path}")
     if path.is_dir():
-        return _of_run(path, name, arguments, exported=not given)
+        return _of_run(path, name, arguments, chosen=bool(given))
     if path.suffix == ".pt" and path.is_file():
-        return _of_checkpoint(path, path.parent.parent, name, arguments)
+        run = path.parent.parent
+        return _of_checkpoint(path, run, *_maker_of(run, name, arguments, bool(given)))
     from utils.models import load_model
 
     try:
@@ -93,7 +95,8 @@ def load_results(
 ) -> TrainingResults:
     """The results of a finished or stopped run, from its folder alone.
 
-    The tokenizer is the one that the run's export for transformers holds; a run without that export has none.
+    The model of a LoRA run has its adapters: its export, in which they are merged, is not used for it. The tokenizer is the one
+    that the run's export for transformers holds; a run without that export has none.
 
     Args:
         folder: the run's folder; name, arguments, given: how its model is made, see `load_stored_model`.
@@ -109,7 +112,7 @@ def load_results(
     own = Path(config.checkpoint_dir) if config.checkpoint_dir else folder / "checkpoints"
     path, _ = newest(own, mapped=True)
     header = read_header(path)
-    stored = _of_run(folder, name, arguments, exported=not given)
+    stored = _of_run(folder, name, arguments, chosen=bool(given), adapted="base_model" in header)
     best = own / BEST
     kept = [entry.path for entry in sorted(entries_of(own)[0], key=lambda entry: entry.position) if entry.path != path]
     return TrainingResults(
@@ -121,18 +124,48 @@ def load_results(
     )  # fmt: skip
 
 
-def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], exported: bool) -> StoredModel:
+def _of_run(folder: Path, name: str, arguments: Mapping[str, Any], chosen: bool, adapted: bool = False) -> StoredModel:
+    """The model of a run: its export, unless somebody chose how it is made or it has to have its adapters; else its weights."""
     from utils.training.engine.checkpointing.store import BEST, newest
 
     export = folder / "exports" / "hf"
-    if exported and (export / "config.json").is_file():
+    if not chosen and not adapted and (export / "config.json").is_file():
         task_spec, config = _of_config(folder)
         return StoredModel(_of_transformers(export), f"the run's export {export}", task_spec, config)
     elsewhere = (_config_of(folder).get("training") or {}).get("checkpoint_dir")
     places = [folder / "checkpoints", *([Path(elsewhere)] if elsewhere else [])]
     checkpoints = next((place for place in places if any(place.glob("*.pt"))), folder)
     best = checkpoints / BEST
-    return _of_checkpoint(best if best.is_file() else newest(checkpoints)[0], folder, name, arguments)
+    path = best if best.is_file() else newest(checkpoints)[0]
+    return _of_checkpoint(path, folder, *_maker_of(folder, name, arguments, chosen))
+
+
+def _maker_of(run: Path, name: str, arguments: Mapping[str, Any], chosen: bool) -> tuple[str, Mapping[str, Any]]:
+    """What `load_model` makes the run's model from: what was chosen, else what the run recorded, else `name`.
+
+    Of what the run recorded only names of `ModelRegistry` and folders of transformers without code of their own are taken: a
+    run's folder may come from somebody else, and its record must not decide which code runs here.
+    """
+    recorded = {} if chosen else dict(_config_of(run).get("model") or {})
+    source = recorded.pop("name", None)
+    if not isinstance(source, str) or "trust" in recorded or not _runs_no_code(source):
+        return name, arguments
+    return source, recorded
+
+
+def _runs_no_code(source: str) -> bool:
+    from utils.models import ModelRegistry
+
+    if source.strip().lower() in ModelRegistry.list_available():
+        return True
+    file = Path(source if Path(source).is_dir() else source.rpartition(":")[0]) / "config.json"
+    if not file.is_file():
+        return False
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "model_type" in values and not values.get("auto_map")
 
 
 def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any]) -> StoredModel:
@@ -142,6 +175,8 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
 
     checkpoint = read_checkpoint(path)
     weights = weights_to_use(checkpoint)
+    if name.strip().lower() == "pretrained":  # the head is that of the run's task
+        arguments = {**_head_of(checkpoint), **arguments}
     model = load_model(name, **arguments)
     if "base_model" in checkpoint:
         note_new_tokens(model, checkpoint["base_model"].get("new_tokens", ()))
@@ -156,6 +191,15 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
         ) from None
     task_spec, config = _of_config(run)
     return StoredModel(model.eval(), f"{name} with the weights of {path}", task_spec, config)
+
+
+def _head_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_pretrained` for the task that a checkpoint was trained for."""
+    task = checkpoint.get("task_spec")
+    if not task:
+        return {}
+    names = (task.get("preprocessing_config") or {}).get("class_names")
+    return {"task_spec": dict(task), **({"labels": list(names)} if names else {})}
 
 
 def _of_config(run: Path) -> tuple[TaskSpec | None, Mapping[str, Any] | None]:

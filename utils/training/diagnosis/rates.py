@@ -41,7 +41,8 @@ def rate_too_high(run: RunRecord) -> Outcome:
     overflowed = run.state.get("status") == "failed" and "gradient norm is" in str(run.state.get("error"))
     if not overflowed and run.judged:
         return unknown(run.judged)
-    ratios = [ratio for look in run.looks if (ratio := relative_update(look)) is not None]
+    # LoRA's second matrices start at zero: their first steps replace them at any rate.
+    ratios = [ratio for look in run.looks if (ratio := relative_update(look, from_zero=False)) is not None]
     largest = max(ratios, default=0.0)
     jump = run.highest
     measured = {"loss_jump": jump, "largest_relative_update": largest, "rate": _peak(run)}

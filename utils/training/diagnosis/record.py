@@ -351,10 +351,16 @@ class RunRecord:
         return 1.0 if not len(away) else (len(means) - 1 - int(away[-1])) / len(means)
 
 
-def relative_update(look: Row) -> float | None:
-    """The update of one step relative to the weights, of the median matrix; None where there is no matrix to go by."""
+def relative_update(look: Row, *, from_zero: bool = True) -> float | None:
+    """The update of one step relative to the weights, of the median matrix; None where there is no matrix to go by.
+
+    Args:
+        from_zero: count the matrices of LoRA that start at zero, of which every first step is a multiple.
+    """
     ratios = [
-        t["update"] / t["weight"] for t in look["tensors"] if t["matrix"] and t["weight"] and t["update"] is not None
+        t["update"] / t["weight"]
+        for t in look["tensors"]
+        if t["matrix"] and t["weight"] and t["update"] is not None and (from_zero or ".lora_B." not in t["name"])
     ]
     return float(np.median(ratios)) if ratios else None
 

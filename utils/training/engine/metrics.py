@@ -84,14 +84,32 @@ class Sums:
 
 
 def metrics_of(sums: Sums, objective: Objective, prefix: str) -> dict[str, float]:
-    """The objective's metrics of its sums, under `prefix`; in training also the model's auxiliary loss (mean over targets)
-    and the mean gradient norm. Empty when nothing was counted."""
+    """The loss per target and the objective's metrics of its sums, under `prefix`; in training also the model's auxiliary
+    loss (mean over targets) and the mean gradient norm. Empty when nothing was counted.
+
+    Raises:
+        ModelError: the objective's `metrics` failed, or a value is no number.
+    """
     if sums.targets == 0:
         return {}
-    found = {f"{prefix}/{name}": value for name, value in objective.metrics(sums).items()}
+    # A task may compute a loss of its own, such as one without label smoothing.
+    metrics = {"loss": sums.loss / sums.targets, **_of_objective(sums, objective)}
+    found = {f"{prefix}/{name}": value for name, value in metrics.items()}
     if AUXILIARY in sums.counts:
         found[f"{prefix}/{AUXILIARY}"] = sums.count(AUXILIARY) / sums.targets
     return found if sums.mean_grad_norm is None else {**found, f"{prefix}/grad_norm": sums.mean_grad_norm}
+
+
+def _of_objective(sums: Sums, objective: Objective) -> dict[str, float]:
+    name = type(objective).__name__
+    try:
+        metrics = objective.metrics(sums)
+        return {key: float(value) for key, value in metrics.items()}
+    except Exception as error:
+        raise ModelError(
+            f"{name}.metrics failed with {type(error).__name__}: {error}. It gets `sums` with loss and targets (totals of an "
+            "epoch), count(name) for a count of size 1 and counts[name], a list, for longer ones; it returns numbers by name."
+        ) from error
 
 
 def widest(tensor: Tensor) -> Tensor:

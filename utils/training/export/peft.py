@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from utils.training.export.parity import Logits, compare_logits, example_batches
 from utils.training.export.result import ExportResult
 
 _CONFIG_NAME = "adapter_config.json"
+# A repository in huggingface_hub's cache: models--owner--name/snapshots/<commit>.
+_SNAPSHOT = re.compile(r"(?:^|/)models--(?P<id>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})/?$")
 
 # The same code computes the same weights on both sides: anything above rounding is a wrong file.
 _TOLERANCE = 1e-5
@@ -70,7 +73,7 @@ def export_peft(
         with staged_folder(target) as staging, without_progress_bars():
             check_space(staging, target, model)
             adapted.save_pretrained(staging, selected_adapters=[adapted.active_adapter])
-            base = _portable_base(staging)
+            base, is_folder = portable_base(staging)
             if tokenizer is not None:
                 notes += save_tokenizer(tokenizer, staging)
             parity, unverified = _compared(adapted, tokenizer, staging, batches)
@@ -80,6 +83,8 @@ def export_peft(
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     needs = base or "the base model, which has no published name: keep it, or export 'hf', which is merged"
+    if is_folder:
+        needs = f"the folder {base} that the training started from, not a model of that name on the Hub"
     notes += (*unverified, f"Load it with peft.PeftModel.from_pretrained(base, folder). The base is {needs}.")
     return ExportResult("peft", target, size_of(target), parity, None, notes, other_process=None if unverified else parity)
 
@@ -117,14 +122,22 @@ def _compared(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _portable_base(folder: Path) -> str | None:
-    """The base model's name in the adapter's config, without the folders of this machine."""
+def portable_base(folder: Path) -> tuple[str | None, bool]:
+    """Name the base model in the adapter's config without the folders of this machine. Returns the name, and whether it is that
+    of a folder; a model from the Hub's cache has its id, and its revision beside it."""
     file = folder / _CONFIG_NAME
     config = json.loads(file.read_text(encoding="utf-8"))
     base: str | None = config.get("base_model_name_or_path") or None
-    if base is not None and (Path(base).is_absolute() or Path(base).exists()):
+    if base is None or not (Path(base).is_absolute() or Path(base).exists()):
+        changes, is_folder = {}, False
+    elif cached := _SNAPSHOT.search(Path(base).as_posix()):
+        base = cached["id"].replace("--", "/")
+        changes, is_folder = {"base_model_name_or_path": base, "revision": cached["revision"]}, False
+    else:
         base = Path(base).name
-        file.write_text(json.dumps({**config, "base_model_name_or_path": base}, indent=2), encoding="utf-8")
+        changes, is_folder = {"base_model_name_or_path": base}, True
+    if changes:
+        file.write_text(json.dumps({**config, **changes}, indent=2), encoding="utf-8")
     readme = folder / "README.md"  # peft's template of a model card, all of it unfilled
     readme.unlink(missing_ok=True)
-    return base
+    return base, is_folder

@@ -118,7 +118,8 @@ def check_monitor(monitor: str, objective: Objective, datasets: Sequence[str] = 
         if "metrics" in vars(base):
             return
     prefix, _, name = monitor.partition("/")
-    known = [*objective.metric_names, *(_OF_TRAINING if prefix == "train" else [f"loss/{one}" for one in datasets])]
+    more = _OF_TRAINING if prefix == "train" else [f"loss/{one}" for one in datasets]
+    known = [*dict.fromkeys(("loss", *objective.metric_names)), *more]
     if name in known:
         return
     guess = nearest(name, known)

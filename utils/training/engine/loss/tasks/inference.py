@@ -12,8 +12,9 @@ from utils.adapters.facts import model_facts
 from utils.adapters.forward import ModelCall
 from utils.adapters.left_as_found import state_kept
 from utils.data.batch import IGNORED, Batch
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ModelError
 from utils.training.engine.loss.tasks.base import Task, float_ids_hint
+from utils.training.engine.metrics import Sums, widest, metrics_of
 from utils.training.task_spec import TaskSpec
 
 # How transformers' classes end, and what they are for.
@@ -213,6 +214,14 @@ def try_task(model: nn.Module, task: Task, batch: Batch) -> int | None:
     first = first_sample(model, batch)
     task.count_targets(first)
     with state_kept(model):
-        outputs = task(ModelCall(model), first, keep_outputs=True).outputs
+        loss = task(ModelCall(model), first, keep_outputs=True)
     task.notice = None  # what it says of outputs that are kept is not so in training
-    return None if outputs is None else outputs.shape[-1]
+    sums = Sums()
+    counts = {name: widest(count.detach()).flatten().tolist() for name, count in loss.counts.items()}
+    sums.add(float(loss.loss_sum.detach()), int(loss.num_targets), counts)
+    try:  # else a mistake in a task of the user's would show only after the first epoch
+        metrics_of(sums, task, "train")
+    except ModelError as error:
+        if not isinstance(error.__cause__, (ArithmeticError, ValueError)):  # a count may be 0 in one sample
+            raise
+    return None if loss.outputs is None else loss.outputs.shape[-1]
