@@ -46,7 +46,7 @@ def test_sizes_are_chosen_by_name_or_one_by_one_and_counted_at_once(monkeypatch)
     assert size.value == "mini"
     size.value = "tiny"
     assert (setup.new_model["n_layer"], view["new-model:n_embd"].value) == (2, "128")
-    assert "MiB for weights, gradients and AdamW" in view["facts"].value
+    assert "MiB for weights, gradients and Muon" in view["facts"].value
     assert f"{wizard.state.facts.parameters:,}" in view["facts"].value
     view["new-model:n_embd"].value = "130"
     assert size.value == ""
