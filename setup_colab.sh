@@ -282,6 +282,7 @@ run_tests() {
   colab_world
   close_log
   part "ruff" "$PYTHON" -m ruff check --output-format concise .
+  part "format" "$PYTHON" -m ruff format --check utils widgets cli
   part "mypy" "$PYTHON" -m mypy
   part "import contracts" "$VENV/bin/lint-imports" --no-logo
   part "documentation" check_documentation

@@ -61,7 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     _, _, details = (__doc__ or "").partition("\n")
     parser = Parser(prog="trainbook", docstring=__doc__)
     where = Parser(add_help=False)
-    where.add_argument("--queue", metavar="URL", help="sqlite:///file.db, postgresql://user@host/database or ray://host:10001")
+    where.add_argument(
+        "--queue", metavar="URL", help="sqlite:///file.db, postgresql://user@host/database or ray://host:10001"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="worker|queue")
 
     worker = commands.add_parser("worker", parents=[where], help="run jobs", epilog=details)

@@ -191,7 +191,12 @@ A sweep file (W&B's are read too); the job may stand beside it, in the sections 
 
 
 def _run(
-    job: JobConfig, resume: str | None, dry_run: bool, trackers: Sequence[str] | None = None, *, finish_now: bool = False
+    job: JobConfig,
+    resume: str | None,
+    dry_run: bool,
+    trackers: Sequence[str] | None = None,
+    *,
+    finish_now: bool = False,
 ) -> int:
     model, _, setup, data = _prepared(job, _check_finish if finish_now else None)
     if dry_run:
@@ -220,7 +225,9 @@ def _run(
 def _check_finish(setup: SetupConfig) -> None:
     config = setup.training_config
     if not config.can_finish_early:
-        raise ConfigError(f"--finish-now needs lr_schedule=wsd, whose decay can begin at any step; got {config.lr_schedule}.")
+        raise ConfigError(
+            f"--finish-now needs lr_schedule=wsd, whose decay can begin at any step; got {config.lr_schedule}."
+        )
 
 
 def _sweep(options: argparse.Namespace) -> int:

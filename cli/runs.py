@@ -110,7 +110,9 @@ def make_parser() -> argparse.ArgumentParser:
     stop.add_argument("run", metavar="RUN")
     stop.add_argument("--keep-best", action="store_true", help="its results have the best checkpoint's weights")
     stop.set_defaults(run_command=_ask)
-    finish = actions.add_parser("finish", parents=[where], help="ask a run under way (lr_schedule=wsd) to begin its decay now")
+    finish = actions.add_parser(
+        "finish", parents=[where], help="ask a run under way (lr_schedule=wsd) to begin its decay now"
+    )
     finish.add_argument("run", metavar="RUN")
     finish.set_defaults(run_command=_ask)
     reindex = actions.add_parser("reindex", parents=[where], help="make the table anew from the folders")
@@ -237,7 +239,9 @@ def _ask(table: RunTable, options: argparse.Namespace) -> int:
         print(f"{run.name}: asked to save and end")
         return DONE
     if not can_finish_early(path):
-        raise ConfigError(f"run {run.name!r} cannot finish now: only lr_schedule=wsd has a decay that can begin at any step.")
+        raise ConfigError(
+            f"run {run.name!r} cannot finish now: only lr_schedule=wsd has a decay that can begin at any step."
+        )
     StopFile(path).request_finish()
     print(f"{run.name}: asked to begin its decay")
     return DONE

@@ -115,7 +115,9 @@ def download_file(path: str | os.PathLike[str]) -> None:
     if not is_colab():
         raise DataError(f"{os.fspath(path)}: the browser's download needs Colab; the file is at this path.")
     files = importlib.import_module("google.colab.files")
-    _told(f"{os.fspath(path)} was not downloaded", lambda: files.download(os.fspath(path)), "Find it in the Files panel.")
+    _told(
+        f"{os.fspath(path)} was not downloaded", lambda: files.download(os.fspath(path)), "Find it in the Files panel."
+    )
 
 
 def secret(name: str) -> str | None:

@@ -101,7 +101,8 @@ def asks_for_live_view(code: str) -> bool:
         return False
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and not node.args)
     return any(
-        "show_live" in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")) and all(map(_is_widget, call.keywords))
+        "show_live" in (getattr(call.func, "id", ""), getattr(call.func, "attr", ""))
+        and all(map(_is_widget, call.keywords))
         for call in calls
     )
 
@@ -115,7 +116,11 @@ def _without_magics(code: str) -> str:
 
 def _is_widget(keyword: ast.keyword) -> bool:
     """Whether a call's keyword is `ui="widget"`, or "auto", which is the same where a cell can be given the view."""
-    return keyword.arg == "ui" and isinstance(keyword.value, ast.Constant) and keyword.value.value in ("widget", "auto", None)
+    return (
+        keyword.arg == "ui"
+        and isinstance(keyword.value, ast.Constant)
+        and keyword.value.value in ("widget", "auto", None)
+    )
 
 
 def note_served(request_id: str) -> bool:

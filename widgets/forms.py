@@ -133,7 +133,11 @@ class ColumnForm(FieldForm):
 
 def named_options(names: Sequence[str], value: str | None, setting: str = "") -> tuple[tuple[str, str], ...]:
     """Options of a menu of columns or layouts found in the data, with the chosen value if it is not one of them."""
-    missing = [(f"{choice_name(setting, value)} (not in the data)", value)] if value is not None and value not in names else []
+    missing = (
+        [(f"{choice_name(setting, value)} (not in the data)", value)]
+        if value is not None and value not in names
+        else []
+    )
     return ("detect automatically", _NONE), *((choice_name(setting, name), name) for name in names), *missing
 
 
@@ -204,7 +208,9 @@ def fill_panel(box: ipywidgets.VBox, *children: ipywidgets.Widget, ended: str = 
     """Put widgets into `box` in the design's style, whose style sheet comes last. As `panel`."""
     style, gone = ipywidgets.HTML(sheet(controls=True)), ipywidgets.HTML(paragraph(ended))
     style.add_class("tb-style")
-    gone.add_class("tb-gone")  # shown by the style sheet, as nothing else can change what the widgets of a dead kernel show
+    gone.add_class(
+        "tb-gone"
+    )  # shown by the style sheet, as nothing else can change what the widgets of a dead kernel show
     box.children = (*children, gone, style)
     for name in ("tb", "tb-panel"):
         box.add_class(name)
@@ -232,7 +238,12 @@ def problem_line(sentence: str, indent: str = "0") -> Html:
         return text("")
     style = None if indent == "0" else f"margin-left:{indent}"
     return element(
-        "div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", class_="tb-problem", style=style
+        "div",
+        element("strong", text("Problem: ")),
+        text(sentence),
+        aria_live="polite",
+        class_="tb-problem",
+        style=style,
     )
 
 

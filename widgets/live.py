@@ -23,26 +23,17 @@ from utils.environment import UiMode, ui_mode
 from utils.errors import TrainingInterrupted
 from utils.training.engine.interrupts import Interrupts
 from utils.training.samples import SamplePredictions, SampleTexts, prompts_from
-from utils.ui.live_picture import live_picture, phase_text, sentence
 from utils.ui.live_run import LiveFeed, LiveRun, RunEvent
-from utils.ui.progress import progress_line
 from utils.ui.run_on_disk import RunFollower
 from utils.ui.run_past import past_of
-from utils.views.display import LiveOutput, show_html, show_text
-from utils.views.live import live_view
-from widgets.attach import LIVE_TEXT, asks_for_live_view, note_served, show_state
-from widgets.pump import Pump, WaitingCell
+from utils.views.display import show_text
+from widgets.attach import asks_for_live_view, note_served, show_state
+from widgets.live_views import REDRAW_S, live_view_for
+from widgets.pump import Pump
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
     from utils.training.engine.trainer import Trainer
-
-# Seconds between two drawings: more often is not seen, and costs the training and the connection.
-REDRAW_S = 0.5
-
-# Most that drawing may take of the processor's time. Everything else that the view does (events, clicks) takes about 0.4 %
-# of a slow core with steps of 50 ms (`python -m benchmarks.live_view`), and the whole is to stay under 1 %.
-REDRAW_SHARE = 0.005
 
 # Seconds that a kernel which shuts down waits for the checkpoint; Jupyter ends it after five.
 _LAST_SAVE_S = 4.0
@@ -124,7 +115,7 @@ class _Session:
         self.error: BaseException | None = None
         self.at_once = False
         self.interrupts = Interrupts(trainer.control, self._second_interrupt)
-        self.view = _view_for(mode, trainer, self.pump)
+        self.view = live_view_for(mode, trainer, self.pump)
         self.shows_curves = mode in ("widget", "html")
         self.processes = _processes_for(trainer.training_config)
         self.follower = RunFollower() if self.processes is not None else None
@@ -325,130 +316,3 @@ def _saved_at_exit(session: _Session) -> Iterator[None]:
         yield
     finally:
         atexit.unregister(save)
-
-
-# ---- what is shown ----
-
-
-class _View(Protocol):
-    """How one training is shown."""
-
-    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
-        """Draw, when it is time and something changed."""
-
-    def hear(self, live: LiveRun, event: RunEvent) -> None:
-        """An event that `live` has taken in."""
-
-    def show_again(self) -> None:
-        """Show the live view in the running cell's output too."""
-
-    def show_in(self, cell: WaitingCell) -> None:
-        """Show the view in the output of a cell that waits for this one to end."""
-
-    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        """Leave what stays in the saved notebook."""
-
-
-def _view_for(mode: UiMode, trainer: Trainer, pump: Pump) -> _View:
-    if mode == "widget":
-        return _WidgetView(trainer, pump)
-    return {"html": _HtmlView, "text": _TextView, "none": _NoView}[mode]()
-
-
-class _NoView:
-    """Shows nothing."""
-
-    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
-        pass
-
-    def hear(self, live: LiveRun, event: RunEvent) -> None:
-        pass
-
-    def show_again(self) -> None:
-        pass
-
-    def show_in(self, cell: WaitingCell) -> None:
-        pass
-
-    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        pass
-
-
-class _TextView(_NoView):
-    """A line an epoch, and one at the end."""
-
-    def hear(self, live: LiveRun, event: RunEvent) -> None:
-        if event.name == "on_epoch_end":
-            show_text(progress_line(int(event.values["epoch"]), live.epochs, event.values))
-
-    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        show_text("\n".join([sentence(live, stop_reason), *notices]))
-
-
-class _HtmlView(_NoView):
-    """The final state, as static HTML."""
-
-    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        show_html(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
-
-
-class Redraws:
-    """When to draw: at most every `every_s` seconds, less often where drawings are slow, and only if something is new."""
-
-    def __init__(self, every_s: float = REDRAW_S, share: float = REDRAW_SHARE) -> None:
-        self._every_s = self._wait_s = every_s
-        self._share = share
-        self._last_s: float | None = None
-        self._seen: Any = None
-
-    def due(self, now_s: float, state: Any) -> bool:
-        """Whether to draw `state`, something that compares equal when nothing changed; if so, it counts as drawn."""
-        if self._last_s is not None and (now_s - self._last_s < self._wait_s or state == self._seen):
-            return False
-        self._last_s, self._seen = now_s, state
-        return True
-
-    def took(self, seconds: float) -> None:
-        """Processor time of the last drawing: the next one comes when that is `share` of the time between them."""
-        self._wait_s = max(self._every_s, seconds / self._share)
-
-
-class _WidgetView(_NoView):
-    """Live widgets; in the end their place is taken by static HTML, which a saved notebook and a code host can show."""
-
-    def __init__(self, trainer: Trainer, pump: Pump) -> None:
-        from widgets.dashboard import Dashboard
-
-        self._pump = pump
-        self.dashboard = Dashboard(trainer.control, can_finish=trainer.training_config.can_finish_early, keeps_copy=True)
-        self._output = LiveOutput(self.dashboard.box, LIVE_TEXT)
-        self._redraws = Redraws()
-
-    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
-        said = (*notices, *(() if self._pump.delivers else (_INTERRUPT,)))
-        if self._redraws.due(now_s, (live.step, live.phase, live.saved_file, live.sampled_step, said)):
-            began = time.thread_time()
-            self._draw(live, None, said)
-            self._redraws.took(time.thread_time() - began)
-
-    def show_again(self) -> None:
-        self._output.show_again()
-
-    def show_in(self, cell: WaitingCell) -> None:
-        if self._output.display_id is not None:
-            self._pump.show_in(cell, self._output.bundle, self._output.display_id)
-
-    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        self._draw(live, stop_reason, notices)
-        # A page that was loaded again keeps the widget, whose last drawing is the final state too.
-        self._output.replace(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
-
-    def _draw(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        picture = live_picture(live, notices, stop_reason)
-        self.dashboard.draw(picture, live.phase, phase_text(live, stop_reason))
-
-
-_INTERRUPT = (
-    "This kernel holds clicks back until the cell ends: to stop, interrupt the kernel, or make the file STOP in the "
-    "run's folder."
-)

@@ -149,9 +149,7 @@ class PlayPanel:
         parts = [self.output, *asked] if opened.kind == "chat" else asked
         tail = [self.renew] if opened.kind == "chat" else [self.output]
         about = [markup_box(markup=small(opened.weights))] if opened.weights else []
-        self.box = panel(
-            markup_box(markup=heading(title)), *about, *parts, *settings, self.job.box, *tail, self._alert
-        )
+        self.box = panel(markup_box(markup=heading(title)), *about, *parts, *settings, self.job.box, *tail, self._alert)
         self.box.add_class("tb-play-panel")
         watch_cells()
 

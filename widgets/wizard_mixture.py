@@ -82,7 +82,14 @@ class MixtureRows:
     def _added(self, _: Any) -> None:
         if not self._rows:
             setup = self._state.setup
-            names = ("dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "conversation_layout")
+            names = (
+                "dataset_source",
+                "dataset_path",
+                "dataset_name",
+                "config_name",
+                "text_column",
+                "conversation_layout",
+            )
             first = {name: getattr(setup, name) for name in names} | {"data_kind": setup.data_kind}
             self._rows.append(_Row(self, first, self._report))
         self._rows.append(_Row(self, {"dataset_source": "local"}, self._report))
@@ -117,7 +124,9 @@ class MixtureRows:
         unfinished = [number for number, entry in enumerate(entries, start=1) if not self._is_usable(entry)]
         if unfinished:
             listed = ", ".join(map(str, unfinished))
-            set_markup(self._message, small(f"Enter a path or a dataset's id for dataset {listed}. Until then it is not used."))
+            set_markup(
+                self._message, small(f"Enter a path or a dataset's id for dataset {listed}. Until then it is not used.")
+            )
             return
         try:
             self._written = mixture_sources(entries)  # before the form is refreshed, so that these controls stay
@@ -165,7 +174,11 @@ class _Row:
         self.share = markup_box("tb-mixture-share")
         self._found = markup_box("tb-mixture-found")
         self._read = TaskRow(
-            "Read the first rows", "tb-mixture-rows", lambda _: owner.state.read_entry(self.entry()), self._show_read, report
+            "Read the first rows",
+            "tb-mixture-rows",
+            lambda _: owner.state.read_entry(self.entry()),
+            self._show_read,
+            report,
         )
         remove = button("Remove", "tb-mixture-remove", lambda _: owner.remove(self), report, "Take this dataset out")
         self.box = ipywidgets.VBox([row(*self.controls.values(), self.share, remove), self._read.box, self._found])
@@ -239,7 +252,12 @@ class _Row:
             for setting in _OF_ROWS:
                 self._rest.pop(setting, None)
         else:
-            settings = {"column": "text_column", "layout": "conversation_layout", "config": "config_name", "kind": "data_kind"}
+            settings = {
+                "column": "text_column",
+                "layout": "conversation_layout",
+                "config": "config_name",
+                "kind": "data_kind",
+            }
             for key, setting in settings.items():
                 if change["owner"] is self.controls[key]:
                     self._rest.pop(setting, None)

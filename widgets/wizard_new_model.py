@@ -21,7 +21,9 @@ _HELP = {
     "n_embd": "Hidden size; a multiple of the attention heads.",
     "n_head": "Attention heads of each block.",
 }
-_FROM_ELSEWHERE = "Vocabulary size and block length are those of the Tokenizer step, the number of classes is that of the data."
+_FROM_ELSEWHERE = (
+    "Vocabulary size and block length are those of the Tokenizer step, the number of classes is that of the data."
+)
 _OTHER = ""
 
 
@@ -43,7 +45,8 @@ class NewModelForm:
         self.message = markup_box("tb-error-new_model")
         helps = {"name": _FROM_ELSEWHERE, **_HELP}
         boxes = [
-            ipywidgets.VBox([control, markup_box(markup=small(helps.get(name, "")))]) for name, control in self.controls.items()
+            ipywidgets.VBox([control, markup_box(markup=small(helps.get(name, "")))])
+            for name, control in self.controls.items()
         ]
         fields = ipywidgets.VBox(boxes)
         fields.add_class("tb-fields")

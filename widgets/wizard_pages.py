@@ -184,7 +184,6 @@ class TrainingPage(Page):
         set_markup(self._estimate, data_table("Measured on this machine, on a copy of the model", rows))
         self.refresh(self.state.visible_problems())
 
-
     def _find_it(self, progress: Progress) -> tuple[Any, Any]:
         setup = self.state.setup.copy()
         return find_rate(setup, self.state.choice.load(), progress), _all_but_the_rate(setup)

@@ -108,7 +108,11 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self._clicks = self._parts["clicks"] = markup_box("tb-clicks")
         self._reset = self._parts["reset"] = button("Reset to preset", "tb-reset", self._back_to_preset, self.report)
         self._undo = self._parts["undo"] = button(
-            "Undo preset", "tb-undo", lambda _: self._undo_preset(), self.report, "Bring back the settings that it replaced"
+            "Undo preset",
+            "tb-undo",
+            lambda _: self._undo_preset(),
+            self.report,
+            "Bring back the settings that it replaced",
         )
         changes = row(self._clicks, self._reset, self._undo)
         stepper = row(*steps)

@@ -9,7 +9,7 @@ from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_state import WizardState
 from widgets.dashboard import Dashboard
 from widgets.guarded import watching
-from widgets.live import REDRAW_S, Redraws
+from widgets.live_views import REDRAW_S, Redraws
 from widgets.wizard_view import WizardView
 
 

@@ -24,7 +24,8 @@ from utils.ui.live_run import LiveRun, RunEvent, past_of
 from utils.views.curves import EPOCH_LOSS, STEP_LOSS, VALIDATION_LOSS
 from widgets.dashboard import Dashboard
 from widgets.guarded import watching
-from widgets.live import REDRAW_S, Redraws, train_live
+from widgets.live import train_live
+from widgets.live_views import REDRAW_S, Redraws
 
 DATA = SimpleNamespace(train=train_set(), validation=validation_set())
 
@@ -162,7 +163,7 @@ def test_a_drawing_that_fails_ends_the_training_saved_and_is_raised(monkeypatch)
         if at_step_five.is_set():
             raise RuntimeError("cannot draw")
 
-    monkeypatch.setattr("widgets.live._TextView.show", fail)
+    monkeypatch.setattr("widgets.live_views.TextView.show", fail)
     watched = make_trainer(AtStep(5, wait_for_the_stop))
     with pytest.raises(RuntimeError, match="cannot draw"):
         live(watched)

@@ -74,7 +74,9 @@ def _longest_input(model: Any, stated: int | None) -> int | None:
 
 
 def _total(parameters: list[Any] | None, trained: bool = False) -> int | None:
-    if parameters is None or any(hasattr(parameter, "materialize") for parameter in parameters):  # torch's lazy parameters
+    if parameters is None or any(
+        hasattr(parameter, "materialize") for parameter in parameters
+    ):  # torch's lazy parameters
         return None
     return sum(int(parameter.numel()) for parameter in parameters if parameter.requires_grad or not trained)
 

@@ -13,7 +13,17 @@ INVERTED_MASKS = ("src_key_padding_mask", "key_padding_mask")
 
 # Names that a padding mask usually has. Whether 1 means "token" or "padding" is not known, so they are never filled in.
 _UNCERTAIN_MASKS = frozenset(
-    {"mask", "masks", "padding_mask", "pad_mask", "attn_mask", "input_mask", "token_mask", "src_mask", "attention_masks"}
+    {
+        "mask",
+        "masks",
+        "padding_mask",
+        "pad_mask",
+        "attn_mask",
+        "input_mask",
+        "token_mask",
+        "src_mask",
+        "attention_masks",
+    }
 )
 
 

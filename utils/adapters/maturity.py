@@ -29,7 +29,8 @@ def is_untrained(model: nn.Module, apart_from: nn.Module | None = None) -> bool:
         parameter.detach()
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 1 and (name == "weight" if _is_norm(module) else _looks_like_scales(module, name, parameter))
+        if parameter.dim() == 1
+        and (name == "weight" if _is_norm(module) else _looks_like_scales(module, name, parameter))
     ]
     if scales:
         return all(bool((scale == scale.flatten()[0]).all()) for scale in scales)

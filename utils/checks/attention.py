@@ -53,6 +53,7 @@ class Captured:
 
     layers: list[Tensor] = field(default_factory=list)
 
+
 #: Limits of the scores of a model that has not been trained, in tier 1.
 ATTENTION_LIMITS = (
     Limit("median_attention_entropy", at_least=UNTRAINED_ENTROPY,
@@ -95,7 +96,9 @@ def test_attention_patterns(found: Probe, input_text: str | None = None) -> Chec
             remedy="None for models without attention; custom kernels do not show their weights.",
         )  # fmt: skip
     layers = [_statistics(weights) for weights in captured.layers]
-    heads = [f"layer {layer + 1} head {head + 1}" for layer, row in enumerate(layers) for head in range(len(row["entropy"]))]
+    heads = [
+        f"layer {layer + 1} head {head + 1}" for layer, row in enumerate(layers) for head in range(len(row["entropy"]))
+    ]
     entropy = [value for row in layers for value in row["entropy"]]
     collapsed = [name for name, value in zip(heads, entropy, strict=True) if value < COLLAPSED]
     same = [pair for layer, weights in enumerate(captured.layers) for pair in _identical(layer, weights)]
@@ -197,9 +200,7 @@ class _Watch(TorchDispatchMode):
         if queries != keys if self._lengths is None else not {queries, keys} <= self._lengths:
             return
         if weights.numel() % (self._rows * weights.shape[-2] * weights.shape[-1]) == 0:
-            self.captured.layers.append(
-                weights.detach().float().reshape(self._rows, -1, *weights.shape[-2:]).clone()
-            )
+            self.captured.layers.append(weights.detach().float().reshape(self._rows, -1, *weights.shape[-2:]).clone())
 
 
 def _weights(name: str, args: Any, kwargs: Mapping[str, Any]) -> Tensor:

@@ -46,7 +46,9 @@ def test_attribution_analysis(found: Probe, input_text: str | None = None, n_ste
             remedy="pip install captum, or the extra 'checks'.",
         )  # fmt: skip
     if found.encoder_decoder:
-        return CheckResult(NAME, "not run", "Not made for encoder-decoders.", remedy="Look at the encoder's attributions.")
+        return CheckResult(
+            NAME, "not run", "Not made for encoder-decoders.", remedy="Look at the encoder's attributions."
+        )
     found.model.eval()
     scores, error, tokens = _attributed(found, input_text, n_steps)
     if scores is None:
@@ -129,7 +131,9 @@ def _of_numbers(found: Probe, n_steps: int) -> tuple[list[float] | None, float, 
         return _prediction(found, {name: values}).flatten(1)[:, target]
 
     method: Any = IntegratedGradients(of_target)
-    attributions, delta = method.attribute(inputs, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True)
+    attributions, delta = method.attribute(
+        inputs, n_steps=n_steps, internal_batch_size=16, return_convergence_delta=True
+    )
     change = float((of_target(inputs) - of_target(torch.zeros_like(inputs))).detach().abs())
     size = max(change, float(attributions.abs().sum()) * 0.1, 1e-9)
     values = attributions[0].flatten().tolist()

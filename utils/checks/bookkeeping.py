@@ -57,11 +57,15 @@ def repeated_modules(found: Probe, measured: dict[str, Any]) -> Iterator[Finding
         for child_name, child in module._modules.items():
             if child is not None and _has_weights(child) and not isinstance(module, (nn.ModuleList, nn.Sequential)):
                 names.setdefault(id(child), []).append(child_name)
-        repeated += [" and ".join(f"{name}.{one}".lstrip(".") for one in same) for same in names.values() if len(same) > 1]
+        repeated += [
+            " and ".join(f"{name}.{one}".lstrip(".") for one in same) for same in names.values() if len(same) > 1
+        ]
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             layers = [layer for layer in module if _has_weights(layer)]
             if len({id(layer) for layer in layers}) < len(layers):
-                repeated.append(f"{name or 'the model'} ({len({id(layer) for layer in layers})} of {len(layers)} distinct)")
+                repeated.append(
+                    f"{name or 'the model'} ({len({id(layer) for layer in layers})} of {len(layers)} distinct)"
+                )
     if repeated:
         yield Finding(
             "shared module", "warn", f"The same module stands in several places: {few(repeated)}.",
@@ -78,7 +82,9 @@ def unsaved_state(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     with torch.no_grad():
         found.call(found.batch(2, min(16, found.max_length)))
     after = _unsaved(found.model)
-    changed = [n for n, was in before.items() if n in after and after[n].shape == was.shape and not torch.equal(after[n], was)]
+    changed = [
+        n for n, was in before.items() if n in after and after[n].shape == was.shape and not torch.equal(after[n], was)
+    ]
     for name in changed:
         tensors[name].copy_(before[name])
     noise = [name for name, tensor in tensors.items() if name not in changed and _is_noise(tensor)]

@@ -60,6 +60,7 @@ class Calibration:
     loss: float
     loss_at_temperature: float
 
+
 #: Limits of the measured values, and where each is from.
 _LIMITS = (
     Limit("calibration_error", at_most="calibration_error",
@@ -101,9 +102,7 @@ def test_calibration(found: Probe, data: Any = None, n_bins: int = BINS) -> Chec
             NAME, "not run", f"{count} held-out targets are too few: noise exceeds what is measured.",
             remedy=f"Give at least {_FEWEST} held-out targets.",
         )  # fmt: skip
-    confidences, correct, rows = (
-        torch.cat([torch.as_tensor(part[column]) for part in parts]) for column in range(3)
-    )
+    confidences, correct, rows = (torch.cat([torch.as_tensor(part[column]) for part in parts]) for column in range(3))
     losses = torch.stack([torch.as_tensor(part[3]) for part in parts]).sum(0) / len(confidences)
     known = measure(confidences, correct, rows, n_bins, losses)
     accuracy, classes = float(correct.double().mean()), parts[0][4]

@@ -200,7 +200,12 @@ def _losses(
 
 
 def _judged(
-    errors: Tensor, reference: Tensor, data: CheckData, steps: int, measured: dict[str, Any], thresholds: dict[str, float]
+    errors: Tensor,
+    reference: Tensor,
+    data: CheckData,
+    steps: int,
+    measured: dict[str, Any],
+    thresholds: dict[str, float],
 ) -> tuple[str, list[Finding]]:
     own = float(errors.mean())
     others = max(float(reference.mean()), _LEAST_ERROR)

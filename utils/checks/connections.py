@@ -60,7 +60,11 @@ def idle_widening(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     for source in wide:
         takers = takers_by_source[source]
         ends = [taker for taker in takers if isinstance(taker, nn.Linear)]
-        if len(ends) == 1 and ends[0].out_features < source.out_features and all(_passes_on(t) or t is ends[0] for t in takers):
+        if (
+            len(ends) == 1
+            and ends[0].out_features < source.out_features
+            and all(_passes_on(t) or t is ends[0] for t in takers)
+        ):
             pairs.append(f"{names[source]} and {names[ends[0]]}")
     measured["linear_layers_in_sequence"] = len(pairs)
     if pairs and len(names) > 2:

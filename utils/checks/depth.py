@@ -169,7 +169,9 @@ def only_linear(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         base, one, two, both = (
             found.call({key: value}).double() for value in (zero, first[key], second[key], first[key] + second[key])
         )
-    difference = float(((both - base) - (one - base) - (two - base)).abs().max() / (both - base).abs().max().clamp_min(1e-12))
+    difference = float(
+        ((both - base) - (one - base) - (two - base)).abs().max() / (both - base).abs().max().clamp_min(1e-12)
+    )
     measured["departure_from_linear"] = difference
     if difference < 1e-4:
         yield Finding(
@@ -205,11 +207,17 @@ def stacks_of(model: nn.Module) -> dict[str, list[nn.Module]]:
     """Lists of equal blocks, and else the linear layers of equal width of a plain stack, by name."""
     stacks = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) >= _LEAST_BLOCKS and len({type(block) for block in module}) == 1:
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) >= _LEAST_BLOCKS
+            and len({type(block) for block in module}) == 1
+        ):
             if len({id(block) for block in module}) == len(module) and not _experts(name):
                 stacks[name or "the model"] = list(module)
         elif isinstance(module, nn.Sequential):
-            linear = [layer for layer in module if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features]
+            linear = [
+                layer for layer in module if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features
+            ]
             if len(linear) >= _LEAST_BLOCKS:
                 stacks[name or "the model"] = list(linear)
     return stacks

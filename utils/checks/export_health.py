@@ -139,7 +139,9 @@ class ExportHealthChecker:
     def _formats(self, folder: Path, formats: Sequence[str] | None) -> list[str]:
         if formats is None:
             return [name for name in FORMATS if find_artifact(folder, name) is not None and _is_own(folder, name)]
-        names = list(dict.fromkeys(canonical_format(name) for name in ([formats] if isinstance(formats, str) else formats)))
+        names = list(
+            dict.fromkeys(canonical_format(name) for name in ([formats] if isinstance(formats, str) else formats))
+        )
         for name in names:
             if name not in FORMATS:
                 raise ConfigError(unknown_format(name))

@@ -69,7 +69,11 @@ def _step_by_step(found: Probe, ids_BT: Tensor, mask_BT: Tensor, names: Any) -> 
             outputs = found.model(
                 ids_BT[:, first:end], use_cache=True, past_key_values=past, **_extras(mask_BT, first, end, names)
             )
-            past = outputs.get("past_key_values") if isinstance(outputs, dict) else getattr(outputs, "past_key_values", None)
+            past = (
+                outputs.get("past_key_values")
+                if isinstance(outputs, dict)
+                else getattr(outputs, "past_key_values", None)
+            )
             if past is None:
                 return None
             logits.append(logits_of(outputs, found.model).float())

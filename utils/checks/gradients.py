@@ -253,7 +253,13 @@ def _watch_a_pass(
 
 
 def _judged(
-    found: Probe, loss: float, sizes: Sizes, zeros: set[str], woken: set[str], passed_over: set[str], recurrent: set[str]
+    found: Probe,
+    loss: float,
+    sizes: Sizes,
+    zeros: set[str],
+    woken: set[str],
+    passed_over: set[str],
+    recurrent: set[str],
 ) -> CheckResult:
     parameters = dict(found.model.named_parameters())
     matrices = {name: size for name, size in sizes.items() if size is not None and parameters[name].dim() > 1}
@@ -313,7 +319,8 @@ def _judged(
     later = f", {len(woken)} of them once the tensors of zeros after them have moved" if woken else ""
     idle = f", {len(passed_over)} more belong to parts that no input went through" if passed_over else ""
     return result(
-        "pass", f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{idle}{frozen}; total norm {norm:.3g}."
+        "pass",
+        f"All {counted(len(sizes), 'trainable parameter')} get gradients{later}{idle}{frozen}; total norm {norm:.3g}.",
     )
 
 

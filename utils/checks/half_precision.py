@@ -47,6 +47,7 @@ class _Range:
     largest: float = 0.0
     layers: list[str] = field(default_factory=list)
 
+
 #: Limits of the measured values, and where each is from.
 _LIMITS = (
     Limit("bf16_loss_change", at_most=LARGEST_LOSS_CHANGE,

@@ -31,7 +31,9 @@ def later_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]
         leaking = [cut for cut, leak in leaks.items() if not leak <= found.tolerance]
         if leaking and training:
             with _without_dropout(found.model):
-                leaking = [cut for cut, leak in _leaks(found, side, length, leaking).items() if not leak <= found.tolerance]
+                leaking = [
+                    cut for cut, leak in _leaks(found, side, length, leaking).items() if not leak <= found.tolerance
+                ]
         if leaking and _repeats(found, length):
             where = "in training mode" if training else f"in evaluation mode at length {length}"
             norms = _batch_norms(found.model)

@@ -44,6 +44,7 @@ class _OneBatch(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[index % _ROWS] for name, value in self._batch.items()}
 
+
 #: Limits of the measured values, and where each is from.
 _LIMITS = (
     Limit("share_left", at_most="share_left", source="a model in which only a bias learns keeps about nine tenths"),

@@ -205,7 +205,11 @@ def _one_class_by_bias(found: Probe, outputs: Tensor) -> Finding | None:
     """A bias of the last layer that gives one class nearly all of the probability before any input has been seen."""
     layer = last_layer(found.model, lambda: _outputs(found, 2))
     bias = getattr(layer, "bias", None)
-    if not isinstance(bias, Tensor) or bias.shape != outputs.shape[-1:] or not is_untrained(found.model, apart_from=layer):
+    if (
+        not isinstance(bias, Tensor)
+        or bias.shape != outputs.shape[-1:]
+        or not is_untrained(found.model, apart_from=layer)
+    ):
         return None
     probability = float(bias.detach().float().softmax(0).max())
     if probability < _CERTAIN or len({int(row.argmax()) for row in outputs.flatten(0, -2)}) > 1:
@@ -220,7 +224,9 @@ def _one_class_by_bias(found: Probe, outputs: Tensor) -> Finding | None:
 
 def _dominated(outputs: Tensor, measured: dict[str, Any]) -> Finding | None:
     """The same preference for some classes for every input."""
-    centred = F.layer_norm(outputs, outputs.shape[-1:]) if outputs.shape[-1] > 2 else outputs - outputs.mean(-1, keepdim=True)
+    centred = (
+        F.layer_norm(outputs, outputs.shape[-1:]) if outputs.shape[-1] > 2 else outputs - outputs.mean(-1, keepdim=True)
+    )
     flat = centred.flatten(0, -2)
     fixed, varying = float(flat.mean(0).square().mean()), float(flat.var(0, unbiased=False).mean())
     share = varying / (fixed + varying) if fixed + varying > 0 else 1.0

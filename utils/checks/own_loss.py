@@ -138,8 +138,12 @@ def _ignored_id(found: Probe, batch: dict[str, Tensor], name: str, logits: Tenso
     config = getattr(found.model, "config", None)
     named = [getattr(config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
     last = min(found.vocab_size or 0, logits.shape[-1]) - 1
-    ids = sorted({token for token in (*range(_FIRST_IDS), last, *named) if isinstance(token, int) and 0 <= token <= last})
-    labels_BT = torch.tensor(ids, device=found.device).repeat(logits.shape[1])[: logits.shape[1]].expand(len(logits), -1)
+    ids = sorted(
+        {token for token in (*range(_FIRST_IDS), last, *named) if isinstance(token, int) and 0 <= token <= last}
+    )
+    labels_BT = (
+        torch.tensor(ids, device=found.device).repeat(logits.shape[1])[: logits.shape[1]].expand(len(logits), -1)
+    )
     labels_BT = torch.stack([row.roll(7 * place) for place, row in enumerate(labels_BT)])
     with torch.no_grad():
         arguments, given = found.call.inputs(batch)

@@ -87,7 +87,11 @@ def _finding(found: Probe, side: str, what: str, difference: float) -> Finding:
     else:
         text = (
             f"The {which} of {side}-padding tokens changes outputs at real positions by {difference:.2g} of their size, "
-            + ("although the attention mask hides them." if _takes(found, "attention_mask") else "and there is no mask.")
+            + (
+                "although the attention mask hides them."
+                if _takes(found, "attention_mask")
+                else "and there is no mask."
+            )
         )
     return Finding(
         "padding", "fail" if _takes(found, "attention_mask") else "warn", text,

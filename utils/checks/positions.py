@@ -171,7 +171,9 @@ def _rearranged(found: Probe) -> Iterator[tuple[_Batch, _Batch, _Batch]]:
 def _patch(model: nn.Module) -> int:
     """Side of the patches that the first convolution cuts without overlap; 0 where it is not of that kind."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return int(first.stride[0]) if first is not None and first.stride == first.kernel_size and first.stride[0] > 1 else 0
+    return (
+        int(first.stride[0]) if first is not None and first.stride == first.kernel_size and first.stride[0] > 1 else 0
+    )
 
 
 def _attends(found: Probe, batch: _Batch) -> bool:

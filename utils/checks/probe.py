@@ -183,7 +183,11 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         raise CannotProbeError(
             f"{type(model).__name__} does not say how many token ids it takes; give config with vocab_size, or a tokenizer"
         )
-    stated = (facts.max_length, first_count([config], "max_seq_len", "max_length"), first_count([task_spec], "max_seq_len"))
+    stated = (
+        facts.max_length,
+        first_count([config], "max_seq_len", "max_length"),
+        first_count([task_spec], "max_seq_len"),
+    )
     known = [length for length in stated if length]
     length = min(known, default=_DEFAULT_LENGTH)
     output = _output(model, task_spec, image_shape is not None)
@@ -202,7 +206,8 @@ def probe(model: Any, config: Any = None, task_spec: Any = None, tokenizer: Any 
         causal_because=because,
         encoder_decoder=_is_encoder_decoder(model, getattr(task_spec, "task_type", None)),
         tokenizer=tokenizer,
-        stated_vocab_size=max(first_count([config], "vocab_size") or 0, first_count([task_spec], "vocab_size") or 0) or None,
+        stated_vocab_size=max(first_count([config], "vocab_size") or 0, first_count([task_spec], "vocab_size") or 0)
+        or None,
     )
     if output == "classes" and _scores_one(found):
         return replace(found, output="numbers")
@@ -273,7 +278,9 @@ def _feature_shapes(model: nn.Module, config: Any) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     first = first_layer(model)
     for source in (model, getattr(model, "config", None), config):
-        if (count := first_count([source], "in_features", "num_features", "n_features", "input_dim", "input_size")) is not None:
+        if (
+            count := first_count([source], "in_features", "num_features", "n_features", "input_dim", "input_size")
+        ) is not None:
             if isinstance(first, nn.RNNBase) and first.input_size == count:
                 shapes.append((SERIES_LENGTH, count))  # the numbers of one step, where a series is taken
             shapes.append((count,))

@@ -45,7 +45,9 @@ def own_token_is_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Findin
 def both_sides_are_seen(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     """Masked language models in which tokens reach later positions only: a causal mask."""
     length = min(_LENGTH, found.max_length)
-    masked = getattr(found.task_spec, "task_type", None) == "masked_lm" or type(found.model).__name__.endswith("ForMaskedLM")
+    masked = getattr(found.task_spec, "task_type", None) == "masked_lm" or type(found.model).__name__.endswith(
+        "ForMaskedLM"
+    )
     if not masked or found.encoder_decoder or found.output != "tokens" or length < 6:
         return
     (back,) = _changes(found, "input_ids", length, length - 2, ((0, length - 2),))

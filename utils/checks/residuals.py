@@ -68,7 +68,9 @@ def input_is_kept(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
             for hook in hooks:
                 hook.remove()
     for name, stack in stacks.items():
-        if not all(attended.get(block) for block in stack) or not all(block in inputs and block in outputs for block in stack):
+        if not all(attended.get(block) for block in stack) or not all(
+            block in inputs and block in outputs for block in stack
+        ):
             continue
         states = [*(inputs[block] for block in stack), outputs[stack[-1]]]
         kept = [_cosine(*pair) for pair in itertools.pairwise(states) if pair[0].shape == pair[1].shape]
@@ -100,7 +102,11 @@ def _stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
 def _first_tensor(values: Any) -> Tensor | None:
     """The first tensor of hidden states (B, T, D) among `values`."""
     return next(
-        (v for v in values if isinstance(v, Tensor) and v.dim() == 3 and v.is_floating_point() and v.shape[-1] >= _LEAST_WIDTH),
+        (
+            v
+            for v in values
+            if isinstance(v, Tensor) and v.dim() == 3 and v.is_floating_point() and v.shape[-1] >= _LEAST_WIDTH
+        ),
         None,
     )
 

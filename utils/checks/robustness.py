@@ -60,7 +60,9 @@ def test_robustness(found: Probe, n_samples: int = 8) -> CheckResult:
     measured = {"samples": n_samples, "changes": changes}
     first = changes[f"noise {NOISE[0]:.0%}"]
     unit = "of their spread" if found.output == "numbers" else "nats"
-    summary = f"1 % of noise changes predictions by {first['change']:.2g} {unit}, and {first['flipped']:.0%} of the top ones."
+    summary = (
+        f"1 % of noise changes predictions by {first['change']:.2g} {unit}, and {first['flipped']:.0%} of the top ones."
+    )
     result = CheckResult(
         NAME, "pass", summary, measured, {"largest_kl_at_1_percent": LARGEST_KL}, figure=_figure(changes, unit)
     )
@@ -131,7 +133,8 @@ def _token_changes(found: Probe, ids_BT: Tensor, reference: Tensor) -> dict[str,
     whole = _of_last(found, reference)
     cases = {"tokens exchanged": swapped, "tokens replaced": replaced, "tokens deleted": ids_BT[:, kept]}
     return {
-        name: _predictions(whole, _of_last(found, found.call({"input_ids": ids}).float())) for name, ids in cases.items()
+        name: _predictions(whole, _of_last(found, found.call({"input_ids": ids}).float()))
+        for name, ids in cases.items()
     }
 
 

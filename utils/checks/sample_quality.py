@@ -187,8 +187,7 @@ def _inputs(sample: Sample) -> dict[str, str]:
         least_N, most_N = int(lengths.min()), int(lengths.max())
         how_long = f"Every row has {most_N:,}" if least_N == most_N else f"Rows have {least_N:,} to {most_N:,}"
         return {
-            "tokens": f"{how_long} tokens with ids {least:,} to {largest:,}, "
-            f"{len(np.unique(ids)):,} of them different."
+            "tokens": f"{how_long} tokens with ids {least:,} to {largest:,}, {len(np.unique(ids)):,} of them different."
         }
     values = sample.inputs[np.isfinite(sample.inputs)]
     shape = " x ".join(map(str, sample.inputs.shape[1:])) or "1"

@@ -41,8 +41,10 @@ def copied_blocks(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     side_by_side = any("expert" in name.rsplit(".", 1)[-1].lower() for name in copied)
     measured["stacks_of_copies"] = copied
     if copied:
-        consequence = "experts that are the same stay the same but for what the router sends them" if side_by_side else (
-            "the random start that breaks their symmetry is drawn once instead of for each"
+        consequence = (
+            "experts that are the same stay the same but for what the router sends them"
+            if side_by_side
+            else ("the random start that breaks their symmetry is drawn once instead of for each")
         )
         yield Finding(
             "copied blocks", "warn",

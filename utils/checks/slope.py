@@ -55,7 +55,9 @@ def slope(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _disagreement_beyond_limit(found: Probe, measured: dict[str, Any], name: str, *, training: bool = False) -> str | None:
+def _disagreement_beyond_limit(
+    found: Probe, measured: dict[str, Any], name: str, *, training: bool = False
+) -> str | None:
     """Measure the disagreement under `name`; where it is too large, its size and the parameters, in words."""
     disagreements = _disagreements(found, training)
     worst = measured[name] = max(disagreements.pop(""), 0.0)
@@ -80,7 +82,9 @@ def _disagreements(found: Probe, training: bool = False) -> dict[str, float]:
 
     def loss() -> Tensor:
         rng.seed_all(0)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs misreads fp32 masks beside fp64 queries (torch 2.13)
+        with sdpa_kernel(
+            SDPBackend.MATH
+        ):  # the fused kernel of CPUs misreads fp32 masks beside fp64 queries (torch 2.13)
             return exact.loss(batch)
 
     with torch.enable_grad():
@@ -165,7 +169,9 @@ def _disagreement(
         differences.append(apart / size if size > 0 else 0.0)
         if min(differences) <= _AGREEMENT:
             break
-        if not rounding:  # casts to fp32 inside the model round: measured, so that rounding is not taken for a difference
+        if (
+            not rounding
+        ):  # casts to fp32 inside the model round: measured, so that rounding is not taken for a difference
             with torch.no_grad():
                 around = [_loss_at(loss, parameters, direction, sign * _ROUNDING_STEP) for sign in (-2, -1, 0, 1, 2)]
             rounding = max(around) - min(around) + 1e-12

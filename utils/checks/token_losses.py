@@ -62,6 +62,7 @@ class _Losses:
         """Improvement over the unigram loss, token by token; differences between tokens, and most noise with them, cancel."""
         return self.unigram - self.model
 
+
 #: Limits of the measured values, and where each is from.
 _LIMITS = (
     Limit("loss_nats", at_most="loss_nats", source="the loss of the tokens' frequencies in the training data"),

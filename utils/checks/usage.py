@@ -89,7 +89,9 @@ def order_matters(found: Probe, measured: dict[str, Any]) -> Iterator[Finding]:
     # Where another token hardly changes anything (a window, or fading with distance), order says nothing.
     blind = [name for name in changes if seen[name] > _LEAST_SEEN and changes[name] <= _LEAST_ORDER * seen[name]]
     if blind:
-        where = "at both ends of the input" if len(blind) == 2 else f"near the {blind[0]} of an input of {length} tokens"
+        where = (
+            "at both ends of the input" if len(blind) == 2 else f"near the {blind[0]} of an input of {length} tokens"
+        )
         yield Finding(
             "order ignored", "warn", f"Exchanging two neighbouring tokens {where} does not change the output.",
             "Add position embeddings or rotary positions, with as many distinct positions as max_seq_len.",

@@ -50,7 +50,6 @@ class ColumnCollate(Protocol):
         ...
 
 
-
 def as_batch(value: Any) -> Batch:
     """Convert the output of a collate function or loader to a dict of tensors named as in transformers."""
     if isinstance(value, Mapping):

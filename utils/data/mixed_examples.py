@@ -45,7 +45,9 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
     #: Of validation data: the loss of a unigram model of the training data, nats per target. None where it is not known.
     unigram_loss: float | None = None
 
-    def __init__(self, parts: Mapping[str, Part], shares: Sequence[float] | None = None, pad_id: int | None = None) -> None:
+    def __init__(
+        self, parts: Mapping[str, Part], shares: Sequence[float] | None = None, pad_id: int | None = None
+    ) -> None:
         self.parts = dict(parts)
         self.sizes = [len(part) for part in self.parts.values()]
         self._starts = np.cumsum([0, *self.sizes])
@@ -71,7 +73,11 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
         index %= len(self)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         part, place = list(self.parts.values())[number], index - int(self._starts[number])
-        row = {name: value[0] for name, value in part.take([place]).items()} if isinstance(part, TokenBlocks) else part[place]
+        row = (
+            {name: value[0] for name, value in part.take([place]).items()}
+            if isinstance(part, TokenBlocks)
+            else part[place]
+        )
         if self._with_positions and "position_ids" not in row:
             row["position_ids"] = torch.arange(len(row["input_ids"]))
         return row
@@ -99,7 +105,9 @@ class MixedExamples(Dataset[dict[str, Tensor]]):
         """The rows of an epoch of `size` examples, in the order in which they are trained on: int64 (size,)."""
         chosen = [
             start + _walk(count, quota * epoch, quota, seed, number + 1)
-            for number, (start, count, quota) in enumerate(zip(self._starts, self.sizes, self.quotas(size), strict=False))
+            for number, (start, count, quota) in enumerate(
+                zip(self._starts, self.sizes, self.quotas(size), strict=False)
+            )
         ]
         rows: np.ndarray = np.concatenate(chosen)
         ordered: np.ndarray = rows[_permutation(size, seed, epoch)]

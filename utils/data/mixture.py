@@ -92,7 +92,9 @@ class MixtureReport:
             if self.num_validation else "none",
         }  # fmt: skip
         for one in self.sources:
-            seen = f"repeated {one.repetitions:.2f} times" if one.repetitions > 1 else f"{one.repetitions:.0%} of it seen"
+            seen = (
+                f"repeated {one.repetitions:.2f} times" if one.repetitions > 1 else f"{one.repetitions:.0%} of it seen"
+            )
             rows[one.name] = (
                 f"{one.source}: {one.share_of_examples:.1%} of the examples, {one.share_of_tokens:.1%} of the tokens, "
                 f"{one.share_of_targets:.1%} of the targets; {one.num_examples:,} examples, {seen} per epoch"
@@ -209,7 +211,9 @@ def check_names(names: Sequence[str]) -> None:
                 f"mixture: got the name {shown(name)}; it stands in val/loss/<name>, so use letters, digits, '_', '.' and '-'."
             )
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise ConfigError(f"mixture: {', '.join(map(repr, twice))} names several datasets. Give each a name of its own.")
+        raise ConfigError(
+            f"mixture: {', '.join(map(repr, twice))} names several datasets. Give each a name of its own."
+        )
 
 
 def _check(parts: Mapping[str, PreparedData], weights: Mapping[str, float] | None, by: str, temperature: float) -> None:

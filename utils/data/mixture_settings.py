@@ -14,13 +14,25 @@ from utils.errors import ConfigError, Problem
 from utils.schema import Schema, path_text, shown
 
 #: What `MixtureSource` has in common with a setup that names a single dataset.
-SETTINGS = ("dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "data_kind", "conversation_layout")
+SETTINGS = (
+    "dataset_source",
+    "dataset_path",
+    "dataset_name",
+    "config_name",
+    "text_column",
+    "data_kind",
+    "conversation_layout",
+)
 
 
 class MixtureSource(Schema):
     """One dataset of a mixture: where it is, what its rows are, and how much of it an epoch has."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"source": "dataset_source", "path": "dataset_path", "dataset": "dataset_name"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "source": "dataset_source",
+        "path": "dataset_path",
+        "dataset": "dataset_name",
+    }
 
     name: str | None = Field(None, min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     weight: float | None = Field(None, gt=0)
@@ -64,7 +76,9 @@ class MixtureSource(Schema):
             return self.name
         place = self.dataset_path or self.dataset_name or self.dataset_source
         stem = PurePath(os.fspath(place).rstrip("/")).stem
-        plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "_-") else "-" for sign in stem).strip("-_")
+        plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "_-") else "-" for sign in stem).strip(
+            "-_"
+        )
         return plain or "dataset"
 
 
@@ -75,13 +89,17 @@ def mixture_sources(values: Any) -> tuple[MixtureSource, ...]:
         ConfigError: an entry is not usable, names are given twice, or only some have a weight; says which.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise ConfigError(f"mixture: got {shown(values)}; must be a list of datasets, such as [{{path: web.txt, weight: 2}}].")
+        raise ConfigError(
+            f"mixture: got {shown(values)}; must be a list of datasets, such as [{{path: web.txt, weight: 2}}]."
+        )
     sources = tuple(one if isinstance(one, MixtureSource) else MixtureSource.from_dict(one) for one in values)
     if len(sources) == 1:
         raise ConfigError("mixture: got 1 dataset; give at least two, or name it by dataset_path or dataset_name.")
     labels = [one.label for one in sources]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise ConfigError(f"mixture: {', '.join(map(repr, twice))} names several datasets; give each a name of its own.")
+        raise ConfigError(
+            f"mixture: {', '.join(map(repr, twice))} names several datasets; give each a name of its own."
+        )
     weighted = [one.weight is not None for one in sources]
     if any(weighted) and not all(weighted):
         bare = ", ".join(label for label, has in zip(labels, weighted, strict=True) if not has)

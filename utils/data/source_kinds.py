@@ -111,5 +111,7 @@ def unread(source: str, what: str, function: str) -> ConfigError:
         what: what was wanted of it, such as "texts"; function: where the branch belongs, with its module.
     """
     reader = SOURCE_KINDS[source].reader
-    message = f"got {source!r}; {function} cannot read {what} with its reader in SOURCE_KINDS, {reader!r}: add a branch there"
+    message = (
+        f"got {source!r}; {function} cannot read {what} with its reader in SOURCE_KINDS, {reader!r}: add a branch there"
+    )
     return ConfigError(f"dataset_source: {message}", [Problem("dataset_source", message)])

@@ -155,7 +155,15 @@ def bert_small_token_classifier(
         ConfigError: lists every size that cannot be.
     """
     config = _bert_config(
-        "bert-small-token-classifier", vocab_size, max_seq_len, n_layer, n_embd, n_head, dropout, pad_token_id, num_classes
+        "bert-small-token-classifier",
+        vocab_size,
+        max_seq_len,
+        n_layer,
+        n_embd,
+        n_head,
+        dropout,
+        pad_token_id,
+        num_classes,
     )
     from transformers import BertForTokenClassification
 

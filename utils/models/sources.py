@@ -212,7 +212,9 @@ def _from_adapter(path: Path, trust: str | None, overrides: Mapping[str, Any]) -
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise ModelError(f"{path} is an adapter of peft, which is not installed. Install it: pip install peft.") from error
+        raise ModelError(
+            f"{path} is an adapter of peft, which is not installed. Install it: pip install peft."
+        ) from error
     rest = {name: value for name, value in overrides.items() if name != "base"}
     base = named if isinstance(named, nn.Module) else load_model(named, trust=trust, **rest)
     try:
@@ -333,7 +335,9 @@ def _arguments(config: Any, overrides: Mapping[str, Any], described: Mapping[str
     if isinstance(config, Mapping):
         return Arguments(None, {**config, **overrides})
     if isinstance(config, (str, os.PathLike)):
-        return Arguments(None, overrides, {n: v for n, v in read_config_file(os.fspath(config)).items() if n != "model_name"})
+        return Arguments(
+            None, overrides, {n: v for n, v in read_config_file(os.fspath(config)).items() if n != "model_name"}
+        )
     return Arguments(config, overrides)
 
 

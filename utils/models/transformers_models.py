@@ -437,7 +437,6 @@ def without_progress_bars() -> Iterator[None]:
             verbosity.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-
 def torch_version() -> tuple[int, int]:
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)

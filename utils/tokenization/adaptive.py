@@ -79,7 +79,9 @@ def choose_tokenizer(
     num_distinct = len(distinct_characters(texts))
     smallest_bpe = smallest_bpe_vocabulary(special_tokens)
     if whole_texts and vocab_size >= smallest_bpe:
-        return _bpe(texts, vocab_size, special_tokens, "because a label is learned sooner from words than from characters")
+        return _bpe(
+            texts, vocab_size, special_tokens, "because a label is learned sooner from words than from characters"
+        )
     if num_distinct + len(special_tokens) > vocab_size >= smallest_bpe:
         why = f"because {num_distinct:,} different characters do not fit the vocabulary"
         return _bpe(texts, max(size, smallest_bpe), special_tokens, why)

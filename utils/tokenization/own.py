@@ -108,7 +108,9 @@ def _from_vocabulary(path: Path) -> TrainbookTokenizer:
     vocabulary = {token: number for number, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
         number, token = next((n, t) for n, t in enumerate(lines) if vocabulary[t] != n)
-        raise DataError(f"{path}:{number + 1}: the token {excerpt(token)} is there twice; each line is a token of its own.")
+        raise DataError(
+            f"{path}:{number + 1}: the token {excerpt(token)} is there twice; each line is a token of its own."
+        )
     unknown = next((name for name in _COMMON_NAMES["unk_token"] if name in vocabulary), None)
     if unknown is None:
         raise DataError(f"{path} has no token for what is unknown: one line must be [UNK].")

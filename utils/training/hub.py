@@ -257,10 +257,7 @@ def _explained(repo_id: str, error: BaseException) -> str:
         return f"{repo_id}: the Hub answered {status}: {first_line(error)}. {again}"
     if isinstance(error, ValueError):
         return f"{repo_id}: {first_line(error)}"
-    return (
-        f"{repo_id}: the Hub could not be reached: {first_line(error)}. Check the connection and push again. {again}"
-    )
-
+    return f"{repo_id}: the Hub could not be reached: {first_line(error)}. Check the connection and push again. {again}"
 
 
 def _literal(name: str) -> str:

@@ -230,7 +230,9 @@ class Playground:
 
     def _probabilities(self, logits_C: Tensor) -> list[tuple[str, float]]:
         values = (logits_C.sigmoid() if self._multi_label else logits_C.softmax(-1)).tolist()
-        return sorted(((self._class_name(place), value) for place, value in enumerate(values)), key=lambda entry: -entry[1])
+        return sorted(
+            ((self._class_name(place), value) for place, value in enumerate(values)), key=lambda entry: -entry[1]
+        )
 
     def _class_name(self, place: int) -> str:
         names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
@@ -321,7 +323,9 @@ def _best_of(results: TrainingResults) -> tuple[nn.Module, str]:
     checkpoint = read_checkpoint(path, mapped=True)
     model = copy.deepcopy(results.bare_model)
     load_model_weights(model, in_formats_of(model, weights_to_use(checkpoint)), path)
-    measured = f" ({results.training_config.monitor} {results.best_value:.4g})" if results.best_value is not None else ""
+    measured = (
+        f" ({results.training_config.monitor} {results.best_value:.4g})" if results.best_value is not None else ""
+    )
     best = f"Weights of the best checkpoint, step {results.state.best.step:,}{measured}"
     return model, f"{best}; the last step is {results.steps:,}."
 

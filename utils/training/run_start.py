@@ -274,7 +274,9 @@ def _owner(run_name: str | None, output_dir: Path, checkpoint_dir: Path) -> RunF
     name, run_id = header["run"]["name"], header["run"]["id"]
     # A folder's name may have a number behind the run's: `RunFolder.reserve`.
     if reason := run_name_problem(re.sub(r"-\d+$", "", name)):
-        raise CheckpointError(f"{checkpoint_dir} holds checkpoints of a run called {shown(name)}: a run's name {reason}.")
+        raise CheckpointError(
+            f"{checkpoint_dir} holds checkpoints of a run called {shown(name)}: a run's name {reason}."
+        )
     if run_name is not None and not _is_name_of(run_name, header):
         raise CheckpointError(
             f"checkpoint_dir={str(checkpoint_dir)!r} holds checkpoints of run {name!r}, not of {run_name!r}; they are never "

@@ -88,20 +88,25 @@ class TrainingConfig(Schema):
         0.01, "Weight decay", "Weight decay of matrices; biases, norms and other vectors are excluded.", ge=0, lt=1
     )
     betas: tuple[BelowOne, BelowOne] = _field(
-        (0.9, 0.999), "Betas", "Adam's decay rates of the first and second moment; the first is SGD's momentum.", strict=False
+        (0.9, 0.999),
+        "Betas",
+        "Adam's decay rates of the first and second moment; the first is SGD's momentum.",
+        strict=False,
     )
     eps: float = _field(1e-8, "Epsilon", "Term added to Adam's denominator for numerical stability.", gt=0, lt=1)
     max_grad_norm: float = _field(
         1.0, "Gradient clipping", "Maximum global L2 norm of the gradients; 0 disables clipping.", ge=0
     )
-    use_lr_schedule: bool = _field(
-        True, "Learning-rate schedule", "Warm up, then decay. Off: constant learning rate."
-    )
+    use_lr_schedule: bool = _field(True, "Learning-rate schedule", "Warm up, then decay. Off: constant learning rate.")
     lr_schedule: LRSchedule = _field(
         "cosine", "Schedule", "Decay after warm-up; wsd (warmup-stable-decay) decays in the last steps only."
     )
     lr_decay_ratio: float = _field(
-        0.2, "Decay fraction", "Fraction of all steps over which a warmup-stable-decay schedule decays, at the end.", gt=0, le=1
+        0.2,
+        "Decay fraction",
+        "Fraction of all steps over which a warmup-stable-decay schedule decays, at the end.",
+        gt=0,
+        le=1,
     )
     warmup_ratio: float | None = _field(
         0.1,
@@ -126,13 +131,21 @@ class TrainingConfig(Schema):
         0.999, "EMA decay", "Decay of the moving average per step; lower in the first steps.", gt=0, lt=1
     )
     averaging_ratio: float = _field(
-        0.2, "Averaged fraction", "Fraction of all steps, at the end, that weight averaging 'last' averages.", gt=0, le=1
+        0.2,
+        "Averaged fraction",
+        "Fraction of all steps, at the end, that weight averaging 'last' averages.",
+        gt=0,
+        le=1,
     )
-    label_smoothing: float = _field(0.0, "Label smoothing", "Probability mass spread uniformly over all classes.", ge=0, lt=1)
+    label_smoothing: float = _field(
+        0.0, "Label smoothing", "Probability mass spread uniformly over all classes.", ge=0, lt=1
+    )
 
     # Which parameters
     finetune: FineTuningMode = _field(
-        "full", "Fine-tuning", "Parameters to train: all, LoRA adapters, the head only, or the last layers with the head."
+        "full",
+        "Fine-tuning",
+        "Parameters to train: all, LoRA adapters, the head only, or the last layers with the head.",
     )
     finetune_layers: int = _field(
         2, "Last layers", "Number of last layers that are trained beside the head.", unit="layers", ge=1, le=10_000
@@ -158,7 +171,9 @@ class TrainingConfig(Schema):
         False, "Gradient checkpointing", "Recompute activations in the backward pass: less memory, slower steps."
     )
     fused_loss: Literal["auto", "on", "off"] = _field(
-        "auto", "Fused loss", "Compute the output layer and its cross-entropy in chunks: less memory for large vocabularies."
+        "auto",
+        "Fused loss",
+        "Compute the output layer and its cross-entropy in chunks: less memory for large vocabularies.",
     )
     strategy: Literal["auto", "ddp", "fsdp"] = _field(
         "auto", "Strategy", "How several devices train together: data parallel (ddp) or sharded (fsdp)."
@@ -171,7 +186,9 @@ class TrainingConfig(Schema):
     auto_batch_size: bool = _field(False, "Automatic batch size", "Find the largest micro-batch that fits into memory.")
 
     # Watched how
-    eval_every: Literal["epoch"] | AtLeastOne = _field("epoch", "Validation interval", "epoch, or a number of optimizer steps.")
+    eval_every: Literal["epoch"] | AtLeastOne = _field(
+        "epoch", "Validation interval", "epoch, or a number of optimizer steps."
+    )
     early_stopping_patience: int | None = _field(
         None,
         "Early-stopping patience",
@@ -195,7 +212,11 @@ class TrainingConfig(Schema):
         None, "Training sample limit", "Train on the first n samples only. Leave empty for all.", unit="samples", ge=1
     )
     max_val_samples: int | None = _field(
-        None, "Validation sample limit", "Validate on the first n samples only. Leave empty for all.", unit="samples", ge=1
+        None,
+        "Validation sample limit",
+        "Validate on the first n samples only. Leave empty for all.",
+        unit="samples",
+        ge=1,
     )
 
     # Kept where
@@ -222,13 +243,19 @@ class TrainingConfig(Schema):
         "stop", "If the loss is NaN", "Stop, or skip the step (at most 3 in a row and 1 % of all steps)."
     )
     on_config_change: Literal["error", "continue"] = _field(
-        "error", "If settings changed", "When a run is resumed with other settings: refuse, or continue with the new ones."
+        "error",
+        "If settings changed",
+        "When a run is resumed with other settings: refuse, or continue with the new ones.",
     )
-    isolate_callbacks: bool = _field(False, "Isolate callbacks", "Disable a callback that raises, instead of stopping the run.")
+    isolate_callbacks: bool = _field(
+        False, "Isolate callbacks", "Disable a callback that raises, instead of stopping the run."
+    )
 
     # Repeatable
     random_seed: int = _field(42, "Seed", "Seed of data order, dropout and worker processes.", ge=0, lt=2**32)
-    deterministic: bool = _field(False, "Deterministic", "Use deterministic algorithms only (bit-identical results); slower.")
+    deterministic: bool = _field(
+        False, "Deterministic", "Use deterministic algorithms only (bit-identical results); slower."
+    )
 
     # Recorded where
     use_wandb: bool | None = _field(
@@ -320,7 +347,11 @@ class TrainingConfig(Schema):
         home = self.home or Path.cwd()
         paths = {name: getattr(self, name) for name in ("output_dir", "checkpoint_dir", "export_dir")}
         return self.replace(
-            **{name: str(absolute_path(home / Path(path).expanduser())) for name, path in paths.items() if path is not None}
+            **{
+                name: str(absolute_path(home / Path(path).expanduser()))
+                for name, path in paths.items()
+                if path is not None
+            }
         )
 
     @property

@@ -34,7 +34,9 @@ _OWNERS = {
     ),
     "conversation_layout": "files: name them too, as dataset_path",
 }
-PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {name: (sources_with(name), owner) for name, owner in _OWNERS.items()}
+PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    name: (sources_with(name), owner) for name, owner in _OWNERS.items()
+}
 
 
 def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
@@ -74,7 +76,9 @@ class DataSettings(Schema):
         None, "Split", "Split to train on, such as train or train[:5000]. Leave empty for train.", min_length=1
     )
     text_column: str | None = _field(
-        None, "Text column", "Column of the text, the words or the source text. Detected in the data unless one is named.",
+        None,
+        "Text column",
+        "Column of the text, the words or the source text. Detected in the data unless one is named.",
         min_length=1,
     )
     task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = _field(
@@ -92,7 +96,9 @@ class DataSettings(Schema):
     )
     conversation_layout: (
         Literal["messages", "sharegpt", "instruction", "prompt_completion", "question_answer"] | None
-    ) = _field(None, "Conversation layout", "How the file stores conversations. Detected in the data unless one is named.")
+    ) = _field(
+        None, "Conversation layout", "How the file stores conversations. Detected in the data unless one is named."
+    )
     pretrained_model: str | None = _field(
         None,
         "Pretrained model",
@@ -127,7 +133,9 @@ class DataSettings(Schema):
         "config_name or conversation_layout where needed. Text and conversations can be mixed.",
     )
     mixture_by: Literal["examples", "tokens"] = _field(
-        "examples", "Mixture weights count", "Whether the weights of a mixture are shares of the examples or of the tokens."
+        "examples",
+        "Mixture weights count",
+        "Whether the weights of a mixture are shares of the examples or of the tokens.",
     )
     mixture_temperature: float = _field(
         1.0,

@@ -79,7 +79,9 @@ def _advice(run: LiveRun, stop_reason: str | None) -> str:
     """How to continue a run that was stopped before its end."""
     if _state(run, stop_reason) not in ("stopped", "broken off"):
         return ""
-    return f"To continue {'from its newest checkpoint' if stop_reason == 'broken off' else 'it'}, run the training again."
+    return (
+        f"To continue {'from its newest checkpoint' if stop_reason == 'broken off' else 'it'}, run the training again."
+    )
 
 
 def _state(run: LiveRun, stop_reason: str | None) -> str:

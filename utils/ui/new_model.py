@@ -66,7 +66,11 @@ def checked_description(value: Any) -> list[Problem]:
         return [Problem("new_model", f"got {shown(value)}; must be a mapping such as {{name: gpt-small, n_layer: 4}}")]
     name = value.get("name")
     if not isinstance(name, str) or not name.strip():
-        return [Problem("new_model", f"got {shown(dict(value))}; must have the name of a registered model, such as gpt-small")]
+        return [
+            Problem(
+                "new_model", f"got {shown(dict(value))}; must have the name of a registered model, such as gpt-small"
+            )
+        ]
     return [
         Problem("new_model", f"got {argument}={shown(value[argument])}; it comes from {source}: leave it out here")
         for argument, source in _FROM_SETUP.items()
@@ -121,7 +125,9 @@ def architectures(task: str) -> list[tuple[str, str]]:
     """(title, name) of the models to choose for a task: those of `ARCHITECTURES`, then models that the user registered."""
     from utils.models import ModelRegistry
 
-    own = [name for name in ModelRegistry.list_available() if not ModelRegistry.get(name).__module__.startswith("utils.")]
+    own = [
+        name for name in ModelRegistry.list_available() if not ModelRegistry.get(name).__module__.startswith("utils.")
+    ]
     fitting = [name for name in own if "vocab_size" in _parameters(name)]
     known = [(f"{TITLES[name]} ({name})", name) for name in ARCHITECTURES[task]]
     return [*known, *((f"{name}, registered here", name) for name in fitting)]
@@ -160,7 +166,9 @@ def create_new_model(setup: SetupConfig, **changes: Any) -> nn.Module:
 
 def description_text(description: Mapping[str, Any]) -> str:
     """A new model in words, such as "gpt-small, n_layer 4, n_embd 256"."""
-    return ", ".join([str(description["name"]), *(f"{name} {value}" for name, value in description.items() if name != "name")])
+    return ", ".join(
+        [str(description["name"]), *(f"{name} {value}" for name, value in description.items() if name != "name")]
+    )
 
 
 @lru_cache(maxsize=32)
@@ -207,4 +215,3 @@ def _parameters(name: str) -> Sequence[str]:
     from utils.models import ModelRegistry
 
     return tuple(inspect.signature(ModelRegistry.get(name)).parameters)
-

@@ -240,7 +240,6 @@ def _reported(name: CheckName) -> Callable[[Callable[[_Session], Check]], Callab
     return decorate
 
 
-
 @_reported("hub")
 def _check_hub(session: _Session) -> Check:
     setup = session.setup
@@ -345,7 +344,9 @@ def _check_batch(session: _Session) -> Check:
     # Of a dataset on the Hub only the beginning was read, which has another digest.
     session.fingerprint = None if "hub" in session.passed else seen.fingerprint
     summary = f"One batch forward and backward in {seen.step_s:.2g} s; loss {seen.loss:.3g}."
-    return Check("batch", "passed", summary if "hub" in session.passed else f"{summary} {_how_long(session, seen.step_s)}")
+    return Check(
+        "batch", "passed", summary if "hub" in session.passed else f"{summary} {_how_long(session, seen.step_s)}"
+    )
 
 
 def _how_long(session: _Session, batch_s: float) -> str:

@@ -214,9 +214,13 @@ def _step_rows(step: WizardStep, state: WizardState) -> dict[str, str]:
         rows = {**_source_rows(state), **model_rows(state.facts)}
     problems = step.check(state.setup, state.facts)
     if step.name == "summary":
-        rows = {"Ready": "yes" if state.ready else f"no, {counted(len(problems), 'problem')}" if problems else "not checked"}
+        rows = {
+            "Ready": "yes" if state.ready else f"no, {counted(len(problems), 'problem')}" if problems else "not checked"
+        }
         rows |= {problem.field: problem.message for problem in problems}
         rows |= {check.title: check_text(check) for check in state.preflight.checks if check.verdict != "pending"}
         if state.preflight.pending:
-            rows["Checks"] = f"{state.preflight.verdict} wizard.preflight() runs them, and so does the wizard's Summary step."
+            rows["Checks"] = (
+                f"{state.preflight.verdict} wizard.preflight() runs them, and so does the wizard's Summary step."
+            )
     return rows

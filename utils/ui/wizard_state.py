@@ -226,7 +226,9 @@ class WizardState(EditedSetup):
     def _source_of(entry: Mapping[str, Any]) -> MixtureSource | None:
         # The weight may be wrong: it says nothing of the data.
         try:
-            return MixtureSource.from_dict({name: value for name, value in entry.items() if name not in ("name", "weight")})
+            return MixtureSource.from_dict(
+                {name: value for name, value in entry.items() if name not in ("name", "weight")}
+            )
         except ConfigError:
             return None
 

@@ -144,7 +144,9 @@ def recognise_dataset(setup: SetupConfig) -> Recognised:
 
     assert setup.dataset_name is not None
     table = load_hub_table(setup.dataset_name, setup.config_name, split_name(setup.dataset_split), streaming=True)
-    found = _recognised_datasets[_dataset_key(setup)] = recognise_rows([dict(row) for row in table.rows.take(_FIRST_ROWS)])
+    found = _recognised_datasets[_dataset_key(setup)] = recognise_rows(
+        [dict(row) for row in table.rows.take(_FIRST_ROWS)]
+    )
     return found
 
 
@@ -204,7 +206,9 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
         return [Problem("task", message)]
     if found.is_text:
         next_token = choice_name("task", "causal_lm")
-        return [Problem("task", f"{task} needs columns, and the file is plain text; give a table, or choose {next_token}")]
+        return [
+            Problem("task", f"{task} needs columns, and the file is plain text; give a table, or choose {next_token}")
+        ]
     if not found.columns:
         return []
     names = {"text_column": setup.text_column, "label_column": setup.label_column}

@@ -56,7 +56,9 @@ def range_test_figure(
     places = [math.log10(rate) - start for rate in rates]
     decades = range(math.ceil(start - 1e-9), math.floor(end + 1e-9) + 1)
     marked = None if suggestion is None else (f"suggestion {suggestion:.2g}", math.log10(suggestion) - start)
-    of_steps, mean = ([*zip(places, (min(value, top) for value in values), strict=True)] for values in (losses, smoothed))
+    of_steps, mean = (
+        [*zip(places, (min(value, top) for value in values), strict=True)] for values in (losses, smoothed)
+    )
     lines = [Line("loss of each step", of_steps, "train", 1, opacity=0.45), Line("smoothed", mean, "train", 2.2)]
     spoken = "no suggestion" if suggestion is None else f"suggestion {suggestion:.2g}"
     return figure(

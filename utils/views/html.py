@@ -14,6 +14,7 @@ from utils.scrubbing import scrub
 #: Markup that was built here from escaped text. Only this module makes values of this type.
 Html = NewType("Html", str)
 
+
 def text(value: object) -> Html:
     """`value` as text that a browser shows as it is, without secrets: no tag, attribute or entity in it has an effect."""
     return Html(escape(scrub(str(value)), quote=True))

@@ -185,7 +185,10 @@ def _head(picture: LivePicture) -> Html:
     times = [
         element("span", text(words), class_=own)
         for words, own in (
-            (picture.elapsed, None), (picture.validating, None), (picture.advice, None), (picture.left, "tb-right"),
+            (picture.elapsed, None),
+            (picture.validating, None),
+            (picture.advice, None),
+            (picture.left, "tb-right"),
         )
         if words
     ]

@@ -75,7 +75,10 @@ def report_html(
         header = element("tr", *(element("th", text(name), scope="col", class_="tb-soft") for name in _HEADER))
         body = (_row(row, (pictures or {}).get(row[0]), (details or {}).get(row[0], Details())) for row in some)
         return element(
-            "table", element("thead", header, class_="tb-head"), element("tbody", *body, class_="tb-rows"), aria_label=label
+            "table",
+            element("thead", header, class_="tb-head"),
+            element("tbody", *body, class_="tb-rows"),
+            aria_label=label,
         )
 
     names = {name for name, *_ in rows}
@@ -225,7 +228,10 @@ def _compared(rows: Sequence[ValueRow]) -> Html:
     }  # fmt: skip
     cells = {name: [make(row) for row in rows] for name, (_, make) in columns.items()}
     kept = [name for name, column in cells.items() if any(column)]
-    heads = [("measured" if "value" in kept else "compared with a limit", ""), *((name, columns[name][0]) for name in kept)]
+    heads = [
+        ("measured" if "value" in kept else "compared with a limit", ""),
+        *((name, columns[name][0]) for name in kept),
+    ]
     header = element(
         "tr", *(element("th", text(name), scope="col", class_=f"tb-soft {own}".strip()) for name, own in heads)
     )

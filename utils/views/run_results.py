@@ -30,7 +30,8 @@ def results_html(
         rows: everything else by name. notes: sentences.
     """
     body = (
-        element("tr", element("th", text(name), scope="row"), element("td", text(value))) for name, value in rows.items()
+        element("tr", element("th", text(name), scope="row"), element("td", text(value)))
+        for name, value in rows.items()
     )
     table = element("table", element("tbody", *body), class_="tb-table tb-pairs", aria_label=title)
     parts = [

@@ -214,9 +214,7 @@ def special_tokens(template: str | None = None) -> tuple[str, ...]:
     return (*SPECIAL_TOKENS, *tokens)
 
 
-def training_texts(
-    records: Any, validation: Any, layout: str | None, val_split: float, random_seed: int
-) -> list[str]:
+def training_texts(records: Any, validation: Any, layout: str | None, val_split: float, random_seed: int) -> list[str]:
     """The texts from which `prepare_conversations` learns a tokenizer when it is given the same; bad rows are left out."""
     read = read_conversations(records, layout, "skip")
     return _texts(_split(read, validation, val_split, random_seed, "skip")[0])
@@ -300,7 +298,11 @@ def _members(part: _Part, length: int, packed: bool) -> list[list[int]]:
 
 
 def _first_roles(
-    renderer: Renderer, conversations: Sequence[Conversation], part: _Part, members: Sequence[Sequence[int]], length: int
+    renderer: Renderer,
+    conversations: Sequence[Conversation],
+    part: _Part,
+    members: Sequence[Sequence[int]],
+    length: int,
 ) -> tuple[tuple[str | None, ...], ...]:
     """Role of each token of the first rows. `length`: of a row that is filled up; 0: rows end with their text."""
     by_row = {one.row: one for one in conversations}
@@ -318,7 +320,9 @@ def _examples(part: _Part, members: list[list[int]], length: int, pad_id: int, p
     if packed:
         return EncodedExamples(pack_rows(kept, length, pad_id, members), collate)
     labels = [np.where(one.targets, one.ids, IGNORED).tolist() for one in kept]
-    return EncodedExamples({"input_ids": Ragged.of([one.ids.tolist() for one in kept]), "labels": Ragged.of(labels)}, collate)
+    return EncodedExamples(
+        {"input_ids": Ragged.of([one.ids.tolist() for one in kept]), "labels": Ragged.of(labels)}, collate
+    )
 
 
 def _positions(data: EncodedExamples) -> int:

@@ -69,7 +69,9 @@ def find_classes(labels: Iterable[Any], names: Sequence[Any] | None, num_classes
     kinds = {str if isinstance(label, str) else int for label in found}
     if len(kinds) > 1:
         examples = [next(label for label in found if isinstance(label, kind)) for kind in (str, int)]
-        raise DataError(f"some labels are names and some are numbers, such as {shown(examples[0])} and {shown(examples[1])}.")
+        raise DataError(
+            f"some labels are names and some are numbers, such as {shown(examples[0])} and {shown(examples[1])}."
+        )
     values = sorted(found)
     if kinds == {int} and bool not in map(type, found) and values[0] >= 0:
         count = num_classes or values[-1] + 1
@@ -87,7 +89,9 @@ def _given_classes(found: set[Any], names: list[Any]) -> Classes:
     # The classes are whole numbers: with gaps, or from 1 on.
     if names and not any(isinstance(name, str) for name in names):
         if unknown := sorted(found - set(names), key=str):
-            raise DataError(f"the label {shown(unknown[0])} is not one of the {len(names):,} classes: {_first_of(names)}.")
+            raise DataError(
+                f"the label {shown(unknown[0])} is not one of the {len(names):,} classes: {_first_of(names)}."
+            )
         return Classes(tuple(names), tuple(map(str, names)))
     numbers = {label for label in found if not isinstance(label, str)}
     unknown = sorted(found - numbers - set(names)) or sorted(n for n in numbers if not 0 <= n < len(names))

@@ -358,7 +358,9 @@ def _ends(tokenizer: Any, task_type: str, pools_at_end: bool) -> list[str]:
     if adds_end(tokenizer, target=task_type == "seq2seq"):
         return []
     if tokenizer.eos_token_id is None:
-        return [f"The tokenizer has no end-of-text token: the model cannot learn where a {what} ends. Set tokenizer.eos_token."]
+        return [
+            f"The tokenizer has no end-of-text token: the model cannot learn where a {what} ends. Set tokenizer.eos_token."
+        ]
     return [f"The end-of-text token {tokenizer.eos_token!r} was added to every {what}: the tokenizer does not add it."]
 
 
@@ -419,7 +421,7 @@ def _whole(texts: list[Any], pairs: list[Any] | None) -> list[tuple[Any, ...]]:
 
 def _blocks(
     parts: list[Part], spec: TaskSpec, tokenizer: Any, sizes: _Sizes, val_split: float, seed: int, source: str, strategy: str
-) -> PreparedData:
+) -> PreparedData:  # fmt: skip
     """Texts for a language model: packed, so that no position is padding."""
     train: Sequence[str]
     held_out: Sequence[str]

@@ -35,7 +35,8 @@ def suggest_task(rows: Sequence[Mapping[str, Any]], *, is_conversation: bool = F
         is_conversation: whether the rows can be read as conversations, which causal language modelling learns.
     """
     example = {
-        name: next((row[name] for row in rows if not is_missing(row.get(name))), None) for name in (rows[0] if rows else ())
+        name: next((row[name] for row in rows if not is_missing(row.get(name))), None)
+        for name in (rows[0] if rows else ())
     }
     if (found := _columns("token_classification", example)) and _is_tagged(rows, found):
         return Suggestion("token_classification", f"{found.label} has a tag for each word of {found.text}")

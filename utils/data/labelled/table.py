@@ -173,7 +173,9 @@ def _named_columns(texts: Any, labels: Any, task_type: str) -> dict[str, Any]:
 def _checked_columns(columns: Mapping[Any, Any], argument: str) -> dict[str, Any]:
     wrong = [name for name, values in columns.items() if not _is_column(values)]
     if wrong:
-        raise DataTypeError(f"Expected {argument} to be {_KINDS}; got a dict whose {shown(wrong[0])} is no list of values.")
+        raise DataTypeError(
+            f"Expected {argument} to be {_KINDS}; got a dict whose {shown(wrong[0])} is no list of values."
+        )
     lengths = {str(name): len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(

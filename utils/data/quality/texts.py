@@ -224,10 +224,14 @@ def _classes_of(label: Any) -> list[Any]:
     cannot be hashed, such as a span, counts by how it is written."""
     if isinstance(label, np.ndarray):
         label = label.tolist()
-    if isinstance(label, Mapping) and all(isinstance(value, (bool, int)) and value in (0, 1) for value in label.values()):
+    if isinstance(label, Mapping) and all(
+        isinstance(value, (bool, int)) and value in (0, 1) for value in label.values()
+    ):
         return [name for name, value in label.items() if value]
     entries = label if isinstance(label, (list, tuple, set, frozenset)) else [label]
-    return [entry if isinstance(entry, Hashable) and not isinstance(entry, tuple) else shown(entry) for entry in entries]
+    return [
+        entry if isinstance(entry, Hashable) and not isinstance(entry, tuple) else shown(entry) for entry in entries
+    ]
 
 
 def _damage(text: str) -> list[str]:

@@ -43,7 +43,9 @@ def text_column_of(schema: pa.Schema, wanted: str | None, name: str, example: Ma
         guess = nearest(wanted, readable)
         hint = f" Did you mean {excerpt(guess)}?" if guess else ""
         what = "holds no text" if wanted in schema.names else f"is not there; the columns of {name} are {columns}"
-        raise DataError(f"text_column: {excerpt(wanted)} {what}; with text: {listed(readable) or 'none'}.{hint}{listing}")
+        raise DataError(
+            f"text_column: {excerpt(wanted)} {what}; with text: {listed(readable) or 'none'}.{hint}{listing}"
+        )
     if known := next((column for column in KNOWN_NAMES if column in texts), None):
         return known
     if len(texts) == 1:

@@ -41,7 +41,9 @@ def csv_rows(pieces: Iterable[str], file: Path, options: ReadOptions, bad: BadLi
     skipped = 0 if stated is None else 1
     sample = _sample(lines if stated else itertools.chain([first_line], lines))
     quoting: _Quoting = csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE
-    delimiter = options.delimiter or (stated and stated["sign"]) or ("\t" if tabs else _likely_delimiter(sample, quoting))
+    delimiter = (
+        options.delimiter or (stated and stated["sign"]) or ("\t" if tabs else _likely_delimiter(sample, quoting))
+    )
     reader = csv.reader(itertools.chain(sample, lines), delimiter=delimiter, quoting=quoting, strict=True)
     records = _records(reader, file, skipped)
     header_line, first = next(records, (1 + skipped, []))

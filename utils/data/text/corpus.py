@@ -97,5 +97,7 @@ def _sections() -> list[tuple[str, str]]:
 
 def _first_prose(text: str) -> str:
     """The first paragraph that is neither code nor a list, on one line."""
-    prose = (paragraph for paragraph in text.split("\n\n") if re.match(r"[A-Za-z\"“]", paragraph) and "::=" not in paragraph)
+    prose = (
+        paragraph for paragraph in text.split("\n\n") if re.match(r"[A-Za-z\"“]", paragraph) and "::=" not in paragraph
+    )
     return " ".join(next(prose, "").split())

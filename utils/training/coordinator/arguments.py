@@ -166,7 +166,9 @@ class DataArguments:
         ]
 
     def _place_problems(self) -> list[Problem]:
-        given = [name for name in ("mixture", "dataset", "dataset_path", "datamodule") if getattr(self, name) is not None]
+        given = [
+            name for name in ("mixture", "dataset", "dataset_path", "datamodule") if getattr(self, name) is not None
+        ]
         if len(given) > 1:
             return [Problem(given[1], f"given together with {given[0]}; keep one of the two")]
         if self.mixture is not None:
@@ -307,7 +309,9 @@ def _kind_of_name(name: str | os.PathLike[str]) -> Kind:
             return "named"
         # A path is a file, there or not; a word is one when it is there, when it ends as files do, or is a pattern of files.
         ends_as_files_do = path.suffix.lower() in FORMAT_OF_SUFFIX
-        return "file" if path.is_file() or not isinstance(name, str) or ends_as_files_do or is_pattern(name) else "named"
+        return (
+            "file" if path.is_file() or not isinstance(name, str) or ends_as_files_do or is_pattern(name) else "named"
+        )
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a NUL: no path
         return "named"
 

@@ -218,7 +218,9 @@ class TrainingCoordinator:
     ) -> TrainingConfig:
         """The config of `settings`, of which `changes` win. Raises `ConfigError` that lists everything that is wrong."""
         if not isinstance(model, nn.Module):
-            hint = f" Load it first: utils.models.load_model({model!r})." if isinstance(model, (str, os.PathLike)) else ""
+            hint = (
+                f" Load it first: utils.models.load_model({model!r})." if isinstance(model, (str, os.PathLike)) else ""
+            )
             raise ModelError(f"TrainingCoordinator takes an nn.Module as model; got a {type(model).__name__}.{hint}")
         unknown = _unknown(changes)
         names = {problem.field for problem in unknown}

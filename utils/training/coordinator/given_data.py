@@ -84,7 +84,11 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
         return records
     if given.kind == "named" and given.task != "causal_lm":
         named = hub_records(
-            str(given.dataset), given.config_name, given.dataset_split, with_validation=given.val_split > 0, as_tables=True
+            str(given.dataset),
+            given.config_name,
+            given.dataset_split,
+            with_validation=given.val_split > 0,
+            as_tables=True,
         )
         labelled = prepare_labelled(
             named, given.task, max_length=length, vocab_size=vocab_size, val_split=given.val_split,

@@ -49,7 +49,9 @@ def number_of_steps(run: RunRecord) -> Outcome:
     if not run.ended or run.config.max_steps is not None or run.done > _HARDLY_ANY or not len(run.losses):
         return passed(f"{run.done} steps were taken.", **measured)
     if not run.no_better_than_guess:
-        return unknown("the loss is better than that of a model that ignores its inputs, or there is none to compare with")
+        return unknown(
+            "the loss is better than that of a model that ignores its inputs, or there is none to compare with"
+        )
     number, size = run.facts.get("num_train"), run.facts.get("batch_size")
     of_data = f" ({number:,} samples, {size} in a batch, epochs={run.config.epochs})" if number and size else ""
     return found(

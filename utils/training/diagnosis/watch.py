@@ -158,7 +158,9 @@ class DoctorCallback(Callback):
                 self._reported[outcome.rule] = sentence
                 trainer.notice(sentence)
             elif outcome.verdict == "pass" and outcome.rule in self._reported:
-                trainer.withdraw(self._reported.pop(outcome.rule), f"Doctor, {outcome.rule}: no longer. {outcome.summary}")
+                trainer.withdraw(
+                    self._reported.pop(outcome.rule), f"Doctor, {outcome.rule}: no longer. {outcome.summary}"
+                )
 
     # The file
 

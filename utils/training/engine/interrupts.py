@@ -124,7 +124,9 @@ class Interrupts:
         """Signals become requests for the length of the block; of several blocks the first signal counts."""
         if threading.current_thread() is not threading.main_thread():
             level, self._told = (logging.DEBUG if self._told else logging.INFO), True
-            log.log(level, "Training runs off the main thread: signals keep their handlers; stop it through its control.")
+            log.log(
+                level, "Training runs off the main thread: signals keep their handlers; stop it through its control."
+            )
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}

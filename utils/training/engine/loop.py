@@ -65,8 +65,12 @@ class TrainingLoop:
         self._loading_s = 0.0  # of the epoch under way, waiting for its batches
         world = parts.world
         self._requests = Requests(control, records, world)
-        self._clock = RunClock(state, EnergyMeter(counters_of(parts.fabric.device, world.size)) if world.is_main else None)
-        self.pending = PendingSteps(plan, parts, state, events, self._write, at_once=isinstance(self._watch, BatchEvents))
+        self._clock = RunClock(
+            state, EnergyMeter(counters_of(parts.fabric.device, world.size)) if world.is_main else None
+        )
+        self.pending = PendingSteps(
+            plan, parts, state, events, self._write, at_once=isinstance(self._watch, BatchEvents)
+        )
 
     def run(self) -> TrainState:
         """Train. Returns the state with `stop_reason` set; it has been saved."""
@@ -163,7 +167,11 @@ class TrainingLoop:
         """Targets of the step over all processes; None for one process, which has them all. Summed once a step, not again when
         the step is repeated in smaller pieces."""
         world = self.parts.world
-        return None if world.size == 1 else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
+        return (
+            None
+            if world.size == 1
+            else int(world.totals(sum(map(self.parts.objective.count_targets, micro_batches)))[0])
+        )
 
     def _report_smaller(self, step: int) -> None:
         most = self.state.pieces.most
@@ -234,7 +242,9 @@ class TrainingLoop:
         state = self.state
         self.events.fire("on_evaluate_begin")
         with rng.preserved():
-            sums, metrics = validate(self.parts, self.data, self._obey_in_validation, state.validation_pieces, self._bytes)
+            sums, metrics = validate(
+                self.parts, self.data, self._obey_in_validation, state.validation_pieces, self._bytes
+            )
         if not metrics:
             raise DataError("validation found no target to score: every label of val_data is -100. Check its labels.")
         metrics |= self._bytes.metrics(sums, self.parts.world)

@@ -38,7 +38,13 @@ from utils.training.training_config import TrainingConfig
 
 
 def plan_run(
-    given: TrainerArguments, train_data: Any, val_data: Any, *, callbacks: Sequence[Callback], facade: RunFacade, notice: Notice
+    given: TrainerArguments,
+    train_data: Any,
+    val_data: Any,
+    *,
+    callbacks: Sequence[Callback],
+    facade: RunFacade,
+    notice: Notice,
 ) -> RunPlan:
     """The plan of a run over these data. The model's special ids are set to the tokenizer's, and lazy layers get their sizes.
 
@@ -113,7 +119,9 @@ def plan_task(given: TrainerArguments, data: UniversalDataModule, notice: Notice
     return spec
 
 
-def plan_objective(given: TrainerArguments, task_spec: TaskSpec, data: UniversalDataModule, world: World | None) -> Objective:
+def plan_objective(
+    given: TrainerArguments, task_spec: TaskSpec, data: UniversalDataModule, world: World | None
+) -> Objective:
     """Objective of the run: the caller's criterion, or the task's loss, which is checked against model and data."""
     if given.criterion is not None:
         return CriterionObjective(given.criterion)

@@ -263,7 +263,9 @@ class TrainingResults(Mapping[str, Any]):
         """The run in a few words: label -> text, in reading order."""
         from utils.views.curves import EPOCH_LOSS, VALIDATION_LOSS
 
-        reason = {"max_steps": "step limit reached"}.get(self.stop_reason or "", str(self.stop_reason).replace("_", " "))
+        reason = {"max_steps": "step limit reached"}.get(
+            self.stop_reason or "", str(self.stop_reason).replace("_", " ")
+        )
         rows = {
             "run": str(self.run_dir),
             "ended": f"{reason} after {self.steps:,} steps, complete epochs: {self.epochs_trained}",
@@ -294,7 +296,9 @@ class TrainingResults(Mapping[str, Any]):
             best = "those of the best checkpoint"
             rows["weights"] = best if self.weights in (None, "best") else self.weights
         why = f" ({self.precision_reason})" if self.precision_reason else ""
-        rows["time"] = f"{self.training_time:.0f} s, {'fp32' if self.precision == '32' else self.precision} precision{why}"
+        rows["time"] = (
+            f"{self.training_time:.0f} s, {'fp32' if self.precision == '32' else self.precision} precision{why}"
+        )
         if self.best_model_path:
             rows["best checkpoint"] = self.best_model_path
         if self.export_dir:

@@ -51,8 +51,15 @@ def write_description(
 def note_state(folder: RunFolder, state: TrainState, status: str, **facts: Any) -> None:
     """Write state.json: where the run stands."""
     best = {"value": state.best.value, "step": state.best.step}
-    folder.write_state(status, step=state.step, epoch=state.epoch, best=best, stop_reason=state.stop_reason,
-                       finish_at=state.finish_at, **facts)
+    folder.write_state(
+        status,
+        step=state.step,
+        epoch=state.epoch,
+        best=best,
+        stop_reason=state.stop_reason,
+        finish_at=state.finish_at,
+        **facts,
+    )
 
 
 def note_commit(folder: RunFolder, payload: Payload) -> None:

@@ -98,7 +98,9 @@ class Session:
             saver.wait()
         except Exception as error:  # noqa: BLE001 - as below
             log.warning("The checkpoint that was under way at the failure: %s", error)
-        with contextlib.suppress(Exception):  # an earlier step may have been a fault; the state is the one before it then
+        with contextlib.suppress(
+            Exception
+        ):  # an earlier step may have been a fault; the state is the one before it then
             loop.pending.read()
         if not together or loop.parts.updating or self.state.step == 0:
             return None

@@ -116,7 +116,9 @@ def _update_on_host(
         return StepNumbers(loss_sum, counted, size, UPDATED)
     # Under fp16 a gradient that overflows is the scaler's business; only the loss itself tells of a fault.
     overflowed = parts.scaler is not None and math.isfinite(loss_sum)
-    return StepNumbers(loss_sum, counted, 0.0, OVERFLOWED) if overflowed else StepNumbers(loss_sum, counted, size, FAULT)
+    return (
+        StepNumbers(loss_sum, counted, 0.0, OVERFLOWED) if overflowed else StepNumbers(loss_sum, counted, size, FAULT)
+    )
 
 
 def _update_on_device(

@@ -204,7 +204,7 @@ class Trainer:
     def _plan(self, train_data: Any, val_data: Any) -> RunPlan:
         plan = plan_run(
             self.trainer_arguments(), train_data, val_data, callbacks=self.callbacks, facade=self.facade, notice=self.notice
-        )
+        )  # fmt: skip
         self.data = plan.data
         self.task, self.planned_task = plan.objective if isinstance(plan.objective, Task) else None, plan.task_spec
         return plan
@@ -229,7 +229,13 @@ class Trainer:
             self.notice(sentence)
         rng.seed_all(world.seed(config.random_seed))
         parts = self.parts = assemble(
-            model, plan.objective, config, plan.total_steps, world=world, own_parts=self.own_parts, notice=self.notice,
+            model,
+            plan.objective,
+            config,
+            plan.total_steps,
+            world=world,
+            own_parts=self.own_parts,
+            notice=self.notice,
             resumed_precision=start.precision,
         )
         for sentence in filter(None, (parts.device.notice, parts.precision.notice)):
@@ -245,7 +251,8 @@ class Trainer:
         if self.state.ended:
             if not start.in_place:
                 self.notice(nothing_left(start, self.state))
-            note_state(start.folder, self.state, "ended")  # unless it was killed between its last checkpoint and this note
+            # Unless it was killed between its last checkpoint and this note.
+            note_state(start.folder, self.state, "ended")
         return _OpenRun(start, parts, store, fingerprint)
 
     def _run(self, run: _OpenRun, plan: RunPlan, train_data: Any, val_data: Any) -> tuple[int | None, TrainingResults]:
@@ -384,7 +391,9 @@ class Trainer:
             return "trained"
         if average.better:
             average.take()
-            self.notice("The model has the averaged weights, which were better than the trained ones at the latest validation.")
+            self.notice(
+                "The model has the averaged weights, which were better than the trained ones at the latest validation."
+            )
             return "averaged"
         why = "were not better at the latest validation" if average.count else "do not exist yet"
         if average.count and not any(row["event"] == "evaluate" for row in self.state.history):

@@ -13,7 +13,11 @@ from utils.training.engine.step import validation_sums
 
 
 def validate(
-    parts: Parts, data: UniversalDataModule, poll: Callable[[], None], pieces: Pieces, counter: ValidationBytes | None = None
+    parts: Parts,
+    data: UniversalDataModule,
+    poll: Callable[[], None],
+    pieces: Pieces,
+    counter: ValidationBytes | None = None,
 ) -> tuple[Sums, dict[str, float]]:
     """The sums of a validation and its metrics; of a mixture also the loss of each dataset, as `val/loss/<name>`.
 

@@ -40,7 +40,9 @@ def choose_precision(plan: RunPlan, parts: Parts, notice: Notice, seconds: TimeP
     half = parts.precision
     if plan.config.precision != "auto":
         return
-    formats = set(plan.world.gather(half.compute))  # hosts may differ, and all have to take part in what follows, or none
+    formats = set(
+        plan.world.gather(half.compute)
+    )  # hosts may differ, and all have to take part in what follows, or none
     if formats == {FULL}:
         return
     obstacle = _not_to_be_measured(plan, parts)

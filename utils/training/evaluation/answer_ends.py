@@ -107,7 +107,9 @@ def _drawn_rows(validation: Any, seed: int) -> tuple[list[dict[str, Any]], froze
     places = [(part, index) for part in parts for index in range(len(part))]
     count = min(MOST_ANSWERS, len(places))
     chosen = sorted(np.random.default_rng(seed).choice(len(places), size=count, replace=False).tolist())
-    return [places[number][0][places[number][1]] for number in chosen], frozenset().union(*(part.end_ids for part in parts))
+    return [places[number][0][places[number][1]] for number in chosen], frozenset().union(
+        *(part.end_ids for part in parts)
+    )
 
 
 def _question(row: dict[str, Any], end_ids: frozenset[int]) -> tuple[list[int], int, int] | None:

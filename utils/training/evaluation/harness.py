@@ -135,7 +135,9 @@ def evaluate_harness(
     """
     for name, value, least in (("num_fewshot", num_fewshot, 0), ("limit", limit, 1), ("batch_size", batch_size, 1)):
         optional = name != "batch_size"
-        if not (value is None and optional) and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if not (value is None and optional) and (
+            isinstance(value, bool) or not isinstance(value, int) or value < least
+        ):
             raise ConfigError(f"{name}: got {shown(value)}; must be a whole number, at least {least}.")
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     if not tasks:

@@ -39,7 +39,9 @@ log = logging.getLogger("trainbook.export")
 
 #: Formats that inference.py can run without the model's code, quantised ones last.
 RUNNABLE = tuple(
-    sorted((name for name, one in FORMATS.items() if one.bundle_packages), key=lambda name: bool(FORMATS[name].made_from))
+    sorted(
+        (name for name, one in FORMATS.items() if one.bundle_packages), key=lambda name: bool(FORMATS[name].made_from)
+    )
 )
 
 # Not among the checksums: the file that holds them, and what a later check of the export writes anew.

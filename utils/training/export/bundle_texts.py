@@ -16,7 +16,9 @@ TESTED = {"fastapi": "0.165.0", "uvicorn": "0.54.0", "onnxruntime": "1.31.1", "p
 
 def requirements(runnable: Sequence[str], tokenizer: Mapping[str, Any] | None, vision: bool) -> str:
     """requirements.txt with the exact versions of what the bundle's formats and its server need."""
-    needed = {"numpy", "fastapi", "uvicorn"} | {package for name in runnable for package in FORMATS[name].bundle_packages}
+    needed = {"numpy", "fastapi", "uvicorn"} | {
+        package for name in runnable for package in FORMATS[name].bundle_packages
+    }
     if tokenizer is not None:
         needed.add(tokenizer["library"])
     if vision:

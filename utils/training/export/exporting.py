@@ -21,6 +21,7 @@ from utils.training.export_formats import FORMATS, unknown_format
 
 log = logging.getLogger("trainbook.export")
 
+
 def export_model(
     results: Any,
     formats: Sequence[str] = ("hf",),

@@ -147,7 +147,9 @@ def export_gguf(
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     how = f"Run it with `llama-cli -m {FILE_NAME}`, or `ollama create NAME -f {MODELFILE_NAME}` in its folder."
     name = "gguf" if dtype == "f16" else f"gguf-{dtype}"
-    return ExportResult(name, target, size_of(target), parity, None, (*notes, *merging_notes, how), other_process=parity)
+    return ExportResult(
+        name, target, size_of(target), parity, None, (*notes, *merging_notes, how), other_process=parity
+    )
 
 
 def _write(model: nn.Module, vocabulary: GGUFVocabulary | None, file: Path, dtype: DType) -> dict[str, Array]:

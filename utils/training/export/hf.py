@@ -88,7 +88,9 @@ def export_hf(
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     notes += (*merging_notes, *unverified, f"Load it with transformers.{loader.__name__}.from_pretrained.")
-    return ExportResult("hf", target, size_of(target), parity, None, notes, other_process=None if unverified else parity)
+    return ExportResult(
+        "hf", target, size_of(target), parity, None, notes, other_process=None if unverified else parity
+    )
 
 
 def base_model(model: Any) -> Any:

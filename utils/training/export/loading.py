@@ -22,6 +22,7 @@ from utils.training.export.manifest import MARKER
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 
+
 def hf(file: Path, model: nn.Module) -> Run:
     import transformers
 

@@ -42,7 +42,6 @@ _PIPELINES = {
 }  # fmt: skip
 
 
-
 class ModelCardGenerator:
     """Write model cards in the format of the Hugging Face Hub."""
 

@@ -145,7 +145,14 @@ def _export(
             f"{target} could not be written: {error.strerror or error}. What was there before is unchanged."
         ) from error
     return ExportResult(
-        kind, target, size_of(target), files.parity, files.benchmark, notes, files.opset, other_process=files.parity or None
+        kind,
+        target,
+        size_of(target),
+        files.parity,
+        files.benchmark,
+        notes,
+        files.opset,
+        other_process=files.parity or None,
     )
 
 

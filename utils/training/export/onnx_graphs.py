@@ -154,7 +154,9 @@ def cached_graph(model: nn.Module) -> Graph:
     name = type(model).__name__
     with torch.no_grad():
         ids_BT = torch.zeros(_BATCH, _PAST, dtype=torch.int64)
-        mask_BT = torch.ones_like(ids_BT)  # 0 may be the id of padding, of which transformers warns where no mask is given
+        mask_BT = torch.ones_like(
+            ids_BT
+        )  # 0 may be the id of padding, of which transformers warns where no mask is given
         outputs = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, return_dict=True)
     cache = getattr(outputs, "past_key_values", None)
     layers = getattr(cache, "layers", [])

@@ -58,7 +58,9 @@ class LocalSession:
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except RuntimeError as error:  # every error of onnxruntime is one
-            raise ExportError(f"ONNX Runtime cannot load the exported file: {first_line(root_cause(error))}.") from error
+            raise ExportError(
+                f"ONNX Runtime cannot load the exported file: {first_line(root_cause(error))}."
+            ) from error
         #: Names of the inputs and outputs, and the shapes of the inputs, in the file's order.
         self.inputs = {one.name: list(one.shape) for one in self._session.get_inputs()}
         self.outputs = [one.name for one in self._session.get_outputs()]

@@ -32,7 +32,9 @@ def checked_opset(file: Path, standard: bool = True) -> int:
     try:
         onnx.checker.check_model(file, full_check=standard)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exporter wrote a file that is no valid ONNX model: {first_line(root_cause(error))}.") from error
+        raise ExportError(
+            f"the exporter wrote a file that is no valid ONNX model: {first_line(root_cause(error))}."
+        ) from error
     imports = onnx.load(file, load_external_data=False).opset_import
     return int(next(one.version for one in imports if one.domain in ("", "ai.onnx")))
 

@@ -86,7 +86,9 @@ def export_peft(
     if is_folder:
         needs = f"the folder {base} that the training started from, not a model of that name on the Hub"
     notes += (*unverified, f"Load it with peft.PeftModel.from_pretrained(base, folder). The base is {needs}.")
-    return ExportResult("peft", target, size_of(target), parity, None, notes, other_process=None if unverified else parity)
+    return ExportResult(
+        "peft", target, size_of(target), parity, None, notes, other_process=None if unverified else parity
+    )
 
 
 def _compared(

@@ -169,5 +169,9 @@ class TrainingRecord:
         energy = getattr(self.results, "energy", None)
         if energy is None or energy.kwh is None:
             return "not measured"
-        part = f" of {seconds:.1f} s" if seconds is not None and is_number(seconds) and energy.seconds < 0.99 * seconds else ""
+        part = (
+            f" of {seconds:.1f} s"
+            if seconds is not None and is_number(seconds) and energy.seconds < 0.99 * seconds
+            else ""
+        )
         return f"{energy.kwh:.4g} kWh, counted by {', '.join(energy.joules)} over {energy.seconds:.1f} s{part}"

@@ -236,7 +236,9 @@ def _results(trainer: Trainer, outcome: Mapping[str, Any]) -> TrainingResults:
         state = TrainState.from_dict(checkpoint["state"])
     best = values["best_model_path"]
     if state.stop_reason == KEEP_BEST and best is not None:
-        take_best_weights(trainer.model, Path(best), trainer.training_config.monitor, lambda sentence: None)  # said there
+        take_best_weights(
+            trainer.model, Path(best), trainer.training_config.monitor, lambda sentence: None
+        )  # said there
         weights = "best"
     spec = None if outcome["task_spec"] is None else TaskSpec.from_dict(outcome["task_spec"])
     trainer.state, trainer.run_dir, trainer.notices = state, Path(values["run_dir"]), list(values["notices"])

@@ -188,10 +188,17 @@ def _check_optimizer(optimizer: dict[Any, Any]) -> None:
     assert isinstance(state, dict)
     assert isinstance(groups, list)
     for number, entries in state.items():
-        _require(type(number) is int and isinstance(entries, dict), "optimizer.state", entries, "a dict for each parameter")
+        _require(
+            type(number) is int and isinstance(entries, dict), "optimizer.state", entries, "a dict for each parameter"
+        )
         for name, entry in entries.items():
             plain = type(entry) in (bool, int, float, type(None))
-            _require(plain or _is_dense(entry), f"optimizer.state.{number}.{shown(name)}", entry, "a number or a dense tensor")
+            _require(
+                plain or _is_dense(entry),
+                f"optimizer.state.{number}.{shown(name)}",
+                entry,
+                "a number or a dense tensor",
+            )
     for group in groups:
         numbers = group.get("params") if isinstance(group, dict) else None
         right = isinstance(numbers, list) and all(type(number) is int for number in numbers)
@@ -248,7 +255,9 @@ def _checked_state(payload: Payload, source: str) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(step)[:40] for step in ("state", *first["loc"]))
-        raise _WrongContentError(f"{place}: {_wanted(first['input'], first['msg'].removeprefix('Input should be '))}") from None
+        raise _WrongContentError(
+            f"{place}: {_wanted(first['input'], first['msg'].removeprefix('Input should be '))}"
+        ) from None
     for name in ("step", "epoch"):
         _require(name in state, f"state.{name}", None, "a whole number")
     for name in _COUNTERS:

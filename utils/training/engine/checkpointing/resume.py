@@ -43,7 +43,14 @@ _LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_pa
 
 
 def restore_run(
-    start: Start, plan: RunPlan, parts: Parts, fingerprint: dict[str, str], *, own: bool, facade: RunFacade, notice: Notice
+    start: Start,
+    plan: RunPlan,
+    parts: Parts,
+    fingerprint: dict[str, str],
+    *,
+    own: bool,
+    facade: RunFacade,
+    notice: Notice,
 ) -> TrainState:
     """The state to resume from; model, optimizer, schedule and random state are set to it.
 
@@ -173,7 +180,8 @@ def check_same(
     checkpoint = start.checkpoint
     assert checkpoint is not None
     changes = [
-        f"{name}: {there!r} there, {here!r} here" for name, (there, here) in settings_changed(checkpoint, config).items()
+        f"{name}: {there!r} there, {here!r} here"
+        for name, (there, here) in settings_changed(checkpoint, config).items()
     ]
     changes += [
         f"{name}: not the same as when it was saved"

@@ -193,7 +193,10 @@ class RunSaver:
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
             **self._of_each_process(),
             "callbacks": self._events.state_dict(),
-            "batch_plan": {"batch_size": self.plan.data.batch_size, "accumulation": self.config.gradient_accumulation_steps},
+            "batch_plan": {
+                "batch_size": self.plan.data.batch_size,
+                "accumulation": self.config.gradient_accumulation_steps,
+            },
             "config": scrubbed(self.config.to_dict()),
             "task_spec": scrubbed(self.plan.task_spec.to_dict()),
             "fingerprint": self._fingerprint,

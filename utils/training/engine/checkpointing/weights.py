@@ -82,7 +82,9 @@ def check_kinds(model: torch.nn.Module, weights: Mapping[str, Tensor], source: s
     own = model.state_dict()
     for name, tensor in under_names_of(own, weights).items():
         if name in own and getattr(own[name], "shape", None) == tensor.shape and (reason := misfit(tensor, own[name])):
-            raise CheckpointError(f"{source} is damaged in its content: model.{name}: {reason}. Use an older checkpoint.")
+            raise CheckpointError(
+                f"{source} is damaged in its content: model.{name}: {reason}. Use an older checkpoint."
+            )
 
 
 def misfit(saved: Any, own: Any) -> str | None:

@@ -99,7 +99,9 @@ class MuonWithAdamW(Optimizer):
             matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
 
     def _momentum(self, matrices: list[Tensor]) -> float:
-        done = max((float(self.state[matrix].get("step", 0)) for matrix in matrices if matrix in self.state), default=0.0)
+        done = max(
+            (float(self.state[matrix].get("step", 0)) for matrix in matrices if matrix in self.state), default=0.0
+        )
         return FIRST_MOMENTUM + (MOMENTUM - FIRST_MOMENTUM) * min(1.0, done / MOMENTUM_WARMUP_STEPS)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

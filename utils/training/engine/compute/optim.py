@@ -52,9 +52,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     return adam(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def _muon(
-    model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig, fused: bool
-) -> torch.optim.Optimizer:
+def _muon(model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     matrices = hidden_matrices(model)
     taken = {id(matrix) for matrix in matrices}
     others = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]

@@ -105,7 +105,9 @@ class EnergyMeter:
                 continue
             grown = now - self._last[counter.name]
             if grown < 0:
-                grown = grown + counter.wraps_at if counter.wraps_at is not None else now  # begun again, or set back to 0
+                grown = (
+                    grown + counter.wraps_at if counter.wraps_at is not None else now
+                )  # begun again, or set back to 0
             found[counter.name] = grown
             self._last[counter.name] = now
         return found

@@ -91,7 +91,9 @@ _NEVER = 2**31 - 1
 @functools.cache
 def _glibc() -> Any:
     """The C library, where it is glibc and its allocator is used as it comes; else None."""
-    own_settings = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    own_settings = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
     if own_settings or os.environ.get("LD_PRELOAD") or platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)

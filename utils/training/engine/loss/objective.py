@@ -93,7 +93,6 @@ class Objective:
         found = {"loss": sums.loss / sums.targets}
         return {**found, "accuracy": sums.count("correct") / sums.targets} if "correct" in sums.counts else found
 
-
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names that `metrics` can return, for checks before training. Override it together with `metrics`."""

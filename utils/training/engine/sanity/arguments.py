@@ -42,8 +42,6 @@ def check_arguments(config: Any, training_config: Any, task_spec: Any, callbacks
         check_handlers(hooks, TrainingHooks, "hooks")
 
 
-
-
 def check_finetune(config: TrainingConfig, own_parts: OwnParts | None) -> None:
     """Raises `ConfigError` when adapters or frozen layers are asked for beside an optimizer of the caller's."""
     if own_parts is not None and config.finetune != "full":

@@ -75,7 +75,9 @@ def initialise_lazy_layers(model: nn.Module, data: UniversalDataModule) -> str |
         return None
     where = f"{type(model).__name__} has layers without a size yet ({', '.join(names[:4])})"
     if isinstance(data.train, StreamSource):
-        raise ModelError(f"{where}, and a stream has no sample to spare. Call the model once with a sample before training.")
+        raise ModelError(
+            f"{where}, and a stream has no sample to spare. Call the model once with a sample before training."
+        )
     sample = first_sample(model, data.train.take([0]))
     try:
         with state_kept(model):

@@ -88,7 +88,13 @@ class _Returned(ModelCall):
 def _loss_in(outputs: Any) -> float | None:
     """The loss among a model's outputs: `.loss`, ["loss"], or a scalar at the front of a tuple."""
     found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-    if found is None and isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor) and not outputs[0].dim():
+    if (
+        found is None
+        and isinstance(outputs, tuple)
+        and outputs
+        and isinstance(outputs[0], Tensor)
+        and not outputs[0].dim()
+    ):
         found = outputs[0]
     return float(found) if isinstance(found, Tensor) and found.numel() == 1 else None
 

@@ -14,7 +14,7 @@ from utils.adapters.left_as_found import state_kept
 from utils.data.batch import IGNORED, Batch
 from utils.errors import ConfigError, ModelError
 from utils.training.engine.loss.tasks.base import Task, float_ids_hint
-from utils.training.engine.metrics import Sums, widest, metrics_of
+from utils.training.engine.metrics import Sums, metrics_of, widest
 from utils.training.task_spec import TaskSpec
 
 # How transformers' classes end, and what they are for.
