@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import default_collate
+from transformers import get_cosine_schedule_with_warmup
 
 from tests.kit.pictures import pictures, small_net
 from tests.kit.toys import plain_lm, same_weights, token_rows, train_set
@@ -44,6 +45,52 @@ def test_an_exact_resume_holds_the_callers_optimizer_and_scheduler(precision):
     rates = [row["train/learning_rate"] for row in results.history]
     assert rates == [row["train/learning_rate"] for row in whole.history]
     assert len(set(rates)) == 4, "the scheduler is stepped once an epoch"
+
+
+def stepped_with_the_optimizer(model, callbacks=(), run_name="own"):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 3, 16)
+    own = OwnParts(optimizer, scheduler=schedule, scheduler_interval="step")
+    config = TrainingConfig(epochs=2, batch_size=4, run_name=run_name)
+    return Trainer(model, training_config=config, own_parts=own, callbacks=callbacks)
+
+
+class Rates(StopAt):
+    def __init__(self, step=None):
+        super().__init__(step)
+        self.rates = []
+
+    def on_step_end(self, step, trainer, logs=None):
+        self.rates.append(logs["train/learning_rate"])
+        super().on_step_end(step, trainer, logs)
+
+
+@pytest.mark.parametrize("at", [1, 4, 8, 11])
+def test_a_scheduler_of_steps_is_stepped_with_each_and_resumes_exactly(at):
+    alone = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
+    expected, schedule = [], get_cosine_schedule_with_warmup(alone, 3, 16)
+    for _ in range(16):
+        expected.append(alone.param_groups[0]["lr"])
+        alone.step()
+        schedule.step()
+    data, seen = token_rows(32), Rates()
+    whole = stepped_with_the_optimizer(plain_lm(), [seen], "whole").train(data)
+    assert seen.rates == pytest.approx(expected)
+    before, after = Rates(at), Rates()
+    stepped_with_the_optimizer(plain_lm(), [before]).train(data)
+    resumed = plain_lm(seed=9)
+    stepped_with_the_optimizer(resumed, [after]).train(data, resume_from="auto")
+    assert before.rates + after.rates == seen.rates
+    assert same_weights(whole.model, resumed)
+
+
+def test_a_plateau_scheduler_cannot_follow_steps():
+    model = plain_lm()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    own = OwnParts(optimizer, scheduler=plateau, scheduler_interval="step")
+    with pytest.raises(ConfigError, match="ReduceLROnPlateau, which needs a metric; set 'epoch'"):
+        Trainer(model, own_parts=own).train(train_set())
 
 
 def test_another_kind_of_optimizer_starts_afresh_and_says_so():

@@ -248,7 +248,8 @@ def assemble(
     else:
         own_parts.check(model)
         allocate_momentum(own_parts.optimizer)
-        optimizer, schedule = own_parts.optimizer, OwnSchedule(own_parts.optimizer, own_parts.scheduler)
+        optimizer, every_step = own_parts.optimizer, own_parts.scheduler_interval == "step"
+        schedule = OwnSchedule(optimizer, own_parts.scheduler, every_step)
     parameters = parameters_of(optimizer)
     parts = Parts(
         model, loss_module, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler,
