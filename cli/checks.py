@@ -1,10 +1,10 @@
 """Check a model without a notebook: what is sound, what is not, and what to do about it.
 
-    python cli/checks.py runs/starter                           a run's best checkpoint, or its export
-    python cli/checks.py runs/starter/checkpoints/epoch_3.pt --config job.yaml
-    python cli/checks.py path/to/transformers-model --tier all --html report.html
-    python cli/checks.py mymodels:make_model --only shapes --json -
-    python cli/checks.py my_model.py:Net                        also a registered name, a Hub id, a gist
+    trainbook checks runs/starter                           a run's best checkpoint, or its export
+    trainbook checks runs/starter/checkpoints/epoch_3.pt --config job.yaml
+    trainbook checks path/to/transformers-model --tier all --html report.html
+    trainbook checks mymodels:make_model --only shapes --json -
+    trainbook checks my_model.py:Net                        also a registered name, a Hub id, a gist
 
 A run and a checkpoint hold weights, and every one must fit. A run that was exported for transformers is loaded from its export;
 one whose model is a registered name or came from a folder of transformers knows how it was made; another one is made as in the

@@ -1,7 +1,7 @@
 """Judge a run: what went wrong, with the evidence and what to do.
 
-    python -m cli.doctor runs/exp3          a run's folder, or its name in runs/
-    python -m cli doctor exp3 --json        as JSON, for a script
+    trainbook doctor runs/exp3          a run's folder, or its name in runs/
+    trainbook doctor exp3 --json        as JSON, for a script
 
 The exit status is 0 without findings, 1 with findings, and 2 when the run cannot be read. A run may still be under way.
 """
@@ -28,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _diagnose(options: argparse.Namespace) -> int:
     from utils.storage import write_text
     from utils.training.doctor import diagnose
+    from utils.training.stored_models import run_folder_of
 
-    report = diagnose(options.run)
+    report = diagnose(options.run if Path(options.run).is_dir() else run_folder_of(options.run))
     if options.html is not None:
         write_text(options.html, report.to_page())
     if options.json:

@@ -1,9 +1,9 @@
 """Train an image model as a numbered experiment, from flags, a file, or both.
 
-    python -m cli.run_training --dataset mnist --model lenet --epochs 20 --scheduler cosine --scheduler-t-max 20
-    python -m cli.run_training --config experiment.yaml --learning-rate 1e-4     # what is typed goes over the file
-    python -m cli.run_training --resume exp1                                     # continue exactly where it was
-    python -m cli.run_training --fork exp1 --freeze features --learning-rate 1e-4
+    trainbook image --dataset mnist --model lenet --epochs 20 --scheduler cosine --scheduler-t-max 20
+    trainbook image --config experiment.yaml --learning-rate 1e-4     # what is typed goes over the file
+    trainbook image --resume exp1                                     # continue exactly where it was
+    trainbook image --fork exp1 --freeze features --learning-rate 1e-4
 
 An experiment that is resumed keeps its learning rate and scheduler; a fork takes the ones that are set.
 Settings come from the defaults, then from the experiment that is resumed or forked, then from --config, then from the flags

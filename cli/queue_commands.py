@@ -1,10 +1,10 @@
 """Work with a job queue from the command line.
 
-    python cli/run_training.py worker --queue sqlite:///training_jobs.db                       run jobs until stopped
-    python cli/run_training.py worker --queue sqlite:///training_jobs.db --until-empty         run what is due, then end
-    python cli/run_training.py queue submit --queue sqlite:///training_jobs.db --config job.yaml --priority 8
-    python cli/run_training.py queue list --queue sqlite:///training_jobs.db --status running
-    python cli/run_training.py queue show 3 --queue …        also: logs 3, cancel 3, retry 3, stats
+    trainbook worker --queue sqlite:///training_jobs.db                       run jobs until stopped
+    trainbook worker --queue sqlite:///training_jobs.db --until-empty         run what is due, then end
+    trainbook queue submit --queue sqlite:///training_jobs.db --config job.yaml --priority 8
+    trainbook queue list --queue sqlite:///training_jobs.db --status running
+    trainbook queue show 3 --queue …        also: logs 3, cancel 3, retry 3, stats
 
 Start as many workers as there are devices, in the folder from which "module:function" names can be imported. A worker that gets
 SIGTERM or Ctrl-C finishes its step, saves, and gives its job back; one that is killed loses its job to another worker after the

@@ -1,8 +1,8 @@
 """Train a run again from its reproduction bundle, and compare every recorded loss.
 
-    python -m cli reproduce bundle.zip
-    python -m cli reproduce bundle.zip --steps 20        only the first steps, with the schedule of the whole run
-    python -m cli reproduce bundle/ --data my.txt --model my_model.py:Net
+    trainbook reproduce bundle.zip
+    trainbook reproduce bundle.zip --steps 20        only the first steps, with the schedule of the whole run
+    trainbook reproduce bundle/ --data my.txt --model my_model.py:Net
 
 Exit status: 0 the losses agree, 1 they do not, 2 it cannot be trained here; the message says why.
 """

@@ -1,7 +1,7 @@
 """Execute a notebook from top to bottom without a front end, showing its output as it comes.
 
-    python -m cli.run_notebook training.ipynb
-    python -m cli.run_notebook training.ipynb --output executed --timeout 1800
+    trainbook notebook training.ipynb
+    trainbook notebook training.ipynb --output executed --timeout 1800
 
 The kernel is this very interpreter. The notebook's file is left alone; the executed copy goes to runs/executed.
 

@@ -1,9 +1,11 @@
 """Train without a notebook: the same job, from one config file.
 
-    python cli/run_training.py                                  the starter job
-    python cli/run_training.py --config job.yaml --resume auto
-    python cli/run_training.py --set epochs=2 --set model.max_seq_len=64
+    trainbook train                                  the starter job
+    trainbook train --config job.yaml --resume auto
+    trainbook train --set epochs=2 --set model.max_seq_len=64
     torchrun --nproc_per_node=2 cli/run_training.py --config job.yaml          on two devices
+
+From a clone, `python cli/run_training.py` does the same as `trainbook train`.
 
 A job file has up to four sections; what is left out comes from the preset. Paths are relative to the current folder.
 
@@ -20,7 +22,7 @@ package.module:function, a folder with weights, a Hub id, or a gist, whose code 
 
 A sweep file names what to try; W&B's sweep files are read too. The job is in it, or in --config.
 
-    python cli/run_training.py --sweep-config sweep.yaml        the same command continues a search that was interrupted
+    trainbook search sweep.yaml        the same command continues a search that was interrupted
 
     method: random                     # grid, random, or optuna (also called bayes)
     name: first-sweep
@@ -31,8 +33,8 @@ A sweep file names what to try; W&B's sweep files are read too. The job is in it
 
 Other commands follow as a word: search, queue, worker, runs, models, checks, doctor, export, notebook; each has --help.
 
-    python cli/run_training.py queue submit --queue sqlite:///training_jobs.db --config job.yaml
-    python cli/run_training.py worker --queue sqlite:///training_jobs.db
+    trainbook queue submit --queue sqlite:///training_jobs.db --config job.yaml
+    trainbook worker --queue sqlite:///training_jobs.db
 
 Images are trained by flags of their own, as numbered experiments: run_training image --help lists them.
 

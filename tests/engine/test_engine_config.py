@@ -33,7 +33,8 @@ BAD = [
     ("precision", True, "'bf16'"), ("compile_mode", "zzz", "'max-autotune'"), ("strategy", "dp", "'ddp'"),
     ("devices", 0, "at least 1"), ("devices", "all", "'auto'"), ("num_workers", -1, "at least 0"),
     ("eval_every", "step", "'epoch'"), ("eval_every", 0, "at least 1"), ("early_stopping_patience", 0, "at least 1"),
-    ("monitor", "loss", "monitor"), ("mode", "up", "'min'"), ("min_delta", -1, "at least 0"),
+    ("monitor", "loss", "did you mean val/loss?"), ("monitor", "a b/c", "monitor"),
+    ("mode", "up", "'min'"), ("min_delta", -1, "at least 0"),
     ("checkpoint_dir", "", "must not be empty"), ("checkpoint_dir", "a\0b", "NUL"), ("save_every_n_epochs", 0, "at least 1"),
     ("save_every_minutes", 0, "greater than 0"), ("keep_best_k", 0, "at least 1"), ("keep_last_n", 1, "at least 2"),
     ("on_save_error", "ignore", "'warn'"), ("on_nonfinite", "ignore", "'skip'"), ("random_seed", -1, "at least 0"),
@@ -120,7 +121,7 @@ def test_any_input_gives_a_valid_config_or_a_config_error(values):
 @given(_VALUES)
 def test_whatever_stands_in_place_of_settings_is_a_config_error(values):
     with pytest.raises(ConfigError):
-        TrainingConfig.from_dict(values if values != {} else [])
+        TrainingConfig.from_dict([] if isinstance(values, dict) and not values else values)
 
 
 HOSTILE = [
