@@ -144,6 +144,14 @@ def test_a_monitored_metric_that_is_never_computed(monitor, found):
     assert outcome("monitored metric", record(rows, task="regression", monitor=monitor, mode=mode)).found == found
 
 
+@pytest.mark.parametrize(("end", "falls"), [(2.4, True), (3.0, False)])
+def test_a_loss_that_still_falls_is_given_more_steps_before_the_data_are_doubted(end, falls):
+    labels = {"event": "start", "step": 0, "labels": {"guess_loss": 2.0, "targets": 100}}
+    found = outcome("learning", record(falling(start=3.0, end=end), [labels]))
+    assert found.verdict == "fail"
+    assert found.remedy.startswith("The loss is still falling") == falls
+
+
 def test_a_model_that_learned_nothing_has_not_passed_as_large_enough():
     labels = {"event": "start", "step": 0, "labels": {"guess_loss": 2.0, "targets": 100}}
     rows = record([{**row, "train/loss": 2.0} for row in falling()], [labels])

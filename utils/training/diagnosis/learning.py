@@ -66,13 +66,13 @@ def learning(run: RunRecord) -> Outcome:
         return unknown("the training loss is still falling")
     if run.over_tokens and run.end <= (1 + AT_BASELINE) * guess.loss:
         return passed("See 'more than frequencies'.", **measured)
+    falls = run.still_falling or (run.end < run.start and run.flat_since() < 0.25)
+    longer = "The loss is still falling: train for more steps, or at a higher rate, first. " if falls else ""
     return found(
-        f"After {run.done} steps the training loss is {run.end:.4g}; {guess.what} gives {guess.score}. The "
-        "model has learned "
+        f"After {run.done} steps the training loss is {run.end:.4g}; {guess.what} gives {guess.score}. The model has learned "
         "nothing about how labels follow from inputs.",
-        f"{_reason(run)} Try to overfit one batch (utils.checks: test_overfit_one_batch): if that fails, the "
-        "fault is in the "
-        "model or the loss; if it works, it is in the data or the learning rate (find_learning_rate).",
+        f"{longer}{_reason(run)} Try to overfit one batch (utils.checks: test_overfit_one_batch): if that fails, the fault is "
+        "in the model or the loss; if it works, it is in the data or the learning rate (find_learning_rate).",
         measured, {"baseline_share": 1 - AT_BASELINE}, verdict="fail",
     )  # fmt: skip
 
