@@ -66,8 +66,8 @@ class DataPage(Page):
         self._mixture = MixtureRows(self.state, self._parts, self._report)
         self._previewed: dict[str, Any] | None = None
         return [
-            self._first_rows.box, self._found, self._suggestion, self._upload_row, self._upload_message, self._mixture.box,
-            self._preview.box, self._stale, self._result,
+            self._first_rows.box, self._found, self._suggestion, self._upload_row, self._upload_message,
+            row(self._mixture.box, self._preview.box), self._stale, self._result,
         ]  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
@@ -76,6 +76,7 @@ class DataPage(Page):
         self._upload_row.layout.display = None if uploads else "none"
         found = self.state.recognised
         self._mixture.refresh()
+        self._mixture.box.layout.width = "100%" if self.state.setup.mixture else "auto"  # beside the preview's button
         is_named = SOURCE_KINDS[self.state.setup.dataset_source].reader == "hub" and not found.columns
         self._first_rows.box.layout.display = None if is_named else "none"
         set_markup(self._found, paragraph(found.sentence if found.columns else ""))

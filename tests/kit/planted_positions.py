@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.kit.planted_designs import GRADIENTS, OUTPUTS, SHAPES, D, Heads, Residual, T, Text, V
 
@@ -58,6 +59,22 @@ class Unplaced(Text):
 
     def embedded(self, ids: Tensor) -> Tensor:
         return self.embedding(ids)
+
+
+class _AllAtZero(nn.Module):
+    """A Llama whose wrapper gives every token the position 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = LlamaConfig(
+            vocab_size=V, hidden_size=D, intermediate_size=2 * D, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=T, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        self.llama = LlamaForCausalLM(self.config)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.llama(input_ids, position_ids=torch.zeros_like(input_ids)).logits
 
 
 class _TextForMaskedLM(Text):
@@ -148,6 +165,7 @@ class Scored(Text):
 POSITIONS: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "rotary pairs laid out otherwise": (lambda: Unplaced(Residual(Rotary(halves=False))), SHAPES, ("positions not relative",)),
     "queries rotated, keys not": (lambda: Unplaced(Residual(Rotary(keys=False))), SHAPES, ("positions not relative",)),
+    "all rotary positions zero": (lambda: _AllAtZero(), SHAPES, ("rotation without effect",)),
     "linear biases of the wrong sign": (
         lambda: Unplaced(Residual(Rotary(turns=False, slope=0.25))), SHAPES, ("far preferred",)
     ),

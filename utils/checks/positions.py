@@ -24,6 +24,8 @@ from utils.checks.probe import Probe, is_stock, relative
 _LENGTH, _LEAST_LENGTH = 23, 10
 # Differences of scores below this are rounding; a share of them that two places of equal distance may differ by.
 _LEAST_SCORE, _APART = 1e-4, 0.02
+# Spread of scores over distances below which they do not depend on it: rotary positions spread them by about their size.
+_UNTURNED = 1e-3
 # Share of the change by other inputs below which a rearrangement is not seen in fp64: rounding, also where angles are fp32.
 _UNSEEN = 1e-6
 # What zeros are filled with for that test, and the largest model that is copied in fp64: 160 MB.
@@ -35,6 +37,8 @@ _SUSPECT = 1e-3
 POSITION_LIMITS = (
     Limit("scores_at_equal_distances", at_most=_APART,
           source=f"difference as a share of the largest score; rotary and relative positions leave rounding; {OWN_CHOICE}"),
+    Limit("change_over_distances", at_least=_UNTURNED,
+          source=f"spread of scores as a share of the largest; with rotary positions 0.1 and more; {OWN_CHOICE}"),
     Limit("change_by_rearrangement", at_least=_UNSEEN,
           source=f"as a share of the change by other inputs; {OWN_CHOICE}"),
 )  # fmt: skip
@@ -71,6 +75,16 @@ def relative_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
         return
     if scores_HQK is None or (apart := _apart_at_equal_distances(scores_HQK)) is None:
         return
+    if _has_rotary_module(found.model) and not is_stock(found.model):
+        measured["change_over_distances"] = change = _change_over_distances(scores_HQK)
+        if change <= _UNTURNED:
+            yield Finding(
+                "rotation without effect", "fail",
+                "Scores do not depend on the distance between two tokens, although the model has rotary position embeddings: "
+                "all positions are rotated alike.",
+                "Pass position_ids that count from 0 along each row, or none so that the model counts them itself.",
+            )  # fmt: skip
+            return
     measured["scores_at_equal_distances"] = apart
     if not apart <= _APART:
         yield Finding(
@@ -98,6 +112,16 @@ def _apart_at_equal_distances(scores_HQK: Tensor) -> float | None:
     """Largest change of a score two places later, as a share of the largest score; None where all scores are level."""
     size, changes = scores_HQK.abs().nan_to_num().amax(), scores_HQK[:, 2:, 2:] - scores_HQK[:, :-2, :-2]
     return None if float(size) < _LEAST_SCORE else float(changes.abs().nan_to_num().amax() / size)
+
+
+def _change_over_distances(scores_HQK: Tensor) -> float:
+    """Spread of the last query's scores of one token at all its distances, as a share of the largest score."""
+    of_one_HK = scores_HQK[:, -1, 1::2]
+    return float((of_one_HK.amax(-1) - of_one_HK.amin(-1)).max() / scores_HQK.abs().nan_to_num().amax())
+
+
+def _has_rotary_module(model: nn.Module) -> bool:
+    return any("rotary" in f"{name} {type(module).__name__}".lower() for name, module in model.named_modules())
 
 
 def _rises_with_distance(bias_HQK: Tensor) -> bool:
