@@ -60,21 +60,21 @@ def export_panel(
         ConfigError: an unknown format.
     """
     mode = ui_mode(ui)
-    panel = ExportPanel(results) if mode == "widget" else _Exporting(results)
+    shown = ExportPanel(results) if mode == "widget" else _Exporting(results)
     names = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
-    known = [choice.name for choice in panel.choices]
+    known = [choice.name for choice in shown.choices]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"got the formats {', '.join(map(repr, unknown))}; this version exports: {', '.join(known)}.")
-    output = LiveOutput(panel.box, "Exporting …") if isinstance(panel, ExportPanel) else None
-    panel.export(names)
-    plain = panel.to_text()
+    output = LiveOutput(shown.box, "Exporting …") if isinstance(shown, ExportPanel) else None
+    shown.export(names)
+    plain = shown.to_text()
     if output is not None:
         output.describe(plain)
     elif mode == "html":
-        show_html(styled(panel.table(), _link(panel)), plain)
+        show_html(styled(shown.table(), _link(shown)), plain)
     elif mode == "text":
         show_text(plain)
-    return panel.exports
+    return shown.exports
 
 
 class _Exporting:
@@ -259,8 +259,8 @@ def link_to(file: Path) -> Html:
     return element("a", text(f"Download {file.name}"), href=name, download=file.name)
 
 
-def _link(panel: _Exporting) -> Html:
-    return text("") if panel.archive is None or colab.is_colab() else link_to(panel.archive)
+def _link(exporting: _Exporting) -> Html:
+    return text("") if exporting.archive is None or colab.is_colab() else link_to(exporting.archive)
 
 
 def _label(choice: ExportChoice) -> str:

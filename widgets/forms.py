@@ -18,7 +18,7 @@ from utils.ui.setting_values import help_text, typed_text
 from utils.ui.wizard_fields import WizardField
 from utils.ui.wizard_state import WizardState
 from utils.views.design import sheet
-from utils.views.html import Html, element, pill, table, text
+from utils.views.html import Html, element, pill, text
 from widgets.guarded import guarded
 
 Report = Callable[[BaseException], None]
@@ -174,6 +174,13 @@ def set_help(widget: ipywidgets.Widget, help_text: str) -> None:
         widget.tooltip = help_text
 
 
+def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
+    """Name and content of each file in a FileUpload's value: a dict by name in ipywidgets 7, a tuple of dicts in 8."""
+    if isinstance(value, Mapping):
+        return [(str(name), bytes(file["content"])) for name, file in value.items()]
+    return [(str(file["name"]), bytes(file["content"])) for file in value]
+
+
 def markup_box(css_class: str = "", markup: Html | None = None) -> ipywidgets.HTML:
     """A widget for markup of `utils.views.html`; without any it takes no room."""
     box = ipywidgets.HTML(layout=ipywidgets.Layout(max_width="100%"))
@@ -232,19 +239,11 @@ def heading(title: str) -> Html:
     return element("div", text(title), role="heading", aria_level=3, class_="tb-title")
 
 
-def problem_line(sentence: str, indent: str = "0") -> Html:
+def problem_line(sentence: str) -> Html:
     """A problem with a coloured bar, announced by screen readers; no markup for an empty one."""
     if not sentence:
         return text("")
-    style = None if indent == "0" else f"margin-left:{indent}"
-    return element(
-        "div",
-        element("strong", text("Problem: ")),
-        text(sentence),
-        aria_live="polite",
-        class_="tb-problem",
-        style=style,
-    )
+    return element("div", element("strong", text("Problem: ")), text(sentence), aria_live="polite", class_="tb-problem")
 
 
 # A check's verdict as a sign and in words, which screen readers need and which colour-blind readers can tell apart.
@@ -257,11 +256,6 @@ def check_line(check: Check) -> Html:
     """A check before training: its sign and name, then what was measured or what is wrong."""
     icon, css_class = _SIGNS[check.verdict]
     return element("div", pill(icon, check.title, css_class), text(" "), text(check_text(check)), style="margin:2px 0")
-
-
-def data_table(title: str, rows: Mapping[str, str]) -> Html:
-    """A table of names and values."""
-    return table(title, rows)
 
 
 def code(line: str) -> Html:

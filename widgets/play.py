@@ -17,7 +17,7 @@ from utils.views.display import LiveOutput, show_text
 from utils.views.html import Html, alert, bars, element, joined, text
 from utils.views.token_strip import attribution_strip, token_strip
 from widgets.background_task import Outcome, TaskRow, watch_cells
-from widgets.forms import button, heading, markup_box, panel, paragraph, primary, row, set_markup, small
+from widgets.forms import button, heading, markup_box, panel, paragraph, primary, row, set_markup, small, uploaded_files
 from widgets.guarded import error_details, error_sentence, guarded
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def playground(source: TrainingResults | str | Path, *, prompt: str | None = Non
     except TrainbookError as error:
         show_text(f"Nothing to play with: {error}")
         return
-    panel = PlayPanel(opened, prompt)
-    LiveOutput(panel.box, "The playground").describe("The playground: run this cell again to use it.")
+    played = PlayPanel(opened, prompt)
+    LiveOutput(played.box, "The playground").describe("The playground: run this cell again to use it.")
 
 
 def _example(source: TrainingResults | str | Path, opened: Playground) -> str:
@@ -244,11 +244,11 @@ def _tagged(found: Sequence[Tagged], cut: int) -> Html:
 
 
 def _uploaded(value: Any) -> bytes:
-    """The chosen file's content: of ipywidgets 8 a tuple of dicts, of ipywidgets 7 a dict of them by name."""
-    files = list(value.values()) if isinstance(value, dict) else list(value)
+    """Content of the chosen file."""
+    files = uploaded_files(value)
     if not files:
         raise ConfigError("no image is chosen; choose a PNG or JPEG file first")
-    return bytes(files[-1]["content"])
+    return files[-1][1]
 
 
 def _block(content: str) -> Html:

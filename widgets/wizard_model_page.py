@@ -13,14 +13,13 @@ from utils.ui.model_source import adapters_here, describe_source, exported_runs,
 from utils.ui.setting_values import model_rows
 from utils.ui.wizard_model import MODEL_SOURCES, ModelChoice, memory_rows
 from utils.ui.wizard_preview import check_model
-from utils.views.html import Html, element, joined, text
+from utils.views.html import Html, element, joined, table, text
 from widgets.background_task import Outcome
 from widgets.focus import move_focus
 from widgets.forms import (
     CONTROL_WIDTH,
     LABEL_WIDTH,
     button,
-    data_table,
     markup_box,
     paragraph,
     problem_line,
@@ -101,7 +100,7 @@ class ModelPage(Page):
         set_markup(self._files, self._files_markup())
         set_markup(self._loaded, _loaded_markup(self.state.choice))
         rows = {**model_rows(self.state.facts), **memory_rows(self.state.choice)}
-        set_markup(self._facts, data_table("The model to train", rows))
+        set_markup(self._facts, table("The model to train", rows))
         self._check.start.disabled = not self.state.choice.exists
         unfit = self._unfit_head()
         set_markup(self._unfit, problem_line(unfit.message if unfit else ""))
@@ -137,7 +136,7 @@ class ModelPage(Page):
         found = source_facts(self.state.setup)
         if found is None:
             if self._on_hub is not None and self._on_hub[0] == self.state.setup.pretrained_model:
-                return data_table("The pretrained model, as the Hub describes it", source_rows(self._on_hub[1]))
+                return table("The pretrained model, as the Hub describes it", source_rows(self._on_hub[1]))
             return paragraph("Its files are not on this machine. Loading the model downloads them from the Hub.")
         if found.facts is None:
             return text("")
@@ -145,7 +144,7 @@ class ModelPage(Page):
         rows = {**source_rows(found.facts), "Tokenizer": tokenizer}
         if adapters := adapters_here(self.state.setup):
             rows["Adapters made here"] = adapters
-        return data_table("The pretrained model, by its files", rows)
+        return table("The pretrained model, by its files", rows)
 
     def _source_chosen(self, change: Mapping[str, Any]) -> None:
         if self._drawing or not change["new"]:

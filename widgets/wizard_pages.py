@@ -21,20 +21,20 @@ from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_preview import DataPreview, estimate_rows, find_rate, preview_data
 from utils.ui.wizard_steps import STEPS, recognise_dataset, step_of
-from utils.views.html import Html, element, joined, text
+from utils.views.html import Html, element, joined, table, text
 from utils.views.samples import samples_html
 from widgets.background_task import Outcome
 from widgets.focus import move_focus
 from widgets.forms import (
     button,
     check_line,
-    data_table,
     markup_box,
     paragraph,
     problem_line,
     row,
     set_markup,
     small,
+    uploaded_files,
 )
 from widgets.guarded import guarded
 from widgets.wizard_mixture import MixtureRows
@@ -182,7 +182,7 @@ class TrainingPage(Page):
             set_markup(self._estimate, self._failure(outcome.error))
             return
         rows, self._measured_with = outcome.result
-        set_markup(self._estimate, data_table("Measured on this machine, on a copy of the model", rows))
+        set_markup(self._estimate, table("Measured on this machine, on a copy of the model", rows))
         self.refresh(self.state.visible_problems())
 
     def _find_it(self, progress: Progress) -> tuple[Any, Any]:
@@ -268,7 +268,7 @@ class SummaryPage(Page):
         if found != self._drawn:
             self._drawn = list(found)
             self._problems.children = tuple(self._problem_row(problem) for problem in found)
-        set_markup(self._table, data_table("Settings", self.state.rows()))
+        set_markup(self._table, table("Settings", self.state.rows()))
         self._write_code(None)
 
     def _write_code(self, _: Any) -> None:
@@ -329,13 +329,6 @@ PAGES: Mapping[str, type[Page]] = {
 }
 
 
-def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
-    """Name and content of each file in a FileUpload's value: a dict by name in ipywidgets 7, a tuple of dicts in 8."""
-    if isinstance(value, Mapping):
-        return [(str(name), bytes(file["content"])) for name, file in value.items()]
-    return [(str(file["name"]), bytes(file["content"])) for file in value]
-
-
 def _preview_markup(preview: DataPreview) -> Html:
     style = (
         "white-space:pre-wrap;overflow-wrap:anywhere;word-break:normal;line-height:1.4;margin:0 0 8px 0;color:inherit;"
@@ -343,7 +336,7 @@ def _preview_markup(preview: DataPreview) -> Html:
     )
     if preview.samples:
         title = paragraph("The first training samples, as the model sees them.")
-        return joined([data_table("Data", preview.rows), title, samples_html(preview.samples)])
+        return joined([table("Data", preview.rows), title, samples_html(preview.samples)])
     blocks = [
         joined(
             [element("pre", text(written), style=style), element("pre", text(tokens), style=f"{style};opacity:0.85")]
@@ -351,4 +344,4 @@ def _preview_markup(preview: DataPreview) -> Html:
         for written, tokens in preview.blocks
     ]
     title = paragraph("The beginnings of the first training blocks: the text, then its tokens with | between them.")
-    return joined([data_table("Data", preview.rows), title, *blocks])
+    return joined([table("Data", preview.rows), title, *blocks])

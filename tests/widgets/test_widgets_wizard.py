@@ -24,8 +24,8 @@ from utils.ui import PRESETS, ConfigPresets, WizardState
 from utils.ui.choice_names import CHOICE_NAMES
 from utils.ui.preset_fitting import find_preset, prepared
 from utils.ui.wizard_steps import STEPS, facts_of
+from widgets.forms import uploaded_files
 from widgets.guarded import watching
-from widgets.wizard_pages import uploaded_files
 from widgets.wizard_view import WizardView
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
@@ -607,11 +607,11 @@ def test_a_cell_run_twice_keeps_what_was_clicked(tmp_path, monkeypatch):
         "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
         for cell in notebook.cells
     ]
-    assert outputs[1] == "8 2 adamw\n"
-    assert outputs[3] == "3 2 adamw\n"
+    assert outputs[1] == "8 2 muon\n"
+    assert outputs[3] == "3 2 muon\n"
     assert "before this cell ran again" in outputs[4]
     assert outputs[4].endswith("8 []\n")
-    assert outputs[5] == "8 2 adamw\n"
+    assert outputs[5] == "8 2 muon\n"
     displayed = [output.data for output in notebook.cells[1].outputs if output.output_type == "display_data"]
     assert ["application/vnd.jupyter.widget-view+json" in data for data in displayed] == [True]
     assert displayed[0]["text/plain"] == "Setup wizard, step 1 of 5: Data"

@@ -67,8 +67,8 @@ def translated(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]
         values["monitor"] = re.sub(r"^(train|val)_", r"\1/", values["monitor"])
         if re.fullmatch(r"[A-Za-z0-9_.]+", values["monitor"]):
             meant = f"val/{values['monitor']}"
-            reason = f"expected val/ or train/ before the metric's name; did you mean {meant}?"
-            problems.append(Problem("monitor", f"got {shown(values['monitor'])}; {reason}", meant))
+            expected = f"expected val/ or train/ before the metric's name; did you mean {meant}?"
+            problems.append(Problem("monitor", f"got {shown(values['monitor'])}; {expected}", meant))
     if values.get("warmup_steps") is not None and "warmup_ratio" not in values:
         values["warmup_ratio"] = None
     elif values.get("warmup_ratio") is None and values.get("warmup_steps") is None and "warmup_ratio" in values:
