@@ -61,6 +61,16 @@ def test_findings_come_first_and_many_passes_are_folded(passed, folded):
     assert ("No problem was found." in report_html("T", rows[:-2])) == folded
 
 
+def test_checks_that_did_not_run_are_not_taken_for_fine():
+    stopped = [(f"n{number}", "not run", "Stopped.", "") for number in range(6)]
+    markup = report_html("T", stopped)
+    assert "No problem was found." not in markup
+    assert markup.count("Stopped.") == 6
+    assert "<details>" not in markup
+    passed = [(f"p{number}", "pass", "fine", "") for number in range(9)]
+    assert "<summary>6 checks did not run: Stopped.</summary>" in report_html("T", passed + stopped)
+
+
 def test_pictures_are_part_of_the_markup_and_have_a_text():
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([1, 2])

@@ -90,16 +90,18 @@ def report_html(
 
 
 def _folded(rows: Sequence[Row]) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Rows to show, findings first; and under a summary those that are folded."""
+    """Rows to show, findings first; and under a summary those that are folded. Where nothing ran, nothing is folded."""
     by_verdict = {verdict: [row for row in rows if row[1] == verdict] for verdict in _VERDICTS}
     shown = [*by_verdict["fail"], *by_verdict["warn"], *(row for row in rows if row[1] not in _VERDICTS)]
     folded = {}
     for verdict, words in (("pass", "checks passed"), ("not run", "checks did not run")):
         some = by_verdict[verdict]
-        if len(some) > _MOST_SHOWN[verdict]:
-            folded[f"{len(some)} {words}"] = some
-        else:
+        if len(some) <= _MOST_SHOWN[verdict] or (verdict == "not run" and len(some) == len(rows)):
             shown += some
+            continue
+        reasons = {row[2] for row in some} if verdict == "not run" else set()
+        why = f": {reasons.pop()}" if len(reasons) == 1 else ""
+        folded[f"{len(some)} {words}{why}"] = some
     return shown, folded
 
 
