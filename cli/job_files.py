@@ -144,7 +144,7 @@ def setup_of(job: JobConfig, model: nn.Module | None = None) -> SetupConfig:
 def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
     """A function that makes the job's model; keyword arguments replace the job's. A setup with a `pretrained_model` or
     `new_model` needs no `model` section. Raises `ConfigError` where it has one all the same."""
-    from utils.models import load_model
+    from utils.models.sources import load_described
 
     if _names_model(values_of_sections({"setup": job.setup, "training": job.training})):
         return _named_maker(job)
@@ -152,7 +152,7 @@ def model_maker(job: JobConfig) -> Callable[..., nn.Module]:
     name, model_arguments = model_of(job.model, preset.model_name, preset.model_arguments)
 
     def make_model(**changes: Any) -> nn.Module:
-        return load_model(name, **{**model_arguments, **changes})
+        return load_described(name, {**model_arguments, **changes})
 
     return make_model
 

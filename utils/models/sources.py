@@ -32,7 +32,7 @@ _KINDS = (
 )
 
 
-def load_model(source: Any, /, *, trust: str | None = None, config: Any = None, **overrides: Any) -> nn.Module:
+def load_model(source: Any, *, trust: str | None = None, config: Any = None, **overrides: Any) -> nn.Module:
     """Load a model by name, from a file or folder, the Hub or a gist. No fallback: the result is that model or an error.
 
     | source | model |
@@ -69,6 +69,16 @@ def load_model(source: Any, /, *, trust: str | None = None, config: Any = None, 
         HubError: the Hub or GitHub cannot be reached, or refused.
     Not covered: trusted code has the full power of this process; the digest says which code runs, not that it is harmless.
     """
+    return load_described(source, {**overrides, "trust": trust, "config": config})
+
+
+def load_described(source: Any, arguments: Mapping[str, Any]) -> nn.Module:
+    """`load_model` with its other arguments as a mapping, as job files and runs record them.
+
+    The model's own arguments may have any name, such as `source`, which the registered name "pretrained" takes.
+    """
+    overrides = {name: value for name, value in arguments.items() if name not in ("trust", "config")}
+    trust, config = arguments.get("trust"), arguments.get("config")
     if isinstance(source, (str, os.PathLike)):
         model = _from_text(os.fspath(source), trust, config, overrides)
         if os.fspath(source).strip().lower() != "pretrained":  # which notes the folder that the weights came from

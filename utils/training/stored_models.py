@@ -67,10 +67,10 @@ def load_stored_model(
     if path.suffix == ".pt" and path.is_file():
         run = path.parent.parent
         return _of_checkpoint(path, run, *_maker_of(run, name, arguments, bool(given)))
-    from utils.models import load_model
+    from utils.models.sources import load_described
 
     try:
-        model = load_model(source, **{key: value for key, value in given.items() if key != "name"})
+        model = load_described(source, {key: value for key, value in given.items() if key != "name"})
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{source!r} is no run's folder and no checkpoint, and as a model: {error}") from error
     return StoredModel(model.eval(), f"made by {source}")
@@ -169,7 +169,7 @@ def _runs_no_code(source: str) -> bool:
 
 
 def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any]) -> StoredModel:
-    from utils.models import load_model
+    from utils.models.sources import load_described
     from utils.training.engine.checkpointing.store import read_checkpoint
     from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
 
@@ -177,7 +177,7 @@ def _of_checkpoint(path: Path, run: Path, name: str, arguments: Mapping[str, Any
     weights = weights_to_use(checkpoint)
     if name.strip().lower() == "pretrained":  # the head is that of the run's task
         arguments = {**_head_of(checkpoint), **arguments}
-    model = load_model(name, **arguments)
+    model = load_described(name, arguments)
     if "base_model" in checkpoint:
         note_new_tokens(model, checkpoint["base_model"].get("new_tokens", ()))
         model = with_lora(model, TrainingConfig.from_dict(TrainingConfig.from_saved(checkpoint["config"])[0]))
