@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cli.checks import main, status_of
 from cli.run_training import main as train
@@ -96,8 +98,19 @@ def test_an_exported_run_needs_no_config(run, capsys):
     assert "export" in capsys.readouterr().err
 
 
-def test_weights_of_another_model_are_refused_with_what_to_give(run, capsys):
+def test_a_checkpoint_of_a_registered_model_needs_no_file(run, capsys):
     checkpoint = next((run[1] / "checkpoints").glob("*.pt"))
+    assert main([str(checkpoint), *ONLY]) == 0
+    assert "gpt-small with the weights of" in capsys.readouterr().err
+
+
+def test_weights_of_another_model_are_refused_with_what_to_give(run, tmp_path, capsys):
+    """A run whose record does not say how its model was made."""
+    folder = shutil.copytree(run[1], tmp_path / "copy")
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    del settings["model"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    checkpoint = next((folder / "checkpoints").glob("*.pt"))
     assert main([str(checkpoint), *ONLY]) == 2
     message = capsys.readouterr().err
     assert "is of another model" in message
