@@ -75,16 +75,6 @@ def relative_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
         return
     if scores_HQK is None or (apart := _apart_at_equal_distances(scores_HQK)) is None:
         return
-    if _has_rotary_module(found.model) and not is_stock(found.model):
-        measured["change_over_distances"] = change = _change_over_distances(scores_HQK)
-        if change <= _UNTURNED:
-            yield Finding(
-                "rotation without effect", "fail",
-                "Scores do not depend on the distance between two tokens, although the model has rotary position embeddings: "
-                "all positions are rotated alike.",
-                "Pass position_ids that count from 0 along each row, or none so that the model counts them itself.",
-            )  # fmt: skip
-            return
     measured["scores_at_equal_distances"] = apart
     if not apart <= _APART:
         yield Finding(
@@ -94,6 +84,16 @@ def relative_positions(found: Probe, measured: dict[str, Any]) -> Iterator[Findi
             "Rotate queries and keys by the same angles, and pair the channels (halves or neighbours) as cos and sin are laid "
             "out.",
         )  # fmt: skip
+        return
+    if _has_rotary_module(found.model) and not is_stock(found.model):
+        measured["change_over_distances"] = change = _change_over_distances(scores_HQK)
+        if change <= _UNTURNED:
+            yield Finding(
+                "rotation without effect", "fail",
+                "Scores do not depend on the distance between two tokens, although the model has rotary position embeddings: "
+                "all positions are rotated alike.",
+                "Pass position_ids that count from 0 along each row, or none so that the model counts them itself.",
+            )  # fmt: skip
 
 
 def _first_scores(found: Probe, ids_BT: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -115,8 +115,12 @@ def _apart_at_equal_distances(scores_HQK: Tensor) -> float | None:
 
 
 def _change_over_distances(scores_HQK: Tensor) -> float:
-    """Spread of the last query's scores of one token at all its distances, as a share of the largest score."""
+    """Spread of the last query's scores of one token at all its distances, as a share of the largest score; 1 where only one
+    is seen."""
     of_one_HK = scores_HQK[:, -1, 1::2]
+    of_one_HK = of_one_HK[:, ~of_one_HK.isnan().any(0)]  # a window of attention hides the far ones
+    if of_one_HK.shape[1] < 2:
+        return 1.0
     return float((of_one_HK.amax(-1) - of_one_HK.amin(-1)).max() / scores_HQK.abs().nan_to_num().amax())
 
 
