@@ -77,6 +77,7 @@ def storm(url: str, folder: Path, jobs: int, workers: int, attacks: int, seed: i
                 os.kill(pid, signal.SIGCONT)
             for child in [child for child in running if _has_ended(child.pid)]:
                 running.remove(child)
+                asleep.pop(child.pid, None)  # it had ended when it was to be suspended
                 child.join()  # raises what a worker raised
             awake = [child for child in running if child.pid not in asleep]
             if not awake or report.killed + report.suspended >= attacks:
