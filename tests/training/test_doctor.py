@@ -373,7 +373,7 @@ def test_the_command_line_says_by_its_status_what_was_found(capsys):
     content = json.loads(capsys.readouterr().out)
     assert content["results"][0]["name"] == "warm-up"
     assert main(["nothing-there"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "Runs there: ill, well" in capsys.readouterr().err
     assert ill.run_dir.is_dir()
 
 

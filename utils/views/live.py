@@ -146,10 +146,10 @@ def live_content(picture: LivePicture) -> Html:
 
 
 def _below(picture: LivePicture) -> Html:
-    """Validations beside samples and events."""
-    validations, rest = _validations(picture), [part for part in (_samples(picture), _events(picture)) if part]
-    columns = [element("div", validations, class_="tb-narrow")] if validations else []
-    columns += [element("div", *rest, class_="tb-wide tb-stack")] if rest else []
+    """Validations and events beside the samples."""
+    samples, rest = _samples(picture), [part for part in (_validations(picture), _events(picture)) if part]
+    columns = [element("div", *rest, class_="tb-narrow tb-stack")] if rest else []
+    columns += [element("div", samples, class_="tb-wide tb-stack")] if samples else []
     return element("div", *columns, class_="tb-split") if columns else text("")
 
 
