@@ -12,7 +12,7 @@ _OPTIONAL_OWNER = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 
 
 class HubReference(NamedTuple):
-    """A repository, "owner/name", and one of its revisions; None: the default branch."""
+    """A repository, "owner/name", and one of its revisions, or None for the default branch."""
 
     id: str
     revision: str | None

@@ -1,4 +1,4 @@
-"""Foreign errors fit into a sentence, and ids of the Hub are told from paths and names without asking it."""
+"""Foreign errors fit into a sentence, and ids of the Hub are distinguished from paths and names without a request."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def run_all_tier2_tests(
 
     Args:
         model, config, task_spec, tokenizer, only, progress, should_stop: as for `run_all_tier1_tests`.
-        input_text: what the model reads where a check looks at one input; needs the tokenizer. None: the beginning of the
+        input_text: what the model reads where a check looks at one input; needs the tokenizer. By default the beginning of the
             first validation sample of `data`, or else random ids.
         data: what calibration and loss are measured on, for trained models: PreparedData, a pair (training, validation), or a
             dataset that is all held out. None: the built-in corpus, for language models with a tokenizer. With neither

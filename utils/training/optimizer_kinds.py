@@ -15,7 +15,7 @@ class OptimizerKind:
     Attributes:
         trained_bytes: bytes of a matrix element's gradient and of the optimizer's state for it, in fp32.
         entries: what it keeps for every parameter that it has changed.
-        unsharded_because: why it cannot update matrices that are split over processes; None: it can.
+        unsharded_because: why it cannot update matrices that are split over processes, or None if it can.
     """
 
     trained_bytes: int

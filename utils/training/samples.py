@@ -200,7 +200,7 @@ def text_from(samples: Any, tokenizer: Any, most_tokens: int = 24) -> str | None
         tokenizer: decodes ids.
         most_tokens: length of the beginning.
     Returns:
-        None: there are no samples, no token ids in them, or no tokenizer.
+        The text, or None without samples, token ids in them, or a tokenizer.
     """
     if tokenizer is None or not hasattr(samples, "__getitem__") or not len(samples):
         return None

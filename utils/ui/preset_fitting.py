@@ -51,7 +51,7 @@ _POST_NORM_RATE_BY_WIDTH = 1e-4 * 768
 def optimization_for(
     setup: SetupConfig, preset: Preset | None, facts: ModelFacts | None, chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Optimizer, learning rate and epochs of a preset (None: the defaults) that suit the model and task of `setup`.
+    """Optimizer, learning rate and epochs of a preset, or of the defaults, that suit the model and task of `setup`.
 
     The preset's own are for new models that learn causal language modelling. Other tasks, pretrained models and settings that
     Muon cannot be used with take those that it has for them (`Preset.otherwise`). A pretrained model would forget at the rate

@@ -26,7 +26,7 @@ def text_column_of_rows(rows: Any, wanted: str | None, name: str) -> str:
 
     Args:
         rows: a `datasets.Dataset` or IterableDataset.
-        wanted: a column; None: chosen by name and type.
+        wanted: a column; by default it is chosen by name and type.
         name: of the dataset, for messages.
     Raises:
         As `text_column_of`.

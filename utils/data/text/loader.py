@@ -154,7 +154,7 @@ class DatasetLoader:
         Args:
             file_path: see `find_files`.
             file_format: "txt", "csv", "tsv", "json", "jsonl" or "parquet"; None: by each file's name.
-            text_column: None: chosen by `text_column_of`.
+            text_column: by default chosen by `text_column_of`.
             encoding, on_bad_line, text_unit, delimiter, quotes: see `ReadOptions`.
         Raises:
             DataNotFoundError, DataError: what is wrong, with path:line; ConfigError: an unknown option.

@@ -36,7 +36,7 @@ def load_local_texts(
     The last two are kept in a table on disk, and are memory-mapped from it above 64 MB.
 
     Args:
-        text_column: of the tables; None: chosen by `text_column_of`.
+        text_column: of the tables; by default chosen by `text_column_of`.
         with_validation: also read the files of a folder whose names say that they are for validation.
         cache_dir: see `TableCache`.
     Raises:

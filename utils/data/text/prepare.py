@@ -57,7 +57,7 @@ def prepare_text(
         model_vocab_size: token ids that the model takes; None: `vocab_size`.
         tokenizer: one that exists already; None: one is trained on the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
-        validation_documents: texts that are all for validation; None: `val_split` of the text is held out. Not used
+        validation_documents: texts that are all for validation; without them `val_split` of the text is held out. Not used
             when `val_split` is 0.
         source, notes: for the report.
         cache_dir: folder in which the ids are kept, and found again for the same texts and tokenizer. None: they are in

@@ -48,7 +48,7 @@ class SampleView:
     Attributes:
         number: of the sample in the data.
         text: the tokens that are no padding, as text; for images shape and range of the pixels.
-        label: what is to be predicted of the whole sample; None: each token has a label, or the sample has no label.
+        label: what is to be predicted of the whole sample, or None where each token has a label or the sample has none.
         tokens: the input; empty for images.
         target: the target text of a sequence-to-sequence model.
     """

@@ -19,7 +19,7 @@ def text_statistics(dataset: Any, text_column: str | None = None) -> dict[str, A
 
     Args:
         dataset: a `datasets.Dataset` or IterableDataset, which is read once, or a list of texts.
-        text_column: of a dataset; None: chosen by `text_column_of`.
+        text_column: of a dataset; by default chosen by `text_column_of`.
     Returns:
         num_samples, total_chars, total_words (runs without white space), avg_chars, avg_words, min_chars, max_chars;
         p05_chars, p25_chars, median_chars, p75_chars, p95_chars, p99_chars, exact, by the nearest rank; text_column, and

@@ -165,7 +165,7 @@ class Parts:
         Args:
             finite: bool scalar: loss and gradients are finite; usable: bool scalar: they are, or fp16's loss scale explains
                 why they are not.
-            clip_divisor: scalar that gradients are divided by; None: not.
+            clip_divisor: scalar that gradients are divided by, or None.
             limits: how many non-finite steps are tolerated; see `guard`.
         """
         assert self.guard is not None

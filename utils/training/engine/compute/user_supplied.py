@@ -24,7 +24,7 @@ class OwnParts:
     Attributes:
         optimizer: over the model's parameters; the config's optimizer, learning rate and weight decay are not used then.
         criterion: the loss, `criterion(outputs, labels)`; None: the task's objective.
-        scheduler: of torch.optim.lr_scheduler; None: the optimizer's learning rates stay.
+        scheduler: of torch.optim.lr_scheduler; without one the optimizer's learning rates stay.
         scheduler_interval: whether the scheduler is stepped after each "epoch", or after each optimizer "step", as those of
             transformers' get_*_schedule are meant to be.
         device: where to train, as torch names devices; None: as the engine finds.
