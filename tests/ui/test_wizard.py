@@ -283,9 +283,9 @@ def test_a_notebook_shows_an_error_with_the_lines_of_its_own_cell(monkeypatch):
 def test_what_the_cell_gave_is_no_default_of_the_preset():
     wizard = SetupWizard()
     wizard.run(interactive=False, run_name="mine", epochs=2)
-    assert wizard.state.clicks_sentence == "Preset, with the cell's Epochs, Run name."
+    assert wizard.state.clicks_sentence == "Preset defaults, except those set in this cell: Epochs, Run name."
     wizard.run(interactive=False)
-    assert wizard.state.clicks_sentence == "Using preset defaults."
+    assert wizard.state.clicks_sentence == "Preset defaults."
 
 
 def test_a_front_end_of_ones_own_shows_the_steps_and_changes_the_setup(gpt):
