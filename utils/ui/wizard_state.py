@@ -346,7 +346,8 @@ class WizardState(EditedSetup):
         """Describe what was changed from the preset in the form, and whether that was before the cell ran again."""
         if not self._clicked:
             given = sorted({field_of(name) for name in self._overrides})
-            return f"Preset defaults, except those set in this cell: {', '.join(map(titled, given))}." if given else "Preset defaults."
+            settings = ", ".join(map(titled, given))
+            return f"Preset defaults, except those set in this cell: {settings}." if given else "Preset defaults."
         kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
         return f"Changed from preset{kept}: {', '.join(map(titled, sorted(self._clicked)))}."
 
