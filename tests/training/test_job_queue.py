@@ -70,6 +70,23 @@ def test_a_job_of_this_processs_objects_runs_here_on_sqlite_and_is_refused_for_o
     queue.close()
 
 
+def test_a_queue_that_nobody_holds_leaves_no_open_file():
+    queue = JobQueue(URL)
+    queue.submit_job(durable())
+    file = str(Path("jobs.db").resolve())
+    assert file in open_files()
+    del queue
+    assert file not in open_files()
+
+
+def open_files() -> set[str]:
+    """Paths that this process has open; a skip where the system does not say."""
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("the system does not list a process's open files")
+    return {os.readlink(entry) for entry in folder.iterdir() if entry.is_symlink()}
+
+
 def test_the_database_has_the_clock_that_all_workers_share(database_url, monkeypatch):
     """A host whose clock is a day ahead neither takes a running job away nor loses its own lease."""
     queue = JobQueue(database_url)

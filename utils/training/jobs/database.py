@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ class Database:
             self._engine = None
         if self._engine is None:
             self._engine, self._pid = self._make_engine(), os.getpid()
+            weakref.finalize(self, _dispose, self._engine, self._pid)
         return self._engine
 
     def _make_engine(self) -> Engine:
@@ -293,6 +295,12 @@ class Database:
 
 class _DamagedError(QueueError):
     """The file is no database, or a damaged one."""
+
+
+def _dispose(engine: Engine, pid: int) -> None:
+    """Close the connections of a database that nobody holds any more, in the process that opened them."""
+    if pid == os.getpid():
+        engine.dispose()
 
 
 def _checked(url: str) -> URL:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class RunDatabase:
         self.notices: list[str] = []
         self._turn = threading.RLock()
         self._engine = _in_memory() if self.path is None else self._opened(self.path)
+        weakref.finalize(self, self._engine.dispose)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
