@@ -16,7 +16,6 @@ from utils import colab
 from utils.adapters.special_ids import set_special_ids
 from utils.data.documents import PackingSettings, check_is_text
 from utils.data.file_records import (
-    LABELLED_TASKS,
     LoadedRecords,
     labelled_rows,
     load_records,
@@ -41,6 +40,7 @@ from utils.errors import ConfigError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
 from utils.storage import path_from
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -268,7 +268,7 @@ def _records(
             max_length=setup.max_length, vocab_size=vocab_size,
             val_split=setup.val_split, seed=setup.random_seed, tokenizer_strategy=setup.tokenizer_strategy,
         )  # fmt: skip
-    if task in LABELLED_TASKS:
+    if kind_of_task(task).labelled:
         return prepare_labelled(
             load_labelled(setup, with_validation=setup.val_split > 0), task, max_length=setup.max_length,
             vocab_size=vocab_size, val_split=setup.val_split, random_seed=setup.random_seed,

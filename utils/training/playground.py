@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.errors import ConfigError
 from utils.training.run_state import read_state
+from utils.training.task_kinds import kind_of_task
+from utils.training.task_spec import named_task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,19 +85,14 @@ class Playground:
                 "typed text needs the model's tokenizer, and none is known here; pass a tokenizer to the Trainer, "
                 "or export the run for transformers, which stores it"
             )
-        kinds: dict[str | None, Kind] = {
-            None: "text", "causal_lm": "text", "classification": "classes", "text_classification": "classes",
-            "token_classification": "tags", "image_classification": "image",
-        }  # fmt: skip
-        if task_type not in kinds:
+        kind = "text" if task_type is None else kind_of_task(named_task(task_type)).tried_with
+        if kind is None:
             raise ConfigError(
                 f"got a model for {task_type}; the playground takes language models and classifiers of texts, tokens and images"
             )
         self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
         self.weights = ""
-        self.kind: Kind = kinds[task_type]
-        if self.kind == "text" and getattr(tokenizer, "chat_template", None):
-            self.kind = "chat"
+        self.kind: Kind = "chat" if kind == "text" and getattr(tokenizer, "chat_template", None) else kind
         if self.kind == "image" and preprocessing is None:
             raise ConfigError("a model of images needs preprocessing: channels, height, width, mean and std")
         self.preprocessing = preprocessing

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from utils.errors import ConfigError, DataNotFoundError
 from utils.storage import read_json_lines
 from utils.training.config_files import read_config_file
+from utils.training.task_kinds import kind_of_task
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ FEWEST_STEPS, FEWEST_EPOCHS, MANY_STEPS = 30, 2, 200
 AT_BASELINE = 0.03
 
 _ENDED = ("finished", "max_steps", "early_stopping", "finish_now")
-_TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class RunRecord:
     @property
     def over_tokens(self) -> bool:
         """Whether the loss is over tokens of a vocabulary."""
-        return self.task in _TOKEN_TASKS
+        return kind_of_task(self.task).over_tokens
 
     # Derived numbers
 
