@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.data.batch import Batch
 from utils.environment import Device, detect_device
-from utils.errors import ConfigError, OutOfMemoryError, Problem
+from utils.errors import ConfigError, OutOfMemoryError, Problem, first_line
 from utils.training.engine import rng
 from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.buffers import KeptBuffers
@@ -191,7 +191,7 @@ class Parts:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"the optimizer's state does not fit in memory: {str(error).splitlines()[0]} Take a smaller model, "
+                f"the optimizer's state does not fit in memory: {first_line(error)}. Take a smaller model, "
                 "optimizer='sgd', or a device with more memory."
             ) from error
         if self.scaler is not None:
