@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.errors import ConfigError
 from utils.training.run_state import read_state
-from utils.training.task_kinds import kind_of_task
+from utils.training.task_kinds import Input, kind_of_task
 from utils.training.task_spec import named_task
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Playground:
                 "typed text needs the model's tokenizer, and none is known here; pass a tokenizer to the Trainer, "
                 "or export the run for transformers, which stores it"
             )
-        kind = "text" if task_type is None else kind_of_task(named_task(task_type)).tried_with
+        kind: Input | None = "text" if task_type is None else kind_of_task(named_task(task_type)).tried_with
         if kind is None:
             raise ConfigError(
                 f"got a model for {task_type}; the playground takes language models and classifiers of texts, tokens and images"
