@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.errors import ConfigError
+from utils.storage import read_json_object
 from utils.training.run_state import read_state
 from utils.training.task_kinds import Input, kind_of_task
 from utils.training.task_spec import named_task
@@ -391,10 +391,7 @@ def _stored_preprocessing(folder: Path, model: nn.Module) -> Mapping[str, Any]:
     from utils.training.export.image_processing import preprocessing_of
     from utils.training.task_spec import TaskSpec
 
-    try:
-        stated = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        stated = {}
+    stated = read_json_object(folder / "preprocessor_config.json")
     normalised = stated.get("do_normalize", True)
     kept = {name: stated[name] for name in ("image_mean", "image_std") if normalised and stated.get(name) is not None}
     return preprocessing_of(model, None, TaskSpec.image_classification(preprocessing_config=kept))

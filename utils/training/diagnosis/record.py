@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import ConfigError, DataNotFoundError
-from utils.storage import read_json_lines
+from utils.storage import read_json_lines, read_json_object
 from utils.training.config_files import read_config_file
 from utils.training.task_kinds import kind_of_task
 from utils.training.training_config import TrainingConfig
@@ -112,7 +111,7 @@ class RunRecord:
         """The same run with its rows, state and measurements read again; its settings, which do not change, are kept."""
         return RunRecord(
             name=self.name, config=self.config, spec=self.spec, multi_label=self.multi_label, unigram=self.unigram,
-            rows=read_json_lines(folder / "history.jsonl"), state=_read_state(folder / "state.json"),
+            rows=read_json_lines(folder / "history.jsonl"), state=read_json_object(folder / "state.json"),
             measurements=read_json_lines(folder / MEASUREMENTS), running=running,
         )  # fmt: skip
 
@@ -363,11 +362,3 @@ def relative_update(look: Row, *, from_zero: bool = True) -> float | None:
         if t["matrix"] and t["weight"] and t["update"] is not None and (from_zero or ".lora_B." not in t["name"])
     ]
     return float(np.median(ratios)) if ratios else None
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # absent, or torn by a crash; the history has what matters
-    return found if isinstance(found, dict) else {}
