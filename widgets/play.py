@@ -1,56 +1,35 @@
-"""A panel to try a trained model: a prompt with streamed text, a chat, a text or image with class probabilities, tags."""
+"""A trained model to try out in the notebook, or as one printed sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import ipywidgets
+from typing import TYPE_CHECKING
 
 from utils.environment import ui_mode
-from utils.errors import ConfigError, TrainbookError
-from utils.training.playground import Attribution, Generated, Kind, Playground, Tagged, open_playground
+from utils.errors import TrainbookError
+from utils.training.playground import Playground
+from utils.training.playground_sources import open_playground
 from utils.training.samples import read_samples
-from utils.ui.background import Progress
 from utils.views.display import LiveOutput, show_text
-from utils.views.html import Html, alert, bars, element, joined, text
-from utils.views.token_strip import attribution_strip, token_strip
-from widgets.background_task import Outcome, TaskRow, watch_cells
-from widgets.forms import (
-    button,
-    fill_panel,
-    heading,
-    markup_box,
-    panel,
-    paragraph,
-    primary,
-    row,
-    set_markup,
-    small,
-    uploaded_files,
-)
-from widgets.guarded import error_details, error_sentence, guarded
+from widgets.play_panels import PANELS, PlayPanel
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
-
-# Contributions that miss more of the logit's change than this share are shown as approximate.
-_LARGEST_ERROR = 0.1
 
 
 def playground(source: TrainingResults | str | Path, *, prompt: str | None = None, ui: str | None = None) -> None:
     """Show a panel to try a trained model.
 
-    A language model continues a prompt, one with a chat template answers in a conversation, a classifier of texts or
-    images shows the probability of every class, of a text also what each token contributes, and a token classifier shows
-    the tag of every token. Without widgets the output for `prompt` is printed; a model without a playground is named in
-    a sentence, so that the notebook continues.
+    A language model continues a prompt, one with a chat template answers in a conversation, an encoder-decoder writes a
+    text for another one, a masked language model fills in masked tokens. A classifier of texts or images shows the
+    probability of every class, a regression its numbers, both for a text also what each token contributes, and a token
+    classifier shows the tag of every token. Without widgets the output for `prompt` is printed; a model without a
+    playground is named in a sentence, so that the notebook continues.
 
     Args:
         source: a training's results, a run's folder, or a folder exported for transformers.
-        prompt: initial text of the box; with None, a sample of the validation data for results that classify texts, and an
-            example for others.
+        prompt: initial text of the box; with None, an example: for models that continue a text or chat a fixed one, for
+            others a sample of the validation data, where the results have one.
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
     """
     mode = ui_mode(ui)
@@ -58,8 +37,8 @@ def playground(source: TrainingResults | str | Path, *, prompt: str | None = Non
         return
     try:
         opened = open_playground(source)
-        kind = _PANELS[opened.kind]
-        prompt = _example(source, kind) if prompt is None else prompt
+        kind = PANELS[opened.kind]
+        prompt = _example(source, kind, opened) if prompt is None else prompt
         if mode != "widget":
             show_text(kind.sample(opened, prompt))
             return
@@ -69,310 +48,15 @@ def playground(source: TrainingResults | str | Path, *, prompt: str | None = Non
     LiveOutput(kind(opened, prompt).box, "The playground").describe("The playground: run this cell again to use it.")
 
 
-def _example(source: TrainingResults | str | Path, kind: type[PlayPanel]) -> str:
+def _example(source: TrainingResults | str | Path, kind: type[PlayPanel], opened: Playground) -> str:
     """A text to begin with: one that the run showed a prediction for, where there is one."""
     if kind.shows_samples and not isinstance(source, (str, Path)):
         rows = read_samples(Path(source.run_dir))
         if rows and rows[-1]["samples"] and "input" in rows[-1]["samples"][0]:
             return str(rows[-1]["samples"][0]["input"])
-    return kind.example
+    return kind.example_for(opened)
 
 
 def play_panel(opened: Playground, prompt: str = "") -> PlayPanel:
     """The panel for the kind of model that `opened` holds."""
-    return _PANELS[opened.kind](opened, prompt)
-
-
-class PlayPanel:
-    """The panel of one model; a subclass for each kind. Its fields are read when the work begins.
-
-    Attributes:
-        box: what is shown; job: the button that starts, and Stop; output: the widget with what the model said.
-        title: what the panel is for; start: label of the button.
-        example: initial text of the field where no sample of the run is known; shows_samples: whether one is asked for.
-
-    Args:
-        prompt: initial text of the field, for a model that reads text.
-    """
-
-    title = start = example = ""
-    shows_samples = False
-
-    def __init__(self, opened: Playground, prompt: str = "") -> None:
-        self._opened = opened
-        self.job = TaskRow(self.start, "tb-play", self._work, self._done, self._failed)
-        primary(self.job.start)
-        self.job.cancel.description = "Stop"
-        self.output, self._alert = markup_box("tb-play-output"), markup_box("tb-play-alert")
-        self.box = panel()
-        self.box.add_class("tb-play-panel")
-        watch_cells()
-
-    def _arrange(self, *widgets: ipywidgets.Widget) -> None:
-        """Put these between the heading and the errors."""
-        about = [markup_box(markup=small(self._opened.weights))] if self._opened.weights else []
-        fill_panel(self.box, markup_box(markup=heading(self.title)), *about, *widgets, self._alert)
-
-    @staticmethod
-    def sample(opened: Playground, prompt: str) -> str:
-        """What is printed without widgets."""
-        raise NotImplementedError
-
-    def _answer(self, progress: Progress) -> Any:
-        """In the thread of the work: what the model says to the fields."""
-        raise NotImplementedError
-
-    def _shown(self, outcome: Outcome) -> Html | None:
-        """What is shown of an answer; None leaves what is there."""
-        return None if outcome.cancelled else outcome.result
-
-    def _work(self, progress: Progress) -> Any:
-        with progress.undisturbed():
-            return self._answer(progress)
-
-    def _done(self, outcome: Outcome) -> None:
-        set_markup(self._alert, text(""))
-        if outcome.error is not None:
-            self._failed(outcome.error)
-        elif (shown := self._shown(outcome)) is not None:
-            set_markup(self.output, shown)
-
-    def _clear(self) -> None:
-        """Remove what was answered."""
-        for box in (self.output, self._alert):
-            set_markup(box, text(""))
-
-    def _failed(self, error: BaseException) -> None:
-        set_markup(self._alert, alert(error_sentence(error), error_details(error)))
-
-    def _text_field(self, title: str, value: str) -> Any:
-        """A line of text; Enter starts the work."""
-        field = ipywidgets.Text(value=value, description=title)
-        field.layout.width = "auto"  # 100% would add the margins and overflow
-        field.add_class("tb-play-prompt")
-        submit = guarded(lambda _: self.job.begin(), self._failed)
-        # The front end's message for Enter; `on_submit` is deprecated in ipywidgets 8.
-        field.on_msg(lambda _, content, __: submit(None) if content.get("event") == "submit" else None)
-        return field
-
-
-class TextPanel(PlayPanel):
-    """Continues a prompt. Stop takes effect at the next token, and what was written stays.
-
-    Attributes:
-        prompt, temperature, top_p, length: the fields.
-    """
-
-    title, start, example = "Continue a text", "Generate", "The"
-
-    @staticmethod
-    def sample(opened: Playground, prompt: str) -> str:
-        return f"Prompt: {prompt}\nContinued: {opened.generate(prompt, max_new_tokens=40, seed=0).text}"
-
-    def __init__(self, opened: Playground, prompt: str = "") -> None:
-        super().__init__(opened, prompt)
-        self._partial = self._asked = ""
-        self.prompt = self._text_field("Prompt", prompt)
-        self.temperature = ipywidgets.FloatSlider(value=0.8, min=0.0, max=2.0, step=0.1, description="Temperature")
-        self.top_p = ipywidgets.FloatSlider(value=0.95, min=0.05, max=1.0, step=0.05, description="Top-p")
-        narrow = ipywidgets.Layout(width="140px")
-        self.length = ipywidgets.BoundedIntText(value=100, min=1, max=4096, description="Tokens", layout=narrow)
-        self._settings = row(self.temperature, self.top_p, self.length)
-        for field in self._settings.children:
-            field.style.description_width = "initial"
-        self._arrange(self.prompt, self._settings, self.job.box, self.output)
-
-    def _answer(self, progress: Progress) -> Generated:
-        def note(so_far: str) -> None:
-            self._partial = so_far
-            progress.report(so_far or "Generating")
-
-        self._partial, self._asked = "", self.prompt.value  # read once: somebody may type on while the model writes
-        return self._write(
-            max_new_tokens=self.length.value, temperature=self.temperature.value, top_p=self.top_p.value, on_text=note
-        )
-
-    def _write(self, **settings: Any) -> Generated:
-        return self._opened.generate(self._asked, **settings)
-
-    def _shown(self, outcome: Outcome) -> Html:
-        written = Generated(self._partial) if outcome.cancelled else outcome.result
-        return joined([self._written(written.text), _cut(written.cut)])
-
-    def _written(self, written: str) -> Html:
-        return _block(text(self._asked + written))
-
-
-class ChatPanel(TextPanel):
-    """Answers in a conversation.
-
-    Attributes:
-        messages: the turns so far; renew: the button that forgets them.
-    """
-
-    title, start, example = "Chat with the model", "Send", "Hello!"
-
-    @staticmethod
-    def sample(opened: Playground, prompt: str) -> str:
-        return f"Answer to {prompt!r}: {opened.answer([_user(prompt)], max_new_tokens=40, seed=0).text}"
-
-    def __init__(self, opened: Playground, prompt: str = "") -> None:
-        super().__init__(opened, prompt)
-        self.messages: list[dict[str, str]] = []
-        # Kept out of the job's row, whose buttons come and go with the work.
-        self.renew = button(
-            "New conversation", "tb-play-new", lambda _: self._renewed(), self._failed, "Clear the conversation."
-        )
-        self.renew.disabled = True
-        self._arrange(self.output, self.prompt, self._settings, self.job.box, self.renew)
-
-    def _renewed(self) -> None:
-        """Begin a conversation anew."""
-        self.messages = []
-        self.renew.disabled = True
-        self._clear()
-
-    def _write(self, **settings: Any) -> Generated:
-        return self._opened.answer([*self.messages, _user(self._asked)], **settings)
-
-    def _written(self, written: str) -> Html:
-        self.messages += [_user(self._asked), {"role": "assistant", "content": written}]
-        self.prompt.value, self.renew.disabled = "", False
-        return joined(_turn(turn["role"], turn["content"].strip()) for turn in self.messages)
-
-
-class ClassesPanel(PlayPanel):
-    """Shows the probability of every class of a text, and what each token contributes.
-
-    Attributes:
-        prompt: the field.
-    """
-
-    title, start, example = "Classify a text", "Classify", "This is an example."
-    shows_samples = True
-
-    @staticmethod
-    def sample(opened: Playground, prompt: str) -> str:
-        found, _ = opened.classify(prompt)
-        return "\n".join([f"Classes of {prompt!r}:", *(f"  {name}  {value:.1%}" for name, value in found)])
-
-    def __init__(self, opened: Playground, prompt: str = "") -> None:
-        super().__init__(opened, prompt)
-        self.prompt = self._text_field("Text", prompt)
-        self._arrange(self.prompt, self.job.box, self.output)
-
-    def _answer(self, progress: Progress) -> Html:
-        prompt = self.prompt.value
-        found, cut = self._opened.classify(prompt)
-        return joined([_classes(found), self._contributions(prompt), _cut(cut)])
-
-    def _contributions(self, prompt: str) -> Html:
-        """What each token adds to the most likely class; a sentence where it cannot be computed."""
-        try:
-            return contributions(self._opened.attribute(prompt))
-        except TrainbookError as error:
-            return small(f"Contributions of the tokens are not shown: {error}")
-
-
-class TagsPanel(ClassesPanel):
-    """Shows the tag of every token of a text."""
-
-    title, start = "Tag a text", "Tag"
-
-    @staticmethod
-    def sample(opened: Playground, prompt: str) -> str:
-        tagged, _ = opened.tag(prompt)
-        return "\n".join(
-            [f"Tags of {prompt!r}:", *(f"  {row.token}  {row.tag}  {row.probability:.1%}" for row in tagged)]
-        )
-
-    def _answer(self, progress: Progress) -> Html:
-        return _tagged(*self._opened.tag(self.prompt.value))
-
-
-class ImagePanel(PlayPanel):
-    """Shows the probability of every class of an image.
-
-    Attributes:
-        upload: the field; picture: the chosen image.
-    """
-
-    title, start = "Classify an image", "Classify"
-
-    @staticmethod
-    def sample(opened: Playground, prompt: str) -> str:
-        return "Image classifier: open_playground(results).classify_image(path) gives the probability of every class."
-
-    def __init__(self, opened: Playground, prompt: str = "") -> None:
-        super().__init__(opened, prompt)
-        self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose an image")
-        self.upload.layout.width = "auto"
-        self.upload.add_class("tb-play-upload")
-        self.upload.observe(guarded(lambda _: self._chosen(), self._failed), "value")
-        self.picture = ipywidgets.Image(layout=ipywidgets.Layout(display="none", max_height="160px", width="auto"))
-        self.picture.add_class("tb-play-picture")
-        self._arrange(row(self.upload), self.picture, self.job.box, self.output)
-
-    def _chosen(self) -> None:
-        """Show the chosen image; what was found for another one goes."""
-        self.picture.value = _uploaded(self.upload.value)
-        self.picture.layout.display = None
-        self._clear()
-
-    def _answer(self, progress: Progress) -> Html:
-        return _classes(self._opened.classify_image(_uploaded(self.upload.value)))
-
-
-_PANELS: Mapping[Kind, type[PlayPanel]] = {
-    "text": TextPanel, "chat": ChatPanel, "classes": ClassesPanel, "tags": TagsPanel, "image": ImagePanel,
-}  # fmt: skip
-
-
-def _user(message: str) -> dict[str, str]:
-    return {"role": "user", "content": message}
-
-
-def _classes(found: Sequence[tuple[str, float]]) -> Html:
-    return bars("Classes", ("class", "probability"), found)
-
-
-def contributions(found: Attribution) -> Html:
-    """Tokens tinted by what they add to the class, with the signed numbers under them."""
-    said = f"What each token adds to the logit of “{found.target}” (integrated gradients, baseline: token id 0)"
-    if not found.error <= _LARGEST_ERROR:
-        said += f"; approximate, the sum misses {found.error:.0%} of its change"
-    return joined([small(f"{said}."), attribution_strip(found.tokens)])
-
-
-def _tagged(found: Sequence[Tagged], cut: int) -> Html:
-    # "O" is what most taggings call a token outside of every entity.
-    rows = [
-        (row.token, f"{row.tag} {row.probability:.0%}", 0.0 if row.tag == "O" else row.probability) for row in found
-    ]
-    return joined([token_strip(rows, "tag of each token"), _cut(cut)])
-
-
-def _uploaded(value: Any) -> bytes:
-    """Content of the chosen file."""
-    files = uploaded_files(value)
-    if not files:
-        raise ConfigError("no image is chosen; choose a PNG or JPEG file first")
-    return files[-1][1]
-
-
-def _block(*content: Html) -> Html:
-    """A paragraph that keeps the text's own line breaks."""
-    return element("div", *content, style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 0.5em")
-
-
-def _turn(role: str, content: str) -> Html:
-    """A turn of a conversation, with who speaks set apart."""
-    return _block(element("strong", text(f"{role}:")), text(f" {content}"))
-
-
-def _cut(count: int) -> Html:
-    if not count:
-        return text("")
-    return paragraph(
-        f"The text is longer than the model's context: {count:,} token{'s were' if count > 1 else ' was'} cut."
-    )
+    return PANELS[opened.kind](opened, prompt)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 import widgets.play
+import widgets.play_panels
 from utils.errors import ConfigError, MissingPackageError
-from utils.training.playground import Attribution, Generated, Tagged
+from utils.training.playground import Attribution, Filled, Generated, Tagged
 from widgets.guarded import watching
 from widgets.play import play_panel, playground
 
@@ -33,6 +34,15 @@ class Model:
     def answer(self, messages, **settings):
         self.asked.append([dict(message) for message in messages])
         return Generated(f"answer {len(messages)}", self.cut)
+
+    def rewrite(self, source, **settings):
+        return self.generate(source, **settings)
+
+    def fill(self, prompt):
+        return Filled("a red <fox>", [[("red", 0.75), ("old", 0.25)], [("<fox>", 0.9)]], self.cut)
+
+    def estimate(self, prompt):
+        return [("number", 1234.5)] if prompt != "two" else [("number 1", 1.0), ("number 2", -2.0)], self.cut
 
     def classify(self, prompt):
         return [("glad", 0.75), ("sad", 0.25)], self.cut
@@ -89,7 +99,7 @@ def test_an_empty_prompt_is_said_in_the_panel_and_the_next_text_removes_it():
     assert panel._alert.value == ""
 
 
-@pytest.mark.parametrize("kind", ["text", "chat", "classes"])
+@pytest.mark.parametrize("kind", ["text", "chat", "rewriting", "masks", "classes", "numbers"])
 @pytest.mark.parametrize(("cut", "said"), [(1, "1 token was cut"), (1200, "1,200 tokens were cut")])
 def test_it_says_how_many_tokens_were_cut(kind, cut, said):
     panel = play_panel(Model(kind, cut), "a")
@@ -111,6 +121,35 @@ def test_a_chat_keeps_its_history_and_empties_the_box():
     assert (panel.messages, panel.output.value, panel.renew.disabled) == ([], "", True)
 
 
+def test_a_text_for_another_is_written_with_the_likeliest_tokens_and_shown_alone():
+    model = Model("rewriting")
+    panel = play_panel(model, "a text")
+    panel.job.start.click()
+    ((source, settings),) = model.asked
+    assert (source, settings["temperature"]) == ("a text", 0.0)
+    assert "one\n&lt;two&gt; three" in panel.output.value
+    assert "a text" not in panel.output.value
+
+
+def test_a_number_is_shown_with_what_each_token_adds_and_several_without():
+    panel = play_panel(Model("numbers"), "a")
+    panel.job.start.click()
+    assert "1234" in panel.output.value
+    assert "What each token adds to the glad" in panel.output.value
+    panel.prompt.value = "two"
+    panel.job.start.click()
+    assert "number 2" in panel.output.value
+    assert "What each token" not in panel.output.value
+
+
+def test_a_filled_text_has_a_table_of_candidates_for_each_masked_token():
+    panel = play_panel(Model("masks"), "a [MASK] [MASK]")
+    panel.job.start.click()
+    assert "a red &lt;fox&gt;" in panel.output.value
+    assert "75.0%" in panel.output.value
+    assert "Masked token 2" in panel.output.value
+
+
 def test_classes_are_a_table_with_probabilities():
     panel = play_panel(Model("classes"), "a")
     panel.job.start.click()
@@ -119,11 +158,15 @@ def test_classes_are_a_table_with_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("text", "Continued: one"), ("chat", "answer 1"), ("classes", "glad  75.0%")]
+    ("kind", "said"),
+    [
+        ("text", "Continued: one"), ("chat", "answer 1"), ("classes", "glad  75.0%"), ("rewriting", "Written: one"),
+        ("numbers", "number  1234"), ("masks", "Filled in: a red <fox>"),
+    ],
 )
 def test_without_widgets_one_sample_is_printed_and_no_widget_is_made(kind, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(widgets.play, "open_playground", lambda source: Model(kind))
-    monkeypatch.setattr(widgets.play, "TaskRow", None)
+    monkeypatch.setattr(widgets.play_panels, "TaskRow", None)
     row = {"input": "a film", "true": "glad", "predicted": "glad", "score": 0.75}
     (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "samples": [row]}) + "\n")
     playground(SimpleNamespace(run_dir=tmp_path), ui="text")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Targets = Literal["tokens", "tags", "classes", "numbers"]
-Input = Literal["text", "classes", "tags", "image"]
+Input = Literal["text", "rewriting", "masks", "classes", "tags", "numbers", "image"]
 
 _SEQUENCE_HEAD = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
 
@@ -80,7 +80,7 @@ TASK_KINDS: Mapping[str, TaskKind] = {
     ),
     "regression": TaskKind(
         "Regression", "a number for each sample", "numbers", labelled=True,
-        head=_SEQUENCE_HEAD, architectures=("bert-small-classifier",),
+        head=_SEQUENCE_HEAD, architectures=("bert-small-classifier",), tried_with="numbers",
     ),
     "token_classification": TaskKind(
         "Token classification", "a class for each token", "tags", labelled=True,
@@ -90,11 +90,12 @@ TASK_KINDS: Mapping[str, TaskKind] = {
     "seq2seq": TaskKind(
         "Text to text", "writing one text for another", "tokens", labelled=True,
         words=("translation", "summarization"), head="MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
-        pipeline="text2text-generation", architectures=("t5-mini",),
+        pipeline="text2text-generation", architectures=("t5-mini",), tried_with="rewriting",
     ),
     "masked_lm": TaskKind(
         "Masked tokens", "predicting masked tokens", "tokens",
         words=("mlm", "masked_language_modeling"), head="MODEL_FOR_MASKED_LM_MAPPING", pipeline="fill-mask",
+        tried_with="masks",
     ),
     "image_classification": TaskKind(
         "Image classification", "a class for each image", "classes",
