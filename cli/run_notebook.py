@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.common import Parser
-from utils.errors import DataError, DataNotFoundError, MissingPackageError, TrainbookError
+from utils.errors import DataError, DataNotFoundError, MissingPackageError, TrainbookError, first_line
 from utils.storage import write_text
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def _read(notebook: Path) -> NotebookNode:
         content: NotebookNode = nbformat.read(notebook, as_version=4)
     # nbformat looks into the JSON before it checks that it is an object: hence the AttributeError.
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise DataError(f"{notebook} is not a notebook ({reason}); give the path of an .ipynb file") from error
+        raise DataError(
+            f"{notebook} is not a notebook ({first_line(error)}); give the path of an .ipynb file"
+        ) from error
     return content
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from utils.errors import ConfigError, Problem
@@ -31,6 +31,13 @@ _MOST_VALUES = 10_000
 _MOST_NESTED = 10
 _LONGEST_NAME = 100
 _WHOLE_NUMBERS = range(-(2**63), 2**63)
+
+
+def setting(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
+    """A field of a schema as forms and help texts show it. `rules` are pydantic's, such as its bounds."""
+    return Field(
+        default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -216,6 +216,15 @@ def _restored(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: float(value) for name, value in odd.items()}
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no readable one: it is absent, or a crash tore it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, as `json_line` writes them, or []. A last line that a crash cut off is left
     out."""

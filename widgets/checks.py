@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import ipywidgets
 
@@ -24,7 +25,7 @@ from utils.views.html import Html, alert, element, status, text
 from widgets.background_task import Outcome, TaskRow
 from widgets.forms import button, markup_box, panel, paragraph, row, set_markup
 from widgets.guarded import error_details, error_sentence
-from widgets.pump import Pump
+from widgets.pump import AwaitedWork, Pump
 
 if TYPE_CHECKING:
     from utils.checks import CheckProgress, CheckReport
@@ -58,7 +59,7 @@ async def run_checks(
     arguments = _with_those_of_data(arguments)
     session = _Session(lambda **told: run(model, config, **arguments, **told))
     mode = ui_mode(ui)
-    view: _View = {"widget": _WidgetView, "html": _HtmlView, "text": _TextView, "none": _NoView}[mode](session)
+    view: _View = {"widget": _WidgetView, "html": _HtmlView, "text": _TextView, "none": _View}[mode](session)
     report = await session.run(view)
     view.finish(report)
     return report
@@ -78,39 +79,26 @@ class _Session:
         self.delivers = True
         self._run, self._began = run, time.monotonic()
         self._newest: CheckProgress | None = None
-        self._report: CheckReport | None = None
-        self._error: BaseException | None = None
 
     async def run(self, view: _View) -> CheckReport:
         """Run the checks; an interrupt of the kernel stops them."""
-        thread = threading.Thread(target=self._work, name="trainbook-checks", daemon=True)
-        pump = Pump()
+        work = functools.partial(self._run, progress=self._note, should_stop=self.stop.is_set)
+        awaited, pump = AwaitedWork("trainbook-checks", work), Pump()
 
         def alive() -> bool:
             self.delivers = pump.delivers
             view.show(self.newest)
-            return thread.is_alive()
+            return awaited.thread.is_alive()
 
-        thread.start()
         try:
-            await pump.wait(alive)
+            await awaited.ended(pump, alive, lambda _: self.stop.set())
         except (KeyboardInterrupt, asyncio.CancelledError):  # which one depends on ipykernel
-            self.stop.set()
-        except BaseException:
-            self.stop.set()
-            thread.join()
-            raise
-        thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._report is not None
-        return self._report
-
-    def _work(self) -> None:
-        try:
-            self._report = self._run(progress=self._note, should_stop=self.stop.is_set)
-        except BaseException as error:  # noqa: BLE001 - raised again in the cell
-            self._error = error
+            if awaited.thread.is_alive():  # interrupted again
+                raise
+        if awaited.error is not None:
+            raise awaited.error
+        assert awaited.result is not None
+        return awaited.result
 
     def _note(self, progress: CheckProgress) -> None:
         self._newest, self._began = progress, time.monotonic() - progress.elapsed_s
@@ -122,8 +110,11 @@ class _Session:
         return None if newest is None else replace(newest, elapsed_s=time.monotonic() - self._began)
 
 
-class _View(Protocol):
-    """How a run of checks is shown."""
+class _View:
+    """How a run of checks is shown; this one shows nothing."""
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
 
     def show(self, progress: CheckProgress | None) -> None:
         """Draw, when it is time."""
@@ -132,24 +123,10 @@ class _View(Protocol):
         """Leave what stays in the saved notebook."""
 
 
-class _NoView:
-    """Shows nothing."""
-
-    def __init__(self, session: _Session) -> None:
-        pass
-
-    def show(self, progress: CheckProgress | None) -> None:
-        pass
-
-    def finish(self, report: CheckReport) -> None:
-        pass
-
-
-class _TextView(_NoView):
+class _TextView(_View):
     """A line per check, then the report."""
 
-    def __init__(self, session: _Session) -> None:
-        self._shown = ""
+    _shown = ""
 
     def show(self, progress: CheckProgress | None) -> None:
         if progress is not None and progress.name and progress.name != self._shown:
@@ -160,18 +137,18 @@ class _TextView(_NoView):
         show_text(report.to_text())
 
 
-class _HtmlView(_NoView):
+class _HtmlView(_View):
     """The report, as static HTML."""
 
     def finish(self, report: CheckReport) -> None:
         show_html(report.to_html(), report.to_text())
 
 
-class _WidgetView(_NoView):
+class _WidgetView(_View):
     """Progress and Stop; in the end their place is taken by the report, which a saved notebook can show."""
 
     def __init__(self, session: _Session) -> None:
-        self._session = session
+        super().__init__(session)
         self._line = markup_box("tb-checks-progress", paragraph("Preparing the checks …"))
         self._status = ipywidgets.HTML(status("", spoken_only=True))
         self.stop = button(

@@ -96,12 +96,15 @@ class _Exporting:
 
     def export(self, names: Sequence[str]) -> None:
         """Export formats now, one after the other, and show each when it is done."""
-        for number, name in enumerate(names, 1):
-            self._say(f"Exporting {name} ({number} of {len(names)}), begun at {datetime.now():%H:%M:%S} …")
-            export_one(self._results, name, self.exports, self.exports.not_written)
+        for name, sentence in _numbered(names):
+            self._say(f"{sentence}, begun at {datetime.now():%H:%M:%S} …")
+            self._export_one(name)
             self._draw()
         self._say("")
         self._pack_if_small()
+
+    def _export_one(self, name: str) -> None:
+        export_one(self._results, name, self.exports, self.exports.not_written)
 
     def table(self) -> Html:
         """Size, speed and agreement of every export."""
@@ -206,10 +209,10 @@ class ExportPanel(_Exporting):
         names = [name for name, box in self.boxes.items() if box.value]
         if not names:
             raise ConfigError("No format is selected: tick at least one.")
-        for number, name in enumerate(names, 1):
-            progress.report(f"Exporting {name} ({number} of {len(names)})")
+        for name, sentence in _numbered(names):
+            progress.report(sentence)
             with progress.undisturbed():
-                export_one(self._results, name, self.exports, self.exports.not_written)
+                self._export_one(name)
 
     def _done(self, outcome: Outcome) -> None:
         set_markup(self._alert, text(""))
@@ -248,6 +251,11 @@ class ExportPanel(_Exporting):
 
     def _failed(self, error: BaseException) -> None:
         set_markup(self._alert, alert(error_sentence(error), error_details(error)))
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each format with the sentence that says that it is being exported."""
+    return [(name, f"Exporting {name} ({number} of {len(names)})") for number, name in enumerate(names, 1)]
 
 
 def link_to(file: Path) -> Html:

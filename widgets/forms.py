@@ -27,6 +27,29 @@ Report = Callable[[BaseException], None]
 LABEL_WIDTH = "180px"
 CONTROL_WIDTH = "560px"
 
+
+class Drawing:
+    """True within `with`: controls change then because a form draws them, and their handlers do nothing."""
+
+    def __init__(self) -> None:
+        self._is_on = False
+
+    def __bool__(self) -> bool:
+        return self._is_on
+
+    def __enter__(self) -> None:
+        self._is_on = True
+
+    def __exit__(self, *_: object) -> None:
+        self._is_on = False
+
+
+def look(title: str) -> dict[str, Any]:
+    """Arguments of a control with a label in front of it."""
+    layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
+    return {"description": title, "style": {"description_width": LABEL_WIDTH}, "layout": layout}
+
+
 # How a form shows None, which ipywidgets' selections take for nothing being selected.
 _NONE = ""
 
@@ -39,23 +62,31 @@ class FieldForm:
     """
 
     def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
-        self.field = field
-        self._state = state
-        self._drawing = False
-        self.control = _control(field)
-        self.control.add_class(f"tb-field-{field.name}")
+        self.field, self._state, self._report = field, state, report
+        self._drawing = Drawing()
+        self.control = self._observed(self._make_control())
         self.message = markup_box(f"tb-error-{field.name}")
-        self.box = ipywidgets.VBox([self.control, markup_box(markup=small(help_text(field))), self.message])
-        self.control.observe(guarded(self._changed, report), "value")
+        self.box = ipywidgets.VBox([self.control, *self._make_help(), self.message])
+
+    def _make_control(self) -> Any:
+        """The control, without its value."""
+        return _control(self.field)
+
+    def _make_help(self) -> list[ipywidgets.Widget]:
+        """What stands below the control."""
+        return [markup_box(markup=small(help_text(self.field)))]
+
+    def _observed(self, control: Any) -> Any:
+        """The control with the field's class; its changes go to the state."""
+        control.add_class(f"tb-field-{self.field.name}")
+        control.observe(guarded(self._changed, self._report), "value")
+        return control
 
     def refresh(self, problems: Mapping[str, list[Problem]]) -> None:
         """Show the state's value and message."""
-        self._drawing = True
-        try:
+        with self._drawing:
             self._prepare()
             self.control.value = self._shown()
-        finally:
-            self._drawing = False
         message, hint = self._state.message(self.field.name, problems), self._state.hint(self.field.name)
         set_markup(self.message, problem_line(message) if message else small(hint))
 
@@ -88,17 +119,19 @@ class CardsForm(FieldForm):
 
     def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
         super().__init__(field, state, report)
-        words = explained_choices(field.name, field.description)
-        names = {choice: choice_name(field.name, choice) for choice in field.choices}
-        self.control = ipywidgets.ToggleButtons(
-            options=[(f"{names[choice]}\n{words.get(choice, '')}".rstrip(), choice) for choice in field.choices],
-            description=field.title, style={"description_width": LABEL_WIDTH, "button_width": "auto"},
-        )  # fmt: skip
-        for name in (f"tb-field-{field.name}", "tb-cards"):
-            self.control.add_class(name)
-        self.control.observe(guarded(self._changed, report), "value")
-        self.box.children = (self.control, self.message)
+        self.control.add_class("tb-cards")
         self.box.add_class("tb-across")
+
+    def _make_control(self) -> Any:
+        words = explained_choices(self.field.name, self.field.description)
+        names = {choice: choice_name(self.field.name, choice) for choice in self.field.choices}
+        return ipywidgets.ToggleButtons(
+            options=[(f"{name}\n{words.get(choice, '')}".rstrip(), choice) for choice, name in names.items()],
+            description=self.field.title, style={"description_width": LABEL_WIDTH, "button_width": "auto"},
+        )  # fmt: skip
+
+    def _make_help(self) -> list[ipywidgets.Widget]:
+        return []  # each card has its own
 
     def _prepare(self) -> None:
         # The chosen card differs by its colours only: the label says it to screen readers.
@@ -111,12 +144,8 @@ class ColumnForm(FieldForm):
 
     def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
         super().__init__(field, state, report)
-        self._text = self.control
-        options: dict[str, Any] = {"description": field.title, "style": {"description_width": LABEL_WIDTH}}
-        self._menu = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH), **options)
-        self._menu.add_class(f"tb-field-{field.name}")
+        self._text, self._menu = self.control, self._observed(ipywidgets.Dropdown(**look(field.title)))
         set_help(self._menu, field.description)
-        self._menu.observe(guarded(self._changed, report), "value")
 
     def _prepare(self) -> None:
         columns = self._state.recognised.columns
@@ -143,8 +172,7 @@ def named_options(names: Sequence[str], value: str | None, setting: str = "") ->
 
 def _control(field: WizardField) -> ipywidgets.Widget:
     """The control that fits a field, without its value."""
-    options: dict[str, Any] = {"description": field.title, "style": {"description_width": LABEL_WIDTH}}
-    options["layout"] = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
+    options = look(field.title)
     if field.kind == "choice":
         none = [("not set", _NONE)] if field.optional else []
         named = [(choice_name(field.name, choice), choice) for choice in field.choices]

@@ -29,7 +29,7 @@ from utils.ui.run_past import past_of
 from utils.views.display import show_text
 from widgets.attach import asks_for_live_view, note_served, show_state
 from widgets.live_views import REDRAW_S, live_view_for
-from widgets.pump import Pump
+from widgets.pump import AwaitedWork, Pump
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
@@ -111,8 +111,6 @@ class _Session:
         self.events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
         self.live = LiveRun()
         self.pump = Pump()
-        self.results: TrainingResults | None = None
-        self.error: BaseException | None = None
         self.at_once = False
         self.interrupts = Interrupts(trainer.control, self._second_interrupt)
         self.view = live_view_for(mode, trainer, self.pump)
@@ -120,25 +118,19 @@ class _Session:
         self.processes = _processes_for(trainer.training_config)
         self.follower = RunFollower() if self.processes is not None else None
         self._looked_at_cells_s = -math.inf
-        self.thread = threading.Thread(target=self._train, name="trainbook-training", daemon=True)
+        self.work = AwaitedWork("trainbook-training", self._train)
         self._prompts = prompts
 
     async def run(self) -> None:
         """Train in the thread until it ends or a second interrupt comes."""
         await _previous_to_end(self.pump)
         with self._watching(), self.interrupts.deferred(), _saved_at_exit(self):
-            _Latest.session, _Latest.ended, _Latest.thread = self, None, self.thread
-            self.thread.start()
+            _Latest.session, _Latest.ended, _Latest.thread = self, None, self.work.thread
             try:
-                await self.pump.wait(self._goes_on)
-            except BaseException as error:
-                # Cancelled, or a drawing failed: no training continues that nobody sees and nothing can stop.
-                self.trainer.request_stop("cancelled" if isinstance(error, asyncio.CancelledError) else "view_failed")
-                self.thread.join()
-                raise
+                await self.work.ended(self.pump, self._goes_on, self._stop_unseen)
             finally:
                 _Latest.session = None
-        if not self.thread.is_alive():
+        if not self.work.thread.is_alive():
             self.trainer.control.clear()  # a request that came too late is not meant for the next training
         self._take_events()
         notices = (*self._take_stored_run(), *self.trainer.notices)
@@ -146,43 +138,44 @@ class _Session:
         if not self.at_once:
             _Latest.ended = EndedRun(self.live, stop_reason, notices)
         self.view.finish(self.live, stop_reason, notices)
-        if self.results is not None:
-            self.results.curves_shown = self.shows_curves
+        if self.work.result is not None:
+            self.work.result.curves_shown = self.shows_curves
+
+    def _stop_unseen(self, error: BaseException) -> None:
+        """End a training whose cell was cancelled or could not be drawn."""
+        self.trainer.request_stop("cancelled" if isinstance(error, asyncio.CancelledError) else "view_failed")
 
     def outcome(self) -> TrainingResults:
         """The results, or the error that a caller of `Trainer.train` would get."""
         if self.interrupts.received == signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)  # saved; now whatever this process does when it is terminated
-        if self.error is not None:
-            raise self.error
+        if self.work.error is not None:
+            raise self.work.error
         if self.at_once:
             raise TrainingInterrupted(
                 "Interrupted twice: the cell ended at once. The step under way still finishes and is saved; run the cell "
                 "again to continue."
             )
-        assert self.results is not None
+        results = self.work.result
+        assert results is not None
         if self.interrupts.received == signal.SIGINT:
             raise TrainingInterrupted(
-                f"Interrupted after step {self.results.steps}; saved as {self.results.checkpoint_path}. "
+                f"Interrupted after step {results.steps}; saved as {results.checkpoint_path}. "
                 "Run the cell again to continue.",
-                self.results,
+                results,
             )
-        return self.results
+        return results
 
-    def _train(self) -> None:
+    def _train(self) -> TrainingResults:
         """In the thread. Prints nothing, draws nothing."""
-        try:
-            if self.processes is None or self.follower is None:
-                self.results = self.trainer.train(self.data.train, self.data.validation, resume_from=self.resume_from)
-                return
-            from utils.training.jobs.handed import train_in_processes
+        if self.processes is None or self.follower is None:
+            return self.trainer.train(self.data.train, self.data.validation, resume_from=self.resume_from)
+        from utils.training.jobs.handed import train_in_processes
 
-            self.results = train_in_processes(
-                self.trainer, self.data.train, self.data.validation, self.processes, resume_from=self.resume_from,
-                callbacks=self.trainer.callbacks, tell=self.follower.tell,
-            )  # fmt: skip
-        except BaseException as error:  # noqa: BLE001 - raised again in the cell, by `outcome`
-            self.error = error
+        return train_in_processes(
+            self.trainer, self.data.train, self.data.validation, self.processes, resume_from=self.resume_from,
+            callbacks=self.trainer.callbacks, tell=self.follower.tell,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
@@ -206,7 +199,7 @@ class _Session:
 
     def _goes_on(self) -> bool:
         """Take what happened, draw when it is time; False when there is nothing left to wait for."""
-        alive = self.thread.is_alive()
+        alive = self.work.thread.is_alive()
         self._take_events()
         now = time.monotonic()
         self.view.show(self.live, now, tuple(self.trainer.notices))
@@ -241,7 +234,7 @@ class _Session:
 
     def _follow(self, follower: RunFollower, *, pause: bool, stop: bool) -> None:
         """The run of other processes as its folder shows it."""
-        found = follower.look(pause=pause, stop=stop, last=not self.thread.is_alive())
+        found = follower.look(pause=pause, stop=stop, last=not self.work.thread.is_alive())
         if found is not None:
             self.live, events = found
             for event in events:
@@ -249,20 +242,21 @@ class _Session:
 
     def _take_stored_run(self) -> tuple[str, ...]:
         """The curves of a run that was finished before, of which no event tells. Returns a sentence that says so."""
-        if self.results is None or self.live.run_dir is not None:
+        results = self.work.result
+        if results is None or self.live.run_dir is not None:
             return ()
-        folder = self.results.run_dir
-        best = {"best_value": self.results.best_value, "best_step": self.results.state.best.step}
+        folder = results.run_dir
+        best = {"best_value": results.best_value, "best_step": results.state.best.step}
         values = {"run_dir": str(folder), **past_of(folder), **best}
-        self.live.apply(RunEvent("on_train_begin", time.monotonic(), self.results.steps, values))
+        self.live.apply(RunEvent("on_train_begin", time.monotonic(), results.steps, values))
         return ("This run was finished before; nothing was trained now.",)
 
     def _stop_reason(self) -> str | None:
-        if self.error is not None:
-            self.live.failed(self.error)
+        if self.work.error is not None:
+            self.live.failed(self.work.error)
         elif not self.at_once:
             self.live.ended()
-        return None if self.results is None else self.results.stop_reason
+        return None if self.work.result is None else self.work.result.stop_reason
 
     def _second_interrupt(self) -> None:
         # Not raised here: this runs wherever the main thread is, which may be the kernel's own event loop.
@@ -309,7 +303,7 @@ def _saved_at_exit(session: _Session) -> Iterator[None]:
 
     def save() -> None:
         session.trainer.request_stop("kernel_shutdown")
-        session.thread.join(_LAST_SAVE_S)
+        session.work.thread.join(_LAST_SAVE_S)
 
     atexit.register(save)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from utils.environment import UiMode
 from utils.ui.live_picture import live_picture, phase_text, sentence
@@ -26,8 +26,15 @@ REDRAW_S = 0.5
 REDRAW_SHARE = 0.005
 
 
-class View(Protocol):
-    """How one training is shown."""
+def live_view_for(mode: UiMode, trainer: Trainer, pump: Pump) -> View:
+    """The view of `trainer`'s run in an output of this kind."""
+    if mode == "widget":
+        return WidgetView(trainer, pump)
+    return {"html": HtmlView, "text": TextView, "none": View}[mode]()
+
+
+class View:
+    """How one training is shown; this one shows nothing."""
 
     def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
         """Draw, when it is time and something changed."""
@@ -45,33 +52,7 @@ class View(Protocol):
         """Leave what stays in the saved notebook."""
 
 
-def live_view_for(mode: UiMode, trainer: Trainer, pump: Pump) -> View:
-    """The view of `trainer`'s run in an output of this kind."""
-    if mode == "widget":
-        return WidgetView(trainer, pump)
-    return {"html": HtmlView, "text": TextView, "none": NoView}[mode]()
-
-
-class NoView:
-    """Shows nothing."""
-
-    def show(self, live: LiveRun, now_s: float, notices: Sequence[str]) -> None:
-        pass
-
-    def hear(self, live: LiveRun, event: RunEvent) -> None:
-        pass
-
-    def show_again(self) -> None:
-        pass
-
-    def show_in(self, cell: WaitingCell) -> None:
-        pass
-
-    def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
-        pass
-
-
-class TextView(NoView):
+class TextView(View):
     """A line an epoch, and one at the end."""
 
     def hear(self, live: LiveRun, event: RunEvent) -> None:
@@ -82,7 +63,7 @@ class TextView(NoView):
         show_text("\n".join([sentence(live, stop_reason), *notices]))
 
 
-class HtmlView(NoView):
+class HtmlView(View):
     """The final state, as static HTML."""
 
     def finish(self, live: LiveRun, stop_reason: str | None, notices: Sequence[str]) -> None:
@@ -110,7 +91,7 @@ class Redraws:
         self._wait_s = max(self._every_s, seconds / self._share)
 
 
-class WidgetView(NoView):
+class WidgetView(View):
     """Live widgets; in the end their place is taken by static HTML, which a saved notebook and a code host can show."""
 
     def __init__(self, trainer: Trainer, pump: Pump) -> None:

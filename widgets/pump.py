@@ -18,10 +18,13 @@ import asyncio
 import inspect
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger("trainbook.widgets")
 
@@ -92,6 +95,41 @@ class Pump:
         self._kernel.session.send(
             self._kernel.iopub_socket, "display_data", content, parent={"header": dict(cell.header)}
         )
+
+
+class AwaitedWork(Generic[T]):
+    """Work that a cell awaits, in a thread of its own. A process that ends does not wait for it.
+
+    Attributes:
+        thread: that of the work, which holds nothing of it once it has ended.
+        result: what the work returned; error: what it raised. None until then.
+    """
+
+    def __init__(self, name: str, work: Callable[[], T]) -> None:
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self._work = work
+
+    def _run(self) -> None:
+        try:
+            self.result = self._work()
+        except BaseException as error:  # noqa: BLE001 - the cell raises it
+            self.error = error
+
+    async def ended(self, pump: Pump, alive: Callable[[], bool], stop: Callable[[BaseException], object]) -> None:
+        """Start, and return when `alive()`, called as by `Pump.wait`, is False.
+
+        Where the waiting itself fails or is cancelled, `stop` gets the error and has to end the work, which is waited for:
+        nothing continues that nobody sees and nothing can stop.
+        """
+        self.thread.start()
+        try:
+            await pump.wait(alive)
+        except BaseException as error:
+            stop(error)
+            self.thread.join()
+            raise
 
 
 def running_request(kernel: Any = None) -> str | None:

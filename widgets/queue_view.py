@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from utils.environment import ui_mode
-from utils.ui.live_picture import live_picture, sentence
 from utils.ui.queue_jobs import HEADER, QueueJobs
-from utils.ui.run_on_disk import run_on_disk
 from utils.views.design import styled
 from utils.views.display import LiveOutput, show_html, show_text
-from utils.views.html import Html, columns, element
-from utils.views.live import live_view
-from widgets.attach import FollowView
+from utils.views.html import Html, columns
+from widgets.follow_slot import FollowSlot
 from widgets.forms import (
     button,
     code,
@@ -78,14 +74,14 @@ class QueuePanel:
 
     def __init__(self, jobs: QueueJobs, *, submits: bool = True) -> None:
         self._jobs = jobs
-        self._following: asyncio.Task[None] | None = None
         self.message, self.table, self.log = (markup_box(f"tb-queue-{name}") for name in ("message", "table", "log"))
         self.job = ipywidgets.Dropdown(
             description="Job", style={"description_width": "initial"},
             layout=ipywidgets.Layout(width="auto", max_width="320px"),
         )  # fmt: skip
         self.job.add_class("tb-queue-job")
-        self.live = ipywidgets.VBox([])
+        self._slot = FollowSlot("tb-queue-live")
+        self.live = self._slot.box
         self.submit = primary(self._button("Submit this setup", "submit", self._submit))
         self.refresh = self._button("Refresh", "refresh", lambda _: self._say(""))
         self.open = self._button("Live view", "open", self._open)
@@ -130,17 +126,5 @@ class QueuePanel:
     def _open(self, _: Any) -> None:
         """The live view of a job from its run's folder, in place of the one before."""
         folder = self._jobs.folder(self.job.value)
-        if self._following is not None:
-            self._following.cancel()
-            self._following = None
-        live, stop_reason = run_on_disk(folder)
-        if live.over:
-            picture = live_view(live_picture(live, (), stop_reason))
-            self.live.children = [
-                markup_box("tb-queue-live", element("div", picture, title=sentence(live, stop_reason)))
-            ]
-            return
-        view = FollowView(folder, shown=False)
-        self.live.children = [view.dashboard.box]
-        self._following = asyncio.get_running_loop().create_task(view.follow())
-        self._say(f"Job {self.job.value} trains in {folder}.")
+        if self._slot.open(folder):
+            self._say(f"Job {self.job.value} trains in {folder}.")

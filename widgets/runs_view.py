@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import ipywidgets
 
 from utils.environment import ui_mode
-from utils.ui.live_picture import live_picture
 from utils.ui.managed_runs import ManagedRun, ManagedRuns
-from utils.ui.run_on_disk import run_on_disk
 from utils.ui.runs import show_runs
 from utils.views.display import LiveOutput
 from utils.views.html import element, text
-from utils.views.live import live_view
-from widgets.attach import FollowView
+from widgets.follow_slot import FollowSlot
 from widgets.forms import button, heading, markup_box, panel, paragraph, primary, problem_line, row, set_markup, small
 from widgets.guarded import error_sentence, guarded
 
@@ -78,10 +74,10 @@ class RunsPanel:
         self._runs = runs
         self._rows: dict[str, _Row] = {}
         self._shown, self._limit, self._doomed = [""], PAGE, list[str]()
-        self._following: asyncio.Task[None] | None = None
         self._edited = ""
         self.message, self.question = markup_box("tb-runs-message"), markup_box("tb-runs-question")
-        self.list, self.view = ipywidgets.VBox([]), ipywidgets.VBox([])
+        self._slot = FollowSlot("tb-runs-live")
+        self.list, self.view = ipywidgets.VBox([]), self._slot.box
         self.archived = ipywidgets.Checkbox(value=False, description="Archived runs", indent=False)
         self.archived.add_class("tb-runs-archived")
         self.archived.observe(guarded(self._show_other, self._report_error), "value")
@@ -216,25 +212,11 @@ class RunsPanel:
         self._say(said)
 
     def _compare(self, _: Any) -> None:
-        compared = self._runs.compared(self.ticked)
-        self._stop_following()
-        self.view.children = [markup_box("tb-runs-compared", compared)]
+        self._slot.show(markup_box("tb-runs-compared", self._runs.compared(self.ticked)))
 
     def _open(self, _: Any) -> None:
         """The live view of the ticked run from its folder, in place of what was shown before."""
         name = self.ticked[0]
         folder = self._runs.path(name)
-        self._stop_following()
-        live, stop_reason = run_on_disk(folder)
-        if live.over:
-            self.view.children = [markup_box("tb-runs-live", live_view(live_picture(live, (), stop_reason)))]
-            return
-        view = FollowView(folder, shown=False)
-        self.view.children = [view.dashboard.box]
-        self._following = asyncio.get_running_loop().create_task(view.follow())
-        self._say(f"Run {name} is under way in {folder}.")
-
-    def _stop_following(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            self._following = None
+        if self._slot.open(folder):
+            self._say(f"Run {name} is under way in {folder}.")

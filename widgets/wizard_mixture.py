@@ -17,6 +17,7 @@ from utils.views.html import text
 from widgets.background_task import Outcome, TaskRow
 from widgets.focus import move_focus
 from widgets.forms import (
+    Drawing,
     Report,
     button,
     heading,
@@ -147,7 +148,7 @@ class _Row:
     """One dataset: its controls and the rest of its settings."""
 
     def __init__(self, owner: MixtureRows, entry: Mapping[str, Any], report: Report) -> None:
-        self._owner, self._rest, self._drawing = owner, dict(entry), False
+        self._owner, self._rest, self._drawing = owner, dict(entry), Drawing()
         source = self._rest.pop("dataset_source", "builtin")
         place = self._rest.pop("dataset_path", None) or self._rest.pop("dataset_name", None) or ""
         self._rest.pop("dataset_name", None)
@@ -208,8 +209,7 @@ class _Row:
         set_markup(self._found, small(found.sentence if found.columns else ""))
 
     def _draw_rest(self, columns: Sequence[str] = (), layouts: Sequence[str] = ()) -> None:
-        self._drawing = True
-        try:
+        with self._drawing:
             for key, setting, names in (("column", "text_column", columns), ("layout", "conversation_layout", layouts)):
                 value, menu = self._rest.get(setting), self.controls[key]
                 options = named_options(names, value, setting)
@@ -218,8 +218,6 @@ class _Row:
                 menu.value = value or ""
             self.controls["config"].value = self._rest.get("config_name") or ""
             self.controls["kind"].value = self._rest.get("data_kind", "auto")
-        finally:
-            self._drawing = False
 
     def _show_read(self, outcome: Outcome) -> None:
         self.draw()

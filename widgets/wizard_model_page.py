@@ -13,13 +13,16 @@ from utils.ui.model_source import adapters_here, describe_source, exported_runs,
 from utils.ui.setting_values import model_rows
 from utils.ui.wizard_model import MODEL_SOURCES, ModelChoice, memory_rows
 from utils.ui.wizard_preview import check_model
+from utils.ui.wizard_state import WizardState
+from utils.ui.wizard_steps import WizardStep
 from utils.views.html import Html, element, joined, table, text
 from widgets.background_task import Outcome
 from widgets.focus import move_focus
 from widgets.forms import (
-    CONTROL_WIDTH,
-    LABEL_WIDTH,
+    Drawing,
+    Report,
     button,
+    look,
     markup_box,
     paragraph,
     problem_line,
@@ -27,7 +30,7 @@ from widgets.forms import (
     set_markup,
 )
 from widgets.guarded import guarded
-from widgets.wizard_page import Page, Problems
+from widgets.wizard_page import Page, Parts, Problems
 
 if TYPE_CHECKING:
     from utils.models.pretrained_facts import PretrainedDescription
@@ -36,40 +39,38 @@ if TYPE_CHECKING:
 class ModelPage(Page):
     """Where the model comes from, what it says about itself, and a check of it."""
 
-    def above(self) -> list[ipywidgets.Widget]:
-        self._drawing = True  # ipywidgets 7 chooses the first of new options by itself
+    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
+        super().__init__(step, state, parts, report)
+        self._drawing = Drawing()
         self._named = self.state.setup.pretrained_model
         self._chosen = "notebook"
         self._source = self._menu("Model source", "model-source", self._source_chosen)
         none_given = "" if self.state.choice.is_given else " (none was given)"
-        self._source.options = [
-            (f"{label}{none_given if name == 'notebook' else ''}", name) for name, label in MODEL_SOURCES.items()
-        ]
+        with self._drawing:  # ipywidgets 7 chooses the first of new options by itself
+            self._source.options = [
+                (f"{label}{none_given if name == 'notebook' else ''}", name) for name, label in MODEL_SOURCES.items()
+            ]
         self._runs = self._menu("Run", "model-run", self._run_chosen)
         self._no_runs = self._parts["no-runs"] = markup_box("tb-no-runs")
-        self._drawing = False
         menus = ipywidgets.VBox([self._source, self._runs])
         menus.add_class("tb-fields")
-        return [menus, self._no_runs]
-
-    def extras(self) -> list[ipywidgets.Widget]:
         self._on_hub: tuple[str | None, PretrainedDescription] | None = None
         self._files = self._parts["model-files"] = markup_box("tb-model-files")
-        self._ask = self._job("Look it up on the Hub", "look-up", self._look_up, self._show_found)
-        self._load = self._job("Load the model", "load", self._load_it, self._show_loaded)
+        self._look_up_job = self._job("Look it up on the Hub", "look-up", self._look_up, self._show_found)
+        self._load_job = self._job("Load the model", "load", self._load, self._show_loaded)
         self._loaded = self._parts["load-result"] = markup_box("tb-load-result")
         self._facts = self._parts["facts"] = markup_box("tb-facts")
-        self._check = self._job("Check the model", "check", self._check_it, self._show_check)
+        self._check_job = self._job("Check the model", "check", self._check, self._show_check)
         self._result = self._parts["check-result"] = markup_box("tb-check-result")
         self._unfit = self._parts["unfit-model"] = markup_box("tb-unfit-model")
         self._replace = self._parts["use-new-model"] = button(
             "Use a new model for this task", "tb-use-new-model", self._replaced, self._report
         )
         self._replacement = ipywidgets.VBox([self._unfit, row(self._replace)])
-        return [
-            self._replacement, self._files, self._ask.box, self._load.box, self._loaded, self._facts, self._check.box,
-            self._result,
-        ]  # fmt: skip
+        self._arrange([menus, self._no_runs], [
+            self._replacement, self._files, self._look_up_job.box, self._load_job.box, self._loaded, self._facts,
+            self._check_job.box, self._result,
+        ])  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -82,26 +83,23 @@ class ModelPage(Page):
             self._chosen = "notebook"
         self._named = setup.pretrained_model
         runs = exported_runs(setup) if self._chosen == "run" else []
-        self._drawing = True
-        try:
+        with self._drawing:
             self._source.value = self._chosen
             self._runs.options = [("choose a run", ""), *((run, run) for run in runs)]
             self._runs.value = self._named if self._named in runs else ""
-        finally:
-            self._drawing = False
         self._runs.layout.display = None if runs else "none"
         hint = f"No run in {setup.output_dir} has an export of the format hf. The folder of one elsewhere can be entered below."
         set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
         self._fields.layout.display = None if self._chosen != "notebook" else "none"
-        self._load.box.layout.display = None if setup.names_model else "none"
-        self._load.start.description = "Create the model" if self._chosen == "new" else "Load the model"
+        self._load_job.box.layout.display = None if setup.names_model else "none"
+        self._load_job.start.description = "Create the model" if self._chosen == "new" else "Load the model"
         unknown = self._named is not None and source_facts(setup) is None
-        self._ask.box.layout.display = None if unknown else "none"
+        self._look_up_job.box.layout.display = None if unknown else "none"
         set_markup(self._files, self._files_markup())
         set_markup(self._loaded, _loaded_markup(self.state.choice))
         rows = {**model_rows(self.state.facts), **memory_rows(self.state.choice)}
         set_markup(self._facts, table("The model to train", rows))
-        self._check.start.disabled = not self.state.choice.exists
+        self._check_job.start.disabled = not self.state.choice.exists
         unfit = self._unfit_head()
         set_markup(self._unfit, problem_line(unfit.message if unfit else ""))
         self._replacement.layout.display = None if unfit else "none"
@@ -122,8 +120,7 @@ class ModelPage(Page):
         move_focus(self._source)  # the button is gone
 
     def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
-        layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
-        made = ipywidgets.Dropdown(description=title, style={"description_width": LABEL_WIDTH}, layout=layout)
+        made = ipywidgets.Dropdown(**look(title))
         made.add_class(f"tb-{key}")
         made.observe(guarded(handler, self._report), "value")
         self._parts[key] = made
@@ -175,7 +172,7 @@ class ModelPage(Page):
         if outcome.error is not None:
             set_markup(self._files, self._failure(outcome.error))
 
-    def _load_it(self, progress: Progress) -> None:
+    def _load(self, progress: Progress) -> None:
         progress.report("Loading the model" if self.state.setup.new_model is None else "Creating the model")
         self.state.choice.load()
 
@@ -184,7 +181,7 @@ class ModelPage(Page):
         if outcome.error is not None:
             set_markup(self._loaded, self._failure(outcome.error))
 
-    def _check_it(self, progress: Progress) -> Html:
+    def _check(self, progress: Progress) -> Html:
         progress.report("Checking")
         with progress.undisturbed():
             return check_model(self.state.choice.load(), self.state.setup.copy())

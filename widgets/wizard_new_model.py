@@ -12,7 +12,7 @@ from utils.ui.new_model import SIZE_NAMES, SIZES, architectures, size_name, with
 from utils.ui.setting_values import typed_number, typed_text
 from utils.ui.wizard_fields import WizardField
 from utils.ui.wizard_state import WizardState
-from widgets.forms import CONTROL_WIDTH, LABEL_WIDTH, Report, markup_box, problem_line, set_markup, small
+from widgets.forms import Drawing, Report, look, markup_box, problem_line, set_markup, small
 from widgets.guarded import guarded
 
 _LABELS = {"n_layer": "Layers", "n_embd": "Width", "n_head": "Attention heads"}
@@ -36,12 +36,12 @@ class NewModelForm:
     """
 
     def __init__(self, field: WizardField, state: WizardState, report: Report) -> None:
-        self.field, self._state, self._drawing = field, state, False
-        self.control = ipywidgets.Dropdown(**_look("Architecture"))
-        size = ipywidgets.Dropdown(**_look("Size"))
+        self.field, self._state, self._drawing = field, state, Drawing()
+        self.control = ipywidgets.Dropdown(**look("Architecture"))
+        size = ipywidgets.Dropdown(**look("Size"))
         size.options = [*((_size_text(name), name) for name in SIZES), ("layers, width and heads as below", _OTHER)]
         self.controls: dict[str, Any] = {"name": self.control, "size": size}
-        self.controls |= {name: ipywidgets.Text(continuous_update=False, **_look(_LABELS[name])) for name in SIZE_NAMES}
+        self.controls |= {name: ipywidgets.Text(continuous_update=False, **look(_LABELS[name])) for name in SIZE_NAMES}
         self.message = markup_box("tb-error-new_model")
         helps = {"name": _FROM_ELSEWHERE, **_HELP}
         boxes = [
@@ -60,8 +60,7 @@ class NewModelForm:
         description = self._state.setup.new_model
         if description is None:
             return
-        self._drawing = True
-        try:
+        with self._drawing:
             options = architectures(self._state.setup.task)
             if description["name"] not in {name for _, name in options}:
                 options.append((f"{description['name']} (of another task)", description["name"]))
@@ -71,8 +70,6 @@ class NewModelForm:
             self.controls["size"].value = size_name(description) or _OTHER
             for name in SIZE_NAMES:
                 self.controls[name].value = typed_text(description.get(name))
-        finally:
-            self._drawing = False
         set_markup(self.message, problem_line(self._state.message("new_model", problems)))
 
     def _changed(self, change: Mapping[str, Any]) -> None:
@@ -99,8 +96,3 @@ class NewModelForm:
 def _size_text(name: str) -> str:
     layers, width, heads = SIZES[name]
     return f"{name}: {layers} layers, width {width}, {heads} heads"
-
-
-def _look(title: str) -> dict[str, Any]:
-    layout = ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH)
-    return {"description": title, "style": {"description_width": LABEL_WIDTH}, "layout": layout}

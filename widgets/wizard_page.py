@@ -10,7 +10,7 @@ import ipywidgets
 from utils.errors import Problem, TrainbookError
 from utils.ui.background import Progress
 from utils.ui.setting_values import folded_text, titled
-from utils.ui.wizard_fields import WizardField
+from utils.ui.wizard_fields import Control, WizardField
 from utils.ui.wizard_state import WizardState
 from utils.ui.wizard_steps import STEPS, Topic, WizardStep
 from utils.views.html import Html, joined
@@ -37,6 +37,10 @@ from widgets.wizard_new_model import NewModelForm
 # Pages whose first control that takes the keyboard focus is not that of their first field.
 _FIRST = {"dataset": "field:task", "model": "model-source", "summary": "check-now"}
 
+_FORMS: Mapping[Control, type[FieldForm | NewModelForm]] = {
+    "plain": FieldForm, "cards": CardsForm, "column": ColumnForm, "new model": NewModelForm,
+}  # fmt: skip
+
 Problems = Mapping[str, list[Problem]]
 Parts = MutableMapping[str, ipywidgets.Widget]
 
@@ -55,26 +59,18 @@ class Page:
         self._fields = ipywidgets.VBox()
         self._topics = [_Fold(topic, self) for topic in step.topics]
         self._general = markup_box(f"tb-problems-{step.name}")
-        self.box = ipywidgets.VBox([
-            markup_box(markup=joined([heading(f"{STEPS.index(step) + 1}. {step.title}"), paragraph(step.help)])),
-            *self.above(),
-            self._fields,
-            *self.extras(),
-            *(fold.box for fold in self._topics),
-            self._general,
-            row(*self._navigation()),
-        ])  # fmt: skip
+        self.box = ipywidgets.VBox()
         for name in ("tb-page", f"tb-page-{step.name}"):
             self.box.add_class(name)
         self._fields.add_class("tb-fields")
 
-    def above(self) -> list[ipywidgets.Widget]:
-        """Widgets above the page's settings."""
-        return []
-
-    def extras(self) -> list[ipywidgets.Widget]:
-        """Widgets below the page's settings."""
-        return []
+    def _arrange(self, above: Sequence[ipywidgets.Widget] = (), below: Sequence[ipywidgets.Widget] = ()) -> None:
+        """Put the page together, with these widgets above and below its settings."""
+        title = joined([heading(f"{STEPS.index(self.step) + 1}. {self.step.title}"), paragraph(self.step.help)])
+        topics = [fold.box for fold in self._topics]
+        self.box.children = (
+            markup_box(markup=title), *above, self._fields, *below, *topics, self._general, row(*self._navigation())
+        )  # fmt: skip
 
     def elsewhere(self) -> set[str]:
         """Fields without a form whose problems the page shows in a place of their own."""
@@ -108,12 +104,7 @@ class Page:
     def _form(self, name: str) -> FieldForm | NewModelForm:
         if name not in self._forms:
             field = next(field for field in self.step.all_fields if field.name == name)
-            kind: type[FieldForm | NewModelForm] = FieldForm
-            if name == "new_model" or name.endswith("_column"):
-                kind = NewModelForm if name == "new_model" else ColumnForm
-            elif name == "dataset_source":
-                kind = CardsForm
-            form = self._forms[name] = kind(field, self.state, self._report)
+            form = self._forms[name] = _FORMS[field.control](field, self.state, self._report)
             self._parts[f"error:{name}"] = form.message
             if isinstance(form, NewModelForm):
                 self._parts.update({f"new-model:{argument}": control for argument, control in form.controls.items()})

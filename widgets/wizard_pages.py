@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets
@@ -20,12 +20,14 @@ from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_code import CODE_FORMS, setup_code
 from utils.ui.wizard_model import tuning_sentence
 from utils.ui.wizard_preview import DataPreview, estimate_rows, find_rate, preview_data
-from utils.ui.wizard_steps import STEPS, recognise_dataset, step_of
+from utils.ui.wizard_state import WizardState
+from utils.ui.wizard_steps import STEPS, WizardStep, recognise_dataset, step_of
 from utils.views.html import Html, element, joined, table, text
 from utils.views.samples import samples_html
 from widgets.background_task import Outcome
 from widgets.focus import move_focus
 from widgets.forms import (
+    Report,
     button,
     check_line,
     markup_box,
@@ -39,13 +41,14 @@ from widgets.forms import (
 from widgets.guarded import guarded
 from widgets.wizard_mixture import MixtureRows
 from widgets.wizard_model_page import ModelPage
-from widgets.wizard_page import Page, Problems
+from widgets.wizard_page import Page, Parts, Problems
 
 
 class DataPage(Page):
     """The data, an upload for a file, and a preview of what the model will see."""
 
-    def extras(self) -> list[ipywidgets.Widget]:
+    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
+        super().__init__(step, state, parts, report)
         self._upload = ipywidgets.FileUpload(
             description="Upload a file", multiple=False, layout=ipywidgets.Layout(width="auto")
         )
@@ -55,20 +58,20 @@ class DataPage(Page):
         large = "For a large file: put it beside the notebook, and give its path above."
         self._upload_row = row(self._upload, markup_box(markup=small(large)))
         self._upload_message = self._parts["error:upload"] = markup_box("tb-error-upload")
-        self._preview = self._job("Preview the data", "preview", self._read, self._show_preview)
+        self._preview_job = self._job("Preview the data", "preview", self._preview, self._show_preview)
         self._result = self._parts["preview-result"] = markup_box("tb-preview-result")
         self._stale = markup_box()
         self._found = self._parts["recognised"] = markup_box("tb-recognised")
-        self._first_rows = self._job("Read the first rows", "first-rows", self._read_first, self._show_first)
+        self._first_rows_job = self._job("Read the first rows", "first-rows", self._read_first, self._show_first)
         self._suggested = self._parts["suggested-task"] = markup_box("tb-suggested-task")
         self._use_task = self._parts["use-task"] = button("Use task", "tb-use-task", self._take_task, self._report)
         self._suggestion = row(self._suggested, self._use_task)
         self._mixture = MixtureRows(self.state, self._parts, self._report)
         self._previewed: dict[str, Any] | None = None
-        return [
-            self._first_rows.box, self._found, self._suggestion, self._upload_row, self._upload_message,
-            row(self._mixture.box, self._preview.box), self._stale, self._result,
-        ]  # fmt: skip
+        self._arrange(below=[
+            self._first_rows_job.box, self._found, self._suggestion, self._upload_row, self._upload_message,
+            row(self._mixture.box, self._preview_job.box), self._stale, self._result,
+        ])  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -78,7 +81,7 @@ class DataPage(Page):
         self._mixture.refresh()
         self._mixture.box.layout.width = "100%" if self.state.setup.mixture else "auto"  # beside the preview's button
         is_named = SOURCE_KINDS[self.state.setup.dataset_source].reader == "hub" and not found.columns
-        self._first_rows.box.layout.display = None if is_named else "none"
+        self._first_rows_job.box.layout.display = None if is_named else "none"
         set_markup(self._found, paragraph(found.sentence if found.columns else ""))
         sentence = self.state.task_sentence
         set_markup(self._suggested, paragraph(sentence))
@@ -112,7 +115,7 @@ class DataPage(Page):
                 problem = str(error)
         set_markup(self._upload_message, problem_line(problem))
 
-    def _read(self, progress: Progress) -> tuple[DataPreview, dict[str, Any]]:
+    def _preview(self, progress: Progress) -> tuple[DataPreview, dict[str, Any]]:
         progress.report("Reading the data")
         setup = self.state.setup.copy()
         return preview_data(setup, self.state.choice.load()), setup.sections()["setup"]
@@ -132,9 +135,10 @@ class DataPage(Page):
 class TokenizerPage(Page):
     """How text becomes token ids, and whose tokenizer it is."""
 
-    def extras(self) -> list[ipywidgets.Widget]:
+    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
+        super().__init__(step, state, parts, report)
         self._own = self._parts["own-tokenizer"] = markup_box("tb-own-tokenizer")
-        return [self._own]
+        self._arrange(below=[self._own])
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -144,60 +148,56 @@ class TokenizerPage(Page):
 class TrainingPage(Page):
     """How to train, and how long that will take here."""
 
-    def extras(self) -> list[ipywidgets.Widget]:
-        self._measure = self._job("Measure time and memory", "measure", self._measure_it, self._show_estimate)
-        self._tuning = self._parts["tuning"] = markup_box("tb-tuning")
-        self._estimate = self._parts["estimate"] = markup_box("tb-estimate")
-        self._measured_with: Any = None
-        self._find = self._job("Find a learning rate", "find-rate", self._find_it, self._show_rate)
-        self._found = self._parts["found-rate"] = markup_box("tb-found-rate")
-        self._use = self._parts["use-rate"] = button("Use it", "tb-use-rate", self._use_rate, self._report)
-        self._found_with: Any = None
+    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
+        super().__init__(step, state, parts, report)
+        self._measure_job = self._job("Measure time and memory", "measure", self._measure, self._show_estimate)
+        self._tuning = parts["tuning"] = markup_box("tb-tuning")
+        self._estimate = _Dated("tb-estimate", SetupConfig.sections, "it was measured")
+        self._find_job = self._job("Find a learning rate", "find-rate", self._find, self._show_rate)
+        self._found = _Dated("tb-found-rate", _all_but_the_rate, "the learning rate was searched")
+        parts["estimate"], parts["found-rate"] = self._estimate.box, self._found.box
+        self._use = parts["use-rate"] = button("Use it", "tb-use-rate", self._use_rate, report)
         self._offer(None)
-        return [
-            self._tuning, row(self._measure.box, self._find.box), self._estimate, self._found, row(self._use),
-        ]  # fmt: skip
+        self._arrange(below=[
+            self._tuning, row(self._measure_job.box, self._find_job.box), self._estimate.box, self._found.box,
+            row(self._use),
+        ])  # fmt: skip
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
-        self._measure.start.disabled = self._find.start.disabled = not self.state.choice.exists
+        self._measure_job.start.disabled = self._find_job.start.disabled = not self.state.choice.exists
         set_markup(self._tuning, paragraph(tuning_sentence(self.state.choice)))
-        if self._measured_with is not None and self._measured_with != self.state.setup.sections():
-            self._measured_with = None
-            set_markup(self._estimate, paragraph("The settings have changed since it was measured."))
-        if self._found_with is not None and self._found_with != _all_but_the_rate(self.state.setup):
-            self._found_with = None
+        self._estimate.drop_outdated(self.state.setup)
+        if self._found.drop_outdated(self.state.setup):
             self._offer(None)
-            set_markup(self._found, paragraph("The settings have changed since the learning rate was searched."))
 
-    def _measure_it(self, progress: Progress) -> tuple[Mapping[str, str], Any]:
+    def _measure(self, progress: Progress) -> tuple[Mapping[str, str], SetupConfig]:
         setup = self.state.setup.copy()
-        return estimate_rows(setup, self.state.choice.load(), progress), setup.sections()
+        return estimate_rows(setup, self.state.choice.load(), progress), setup
 
     def _show_estimate(self, outcome: Outcome) -> None:
         if outcome.cancelled:
             return
-        self._measured_with = None
         if outcome.error is not None:
-            set_markup(self._estimate, self._failure(outcome.error))
+            self._estimate.show(self._failure(outcome.error))
             return
-        rows, self._measured_with = outcome.result
-        set_markup(self._estimate, table("Measured on this machine, on a copy of the model", rows))
+        rows, setup = outcome.result
+        self._estimate.show(table("Measured on this machine, on a copy of the model", rows), setup)
         self.refresh(self.state.visible_problems())
 
-    def _find_it(self, progress: Progress) -> tuple[Any, Any]:
+    def _find(self, progress: Progress) -> tuple[Any, SetupConfig]:
         setup = self.state.setup.copy()
-        return find_rate(setup, self.state.choice.load(), progress), _all_but_the_rate(setup)
+        return find_rate(setup, self.state.choice.load(), progress), setup
 
     def _show_rate(self, outcome: Outcome) -> None:
         if outcome.cancelled:
             return
         self._offer(None)
         if outcome.error is not None:
-            set_markup(self._found, self._failure(outcome.error))
+            self._found.show(self._failure(outcome.error))
             return
-        found, self._found_with = outcome.result
-        set_markup(self._found, found.to_html())
+        found, setup = outcome.result
+        self._found.show(found.to_html(), setup)
         if found.applies and found.suggestion is not None:
             self._offer(float(f"{found.suggestion:.2g}"))
         self.refresh(self.state.visible_problems())
@@ -214,6 +214,33 @@ class TrainingPage(Page):
             self.state.set("learning_rate", self._suggested)
 
 
+class _Dated:
+    """Something found for the settings of a moment. Once these have changed, a sentence takes its place.
+
+    Attributes:
+        box: what is shown.
+    Args:
+        depends_on: the settings on which it depends; made: what was done then, for the sentence.
+    """
+
+    def __init__(self, css_class: str, depends_on: Callable[[SetupConfig], Any], made: str) -> None:
+        self.box = markup_box(css_class)
+        self._depends_on, self._made = depends_on, made
+        self._settings: Any = None
+
+    def show(self, markup: Html, setup: SetupConfig | None = None) -> None:
+        """Show what was found for `setup`; None: it depends on no settings."""
+        self._settings = None if setup is None else self._depends_on(setup)
+        set_markup(self.box, markup)
+
+    def drop_outdated(self, setup: SetupConfig) -> bool:
+        """Show the sentence if the settings have changed; whether they have."""
+        if self._settings is None or self._settings == self._depends_on(setup):
+            return False
+        self.show(paragraph(f"The settings have changed since {self._made}."))
+        return True
+
+
 def _all_but_the_rate(setup: SetupConfig) -> Any:
     """What a suggested learning rate depends on."""
     sections = setup.sections()
@@ -223,12 +250,13 @@ def _all_but_the_rate(setup: SetupConfig) -> Any:
 class SummaryPage(Page):
     """All problems and checks with their ways out, all settings, and the setup as code to copy."""
 
-    def extras(self) -> list[ipywidgets.Widget]:
+    def __init__(self, step: WizardStep, state: WizardState, parts: Parts, report: Report) -> None:
+        super().__init__(step, state, parts, report)
         self._verdict = self._parts["verdict"] = markup_box("tb-verdict")
         self._problems, self._checks = ipywidgets.VBox(), ipywidgets.VBox()
         self._drawn: list[Problem] | None = None
         self._drawn_checks: tuple[Check, ...] = ()
-        self._check = self._job("Check now", "check-now", self.state.preflight.run, self._checked)
+        self._check_job = self._job("Check now", "check-now", self.state.preflight.run, self._checked)
         self._table = self._parts["settings"] = markup_box("tb-settings")
         self._form_of_code = self._parts["copy-form"] = ipywidgets.ToggleButtons(
             options=list(CODE_FORMS), description="Copy as", style={"description_width": "initial"}
@@ -245,13 +273,13 @@ class SummaryPage(Page):
         self._form_of_code.observe(guarded(self._write_code, self._report), "value")
         # Read-only, but still to be selected and reached by keyboard, which a disabled control is not.
         self._code.observe(guarded(self._write_code, self._report), "value")
-        return [
-            self._verdict, self._problems, self._checks, self._check.box, self._table, self._form_of_code, self._code,
-        ]  # fmt: skip
+        self._arrange(below=[
+            self._verdict, self._problems, self._checks, self._check_job.box, self._table, self._form_of_code, self._code,
+        ])  # fmt: skip
 
     def opened(self, problems: Problems) -> None:
-        if not problems[self.step.name] and self.state.preflight.pending and self._check.runs_beside:
-            self._check.begin()
+        if not problems[self.step.name] and self.state.preflight.pending and self._check_job.runs_beside:
+            self._check_job.begin()
 
     def refresh(self, problems: Problems) -> None:
         super().refresh(problems)
@@ -261,10 +289,9 @@ class SummaryPage(Page):
         if checks != self._drawn_checks:
             self._drawn_checks = checks
             self._checks.children = tuple(self._check_row(check) for check in checks)
-        if self._check.start.description != (
-            label := "Check again" if not self.state.preflight.pending else "Check now"
-        ):
-            self._check.start.description = label
+        label = "Check now" if self.state.preflight.pending else "Check again"
+        if self._check_job.start.description != label:
+            self._check_job.start.description = label
         if found != self._drawn:
             self._drawn = list(found)
             self._problems.children = tuple(self._problem_row(problem) for problem in found)
@@ -294,8 +321,8 @@ class SummaryPage(Page):
 
     def _take(self, way: WayOut, _: Any) -> None:
         self.state.take(way)
-        self._check.begin()
-        move_focus(self._check.start)  # the button is gone
+        self._check_job.begin()
+        move_focus(self._check_job.start)  # the button is gone
 
     def _problem_row(self, problem: Problem) -> ipywidgets.Widget:
         step = step_of(problem.field)
@@ -317,7 +344,7 @@ class SummaryPage(Page):
         if problem in self.state.blockers("summary"):
             with contextlib.suppress(ConfigError):
                 self.state.apply_fix(problem)
-            move_focus(self._check.start)  # the button is gone
+            move_focus(self._check_job.start)  # the button is gone
 
 
 PAGES: Mapping[str, type[Page]] = {

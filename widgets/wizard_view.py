@@ -16,11 +16,11 @@ from utils.views.html import alert, element, joined, status
 from widgets.background_task import watch_cells
 from widgets.focus import move_focus
 from widgets.forms import (
-    CONTROL_WIDTH,
-    LABEL_WIDTH,
+    Drawing,
     button,
     code,
     fill_panel,
+    look,
     markup_box,
     paragraph,
     problem_line,
@@ -55,7 +55,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self.errors: list[BaseException] = []
         self._parts: dict[str, Any] = {}
         self._pages: dict[str, Page] = {}
-        self._drawing = False
+        self._drawing = Drawing()
         self._status = self._parts["status"] = markup_box("tb-status")
         self._alert = self._parts["alert"] = markup_box("tb-alert")
         self._place = ipywidgets.VBox()
@@ -93,9 +93,7 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         self._preset = self._parts["preset"] = ipywidgets.Dropdown(
             options=list(self.state.presets),
             value=self.state.preset,
-            description="Preset",
-            style={"description_width": LABEL_WIDTH},
-            layout=ipywidgets.Layout(width="auto", max_width=CONTROL_WIDTH),
+            **look("Preset"),
         )
         self._preset.add_class("tb-preset")
         self._preset.observe(guarded(self._choose_preset, self.report), "value")
@@ -158,11 +156,8 @@ class WizardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is not ty
         return ", ".join(part for part in parts if part)
 
     def _show_preset(self) -> None:
-        self._drawing = True
-        try:
+        with self._drawing:
             self._preset.value = self.state.preset
-        finally:
-            self._drawing = False
         preset = self.state.presets[self.state.preset]
         lines = [paragraph(preset_help(preset))]
         sentence = "" if preset is None else self._model_sentence(preset)

@@ -202,6 +202,15 @@ def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
+@pytest.mark.parametrize("text", ["", CUDA_WORDS])
+def test_a_single_sample_that_does_not_fit_is_an_error_that_says_what_helps(text):
+    def work(pieces):
+        raise MemoryError(text)
+
+    with pytest.raises(OutOfMemoryError, match="does not fit in memory: .+\\. Train on shorter sequences"):
+        Pieces().run([{"input_ids": token_rows(1)}], work, "a pass")
+
+
 def test_pieces_hold_the_same_samples_in_the_same_order():
     batch = {"input_ids": token_rows(7), "labels": token_rows(7), "temperature": torch.tensor(2.0)}
     pieces = split([batch], 3)

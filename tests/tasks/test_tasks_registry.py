@@ -6,14 +6,18 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers.models.auto import modeling_auto
 
 from tests.kit.labelled import bert_like_tokenizer
 from tests.kit.task_toys import PlainHead, amount_of, collate, id_rows, samples_of, seeded
 from tests.kit.toys import golden_config
 from utils.errors import ConfigError, ModelError
+from utils.models import ModelRegistry
 from utils.training import Task, TaskSpec, Trainer, register_task
 from utils.training.engine import Loss
 from utils.training.engine.loss.tasks import Wording, find_task
+from utils.training.task_kinds import TASK_KINDS, TASKS, TaskKind, kind_of_task
+from utils.ui.wizard_fields import wizard_field
 
 SAMPLES = samples_of(id_rows(16), amount_of)
 
@@ -195,3 +199,18 @@ def test_an_input_is_shown_without_the_tokens_that_frame_it():
     }
     assert [Wording(tokenizer).inputs(batch, row) for row in (0, 1)] == ["the cat sat", "the [MASK] ran"]
     assert Wording(None).inputs({"input_ids": torch.tensor([[7, 8]])}, 0) == "7 8"
+
+
+@pytest.mark.parametrize("name", TASK_KINDS)
+def test_what_is_known_of_a_task_agrees_with_its_loss_its_head_and_its_models(name):
+    kind, task = TASK_KINDS[name], find_task(name)
+    assert kind.over_tokens == task.over_tokens
+    assert (kind.targets == "numbers") == (task.label_kind == "amount")
+    assert all(TaskSpec("mine", task_type=word).task_type == name for word in (name, *kind.words))
+    assert hasattr(modeling_auto, kind.head)
+    assert set(kind.architectures) <= set(ModelRegistry.list_available())
+
+
+def test_setups_name_the_tasks_that_files_can_be_read_for():
+    assert wizard_field("task").choices == TASKS
+    assert kind_of_task("test_distance") == kind_of_task(None) == TaskKind()

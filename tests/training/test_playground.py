@@ -1,4 +1,4 @@
-"""The playground: generated text is streamed, stoppable and reproducible; classes; runs, exports and what has none."""
+"""The playground: generated text is streamed, stoppable and reproducible; classes, numbers, masks; runs, exports, what has none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from PIL import Image
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -25,7 +28,8 @@ from utils.tokenization.character import build_character_tokenizer
 from utils.training import TaskSpec, Trainer, TrainingConfig
 from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.checkpointing.weights import weights_to_use
-from utils.training.playground import Playground, open_playground
+from utils.training.playground import Playground
+from utils.training.playground_sources import open_playground
 
 CONTEXT = 16
 
@@ -122,7 +126,7 @@ def test_an_empty_prompt_is_refused_in_words(kind, prompt, writer, classifier, t
 
 
 @pytest.mark.parametrize(
-    ("has_tokenizer", "task", "named"), [(False, None, "tokenizer"), (True, "regression", "regression")]
+    ("has_tokenizer", "task", "named"), [(False, None, "tokenizer"), (True, "span_extraction", "span_extraction")]
 )
 def test_a_model_without_a_playground_is_refused_with_the_reason(has_tokenizer, task, named, writer, tokenizer):
     with pytest.raises(ConfigError, match=named):
@@ -160,23 +164,105 @@ def test_several_classes_at_once_have_a_probability_each(settings, total, fast_t
     assert [found[f"LABEL_{place}"] for place in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda sizes: GPT2ForSequenceClassification(GPT2Config(**sizes, pad_token_id=0, num_labels=1)),
-        lambda sizes: BertForMaskedLM(
-            BertConfig(vocab_size=sizes["vocab_size"], hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-        ),
-    ],
-    ids=["regression", "masked"],
-)
-def test_an_export_of_another_kind_is_refused_by_name(model, fast_tokenizer, tmp_path):
-    model(sizes(fast_tokenizer)).save_pretrained(tmp_path)
+def bert(made, vocab_size):
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return made(BertConfig(vocab_size=vocab_size, max_position_embeddings=CONTEXT, **small))
+
+
+def test_an_export_of_another_kind_is_refused_by_name(fast_tokenizer, tmp_path):
+    bert(BertForQuestionAnswering, len(fast_tokenizer)).save_pretrained(tmp_path)
     fast_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(
-        ConfigError, match="the playground takes language models and classifiers of texts, tokens and images"
-    ):
+    with pytest.raises(ConfigError, match="BertForQuestionAnswering; the playground takes language models, encoder-decoders"):
         open_playground(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def translator(tokenizer):
+    torch.manual_seed(0)
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+    return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **size, **ids))
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_an_encoder_decoder_writes_a_text_for_another(exported, translator, tokenizer, tmp_path):
+    play = Playground(translator, tokenizer, "seq2seq")
+    if exported:
+        translator.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        play = open_playground(tmp_path)
+    told = []
+    written = play.rewrite("abc", max_new_tokens=6, on_text=told.append)
+    ids = torch.tensor([tokenizer.encode("abc")])
+    expected = translator.eval().generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    new = [token for token in expected[0, 1:].tolist() if token != tokenizer.eos_token_id]
+    assert play.kind == "rewriting"
+    assert written.text == tokenizer.decode(new)
+    assert len(told) == len(new)
+    assert written == play.rewrite("abc", max_new_tokens=6)
+    with pytest.raises(ConfigError, match="empty"):
+        play.rewrite(" ")
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_regression_estimates_its_numbers(outputs, exported, fast_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    settings = {"pad_token_id": 0, "num_labels": outputs, "problem_type": "regression"}
+    model = GPT2ForSequenceClassification(GPT2Config(**sizes(fast_tokenizer), **settings))
+    play = Playground(model, fast_tokenizer, "regression")
+    if exported:
+        model.save_pretrained(tmp_path)
+        fast_tokenizer.save_pretrained(tmp_path)
+        play = open_playground(tmp_path)
+    found, cut = play.estimate("a b c")
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor([fast_tokenizer.encode("a b c")])).logits[0].tolist()
+    assert (play.kind, cut) == ("numbers", 0)
+    assert [name for name, _ in found] == (["number"] if outputs == 1 else ["number 1", "number 2"])
+    assert [value for _, value in found] == pytest.approx(expected, abs=1e-6)
+    explained = play.attribute("a b c")
+    assert explained.target == found[expected.index(max(expected))][0]
+    assert explained.error < 0.05
+
+
+@pytest.fixture(scope="module")
+def masking_tokenizer(fast_tokenizer):
+    import copy
+
+    with_mask = copy.deepcopy(fast_tokenizer)
+    with_mask.add_special_tokens({"mask_token": "[MASK]"})
+    return with_mask
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_masked_tokens_are_filled_in(exported, masking_tokenizer, tmp_path):
+    model = bert(BertForMaskedLM, len(masking_tokenizer) + 3)  # more tokens than the tokenizer knows
+    play = Playground(model, masking_tokenizer, "masked_lm")
+    if exported:
+        model.save_pretrained(tmp_path)
+        masking_tokenizer.save_pretrained(tmp_path)
+        play = open_playground(tmp_path)
+    filled = play.fill("a [MASK] c [MASK]", most=3)
+    ids = masking_tokenizer.encode("a [MASK] c [MASK]")
+    with torch.no_grad():
+        shares = model.eval()(torch.tensor([ids])).logits[0, :, : len(masking_tokenizer)].softmax(-1)
+    assert play.kind == "masks"
+    for place, candidates in zip((1, 3), filled.candidates, strict=True):
+        scores, tokens = shares[place].topk(3)
+        assert [token for token, _ in candidates] == [masking_tokenizer.decode([token]) for token in tokens.tolist()]
+        assert [score for _, score in candidates] == pytest.approx(scores.tolist(), abs=1e-6)
+        ids[place] = int(tokens[0])
+    assert filled.text == masking_tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(("masked", "said"), [(True, r"type \[MASK\] in place of"), (False, "has no mask token")])
+def test_a_text_without_a_masked_token_is_refused(masked, said, masking_tokenizer, fast_tokenizer):
+    tokenizer = masking_tokenizer if masked else fast_tokenizer
+    play = Playground(bert(BertForMaskedLM, len(masking_tokenizer)), tokenizer, "masked_lm")
+    with pytest.raises(ConfigError, match=said):
+        play.fill("a b")
 
 
 def test_a_folder_that_is_neither_run_nor_export_is_named(tmp_path):

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 import widgets.play
+import widgets.play_panels
 from utils.errors import ConfigError, MissingPackageError
-from utils.training.playground import Attribution, Generated, Tagged
+from utils.training.playground import Attribution, Filled, Generated, Tagged
 from widgets.guarded import watching
-from widgets.play import PlayPanel, playground
+from widgets.play import play_panel, playground
 
 
 class Model:
@@ -33,6 +34,15 @@ class Model:
     def answer(self, messages, **settings):
         self.asked.append([dict(message) for message in messages])
         return Generated(f"answer {len(messages)}", self.cut)
+
+    def rewrite(self, source, **settings):
+        return self.generate(source, **settings)
+
+    def fill(self, prompt):
+        return Filled("a red <fox>", [[("red", 0.75), ("old", 0.25)], [("<fox>", 0.9)]], self.cut)
+
+    def estimate(self, prompt):
+        return [("number", 1234.5)] if prompt != "two" else [("number 1", 1.0), ("number 2", -2.0)], self.cut
 
     def classify(self, prompt):
         return [("glad", 0.75), ("sad", 0.25)], self.cut
@@ -57,7 +67,7 @@ def press_enter(panel):
 @pytest.mark.parametrize("way", ["click", "enter"])
 def test_text_is_generated_with_the_settings_and_shown_with_its_line_breaks(way):
     model = Model()
-    panel = PlayPanel(model, "Once ")
+    panel = play_panel(model, "Once ")
     panel.temperature.value, panel.top_p.value, panel.length.value = 0.5, 0.7, 12
     press_enter(panel) if way == "enter" else panel.job.start.click()
     ((prompt, settings),) = model.asked
@@ -71,7 +81,7 @@ def test_text_is_generated_with_the_settings_and_shown_with_its_line_breaks(way)
 
 def test_stop_ends_it_at_the_next_token_and_keeps_what_was_written():
     model = Model()
-    panel = PlayPanel(model, "Once ")
+    panel = play_panel(model, "Once ")
     stop = lambda change: panel.job.cancel.click() if "one" in change["new"] else None  # noqa: E731
     panel.job.line.observe(stop, "value")
     panel.job.start.click()
@@ -81,7 +91,7 @@ def test_stop_ends_it_at_the_next_token_and_keeps_what_was_written():
 
 
 def test_an_empty_prompt_is_said_in_the_panel_and_the_next_text_removes_it():
-    panel = PlayPanel(Model(), "")
+    panel = play_panel(Model(), "")
     panel.job.start.click()
     assert "the prompt is empty" in panel._alert.value
     panel.prompt.value = "a"
@@ -89,17 +99,17 @@ def test_an_empty_prompt_is_said_in_the_panel_and_the_next_text_removes_it():
     assert panel._alert.value == ""
 
 
-@pytest.mark.parametrize("kind", ["text", "chat", "classes"])
+@pytest.mark.parametrize("kind", ["text", "chat", "rewriting", "masks", "classes", "numbers"])
 @pytest.mark.parametrize(("cut", "said"), [(1, "1 token was cut"), (1200, "1,200 tokens were cut")])
 def test_it_says_how_many_tokens_were_cut(kind, cut, said):
-    panel = PlayPanel(Model(kind, cut), "a")
+    panel = play_panel(Model(kind, cut), "a")
     panel.job.start.click()
     assert said in panel.output.value
 
 
 def test_a_chat_keeps_its_history_and_empties_the_box():
     model = Model("chat")
-    panel = PlayPanel(model, "hello")
+    panel = play_panel(model, "hello")
     panel.job.start.click()
     assert panel.prompt.value == ""
     panel.prompt.value = "and now?"
@@ -111,19 +121,52 @@ def test_a_chat_keeps_its_history_and_empties_the_box():
     assert (panel.messages, panel.output.value, panel.renew.disabled) == ([], "", True)
 
 
+def test_a_text_for_another_is_written_with_the_likeliest_tokens_and_shown_alone():
+    model = Model("rewriting")
+    panel = play_panel(model, "a text")
+    panel.job.start.click()
+    ((source, settings),) = model.asked
+    assert (source, settings["temperature"]) == ("a text", 0.0)
+    assert "one\n&lt;two&gt; three" in panel.output.value
+    assert "a text" not in panel.output.value
+
+
+def test_a_number_is_shown_with_what_each_token_adds_and_several_without():
+    panel = play_panel(Model("numbers"), "a")
+    panel.job.start.click()
+    assert "1234" in panel.output.value
+    assert "What each token adds to the glad" in panel.output.value
+    panel.prompt.value = "two"
+    panel.job.start.click()
+    assert "number 2" in panel.output.value
+    assert "What each token" not in panel.output.value
+
+
+def test_a_filled_text_has_a_table_of_candidates_for_each_masked_token():
+    panel = play_panel(Model("masks"), "a [MASK] [MASK]")
+    panel.job.start.click()
+    assert "a red &lt;fox&gt;" in panel.output.value
+    assert "75.0%" in panel.output.value
+    assert "Masked token 2" in panel.output.value
+
+
 def test_classes_are_a_table_with_probabilities():
-    panel = PlayPanel(Model("classes"), "a")
+    panel = play_panel(Model("classes"), "a")
     panel.job.start.click()
     assert "75.0%" in panel.output.value
     assert panel.output.value.index("glad") < panel.output.value.index("sad")
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("text", "Continued: one"), ("chat", "answer 1"), ("classes", "glad  75.0%")]
+    ("kind", "said"),
+    [
+        ("text", "Continued: one"), ("chat", "answer 1"), ("classes", "glad  75.0%"), ("rewriting", "Written: one"),
+        ("numbers", "number  1234"), ("masks", "Filled in: a red <fox>"),
+    ],
 )
 def test_without_widgets_one_sample_is_printed_and_no_widget_is_made(kind, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(widgets.play, "open_playground", lambda source: Model(kind))
-    monkeypatch.setattr(widgets.play, "PlayPanel", None)
+    monkeypatch.setattr(widgets.play_panels, "TaskRow", None)
     row = {"input": "a film", "true": "glad", "predicted": "glad", "score": 0.75}
     (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "samples": [row]}) + "\n")
     playground(SimpleNamespace(run_dir=tmp_path), ui="text")
@@ -133,7 +176,7 @@ def test_without_widgets_one_sample_is_printed_and_no_widget_is_made(kind, said,
 
 
 def test_the_panel_says_which_weights_these_are():
-    shown = [child.value for child in PlayPanel(Model(), "a").box.children if hasattr(child, "value")]
+    shown = [child.value for child in play_panel(Model(), "a").box.children if hasattr(child, "value")]
     assert any("best checkpoint, step 2" in value for value in shown if isinstance(value, str))
 
 
@@ -146,7 +189,7 @@ def test_a_model_without_a_playground_ends_in_a_sentence(ui, tmp_path, capsys):
 
 
 def test_a_class_comes_with_what_its_tokens_contribute():
-    panel = PlayPanel(Model("classes"), "so what")
+    panel = play_panel(Model("classes"), "so what")
     panel.job.start.click()
     assert "75.0%" in panel.output.value
     assert "adds to the logit of “glad”" in panel.output.value
@@ -164,7 +207,7 @@ def test_a_class_comes_with_what_its_tokens_contribute():
 
 
 def test_tags_are_shown_under_their_tokens():
-    panel = PlayPanel(Model("tags", cut=2), "Ada sang")
+    panel = play_panel(Model("tags", cut=2), "Ada sang")
     panel.job.start.click()
     assert "B-PER 90%" in panel.output.value
     assert "&lt;sang&gt;" in panel.output.value
@@ -176,7 +219,7 @@ def test_tags_are_shown_under_their_tokens():
 ], ids=["ipywidgets 8", "ipywidgets 7"])  # fmt: skip
 def test_an_image_is_uploaded_and_classified(value):
     model = Model("image")
-    panel = PlayPanel(model)
+    panel = play_panel(model)
     panel.upload = SimpleNamespace(value=())
     panel.job.start.click()
     assert "no image is chosen" in panel._alert.value

@@ -19,7 +19,8 @@ from utils.adapters.maturity import is_untrained
 from utils.check_result import CheckResult, Finding, Limit
 from utils.checks.checking import check
 from utils.checks.probe import Probe
-from utils.checks.real_data import CLASS_TASKS, DATA_ERRORS, CheckData, NoDataError, data_for, scored
+from utils.checks.real_data import DATA_ERRORS, CheckData, NoDataError, data_for, scored
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def test_calibration(found: Probe, data: Any = None, n_bins: int = BINS) -> Chec
         return CheckResult(NAME, "not run", "The model predicts numbers, not probabilities.", remedy="Nothing to do.")
     try:
         prepared = data_for(found, data)
-        if prepared.task_spec.task_type not in CLASS_TASKS:
+        if not kind_of_task(prepared.task_spec.task_type).is_categorical:
             return CheckResult(
                 NAME, "not run", f"Not defined for {prepared.task_spec.task_type}.", remedy="Nothing to do."
             )

@@ -21,6 +21,7 @@ from utils.checks.copies import Budget, Trained, seconds_per_step, train_copy
 from utils.checks.learning import LOWER
 from utils.checks.probe import Probe
 from utils.checks.real_data import DATA_ERRORS, CheckData, NoDataError, data_for, scored
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +44,6 @@ _MEMORISED = 0.9
 # frequencies of tokens for some hundred steps.
 _PATIENCE = 4
 _MOSTLY = 0.5
-_TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
-_ONE_A_SAMPLE = ("text_classification", "image_classification", "regression")
 
 #: Limits of the measured values, and where each is from.
 _LIMITS = (
@@ -143,7 +142,7 @@ class _Compared:
 def _compared(found: Probe, data: CheckData, trained: Trained) -> _Compared:
     errors, targets, classes = held_out_errors(list(scored(trained.model, data)), data)
     floor = _floor(found, data, targets, classes)
-    tokens = data.task_spec.task_type in _TOKEN_TASKS
+    tokens = kind_of_task(data.task_spec.task_type).over_tokens
     # Frequencies are smoothed by guess, and a model that learns nothing else may smooth them a little better.
     limit = floor.error * (1 - LEAST_GAIN if tokens else 1)
     constant = floor.error
@@ -190,7 +189,7 @@ def held_out_errors(parts: list[Any], data: CheckData) -> tuple[Tensor, Tensor, 
     for one in parts:
         if task == "regression":
             found.append((one.outputs - one.targets).double().square().mean(1).cpu())
-        elif task in _TOKEN_TASKS:
+        elif kind_of_task(task).over_tokens:
             found.append(F.cross_entropy(one.outputs, one.targets, reduction="none").double().cpu())
         else:
             found.append((one.outputs.argmax(1) != one.targets).double().cpu())
@@ -201,14 +200,14 @@ def held_out_errors(parts: list[Any], data: CheckData) -> tuple[Tensor, Tensor, 
 
 def _floor(found: Probe, data: CheckData, targets: Tensor, classes: int) -> Baseline:
     """Baseline that uses no input."""
-    if data.task_spec.task_type in _TOKEN_TASKS:
+    if kind_of_task(data.task_spec.task_type).over_tokens:
         return baselines.unigram(found.model, data, targets, classes)
     return baselines.mean(targets) if data.task_spec.task_type == "regression" else baselines.majority(targets)
 
 
 def _linear(found: Probe, data: CheckData, known: _Compared) -> Baseline | None:
     """A linear model on the same inputs, for tasks with one target a sample."""
-    if data.task_spec.task_type not in _ONE_A_SAMPLE:
+    if not kind_of_task(data.task_spec.task_type).per_sample:
         return None
     return baselines.linear(found.model, data, known.targets, known.classes)
 
@@ -243,7 +242,7 @@ def metric_of(data: CheckData) -> str:
     task = data.task_spec.task_type
     if task == "regression":
         return "mean squared error"
-    return "nats per token" if task in _TOKEN_TASKS else "share of wrong classes"
+    return "nats per token" if kind_of_task(task).over_tokens else "share of wrong classes"
 
 
 def _summary(measured: dict[str, Any], floor: Baseline, bar: Baseline | None, data: CheckData) -> str:
@@ -257,7 +256,7 @@ def _summary(measured: dict[str, Any], floor: Baseline, bar: Baseline | None, da
 def _shown(error: float, data: CheckData) -> str:
     if metric_of(data) == "share of wrong classes":
         return f"{1 - error:.1%} accuracy"
-    return f"{error:.3g} nats" if data.task_spec.task_type in _TOKEN_TASKS else f"squared error {error:.3g}"
+    return f"{error:.3g} nats" if kind_of_task(data.task_spec.task_type).over_tokens else f"squared error {error:.3g}"
 
 
 def _figure(losses: list[float], measured: dict[str, Any], data: CheckData) -> Figure:

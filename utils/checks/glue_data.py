@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.checks.glue_metrics import Metric, accuracy, f1, matthews, pearson, spearman
-from utils.errors import ConfigError, DataError, DataNotFoundError, HubError
+from utils.errors import ConfigError, DataError, DataNotFoundError, HubError, first_line
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -191,9 +191,8 @@ def _from_hub(task: GlueTask) -> GlueData:
         table = load_hub_table(HUB_NAME, task.hub)
     except HubError as error:
         raise HubError(
-            f"GLUE's {task.name} cannot be read from the Hub ({str(error).splitlines()[0]}) Give "
-            "data_dir=, the folder that GLUE's "
-            "download script leaves, with train.tsv and dev.tsv for each task."
+            f"GLUE's {task.name} cannot be read from the Hub ({first_line(error)}). Give data_dir=, the folder "
+            "that GLUE's download script leaves, with train.tsv and dev.tsv for each task."
         ) from error
     notes: list[str] = []
     parts = {name: _records(task, table.splits[name], name, notes) for name in ("train", *task.evaluation.values())}

@@ -27,6 +27,7 @@ from utils.adapters.inputs import forward_parameters
 from utils.adapters.left_as_found import attributes_kept, buffers_kept, gradients_kept, modes_kept
 from utils.errors import ModelError
 from utils.training.engine import rng
+from utils.training.task_kinds import kind_of_task
 
 P = ParamSpec("P")
 
@@ -44,7 +45,6 @@ Output = Literal["tokens", "classes", "numbers"]
 _COPIED_BYTES = 512 * 2**20
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
-_TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
 
 
 class CannotProbeError(Exception):
@@ -336,7 +336,8 @@ def _image_shape(model: nn.Module, config: Any, task_spec: Any) -> tuple[int, in
 def _output(model: nn.Module, task_spec: Any, over_images: bool) -> Output:
     task = getattr(task_spec, "task_type", None)
     if task is not None:
-        return "numbers" if task == "regression" else "tokens" if task in _TOKEN_TASKS else "classes"
+        kind = kind_of_task(task)
+        return "numbers" if kind.targets == "numbers" else "tokens" if kind.per_token else "classes"
     if type(model).__name__.endswith(_CLASSIFIERS) and _is_regressor(getattr(model, "config", None)):
         return "numbers"
     return "classes" if over_images or type(model).__name__.endswith(_CLASSIFIERS) else "tokens"

@@ -23,21 +23,12 @@ from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks
 from utils.data.sources import StreamSource
 from utils.errors import ConfigError, DataError, HubError, ModelError
+from utils.training.task_kinds import kind_of_task
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
 
 #: Errors that concern the data, not the model: the check is "not run" and reports them.
 DATA_ERRORS = (ConfigError, DataError, HubError)
-
-#: Tasks whose targets are single classes or tokens.
-CLASS_TASKS = (
-    "causal_lm",
-    "masked_lm",
-    "seq2seq",
-    "token_classification",
-    "text_classification",
-    "image_classification",
-)
 
 _BLOCK_SIZE, _VOCAB_SIZE = 128, 4096
 _SPLIT = 0.2
@@ -251,7 +242,7 @@ def _aligned(model: nn.Module, outputs: Tensor, labels: Tensor, spec: TaskSpec, 
             )
         known = ~labels.isnan().any(1)
         return Scored(outputs[known], labels[known], torch.zeros_like(rows[known]), rows[known])
-    if spec.task_type not in CLASS_TASKS or spec.multi_label or labels.is_floating_point():
+    if not kind_of_task(spec.task_type).is_categorical or spec.multi_label or labels.is_floating_point():
         raise NoDataError(f"targets of {spec.task_type or 'this task'} are not single classes")
     if outputs.shape[:-1] != labels.shape:
         raise ModelError(

@@ -17,6 +17,7 @@ from utils.checks.checking import check
 from utils.checks.copies import Budget, Watch, seconds_per_step
 from utils.checks.probe import Probe
 from utils.checks.real_data import DATA_ERRORS, CheckData, data_for, scored
+from utils.errors import first_line
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_search(
             "Give more time (time_limit_minutes) or fewer steps.",
         )  # fmt: skip
     if not finished:
-        reason = failed[0].reason.splitlines()[0] if failed and failed[0].reason else "no trial was run"
+        reason = first_line(failed[0].reason if failed else "") or "no trial was run"
         return CheckResult(
             NAME, "fail", f"None of {len(results.trials)} trials finished: {reason}", measured, thresholds,
             "Train the model once with Trainer to see the whole error.",
@@ -146,7 +147,7 @@ def _judged(results: SearchResults, before: float, failed: list[Any], summary: s
             )
         )  # fmt: skip
     if failed:
-        reason = failed[0].reason.splitlines()[0] if failed[0].reason else "no reason given"
+        reason = first_line(failed[0].reason) or "no reason given"
         findings.append(
             Finding(
                 "trials fail", "warn", f"{len(failed)} of {results.n_trials} trials failed: {reason}",

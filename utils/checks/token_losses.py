@@ -22,6 +22,7 @@ from utils.checks.limits import OWN_CHOICE
 from utils.checks.probe import Probe, few
 from utils.checks.real_data import DATA_ERRORS, CheckData, batches, class_counts, data_for, scored
 from utils.data.packing import TokenBlocks, blocks_of
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +94,7 @@ def test_token_losses(found: Probe, data: Any = None) -> CheckResult:
         return CheckResult(NAME, "not run", "The model is untrained: its loss means nothing yet.", remedy="Train it.")
     try:
         prepared = data_for(found, data)
-        if prepared.task_spec.task_type not in ("causal_lm", "masked_lm", "seq2seq"):
+        if not kind_of_task(prepared.task_spec.task_type).over_tokens:
             return CheckResult(
                 NAME, "not run", f"Not defined for {prepared.task_spec.task_type}.", remedy="Nothing to do."
             )

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from utils.compat.adaptive_nodes import NodeConfig
-from utils.errors import ConfigError, DataNotFoundError, Problem
+from utils.errors import ConfigError, DataNotFoundError, Problem, first_line
 from utils.schema import nearest, shown
 from utils.storage import atomic_write
 
@@ -106,7 +106,7 @@ class AdaptiveConfig:
                 f"{path} does not exist; expected a YAML file of AdaptiveConfig settings."
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"{path} is not valid YAML: {first_line(error)}") from None
         if values is not None and not isinstance(values, dict):
             raise ConfigError(f"{path}: got a {type(values).__name__}; expected settings, one `name: value` a line.")
         return _made(values or {}, str(path))

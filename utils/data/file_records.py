@@ -15,17 +15,12 @@ from utils.data.read.files import find_files, format_of
 from utils.data.read.records import read_tables
 from utils.data.read.rows import BadLines, ReadOptions, listed
 from utils.errors import ConfigError, DataError
+from utils.training.task_kinds import TASKS, kind_of_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from utils.data.prepared import PreparedData
-
-#: Tasks that files can be read for.
-TASKS = ("causal_lm", "text_classification", "regression", "token_classification", "seq2seq")
-
-#: Those of them that tables with labels are read for.
-LABELLED_TASKS = TASKS[1:]
 
 # Rows that tell what a file holds.
 _FIRST_ROWS = 100
@@ -57,7 +52,7 @@ class Recognised:
         descriptions: the same with their columns, for messages.
         has_texts: whether a column has a usual name of texts, which is read unless a layout is chosen.
         example: a value of each column, the first that is not missing; None where all are.
-        task: the task that the columns suggest, one of `TASKS`; reason: why, as a sentence.
+        task: the task that the columns suggest, one of `utils.training.task_kinds.TASKS`; reason: why, as a sentence.
         is_text: whether the file is plain text, without columns.
     """
 
@@ -179,7 +174,7 @@ def prepare_files(
 
     Args:
         path: a file, a folder or a pattern of paths.
-        task: one of `TASKS`.
+        task: one of `utils.training.task_kinds.TASKS`.
         layout: name of the conversation layout (`utils.data.conversations.LAYOUTS`); detected from the columns by default.
         max_length, vocab_size, val_split, random_seed, text_column, label_column, tokenizer, model, tokenizer_strategy: as
             for `prepare_examples` and `prepare_conversations`.
@@ -190,7 +185,7 @@ def prepare_files(
     """
     if task not in TASKS:
         raise ConfigError(f"task: got {task!r}; must be one of {', '.join(TASKS)}.")
-    if task != "causal_lm":
+    if kind_of_task(task).labelled:
         return prepare_labelled(
             labelled_rows(path, with_validation=val_split > 0), task, max_length=max_length, vocab_size=vocab_size,
             val_split=val_split, random_seed=random_seed, text_column=text_column, label_column=label_column,
@@ -220,7 +215,7 @@ def prepare_labelled(
     """Examples of records with labels. Rows that cannot be used are skipped and counted.
 
     Args:
-        task: one of `TASKS` but "causal_lm". The others are as for `prepare_examples`.
+        task: one of `utils.training.task_kinds.TASKS` but "causal_lm". The others are as for `prepare_examples`.
     Raises:
         ConfigError: the model cannot learn the task, such as a decoder sequence-to-sequence; or as `prepare_examples`.
         DataError: as `prepare_examples`.
@@ -233,7 +228,7 @@ def prepare_labelled(
             f"task: got 'seq2seq', which needs an encoder-decoder such as T5, and {type(model).__name__} has no decoder of its "
             'own. Choose another model, or task="causal_lm" with data_kind="pairs" to train a decoder on the same rows.'
         )
-    has_classes = task in ("text_classification", "token_classification")
+    has_classes = kind_of_task(task).targets in ("classes", "tags")
     data = prepare_examples(
         rows.records, task, tokenizer, text_column=text_column, label_column=label_column, max_length=max_length,
         val_split=val_split, random_seed=random_seed, vocab_size=None if tokenizer is not None else vocab_size,

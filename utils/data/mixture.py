@@ -15,6 +15,7 @@ from utils.data.encoded import EncodedExamples, Ragged
 from utils.data.mixed_examples import MixedExamples, Part
 from utils.data.packing import TokenBlocks
 from utils.data.prepared import PreparedData
+from utils.data.text.report import PreparationReport
 from utils.errors import ConfigError, DataError
 from utils.schema import nearest, shown
 
@@ -49,7 +50,7 @@ class MixedSource:
 
 
 @dataclass(frozen=True)
-class MixtureReport:
+class MixtureReport(PreparationReport):
     """What became of the datasets of a mixture.
 
     Attributes:
@@ -100,17 +101,6 @@ class MixtureReport:
                 f"{one.share_of_targets:.1%} of the targets; {one.num_examples:,} examples, {seen} per epoch"
             )
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
-
-    def __str__(self) -> str:
-        from utils.views.tables import summary_text
-
-        return summary_text("Data", self.rows())
-
-    def show(self) -> None:
-        """Show it: a table in a notebook, text elsewhere."""
-        from utils.views.display import show_table
-
-        show_table("Data", self.rows())
 
 
 def mix(

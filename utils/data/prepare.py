@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +17,6 @@ from utils import colab
 from utils.adapters.special_ids import set_special_ids
 from utils.data.documents import PackingSettings, check_is_text
 from utils.data.file_records import (
-    LABELLED_TASKS,
     LoadedRecords,
     labelled_rows,
     load_records,
@@ -41,16 +41,19 @@ from utils.errors import ConfigError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
 from utils.storage import path_from
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 # What a run records only where it is not the default.
-_RECORDED_IF_SET = {
+_RECORDED_IF_SET: Mapping[str, Any] = {
     "task": "causal_lm", "label_column": None, "conversation_layout": None, "mixture_by": "examples",
     "mixture_temperature": 1.0, "dataset_split": None, "packing": "concatenate",
 }  # fmt: skip
+# Settings that a setup need not have, with what they are then.
+_OPTIONAL: Mapping[str, Any] = {**_RECORDED_IF_SET, "data_kind": "auto", "mixture": ()}
 # Of DataSetup, what a run records so that the same data can be prepared again.
 _SETTINGS = (
     "dataset_source", "dataset_path", "dataset_name", "config_name", "text_column", "vocab_size", "max_length",
@@ -102,6 +105,11 @@ class DataSetup(Protocol):
         """Draws the validation documents."""
 
 
+def optional_setting(setup: DataSetup, name: str) -> Any:
+    """A setting that not every setup has, or its default."""
+    return getattr(setup, name, _OPTIONAL[name])
+
+
 def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
     """Load, check, tokenize and pack the text that `setup` names, for `model`.
 
@@ -123,7 +131,7 @@ def prepare_data(setup: DataSetup, model: Any = None) -> PreparedData:
         DataNotFoundError, DataError: the text cannot be read or is too short; says what would work.
         HubError: the dataset cannot be had from the Hub.
     """
-    if getattr(setup, "mixture", ()):
+    if optional_setting(setup, "mixture"):
         from utils.data.prepare_mixture import prepare_mixture
 
         data = prepare_mixture(setup, model)
@@ -170,10 +178,10 @@ def _origin(setup: DataSetup) -> dict[str, Any]:
     """What a run records of a setup; of settings that only some setups have, those that differ from their defaults."""
     found: dict[str, Any] = {name: getattr(setup, name, None) for name in _SETTINGS}
     for name, default in _RECORDED_IF_SET.items():
-        if (value := getattr(setup, name, default)) != default:
+        if (value := optional_setting(setup, name)) != default:
             found[name] = value
-    if getattr(setup, "mixture", ()):
-        found["mixture"] = [source.to_dict() for source in mixture_sources(getattr(setup, "mixture", ()))]
+    if mixture := optional_setting(setup, "mixture"):
+        found["mixture"] = [source.to_dict() for source in mixture_sources(mixture)]
     return found
 
 
@@ -188,7 +196,7 @@ def checked_vocab_size(setup: DataSetup, model: Any) -> int:
         problems.append(Problem("dataset_path", message))
     if place == "dataset_name" and (problem := dataset_name_problem(setup.dataset_name)):
         problems.append(Problem("dataset_name", problem))
-    if (kind := getattr(setup, "data_kind", "auto")) not in DATA_KINDS:
+    if (kind := optional_setting(setup, "data_kind")) not in DATA_KINDS:
         problems.append(Problem("data_kind", f"got {shown(kind)}; must be one of {', '.join(DATA_KINDS)}"))
     available = vocab_size_of(model)
     name = type(model).__name__
@@ -231,7 +239,7 @@ def load_answers(setup: DataSetup, kind: str) -> LoadedRecords:
         return builtin_records(kind)
     if reader == "hub":
         assert setup.dataset_name is not None
-        split = getattr(setup, "dataset_split", None)
+        split = optional_setting(setup, "dataset_split")
         return hub_records(setup.dataset_name, setup.config_name, split, with_validation=setup.val_split > 0)
     if reader == "files":
         return load_records(files_of(setup), with_validation=setup.val_split > 0)
@@ -243,7 +251,7 @@ def load_labelled(setup: DataSetup, *, with_validation: bool) -> LoadedRecords:
     reader = kind_of_source(setup.dataset_source).reader
     if reader == "hub":
         assert setup.dataset_name is not None
-        split = getattr(setup, "dataset_split", None)
+        split = optional_setting(setup, "dataset_split")
         return hub_records(
             setup.dataset_name, setup.config_name, split, with_validation=with_validation, as_tables=True
         )
@@ -252,7 +260,7 @@ def load_labelled(setup: DataSetup, *, with_validation: bool) -> LoadedRecords:
     if reader != "corpus":
         raise unread(setup.dataset_source, "records with labels", f"load_labelled in {__name__}")
     raise ConfigError(
-        f"task: got {getattr(setup, 'task', None)!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, "
+        f"task: got {optional_setting(setup, 'task')!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, "
         ".json, .jsonl or .parquet file, or dataset_name to a dataset of the Hub."
     )
 
@@ -261,26 +269,26 @@ def _records(
     setup: DataSetup, model: Any, vocab_size: int | None, tokenizer: PreTrainedTokenizerFast | None
 ) -> PreparedData | None:
     """Prepare rows with answers or labels. None if the setup names plain text."""
-    task, kind = getattr(setup, "task", "causal_lm"), getattr(setup, "data_kind", "auto")
+    task, kind = optional_setting(setup, "task"), optional_setting(setup, "data_kind")
     if has_answers(kind):
         return prepare_records(
             load_answers(setup, kind), kind, column=setup.text_column, model=model, tokenizer=tokenizer,
             max_length=setup.max_length, vocab_size=vocab_size,
             val_split=setup.val_split, seed=setup.random_seed, tokenizer_strategy=setup.tokenizer_strategy,
         )  # fmt: skip
-    if task in LABELLED_TASKS:
+    if kind_of_task(task).labelled:
         return prepare_labelled(
             load_labelled(setup, with_validation=setup.val_split > 0), task, max_length=setup.max_length,
             vocab_size=vocab_size, val_split=setup.val_split, random_seed=setup.random_seed,
-            text_column=setup.text_column, label_column=getattr(setup, "label_column", None), tokenizer=tokenizer,
+            text_column=setup.text_column, label_column=optional_setting(setup, "label_column"), tokenizer=tokenizer,
             model=model, tokenizer_strategy=setup.tokenizer_strategy,
         )  # fmt: skip
     if kind_of_source(setup.dataset_source).reader != "files" or kind == "text":
         return None
     return prepare_files(
         files_of(setup), task=task, max_length=setup.max_length, vocab_size=vocab_size, val_split=setup.val_split,
-        random_seed=setup.random_seed, text_column=setup.text_column, label_column=getattr(setup, "label_column", None),
-        layout=getattr(setup, "conversation_layout", None), tokenizer=tokenizer, model=model,
+        random_seed=setup.random_seed, text_column=setup.text_column, label_column=optional_setting(setup, "label_column"),
+        layout=optional_setting(setup, "conversation_layout"), tokenizer=tokenizer, model=model,
         tokenizer_strategy=setup.tokenizer_strategy,
     )  # fmt: skip
 
@@ -303,7 +311,7 @@ def load_texts(setup: DataSetup) -> LoadedTexts:
     if reader == "hub":
         assert setup.dataset_name is not None
         return load_hub_texts(
-            setup.dataset_name, setup.config_name, setup.text_column, getattr(setup, "dataset_split", None) or "train",
+            setup.dataset_name, setup.config_name, setup.text_column, optional_setting(setup, "dataset_split") or "train",
             with_validation=setup.val_split > 0,
         )  # fmt: skip
     if reader == "files":

@@ -17,6 +17,7 @@ from utils.data.prepare import (
     files_of,
     load_answers,
     load_texts,
+    optional_setting,
     own_tokenizer,
     prepare_one,
 )
@@ -43,8 +44,8 @@ def prepare_mixture(
         ConfigError: entries contradict each other or the model; an entry that cannot be mixed is named.
         DataNotFoundError, DataError, HubError: a dataset cannot be read or is too small; its name stands first.
     """
-    sources = mixture_sources(getattr(setup, "mixture", ()))
-    if (task := getattr(setup, "task", "causal_lm")) != "causal_lm":
+    sources = mixture_sources(optional_setting(setup, "mixture"))
+    if (task := optional_setting(setup, "task")) != "causal_lm":
         raise ConfigError(f"task: got {task!r} with a mixture; only text and conversations can be mixed.")
     for name, value in PackingSettings.of(setup).changed.items():
         default = getattr(PackingSettings(), name)
@@ -63,8 +64,8 @@ def prepare_mixture(
             parts[name] = prepare_one(view, model, vocab_size, tokenizer)
     weights = {source.label: source.weight for source in sources if source.weight is not None}
     data = mix(
-        parts, weights or None, by=getattr(setup, "mixture_by", "examples"),
-        temperature=getattr(setup, "mixture_temperature", 1.0),
+        parts, weights or None, by=optional_setting(setup, "mixture_by"),
+        temperature=optional_setting(setup, "mixture_temperature"),
     )  # fmt: skip
     return data if kind is None else replace(data, report=replace(data.report, tokenizer=kind))
 

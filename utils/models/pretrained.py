@@ -27,6 +27,7 @@ from utils.models.transformers_models import (
 )
 from utils.schema import shown
 from utils.training.finetuning import NEW_PARAMETERS, note_new_tokens
+from utils.training.task_kinds import TASK_KINDS, kind_of_task
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -37,16 +38,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
 )  # fmt: skip
 
-#: Task type -> transformers' table of the classes with the head for it.
-_HEADS: Mapping[str, str] = {
-    "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING", "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING",
-    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
-    "text_classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
-    "regression": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
-    "token_classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
-    "image_classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
-}  # fmt: skip
-_WITH_LABELS = ("text_classification", "token_classification", "image_classification", "regression")
+# Task type -> transformers' table of the classes with the head for it.
+_HEADS: Mapping[str, str] = {name: kind.head for name, kind in TASK_KINDS.items() if kind.head}
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ def load_pretrained(
         raise ConfigError(f"dtype: got {shown(dtype)}; must be 'auto', 'float32', 'bfloat16' or 'float16'.")
     config = config_of_file(facts.folder / "config.json", read_json(facts.folder / "config.json"))
     chosen = model_class(config, None, str(source)) if spec is None else _class_for(config, spec, str(source))
-    if spec is not None and spec.task_type in _WITH_LABELS:
+    if spec is not None and kind_of_task(spec.task_type).has_own_outputs:
         _set_labels(config, spec, labels)
     elif labels is not None:
         raise ConfigError(
@@ -114,7 +107,7 @@ def load_pretrained(
         torch.manual_seed(seed)
         model, report = chosen.from_pretrained(
             facts.folder, config=config, local_files_only=True, output_loading_info=True, use_safetensors=facts.safe,
-            weights_only=True, ignore_mismatched_sizes=spec is not None and spec.task_type in _WITH_LABELS,
+            weights_only=True, ignore_mismatched_sizes=spec is not None and kind_of_task(spec.task_type).has_own_outputs,
             dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         )  # fmt: skip
     own = {name for name, _ in model.named_parameters()}
@@ -156,7 +149,7 @@ def outline_pretrained(
     spec = _spec_of(task_spec)
     config = config_of_file(facts.folder / "config.json", read_json(facts.folder / "config.json"))
     chosen = model_class(config, None, str(source)) if spec is None else _class_for(config, spec, str(source))
-    if spec is not None and spec.task_type in _WITH_LABELS:
+    if spec is not None and kind_of_task(spec.task_type).has_own_outputs:
         _set_labels(config, spec, None)
     with torch.device("meta"), quiet_loading(str(source)):
         outlined: nn.Module = chosen(config)

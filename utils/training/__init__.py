@@ -28,6 +28,8 @@ _EXPORTS = {
     "MetricsTracker": "utils.training.metrics_tracker",
     "evaluate_generation": "utils.training.evaluation",
     "note_new_tokens": "utils.training.finetuning",
+    "Playground": "utils.training.playground",
+    "open_playground": "utils.training.playground_sources",
     "evaluate_harness": "utils.training.evaluation",
     "GenerationReport": "utils.training.evaluation",
     "diagnose": "utils.training.doctor",

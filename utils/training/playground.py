@@ -1,24 +1,24 @@
-"""A trained model to try out: continue a prompt, answer in a conversation, classify a text or an image, tag tokens."""
+"""A trained model to try out: continue or rewrite a text, chat, fill in masked tokens, classify, tag, estimate a number.
+
+`open_playground` in `utils.training.playground_sources` makes one from results, a run's folder or an export.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.errors import ConfigError
-from utils.training.run_state import read_state
+from utils.training.task_kinds import Input, kind_of_task
+from utils.training.task_spec import named_task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from utils.training.engine.results import TrainingResults
-
-Kind = Literal["text", "chat", "classes", "tags", "image"]
+Kind = Literal["text", "chat", "rewriting", "masks", "classes", "tags", "numbers", "image"]
 
 # Seconds between two updates of a text that is being generated.
 _UPDATE_S = 0.1
@@ -38,11 +38,12 @@ class Generated:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What the most likely class rests on: integrated gradients of its logit, compared with a text of token id 0.
+    """What the most likely class, or the largest number, rests on: integrated gradients of its output, compared with a text of
+    token id 0.
 
     Attributes:
-        target: the class; tokens: (token, contribution) in order, positive for the class and negative against it.
-        error: share of the logit's change that the contributions miss in sum; above about 0.1 do not rely on them.
+        target: name of the class or number; tokens: (token, contribution) in order, positive where they raise it.
+        error: share of the output's change that the contributions miss in sum; above about 0.1 do not rely on them.
     """
 
     target: str
@@ -59,6 +60,21 @@ class Tagged:
     probability: float
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A text whose masked tokens a model has filled in.
+
+    Attributes:
+        text: with the most likely token in each place; candidates: for each masked token in order, (token, probability), the
+            most likely first.
+        cut: tokens at the end that did not fit into the model's context.
+    """
+
+    text: str
+    candidates: list[list[tuple[str, float]]]
+    cut: int = 0
+
+
 class Playground:
     """A model with its tokenizer, ready for input that somebody types.
 
@@ -68,7 +84,8 @@ class Playground:
         multi_label: whether a text may have several classes, so that each has a probability of its own.
         preprocessing: of image models, how an image becomes pixels: "channels", "height", "width", "mean", "std".
     Attributes:
-        kind: "text", "chat" (the tokenizer has a chat template), "classes", "tags" or "image".
+        kind: "text", "chat" (the tokenizer has a chat template), "rewriting" (encoder-decoders), "masks", "classes", "tags",
+            "numbers" or "image".
         weights: a sentence on which weights these are; "" where a run has only one choice.
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
@@ -83,19 +100,15 @@ class Playground:
                 "typed text needs the model's tokenizer, and none is known here; pass a tokenizer to the Trainer, "
                 "or export the run for transformers, which stores it"
             )
-        kinds: dict[str | None, Kind] = {
-            None: "text", "causal_lm": "text", "classification": "classes", "text_classification": "classes",
-            "token_classification": "tags", "image_classification": "image",
-        }  # fmt: skip
-        if task_type not in kinds:
+        kind: Input | None = "text" if task_type is None else kind_of_task(named_task(task_type)).tried_with
+        if kind is None:
             raise ConfigError(
-                f"got a model for {task_type}; the playground takes language models and classifiers of texts, tokens and images"
+                f"got a model for {task_type}; the playground takes language models, encoder-decoders, and models that "
+                "classify texts, tokens and images or estimate numbers"
             )
         self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
         self.weights = ""
-        self.kind: Kind = kinds[task_type]
-        if self.kind == "text" and getattr(tokenizer, "chat_template", None):
-            self.kind = "chat"
+        self.kind: Kind = "chat" if kind == "text" and getattr(tokenizer, "chat_template", None) else kind
         if self.kind == "image" and preprocessing is None:
             raise ConfigError("a model of images needs preprocessing: channels, height, width, mean and std")
         self.preprocessing = preprocessing
@@ -146,6 +159,70 @@ class Playground:
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
         return self._generate(ids, end_of_turn_id(self.tokenizer), max_new_tokens, temperature, top_p, seed, on_text)
 
+    def rewrite(
+        self, source: str, *, max_new_tokens: int = 100, temperature: float = 0.0, top_p: float | None = None,
+        seed: int | None = None, on_text: Callable[[str], object] = lambda text: None,
+    ) -> Generated:  # fmt: skip
+        """The text that an encoder-decoder writes for another one; by default the most likely token each time.
+
+        Args:
+            source: what the encoder reads, with a prefix where the model was trained with one; its end is cut where it does
+                not fit. Others: as for `generate`.
+        Raises:
+            ConfigError: the text is empty, or a setting is out of range.
+        """
+        ids, cut = self._fitting(source)
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        return self._written(ids, cut, end, max_new_tokens, temperature, top_p, seed, on_text)
+
+    def fill(self, prompt: str, most: int = 5) -> Filled:
+        """The tokens that a masked language model expects in place of the tokenizer's mask token.
+
+        Args:
+            prompt: a text with at least one mask token, such as "a [MASK] text".
+            most: candidates for each place.
+        Raises:
+            ConfigError: the text is empty or has no mask token.
+        """
+        import torch
+
+        ids, cut = self._fitting(prompt)
+        mask = getattr(self.tokenizer, "mask_token_id", None)
+        places = [place for place, token in enumerate(ids) if token == mask]
+        if not places:
+            token = getattr(self.tokenizer, "mask_token", None)
+            raise ConfigError(
+                f"the text has no {token}; type {token} in place of each token that the model should fill in"
+                if token
+                else "the tokenizer has no mask token, so there is nothing to fill in"
+            )
+        with torch.no_grad(), self._evaluating():
+            logits_TV = self._logits(torch.tensor([ids], device=self._device))[0]
+        known = logits_TV[places, : self._num_tokens].softmax(-1)
+        scores, tokens = (found.tolist() for found in known.topk(min(most, known.shape[-1])))
+        for place, best in zip(places, tokens, strict=True):
+            ids[place] = best[0]
+        special = set(getattr(self.tokenizer, "all_special_ids", None) or ())
+        candidates = [
+            [(self._token(token), score) for token, score in zip(*row, strict=True)]
+            for row in zip(tokens, scores, strict=True)
+        ]
+        kept = [token for place, token in enumerate(ids) if place in places or token not in special]
+        return Filled(str(self.tokenizer.decode(kept)), candidates, cut)
+
+    def estimate(self, prompt: str) -> tuple[list[tuple[str, float]], int]:
+        """(name, number) of every output of a regression, and how many tokens at the end were cut.
+
+        Raises:
+            ConfigError: the text is empty.
+        """
+        import torch
+
+        ids, cut = self._fitting(prompt)
+        with torch.no_grad(), self._evaluating():
+            numbers_K = self._logits(torch.tensor([ids], device=self._device)).flatten().tolist()
+        return [(self._output_name(place, len(numbers_K)), value) for place, value in enumerate(numbers_K)], cut
+
     def classify(self, prompt: str) -> tuple[list[tuple[str, float]], int]:
         """(class, probability) of every class, the most likely first, and how many tokens at the end were cut.
 
@@ -162,7 +239,7 @@ class Playground:
         return self._probabilities(logits_C), cut
 
     def attribute(self, prompt: str, n_steps: int = 50) -> Attribution:
-        """What each token of a text adds to the logit of its most likely class.
+        """What each token of a text adds to the logit of its most likely class, or to the largest number of a regression.
 
         Args:
             n_steps: steps of the numerical integral.
@@ -180,11 +257,15 @@ class Playground:
         ids, _ = self._fitting(prompt)
         ids_BT = torch.tensor([ids], device=self._device)
         with torch.enable_grad(), self._evaluating():
-            target = int(self._logits(ids_BT)[0].argmax())
-            scores, error = token_attributions(lambda ids: self._logits(ids)[:, target], table, ids_BT, n_steps)
+            outputs_C = self._logits(ids_BT).reshape(-1)
+            target = int(outputs_C.argmax())
+            scores, error = token_attributions(
+                lambda ids: self._logits(ids).reshape(len(ids), -1)[:, target], table, ids_BT, n_steps
+            )
         self.model.zero_grad(set_to_none=True)
         tokens = [self._token(token) for token in ids]
-        return Attribution(self._class_name(target), list(zip(tokens, scores, strict=True)), error)
+        name = self._output_name(target, len(outputs_C)) if self.kind == "numbers" else self._class_name(target)
+        return Attribution(name, list(zip(tokens, scores, strict=True)), error)
 
     def tag(self, prompt: str) -> tuple[list[Tagged], int]:
         """Every token of a text with its most likely class, and how many tokens at the end were cut.
@@ -238,6 +319,9 @@ class Playground:
         names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
         return str(names.get(place, f"class {place}"))
 
+    def _output_name(self, place: int, count: int) -> str:
+        return "number" if count == 1 else f"number {place + 1}"
+
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
 
@@ -246,13 +330,14 @@ class Playground:
         return next(self.model.parameters()).device
 
     def _logits(self, ids_BT: Tensor) -> Tensor:
-        """Logits (B, C), of tags (B, T, C), in fp32."""
+        """Logits (B, C), of tags and tokens (B, T, C), numbers (B, K) or (B,), in fp32."""
         import torch
 
         from utils.adapters.forward import ModelCall
 
         batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
-        return ModelCall(self.model)(batch).float()
+        call = ModelCall(self.model)
+        return (call.uncounted(batch) if self.kind == "numbers" else call(batch)).float()
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -282,13 +367,21 @@ class Playground:
         self, ids: list[int], end: int | None, max_new_tokens: int, temperature: float, top_p: float | None,
         seed: int | None, on_text: Callable[[str], object],
     ) -> Generated:  # fmt: skip
-        import torch
-
+        """Continue `ids`, of which as many as fit are kept at the end."""
         from utils.adapters.facts import model_facts
-        from utils.adapters.generation import generate
 
         context = model_facts(self.model).max_length
         cut = max(0, len(ids) - context) if context else 0
+        return self._written(ids[cut:], cut, end, max_new_tokens, temperature, top_p, seed, on_text)
+
+    def _written(
+        self, ids: list[int], cut: int, end: int | None, max_new_tokens: int, temperature: float, top_p: float | None,
+        seed: int | None, on_text: Callable[[str], object],
+    ) -> Generated:  # fmt: skip
+        import torch
+
+        from utils.adapters.generation import generate
+
         new: list[int] = []
         text, updated = "", -_UPDATE_S
 
@@ -301,103 +394,13 @@ class Playground:
                 text, updated = str(self.tokenizer.decode(new)), time.monotonic()
             on_text(text)
 
-        known = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None
         generate(
-            self.model, torch.tensor([ids[cut:]]), max_new_tokens, temperature, None, top_p, end, seed,
-            vocab_size=known, on_token=note,
+            self.model, torch.tensor([ids]), max_new_tokens, temperature, None, top_p, end, seed,
+            vocab_size=self._num_tokens, on_token=note,
         )  # fmt: skip
         return Generated(str(self.tokenizer.decode(new)), cut)
 
-
-def _best_of(results: TrainingResults) -> tuple[nn.Module, str]:
-    """The model with the weights of the best checkpoint, and a sentence on them: a copy where it has other ones now."""
-    path = results.best_model_path
-    if path is None or results.weights == "best" or results.state.best.step in (None, results.steps):
-        return results.model, ""
-    import copy
-
-    from utils.training.engine.checkpointing.store import read_checkpoint
-    from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
-    from utils.training.engine.compute.master_weights import in_formats_of
-
-    checkpoint = read_checkpoint(path, mapped=True)
-    model = copy.deepcopy(results.bare_model)
-    load_model_weights(model, in_formats_of(model, weights_to_use(checkpoint)), path)
-    measured = (
-        f" ({results.training_config.monitor} {results.best_value:.4g})" if results.best_value is not None else ""
-    )
-    best = f"Weights of the best checkpoint, step {results.state.best.step:,}{measured}"
-    return model, f"{best}; the last step is {results.steps:,}."
-
-
-def _of_results(results: TrainingResults, model: nn.Module, weights: str) -> Playground:
-    spec = results.task_spec
-    preprocessing = None
-    if spec is not None and spec.task_type == "image_classification":
-        from utils.training.export.image_processing import preprocessing_of
-
-        preprocessing = preprocessing_of(model, None, spec)
-    opened = Playground(
-        model, results.tokenizer, None if spec is None else spec.task_type,
-        multi_label=spec is not None and bool(spec.multi_label), preprocessing=preprocessing,
-    )  # fmt: skip
-    opened.weights = weights
-    return opened
-
-
-def open_playground(source: TrainingResults | str | Path) -> Playground:
-    """The playground of a training's results, of a run's folder, or of an exported folder for transformers.
-
-    Results are played with the weights of the best checkpoint, as they are exported. Where these are not the model's own, a
-    copy of the model takes them, on the same device.
-
-    Raises:
-        ConfigError: the folder is neither, or holds no tokenizer; CheckpointError, ModelError: it cannot be loaded.
-        ExportError: nothing says how large a model's images are.
-    """
-    if not isinstance(source, (str, Path)):
-        return _of_results(source, *_best_of(source))
-    from utils.training.stored_models import load_results, load_stored_model
-
-    folder = Path(source)
-    if read_state(folder) is not None:
-        if not (folder / "exports" / "hf" / "config.json").is_file():
-            raise ConfigError(
-                f"{folder} has no export for transformers, and checkpoints hold no model code; export the run first "
-                "(results.export('hf')), or pass the results themselves"
-            )
-        loaded = load_results(folder, "", {})
-        return _of_results(loaded, loaded.model, "")  # the export has the best weights
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is neither a run's folder nor an exported folder for transformers")
-    from transformers import AutoTokenizer
-
-    model: Any = load_stored_model(str(folder), "", {}).model  # of transformers
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
-    name = type(model).__name__
-    if name.endswith("ForTokenClassification"):
-        return Playground(model, tokenizer, "token_classification")
-    if name.endswith("ForImageClassification"):
-        return Playground(model, None, "image_classification", preprocessing=_stored_preprocessing(folder, model))
-    if not name.endswith("ForSequenceClassification"):
-        writes = model.can_generate() and not model.config.is_encoder_decoder
-        return Playground(model, tokenizer, None if writes else name)
-    # As transformers: a single output, or the problem type where it is stated, is a regression.
-    problem = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
-    task = "regression" if problem == "regression" else "classification"
-    return Playground(model, tokenizer, task, multi_label=problem == "multi_label_classification")
-
-
-def _stored_preprocessing(folder: Path, model: nn.Module) -> Mapping[str, Any]:
-    """How an image becomes pixels, by the folder's preprocessor_config.json, else by the model's config."""
-    from utils.training.export.image_processing import preprocessing_of
-    from utils.training.task_spec import TaskSpec
-
-    try:
-        stated = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        stated = {}
-    normalised = stated.get("do_normalize", True)
-    kept = {name: stated[name] for name in ("image_mean", "image_std") if normalised and stated.get(name) is not None}
-    return preprocessing_of(model, None, TaskSpec.image_classification(preprocessing_config=kept))
+    @property
+    def _num_tokens(self) -> int | None:
+        """Tokens of the tokenizer; a model may have more."""
+        return len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None

@@ -9,25 +9,22 @@ from pydantic import Field
 
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, equal, nearest, plain, shown
+from utils.training.task_kinds import TASK_KINDS
 
 Modality = Literal["text", "vision", "audio", "tabular"]
 
-# Every name of a task -> its task type: those that come with the library, and other systems' words for them, as they appear in
-# configuration files and in a spec's name. `register_task_type` adds others.
-_TASK_WORDS: dict[str, str] = {
-    "causal_lm": "causal_lm", "language_modeling": "causal_lm", "lm": "causal_lm", "clm": "causal_lm",
-    "masked_lm": "masked_lm", "mlm": "masked_lm", "masked_language_modeling": "masked_lm",
-    "seq2seq": "seq2seq", "translation": "seq2seq", "summarization": "seq2seq",
-    "classification": "text_classification", "text_classification": "text_classification",
-    "token_classification": "token_classification", "ner": "token_classification",
-    "image_classification": "image_classification", "vision_classification": "image_classification",
-    "regression": "regression",
-}  # fmt: skip
+# Every name of a task -> its task type. `register_task_type` adds others.
+_TASK_WORDS: dict[str, str] = {word: name for name, kind in TASK_KINDS.items() for word in (name, *kind.words)}
 
 
 def register_task_type(task_type: str, words: Iterable[str] = ()) -> None:
     """Have `TaskSpec` accept a task type, and other words for it. Called by `register_task`, which gives it an objective."""
     _TASK_WORDS.update(dict.fromkeys((task_type, *words), task_type))
+
+
+def named_task(word: str) -> str | None:
+    """The task type that a word stands for; None for words that are no task's."""
+    return _TASK_WORDS.get(word)
 
 
 class TaskSpec(Schema):

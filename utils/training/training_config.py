@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, Strict
 from pydantic_core import PydanticKnownError
 
 from utils.errors import Problem
-from utils.schema import Schema
+from utils.schema import Schema, setting
 from utils.storage import absolute_path
 from utils.training import config_rules
 from utils.training.config_rules import Precision
@@ -39,12 +39,6 @@ def _known_format(name: Any) -> Any:
 ExportFormatName = Annotated[str, BeforeValidator(_known_format)]
 
 
-def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
-    return Field(
-        default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules
-    )
-
-
 class TrainingConfig(Schema):
     """Settings of a training: a closed, validated, immutable description that round-trips through JSON and YAML.
 
@@ -66,152 +60,154 @@ class TrainingConfig(Schema):
     }
 
     # How long, and with what steps
-    epochs: int = _field(10, "Epochs", "Passes over the training data, in total.", ge=1, le=100_000)
-    max_steps: int | None = _field(
+    epochs: int = setting(10, "Epochs", "Passes over the training data, in total.", ge=1, le=100_000)
+    max_steps: int | None = setting(
         None, "Step limit", "Stop after this many optimizer steps. Leave empty for no limit.", unit="steps", ge=1
     )
-    max_time_hours: float | None = _field(
+    max_time_hours: float | None = setting(
         None, "Time limit", "Save a checkpoint and stop after this time. Leave empty for no limit.", unit="hours", gt=0
     )
-    batch_size: int = _field(
+    batch_size: int = setting(
         4, "Batch size", "Samples per forward pass (micro-batch).", unit="samples", ge=1, le=65_536
     )
-    gradient_accumulation_steps: int = _field(
+    gradient_accumulation_steps: int = setting(
         1, "Gradient accumulation", "Micro-batches per optimizer step.", unit="micro-batches", ge=1, le=65_536
     )
-    learning_rate: float = _field(5e-5, "Learning rate", "Peak learning rate, reached after warm-up.", gt=0, lt=1)
-    optimizer: Literal["adamw", "adam", "sgd", "muon", "adafactor"] = _field(
+    learning_rate: float = setting(5e-5, "Learning rate", "Peak learning rate, reached after warm-up.", gt=0, lt=1)
+    optimizer: Literal["adamw", "adam", "sgd", "muon", "adafactor"] = setting(
         "adamw", "Optimizer", "muon uses Muon for hidden weight matrices and AdamW for all other parameters. adafactor keeps "
         "almost no state and needs a learning rate about ten times as high."
     )  # fmt: skip
-    weight_decay: float = _field(
+    weight_decay: float = setting(
         0.01, "Weight decay", "Weight decay of matrices; biases, norms and other vectors are excluded.", ge=0, lt=1
     )
-    betas: tuple[BelowOne, BelowOne] = _field(
+    betas: tuple[BelowOne, BelowOne] = setting(
         (0.9, 0.999),
         "Betas",
         "Adam's decay rates of the first and second moment; the first is SGD's momentum.",
         strict=False,
     )
-    eps: float = _field(1e-8, "Epsilon", "Term added to Adam's denominator for numerical stability.", gt=0, lt=1)
-    max_grad_norm: float = _field(
+    eps: float = setting(1e-8, "Epsilon", "Term added to Adam's denominator for numerical stability.", gt=0, lt=1)
+    max_grad_norm: float = setting(
         1.0, "Gradient clipping", "Maximum global L2 norm of the gradients; 0 disables clipping.", ge=0
     )
-    use_lr_schedule: bool = _field(True, "Learning-rate schedule", "Warm up, then decay. Off: constant learning rate.")
-    lr_schedule: LRSchedule = _field(
+    use_lr_schedule: bool = setting(True, "Learning-rate schedule", "Warm up, then decay. Off: constant learning rate.")
+    lr_schedule: LRSchedule = setting(
         "cosine", "Schedule", "Decay after warm-up; wsd (warmup-stable-decay) decays in the last steps only."
     )
-    lr_decay_ratio: float = _field(
+    lr_decay_ratio: float = setting(
         0.2,
         "Decay fraction",
         "Fraction of all steps over which a warmup-stable-decay schedule decays, at the end.",
         gt=0,
         le=1,
     )
-    warmup_ratio: float | None = _field(
+    warmup_ratio: float | None = setting(
         0.1,
         "Warm-up fraction",
         "Fraction of all steps used for linear warm-up. Leave empty to use warm-up steps instead.",
         ge=0,
         le=1,
     )
-    warmup_steps: int | None = _field(
+    warmup_steps: int | None = setting(
         None, "Warm-up steps", "Steps of linear warm-up, instead of a fraction of all steps.", unit="steps", ge=0
     )
-    min_lr_ratio: float = _field(
+    min_lr_ratio: float = setting(
         0.1, "Final learning rate", "Learning rate at the end, as a fraction of the peak.", ge=0, le=1
     )
-    weight_averaging: WeightAveraging = _field(
+    weight_averaging: WeightAveraging = setting(
         "none",
         "Weight averaging",
         "Average the weights over steps: ema (exponential moving average) or last (mean of the last steps). "
         "Validated beside the trained weights and used when better.",
     )
-    ema_decay: float = _field(
+    ema_decay: float = setting(
         0.999, "EMA decay", "Decay of the moving average per step; lower in the first steps.", gt=0, lt=1
     )
-    averaging_ratio: float = _field(
+    averaging_ratio: float = setting(
         0.2,
         "Averaged fraction",
         "Fraction of all steps, at the end, that weight averaging 'last' averages.",
         gt=0,
         le=1,
     )
-    label_smoothing: float = _field(
+    label_smoothing: float = setting(
         0.0, "Label smoothing", "Probability mass spread uniformly over all classes.", ge=0, lt=1
     )
 
     # Which parameters
-    finetune: FineTuningMode = _field(
+    finetune: FineTuningMode = setting(
         "full",
         "Fine-tuning",
         "Parameters to train: all, LoRA adapters, the head only, or the last layers with the head.",
     )
-    finetune_layers: int = _field(
+    finetune_layers: int = setting(
         2, "Last layers", "Number of last layers that are trained beside the head.", unit="layers", ge=1, le=10_000
     )
-    lora_rank: int = _field(8, "LoRA rank", "Rank of the adapter matrices.", ge=1, le=4096)
-    lora_alpha: float = _field(16.0, "LoRA alpha", "The adapter's update is scaled by alpha / rank.", gt=0, le=65_536)
-    lora_dropout: float = _field(0.0, "LoRA dropout", "Dropout probability on the adapter's inputs.", ge=0, lt=1)
-    lora_targets: Literal["auto"] | tuple[LayerName, ...] = _field(
+    lora_rank: int = setting(8, "LoRA rank", "Rank of the adapter matrices.", ge=1, le=4096)
+    lora_alpha: float = setting(16.0, "LoRA alpha", "The adapter's update is scaled by alpha / rank.", gt=0, le=65_536)
+    lora_dropout: float = setting(0.0, "LoRA dropout", "Dropout probability on the adapter's inputs.", ge=0, lt=1)
+    lora_targets: Literal["auto"] | tuple[LayerName, ...] = setting(
         "auto", "LoRA targets", "Linear layers that get an adapter; auto: all linear layers of the transformer blocks."
     )
 
     # On what
-    precision: Precision = _field(
+    precision: Precision = setting(
         "auto",
         "Precision",
         "auto: bf16 if the device supports it, else fp16 on CUDA, else fp32; a run of 400 steps or more measures whether fp32 "
         "is faster. 16: bf16 or fp16, whichever the device supports.",
     )
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = _field(
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = setting(
         None, "Compile mode", "Mode of torch.compile. Leave empty to run without compilation."
     )
-    gradient_checkpointing: bool = _field(
+    gradient_checkpointing: bool = setting(
         False, "Gradient checkpointing", "Recompute activations in the backward pass: less memory, slower steps."
     )
-    fused_loss: Literal["auto", "on", "off"] = _field(
+    fused_loss: Literal["auto", "on", "off"] = setting(
         "auto",
         "Fused loss",
         "Compute the output layer and its cross-entropy in chunks: less memory for large vocabularies.",
     )
-    strategy: Literal["auto", "ddp", "fsdp"] = _field(
+    strategy: Literal["auto", "ddp", "fsdp"] = setting(
         "auto", "Strategy", "How several devices train together: data parallel (ddp) or sharded (fsdp)."
     )
-    devices: AtLeastOne | Literal["auto"] = _field("auto", "Devices", "Number of devices; auto: one.")
-    num_nodes: int = _field(1, "Nodes", "Number of machines that train together.", ge=1)
-    num_workers: int = _field(
+    devices: AtLeastOne | Literal["auto"] = setting("auto", "Devices", "Number of devices; auto: one.")
+    num_nodes: int = setting(1, "Nodes", "Number of machines that train together.", ge=1)
+    num_workers: int = setting(
         0, "DataLoader workers", "Processes that load batches; 0: the main process.", ge=0, le=256
     )
-    auto_batch_size: bool = _field(False, "Automatic batch size", "Find the largest micro-batch that fits into memory.")
+    auto_batch_size: bool = setting(
+        False, "Automatic batch size", "Find the largest micro-batch that fits into memory."
+    )
 
     # Watched how
-    eval_every: Literal["epoch"] | AtLeastOne = _field(
+    eval_every: Literal["epoch"] | AtLeastOne = setting(
         "epoch", "Validation interval", "epoch, or a number of optimizer steps."
     )
-    early_stopping_patience: int | None = _field(
+    early_stopping_patience: int | None = setting(
         None,
         "Early-stopping patience",
         "Stop after this many validations without improvement. Leave empty to disable early stopping.",
         unit="validations",
         ge=1,
     )
-    monitor: str = _field(
+    monitor: str = setting(
         "val/loss",
         "Monitored metric",
         "Metric that selects the best checkpoint and drives early stopping.",
         pattern=r"^(train|val)/[A-Za-z0-9_.]+(/[A-Za-z0-9_.-]+)?$",
     )
-    mode: Literal["min", "max"] = _field(
+    mode: Literal["min", "max"] = setting(
         "min", "Direction", "Whether lower or higher values of the monitored metric are better."
     )
-    min_delta: float = _field(
+    min_delta: float = setting(
         0.0, "Minimum improvement", "Smaller changes of the monitored metric do not count as improvement.", ge=0
     )
-    max_train_samples: int | None = _field(
+    max_train_samples: int | None = setting(
         None, "Training sample limit", "Train on the first n samples only. Leave empty for all.", unit="samples", ge=1
     )
-    max_val_samples: int | None = _field(
+    max_val_samples: int | None = setting(
         None,
         "Validation sample limit",
         "Validate on the first n samples only. Leave empty for all.",
@@ -220,59 +216,59 @@ class TrainingConfig(Schema):
     )
 
     # Kept where
-    checkpoint_dir: str | None = _field(
+    checkpoint_dir: str | None = setting(
         None, "Checkpoint folder", "Folder for checkpoints. Leave empty for the run's own folder.", min_length=1
     )
-    save_every_n_epochs: int = _field(1, "Checkpoint interval", "Epochs between checkpoints.", unit="epochs", ge=1)
-    save_every_minutes: float | None = _field(
+    save_every_n_epochs: int = setting(1, "Checkpoint interval", "Epochs between checkpoints.", unit="epochs", ge=1)
+    save_every_minutes: float | None = setting(
         None,
         "Checkpoint interval (time)",
         "Minutes between checkpoints within an epoch. Leave empty to save at the end of epochs only.",
         unit="minutes",
         gt=0,
     )
-    keep_best_k: int = _field(1, "Best checkpoints kept", "Number of best checkpoints to keep.", ge=1)
-    keep_last_n: int | None = _field(
+    keep_best_k: int = setting(1, "Best checkpoints kept", "Number of best checkpoints to keep.", ge=1)
+    keep_last_n: int | None = setting(
         2,
         "Last checkpoints kept",
         "Number of newest checkpoints to keep. Leave empty to keep all of them, the default if a checkpoint interval is given.",
         ge=2,
     )
-    on_save_error: Literal["stop", "warn"] = _field("stop", "If saving fails", "Stop, or warn and continue training.")
-    on_nonfinite: Literal["stop", "skip"] = _field(
+    on_save_error: Literal["stop", "warn"] = setting("stop", "If saving fails", "Stop, or warn and continue training.")
+    on_nonfinite: Literal["stop", "skip"] = setting(
         "stop", "If the loss is NaN", "Stop, or skip the step (at most 3 in a row and 1 % of all steps)."
     )
-    on_config_change: Literal["error", "continue"] = _field(
+    on_config_change: Literal["error", "continue"] = setting(
         "error",
         "If settings changed",
         "When a run is resumed with other settings: refuse, or continue with the new ones.",
     )
-    isolate_callbacks: bool = _field(
+    isolate_callbacks: bool = setting(
         False, "Isolate callbacks", "Disable a callback that raises, instead of stopping the run."
     )
 
     # Repeatable
-    random_seed: int = _field(42, "Seed", "Seed of data order, dropout and worker processes.", ge=0, lt=2**32)
-    deterministic: bool = _field(
+    random_seed: int = setting(42, "Seed", "Seed of data order, dropout and worker processes.", ge=0, lt=2**32)
+    deterministic: bool = setting(
         False, "Deterministic", "Use deterministic algorithms only (bit-identical results); slower."
     )
 
     # Recorded where
-    use_wandb: bool | None = _field(
+    use_wandb: bool | None = setting(
         None, "Weights & Biases", "Log to Weights & Biases. Leave empty to log if a project is given."
     )
-    wandb_project: str | None = _field(None, "W&B project", "Project to log to.", min_length=1)
-    wandb_entity: str | None = _field(None, "W&B entity", "Team or user that owns the project.", min_length=1)
-    run_name: str | None = _field(None, "Run name", "Name of the run's folder. Leave empty for exp1, exp2, …")
-    output_dir: str = _field("runs", "Output folder", "Folder that contains the runs.", min_length=1)
-    notes: str = _field("", "Notes", "Free text, stored with the run.")
+    wandb_project: str | None = setting(None, "W&B project", "Project to log to.", min_length=1)
+    wandb_entity: str | None = setting(None, "W&B entity", "Team or user that owns the project.", min_length=1)
+    run_name: str | None = setting(None, "Run name", "Name of the run's folder. Leave empty for exp1, exp2, …")
+    output_dir: str = setting("runs", "Output folder", "Folder that contains the runs.", min_length=1)
+    notes: str = setting("", "Notes", "Free text, stored with the run.")
 
     # Taken home how
-    export_bundle: bool = _field(False, "Export bundle", "Write a deployment bundle when training ends.")
-    export_formats: tuple[ExportFormatName, ...] = _field(
+    export_bundle: bool = setting(False, "Export bundle", "Write a deployment bundle when training ends.")
+    export_formats: tuple[ExportFormatName, ...] = setting(
         ("onnx", "torchscript"), "Export formats", "Model formats in the bundle.", strict=False, min_length=1
     )
-    export_dir: str | None = _field(
+    export_dir: str | None = setting(
         None, "Export folder", "Folder for exports. Leave empty for the run's own folder.", min_length=1
     )
 

@@ -6,13 +6,11 @@ import re
 from collections.abc import Mapping
 
 from utils.data.source_kinds import SOURCE_KINDS
+from utils.training.task_kinds import TASK_KINDS, TASKS, kind_of_task
 
 CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
     "dataset_source": {name: kind.title for name, kind in SOURCE_KINDS.items()},
-    "task": {
-        "causal_lm": "Next token", "text_classification": "Text classification", "regression": "Regression",
-        "token_classification": "Token classification", "seq2seq": "Text to text",
-    },
+    "task": {name: TASK_KINDS[name].title for name in TASKS},
     "conversation_layout": {
         "messages": "Messages with role and content", "sharegpt": "ShareGPT (from, value)",
         "instruction": "Instruction, input, output", "prompt_completion": "Prompt and completion",
@@ -42,14 +40,12 @@ CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-# Tasks of models that the wizard's Data step does not offer.
-_OTHER_TASKS = {"masked_lm": "Masked tokens", "image_classification": "Image classification"}
-
-
 def choice_name(setting: str, value: object) -> str:
     """The name of a setting's value; the value as text where it has none."""
-    known = CHOICE_NAMES.get(setting, {})
-    return known.get(str(value)) or (_OTHER_TASKS if setting == "task" else {}).get(str(value), str(value))
+    known = CHOICE_NAMES.get(setting, {}).get(str(value))
+    if known is None and setting == "task":  # of a model, which may be for a task that the wizard does not offer
+        known = kind_of_task(str(value)).title
+    return known or str(value)
 
 
 def explained_choices(setting: str, description: str) -> dict[str, str]:

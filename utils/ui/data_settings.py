@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
 from utils.data.mixture_settings import MixtureSource, mixture_sources
 from utils.data.source_kinds import SOURCE_KINDS, DatasetSource, sources_with
 from utils.errors import ConfigError, Problem
-from utils.schema import Schema, equal, path_text, shown
+from utils.schema import Schema, equal, path_text, setting, shown
 from utils.ui.new_model import checked_description
 
 #: The source, and the dataset's name, that mean the corpus that needs no network.
@@ -39,12 +37,6 @@ PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def _field(default: Any, title: str, description: str, *, unit: str | None = None, **rules: Any) -> Any:
-    return Field(
-        default, title=title, description=description, json_schema_extra={"unit": unit} if unit else None, **rules
-    )
-
-
 class DataSettings(Schema):
     """Data source and tokenization. Lengths are in tokens."""
 
@@ -54,41 +46,41 @@ class DataSettings(Schema):
         "validation_split": "val_split",
     }
 
-    dataset_source: DatasetSource = _field(
+    dataset_source: DatasetSource = setting(
         "builtin", "Data", " ".join(f"{name}: {kind.help}." for name, kind in SOURCE_KINDS.items())
     )
-    dataset_path: str | None = _field(
+    dataset_path: str | None = setting(
         None,
         "File",
         "A .txt, .csv, .tsv, .json, .jsonl or .parquet file, a folder of such files, or a pattern such as data/*.txt.",
         min_length=1,
     )
-    dataset_name: str | None = _field(
+    dataset_name: str | None = setting(
         None,
         "Dataset",
         "Id on the Hub, such as Salesforce/wikitext, or a local folder of data files.",
         min_length=1,
     )
-    config_name: str | None = _field(
+    config_name: str | None = setting(
         None, "Configuration", "Configuration of the dataset. Leave empty for its default.", min_length=1
     )
-    dataset_split: str | None = _field(
+    dataset_split: str | None = setting(
         None, "Split", "Split to train on, such as train or train[:5000]. Leave empty for train.", min_length=1
     )
-    text_column: str | None = _field(
+    text_column: str | None = setting(
         None,
         "Text column",
         "Column of the text, the words or the source text. Detected in the data unless one is named.",
         min_length=1,
     )
-    task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = _field(
+    task: Literal["causal_lm", "text_classification", "regression", "token_classification", "seq2seq"] = setting(
         "causal_lm",
         "Task",
         "causal_lm: causal language modelling of text and conversations. text_classification: a class for a text. "
         "regression: a number for a text. token_classification: a tag for each word. seq2seq: a target text for a source text, "
         "with an encoder-decoder such as T5. Labels need a table.",
     )
-    label_column: str | None = _field(
+    label_column: str | None = setting(
         None,
         "Label or target column",
         "Column of the class, number, tags or target text of each row. Detected in the data unless one is named.",
@@ -96,76 +88,76 @@ class DataSettings(Schema):
     )
     conversation_layout: (
         Literal["messages", "sharegpt", "instruction", "prompt_completion", "question_answer"] | None
-    ) = _field(
+    ) = setting(
         None, "Conversation layout", "How the file stores conversations. Detected in the data unless one is named."
     )
-    pretrained_model: str | None = _field(
+    pretrained_model: str | None = setting(
         None,
         "Pretrained model",
         "Folder saved by transformers, folder of a run or of its export, or an id on the Hub such as owner/name. "
         "Leave empty to train the notebook's model.",
         min_length=1,
     )
-    new_model: dict[str, Any] | None = _field(
+    new_model: dict[str, Any] | None = setting(
         None,
         "New model",
         "A model with new weights instead of the notebook's: the name of a registered model and its sizes, such as "
         "{name: gpt-small, n_layer: 4, n_embd: 256, n_head: 4}. Vocabulary size and block length are those of the tokenizer, "
         "the number of classes is that of the data. Leave empty to train the notebook's model.",
     )
-    val_split: float = _field(
+    val_split: float = setting(
         0.1,
         "Validation split",
         "Fraction of the text held out for validation; 0 disables validation.",
         ge=0,
         le=0.5,
     )
-    data_kind: Literal["auto", "text", "conversations", "pairs"] = _field(
+    data_kind: Literal["auto", "text", "conversations", "pairs"] = setting(
         "auto",
         "Kind of rows",
         "conversations: dialogues, with the loss on the answers. pairs: a text and the text to generate for it, such as "
         "article and summary. text: plain text. auto: conversations if the file contains them, else text.",
     )
-    mixture: tuple[MixtureSource, ...] = _field(
+    mixture: tuple[MixtureSource, ...] = setting(
         (),
         "Mixture",
         "Several datasets instead of one: a list of {path or dataset, weight, name}, with data_kind, text_column, "
         "config_name or conversation_layout where needed. Text and conversations can be mixed.",
     )
-    mixture_by: Literal["examples", "tokens"] = _field(
+    mixture_by: Literal["examples", "tokens"] = setting(
         "examples",
         "Mixture weights count",
         "Whether the weights of a mixture are shares of the examples or of the tokens.",
     )
-    mixture_temperature: float = _field(
+    mixture_temperature: float = setting(
         1.0,
         "Mixture temperature",
         "Weights become weight ** (1 / temperature): above 1 small datasets are seen more often than their weight says.",
         gt=0,
         le=1000,
     )
-    tokenizer_strategy: Literal["auto", "bpe", "character"] = _field(
+    tokenizer_strategy: Literal["auto", "bpe", "character"] = setting(
         "auto",
         "Tokenizer",
         "bpe: subwords trained on the text. character: one token per character. auto: chosen by vocabulary, text and task.",
     )
-    packing: Literal["concatenate", "best_fit"] = _field(
+    packing: Literal["concatenate", "best_fit"] = setting(
         "concatenate",
         "Packing",
         "concatenate: documents follow each other and are cut where a block ends. best_fit: only documents longer than a block "
         "are cut; what remains of a block is padding. Plain text only.",
     )
-    shuffle_documents: bool = _field(
+    shuffle_documents: bool = setting(
         False,
         "Shuffle documents each epoch",
         "Pack the training documents into blocks in a new order in each epoch. Plain text only.",
     )
-    document_masks: bool = _field(
+    document_masks: bool = setting(
         False,
         "Document masks",
         "Attention does not cross from one document of a block to the next (block-diagonal mask). Plain text only.",
     )
-    vocab_size: int | None = _field(
+    vocab_size: int | None = setting(
         None,
         "Vocabulary size",
         "Maximum number of tokens of the tokenizer. Leave empty for the vocabulary size of the model.",
@@ -173,7 +165,7 @@ class DataSettings(Schema):
         ge=2,
         le=2_000_000,
     )
-    max_length: int = _field(
+    max_length: int = setting(
         128, "Block length", "Context length in tokens of each training sample.", unit="tokens", ge=2, le=1_000_000
     )
 

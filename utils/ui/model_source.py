@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError, Problem, TrainbookError
+from utils.training.task_kinds import kind_of_task
 from utils.ui.new_model import create_new_model, new_model_facts
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def load_source(setup: SetupConfig) -> Pretrained:
     from utils.models.pretrained_facts import inspect_pretrained
 
     source = source_path(setup)
-    if setup.task in ("causal_lm", "seq2seq"):
+    if not kind_of_task(setup.task).has_own_outputs:
         return load_pretrained(source, setup.task)
     labels = _labels(setup, inspect_pretrained(source))
     spec = {"name": setup.task, "task_type": setup.task, "num_classes": len(labels)}

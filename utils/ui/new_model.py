@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from utils.adapters.facts import ModelFacts, model_facts
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.schema import shown
+from utils.training.task_kinds import TASK_KINDS, TASKS, kind_of_task
 from utils.ui.choice_names import choice_name
 
 if TYPE_CHECKING:
@@ -25,13 +26,7 @@ if TYPE_CHECKING:
     from utils.ui.setup_config import SetupConfig
 
 #: Architectures of the registry that learn a task, the usual one first.
-ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
-    "causal_lm": ("gpt-small",),
-    "text_classification": ("bert-small-classifier",),
-    "regression": ("bert-small-classifier",),
-    "token_classification": ("bert-small-token-classifier",),
-    "seq2seq": ("t5-mini",),
-}
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {name: TASK_KINDS[name].architectures for name in TASKS}
 #: What they are, for a menu.
 TITLES: Mapping[str, str] = {
     "gpt-small": "GPT-2, decoder",
@@ -54,8 +49,6 @@ _FROM_SETUP: Mapping[str, str] = {
     "max_seq_len": "the setting max_length",
     "num_classes": "the labels of the data",
 }
-#: Tasks whose models have one output for each class, tag or target.
-TASKS_WITH_OUTPUTS = ("text_classification", "token_classification", "regression")
 # A typing error in the number of layers would have the form build thousands of modules to count parameters.
 _MOST_LAYERS = 256
 
@@ -159,7 +152,7 @@ def create_new_model(setup: SetupConfig, **changes: Any) -> nn.Module:
     assert setup.new_model is not None
     if problem := _wrong_task(setup.new_model["name"], setup.task):
         raise ConfigError(problem)
-    needs_outputs = setup.task in TASKS_WITH_OUTPUTS and "num_classes" in _parameters(setup.new_model["name"])
+    needs_outputs = kind_of_task(setup.task).has_own_outputs and "num_classes" in _parameters(setup.new_model["name"])
     outputs = len(data_labels(setup)) if needs_outputs else None
     return ModelRegistry.create(**{**_arguments(setup, setup.new_model, outputs), **changes})
 

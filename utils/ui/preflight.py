@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import DataError, HubError, TrainbookError, first_line
+from utils.training.task_kinds import kind_of_task
 from utils.ui.background import Progress
 from utils.ui.run_plan import run_plan
 from utils.ui.setting_values import counted
@@ -262,7 +263,7 @@ def _check_data(session: _Session) -> Check:
     if "hub" in session.passed:
         return _check_hub_data(session)
     data = session.data = prepare_data(session.setup, session.model)
-    row = "block" if session.setup.task == "causal_lm" else "example"
+    row = "example" if kind_of_task(session.setup.task).labelled else "block"
     blocks = counted(len(data.train), f"training {row}")
     validation = "" if data.validation is None else f", {counted(len(data.validation), row)} for validation"
     tokenizer = data.report.rows().get("Tokenizer", "").rstrip(".")
@@ -282,7 +283,7 @@ def _check_hub_data(session: _Session) -> Check:
     setup = session.setup
     table = session.table or _stream(setup)
     records = list(_beginning(table.rows))
-    if setup.task != "causal_lm":
+    if kind_of_task(setup.task).labelled:
         from datasets import Dataset  # type: ignore[import-untyped]
 
         rows = LoadedRecords(Dataset.from_list(records, features=table.rows.features), None, table.source)

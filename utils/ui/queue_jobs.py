@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.views.tables import columns_text
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class QueueJobs:
 def _row(job: Job) -> QueueRow:
     step, loss = job.progress.get("step"), job.progress.get("train/loss")
     progress = "-" if step is None else f"step {step:,}" + ("" if loss is None else f", loss {loss:.4f}")
-    error = (job.error or "").splitlines()[0] if job.error and job.status != "completed" else ""
+    error = first_line(job.error or "") if job.status != "completed" else ""
     cells = (
         str(job.id), job.status, str(job.priority), f"{job.attempts}/{job.max_attempts}", progress, job.name, error,
     )  # fmt: skip

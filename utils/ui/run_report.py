@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.environment import flat_environment
 from utils.errors import ConfigError, DataNotFoundError, TrainbookError
-from utils.storage import atomic_write
+from utils.storage import atomic_write, read_json_object
 from utils.training.config_files import read_config_file
 from utils.training.run_state import read_state
 from utils.ui.live_picture import live_picture, sentence
@@ -70,7 +69,7 @@ def run_report(folder: Path, checks: Sequence[CheckReport] = ()) -> Html:
     sections = _settings(folder)
     diagnosis = _diagnosis(folder)
     exports = _exports(folder)
-    environment = _read_json(folder / "environment.json")
+    environment = read_json_object(folder / "environment.json")
     picture = live_picture(live, (), stop_reason)
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     return styled(
@@ -137,7 +136,7 @@ def _exports(folder: Path) -> list[tuple[str, bool, str]]:
     """Format, whether it was compared with the model, and the result, of every export in the run's folder."""
     found = []
     for marker in sorted((folder / "exports").glob("*/trainbook_export.json")):
-        record = _read_json(marker)
+        record = read_json_object(marker)
         parity = record.get("parity")
         parity = parity if isinstance(parity, Mapping) else {}
         difference = parity.get("max_abs_diff")
@@ -150,15 +149,6 @@ def _exports(folder: Path) -> list[tuple[str, bool, str]]:
         )
         found.append((str(record.get("format", marker.parent.name)), compared, words))
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON file with an object; {} where there is no readable one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _verified(

@@ -13,7 +13,8 @@ from utils.adapters.facts import ModelFacts
 from utils.errors import TrainbookError
 from utils.scrubbing import scrubbed
 from utils.training.config_files import parse_value
-from utils.ui.new_model import ARCHITECTURES, TASKS_WITH_OUTPUTS
+from utils.training.task_kinds import kind_of_task
+from utils.ui.new_model import ARCHITECTURES
 from utils.ui.presets import PRESETS
 from utils.ui.setup_config import SetupConfig
 
@@ -117,7 +118,7 @@ def _model_sizes(setup: SetupConfig, facts: ModelFacts | None) -> Mapping[str, A
 
 def _outputs(setup: SetupConfig) -> int | None:
     """Outputs of a classifier, tagger or regression for the data of a setup; None for other tasks, and unreadable data."""
-    if setup.task not in TASKS_WITH_OUTPUTS:
+    if not kind_of_task(setup.task).has_own_outputs:
         return None
     from utils.ui.model_source import data_labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -11,6 +12,12 @@ from utils.training.training_config import TrainingConfig
 from utils.ui.data_settings import DataSettings
 
 Kind = Literal["whole number", "number", "switch", "choice", "text", "path", "value"]
+Control = Literal["plain", "cards", "column", "new model"]
+
+# Settings whose control does not follow from their kind.
+_CONTROLS: Mapping[str, Control] = {
+    "dataset_source": "cards", "text_column": "column", "label_column": "column", "new_model": "new model",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,9 @@ class WizardField:
         name: SetupConfig's name for it.
         title, description: its label and its one-sentence help.
         unit: of numbers, where they have one.
-        kind: which control fits; "value" is written as in a config file, such as `[0.9, 0.99]`.
+        kind: what its values are; "value" is written as in a config file, such as `[0.9, 0.99]`.
+        control: "plain": that of its kind; "cards": a card for each choice; "column": a menu of the data's columns;
+            "new model": controls for each part of a model's description.
         choices: the allowed values of a "choice".
         minimum, maximum: bounds of a number; a bound that is `..._excluded` is no allowed value itself.
         optional: whether it may be None.
@@ -42,6 +51,7 @@ class WizardField:
     optional: bool
     default: Any
     has_numbers: bool = False
+    control: Control = "plain"
 
 
 @cache
@@ -67,6 +77,7 @@ def wizard_field(name: str) -> WizardField:
         optional=any(option.get("type") == "null" for option in described.get("anyOf", [])),
         default=field.default,
         has_numbers=bool(numbers),
+        control=_CONTROLS.get(name, "plain"),
     )
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from utils.adapters.facts import ModelFacts
 from utils.errors import ConfigError
+from utils.training.task_kinds import kind_of_task
 from utils.ui.choice_names import choice_name
 from utils.ui.model_source import load_source, named_facts, source_path
-from utils.ui.new_model import TASKS_WITH_OUTPUTS, create_new_model
+from utils.ui.new_model import create_new_model
 from utils.ui.setup_config import SetupConfig
 from utils.ui.wizard_steps import facts_of
 
@@ -120,7 +121,7 @@ class ModelChoice:
     def _key(self) -> tuple[Any, ...]:
         setup = self.setup
         place = (setup.dataset_path, setup.dataset_name, setup.config_name, setup.dataset_split)
-        data = (*place, setup.text_column, setup.label_column) if setup.task != "causal_lm" else ()
+        data = (*place, setup.text_column, setup.label_column) if kind_of_task(setup.task).labelled else ()
         if setup.new_model is None:
             source: Any = source_path(setup)
         else:
@@ -155,6 +156,7 @@ def memory_rows(choice: ModelChoice) -> dict[str, str]:
     optimizer = choice.setup.training_config.optimizer
     what = f"for weights, gradients and {choice_name('optimizer', optimizer)}'s state in fp32; activations come on top"
     rows = {"Training memory": f"{plan.state_bytes / 2**20:,.1f} MiB {what}"}
-    if choice.setup.new_model is not None and not choice.is_made and choice.setup.task in TASKS_WITH_OUTPUTS:
+    has_outputs = kind_of_task(choice.setup.task).has_own_outputs
+    if choice.setup.new_model is not None and not choice.is_made and has_outputs:
         rows["Outputs"] = "2 until the model is created, then as many as the data have classes, tags or targets"
     return rows

@@ -17,6 +17,7 @@ from utils.data.read.task_columns import find_columns
 from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError, Problem, TrainbookError
 from utils.schema import nearest
+from utils.training.task_kinds import kind_of_task
 from utils.ui.choice_names import choice_name
 from utils.ui.edited_setup import EditedSetup
 from utils.ui.preflight import Preflight, WayOut
@@ -333,7 +334,7 @@ class WizardState(EditedSetup):
     def _columns(self) -> Mapping[str, str | None]:
         """Columns of texts and labels as the training will find them, as far as the first rows say."""
         found, task = self.recognised, self.setup.task
-        if not found.columns or task == "causal_lm":
+        if not found.columns or not kind_of_task(task).labelled:
             return {}
         try:
             columns = find_columns(task, found.example, text=self.setup.text_column, label=self.setup.label_column)

@@ -19,6 +19,7 @@ from utils.errors import DataError, Problem, TrainbookError
 from utils.models.inspect import vocab_size_of
 from utils.schema import shown
 from utils.storage import path_from
+from utils.training.task_kinds import LABELLED_TASKS
 from utils.ui.choice_names import choice_name
 from utils.ui.model_source import source_problems
 from utils.ui.new_model import head_problems
@@ -340,9 +341,6 @@ STEPS: tuple[WizardStep, ...] = (
     ),
     WizardStep("summary", "Summary", "Review, then run the cells below.", (), (), _check_everything),
 )  # fmt: skip
-
-#: Tasks that are learned from tables with labels.
-LABELLED_TASKS = ("text_classification", "regression", "token_classification", "seq2seq")
 
 #: Fields that only a mixture has, and those that only a single dataset has.
 MIXTURE_FIELDS = ("mixture_by", "mixture_temperature")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from utils.data.text.report import PreparationReport
 
 
 @dataclass(frozen=True)
-class ConversationsReport:
+class ConversationsReport(PreparationReport):
     """Report on prepared conversations.
 
     Attributes:
@@ -55,10 +55,6 @@ class ConversationsReport:
     unigram_loss: float | None = None
     notes: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every field as plain values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Mapping[str, str]:
         """The report as a table: what, and how much in words."""
         skipped = f", {self.skipped_rows:,} of them left out" if self.skipped_rows else ""
@@ -87,14 +83,3 @@ class ConversationsReport:
             "Rows": f"{self.num_rows_packed:,} rows of {self.max_length:,} positions, {how}; {self.fill:.1%} filled",
         }
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
-
-    def __str__(self) -> str:
-        from utils.views.tables import summary_text
-
-        return summary_text("Data", self.rows())
-
-    def show(self) -> None:
-        """Show it: a table in a notebook, text elsewhere."""
-        from utils.views.display import show_table
-
-        show_table("Data", self.rows())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from utils.tokenization.adaptive import choose_tokenizer
 from utils.tokenization.special_tokens import BOS_ID, EOS_ID, SPECIAL_TOKENS
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 #: Vocabulary size of a newly trained tokenizer when no number is given; as many as the models here have by default.
 VOCAB_SIZE = 4096
 MASK_TOKEN = "<mask>"  # noqa: S105 - a token of text
-
-_OF_WHOLE_TEXTS = ("text_classification", "regression")
 
 
 def learn_tokenizer(
@@ -36,7 +35,7 @@ def learn_tokenizer(
     """
     masked = task_type == "masked_lm"
     choice = choose_tokenizer(
-        texts, vocab_size - 1 if masked else vocab_size, strategy, whole_texts=task_type in _OF_WHOLE_TEXTS
+        texts, vocab_size - 1 if masked else vocab_size, strategy, whole_texts=kind_of_task(task_type).per_sample
     )
     tokenizer = choice.tokenizer
     begin, end = SPECIAL_TOKENS[BOS_ID], SPECIAL_TOKENS[EOS_ID]

@@ -37,6 +37,7 @@ from utils.errors import ConfigError, DataError, DataTypeError, Problem
 from utils.models.inspect import max_seq_len_of, vocab_size_of
 from utils.schema import shown
 from utils.tokenization.adaptive import check_fits
+from utils.training.task_kinds import LABELLED_TASKS, kind_of_task
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 MAX_LENGTH, BLOCK_SIZE = 512, 128
 
 _LANGUAGE_MODELS = ("causal_lm", "masked_lm")
-_LABELLED = ("text_classification", "token_classification", "seq2seq", "regression")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def prepare_examples(
     spec = _filled(spec, sizes, tokenizer, train)
     _name_classes(model, train.targets.classes)
     changed += _special_ids(model, tokenizer)
-    pools_at_end = spec.task_type in ("text_classification", "regression") and _is_encoder_decoder(model)
+    pools_at_end = kind_of_task(spec.task_type).per_sample and _is_encoder_decoder(model)
     changed += _ends(tokenizer, spec.task_type or "", pools_at_end)
     (train_data, train_lost), (held_out_data, held_out_lost) = (
         _encoded(examples, spec, tokenizer, sizes, pools_at_end) for examples in (train, held_out)
@@ -162,7 +162,7 @@ def _checked_spec(
 ) -> TaskSpec:
     """The task. Raises ConfigError that lists everything that does not fit it."""
     spec = TaskSpec(task_spec) if isinstance(task_spec, str) else task_spec
-    known = (*_LABELLED, *_LANGUAGE_MODELS)
+    known = (*LABELLED_TASKS, *_LANGUAGE_MODELS)
     if not isinstance(spec, TaskSpec) or spec.task_type not in known:
         got = repr(task_spec) if isinstance(task_spec, str) else f"task_type={getattr(spec, 'task_type', None)!r}"
         images = (
@@ -174,7 +174,7 @@ def _checked_spec(
         problems.append(Problem("target_column", f"is for seq2seq; for {spec.task_type} give label_column"))
     if target is not None and label is not None:
         problems.append(Problem("target_column", "is given together with label_column; give one"))
-    if pair is not None and spec.task_type not in ("text_classification", "regression"):
+    if pair is not None and not kind_of_task(spec.task_type).per_sample:
         problems.append(Problem("pair_column", f"is for text_classification and regression, not for {spec.task_type}"))
     if on_bad_row not in ("error", "skip"):
         problems.append(Problem("on_bad_row", f'got {on_bad_row!r}; must be "error" or "skip"', "error"))
@@ -241,7 +241,7 @@ def _sizes(
 def _parts(records: Any, validation: Any, task_type: str, names: dict[str, str | None], on_bad_row: str) -> list[Part]:
     """The rows that can be used, and those of validation where they are given."""
     table = as_table(records, task_type)
-    columns = find_columns(task_type, table.example(), labelled=task_type in _LABELLED, **names)
+    columns = find_columns(task_type, table.example(), labelled=kind_of_task(task_type).labelled, **names)
     table = _with_texts(table, columns, task_type)
     parts = [usable_rows(table, columns, task_type, on_bad_row, "records")]
     if validation is not None:

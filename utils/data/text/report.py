@@ -13,7 +13,31 @@ _COUNTED_AT_ONCE = 1_000_000  # ids
 
 
 @dataclass(frozen=True)
-class DataReport:
+class PreparationReport:
+    """What became of data that were prepared."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain values."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> Mapping[str, str]:
+        """The report as a table: what, and how much in words."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        from utils.views.tables import summary_text
+
+        return summary_text("Data", self.rows())
+
+    def show(self) -> None:
+        """Show it: a table in a notebook, text elsewhere."""
+        from utils.views.display import show_table
+
+        show_table("Data", self.rows())
+
+
+@dataclass(frozen=True)
+class DataReport(PreparationReport):
     """Report on prepared text. Sizes of blocks in tokens.
 
     Attributes:
@@ -50,10 +74,6 @@ class DataReport:
     packing: str = "concatenate"
     padding_tokens: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every field as plain values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Mapping[str, str]:
         """The report as a table: what, and how much in words."""
         validation = (
@@ -82,20 +102,9 @@ class DataReport:
             rows["Padding"] = f"{self.padding_tokens / positions:.2%} of the positions of the training blocks"
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows
 
-    def __str__(self) -> str:
-        from utils.views.tables import summary_text
-
-        return summary_text("Data", self.rows())
-
-    def show(self) -> None:
-        """Show it: a table in a notebook, text elsewhere."""
-        from utils.views.display import show_table
-
-        show_table("Data", self.rows())
-
 
 @dataclass(frozen=True)
-class ExamplesReport:
+class ExamplesReport(PreparationReport):
     """Report on prepared labelled records. Lengths in tokens, special ones included.
 
     Attributes:
@@ -139,10 +148,6 @@ class ExamplesReport:
     #: Only language modelling has such a baseline; see `DataReport`.
     unigram_loss: ClassVar[float | None] = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every field as plain values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Mapping[str, str]:
         """The report as a table: what, and how much in words."""
         skipped = f", {self.skipped_rows:,} of them skipped" if self.skipped_rows else ""
@@ -173,17 +178,6 @@ class ExamplesReport:
         counts = sorted(((train, name) for name, (train, _) in self.labels.items()), key=lambda pair: -pair[0])
         shown = [f"{name} {train / total:.1%} ({train:,})" for train, name in counts[:most]]
         return ", ".join(shown) + (f", and {len(counts) - most:,} more" if len(counts) > most else "")
-
-    def __str__(self) -> str:
-        from utils.views.tables import summary_text
-
-        return summary_text("Data", self.rows())
-
-    def show(self) -> None:
-        """Show it: a table in a notebook, text elsewhere."""
-        from utils.views.display import show_table
-
-        show_table("Data", self.rows())
 
 
 def unigram_loss(train: np.ndarray, validation_blocks: np.ndarray, vocab_size: int) -> float:

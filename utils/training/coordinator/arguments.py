@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.adapters.facts import model_facts
 from utils.data.documents import PackingSettings, packing_problem
-from utils.data.file_records import TASKS
 from utils.data.mixture_settings import mixture_sources
 from utils.data.read.files import FORMAT_OF_SUFFIX, is_pattern
 from utils.data.source_kinds import SOURCE_KINDS, source_problem
@@ -18,6 +17,7 @@ from utils.data.text.hub import dataset_name_problem
 from utils.errors import ConfigError, Problem
 from utils.schema import nearest, shown
 from utils.tokenization.adaptive import STRATEGIES
+from utils.training.task_kinds import TASKS
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:

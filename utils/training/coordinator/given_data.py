@@ -30,6 +30,7 @@ from utils.data.text.local import load_local_texts
 from utils.data.text.prepare import prepare_text
 from utils.errors import DataError, HubError
 from utils.training.coordinator.arguments import DataArguments
+from utils.training.task_kinds import kind_of_task
 from utils.training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def prepared(given: DataArguments, model: nn.Module) -> GivenData:
     if given.kind == "file" and not as_text and (records := _records(given, model, length, vocab_size)) is not None:
         check_is_text(given.packing_settings)
         return records
-    if given.kind == "named" and given.task != "causal_lm":
+    if given.kind == "named" and kind_of_task(given.task).labelled:
         named = hub_records(
             str(given.dataset),
             given.config_name,

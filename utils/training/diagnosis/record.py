@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import ConfigError, DataNotFoundError
-from utils.storage import read_json_lines
+from utils.storage import read_json_lines, read_json_object
 from utils.training.config_files import read_config_file
+from utils.training.task_kinds import kind_of_task
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ FEWEST_STEPS, FEWEST_EPOCHS, MANY_STEPS = 30, 2, 200
 AT_BASELINE = 0.03
 
 _ENDED = ("finished", "max_steps", "early_stopping", "finish_now")
-_TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class RunRecord:
         """The same run with its rows, state and measurements read again; its settings, which do not change, are kept."""
         return RunRecord(
             name=self.name, config=self.config, spec=self.spec, multi_label=self.multi_label, unigram=self.unigram,
-            rows=read_json_lines(folder / "history.jsonl"), state=_read_state(folder / "state.json"),
+            rows=read_json_lines(folder / "history.jsonl"), state=read_json_object(folder / "state.json"),
             measurements=read_json_lines(folder / MEASUREMENTS), running=running,
         )  # fmt: skip
 
@@ -222,7 +221,7 @@ class RunRecord:
     @property
     def over_tokens(self) -> bool:
         """Whether the loss is over tokens of a vocabulary."""
-        return self.task in _TOKEN_TASKS
+        return kind_of_task(self.task).over_tokens
 
     # Derived numbers
 
@@ -363,11 +362,3 @@ def relative_update(look: Row, *, from_zero: bool = True) -> float | None:
         if t["matrix"] and t["weight"] and t["update"] is not None and (from_zero or ".lora_B." not in t["name"])
     ]
     return float(np.median(ratios)) if ratios else None
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # absent, or torn by a crash; the history has what matters
-    return found if isinstance(found, dict) else {}

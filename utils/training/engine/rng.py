@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from utils.environment import CUBLAS_WORKSPACE
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 
 def seed_all(seed: int) -> None:
@@ -104,7 +104,7 @@ def problem(state: dict[str, Any]) -> str | None:
             try:
                 attempt()
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-                return f"{name}: not a generator's state ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+                return f"{name}: not a generator's state ({first_line(error, with_class=True)})"
     return None
 
 

@@ -123,8 +123,6 @@ class Trainer:
         self.planned_task: TaskSpec | None = None
         self.data: UniversalDataModule | None = None
         self.run_dir: Path | None = None
-        self._tuned: FineTuned | None = None
-        self._facts: dict[str, Any] = {}  # of the fine-tuning; filled while training
         check_settings(self.training_config)
 
     @property
@@ -178,12 +176,12 @@ class Trainer:
         self.notices = []
         try:
             with fine_tuned(self.model, self.training_config) as tuned:
-                self.model, self._tuned, self._facts = tuned.model, tuned, tuned.facts
+                self.model = tuned.model
                 for sentence in tuned.notices:
                     self.notice(sentence)
                 plan = self._plan(train_data, val_data)
                 with failures_reported(plan.world, lambda: self.state.step), contextlib.ExitStack() as stack:
-                    run = self._open(plan, resume_from, stack)
+                    run = self._open(plan, tuned, resume_from, stack)
                     outcome = None if self.state.ended else self._run(run, plan, train_data, val_data)
                 received, results = outcome or (None, self._results(run, plan))
                 if received is not None:
@@ -209,7 +207,7 @@ class Trainer:
         self.task, self.planned_task = plan.objective if isinstance(plan.objective, Task) else None, plan.task_spec
         return plan
 
-    def _open(self, plan: RunPlan, resume_from: Any, stack: contextlib.ExitStack) -> _OpenRun:
+    def _open(self, plan: RunPlan, tuned: FineTuned, resume_from: Any, stack: contextlib.ExitStack) -> _OpenRun:
         """Lock the run's folder, assemble the parts and set them to where the run resumes.
 
         What `stack` undoes when it closes: random state, matmul precision, training mode, faster kernels, the lock.
@@ -253,7 +251,7 @@ class Trainer:
                 self.notice(nothing_left(start, self.state))
             # Unless it was killed between its last checkpoint and this note.
             note_state(start.folder, self.state, "ended")
-        return _OpenRun(start, parts, store, fingerprint)
+        return _OpenRun(start, parts, store, fingerprint, tuned, tuned.facts)
 
     def _run(self, run: _OpenRun, plan: RunPlan, train_data: Any, val_data: Any) -> tuple[int | None, TrainingResults]:
         """Train, from the first samples' checks to the last checkpoint.
@@ -271,12 +269,11 @@ class Trainer:
                 self._judge_first_samples(plan, parts)
         find_batch_size(plan, parts, state, self.notice)
         compile_model(plan, parts, state, self.notice)
-        base = self.model if self._tuned is None else self._tuned.base
         setup = getattr(train_data, "origin", None)
-        write_description(start, plan, self.model, base, setup, self.description)
+        write_description(start, plan, self.model, run.tuned.base, setup, self.description)
         note_state(folder, state, "running")
         note_weights(self.model, start, self.notice)
-        events = CallbackList(self._all_callbacks(train_data, val_data, folder), self, plan.config.isolate_callbacks)
+        events = CallbackList(self._all_callbacks(run, train_data, val_data), self, plan.config.isolate_callbacks)
         saver = RunSaver(
             plan, parts, state, run.store, events, run_name=folder.name, fingerprint=run.fingerprint,
             after_commit=lambda _, payload: note_commit(folder, payload), extras=self.facade.checkpoint_entries,
@@ -301,22 +298,22 @@ class Trainer:
         for sentence in first_samples_notices(parts, plan.data, RULES, limit, plan.total_steps):
             self.notice(sentence)
 
-    def _all_callbacks(self, train_data: Any, val_data: Any, folder: RunFolder) -> list[Callback]:
-        config = self.training_config
+    def _all_callbacks(self, run: _OpenRun, train_data: Any, val_data: Any) -> list[Callback]:
+        config, folder = self.training_config, run.start.folder
         found = list(self.callbacks)
         if self.hooks is not None:
             found.append(HooksCallback(self.hooks, train_data, val_data))
         if not any(isinstance(callback, DoctorCallback) for callback in found):
             found.append(DoctorCallback())
-        if self._tuned is not None and self._tuned.mode != "full":
-            found.append(MovementCallback(self._facts))
-        if self.parts is not None and not self.parts.world.is_main:
+        if run.tuned.mode != "full":
+            found.append(MovementCallback(run.tuning))
+        if not run.parts.world.is_main:
             return [callback for callback in found if not callback.main_only]
         trackers = make_trackers(config, self.trackers, self.notices)
         if not trackers:
             return found
-        run = RunFacts(folder.name, folder.path, folder.run_id, scrubbed(config.to_dict()), self.state.step)
-        return [*found, Trackers(trackers, run, self.notices)]
+        facts = RunFacts(folder.name, folder.path, folder.run_id, scrubbed(config.to_dict()), self.state.step)
+        return [*found, Trackers(trackers, facts, self.notices)]
 
     def _measure_answers(self, val_data: Any, results: TrainingResults, world: World) -> None:
         """After a training on conversations: the share of answers that end by themselves, kept with the run."""
@@ -382,7 +379,7 @@ class Trainer:
             training_config=self.training_config, run_dir=run.start.folder.path, precision=run.parts.precision.compute,
             precision_reason=run.parts.precision.reason,
             checkpoints=[entry.path for entry in kept], best_model_path=best if has_best else None, notices=self.notices,
-            fine_tuning=None if plan.config.finetune == "full" else dict(self._facts), weights=weights,
+            fine_tuning=None if plan.config.finetune == "full" else run.tuning, weights=weights,
         )  # fmt: skip
 
     def _choose_weights(self, average: WeightAverage | None) -> Weights:
@@ -408,12 +405,15 @@ class _OpenRun:
 
     Attributes:
         fingerprint: what the run must have in common with its checkpoints besides the settings.
+        tuned: the model as its way of fine-tuning trains it; tuning: what is known of that, filled while training.
     """
 
     start: Start
     parts: Parts
     store: CheckpointStore
     fingerprint: dict[str, str]
+    tuned: FineTuned
+    tuning: dict[str, Any]
 
 
 def _store(folder: RunFolder, config: TrainingConfig, world: World) -> CheckpointStore:

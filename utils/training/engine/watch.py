@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from utils.training.engine.callbacks import CallbackList, Logs
+from utils.training.engine.hardware.memory import rows_of
 
 if TYPE_CHECKING:
     from utils.data.batch import Batch
@@ -37,7 +38,7 @@ class BatchEvents(StepWatch):
         self.index = 0
 
     def batch_begin(self, batch: Batch) -> None:
-        self._callbacks.fire("on_batch_begin", self.index, logs={"batch_size": _rows(batch)})
+        self._callbacks.fire("on_batch_begin", self.index, logs={"batch_size": rows_of(batch)})
 
     def backward_end(self) -> None:
         self._callbacks.fire("on_backward_end", self.index)
@@ -45,12 +46,8 @@ class BatchEvents(StepWatch):
     def batch_end(self, batch: Batch, loss: Loss, num_targets: int) -> None:
         if self._callbacks.heard("on_batch_end"):
             mean = float(loss.loss_sum.detach()) / max(1, int(loss.num_targets))
-            logs: Logs = {"batch_size": _rows(batch), "loss": mean}
+            logs: Logs = {"batch_size": rows_of(batch), "loss": mean}
             if self.wants_outputs:
                 logs |= {"batch": batch, "outputs": loss.outputs}
             self._callbacks.fire("on_batch_end", self.index, logs=logs)
         self.index += 1
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))

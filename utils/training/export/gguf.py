@@ -72,7 +72,13 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 
 def refuse_unsupported(model: Any) -> None:
     """Raise `ExportError` for a model that this format cannot hold, `MissingPackageError` where `gguf` is missing."""
-    model = base_model(model)  # adapters are merged
+    _architecture_of(base_model(model))  # adapters are merged
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingPackageError("gguf", "to write GGUF files")
+
+
+def _architecture_of(model: Any) -> Architecture:
+    """The architecture of a model. Raises `ExportError` for one that the format cannot hold."""
     name, config = type(model).__name__, getattr(model, "config", None)
     architecture = _ARCHITECTURES.get(name)
     if architecture is None:
@@ -83,8 +89,7 @@ def refuse_unsupported(model: Any) -> None:
     reason = _misfit(architecture, config)
     if reason is not None:
         raise ExportError(f"{name} cannot be written as GGUF: {reason}, which its readers do not compute. Use 'hf'.")
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingPackageError("gguf", "to write GGUF files")
+    return architecture
 
 
 def _misfit(architecture: Architecture, config: Any) -> str | None:
@@ -129,6 +134,7 @@ def export_gguf(
     """
     refuse_unsupported(model)
     model, merging_notes = merged_model(model, example_batches(model))
+    architecture = _architecture_of(model)
     rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     vocabulary = None if tokenizer is None else gguf_vocabulary(tokenizer, rows)
     if vocabulary is None:
@@ -137,8 +143,8 @@ def export_gguf(
         with staged_folder(target) as staging:
             check_space(staging, target, model)
             file = staging / FILE_NAME
-            rounded = _write(model, vocabulary, file, dtype)
-            parity = {**_verify(model, rounded, file), "dtype": dtype}
+            rounded = _write(model, architecture, vocabulary, file, dtype)
+            parity = {**_verify(model, architecture, rounded, file), "dtype": dtype}
             (staging / MODELFILE_NAME).write_text(_modelfile(model, vocabulary), encoding="utf-8")
             record = {"format": "gguf", "source": source, "class": type(model).__name__, "parity": parity}
             write_json(staging / MARKER, record)
@@ -152,11 +158,12 @@ def export_gguf(
     )
 
 
-def _write(model: nn.Module, vocabulary: GGUFVocabulary | None, file: Path, dtype: DType) -> dict[str, Array]:
+def _write(
+    model: nn.Module, architecture: Architecture, vocabulary: GGUFVocabulary | None, file: Path, dtype: DType
+) -> dict[str, Array]:
     """Write the file. Returns the model's parameters as rounded by `dtype`, by name."""
     import gguf
 
-    architecture = _ARCHITECTURES[type(model).__name__]
     writer = gguf.GGUFWriter(file, architecture.name)
     try:
         _write_config(writer, architecture, model)
@@ -265,9 +272,9 @@ def _kind(array: Array, stored_name: str, dtype: DType) -> Any:
     return GGMLQuantizationType.Q8_0 if dtype == "q8_0" and array.shape[-1] % block == 0 else GGMLQuantizationType.F16
 
 
-def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[str, Any]:
+def _verify(model: nn.Module, architecture: Architecture, rounded: Mapping[str, Array], file: Path) -> dict[str, Any]:
     """Read the file back: tensor by tensor, then as a model. Raises ExportError if the file does not reproduce the model."""
-    weight_difference = _compare_tensors(model, rounded, file)
+    weight_difference = _compare_tensors(model, architecture, file)
     reference = copy.deepcopy(model).float()
     parameters = dict(reference.named_parameters())
     with torch.no_grad():
@@ -275,7 +282,7 @@ def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[
             parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
     # transformers reads the number of positions and of tokens from the file for every family but GPT-2.
     config: Any = model.config
-    known = None if _ARCHITECTURES[type(model).__name__].rotary else config.to_json_string(use_diff=False)
+    known = None if architecture.rotary else config.to_json_string(use_diff=False)
     batches = example_batches(model)
     call = ModelCall(reference)
     expected = scores_of(reference, call)
@@ -288,13 +295,13 @@ def _verify(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> dict[
     return {**parity, **tokens, "tensors": len(rounded), "max_weight_diff": weight_difference}
 
 
-def _compare_tensors(model: nn.Module, rounded: Mapping[str, Array], file: Path) -> float:
+def _compare_tensors(model: nn.Module, architecture: Architecture, file: Path) -> float:
     """The largest difference between a weight of the model and the file. Raises ExportError above the format's rounding."""
     import gguf
 
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     largest = 0.0
-    for name, stored_name, array, _ in _tensors(model, _ARCHITECTURES[type(model).__name__]):
+    for name, stored_name, array, _ in _tensors(model, architecture):
         tensor = stored.pop(stored_name, None)
         if tensor is None:
             raise ExportError(f"the exported file holds no {stored_name}; nothing was exported")

@@ -23,6 +23,7 @@ from utils.training.export.manifest import add_file
 from utils.training.export.markdown import code, counted, inline, table, without_folders
 from utils.training.export.training_record import TrainingRecord
 from utils.training.export.usage_code import Usage, usage_of
+from utils.training.task_kinds import kind_of_task
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
 CARD_NAME = "README.md"
 
 _NOT_STATED = "Not stated by the author."
-
-# Task type -> the Hub's name of the pipeline (huggingface.co/tasks).
-_PIPELINES = {
-    "causal_lm": "text-generation", "masked_lm": "fill-mask", "seq2seq": "text2text-generation",
-    "text_classification": "text-classification", "token_classification": "token-classification",
-    "image_classification": "image-classification",
-}  # fmt: skip
 
 
 class ModelCardGenerator:
@@ -130,7 +124,7 @@ def _metadata(model_name: str, model: Any, dataset: str | None, license_id: str 
     """The card's YAML."""
     from huggingface_hub import ModelCardData
 
-    pipeline = _PIPELINES.get(run.task or "")
+    pipeline = kind_of_task(run.task).pipeline
     transformers = hasattr(getattr(model, "config", None), "model_type")
     hub_id = (dataset or "").partition(" (")[0]
     results = _evaluations(run, dataset, pipeline)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from utils.adapters.forward import ModelCall
 from utils.errors import ExportError, TrainbookError, first_line, root_cause
+from utils.training.export.graph_inputs import LogitsOnly
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -54,18 +54,6 @@ class Graph:
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     axes: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
-
-
-class _Forward(nn.Module):
-    """A model with positional inputs of fixed names and one output, as the exporter needs it."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self._names = model, tuple(names)
-        self._call = ModelCall(model)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self._call(dict(zip(self._names, inputs, strict=True)))
 
 
 class _WithCache(nn.Module):
@@ -139,7 +127,7 @@ def forward_graph(
     positions = next((axes[name] for name in ("decoder_input_ids", "input_ids") if name in axes), ("batch",))
     if not any(axes.values()):
         positions = ()
-    return Graph(_Forward(model, list(inputs)), inputs, ["logits"], {**axes, "logits": positions})
+    return Graph(LogitsOnly(model, list(inputs)), inputs, ["logits"], {**axes, "logits": positions})
 
 
 def cached_graph(model: nn.Module) -> Graph:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import ExportError
+from utils.errors import ExportError, first_line
 from utils.storage import write_json
 from utils.training.export.folders import check_space, size_of, staged_folder
 from utils.training.export.manifest import MARKER
@@ -62,7 +62,7 @@ def export_pytorch(
     except (OSError, RuntimeError) as error:
         if isinstance(error, ExportError):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise ExportError(f"{target} could not be written: {reason}. What was there before is unchanged.") from error
     return ExportResult("pytorch", target, size_of(target), parity, None, notes)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import first_line
 from utils.training.search.space import MODEL
 from utils.training.search.trial import Trial, best_of
 
@@ -146,7 +147,7 @@ class SearchResults(Mapping[str, Any]):
         rows = [
             [
                 str(trial.number), trial.status, _short(trial.value), *(_short(trial.params[name]) for name in self.space),
-                trial.reason.splitlines()[0] if trial.reason else "",
+                first_line(trial.reason),
             ]
             for trial in self.trials
         ]  # fmt: skip

@@ -25,9 +25,7 @@ from utils.data.quality.inspection.token_rows import (
     visible_decoder_targets,
     visible_targets,
 )
-
-#: Task types whose inputs are token ids.
-TOKEN_TASKS = ("causal_lm", "masked_lm", "seq2seq", "token_classification")
+from utils.training.task_kinds import kind_of_task
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def _findings(train: Sample, validation: Sample | None, expected: Expectations) 
         yield from visible_decoder_targets(train)
     else:
         floats = ids_as_floats(train)
-        takes_ids = expected.task_type in TOKEN_TASKS
+        takes_ids = kind_of_task(expected.task_type).per_token
         if floats is not None and (takes_ids or (model is not None and takes_only_integers(model, train.batch))):
             yield floats
             return

@@ -11,11 +11,12 @@ from utils.data.module import UniversalDataModule
 from utils.data.packing import TokenBlocks
 from utils.data.quality.inspection.class_labels import MAJORITY_IN_TRAINING
 from utils.data.quality.inspection.features import ids_as_floats
-from utils.data.quality.inspection.inspect import TOKEN_TASKS, Expectations, inspect_samples
+from utils.data.quality.inspection.inspect import Expectations, inspect_samples
 from utils.data.quality.inspection.model_probe import takes_only_integers
 from utils.data.quality.inspection.sampling import own_generators_kept, read_sample, sample_of
 from utils.data.sources import StreamSource
 from utils.errors import DataTypeError, TrainbookError
+from utils.training.task_kinds import kind_of_task
 
 # Criteria that compare outputs with targets as they are.
 _DIFFERENCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -62,7 +63,7 @@ def refuse_float_ids(data: UniversalDataModule, model: nn.Module, task_type: str
     if not name or not batch[name].is_floating_point() or batch[name].dim() != 2:
         return
     finding = ids_as_floats(sample_of([batch], name, 1))
-    if finding is not None and (task_type in TOKEN_TASKS or takes_only_integers(model, batch)):
+    if finding is not None and (kind_of_task(task_type).per_token or takes_only_integers(model, batch)):
         raise DataTypeError(f"train_data: {finding.summary} {finding.remedy}")
 
 
@@ -74,7 +75,7 @@ def expectations(
     own_eos = getattr(tokenizer, "eos_token_id", None)
     eos_id = getattr(getattr(model, "config", None), "eos_token_id", None) if own_eos is None else own_eos
     stated = None if model is None else model_facts(model).vocab_size
-    single = task_type in ("text_classification", "image_classification") and not getattr(spec, "multi_label", None)
+    single = kind_of_task(task_type).targets == "classes" and not getattr(spec, "multi_label", None)
     return Expectations(
         task_type=task_type, num_classes=getattr(spec, "num_classes", None) if single else None,
         vocab_size=stated or getattr(spec, "vocab_size", None), pad_id=pad_id,

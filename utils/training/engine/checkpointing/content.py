@@ -1,11 +1,11 @@
 """Schema of a checkpoint's content: checked before anything of it is used, and brought to this version's names.
 
-How the schema may change, so that older checkpoints resume:
+Every change of the fields raises `SCHEMA` by one, so that an older version of Trainbook can say why it does not know a field.
+What else it takes for older checkpoints to resume:
 
-- a new field: nothing to do; where it is missing it takes its default (`TrainState.from_dict`, `Schema.from_saved`);
+- a new field: nothing; where it is missing it takes its default (`TrainState.from_dict`, `Schema.from_saved`);
 - a renamed one: an alias of the config, an entry of `TrainState.EARLIER`;
-- a removed one: an entry of the config's `removed`, of `TrainState.EARLIER`;
-- and `SCHEMA` goes up by one, so that an older version of Trainbook can say why it does not know a field.
+- a removed one: an entry of the config's `removed`, of `TrainState.EARLIER`.
 """
 
 from __future__ import annotations

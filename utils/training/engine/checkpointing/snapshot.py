@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.environment import free_memory_bytes
+from utils.errors import first_line
 
 # Where memory is copied storage by storage; elsewhere tensor by tensor.
 _STORAGES_ON = ("cpu", "cuda")
@@ -67,7 +68,7 @@ class SnapshotMemory:
             pairs = zip(sizes, found, strict=True)
             return [torch.empty(size, dtype=torch.uint8) if buffer is None else buffer for size, buffer in pairs]
         except RuntimeError as error:  # what torch makes of a refused allocation
-            raise NoRoomError(f"a copy needs {needed:,} bytes of memory: {str(error).splitlines()[0]}") from None
+            raise NoRoomError(f"a copy needs {needed:,} bytes of memory: {first_line(error)}") from None
 
 
 def storage_bytes(payload: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.data.batch import Batch
 from utils.environment import Device, detect_device
-from utils.errors import ConfigError, OutOfMemoryError, Problem
+from utils.errors import ConfigError, OutOfMemoryError, Problem, first_line
 from utils.training.engine import rng
 from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.buffers import KeptBuffers
@@ -191,7 +191,7 @@ class Parts:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"the optimizer's state does not fit in memory: {str(error).splitlines()[0]} Take a smaller model, "
+                f"the optimizer's state does not fit in memory: {first_line(error)}. Take a smaller model, "
                 "optimizer='sgd', or a device with more memory."
             ) from error
         if self.scaler is not None:
@@ -228,33 +228,19 @@ def assemble(
     # Formats and scaling are ours: Fabric would convert the inputs too, and look at the gradients once more.
     scaler = torch.amp.GradScaler(device.kind) if precision.compute == "fp16" else None
     sharded = config.strategy == "fsdp" and world.size > 1
-    if sharded and own_parts is not None:
-        raise ConfigError(
-            "strategy: got 'fsdp' with an optimizer of yours, which holds the whole parameters; set 'ddp'."
-        )
     if sharded:
-        _refuse_what_cannot_be_sharded(config, precision)
-        model = shardable_copy(model)
+        _refuse_what_cannot_be_sharded(config, precision, own_parts)
+    to_train = shardable_copy(model) if sharded else model
     fabric = make_fabric(device, world, sharded)
-    model.to(fabric.device)
-    world.share(_tensors(model))
-    loss_module = TrainedModule(model, objective, config.compile_mode, notice)
+    to_train.to(fabric.device)
+    world.share(_tensors(to_train))
+    loss_module = TrainedModule(to_train, objective, config.compile_mode, notice)
     trained = fabric.setup_module(loss_module)  # which may change the parameters, so the optimizer comes after it
-    schedule: Schedule | OwnSchedule
-    if own_parts is None:
-        optimizer, schedule = make_optimizer(model, config), Schedule(config, total_steps)
-        if shares := described(optimizer):
-            notice(shares)
-    else:
-        own_parts.check(model)
-        allocate_momentum(own_parts.optimizer)
-        optimizer, every_step = own_parts.optimizer, own_parts.scheduler_interval == "step"
-        schedule = OwnSchedule(optimizer, own_parts.scheduler, every_step)
-    parameters = parameters_of(optimizer)
+    optimizer, schedule = _updates(to_train, config, total_steps, own_parts, notice)
     parts = Parts(
-        model, loss_module, trained, objective, optimizer, schedule, parameters, fabric, device, precision, scaler,
-        world=world, sharded=sharded, running_statistics=_running_statistics(model),
-        average=WeightAverage.of(model, config, total_steps),
+        to_train, loss_module, trained, objective, optimizer, schedule, parameters_of(optimizer), fabric, device, precision,
+        scaler, world=world, sharded=sharded, running_statistics=_running_statistics(to_train),
+        average=WeightAverage.of(to_train, config, total_steps),
     )  # fmt: skip
     # An average takes in no step that is left out, which the host must know then.
     if device.kind == "cuda" and leaves_steps_out(optimizer) and not sharded and parts.average is None:
@@ -262,7 +248,32 @@ def assemble(
     return parts
 
 
-def _refuse_what_cannot_be_sharded(config: TrainingConfig, precision: ResolvedPrecision) -> None:
+def _updates(
+    model: nn.Module,
+    config: TrainingConfig,
+    total_steps: int | None,
+    own_parts: OwnParts | None,
+    notice: Callable[[str], None],
+) -> tuple[torch.optim.Optimizer, Schedule | OwnSchedule]:
+    """The optimizer and the schedule of its learning rate: the config's, or the caller's own."""
+    if own_parts is None:
+        optimizer = make_optimizer(model, config)
+        if shares := described(optimizer):
+            notice(shares)
+        return optimizer, Schedule(config, total_steps)
+    own_parts.check(model)
+    allocate_momentum(own_parts.optimizer)
+    every_step = own_parts.scheduler_interval == "step"
+    return own_parts.optimizer, OwnSchedule(own_parts.optimizer, own_parts.scheduler, every_step)
+
+
+def _refuse_what_cannot_be_sharded(
+    config: TrainingConfig, precision: ResolvedPrecision, own_parts: OwnParts | None
+) -> None:
+    if own_parts is not None:
+        raise ConfigError(
+            "strategy: got 'fsdp' with an optimizer of yours, which holds the whole parameters; set 'ddp'."
+        )
     problems = []
     if precision.compute == "fp16":
         problems.append(Problem("precision", "fp16 cannot be scaled over shards; set 'bf16' or '32'", "bf16"))

@@ -9,7 +9,7 @@ import time
 
 from utils.data.batch import Batch
 from utils.environment import Device
-from utils.errors import ConfigError, ModelError
+from utils.errors import ConfigError, ModelError, first_line
 from utils.training.engine.compute.assembly import Parts
 
 _COMPILERS = ("g++", "c++", "clang++", "cl")
@@ -46,8 +46,7 @@ def compile_now(parts: Parts, batch: Batch) -> float:
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{type(parts.model).__name__} cannot be compiled ({type(error).__name__}: {reason}). Set compile_mode=None."
+            f"{type(parts.model).__name__} cannot be compiled ({first_line(error, with_class=True)}). Set compile_mode=None."
         ) from error
     return time.perf_counter() - began

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from utils.environment import front_end
-from utils.errors import ConfigError, OutOfMemoryError, PeerProcessError, Problem
+from utils.errors import ConfigError, OutOfMemoryError, PeerProcessError, Problem, first_line
 from utils.training.engine.hardware.memory import is_out_of_memory
 from utils.training.training_config import TrainingConfig
 
@@ -248,7 +248,7 @@ class ProcessGroup(World):
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise OutOfMemoryError(
-                    f"there is no room to exchange numbers with the other processes: {str(error).splitlines()[0]} Set a "
+                    f"there is no room to exchange numbers with the other processes: {first_line(error)}. Set a "
                     "smaller batch_size, or gradient_checkpointing=True."
                 ) from error
             if not _is_of_connection(error):

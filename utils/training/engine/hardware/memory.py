@@ -17,7 +17,7 @@ import torch
 
 from utils.data.batch import Batch
 from utils.environment import free_memory_bytes
-from utils.errors import OutOfMemoryError, TrainbookError
+from utils.errors import OutOfMemoryError, TrainbookError, first_line
 
 T = TypeVar("T")
 
@@ -170,12 +170,12 @@ class Pieces:
         size = max(map(rows_of, pieces))
         if not split_up:
             raise OutOfMemoryError(
-                f"{what} ({_shapes(pieces[0])}) does not fit in memory: {str(error).splitlines()[0]} With sharded layers a "
+                f"{what} ({_shapes(pieces[0])}) does not fit in memory: {first_line(error)}. With sharded layers a "
                 "pass cannot be split by one process. Set a smaller batch_size."
             ) from error
         if size <= 1:
             raise OutOfMemoryError(
-                f"{what} with a single sample ({_shapes(pieces[0])}) does not fit in memory: {str(error).splitlines()[0]} "
+                f"{what} with a single sample ({_shapes(pieces[0])}) does not fit in memory: {first_line(error)}. "
                 "Train on shorter sequences, set gradient_checkpointing=True, or take a smaller model."
             ) from error
         self.most = (size + 1) // 2

@@ -15,6 +15,7 @@ from utils.data.batch import IGNORED, Batch
 from utils.errors import ConfigError, ModelError
 from utils.training.engine.loss.tasks.base import Task, float_ids_hint
 from utils.training.engine.metrics import Sums, metrics_of, widest
+from utils.training.task_kinds import kind_of_task
 from utils.training.task_spec import TaskSpec
 
 # How transformers' classes end, and what they are for.
@@ -22,13 +23,6 @@ _ENDINGS = {
     "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForMaskedLM": "masked_lm",
     "ForSequenceClassification": "text_classification", "ForTokenClassification": "token_classification",
     "ForImageClassification": "image_classification", "ForConditionalGeneration": "seq2seq", "ForSeq2SeqLM": "seq2seq",
-}  # fmt: skip
-
-_WORDS = {
-    "causal_lm": "predicting the next token", "masked_lm": "predicting masked tokens",
-    "seq2seq": "writing one text for another", "text_classification": "a class for each sample",
-    "token_classification": "a class for each token", "image_classification": "a class for each image",
-    "regression": "a number for each sample",
 }  # fmt: skip
 
 _PROBLEMS = {"regression", "single_label_classification", "multi_label_classification"}  # transformers' problem_type
@@ -69,13 +63,13 @@ def infer_task_spec(
     filled = _filled(spec, found, model, batch, tokenizer)
     several = ", several classes at once" if filled.multi_label else ""
     count = f", {filled.num_classes} of them" if filled.num_classes is not None and spec.num_classes is None else ""
-    what = _WORDS.get(found.task_type, found.task_type)
+    what = kind_of_task(found.task_type).learns or found.task_type
     return filled, f"Task: {what}{several}{count} ({'inferred: ' if found.reason != 'as given' else ''}{found.reason})."
 
 
 def _found(model: nn.Module, batch: Batch) -> _Found:
     found = _from_class(model)
-    if found is not None and found.task_type in ("text_classification", "image_classification"):
+    if found is not None and kind_of_task(found.task_type).targets == "classes":
         return _kind_of_head(model, batch, found)
     if found is not None:
         return found
@@ -181,10 +175,11 @@ def _filled(spec: TaskSpec, found: _Found, model: nn.Module, batch: Batch, token
         changes["task_type"] = task_type
         if task_type == "image_classification" and spec.modality == "text":
             changes["modality"] = "vision"
-    if task_type in ("text_classification", "image_classification") and spec.multi_label is None:
+    targets = kind_of_task(task_type).targets
+    if targets == "classes" and spec.multi_label is None:
         by_labels = labels is not None and labels.is_floating_point() and labels.dim() == 2
         changes["multi_label"] = by_labels or _problem_type(model) == "multi_label_classification"
-    if task_type == "regression" and spec.num_classes is None and labels is not None:
+    if targets == "numbers" and spec.num_classes is None and labels is not None:
         changes["num_classes"] = 1 if labels.dim() < 2 else labels.shape[1]
     if task_type.endswith("classification") and spec.num_classes is None:
         changes["num_classes"] = _num_classes(model, batch)
