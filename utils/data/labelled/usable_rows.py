@@ -15,9 +15,10 @@ from utils.errors import DataError
 from utils.schema import shown
 
 # What pandas writes or reads for a missing value (`read_csv`, na_values), the empty text left out, which is no label.
-_MISSING_WORDS = frozenset(
-    "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
-)
+_MISSING_WORDS = (
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
+    "None", "n/a", "nan", "null",
+)  # fmt: skip
 # Rows that are read at once.
 _CHUNK = 1000
 # Rows that a message names of each kind.
@@ -106,9 +107,9 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
 def _doubtful_note(word: str, rows: list[int]) -> str:
     several = len(rows) > 1
     return (
-        f"{len(rows):,} label{'s are' if several else ' is'} {shown(word)} ({_listed(rows)}, counted from 0), which often stands "
-        "for a missing value: here it is a class of its own. Where the label is missing, empty the cell: rows without a label "
-        "are left out."
+        f"{len(rows):,} label{'s are' if several else ' is'} {shown(word)} ({_listed(rows)}, counted from 0), which often "
+        "stands for a missing value: here it is a class of its own. Where the label is missing, empty the cell: rows without a "
+        "label are left out."
     )
 
 
