@@ -14,8 +14,8 @@ from utils.data.read.task_columns import Columns
 from utils.errors import DataError
 from utils.schema import shown
 
-# What pandas writes or reads for a missing value (`read_csv`, na_values), the empty text left out, which is no label.
-_MISSING_WORDS = (
+#: What pandas writes or reads for a missing value (`read_csv`, na_values), the empty text left out, which is no label.
+MISSING_WORDS = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
     "None", "n/a", "nan", "null",
 )  # fmt: skip
@@ -86,7 +86,7 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
             problem = _problem(text, pair, label if columns.label is not None else None, columns, task_type)
             if problem:
                 bad.setdefault(problem, []).append(row)
-            elif task_type == "text_classification" and isinstance(label, str) and label.strip() in _MISSING_WORDS:
+            elif task_type == "text_classification" and isinstance(label, str) and label.strip() in MISSING_WORDS:
                 doubtful.setdefault(label, []).append(row)
     count = sum(map(len, bad.values()))
     said = "; ".join(f"{len(rows):,} with {problem} ({_listed(rows)})" for problem, rows in bad.items())

@@ -135,8 +135,8 @@ def _layout(sample: list[str], file: Path) -> _Layout:
     width = Counter(map(len, rows)).most_common(1)[0][0]
     if width < 2:
         raise DataError(
-            f"{file}: lines have one field, such as {excerpt(rows[0][0])}; give a word and its tag a line, with a tab or a blank "
-            "between them."
+            f"{file}: lines have one field, such as {excerpt(rows[0][0])}; give a word and its tag a line, with a tab or a "
+            "blank between them."
         )
     numbered = width > 2 and rows[0][0] in ("0", "1") and all(_is_number(fields[0]) for fields in rows)
     if numbered and width == len(_CONLL_U):

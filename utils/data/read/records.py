@@ -52,6 +52,15 @@ def read_tables(
             yield file, table
 
 
+def numbered_rows(file: Path, options: ReadOptions, bad: BadLines) -> Iterator[Row]:
+    """The rows of one file, each with its line; the rows of a Parquet table are counted from 1. Raises as `read_tables`."""
+    file_format = options.file_format or format_of(file)
+    if file_format != "parquet":
+        return _rows(file, file_format, options, bad)
+    rows = (row for table in _parquet_tables(file, ()) for row in table.to_pylist())
+    return (Row(number, row) for number, row in enumerate(rows, start=1))
+
+
 def labelled_format(file: Path) -> str:
     """Format of a file whose rows have labels: as `format_of`, and "conll" for a plain text of words with BIO tags."""
     named = format_of(file)

@@ -168,8 +168,8 @@ def long_validation(
     ways = f"Set max_val_samples, such as max_val_samples={max(trained, 10 * data.validation_batch_size)}"
     ways += "" if config.eval_every == "epoch" or config.eval_every == total_steps else ", or a larger eval_every"
     return (
-        f"A validation reads {data.num_validation:,} samples ({batches:,} batches), and between two of them only "
-        f"{trained:,} samples are trained on: most of the time goes into validation. {ways}."
+        f"A validation reads {data.num_validation:,} samples in {batches:,} batches, and the training between two of them only "
+        f"{trained:,}: most of the time goes into validation. {ways}."
     )
 
 
