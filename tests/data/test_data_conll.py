@@ -43,7 +43,7 @@ CONLL_U = """# newdoc id = n1
         (BIO.replace("\t", " ").replace("\n", "\r\n"), [ADA, TURIN]),
         (BIO.replace("\n\n", "\n\t\n \n\n"), [ADA, TURIN]),
         ("# id = 1\n" + BIO.replace("\n\n", "\n\n# text = Turin\n").replace("\t", " "), [ADA, TURIN]),
-        ("# O\n#fun B-X\n", [{"tokens": ["#", "#fun"], "tags": ["O", "B-X"]}]),
+        ("# O\n#fun B-X\nAda O\n", [{"tokens": ["#", "#fun", "Ada"], "tags": ["O", "B-X", "O"]}]),
         (
             "-DOCSTART- -X- -X- O\n\nAda NNP I-NP I-PER\nlives VBZ I-VP O\n-DOCSTART- -X- -X- O\n\n",
             [{"tokens": ["Ada", "lives"], "column 2": ["NNP", "VBZ"], "column 3": ["I-NP", "I-VP"], "tags": ["I-PER", "O"]}],
@@ -88,8 +88,8 @@ def test_malformed_lines_are_named(written, content, message):
 
 
 def test_files_become_examples(tmp_path, written):
-    for name, content in (("train.bio", BIO * 4), ("dev.bio", BIO), ("test.bio", "nothing to see\n")):
-        written(content.replace("\nTurin", "\n\nTurin"), name)
+    for name, content in (("train.bio", (BIO + "\n") * 4), ("dev.bio", BIO), ("test.bio", "nothing to see\n")):
+        written(content, name)
     setup = SetupConfig(dataset_path=str(tmp_path), task="token_classification", max_length=8, vocab_size=64)
     data = prepare_data(setup)
     assert data.task_spec.preprocessing_config["class_names"] == ["B-LOC", "B-PER", "O"]

@@ -87,11 +87,11 @@ def test_a_column_split_divides_the_rows(photos):
     [
         ("img/0.png,dog\nimg/9.png,cat\nimg/8.png,cat\n", DataNotFoundError,
          "2 of 3 rows cannot be used. Correct or remove them; paths begin in {photos}.\n"
-         "  2 files that are not there: line 3 ('img/9.png'), line 4 ('img/8.png')"),
-        ("img/0.png,dog\n../a.png,cat\n/etc/a.png,cat\n", DataError, "2 paths that lead out of the table's folder"),
-        ("img/0.png,dog\nimg/1.png,\n", DataError, "1 rows without a label: line 3 ('img/1.png')"),
-        ("img/0.png,dog\n,cat\n", DataError, "1 rows without a path: line 3 ('')"),
-        ("img/0.png,dog\nlabels.csv,cat\n", DataError, "1 files that do not end in .png, .jpg, .jpeg"),
+         "  files that are not there (2): line 3 ('img/9.png'), line 4 ('img/8.png')"),
+        ("img/0.png,dog\n../a.png,cat\n/etc/a.png,cat\n", DataError, "paths that lead out of the table's folder (allow_outside=True permits them) (2): line 3 ('../a.png'), line 4"),
+        ("img/0.png,dog\nimg/1.png,\n", DataError, "rows without a label (1): line 3 ('img/1.png')"),
+        ("img/0.png,dog\n,cat\n", DataError, "rows without a path (1): line 3 ('')"),
+        ("img/0.png,dog\nlabels.csv,cat\n", DataError, "files that do not end in .png, .jpg, .jpeg"),
         ("img/0.png,dog\nimg/1.png,dog\n", DataError, "every training image has the label dog"),
         ("", DataError, "holds no rows"),
     ],

@@ -170,7 +170,7 @@ def _columns(rows: Sequence[Row], image: str | None, label: str | None, file: Pa
     return _Columns(found.text, found.label, part)
 
 
-_NO_FILE, _NO_LABEL = "files that are not there", "rows without a label"
+_NO_FILE = "files that are not there"
 
 
 def _read(row: Row, columns: _Columns, folder: Path, *, allow_outside: bool) -> _Listed | str:
@@ -186,7 +186,7 @@ def _read(row: Row, columns: _Columns, folder: Path, *, allow_outside: bool) -> 
     if not path.is_file():
         return _NO_FILE
     if is_missing(label) or not str(label).strip():
-        return _NO_LABEL
+        return "rows without a label"
     label = int(label) if isinstance(label, float) and label.is_integer() else label
     if not isinstance(label, (str, int)):
         return "labels that are neither texts nor whole numbers"
@@ -208,7 +208,7 @@ def _refuse(rows: Sequence[Row], found: Sequence[_Listed | str], columns: _Colum
     for problem, wrong in problems.items():
         named = ", ".join(f"line {row.line:,} ({shown(row.values.get(columns.image))})" for row in wrong[:_NAMED])
         more = f" and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
-        lines.append(f"\n  {len(wrong):,} {problem}: {named}{more}")
+        lines.append(f"\n  {problem} ({len(wrong):,}): {named}{more}")
     count = sum(map(len, problems.values()))
     kind = DataNotFoundError if list(problems) == [_NO_FILE] else DataError
     raise kind(
