@@ -138,7 +138,8 @@ def _layout(sample: list[str], file: Path) -> _Layout:
             f"{file}: lines have one field, such as {excerpt(rows[0][0])}; give a word and its tag a line, with a tab or a "
             "blank between them."
         )
-    numbered = width > 2 and rows[0][0] in ("0", "1") and all(_is_number(fields[0]) for fields in rows)
+    first = next((fields[0] for fields in rows if _NUMBER.fullmatch(fields[0])), "")
+    numbered = width > 2 and first in ("0", "1") and all(_is_number(fields[0]) for fields in rows)
     if numbered and width == len(_CONLL_U):
         return _Layout(tabs, _CONLL_U, numbered, bio=False)
     places = tuple(f"column {place}" for place in range(1, width + 1))
