@@ -352,7 +352,8 @@ def test_max_samples_limit_what_is_used():
     ("settings", "is_long"), [({"max_steps": 1}, True), ({"eval_every": 1, "max_steps": 2}, True), ({}, False)]
 )
 def test_validations_far_longer_than_the_training_between_them_are_reported(settings, is_long):
-    config = {"batch_size": 1, "gradient_accumulation_steps": 1, "epochs": 1, "max_train_samples": 8, **settings}
+    config = {"batch_size": 1, "gradient_accumulation_steps": 1, "epochs": 1, "max_train_samples": 8}
+    config |= {"warmup_steps": 0, **settings}
     results = train(train_set(), TensorDataset(token_rows(60)), plain_lm(), **config)
     said = [notice for notice in results.notices if "goes into validation" in notice]
     expected = "A validation reads 60 samples in 60 batches, and the training between two of them only 1:"
