@@ -16,7 +16,7 @@ from utils.schema import shown
 from utils.training.adapter_checkpoints import check_base
 from utils.training.engine import rng
 from utils.training.engine.checkpointing.saver import environment_facts
-from utils.training.engine.checkpointing.store import Payload
+from utils.training.engine.checkpointing.store import SCHEMA, Payload
 from utils.training.engine.checkpointing.weights import fitting_weights, load_model_weights, plain_name
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.averaging import WeightAverage
@@ -222,6 +222,12 @@ def check_same(
             'on with the new settings, set on_config_change="continue".'
         )
     said = []
+    if (schema := checkpoint.get("schema", 1)) > SCHEMA:
+        made_by = checkpoint["environment"].get("trainbook", "an unknown version")
+        said.append(
+            f"{start.source} was saved by a newer Trainbook ({made_by}, schema {schema}; this version knows schemas up to "
+            f"{SCHEMA}): what only the newer one saves is not restored."
+        )
     if changes:
         said.append(f"Continued with other settings, so not exactly the run that was saved: {'; '.join(changes)}.")
     moved = [
