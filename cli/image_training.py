@@ -265,7 +265,7 @@ def _train(trainer: Trainer, settings: ImageSettings) -> int:
     except TrainingInterrupted as error:
         write_file(folder / "interrupted_model.pth", dict(trainer.model.state_dict()))
         print(
-            f"\n{error}\nsaved  {folder / 'interrupted_model.pth'}\ncontinue with --resume "
+            f"\n{error.what_happened}\nweights  {folder / 'interrupted_model.pth'}\ncontinue with --resume "
             f"{trainer.experiment_manager.name}", file=sys.stderr,
         )  # fmt: skip
         return 130

@@ -130,12 +130,9 @@ def _status(options: argparse.Namespace, rank: str) -> int:
     except TrainingInterrupted as error:
         if rank != "0":
             return 130
-        print(f"\n{error}", file=sys.stderr)
-        if getattr(error.results, "checkpoint_path", None) is not None:
-            print(
-                f"saved  {error.results.checkpoint_path}\ncontinue with the same command and --resume auto",
-                file=sys.stderr,
-            )
+        can_continue = getattr(error.results, "checkpoint_path", None) is not None
+        way_on = "\ncontinue with the same command and --resume auto" if can_continue else ""
+        print(f"\n{error.what_happened}{way_on}", file=sys.stderr)
         return 130
     except SystemExit as error:
         if error.code == 143 and rank == "0":

@@ -296,8 +296,10 @@ class TrainingInterrupted(_ShownShort, KeyboardInterrupt):
 
     Attributes:
         results: the `TrainingResults` up to the interrupt, or None when the interrupt came before the first step.
+        what_happened: the message without how to continue from Python, for a front end that continues in another way.
     """
 
-    def __init__(self, message: str, results: Any = None) -> None:
-        super().__init__(scrub(message))
+    def __init__(self, message: str, results: Any = None, *, to_continue: str = "") -> None:
+        super().__init__(scrub(f"{message} {to_continue}".rstrip()))
+        self.what_happened = scrub(message)
         self.results = results

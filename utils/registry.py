@@ -76,19 +76,19 @@ class Registry:
         return sorted(cls._factories)
 
     @classmethod
-    def create(cls, name: str, **arguments: Any) -> Any:
+    def create(cls, name: str, *values: Any, **arguments: Any) -> Any:
         """A new one.
 
         Args:
             name: one of `list_available()`.
-            **arguments: passed to the class or function.
+            *values, **arguments: passed to the class or function.
         Raises:
             ConfigError: an unknown name, or arguments that it does not take; says which it takes.
         """
         factory = cls.get(name)
         signature = inspect.signature(factory)
         try:
-            signature.bind(**arguments)
+            signature.bind(*values, **arguments)
         except TypeError as error:
             known = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
             wrong = next((argument for argument in arguments if argument not in known), None)
@@ -97,7 +97,7 @@ class Registry:
             raise ConfigError(
                 f"{_capital(cls.KIND)} {name!r}: {error}. It takes {', '.join(known) or 'no arguments'}.{hint}"
             ) from error
-        return factory(**arguments)
+        return factory(*values, **arguments)
 
     @classmethod
     def _load_built_in(cls) -> None:

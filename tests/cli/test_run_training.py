@@ -190,8 +190,9 @@ def test_each_signal_saves_and_the_same_command_continues(job, tmp_path):
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
     step = last_step()
+    assert err.count("continue") == 1
     assert "--resume auto" in err
-    named = Path(re.search(r"^saved +(.+)$", err, re.MULTILINE)[1])
+    named = Path(re.search(r"saved as (.+)\.$", err, re.MULTILINE)[1])
     assert read_checkpoint(named)["state"]["step"] == step
 
     resumed = start(SCRIPT, "--config", job, "--resume", "auto", cwd=tmp_path)

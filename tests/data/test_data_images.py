@@ -40,7 +40,9 @@ def mnist(tmp_path):
 
 
 def test_data_sets_are_found_by_name_in_any_case(monkeypatch):
-    assert DatasetRegistry.list_available() == ["cifar10", "digits", "fashion-mnist", "image_folder", "mnist"]
+    assert DatasetRegistry.list_available() == [
+        "cifar10", "digits", "fashion-mnist", "image_folder", "image_table", "mnist",
+    ]  # fmt: skip
     assert DatasetRegistry.get("MNIST") is MNISTDataset
     monkeypatch.setattr(DatasetRegistry, "_factories", dict(DatasetRegistry._factories))
 
@@ -49,6 +51,7 @@ def test_data_sets_are_found_by_name_in_any_case(monkeypatch):
         pass
 
     assert isinstance(DatasetRegistry.create("mine", root="elsewhere"), Mine)
+    assert DatasetRegistry.create("mine", "elsewhere").root.name == "elsewhere"
     assert "mine" not in ModelRegistry.list_available()
 
 
@@ -57,6 +60,8 @@ def test_an_unknown_data_set_lists_what_there_is():
         DatasetRegistry.create("minst")
     with pytest.raises(ConfigError, match="'roots'.*It takes root, download.*Did you mean root"):
         DatasetRegistry.create("mnist", roots="x")
+    with pytest.raises(ConfigError, match="too many positional arguments.*It takes root, download"):
+        DatasetRegistry.create("mnist", "x", True, False, 28)
 
 
 # IDX files

@@ -183,6 +183,19 @@ def test_missing_values_of_a_frame_are_missing():
     assert prepared(frame, on_bad_row="skip").train.columns["labels"].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "None"])
+def test_labels_that_are_words_for_a_missing_value_are_classes_and_counted(word):
+    records = [*RECORDS, {"text": "a cat", "label": word}, {"text": "a dog", "label": word}, {"text": "a", "label": ""}]
+    data = prepared(records, on_bad_row="skip")
+    assert word in data.report.labels
+    assert data.report.notes[:2] == [
+        "Passed over: 1 with no label (row 14). Rows count from 0.",
+        f"2 labels are '{word}' (rows 12, 13, counted from 0), which often stands for a missing value: here it is a class of its "
+        "own. Where the label is missing, empty the cell: rows without a label are left out.",
+    ]
+    assert not [note for note in prepared().report.notes if "missing value" in note]
+
+
 @pytest.mark.parametrize(
     ("row", "task", "problem"),
     [

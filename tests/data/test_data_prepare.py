@@ -21,6 +21,7 @@ from utils.data.text.report import unigram_loss
 from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.models import ModelRegistry
 from utils.tokenization import build_character_tokenizer
+from utils.training import Trainer, TrainingConfig
 from utils.training.coordinator.arguments import DataArguments
 from utils.ui.setup_config import SetupConfig
 
@@ -164,6 +165,14 @@ def test_the_task_has_the_models_vocabulary_and_the_blocks_length(text_file, mod
     assert any("of the model's 400 are never used" in note for note in data.report.notes)
 
 
+def test_without_a_model_the_task_has_the_vocabulary_that_the_tokenizer_came_to_have():
+    data = prepare_text(["ab ab abba " * 40], vocab_size=96, block_size=8, tokenizer_strategy="character")
+    assert data.task_spec.vocab_size == len(data.tokenizer) < 96
+    model = ModelRegistry.create("gpt-small", vocab_size=len(data.tokenizer), max_seq_len=8, n_layer=1, n_embd=8, n_head=1)
+    trainer = Trainer(model, training_config=TrainingConfig(max_steps=1), task_spec=data.task_spec)
+    assert trainer.train(data.train).steps == 1
+
+
 def test_without_a_share_there_is_no_validation(text_file, model):
     data = prepare_data(Setup(dataset_path=text_file, val_split=0.0), model)
     assert data.validation is None
@@ -201,7 +210,8 @@ def test_the_builtin_corpus_goes_through_the_real_setup():
 def test_sizes_may_come_from_the_model_alone_or_from_the_setup_alone(text_file):
     plain = nn.Sequential(nn.Embedding(350, 4), nn.Linear(4, 350))
     assert prepare_data(Setup(dataset_path=text_file, vocab_size=None), plain).task_spec.vocab_size == 350
-    assert prepare_data(Setup(dataset_path=text_file)).task_spec.vocab_size == 400
+    data = prepare_data(Setup(dataset_path=text_file))
+    assert data.task_spec.vocab_size == len(data.tokenizer) <= 400
 
 
 # The report

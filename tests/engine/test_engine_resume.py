@@ -356,6 +356,16 @@ def test_more_epochs_continue_a_finished_run():
     longer = run(tiny_gpt(seed=9), resume_from="auto", epochs=4, on_config_change="continue")
     assert longer.epochs_trained == 4
     assert [row["epoch"] for row in longer.history] == [0, 1, 2, 3]
+    rates = [f"{row['train/learning_rate']:.3g}" for row in longer.step_rows if row["step"] in (6, 7)]
+    (said,) = [notice for notice in longer.notices if "learning rate rises" in notice]
+    assert f"rises from {rates[0]} in the last step to {rates[1]} in the next one: lr_schedule='cosine'" in said
+
+
+@pytest.mark.parametrize(("changes", "stop_at"), [({"epochs": 3}, 1), ({"epochs": 2, "lr_schedule": "constant"}, None)])
+def test_a_rate_that_does_not_rise_when_a_run_is_continued_is_no_notice(changes, stop_at):
+    run(tiny_gpt(), stop_at=stop_at, **changes)
+    longer = run(tiny_gpt(), resume_from="auto", **{**changes, "epochs": 4}, on_config_change="continue")
+    assert not [notice for notice in longer.notices if "learning rate rises" in notice]
 
 
 def test_the_callers_random_state_and_the_models_mode_are_left_alone():

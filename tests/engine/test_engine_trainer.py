@@ -89,6 +89,31 @@ def test_a_stream_is_taken_in_its_own_order_and_said_so():
     results = train(loader, max_steps=2)
     assert results.steps == 2
     assert any("exact resume is not promised" in notice for notice in results.notices)
+    assert not any("was planned for" in notice for notice in results.notices)
+
+
+def test_a_stream_that_ends_before_its_plan_or_can_be_read_once_is_reported():
+    results = train(DataLoader(Endless(), batch_size=4), model=plain_lm(), max_steps=50, run_name="short")
+    (said,) = [notice for notice in results.notices if "was planned for the 50 of max_steps" in notice]
+    assert said.startswith("The run ended after step 3, because train_data has no more in 1 epochs")
+
+    class Once(IterableDataset):
+        rows = iter(token_rows())
+
+        def __iter__(self):
+            return self.rows
+
+    with pytest.raises(DataError, match="no batch in epoch 2: it can be read only once.*the 1 before are saved"):
+        train(DataLoader(Once(), batch_size=4), model=plain_lm(), max_steps=50, epochs=2, run_name="once")
+
+
+def test_lists_of_numbers_that_default_collate_takes_apart_are_explained():
+    class Lists(IterableDataset):
+        def __iter__(self):
+            return ({"input_ids": row.tolist()} for row in token_rows(4))
+
+    with pytest.raises(DataTypeError, match="default_collate.*with_format"):
+        train(DataLoader(Lists(), batch_size=4), max_steps=2)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +371,19 @@ def test_deterministic_holds_for_the_training_only():
 def test_max_samples_limit_what_is_used():
     results = train(train_set(), validation_set(), max_train_samples=8, max_val_samples=3)
     assert results.state.targets_done == 8 * 15
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_long"), [({"max_steps": 1}, True), ({"eval_every": 1, "max_steps": 2}, True), ({}, False)]
+)
+def test_validations_far_longer_than_the_training_between_them_are_reported(settings, is_long):
+    config = {"batch_size": 1, "gradient_accumulation_steps": 1, "epochs": 1, "max_train_samples": 8}
+    config |= {"warmup_steps": 0, **settings}
+    results = train(train_set(), TensorDataset(token_rows(60)), plain_lm(), **config)
+    said = [notice for notice in results.notices if "goes into validation" in notice]
+    expected = "A validation reads 60 samples in 60 batches, and the training between two of them only 1:"
+    assert bool(said) == is_long
+    assert all(expected in notice and "max_val_samples=10" in notice for notice in said)
 
 
 def test_a_config_given_in_the_model_configs_place_is_understood():

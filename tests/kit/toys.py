@@ -145,5 +145,5 @@ def assert_same_run(first: TrainingResults, second: TrainingResults) -> None:
         del state["elapsed_s"], state["energy"]  # of the machine
     assert states[0] == states[1]
     # As JSON lines, in which NaN is equal to NaN.
-    mine, theirs = ([json_line(row) for row in without_times(results.step_rows())] for results in (first, second))
+    mine, theirs = ([json_line(row) for row in without_times(results.step_rows)] for results in (first, second))
     assert mine == theirs

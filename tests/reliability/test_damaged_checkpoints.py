@@ -70,6 +70,7 @@ def test_nothing_intact_is_an_error_that_lists_what_was_tried():
     with pytest.raises(CheckpointError, match="no intact checkpoint") as caught:
         train(resume_from="auto")
     assert not isinstance(caught.value, CheckpointNotFoundError)
+    assert "train anew with another run_name" in str(caught.value)
     assert str(newer) in str(caught.value)
     assert str(older) in str(caught.value)
 

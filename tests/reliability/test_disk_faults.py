@@ -88,12 +88,15 @@ def test_f04_disk_full_while_saving(size_bytes, saves, unbroken):
 
 
 def test_disk_full_with_a_warning_trains_on(saves, unbroken):
-    def warned() -> tuple[int, list[str]]:
+    def warned() -> tuple[int, list[str], list[str]]:
         records = log_records()
-        return train(tiny_gpt(), FillDisk(9, 20_000), on_save_error="warn").steps, records
+        results = train(tiny_gpt(), FillDisk(9, 20_000), on_save_error="warn")
+        return results.steps, results.notices, records
 
-    steps, records = in_child(warned).value
+    steps, notices, records = in_child(warned).value
     assert steps == unbroken.steps
+    (said,) = [notice for notice in notices if "checkpoint could not be saved" in notice]
+    assert "epoch_3.pt: not enough disk space" in said
     assert [record.split(":")[0] for record in records] == ["Training continues without this checkpoint"] * 2
     assert "epoch_3.pt" in records[0]
     assert "epoch_4.pt" in records[1]

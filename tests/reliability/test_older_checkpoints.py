@@ -105,6 +105,14 @@ def test_an_unknown_setting_is_named_and_may_be_ignored():
     assert any("from_the_future" in notice for notice in results.notices)
 
 
+def test_a_checkpoint_of_a_newer_schema_resumes_and_is_reported():
+    rewritten(run_folder("schema_1"), lambda payload: payload.update(schema=SCHEMA + 1, from_the_future={"a": 1}))
+    results = resumed()
+    assert_is_the_whole_run(results)
+    said = [notice for notice in results.notices if "was saved by a newer Trainbook" in notice]
+    assert [f"schema {SCHEMA + 1}; this version knows schemas up to {SCHEMA}" in notice for notice in said] == [True]
+
+
 def test_an_unknown_field_of_the_state_is_named_with_both_schemas():
     def newer(payload: dict[str, Any]) -> None:
         payload["schema"] = SCHEMA + 1

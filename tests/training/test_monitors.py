@@ -183,7 +183,8 @@ def test_the_learning_rate_of_every_step():
     monitor = LearningRateMonitor()
     results = train(plain_lm(), monitor)
     assert monitor.steps == [1, 2, 3, 4, 5, 6]
-    assert monitor.rates == [row["train/learning_rate"] for row in results.step_rows()]
+    assert monitor.rates == [row["train/learning_rate"] for row in results.step_rows]
+    assert results.step_rows() == results.step_rows  # also as a method
     assert len(set(monitor.rates)) > 3
 
 

@@ -71,6 +71,12 @@ def _as_tensor(name: str, entry: Any) -> Tensor:
     try:
         return torch.as_tensor(entry)
     except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(entry, (tuple, list)) and all(isinstance(part, Tensor) for part in entry):
+            raise DataTypeError(
+                f"{name!r} of a batch is {described(entry)}, as torch's default_collate makes of samples that hold lists of "
+                'numbers. Have samples hold tensors (of a Hugging Face dataset: .with_format("torch")), or give the DataLoader '
+                "a collate_fn."
+            ) from error
         raise DataTypeError(
             f"{name!r} of a batch is {described(entry)}, which cannot become a tensor ({first_line(error)}). Remove {name!r} "
             "from the samples, or give a data_collator that leaves it out or turns it into numbers."

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from utils.data.read.columns import KNOWN_NAMES
 from utils.data.read.files import find_files, format_of
-from utils.data.read.records import read_tables
+from utils.data.read.records import labelled_format, read_tables
 from utils.data.read.rows import BadLines, ReadOptions, listed
 from utils.errors import ConfigError, DataError
 from utils.training.task_kinds import TASKS, kind_of_task
@@ -86,9 +86,11 @@ def recognise(path: str | os.PathLike[str]) -> Recognised:
         DataNotFoundError, DataError: there is no such file, or it cannot be read.
     """
     file = find_files(path).files[0]
-    if format_of(file) == "txt":
+    file_format = labelled_format(file)
+    if file_format == "txt":
         return Recognised(is_text=True)
-    first = next((table for _, table in read_tables([file], ReadOptions(), BadLines("skip"))), None)
+    options = ReadOptions(file_format=file_format)
+    first = next((table for _, table in read_tables([file], options, BadLines("skip"))), None)
     if first is None:
         return Recognised()
     return recognise_rows(first.slice(0, _FIRST_ROWS).to_pylist())
@@ -196,6 +198,7 @@ def prepare_files(
     from utils.data.conversations.prepare import prepare_conversations
 
     if not holds_conversations(path, layout):
+        _refuse_tagged(path)
         return None
     found = load_records(path, with_validation=val_split > 0)
     data = prepare_conversations(
@@ -250,18 +253,32 @@ def named_classes(model: Any) -> list[str] | None:
 
 def labelled_rows(path: str | os.PathLike[str], *, with_validation: bool) -> LoadedRecords:
     """The rows of files with labels, columns without a value included. Raises as `load_records`, and for plain text."""
-    if format_of(find_files(path).files[0]) == "txt":
+    if labelled_format(find_files(path).files[0]) == "txt":
         raise DataError(
             f"{os.fspath(path)} is plain text, which has no labels. Give a csv, tsv, json, jsonl or parquet file with a "
-            "column of texts and one of labels."
+            "column of texts and one of labels; for words with tags also a CoNLL file: a word and its tag a line, a blank line "
+            "after each sentence."
         )
     return load_records(path, with_validation=with_validation, keep_empty=True)
 
 
 def _records(files: Sequence[Any], options: ReadOptions, keep_empty: bool) -> list[dict[str, Any]]:
     bad = BadLines(options.on_bad_line)
-    rows = (row for _, table in read_tables(files, options, bad) for row in table.to_pylist())
+    formats = {file: labelled_format(file) for file in files}
+    tables = (
+        table for file in files for _, table in read_tables([file], replace(options, file_format=formats[file]), bad)
+    )
+    rows = (row for table in tables for row in table.to_pylist())
     return list(rows) if keep_empty else [_without_nulls(row) for row in rows]
+
+
+def _refuse_tagged(path: str | os.PathLike[str]) -> None:
+    """Raises ConfigError for a CoNLL file, which a language model would read with its tags."""
+    if format_of(find_files(path).files[0]) == "conll":
+        raise ConfigError(
+            f'{os.fspath(path)} holds words with tags, which token classification learns: set task="token_classification". '
+            "For a language model save its words as a .txt file."
+        )
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -391,8 +391,13 @@ def _limited(source: Source | StreamSource, limit: int | None) -> int | None:
     return len(source) if limit is None else min(limit, len(source))
 
 
-def nothing_to_learn(num_samples: int) -> str:
-    """Error message for an epoch of `num_samples` samples without a single target."""
+def nothing_to_learn(num_samples: int, epoch: int = 0) -> str:
+    """Error message for an epoch (from 0) of `num_samples` samples without a single target."""
+    if num_samples == 0 and epoch > 0:
+        return (
+            f"train_data gave no batch in epoch {epoch + 1}: it can be read only once. Have __iter__ begin anew each time, or "
+            f"train one epoch of it; the {epoch} before are saved."
+        )
     if num_samples == 0:
         return "train_data gave no batch in a whole epoch. See what its loader or sampler yields."
     return (

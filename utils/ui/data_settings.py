@@ -52,7 +52,7 @@ class DataSettings(Schema):
     dataset_path: str | None = setting(
         None,
         "File",
-        "A .txt, .csv, .tsv, .json, .jsonl or .parquet file, a folder of such files, or a pattern such as data/*.txt.",
+        "A .txt, .csv, .tsv, .json, .jsonl, .parquet or .conll file, a folder of such files, or a pattern such as data/*.txt.",
         min_length=1,
     )
     dataset_name: str | None = setting(

@@ -206,10 +206,8 @@ def _check_labelled(setup: SetupConfig, found: Recognised) -> list[Problem]:
         message = f"{task} is learned from a table with labels: choose a file, a dataset of the Hub, Google Drive or an upload"
         return [Problem("task", message)]
     if found.is_text:
-        next_token = choice_name("task", "causal_lm")
-        return [
-            Problem("task", f"{task} needs columns, and the file is plain text; give a table, or choose {next_token}")
-        ]
+        other = f"{choice_name('task', 'causal_lm')} (causal_lm)"
+        return [Problem("task", f"{task} needs columns, and the file is plain text; give a table, or choose {other}")]
     if not found.columns:
         return []
     names = {"text_column": setup.text_column, "label_column": setup.label_column}

@@ -12,7 +12,13 @@ from utils.data.labelled.labels import is_list, label_problem
 from utils.data.labelled.table import Table, is_missing
 from utils.data.read.task_columns import Columns
 from utils.errors import DataError
+from utils.schema import shown
 
+#: What pandas writes or reads for a missing value (`read_csv`, na_values), the empty text left out, which is no label.
+MISSING_WORDS = (
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
+    "None", "n/a", "nan", "null",
+)  # fmt: skip
 # Rows that are read at once.
 _CHUNK = 1000
 # Rows that a message names of each kind.
@@ -72,6 +78,7 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
     """
     everything = Part(table, columns, np.arange(table.num_rows))
     bad: dict[str, list[int]] = {}
+    doubtful: dict[str, list[int]] = {}
     for place, texts, pairs in everything.chunks():
         second = texts if pairs is None else pairs
         labels = everything.labels(place) if columns.label is not None else texts
@@ -79,6 +86,8 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
             problem = _problem(text, pair, label if columns.label is not None else None, columns, task_type)
             if problem:
                 bad.setdefault(problem, []).append(row)
+            elif task_type == "text_classification" and isinstance(label, str) and label.strip() in MISSING_WORDS:
+                doubtful.setdefault(label, []).append(row)
     count = sum(map(len, bad.values()))
     said = "; ".join(f"{len(rows):,} with {problem} ({_listed(rows)})" for problem, rows in bad.items())
     if count and on_bad_row == "error":
@@ -88,10 +97,20 @@ def usable_rows(table: Table, columns: Columns, task_type: str, on_bad_row: str,
         )
     if count == table.num_rows:
         raise DataError(f"none of the {count:,} rows of {argument} can be used: {said}.")
+    notes = [_doubtful_note(word, rows) for word, rows in doubtful.items()]
     if not count:
-        return everything
+        return replace(everything, notes=notes)
     rows = np.setdiff1d(everything.rows, [row for rows in bad.values() for row in rows])
-    return Part(table, columns, rows, count, [f"Passed over: {said}."])
+    return Part(table, columns, rows, count, [f"Passed over: {said}. Rows count from 0.", *notes])
+
+
+def _doubtful_note(word: str, rows: list[int]) -> str:
+    several = len(rows) > 1
+    return (
+        f"{len(rows):,} label{'s are' if several else ' is'} {shown(word)} ({_listed(rows)}, counted from 0), which often "
+        "stands for a missing value: here it is a class of its own. Where the label is missing, empty the cell: rows without a "
+        "label are left out."
+    )
 
 
 def _problem(text: Any, pair: Any, label: Any, columns: Columns, task_type: str) -> str | None:

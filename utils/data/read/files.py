@@ -20,6 +20,7 @@ FORMAT_OF_SUFFIX: dict[str, str] = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet", ".pq": "parquet",
+    ".conll": "conll", ".conllu": "conll", ".bio": "conll", ".iob": "conll", ".iob2": "conll",
 }  # fmt: skip
 
 # What file names call the parts of a dataset.

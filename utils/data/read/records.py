@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from utils.data.read.arrow import WRITTEN, tables_of
+from utils.data.read.conll import conll_rows, looks_tagged
 from utils.data.read.csv import csv_rows
 from utils.data.read.decoding import TextPieces, opened
 from utils.data.read.files import format_of
@@ -51,6 +52,21 @@ def read_tables(
             yield file, table
 
 
+def numbered_rows(file: Path, options: ReadOptions, bad: BadLines) -> Iterator[Row]:
+    """The rows of one file, each with its line; the rows of a Parquet table are counted from 1. Raises as `read_tables`."""
+    file_format = options.file_format or format_of(file)
+    if file_format != "parquet":
+        return _rows(file, file_format, options, bad)
+    rows = (row for table in _parquet_tables(file, ()) for row in table.to_pylist())
+    return (Row(number, row) for number, row in enumerate(rows, start=1))
+
+
+def labelled_format(file: Path) -> str:
+    """Format of a file whose rows have labels: as `format_of`, and "conll" for a plain text of words with BIO tags."""
+    named = format_of(file)
+    return "conll" if named == "txt" and looks_tagged(file) else named
+
+
 def _rows(file: Path, file_format: str, options: ReadOptions, bad: BadLines) -> Iterator[Row]:
     pieces = TextPieces(file, options.encoding)
     if file_format == "txt":
@@ -59,6 +75,8 @@ def _rows(file: Path, file_format: str, options: ReadOptions, bad: BadLines) -> 
         return jsonl_rows(pieces, file, bad)
     if file_format == "json":
         return json_rows(pieces, file, bad)
+    if file_format == "conll":
+        return conll_rows(pieces, file, bad)
     return csv_rows(pieces, file, options, bad, tabs=file_format == "tsv")
 
 

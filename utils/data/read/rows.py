@@ -10,7 +10,7 @@ from utils.errors import ConfigError, DataError, Problem
 from utils.schema import nearest, shown
 
 TextUnit = Literal["file", "paragraph", "line"]
-FileFormat = Literal["txt", "csv", "tsv", "json", "jsonl", "parquet"]
+FileFormat = Literal["txt", "csv", "tsv", "json", "jsonl", "parquet", "conll"]
 OnBadLine = Literal["error", "skip"]
 FORMATS: tuple[str, ...] = get_args(FileFormat)
 

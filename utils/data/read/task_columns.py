@@ -25,7 +25,7 @@ TEXT_NAMES = frozenset({*_TEXTS, *(name for pair in (*_PAIRS, *_TARGETS) for nam
 _LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent")
 _NUMBERS = (*_LABELS, "score", "rating", "value", "y")
 _WORDS = ("tokens", "words")
-_TAGS = ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels", "label")
+_TAGS = ("tags", "ner_tags", "pos_tags", "chunk_tags", "upos", "labels", "label")
 # Columns that only number the rows.
 _NUMBERING = ("id", "idx", "index", "guid", "unnamed: 0")
 

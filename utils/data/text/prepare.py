@@ -54,7 +54,8 @@ def prepare_text(
             are iterated several times and never loaded whole.
         vocab_size: maximum size of the vocabulary of a new tokenizer.
         block_size: tokens per block, T.
-        model_vocab_size: token ids that the model takes; None: `vocab_size`.
+        model_vocab_size: token ids that the model takes; None: the model may still be made, with at least as many as the
+            tokenizer has, at most `vocab_size`.
         tokenizer: one that exists already; None: one is trained on the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
         validation_documents: texts that are all for validation; without them `val_split` of the text is held out. Not used
@@ -74,7 +75,7 @@ def prepare_text(
     """
     settings = PackingSettings(packing, shuffle_documents, document_masks)
     check_packing(packing)
-    model_vocab_size = vocab_size if model_vocab_size is None else model_vocab_size
+    most_ids = vocab_size if model_vocab_size is None else model_vocab_size
     texts = _with_text(documents)
     split = _split(texts, validation_documents, val_split, random_seed)
     if tokenizer is None:
@@ -82,20 +83,21 @@ def prepare_text(
         tokenizer, kind = choice.tokenizer, choice.reason
     else:
         kind = f"{type(tokenizer).__name__} with {len(tokenizer):,} tokens (given)"
-    smaller = check_fits(tokenizer, model_vocab_size)
+    smaller = check_fits(tokenizer, most_ids)
     packed = _packed(tokenizer, split, block_size, val_split, settings, cache_dir)
     for part, blocks in (("training", packed.train), ("validation", packed.validation)):
-        _check_ids(part, blocks, model_vocab_size)
+        _check_ids(part, blocks, most_ids)
 
     skipped = len(documents) - len(texts)
     found = [
         *notes,
         *([f"{skipped:,} documents without text were skipped."] if skipped else []),
-        *([smaller] if smaller else []),
+        *([smaller] if smaller and model_vocab_size is not None else []),
         *_notes(packed.train, tokenizer, settings, is_one=len(texts) == 1),
     ]
     report = _report(packed, texts, tokenizer, source=source, split=split.rule, kind=kind, packing=packing, notes=found)
-    task_spec = _task_spec(tokenizer, model_vocab_size, block_size)
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    task_spec = _task_spec(tokenizer, model_vocab_size or max(len(tokenizer), highest + 1), block_size)
     return PreparedData(packed.train, packed.validation, tokenizer, task_spec, report, split)
 
 

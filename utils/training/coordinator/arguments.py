@@ -65,7 +65,7 @@ class DataArguments:
     Attributes:
         dataset: "builtin", the id of a dataset of the Hugging Face Hub, the path of a folder or a text file; a table (a
             Hugging Face Dataset, a pandas DataFrame); a list of texts; rows of token ids; or None.
-        dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths.
+        dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet, conll), a folder of them, or a pattern of paths.
         dataset_source: "drive": dataset_path is one of the user's Google Drive; other sources follow from what is named.
         config_name: the part or version of a named dataset; dataset_split: its split, None for "train";
             text_column: the column of texts.

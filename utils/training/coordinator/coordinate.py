@@ -119,7 +119,7 @@ class TrainingCoordinator:
             dataset: "builtin"; the id of a dataset of the Hugging Face Hub, or the path of a folder or a text file; a Hugging
                 Face Dataset, a pandas DataFrame or a list of texts; rows of token ids. None, and no other data: the built-in
                 corpus, and the results' notices say so.
-            dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet), a folder of them, or a pattern of paths;
+            dataset_path: a file of texts (txt, csv, tsv, json, jsonl, parquet, conll), a folder of them, or a pattern of paths;
                 instead of dataset. dataset_source="drive": one of the user's Google Drive.
             config_name: the part or version of a named dataset; dataset_split: its split, such as "train[:1000]", None for
                 "train"; text_column: its column of texts.

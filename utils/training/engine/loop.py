@@ -195,7 +195,7 @@ class TrainingLoop:
         state, config = self.state, self.config
         loading, seconds, targets = self._loading_s, time.monotonic() - began, state.targets_done - targets_before
         if not state.epoch_sums.targets and not state.skipped_steps:
-            raise DataError(nothing_to_learn(state.samples_done))
+            raise DataError(nothing_to_learn(state.samples_done, epoch))
         cut_short = self._at_step_limit()
         ends = cut_short or epoch + 1 == config.epochs
         row: Row = {"event": "epoch", "epoch": epoch, "step": state.step}
@@ -216,11 +216,21 @@ class TrainingLoop:
             self._next_epoch(row)
         if ends:
             state.stop_reason = early_decay.limit_reason(state) if cut_short else "finished"
+            self._note_unfinished_schedule()
         self._write(row)
         self.events.fire("on_epoch_end", epoch, logs=row)
         self._note_stop()
         measured = self.plan.monitors_training or state.evaluated_step == state.step
         self.saver.after_epoch(self._monitored_value(row) if measured else None)
+
+    def _note_unfinished_schedule(self) -> None:
+        """A stream's length is known only when it ends: before the steps that `max_steps` planned, perhaps."""
+        done, planned = self.state.step, self.total_steps
+        if not self.data.resumable and planned is not None and done < planned:
+            self.events.notice(
+                f"The run ended after step {done:,}, because train_data has no more in {self.config.epochs} epochs, and the "
+                f"learning rate was planned for the {planned:,} of max_steps. Set more epochs, or max_steps={done}."
+            )
 
     def _is_complete(self, cut_short: bool) -> bool:
         """Whether the epoch has had all its samples. Of a stream that the step limit ended nobody knows: only reading on would

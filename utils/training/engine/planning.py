@@ -6,6 +6,7 @@ In the order in which `plan_run` calls them: `plan_data` (batches), `plan_task` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ from utils.training.engine.sanity.compatibility import (
 )
 from utils.training.task_spec import TaskSpec
 from utils.training.training_config import TrainingConfig
+
+# A validation of so many times the samples that are trained on between two of them is reported, from so many batches on.
+_LONG_VALIDATION, _MANY_BATCHES = 10, 50
 
 
 def plan_run(
@@ -72,6 +76,8 @@ def plan_run(
     accumulation = _accumulation(config, data)
     total_steps = planned_steps(config, data, accumulation)
     monitor = plan_monitor(config, data, objective, notice)
+    if (sentence := long_validation(config, data, accumulation, total_steps)) is not None:
+        notice(sentence)
     if world.is_main:
         for sentence in data_notices(data, model, task_spec, tokenizer=given.tokenizer, criterion=given.criterion):
             notice(sentence)
@@ -138,6 +144,33 @@ def planned_steps(config: TrainingConfig, data: UniversalDataModule, accumulatio
     per_epoch = data.num_steps(accumulation)
     known = (None if per_epoch is None else per_epoch * config.epochs, config.max_steps)
     return min((limit for limit in known if limit is not None), default=None)
+
+
+def long_validation(
+    config: TrainingConfig, data: UniversalDataModule, accumulation: int, total_steps: int | None
+) -> str | None:
+    """Notice about validations that are far longer than the training between two of them, or None.
+
+    Counted in samples. One in validation takes about a third of the time of one in training, which has a backward pass.
+
+    Args:
+        total_steps: as `planned_steps`.
+    """
+    every = data.num_steps(accumulation) if config.eval_every == "epoch" else config.eval_every
+    between = min((steps for steps in (every, total_steps) if steps is not None), default=None)
+    if between is None or not data.num_validation:
+        return None
+    trained = between * data.batch_size * accumulation * data.share[1]
+    trained = trained if data.samples_per_epoch is None else min(trained, data.samples_per_epoch)
+    batches = math.ceil(data.num_validation / data.validation_batch_size)
+    if data.num_validation < _LONG_VALIDATION * trained or batches < _MANY_BATCHES:
+        return None
+    ways = f"Set max_val_samples, such as max_val_samples={max(trained, 10 * data.validation_batch_size)}"
+    ways += "" if config.eval_every == "epoch" or config.eval_every == total_steps else ", or a larger eval_every"
+    return (
+        f"A validation reads {data.num_validation:,} samples in {batches:,} batches, and the training between two of them only "
+        f"{trained:,}: most of the time goes into validation. {ways}."
+    )
 
 
 def plan_monitor(config: TrainingConfig, data: UniversalDataModule, objective: Objective, notice: Notice) -> str:

@@ -32,6 +32,13 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+class StepRows(list[Row]):
+    """Rows of steps. Calling it returns it, so that `results.step_rows` and `results.step_rows()` are the same."""
+
+    def __call__(self) -> StepRows:
+        return self
+
+
 class TrainingResults(Mapping[str, Any]):
     """A run's outcome. `results["final_loss"]` and `results.final_loss` are the same; unknown is None, never 0.
 
@@ -100,11 +107,13 @@ class TrainingResults(Mapping[str, Any]):
         """One row a validation."""
         return [row for row in self.state.history if row["event"] == "evaluate"]
 
-    def step_rows(self) -> list[Row]:
-        """Rows of single steps (at most about 1,000 a run), read from the run's history.jsonl."""
+    @property
+    def step_rows(self) -> StepRows:
+        """Rows of single steps (at most about 1,000 a run), read from the run's history.jsonl each time. `step_rows()` is the
+        same list."""
         from utils.storage import read_json_lines
 
-        return [row for row in read_json_lines(self.run_dir / "history.jsonl") if row["event"] == "step"]
+        return StepRows(row for row in read_json_lines(self.run_dir / "history.jsonl") if row["event"] == "step")
 
     @property
     def loss_history(self) -> list[float]:
@@ -328,7 +337,7 @@ class TrainingResults(Mapping[str, Any]):
         """The curves of loss and learning rate; also written to the run's plots/curves.png."""
         from utils.views.curves import save_figure, training_curves
 
-        figure = training_curves(self.epoch_rows, self.step_rows(), self.evaluate_rows, _named(baseline))
+        figure = training_curves(self.epoch_rows, self.step_rows, self.evaluate_rows, _named(baseline))
         self.curves_path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, self.curves_path)
         return figure
@@ -355,7 +364,7 @@ class TrainingResults(Mapping[str, Any]):
         notes = [text for name, text in rows.items() if name.startswith("note ")]
         told = {*cards, "unigram model"} if self.val_loss_history else set(cards)
         shown = {name: text for name, text in rows.items() if not name.startswith("note ") and name not in told}
-        drawn = curves_html(self.epoch_rows, self.step_rows(), self.evaluate_rows, _named(baseline))
+        drawn = curves_html(self.epoch_rows, self.step_rows, self.evaluate_rows, _named(baseline))
         page = results_html(title, cards, drawn, shown, notes, folded=self.curves_shown)
         show_html(page, summary_text(title, rows))
 

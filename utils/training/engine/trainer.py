@@ -356,8 +356,8 @@ class Trainer:
         except KeyboardInterrupt:
             results.export_error = "interrupted"
             raise TrainingInterrupted(
-                "Interrupted while the export bundle was written; none is left behind. The training itself is finished: run "
-                "the same again with resume_from='auto' to make the bundle.", results,
+                "Interrupted while the export bundle was written; none is left behind. The training itself is finished.",
+                results, to_continue="Run the same again with resume_from='auto' to make the bundle.",
             ) from None  # fmt: skip
         results.export_dir, results.export_error, notices = found
         for sentence in notices:
@@ -430,8 +430,8 @@ def _interruption(received: int, results: TrainingResults) -> BaseException:
     if received == signal.SIGTERM:
         return SystemExit(143)  # 128 + SIGTERM, what a preempted process is expected to leave
     return TrainingInterrupted(
-        f"Interrupted after step {results.state.step}; saved as {results.checkpoint_path}. "
-        "Run the same again with resume_from='auto' to continue.", results,
+        f"Interrupted after step {results.state.step}; saved as {results.checkpoint_path}.", results,
+        to_continue="Run the same again with resume_from='auto' to continue.",
     )  # fmt: skip
 
 

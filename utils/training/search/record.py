@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,7 @@ class SearchRecord:
             plan = dict(stored["plan"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read as a search ({error}); choose another name.") from None
-        changed = [
-            f"{name}: {shown(plan.get(name))} there, {shown(self._plan.get(name))} here"
-            for name in self._plan
-            if plan.get(name) != self._plan.get(name)
-        ]
+        changed = _differences(plan, self._plan)
         if changed:
             listed = "\n  ".join(changed)
             raise ConfigError(
@@ -175,3 +171,17 @@ class SearchRecord:
             (self.folder / file).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody keeps other files there
             self.folder.rmdir()
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], within: str = "") -> list[str]:
+    """What two plans differ in: name, value there, value here; of sections that both have, the entries."""
+    found: list[str] = []
+    for name in dict.fromkeys([*here, *(there if within else ())]):
+        first, second = there.get(name), here.get(name)
+        if first == second:
+            continue
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            found += _differences(first, second, f"{within}{name}.")
+        else:
+            found.append(f"{within}{name}: {shown(first)} there, {shown(second)} here")
+    return found

@@ -16,11 +16,12 @@ from utils.schema import shown
 from utils.training.adapter_checkpoints import check_base
 from utils.training.engine import rng
 from utils.training.engine.checkpointing.saver import environment_facts
-from utils.training.engine.checkpointing.store import Payload
+from utils.training.engine.checkpointing.store import SCHEMA, Payload
 from utils.training.engine.checkpointing.weights import fitting_weights, load_model_weights, plain_name
 from utils.training.engine.compute.assembly import Parts
 from utils.training.engine.compute.averaging import WeightAverage
 from utils.training.engine.compute.buffers import load_run_states
+from utils.training.engine.compute.optim import SHAPES_OF_A_PLAN, Schedule
 from utils.training.engine.distributed.sharding import parted_optimizer_state, parted_weights
 from utils.training.engine.distributed.world import World
 from utils.training.engine.facade import Notice, RunFacade
@@ -37,6 +38,9 @@ UNKNOWN = "unknown to this version"
 
 # What a fingerprint calls which parameters were not trained; absent where all were.
 _FROZEN = "frozen parameters"
+
+# From which factor on a higher learning rate is reported.
+_RISE = 1.01
 
 # Of the environment, what may change the last bits of a result.
 _LAST_BITS = ("torch", "device", "device_name", "threads", "precision", "fast_paths")
@@ -94,6 +98,9 @@ def _restored(
     if parts.average is not None:
         _restore_average(checkpoint.get("averaged"), parts.average, notice)
     parts.schedule.load_state_dict(checkpoint["schedule"])
+    if not state.ended and settings_changed(checkpoint, config):
+        for sentence in rate_rises(checkpoint, parts.schedule, state.step):
+            notice(sentence)
     if parts.scaler is not None and checkpoint.get("scaler"):
         parts.scaler.load_state_dict(checkpoint["scaler"])
     start.release()
@@ -110,6 +117,26 @@ def _restored(
     if not plan.data.resumable and state.samples_done:
         notice("The data come in their own order: what was consumed is read again and skipped; not exact.")
     return state
+
+
+def rate_rises(checkpoint: Payload, schedule: Any, step: int) -> list[str]:
+    """Sentence for a run whose new plan begins with a higher learning rate than it had; none where the rate does not rise.
+
+    Args:
+        schedule: of the new plan; step: the next one, from 0.
+    """
+    groups = checkpoint["optimizer"].get("param_groups") or [{}]
+    last = groups[0].get("lr")
+    if last is None or not isinstance(schedule, Schedule) or schedule.shape not in SHAPES_OF_A_PLAN:
+        return []
+    following = schedule.at(step)
+    if step < schedule.warmup_steps or following <= last * _RISE:
+        return []
+    return [
+        f"The learning rate rises from {last:.3g} in the last step to {following:.3g} in the next one: lr_schedule="
+        f"{schedule.shape!r} now spans {schedule.total_steps:,} steps. To continue at the rate that the run had, set "
+        f"lr_schedule='constant' and learning_rate={last:.3g}."
+    ]
 
 
 def _restore_average(saved: Mapping[str, Any] | None, average: WeightAverage, notice: Notice) -> None:
@@ -195,6 +222,12 @@ def check_same(
             'on with the new settings, set on_config_change="continue".'
         )
     said = []
+    if (schema := checkpoint.get("schema", 1)) > SCHEMA:
+        made_by = checkpoint["environment"].get("trainbook", "an unknown version")
+        said.append(
+            f"{start.source} was saved by a newer Trainbook ({made_by}, schema {schema}; this version knows schemas up to "
+            f"{SCHEMA}): what only the newer one saves is not restored."
+        )
     if changes:
         said.append(f"Continued with other settings, so not exactly the run that was saved: {'; '.join(changes)}.")
     moved = [

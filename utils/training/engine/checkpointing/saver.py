@@ -72,6 +72,7 @@ class RunSaver:
         self._saved_at = time.monotonic()
         self._memory: SnapshotMemory | None = SnapshotMemory()
         self._under_way: BackgroundCommit | None = None
+        self._has_failed = False  # a save of this session, of which a notice was given
 
     def after_step(self) -> None:
         """Say what was committed meanwhile; save when `save_every_minutes` have passed and no save is under way."""
@@ -170,6 +171,12 @@ class RunSaver:
             if self.config.on_save_error == "stop":
                 raise
             log.warning("Training continues without this checkpoint: %s", error)
+            if not self._has_failed:
+                self._events.notice(
+                    f"A checkpoint could not be saved, and training continued without it: {error} The results name those "
+                    "that could be saved."
+                )
+            self._has_failed = True
             return None
         # When a commit is done depends on the disk: what a callback draws then must not change what comes.
         with rng.preserved():

@@ -167,7 +167,7 @@ def newest(
             reasons.append(str(error))
             log.warning("Skipped: %s", error)
     if reasons:
-        raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
+        raise CheckpointError(_none_intact(folder, reasons))
     raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
 
 
@@ -185,8 +185,16 @@ def newest_header(folder: Path) -> tuple[Path, Payload]:
         except CheckpointError as error:
             reasons.append(str(error))
     if reasons:
-        raise CheckpointError(f"{folder} holds no intact checkpoint:\n  " + "\n  ".join(reasons))
+        raise CheckpointError(_none_intact(folder, reasons))
     raise CheckpointNotFoundError(f"{folder} holds no checkpoint (epoch_N.pt or step_N.pt).")
+
+
+def _none_intact(folder: Path, reasons: Sequence[str]) -> str:
+    listed = "\n  ".join(reasons)
+    return (
+        f"{folder} holds no intact checkpoint:\n  {listed}\nPut a copy of one there, or train anew with another run_name (and "
+        "checkpoint_dir)."
+    )
 
 
 def _best_step(entries: Sequence[Entry]) -> int | None:

@@ -53,7 +53,7 @@ def write_file(
         if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CheckpointWriteError(_no_space(path, needed, free_bytes(path.parent))) from error
         raise CheckpointWriteError(
-            f"{path} could not be written: {cause or error}. Older checkpoints are intact."
+            f"{path} could not be written: {str(cause or error).rstrip('.')}. Older checkpoints are intact."
         ) from error
 
 

@@ -95,6 +95,10 @@ def leaves_steps_out(optimizer: torch.optim.Optimizer) -> bool:
     return fused and not _without_momentum(optimizer, with_dampening=True)
 
 
+#: Shapes of the learning rate that depend on the number of planned steps.
+SHAPES_OF_A_PLAN = ("cosine", "linear", "step", "wsd")
+
+
 class Schedule:
     """The learning rate at each step: linear warm-up to `learning_rate`, then the config's shape down to `min_lr_ratio` of it.
 
@@ -115,7 +119,7 @@ class Schedule:
         self.floor, self.decay = config.min_lr_ratio, config.lr_decay_ratio
         self.total_steps = total_steps
         self.plateau_factor, self.plateau_waits = 1.0, 0
-        if total_steps is None and self.shape in ("cosine", "linear", "step", "wsd"):
+        if total_steps is None and self.shape in SHAPES_OF_A_PLAN:
             raise ConfigError(
                 f"lr_schedule={self.shape!r} needs to know how many steps there will be, and the data has no length; "
                 "set max_steps, or lr_schedule='constant'."
