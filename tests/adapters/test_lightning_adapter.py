@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
+import random
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tests.kit.fresh import before_its_import
 from tests.kit.toys import LENGTH, VOCAB_SIZE, plain_lm, same_weights, tiny_gpt, token_rows, train_set, validation_set
 from utils.adapters import ModelCall, UniversalModelAdapter
 from utils.errors import ConfigError, ModelError
@@ -269,10 +270,13 @@ def test_other_tasks_have_their_own_loss_and_no_perplexity(tmp_path):
 
 
 def test_the_adapter_is_imported_when_asked_for_and_draws_no_random_number():
-    program = (
-        "import random, sys, torch; import utils.adapters; before = random.getstate(), torch.get_rng_state().tolist(); "
-        "assert 'pytorch_lightning' not in sys.modules; utils.adapters.UniversalModelAdapter; "
-        "assert 'pytorch_lightning' in sys.modules; assert before == (random.getstate(), torch.get_rng_state().tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    def imported():
+        import utils.adapters
+
+        before = random.getstate(), torch.get_rng_state().tolist()
+        assert "pytorch_lightning" not in sys.modules
+        assert utils.adapters.UniversalModelAdapter is not UniversalModelAdapter, "imported anew"
+        assert "pytorch_lightning" in sys.modules
+        assert before == (random.getstate(), torch.get_rng_state().tolist())
+
+    before_its_import(imported, "pytorch_lightning", "lightning_fabric", "torchmetrics")

@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_is_reproduced_as_far_as_it_came(run, tmp_path, c
 def test_the_program_in_the_bundle_does_it_in_one_command(run, tmp_path):
     folder = create_repro_bundle(run.run_dir, tmp_path / "bundle")
     done = subprocess.run(
-        [sys.executable, "reproduce.py", "--steps", "1"], cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        [sys.executable, "reproduce.py", "--steps", "1"], cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

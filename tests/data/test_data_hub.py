@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 
-from tests.kit.hub_server import MAIN, PARQUET, serving
-from tests.kit.tree import ROOT
+from tests.kit.asked import answering, hub_environment
+from tests.kit.hub_server import MAIN, NOWHERE, PARQUET, serving
 from utils.data import prepare_data
 from utils.data.text.hub import dataset_name_problem, load_hub_texts, table_texts
 from utils.data.text.hub_errors import plain_error
@@ -277,40 +273,50 @@ REPOSITORIES = {
 REFUSALS = {"owner/missing": (404, "RepoNotFound"), "owner/gated": (403, "GatedRepo"), "owner/down": (500, "")}
 
 
-@pytest.fixture
+LOAD = """
+    from utils.data.text import hub
+    from utils.data.text.hub import load_hub_texts
+    from utils.errors import TrainbookError
+    hub.RETRY_WAITS_S = (0.0, 0.0)
+
+    def answer(call):
+        try:
+            loaded = load_hub_texts(*call, max_characters=1000)
+            return [loaded.documents, loaded.validation, loaded.source, " ".join(loaded.notes)]
+        except TrainbookError as error:
+            return f"{type(error).__name__}: {error}"
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where both processes keep what they have from the Hub."""
+    return tmp_path_factory.mktemp("hub-home")
+
+
+@pytest.fixture(scope="module")
 def hub():
     with serving(REPOSITORIES, REFUSALS) as server:
         yield server
 
 
-def answers(endpoint, *calls):
-    """What load_hub_texts(*call) gives or says, a line each, in one process whose Hub is `endpoint`."""
-    code = """
-        import json, sys
-        from utils.data.text import hub
-        from utils.data.text.hub import load_hub_texts
-        from utils.errors import TrainbookError
-        hub.RETRY_WAITS_S = (0.0, 0.0)
-        for call in json.loads(sys.argv[1]):
-            try:
-                loaded = load_hub_texts(*call, max_characters=1000)
-                print(json.dumps([loaded.documents, loaded.validation, loaded.source, " ".join(loaded.notes)]))
-            except TrainbookError as error:
-                print(json.dumps(f"{type(error).__name__}: {error}"))
-    """
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-    environment["HF_HOME"] = str(Path("hub-home").absolute())
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), json.dumps(calls)],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    return [json.loads(line) for line in child.stdout.splitlines()]
+@pytest.fixture(scope="module")
+def answers(hub, home):
+    """What load_hub_texts(*call) gives or says for each call, in a process that can reach the Hub."""
+    with answering(LOAD, "-W", "error", environment=hub_environment(hub.address, home)) as process:
+        yield process.ask
 
 
-def test_a_data_set_of_the_hub_is_read_and_kept(hub):
+@pytest.fixture(scope="module")
+def answers_without_a_line(home):
+    """The same in a process that cannot."""
+    with answering(LOAD, "-W", "error", environment=hub_environment(NOWHERE, home)) as process:
+        yield process.ask
+
+
+def test_a_data_set_of_the_hub_is_read_and_kept(answers, answers_without_a_line):
     one, two, unnamed, mistyped = answers(
-        hub.address, ["owner/parts", "one"], ["owner/parts", "two"], ["owner/parts"], ["owner/parts", "onne"]
+        ["owner/parts", "one"], ["owner/parts", "two"], ["owner/parts"], ["owner/parts", "onne"]
     )
     assert one[:2] == [["first", "second"], ["unseen"]]
     assert one[2] == "Hugging Face Hub: owner/parts, one, split train, column text"
@@ -318,14 +324,14 @@ def test_a_data_set_of_the_hub_is_read_and_kept(hub):
     assert unnamed.endswith("several configurations; set config_name to one of: one, two.")
     assert "Did you mean 'one'?" in mistyped
     # Without a line the copy is enough.
-    (again,) = answers("http://127.0.0.1:9", ["owner/parts", "one"])
+    (again,) = answers_without_a_line(["owner/parts", "one"])
     assert again[:2] == [["first", "second"], ["unseen"]]
     assert "from an earlier time" in again[3]
 
 
-def test_a_script_is_read_from_the_hubs_conversion(hub):
+def test_a_script_is_read_from_the_hubs_conversion(answers):
     calls = ["owner/script", "python"], ["owner/script"], ["owner/script", "jva"], ["owner/single"]
-    python, several, mistyped, single, again = answers(hub.address, *calls, calls[0])
+    python, several, mistyped, single, again = answers(*calls, calls[0])
     assert again == python
     assert python[:2] == [["converted from Python"], ["unseen"]]
     assert "is not run" in python[3]
@@ -334,15 +340,15 @@ def test_a_script_is_read_from_the_hubs_conversion(hub):
     assert single[0] == ["converted"]
 
 
-def test_a_data_set_too_large_to_keep_is_read_as_a_stream_up_to_the_limit(hub):
-    ((documents, _, _, notes),) = answers(hub.address, ["owner/large"])
+def test_a_data_set_too_large_to_keep_is_read_as_a_stream_up_to_the_limit(answers):
+    ((documents, _, _, notes),) = answers(["owner/large"])
     assert documents == ["x" * 40] * 25
     assert "has 38 GB: it was read as a stream" in notes
     assert "first 25 rows" in notes
 
 
-def test_what_the_hub_refuses_is_said_in_plain_words(hub):
-    missing, gated, broken = answers(hub.address, ["owner/missing"], ["owner/gated"], ["owner/down"])
+def test_what_the_hub_refuses_is_said_in_plain_words(hub, answers):
+    missing, gated, broken = answers(["owner/missing"], ["owner/gated"], ["owner/down"])
     assert "has no dataset 'owner/missing', or it is private" in missing
     assert "is gated" in gated
     assert "could not be reached for owner/down: it answered 500" in broken
@@ -353,8 +359,8 @@ def test_what_the_hub_refuses_is_said_in_plain_words(hub):
     assert [sum(name in line for line in hub.asked) for name in ("missing", "gated", "down")] == [1, 1, 3]
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once():
-    (sentence,) = answers("http://127.0.0.1:9", ["Salesforce/wikitext"])
+def test_a_hub_that_cannot_be_reached_is_asked_once(answers_without_a_line):
+    (sentence,) = answers_without_a_line(["Salesforce/wikitext"])
     assert sentence.startswith("HubError: the Hugging Face Hub could not be reached for Salesforce/wikitext: ")
     assert "refused" in sentence
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from tests.kit.hub_server import MAIN, serving
-from tests.kit.tree import ROOT
+from tests.kit.asked import answering, hub_environment
+from tests.kit.hub_server import MAIN, NOWHERE, serving
 from utils.data import DatasetLoader, DatasetUploader, prepare_data
 from utils.data.read.files import find_files
 from utils.data.read.stored_texts import StoredTexts
@@ -370,28 +367,23 @@ def test_a_name_beside_a_test_folder_is_not_taken_for_a_split(tmp_path):
 # The Hub
 
 
-def calls_of(endpoint, *calls, waits=(0.0, 0.0)):
-    """What each call of load_huggingface gives or says, in one process whose Hub is `endpoint`."""
-    code = """
-        import json, sys
-        from utils.data import DatasetLoader
-        from utils.data.text import hub
-        from utils.errors import TrainbookError
-        calls, hub.RETRY_WAITS_S = json.loads(sys.argv[1])
-        for call in calls:
-            try:
-                print(json.dumps(DatasetLoader(min_length=1).load_huggingface(**call)["text"][:]))
-            except TrainbookError as error:
-                print(json.dumps(f"{type(error).__name__}: {error}"))
-    """
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment["HF_HOME"] = str(Path("hub-home").absolute())
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), json.dumps([calls, waits])],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    return [json.loads(line) for line in child.stdout.splitlines()]
+LOAD = """
+    from utils.data import DatasetLoader
+    from utils.data.text import hub
+    from utils.errors import TrainbookError
+    hub.RETRY_WAITS_S = (0.0, 0.0)
+
+    def answer(call):
+        try:
+            return DatasetLoader(min_length=1).load_huggingface(**call)["text"][:]
+        except TrainbookError as error:
+            return f"{type(error).__name__}: {error}"
+"""
+
+
+def loading(endpoint):
+    """A process that loads what it is asked for from a Hub."""
+    return answering(LOAD, "-W", "error", environment=hub_environment(endpoint, Path("hub-home").absolute()))
 
 
 def rows(count):
@@ -401,23 +393,24 @@ def rows(count):
 @pytest.mark.slow
 def test_f41_a_data_set_that_cannot_be_had_is_one_plain_error_and_no_half_of_it_is_kept():
     wanted = {"dataset_name": "owner/set"}
-    with serving({"owner/set": {MAIN: {"train.jsonl": rows(400)}}}) as server:
-        with server.failing(503, times=99):
-            (busy,) = calls_of(server.address, wanted)
-            assert server.asked == ["GET /api/datasets/owner/set"] * 3  # two more times, and no series of retries
-        (nowhere,) = calls_of("http://127.0.0.1:9", wanted)
-        for sentence in (busy, nowhere):
-            assert sentence.startswith("HubError: the Hugging Face Hub could not be reached for owner/set")
-            assert 'dataset="builtin"' in sentence
-        with server.cutting("train.jsonl", after=1000):
-            (cut,) = calls_of(server.address, wanted)
-        assert isinstance(cut, str)
-        assert "Error: " in cut
-        with server.failing(429, times=2):
-            (whole,) = calls_of(server.address, wanted)  # answered at the third question
-        assert len(whole) == 400
-    (again,) = calls_of("http://127.0.0.1:9", wanted)
-    assert again == whole  # without a line the copy is enough
+    with loading(NOWHERE) as cut_off, serving({"owner/set": {MAIN: {"train.jsonl": rows(400)}}}) as server:
+        with loading(server.address) as connected:
+            with server.failing(503, times=99):
+                (busy,) = connected.ask(wanted)
+                assert server.asked == ["GET /api/datasets/owner/set"] * 3  # two more times, and no series of retries
+            (nowhere,) = cut_off.ask(wanted)
+            for sentence in (busy, nowhere):
+                assert sentence.startswith("HubError: the Hugging Face Hub could not be reached for owner/set")
+                assert 'dataset="builtin"' in sentence
+            with server.cutting("train.jsonl", after=1000):
+                (cut,) = connected.ask(wanted)
+            assert isinstance(cut, str)
+            assert "Error: " in cut
+            with server.failing(429, times=2):
+                (whole,) = connected.ask(wanted)  # answered at the third question
+            assert len(whole) == 400
+        (again,) = cut_off.ask(wanted)
+        assert again == whole  # without a line the copy is enough
 
 
 def test_a_path_that_is_missing_in_a_list_is_an_error_and_no_text(loader, folder):

@@ -52,7 +52,7 @@ FAULTS = {
 
 def train(dataset, timeout_s=0, **changes):
     loader = DataLoader(dataset, batch_size=4, timeout=timeout_s)
-    return Trainer(plain_lm(), None, golden_config(early_stopping_patience=None, **changes)).train(
+    return Trainer(plain_lm(), None, golden_config(early_stopping_patience=None, epochs=2, **changes)).train(
         loader, resume_from="auto"
     )
 

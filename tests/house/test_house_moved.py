@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kit.fresh import before_its_import
 from tests.kit.tree import ROOT, repository_files
 from utils.moved import _MOVED, new_name_of
 
@@ -26,16 +26,14 @@ def test_a_former_name_gives_the_same_module_and_says_where_it_is(former):
 
 
 def test_a_module_below_a_package_that_has_moved_is_not_loaded_twice():
-    script = (
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "from utils.training.engine.tasks.base import Task as former\n"
-        "from utils.training.engine.loss.tasks.base import Task as now\n"
-        "assert former is now\n"
-        "from utils.data import hub\n"
-        "import utils.data.text.hub\n"
-        "assert hub is utils.data.text.hub\n"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=300)
+    def imported():
+        former = importlib.import_module("utils.training.engine.tasks.base")
+        assert former.Task is importlib.import_module("utils.training.engine.loss.tasks.base").Task
+        from utils.data import hub
+
+        assert hub is importlib.import_module("utils.data.text.hub")
+
+    before_its_import(imported)
 
 
 def test_names_that_have_not_moved_are_left_to_the_import_system():

@@ -10,12 +10,14 @@ import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
 MAIN, PARQUET = "main", "refs/convert/parquet"
+#: An address at which nobody answers: the discard port.
+NOWHERE = "http://127.0.0.1:9"
 #: branch -> path in the repository -> content
 Repository = Mapping[str, Mapping[str, bytes]]
 
@@ -78,16 +80,31 @@ def serving(
 
 
 @contextmanager
-def asked_here(repositories: Mapping[str, Repository]) -> Iterator[HubServer]:
-    """A HubServer that huggingface_hub asks in this process. What `datasets` asks needs a process of its own."""
+def asked_here(
+    repositories: Mapping[str, Repository], refusals: Mapping[str, tuple[int, str]] | None = None, cache: Path | None = None
+) -> Iterator[HubServer]:
+    """A HubServer that huggingface_hub asks in this process. What `datasets` asks needs a process of its own.
+
+    Args:
+        cache: where what it sends is kept; None: where it is kept for all tests.
+    """
+    with serving(repositories, refusals) as server, hub_at(server.address, cache):
+        yield server
+
+
+@contextmanager
+def hub_at(address: str, cache: Path | None = None) -> Iterator[None]:
+    """huggingface_hub asks at `address` in this process."""
     from huggingface_hub import close_session, constants
 
-    with serving(repositories) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", server.address)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if cache is not None:
+            patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         try:
-            yield server
+            yield
         finally:
             close_session()  # its open connection keeps a thread of the server
 
@@ -185,6 +202,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")  # one that is kept open keeps a thread, which a test must not leave behind
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:cut])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -58,11 +59,12 @@ def python_sources(*, under: tuple[str, ...] = ("",), naming: str = "") -> Itera
     """(where, syntax tree) of every Python file and of every notebook cell of the repository.
 
     Args:
-        under: only paths that begin with one of these; naming: only sources that contain this text. Parsing takes seconds.
+        under: only paths that begin with one of these; naming: only sources in which this regular expression is found.
+            Parsing takes seconds.
     """
     for path in repository_files():
         where = path.relative_to(ROOT).as_posix()
-        if path.suffix == ".py" and where.startswith(under) and naming in (source := path.read_text(encoding="utf-8")):
+        if path.suffix == ".py" and where.startswith(under) and (source := _naming(naming, path.read_text(encoding="utf-8"))):
             yield where, _parsed(source)
     for path, notebook in notebooks():
         if not path.relative_to(ROOT).as_posix().startswith(under):
@@ -71,8 +73,12 @@ def python_sources(*, under: tuple[str, ...] = ("",), naming: str = "") -> Itera
             if cell["cell_type"] == "code":
                 lines = "".join(cell["source"]).splitlines()
                 plain = [line for line in lines if not line.lstrip().startswith(("!", "%"))]  # lines of a shell
-                if naming in (source := "\n".join(plain)):
+                if source := _naming(naming, "\n".join(plain)):
                     yield f"{path.relative_to(ROOT)} cell {number}", _parsed(source)
+
+
+def _naming(pattern: str, source: str) -> str | None:
+    return source if re.search(pattern, source) else None
 
 
 def _parsed(source: str) -> ast.Module:

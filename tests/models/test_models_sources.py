@@ -6,8 +6,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
-import subprocess
 import sys
 import textwrap
 import zipfile
@@ -27,7 +25,7 @@ from transformers import (
 )
 
 from tests.kit.gist_server import gists
-from tests.kit.hub_server import MAIN, serving
+from tests.kit.hub_server import MAIN, NOWHERE, asked_here, hub_at
 from utils.errors import ConfigError, HubError, ModelError, ModelNotFoundError, TrainbookError, UntrustedCodeError
 from utils.models import ModelRegistry, load_model
 from utils.models import gists as gist_files
@@ -640,27 +638,13 @@ def test_other_hosts_and_addresses_without_a_gist_are_refused(source):
 # The Hub
 
 
-def answers_of(endpoint, *calls):
-    """What each call of load_model gives or raises, in one process whose Hub is `endpoint`."""
-    code = """
-        import json, sys
-        from utils.models import load_model
-        from utils.errors import TrainbookError
-        for call in json.loads(sys.argv[1]):
-            try:
-                model = load_model(**call)
-                print(json.dumps([type(model).__name__, float(sum(p.detach().abs().sum() for p in model.parameters()))]))
-            except TrainbookError as error:
-                print(json.dumps(f"{type(error).__name__}: {error}"))
-    """
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment["HF_HOME"] = str(Path("hub-home").absolute())
-    child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), json.dumps(calls)],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    return [json.loads(line) for line in child.stdout.splitlines()]
+def answer_of(source):
+    """What load_model gives or raises."""
+    try:
+        model = load_model(source)
+    except TrainbookError as error:
+        return f"{type(error).__name__}: {error}"
+    return [type(model).__name__, float(sum(p.detach().abs().sum() for p in model.parameters()))]
 
 
 @pytest.mark.slow
@@ -671,14 +655,10 @@ def test_a_model_of_the_hub_is_loaded_and_its_code_runs_only_if_trusted():
     weights = {path.name: path.read_bytes() for path in Path("gpt").iterdir()}
     own = {path.name: path.read_bytes() for path in Path("custom").iterdir()}
     refusals = {"me/gated": (403, "GatedRepo"), "me/none": (404, "RepoNotFound")}
-    with serving({"me/gpt": {MAIN: weights}, "me/custom": {MAIN: own}}, refusals) as hub:
-        model, other, untrusted, gated, missing = answers_of(
-            hub.address,
-            {"source": "me/gpt"},
-            {"source": "me/gpt:GPT2ForSequenceClassification"},
-            {"source": "me/custom"},
-            {"source": "me/gated"},
-            {"source": "me/none"},
+    home = Path("hub-home").absolute()
+    with asked_here({"me/gpt": {MAIN: weights}, "me/custom": {MAIN: own}}, refusals, home):
+        model, other, untrusted, gated, missing = map(
+            answer_of, ("me/gpt", "me/gpt:GPT2ForSequenceClassification", "me/custom", "me/gated", "me/none")
         )
     assert model == [
         "GPT2LMHeadModel",
@@ -689,6 +669,7 @@ def test_a_model_of_the_hub_is_loaded_and_its_code_runs_only_if_trusted():
     assert gated.startswith("HubError: me/gated is gated")
     assert missing.startswith("HubError: the Hugging Face Hub has no model 'me/none'")
     # The same models without a connection: from the copy, or refused.
-    copy, none = answers_of("http://127.0.0.1:9", {"source": "me/gpt"}, {"source": "me/new"})
+    with hub_at(NOWHERE, home):
+        copy, none = map(answer_of, ("me/gpt", "me/new"))
     assert copy == model
     assert none.startswith("HubError: the Hugging Face Hub could not be reached for me/new")

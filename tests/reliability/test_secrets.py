@@ -245,8 +245,7 @@ def test_logs_hold_no_secret_and_every_logger_is_guarded(caplog):
     assert caplog.text.count("***") >= 3 * len(LOGGERS)
     used = {
         name
-        for where, tree in python_sources()
-        if where.startswith(("utils/", "widgets/", "cli/"))
+        for _, tree in python_sources(under=("utils/", "widgets/", "cli/"), naming="getLogger")
         for name in logger_names(tree)
     }
     assert used == set(LOGGERS)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 from datasets import Dataset, DatasetDict
 
-from tests.kit.hub_server import MAIN, serving
-from tests.kit.tree import ROOT
+from tests.kit.hub_server import MAIN, NOWHERE, asked_here, hub_at
 from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataNotFoundError, DataTypeError
 from utils.tokenization import SPECIAL_TOKENS, AdaptiveTokenizer, CharacterLevelTokenizer, TokenizerValidator, train_bpe
@@ -227,29 +222,10 @@ def files_of(tokenizer, folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def in_a_process(code, endpoint, home):
-    """What the code prints, in a process whose Hub is `endpoint`."""
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", "{"))]
-
-
-LOOK = """
-    import json
-    from utils.tokenization.pretrained import Candidate, find_pretrained
-    def look(name, **markers):
-        found = find_pretrained(500, {500: (Candidate(name, 500, {"<pad>": 0, **markers}),)})
-        made = found.tokenizer
-        print(json.dumps([found.reason, made is not None and made.encode("the statement")["input_ids"]]))
-"""
+def look(name, **markers):
+    """What is said of a candidate, and the ids that it gives; False: none."""
+    found = find_pretrained(500, {500: (Candidate(name, 500, {"<pad>": 0, **markers}),)})
+    return [found.reason, found.tokenizer is not None and found.tokenizer.encode("the statement")["input_ids"]]
 
 
 def test_a_published_tokenizer_is_loaded_verified_and_kept_without_running_code(own, tmp_path):
@@ -266,14 +242,9 @@ def test_a_published_tokenizer_is_loaded_verified_and_kept_without_running_code(
         "toys/half": {MAIN: {**files, "tokenizer.json": files["tokenizer.json"][:999]}},
     }
     ids = own("the statement")["input_ids"]
-    asking = (
-        LOOK
-        + """
-    look("toys/good"); look("toys/good", a=7); look("toys/hostile"); look("toys/half"); look("toys/none")
-    """
-    )
-    with serving(hub) as server:
-        good, other, hostile_one, half, none = in_a_process(asking, server.address, tmp_path / "home")
+    with asked_here(hub, cache=tmp_path / "home"):
+        good, other, hostile_one = look("toys/good"), look("toys/good", a=7), look("toys/hostile")
+        half, none = look("toys/half"), look("toys/none")
     assert good == ["toys/good, 500 tokens, verified by its size and the ids of 1 tokens", ids]
     assert "its token 'a' has the id" in other[0]
     assert other[1] is False
@@ -281,27 +252,21 @@ def test_a_published_tokenizer_is_loaded_verified_and_kept_without_running_code(
     assert half[1] is False
     assert none == ["toys/none could not be had: the Hub answered 404", False]
     # What was downloaded stays usable when the Hub is gone.
-    (kept,) = in_a_process(LOOK + '    look("toys/good")\n', "http://127.0.0.1:9", tmp_path / "home")
-    assert kept == good
+    with hub_at(NOWHERE, tmp_path / "home"):
+        assert look("toys/good") == good
 
 
 def test_a_hub_that_refuses_or_sends_half_a_file_leaves_no_half_tokenizer(own, tmp_path):
     files = files_of(own, tmp_path / "own")
     half = {**files, "tokenizer.json": files["tokenizer.json"][:2000]}
-    asking = """
-    import json
-    from utils.tokenization import AdaptiveTokenizer
     texts = ["a text of the user's own, said again and again"] * 100
-    made = AdaptiveTokenizer.load_or_create(50_257, texts, cache_dir="CACHE")
-    print(json.dumps([made.choice.strategy, made.choice.reason, made.decode(made.encode(texts[0])), texts[0]]))
-    """.replace("CACHE", str(tmp_path / "cache"))
-    refusing = serving({}, {"openai-community/gpt2": (503, ""), "distilbert/distilgpt2": (503, "")})
-    sending_half = serving({"openai-community/gpt2": {MAIN: half}, "distilbert/distilgpt2": {MAIN: half}})
+    names = ("openai-community/gpt2", "distilbert/distilgpt2")
+    refusing = asked_here({}, dict.fromkeys(names, (503, "")), tmp_path / "refused")
+    sending_half = asked_here({name: {MAIN: half} for name in names}, cache=tmp_path / "half")
     for hub, told in ((refusing, "the Hub answered 503"), (sending_half, "could not be had")):
-        with hub as server:
-            ((strategy, reason, back, text),) = in_a_process(
-                asking, server.address, tmp_path / f"home-{server.server_port}"
-            )
+        with hub:
+            made = AdaptiveTokenizer.load_or_create(50_257, texts, cache_dir=tmp_path / "cache")
+        strategy, reason, back, text = made.choice.strategy, made.choice.reason, made.decode(made.encode(texts[0])), texts[0]
         assert strategy in ("bpe", "character")
         assert "no published tokenizer, because openai-community/gpt2" in reason
         assert told in reason

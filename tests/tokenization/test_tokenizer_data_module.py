@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from tests.kit.tree import ROOT
+from tests.kit.fresh import before_its_import
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import AdaptiveTokenizerDataModule, encode_documents, train_bpe
 from utils.tokenization.data_module import EpochSampler
@@ -182,7 +181,9 @@ def test_too_little_text_is_told_with_what_works(tokenizer):
 
 
 def test_the_package_is_imported_without_lightning():
-    code = (
-        "import sys, utils.tokenization.data_module as t; t.TextBatches; sys.exit('pytorch_lightning' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
+    def imported():
+        from utils.tokenization.data_module import TextBatches
+
+        return TextBatches.__name__, "pytorch_lightning" in sys.modules
+
+    assert before_its_import(imported, "pytorch_lightning") == ("TextBatches", False)

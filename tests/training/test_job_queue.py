@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kit.crash import in_child
 from tests.kit.toys import golden_config, plain_lm, train_set
 from tests.kit.tree import ROOT
 from utils.errors import ConfigError, JobNotFoundError, LeaseLostError, QueueError
-from utils.training import JobConfig, JobQueue, Trainer
+from utils.training import Callback, JobConfig, JobQueue, Trainer
 from utils.training.engine.checkpointing.store import read_checkpoint
 
 URL = "sqlite:///jobs.db"
@@ -241,17 +242,12 @@ def test_a_file_that_is_no_queue_is_not_damaged(content):
         assert JobQueue("sqlite:///jobs.txt").list_jobs() == []
 
 
-WORKER = """
-import os, signal, sys
-from utils.training import Callback, JobQueue
-
 class Killed(Callback):
+    """Kills its process when the second epoch is saved."""
+
     def on_checkpoint_saved(self, path, trainer, logs=None):
         if trainer.state.step >= 6:
             os.kill(os.getpid(), signal.SIGKILL)
-
-JobQueue(sys.argv[1]).work(callbacks=[Killed()])
-"""
 
 
 @pytest.mark.slow
@@ -259,8 +255,7 @@ def test_the_job_of_a_killed_worker_is_finished_exactly_by_the_next_one(tmp_path
     queue = JobQueue(URL)
     number = queue.submit_job(durable())
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", WORKER, URL], env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert in_child(lambda: JobQueue(URL).work(callbacks=[Killed()])).killed
     assert queue.get_job_status(number) == "running"
     command = [sys.executable, str(ROOT / "cli" / "run_training.py"), "worker", "--queue", URL, "--until-empty"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -128,14 +128,46 @@ def entries_of(folder: Path) -> tuple[list[Entry], list[str]]:
     """
     entries, reasons = [], []
     # A file's name does not say how many steps an epoch had, so the newest is known only from what is in it.
-    for path in sorted(checkpoint_files(folder), key=lambda path: path.stat().st_mtime, reverse=True):
-        if path.name == BEST:
-            continue
+    for path in _by_time(folder):
         try:
-            entries.append(Entry.of(path, read_header(path)))
+            entries.append(_remembered(path) or _remember(Entry.of(path, read_header(path))))
         except CheckpointError as error:
             reasons.append(str(error))
     return sorted(entries, key=lambda entry: entry.position, reverse=True), reasons
+
+
+def _by_time(folder: Path) -> list[Path]:
+    """The checkpoints of `folder` but best.pt, the last one that was written first."""
+    return sorted(
+        (path for path in checkpoint_files(folder) if path.name != BEST),
+        key=lambda path: path.stat().st_mtime, reverse=True,
+    )  # fmt: skip
+
+
+# Entries of files that this process has read or written, by what tells that a file is another one or was written again. While
+# a run starts its folder is listed several times, and reading a header takes longer than writing a small checkpoint.
+_entries: dict[tuple[str, int, int, int, int], Entry] = {}
+_MOST_ENTRIES = 1024
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int]:
+    status = path.stat()
+    return str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _remembered(path: Path) -> Entry | None:
+    try:
+        return _entries.get(_identity(path))
+    except OSError:
+        return None  # reading it says what is wrong
+
+
+def _remember(entry: Entry) -> Entry:
+    if len(_entries) >= _MOST_ENTRIES:
+        _entries.clear()
+    with contextlib.suppress(OSError):  # gone by now
+        _entries[_identity(entry.path)] = entry
+    return entry
 
 
 def newest(
@@ -152,6 +184,12 @@ def newest(
         CheckpointNotFoundError: the folder has no checkpoint at all.
         CheckpointError: it has some, and none is intact; lists what was tried.
     """
+    ahead: dict[Path, Payload] = {}
+    # Nearly always it is the last one that was written: read at once as a whole, it needs no header.
+    for path in _by_time(folder)[:1]:
+        with contextlib.suppress(CheckpointError):  # read once more below, it says what is wrong
+            ahead[path] = read_checkpoint(path, mapped=mapped)
+            _remember(Entry.of(path, ahead[path]))
     entries, reasons = entries_of(folder)
     for reason in reasons:
         log.warning("Skipped: %s", reason)
@@ -160,7 +198,7 @@ def newest(
         candidates.append(folder / BEST)  # better than beginning again, when all others are gone or damaged
     for path in candidates:
         try:
-            payload = read_checkpoint(path, mapped=mapped)
+            payload = ahead.pop(path, None) or read_checkpoint(path, mapped=mapped)
             check(payload, str(path))
             return path, payload
         except CheckpointError as error:
@@ -297,7 +335,7 @@ class CheckpointStore:
         copies = 2 if self.would_be_best(entry.value) and not self._has_links else 1
         write_file(path, payload, copies * needed, check, go_on)
         self._last_size = path.stat().st_size
-        self.entries = [kept for kept in self.entries if kept.path != path] + [entry]
+        self.entries = [kept for kept in self.entries if kept.path != path] + [_remember(entry)]
         try:
             self._point_best()
             self._rotate()
