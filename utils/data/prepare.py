@@ -260,13 +260,8 @@ def load_labelled(setup: DataSetup, *, with_validation: bool) -> LoadedRecords:
     if reader != "corpus":
         raise unread(setup.dataset_source, "records with labels", f"load_labelled in {__name__}")
     raise ConfigError(
-<<<<<<< HEAD
         f"task: got {optional_setting(setup, 'task')!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, "
-        ".json, .jsonl or .parquet file, or dataset_name to a dataset of the Hub."
-=======
-        f"task: got {getattr(setup, 'task', None)!r}, which needs a file with labels: set dataset_path to a .csv, .tsv, "
         ".json, .jsonl or .parquet file (for words with tags also .conll), or dataset_name to a dataset of the Hub."
->>>>>>> h2
     )
 
 
