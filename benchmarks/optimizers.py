@@ -32,8 +32,11 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "AdamW, cosine": {"optimizer": "adamw", "lr_schedule": "cosine"},
     "Muon, cosine": {"optimizer": "muon", "lr_schedule": "cosine"},
     "Muon, wsd": {"optimizer": "muon", "lr_schedule": "wsd"},
+    "Adafactor, cosine": {"optimizer": "adafactor", "lr_schedule": "cosine"},
 }
 RATES = (1e-3, 3e-3, 6e-3)
+#: Grids of contenders whose rates are on another scale. Adafactor's are relative to the size of the weights.
+RATES_OF = {"Adafactor, cosine": (1e-2, 3e-2, 1e-1)}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def compare(parsed: argparse.Namespace) -> Table:
     )
     reference: float | None = None
     for name in parsed.only:
-        tried = [_one(parsed, name, rate, parsed.first_seed) for rate in RATES]
+        tried = [_one(parsed, name, rate, parsed.first_seed) for rate in RATES_OF.get(name, RATES)]
         best = min(tried, key=lambda one: one.loss)
         seeds = range(parsed.first_seed + 1, parsed.first_seed + parsed.seeds)
         runs = [best, *(_one(parsed, name, best.rate, seed) for seed in seeds)]
