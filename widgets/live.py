@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.environment import UiMode, ui_mode
@@ -53,7 +54,7 @@ class TrainingData(Protocol):
 
 async def train_live(
     trainer: Trainer,
-    data: TrainingData,
+    data: TrainingData | Any,
     *,
     resume_from: Any = "auto",
     ui: str | None = None,
@@ -70,7 +71,7 @@ async def train_live(
 
     Args:
         trainer: a Trainer; its `control` is what the buttons set.
-        data: has `train` and `validation`.
+        data: has `train` and `validation`; anything else is training data without validation, as `Trainer.train` takes it.
         resume_from: as for `Trainer.train`.
         ui: "auto", "widget", "html", "text" or "none" (`utils.environment.ui_mode`).
         prompts: beginnings that the model continues at every validation; None: the first words of two validation blocks,
@@ -85,7 +86,12 @@ async def train_live(
     own = trainer.training_config
     trainer.training_config = own.replace(**changes) if changes else own
     try:
-        session = _Session(trainer, data, resume_from, ui_mode(ui), prompts)
+        given = (
+            data
+            if hasattr(data, "train") and hasattr(data, "validation")
+            else SimpleNamespace(train=data, validation=None)
+        )
+        session = _Session(trainer, given, resume_from, ui_mode(ui), prompts)
         await session.run()
         return session.outcome()
     finally:

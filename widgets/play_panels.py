@@ -181,7 +181,7 @@ class ChatPanel(TextPanel):
             "New conversation", "tb-play-new", lambda _: self._renewed(), self._failed, "Clear the conversation."
         )
         self.renew.disabled = True
-        self._arrange(self.output, self.prompt, self._settings, self.job.box, self.renew)
+        self._arrange(self.output, self.prompt, self._settings, self.job.box, row(self.renew))
 
     def _renewed(self) -> None:
         """Begin a conversation anew."""

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from utils.models.pretrained_facts import PretrainedDescription
 
 
+_NOTHING_GIVEN = (
+    "The cell was given no model. Make a new one here, choose another source above, or pass one: wizard.run(model=…)."
+)
+
+
 class ModelPage(Page):
     """Where the model comes from, what it says about itself, and a check of it."""
 
@@ -100,9 +105,9 @@ class ModelPage(Page):
         rows = {**model_rows(self.state.facts), **memory_rows(self.state.choice)}
         set_markup(self._facts, table("The model to train", rows))
         self._check_job.start.disabled = not self.state.choice.exists
-        unfit = self._unfit_head()
-        set_markup(self._unfit, problem_line(unfit.message if unfit else ""))
-        self._replacement.layout.display = None if unfit else "none"
+        unfit, nothing_given = self._unfit_head(), self._chosen == "notebook" and not self.state.choice.exists
+        set_markup(self._unfit, problem_line(unfit.message) if unfit else paragraph(_NOTHING_GIVEN))
+        self._replacement.layout.display = None if unfit or nothing_given else "none"
 
     def elsewhere(self) -> set[str]:
         return {"new_model"} if self._chosen == "notebook" else set()
@@ -117,6 +122,8 @@ class ModelPage(Page):
         problem = self._unfit_head()
         if problem is not None:
             self.state.apply_fix(problem)
+        else:
+            self.state.choose_new_model()
         move_focus(self._source)  # the button is gone
 
     def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:

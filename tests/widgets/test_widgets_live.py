@@ -247,6 +247,13 @@ def test_without_prompts_the_beginnings_come_from_the_validation_data():
     assert prompts_from(blocks, None) == ()
 
 
+@pytest.mark.parametrize(("learned_from", "prompt"), [(5, "ABCDE"), (1, "ABCDEFGH"), (0, "ABCDEFGH"), (12, "ABCDEFGH")])
+def test_where_only_answers_are_learned_the_beginning_is_the_whole_question(learned_from, prompt):
+    labels = torch.arange(12)
+    labels[:learned_from] = -100
+    assert prompts_from([{"input_ids": torch.arange(12), "labels": labels}], Letters()) == (prompt,)
+
+
 TEXT = "Anna didn't see the well-known lighthouse until the storm was almost over, and then it was too late to turn back."
 
 

@@ -20,6 +20,8 @@ SAMPLES_FILE = "samples.jsonl"
 
 # Tokens of a beginning, and the most it may take to reach the end of a word. Small vocabularies have several tokens a word.
 _PROMPT_TOKENS, _MOST_PROMPT_TOKENS = 8, 32
+# Tokens of a question at most.
+_MOST_QUESTION_TOKENS = 256
 
 # Characters besides letters and digits that join the parts of a word.
 _IN_WORDS = "'\N{RIGHT SINGLE QUOTATION MARK}-_"
@@ -170,8 +172,9 @@ def as_prompt_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
 def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]:
     """The first whole words of some of the validation blocks: beginnings that fit any text and any tokenizer.
 
-    A block that begins within a word, because the text was cut there, contributes the words after it. Text without spaces is
-    cut after a fixed number of tokens.
+    Where only answers are learned, as in conversations, it is all that stands before a block's first answer, so that the model
+    answers it. A block that begins within a word, because the text was cut there, contributes the words after it. Text without
+    spaces is cut after a fixed number of tokens.
 
     Args:
         blocks: an indexable dataset of samples with `input_ids` (T,), or None; of others there are no prompts.
@@ -186,10 +189,27 @@ def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]
         ids = _ids_of(blocks[place])
         if ids is None:
             return ()
+        if (question := _question_of(blocks[place], tokenizer)) is not None:
+            prompts.append(question)
+            continue
         before = _ids_of(blocks[place - 1]) if place else None
         first, last = ids[: _MOST_PROMPT_TOKENS + 1], () if before is None else before[-1:]
         prompts.append(_first_words([int(token) for token in first], [int(token) for token in last], tokenizer))
     return tuple(prompts)
+
+
+def _question_of(sample: Any, tokenizer: Any) -> str | None:
+    """What stands before a sample's first answer, with the template's tokens; None where all tokens are learned."""
+    from utils.data.batch import IGNORED
+
+    ids, labels = _ids_of(sample), sample.get("labels") if isinstance(sample, Mapping) else None
+    if labels is None or len(labels) != len(ids):
+        return None
+    learned = [place for place, label in enumerate(labels.tolist()) if label != IGNORED]
+    # A document's first token alone is not learned either: nothing stands before it.
+    if not learned or not 1 < learned[0] <= _MOST_QUESTION_TOKENS:
+        return None
+    return str(tokenizer.decode(ids[: learned[0]].tolist()))
 
 
 def text_from(samples: Any, tokenizer: Any, most_tokens: int = 24) -> str | None:
