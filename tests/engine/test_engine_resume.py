@@ -24,6 +24,7 @@ from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
 from utils.training.checkpoint_manager import CheckpointManager
 from utils.training.engine import EarlyStopping
+from utils.training.engine.checkpointing import reading, store
 from utils.training.engine.checkpointing.store import read_checkpoint
 
 STEPS = 12
@@ -276,6 +277,23 @@ def test_a_finished_run_is_not_trained_again():
     again = run(tiny_gpt(seed=9), resume_from="auto")
     assert_same_run(first, again)
     assert again.checkpoint_path == first.checkpoint_path
+
+
+def test_a_start_reads_each_checkpoint_once_and_again_what_was_written_since(monkeypatch):
+    first = run(plain_lm(), epochs=2)
+    reads = []
+    for module in (reading, store):
+        real = module.load_verified
+        monkeypatch.setattr(
+            module, "load_verified", lambda path, mapped=False, real=real: reads.append(path.name) or real(path, mapped)
+        )
+    assert_same_run(first, run(plain_lm(seed=9), epochs=2, resume_from="auto"))
+    assert reads == ["epoch_2.pt"]
+    older = first.run_dir / "checkpoints" / "epoch_1.pt"
+    older.write_bytes(older.read_bytes())  # the last one that was written, and not the one with the most steps
+    reads.clear()
+    assert_same_run(first, run(plain_lm(seed=9), epochs=2, resume_from="auto"))
+    assert sorted(reads) == ["epoch_1.pt", "epoch_2.pt"]
 
 
 def test_changed_settings_are_refused_with_the_difference_and_both_ways_on():
