@@ -22,7 +22,7 @@ FORMATS = ["hf", "onnx", "safetensors"]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     config = golden_config(epochs=1, output_dir=str(tmp_path_factory.mktemp("runs")))
-    results = Trainer(tiny_gpt(dropout=0.0), training_config=config).train(train_set())
+    results = Trainer(tiny_gpt(dropout=0.0, layers=1), training_config=config).train(train_set())
     export_model(results, formats=FORMATS, which="last")
     return results
 
@@ -96,7 +96,7 @@ def test_an_empty_folder_and_none_at_all(exported, tmp_path):
 
 
 def test_other_weights_are_a_parity_failure(exported, folder):
-    other = tiny_gpt(seed=1)
+    other = tiny_gpt(seed=1, layers=1)
     report = ExportHealthChecker(other, CONFIG, exported.task_spec).run_all_checks(folder, write=False)
     assert [name for name in verdicts(report, "fail") if name.startswith("parity")] == [
         f"parity: {name}" for name in FORMATS
@@ -111,7 +111,7 @@ def test_a_model_of_other_shape_does_not_load(exported, folder):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_parameters_that_are_not_finite_are_found(value, exported, folder):
-    model = tiny_gpt()
+    model = tiny_gpt(layers=1)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = value
     report = ExportHealthChecker(model, CONFIG).run_all_checks(folder, ["hf"], write=False)
@@ -121,7 +121,7 @@ def test_parameters_that_are_not_finite_are_found(value, exported, folder):
 
 @pytest.mark.parametrize(("value", "verdict"), [(float("nan"), "fail"), (float("-inf"), "pass")])
 def test_a_buffer_may_hold_a_mask_of_infinities_and_nothing_that_is_no_number(value, verdict, exported, folder):
-    model = tiny_gpt()
+    model = tiny_gpt(layers=1)
     model.register_buffer("statistics", torch.tensor([0.0, value]))
     result = ExportHealthChecker(model, CONFIG).run_all_checks(folder, ["hf"], write=False)["parameters"]
     assert result.verdict == verdict

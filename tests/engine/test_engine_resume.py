@@ -24,6 +24,7 @@ from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
 from utils.training.checkpoint_manager import CheckpointManager
 from utils.training.engine import EarlyStopping
+from utils.training.engine.checkpointing import reading, store
 from utils.training.engine.checkpointing.store import read_checkpoint
 
 STEPS = 12
@@ -78,7 +79,7 @@ def test_f03_stopped_at_a_step_boundary_and_continued(step, precision, unbroken_
 @pytest.mark.parametrize("changes", [
     {"lr_schedule": "plateau", "epochs": 8}, {"eval_every": 2}, {"optimizer": "sgd", "learning_rate": 0.05},
     {"optimizer": "adafactor", "learning_rate": 0.02},
-    {"num_workers": 1}, {"lr_schedule": "wsd"}, {"lr_schedule": "linear", "max_steps": 10}, {"label_smoothing": 0.1, "gradient_accumulation_steps": 1},
+    {"num_workers": 1, "epochs": 3}, {"lr_schedule": "wsd"}, {"lr_schedule": "linear", "max_steps": 10}, {"label_smoothing": 0.1, "gradient_accumulation_steps": 1},
 ], ids=lambda changes: next(iter(changes)))  # fmt: skip
 def test_resume_is_exact_with_other_settings(changes):
     unbroken = run(plain_lm(), run_name="unbroken", **changes)
@@ -278,6 +279,23 @@ def test_a_finished_run_is_not_trained_again():
     assert again.checkpoint_path == first.checkpoint_path
 
 
+def test_a_start_reads_each_checkpoint_once_and_again_what_was_written_since(monkeypatch):
+    first = run(plain_lm(), epochs=2)
+    reads = []
+    for module in (reading, store):
+        real = module.load_verified
+        monkeypatch.setattr(
+            module, "load_verified", lambda path, mapped=False, real=real: reads.append(path.name) or real(path, mapped)
+        )
+    assert_same_run(first, run(plain_lm(seed=9), epochs=2, resume_from="auto"))
+    assert reads == ["epoch_2.pt"]
+    older = first.run_dir / "checkpoints" / "epoch_1.pt"
+    older.write_bytes(older.read_bytes())  # the last one that was written, and not the one with the most steps
+    reads.clear()
+    assert_same_run(first, run(plain_lm(seed=9), epochs=2, resume_from="auto"))
+    assert sorted(reads) == ["epoch_1.pt", "epoch_2.pt"]
+
+
 def test_changed_settings_are_refused_with_the_difference_and_both_ways_on():
     run(tiny_gpt(), stop_at=4)
     with pytest.raises(CheckpointError) as caught:
@@ -320,11 +338,10 @@ def test_other_data_is_refused():
 
 
 def test_what_does_not_change_learning_may_change():
-    unbroken = run(tiny_gpt(), run_name="unbroken")
-    run(tiny_gpt(), stop_at=4)
-    assert_same_run(
-        unbroken, run(tiny_gpt(seed=9), resume_from="auto", keep_last_n=5, notes="now with notes", num_workers=1)
-    )
+    unbroken = run(tiny_gpt(), run_name="unbroken", epochs=2)
+    run(tiny_gpt(), stop_at=4, epochs=2)
+    other = {"keep_last_n": 5, "notes": "now with notes", "num_workers": 1}
+    assert_same_run(unbroken, run(tiny_gpt(seed=9), resume_from="auto", epochs=2, **other))
 
 
 def test_an_explicit_checkpoint_starts_a_new_run_and_leaves_the_old_one_alone():

@@ -37,7 +37,7 @@ def tokenizer():
 
 def greedy(ids, count):
     """What the trained model writes after these ids, its end-of-text token left out."""
-    model, eos = tiny_gpt().eval(), tokenizer().eos_token_id
+    model, eos = tiny_gpt(layers=1).eval(), tokenizer().eos_token_id
     new = generate(model, torch.tensor([ids]), count, temperature=0, vocab_size=len(tokenizer()))[
         0, len(ids) :
     ].tolist()
@@ -92,7 +92,7 @@ def language_model(tmp_path_factory):
     spec = TaskSpec.language_modeling("counting", vocab_size=VOCAB_SIZE)
     config = TrainingConfig(export_formats=["onnx"])
     return create_export_bundle(
-        tiny_gpt().eval(), None, spec, config, tmp_path_factory.mktemp("exports"), tokenizer=tokenizer()
+        tiny_gpt(layers=1).eval(), None, spec, config, tmp_path_factory.mktemp("exports"), tokenizer=tokenizer()
     )
 
 

@@ -82,7 +82,7 @@ class Unscriptable(Recurrent):
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory):
     """A causal model as both formats."""
-    model = tiny_gpt(length=8)
+    model = tiny_gpt(length=8, layers=1)
     folder = tmp_path_factory.mktemp("causal")
     return model, export_model(model, ["torchscript", "torch_export"], output_dir=folder)
 

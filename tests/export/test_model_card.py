@@ -180,7 +180,7 @@ def test_the_usage_code_of_a_transformers_folder_runs(kind, output, with_tokeniz
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     results = Trainer(
-        tiny_gpt(), training_config=golden_config(epochs=1, output_dir=str(tmp_path_factory.mktemp("runs"))), tokenizer=tokenizer()
+        tiny_gpt(layers=1), training_config=golden_config(epochs=1, output_dir=str(tmp_path_factory.mktemp("runs"))), tokenizer=tokenizer()
     ).train(train_set(), validation_set())  # fmt: skip
     return results, export_model(results, formats=["hf", "onnx", "safetensors"])
 

@@ -67,7 +67,7 @@ def ids_of(*shape):
 #: Family -> (model, inputs that differ from the traced ones in every size that may vary).
 FAMILIES = {
     "masked lm": (
-        lambda: tiny_bert("ForMaskedLM"),
+        lambda: tiny_bert("ForMaskedLM", layers=1),
         {"input_ids": ids_of(4, 9), "attention_mask": torch.ones(4, 9).long()},
     ),
     "text classifier": (
@@ -129,7 +129,7 @@ def test_the_result_states_inputs_parity_and_times_by_batch_size(family):
 
 @pytest.mark.slow
 def test_an_encoder_and_a_decoder_write_the_models_own_tokens(tmp_path):
-    model = tiny_t5().eval()
+    model = tiny_t5(layers=1).eval()
     result = export_onnx(model, None, tmp_path / "onnx", "test")
     assert result.parity["greedy_tokens_equal"] == STEPS
     ids, mask = ids_of(2, 9), torch.ones(2, 9).long()

@@ -34,12 +34,12 @@ def tiny_bert(head: str, dropout: float = 0.0, layers: int = 2, **settings: Any)
     return seeded(lambda: getattr(transformers, f"Bert{head}")(config))
 
 
-def tiny_t5(dropout: float = 0.0, tied: bool = True) -> nn.Module:
-    """A T5ForConditionalGeneration of 2 layers and width 16; tied: its output layer is its embedding, hidden states scaled."""
+def tiny_t5(dropout: float = 0.0, tied: bool = True, layers: int = 2) -> nn.Module:
+    """A T5ForConditionalGeneration of width 16; tied: its output layer is its embedding, hidden states scaled."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=dropout, pad_token_id=PAD,
+        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=layers, num_heads=2, dropout_rate=dropout, pad_token_id=PAD,
         decoder_start_token_id=PAD, eos_token_id=2, tie_word_embeddings=tied, scale_decoder_outputs=tied,
     )  # fmt: skip
     return seeded(lambda: T5ForConditionalGeneration(config))

@@ -15,16 +15,18 @@ from utils.training.engine.results import TrainingResults
 VOCAB_SIZE, LENGTH = 32, 16
 
 
-def tiny_gpt(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, dropout: float = 0.1, seed: int = 0) -> nn.Module:
-    """A GPT2LMHeadModel of 2 layers and width 32."""
+def tiny_gpt(
+    vocab_size: int = VOCAB_SIZE, length: int = LENGTH, dropout: float = 0.1, seed: int = 0, layers: int = 2
+) -> nn.Module:  # fmt: skip
+    """A GPT2LMHeadModel of 2 layers and width 32. One layer is traced in less time."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=vocab_size, n_positions=length, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
-                resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+                vocab_size=vocab_size, n_positions=length, n_embd=32, n_layer=layers, n_head=2, bos_token_id=0,
+                eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
             )
         )  # fmt: skip
 

@@ -121,7 +121,7 @@ def assert_best_is_kept(results: TrainingResults) -> None:
 
 
 OTHER_SETTINGS = {
-    "eval_every": ({"eval_every": 2}, (2, 3, 12)), "max_steps": ({"max_steps": 7}, (6, 7)), "workers": ({"num_workers": 1}, (2,)),
+    "eval_every": ({"eval_every": 2}, (2, 3, 12)), "max_steps": ({"max_steps": 7}, (6, 7)), "workers": ({"num_workers": 1, "epochs": 2}, (2,)),
 }  # fmt: skip
 
 
@@ -140,7 +140,8 @@ def test_interrupts_with_other_settings(case):
 
 def test_ctrl_c_reaches_the_loader_processes_too():
     """A terminal and a notebook's server send the signal to the whole group of processes."""
-    unbroken = train(plain_lm(), run_name="unbroken", num_workers=1)
+    changes = {"num_workers": 1, "epochs": 2}
+    unbroken = train(plain_lm(), run_name="unbroken", **changes)
 
     class Group(Callback):
         def on_step_end(self, step, trainer, logs=None):
@@ -150,12 +151,12 @@ def test_ctrl_c_reaches_the_loader_processes_too():
     def interrupted_with_its_group() -> str:
         os.setpgrp()
         with pytest.raises(KeyboardInterrupt) as caught:
-            train(plain_lm(), Group(), num_workers=1)
+            train(plain_lm(), Group(), **changes)
         return type(caught.value).__name__
 
     assert in_child(interrupted_with_its_group).value == "TrainingInterrupted"
     assert newest(FOLDER)[1]["state"]["step"] == 4
-    assert_same_run(unbroken, train(plain_lm(seed=9), resume_from="auto", num_workers=1))
+    assert_same_run(unbroken, train(plain_lm(seed=9), resume_from="auto", **changes))
 
 
 def test_interrupt_while_paused():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 from torch import nn
 
+from tests.kit.fresh import before_its_import
 from utils.data.mixture_settings import MixtureSource
 from utils.data.source_kinds import SOURCE_KINDS, DatasetSource
 from utils.errors import ConfigError
@@ -372,6 +375,19 @@ def test_the_ui_needs_neither_torch_nor_widgets():
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=300, stdout=subprocess.DEVNULL)
+
+
+def test_importing_the_forms_makes_each_schema_once():
+    """A schema is of all settings together: made for each of them, it took half of the time until the first cell was done."""
+
+    def made():
+        found = []
+        real = BaseModel.model_json_schema.__func__
+        BaseModel.model_json_schema = classmethod(lambda owner: found.append(owner.__name__) or real(owner))
+        importlib.import_module("utils.ui.wizard_steps")
+        return sorted(found)
+
+    assert before_its_import(made) == ["DataSettings", "TrainingConfig"]
 
 
 #: Settings that a cell or a file gives: the wizard has no field for them.

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from tests.kit.crash import Child
+
 PREPARE = """
 import asyncio
 from types import SimpleNamespace
@@ -39,13 +41,21 @@ def saved(folder):
 
 @pytest.mark.slow
 def test_a_process_that_is_terminated_saves_and_then_dies_of_the_signal(tmp_path):
-    script = f"{PREPARE}\nasyncio.run(train_live(trainer, data))"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        while process.stdout.readline() not in ("training\n", ""):
+    from_child, to_parent = os.pipe()
+
+    def script():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with os.fdopen(to_parent, "w") as sys.stdout:
+            exec(f"{PREPARE}\nasyncio.run(train_live(trainer, data))", {})  # noqa: S102 - a script of this file
+
+    child = Child(script)
+    os.close(to_parent)
+    with os.fdopen(from_child) as said:
+        while said.readline() not in ("training\n", ""):
             pass
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-    assert process.returncode == -signal.SIGTERM
+        child.kill(signal.SIGTERM)
+        said.read()
+    assert child.join().signal == signal.SIGTERM
     assert saved(tmp_path) == ("stopped", "terminated", 5)
 
 

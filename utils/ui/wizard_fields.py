@@ -59,7 +59,7 @@ def wizard_field(name: str) -> WizardField:
     """The form field of a setting, from its schema. Raises KeyError for a name that SetupConfig does not have."""
     owner: type[Schema] = DataSettings if name in DataSettings.model_fields else TrainingConfig
     field = owner.model_fields[name]
-    described = owner.model_json_schema()["properties"][name]
+    described = _described(owner)[name]
     options = [option for option in described.get("anyOf", [described]) if option.get("type") != "null"]
     numbers: dict[str, Any] = next((option for option in options if option.get("type") in ("integer", "number")), {})
     low, high = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
@@ -79,6 +79,13 @@ def wizard_field(name: str) -> WizardField:
         has_numbers=bool(numbers),
         control=_CONTROLS.get(name, "plain"),
     )
+
+
+@cache
+def _described(owner: type[Schema]) -> dict[str, Any]:
+    """The JSON schema of each setting by its name: made once, because it is made for all settings together."""
+    found: dict[str, Any] = owner.model_json_schema()["properties"]
+    return found
 
 
 def _kind(name: str, options: list[dict[str, Any]]) -> Kind:
