@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 import widgets
@@ -105,6 +107,19 @@ def test_a_run_is_opened_as_it_ended(panel):
     panel.tick("second")
     panel.open.click()
     assert "second" in panel.view.children[0].value
+
+
+def test_only_the_run_that_was_opened_last_is_followed(panel, tmp_path):
+    async def others_after_opening(*names):
+        for name in names:
+            panel.tick(name)
+            panel.open.click()
+            await asyncio.sleep(0.01)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    with FolderLock(tmp_path / "runs" / "second" / "lock").held():
+        assert len(asyncio.run(others_after_opening("second"))) == 1
+        assert asyncio.run(others_after_opening("second", "first")) == set()
 
 
 def test_many_runs_come_in_pages(panel, monkeypatch):
