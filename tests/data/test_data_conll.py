@@ -8,6 +8,8 @@ import pytest
 
 from utils.data import prepare_data
 from utils.data.file_records import label_names, load_records, recognise
+from utils.data.read.records import read_tables
+from utils.data.read.rows import BadLines, ReadOptions
 from utils.errors import ConfigError, DataError
 from utils.ui.setup_config import SetupConfig
 
@@ -85,6 +87,14 @@ def test_malformed_lines_are_named(written, content, message):
     with pytest.raises(DataError) as caught:
         load_records(written(content))
     assert message in str(caught.value)
+
+
+def test_sentences_with_a_malformed_line_may_be_left_out_and_are_counted(written):
+    bad = BadLines("skip")
+    path = written(BIO + "\nRome B-LOC\nis\tO\nold O\n\nAda\tB-PER\nlives\tO\n")
+    rows = [row for _, table in read_tables([path], ReadOptions(), bad) for row in table.to_pylist()]
+    assert rows == [ADA, TURIN, ADA]
+    assert bad.count == 1
 
 
 def test_files_become_examples(tmp_path, written):

@@ -248,6 +248,7 @@ SEVENTH = {
     '{"text": 7}': "a.jsonl:7: 'text' is 7, a number, and a text in the rows before.",
     '{"text": ["x"]}': "a.jsonl:7: 'text' is ['x'], list<item: string>, and a text in the rows before.",
     '{"text": "\\ud800"}': "a.jsonl:7: 'text' is '\\ud800', which no column can hold",
+    '{"text": "x", "n": ["x", 1]}': "a.jsonl:7: 'n' is ['x', 1], which no column can hold (values of several kinds in one list",
     '{"text": "x", "n": 1e999999, "m": 99999999999999999999}': "a.jsonl:7: 'm' is 99999999999999999999, which no column",
     "[" * 100_000: "a.jsonl:7: the line cannot be read (nested too deeply)",
 }  # fmt: skip

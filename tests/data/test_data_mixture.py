@@ -201,6 +201,11 @@ def test_a_mixture_that_cannot_be_is_refused_before_anything_is_read(files, chan
         setup_of(files, **changes)
 
 
+def test_a_mixture_of_nothing_is_refused_by_one_call():
+    with pytest.raises(ConfigError, match="mixture  got no dataset; give at least two, or leave it out"):
+        train_model(small_model(), mixture=[], max_steps=1)
+
+
 def test_naming_one_dataset_ends_the_mixture(files):
     setup = setup_of(files)
     setup.update(dataset_path="other.txt")

@@ -13,7 +13,7 @@ from tests.kit.toys import LENGTH, plain_lm, tiny_gpt
 from utils.adapters import ModelCall
 from utils.errors import ExportError
 from utils.models.images import LeNet
-from utils.training import TaskSpec
+from utils.training import TaskSpec, Trainer, TrainingConfig
 from utils.training.export.parity import compare_greedy_tokens, compare_logits, example_batches
 
 
@@ -180,3 +180,14 @@ def test_a_tie_that_rounding_decides_is_counted_and_is_no_difference():
     prompt = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
     found = compare_greedy_tokens(scores([1.0, 1.0 - 1e-7, 0.0]), scores([1.0 - 1e-7, 1.0, 0.0]), prompt, 1e-6, steps=3)
     assert found == {"greedy_tokens_equal": 3, "greedy_ties": 3}
+
+
+def test_images_have_the_size_that_was_trained_on_where_the_model_states_none():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    assert example_batches(model)[0]["pixel_values"].shape == (1, 3, 28, 28)  # a guess
+    samples = [{"pixel_values": torch.rand(3, 12, 16), "labels": number % 2} for number in range(4)]
+    config = TrainingConfig(max_steps=1, batch_size=4)
+    results = Trainer(model, training_config=config, task_spec=TaskSpec.image_classification(num_classes=2)).train(samples)
+    assert [tuple(batch["pixel_values"].shape) for batch in example_batches(model, results.task_spec)] == [
+        (1, 3, 12, 16), (3, 3, 12, 16), (2, 3, 12, 16),
+    ]  # fmt: skip

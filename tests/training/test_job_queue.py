@@ -160,6 +160,12 @@ def test_a_job_is_claimed_by_exactly_one(queue):
     assert sorted(number for number, _ in claimed) == numbers
 
 
+@pytest.mark.parametrize("max_jobs", [0, -1, True])
+def test_a_worker_refuses_a_number_of_jobs_below_1(queue, max_jobs):
+    with pytest.raises(ConfigError, match=f"max_jobs is a whole number of at least 1, or None; got {max_jobs}"):
+        queue.work(max_jobs)
+
+
 def test_a_lease_that_ran_out_goes_to_another_and_the_first_owner_is_fenced_off(queue, clock):
     number = queue.submit_job(durable())
     first = queue.claim_job("a", lease_s=60)

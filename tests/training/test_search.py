@@ -290,8 +290,8 @@ def test_another_plan_under_the_same_name_is_refused():
     found(name="mine")
     with pytest.raises(ConfigError, match=r"another plan:\n  space"):
         found({"lr": [1e-3]}, name="mine")
-    with pytest.raises(ConfigError, match="training"):
-        found(name="mine", training_config=config(epochs=2))
+    with pytest.raises(ConfigError, match=r"another plan:\n  training\.weight_decay: 0\.\d+ there, 0\.5 here\n"):
+        found(name="mine", training_config=config(weight_decay=0.5))
     Trainer(plain_lm(), None, config(run_name="run")).train(train_set())
     with pytest.raises(ConfigError, match="holds a run"):
         found(name="run")

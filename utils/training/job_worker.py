@@ -77,9 +77,12 @@ class Worker:
         """Run jobs until `stop`, `max_jobs` or (with `until_empty`) until none is due; returns how many were run.
 
         Raises:
+            ConfigError: `max_jobs` is no whole number of at least 1.
             SystemExit: SIGTERM, with status 143; the job was given back.
             TrainingInterrupted, KeyboardInterrupt: Ctrl-C; the job was given back.
         """
+        if max_jobs is not None and (isinstance(max_jobs, bool) or not isinstance(max_jobs, int) or max_jobs < 1):
+            raise ConfigError(f"max_jobs is a whole number of at least 1, or None; got {max_jobs!r}")
         done = 0
         with self._sigterm_stops():
             while not self._stopping.is_set() and (max_jobs is None or done < max_jobs):

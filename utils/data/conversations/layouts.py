@@ -169,7 +169,7 @@ def read_conversations(
         more = f" (and {count - len(problems):,} more)" if count > len(problems) else ""
         raise DataError(
             f"{count:,} of {table.num_rows:,} rows cannot be used: {'; '.join(problems)}{more}. Repair them, or leave "
-            'them out with on_bad_row="skip".'
+            'them out with on_bad_row="skip" (of read_conversations and prepare_conversations).'
         )
     if not read.conversations:
         raise DataError(f"none of the {table.num_rows:,} rows can be used: {'; '.join(problems)}.")

@@ -133,7 +133,10 @@ def _first_misfit(values: Sequence[Any], known: pa.DataType | None) -> int:
 def _why(value: Any, known: pa.DataType | None, before: Sequence[Any]) -> str:
     own = _common_type([value], None)
     if own is None:
-        return "which no column can hold (a number of more than 64 bits, or half of a character)"
+        return (
+            "which no column can hold (values of several kinds in one list, a number of more than 64 bits, or half of a "
+            "character)"
+        )
     kind = known if known is not None else _common_type(before, None)
     return f"{_in_words(own)}, and {_in_words(kind)} in the rows before"
 

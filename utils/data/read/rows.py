@@ -85,7 +85,10 @@ class BadLines:
     def meet(self, message: str) -> None:
         """Count a bad line, or raise DataError with `message`, which says where it is, and the way on."""
         if not self.skips:
-            raise DataError(f'{message} Correct it, or leave such lines out: on_bad_line="skip".')
+            raise DataError(
+                f"{message} Correct or remove it, or leave such lines out: DatasetLoader().load_local_file(path, "
+                'on_bad_line="skip").'
+            )
         self.count += 1
         if len(self.messages) < _KEPT_MESSAGES:
             self.messages.append(message)

@@ -173,7 +173,8 @@ class DataArguments:
             return [Problem(given[1], f"given together with {given[0]}; keep one of the two")]
         if self.mixture is not None:
             try:
-                mixture_sources(self.mixture)
+                if not mixture_sources(self.mixture):
+                    return [Problem("mixture", "got no dataset; give at least two, or leave it out")]
             except ConfigError as error:
                 return [Problem("mixture", str(error).removeprefix("mixture: "))]
         if self.kind == "nothing":

@@ -10,8 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from utils.adapters.facts import model_facts
+from utils.adapters.input_shapes import stated_image_shape
 from utils.adapters.special_ids import model_pad_token_id, set_special_ids
+from utils.data.batch import Batch
 from utils.data.conversations.packing import keeps_segments_apart
 from utils.data.documents import DocumentBlocks
 from utils.data.module import UniversalDataModule
@@ -119,10 +123,25 @@ def plan_task(given: TrainerArguments, data: UniversalDataModule, notice: Notice
     """The task, complete: what was left open is inferred from model and data, and a notice says so."""
     if given.criterion is not None:
         return given.task_spec or TaskSpec("training")  # which task it is, only the criterion knows
-    spec, sentence = infer_task_spec(given.model, first_samples(data), given.tokenizer, given.task_spec)
+    sample = first_samples(data)
+    spec, sentence = infer_task_spec(given.model, sample, given.tokenizer, given.task_spec)
     if given.task_spec is None or given.task_spec.task_type is None:
         notice(sentence)
-    return spec
+    return _with_image_shape(spec, given.model, sample)
+
+
+def _with_image_shape(spec: TaskSpec, model: nn.Module, sample: Batch) -> TaskSpec:
+    """The task with the shape of its images where the model does not state their size, for exports and checks."""
+    pixels = sample.get("pixel_values")
+    if pixels is None or pixels.dim() != 4:
+        return spec
+    stated = stated_image_shape(model, spec, spec.preprocessing_config)
+    if stated is None or stated[1] is not None:
+        return spec
+    _, channels, *sides = pixels.shape
+    return spec.replace(
+        preprocessing_config={**spec.preprocessing_config, "input_channels": channels, "input_size": sides}
+    )
 
 
 def plan_objective(

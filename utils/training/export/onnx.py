@@ -347,6 +347,8 @@ def _described(
         if any(tensor.dim() == 2 and not tensor.is_floating_point() for tensor in graph.inputs.values()):
             longest = f"1 to {max_length:,}" if max_length else "any number of"
             sizes += f", {longest} tokens" if options.sizes is None else f", {options.sizes[1]} tokens"
+        images = next((tensor for tensor in graph.inputs.values() if tensor.dim() == 4), None)
+        sizes += "" if images is None else f" of {' x '.join(map(str, images.shape[1:]))} images"
         prefix = "" if name == FILE_NAME else f"{name}: "
         described.append(
             f"{prefix}Inputs {', '.join(graph.inputs)}: {' and '.join(sorted(kinds))}, {sizes}; "
