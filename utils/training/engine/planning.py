@@ -80,8 +80,8 @@ def plan_run(
     accumulation = _accumulation(config, data)
     total_steps = planned_steps(config, data, accumulation)
     monitor = plan_monitor(config, data, objective, notice)
-    if (sentence := long_validation(config, data, accumulation, total_steps)) is not None:
-        notice(sentence)
+    if (lengthy := long_validation(config, data, accumulation, total_steps)) is not None:
+        notice(lengthy)
     if world.is_main:
         for sentence in data_notices(data, model, task_spec, tokenizer=given.tokenizer, criterion=given.criterion):
             notice(sentence)
