@@ -122,9 +122,15 @@ class TaskRow:
         self._draw("Cancelling" if progress.cancelled else f"{progress.sentence}{elapsed}")
 
     def _finish(self) -> None:
-        outcome, self._outcome, self._progress = self._outcome, Outcome(), None
+        outcome, self._outcome = self._outcome, Outcome()
+        by_a_cell = self._progress in _Cells.made_way
+        _Cells.made_way.discard(self._progress)
+        self._progress = None
         self._show_running(False)
-        self._draw("Cancelled." if outcome.cancelled else "")
+        said = (
+            "Cancelled, because a cell was run: start it again when the cell has ended." if by_a_cell else "Cancelled."
+        )
+        self._draw(said if outcome.cancelled else "")
         self._done(outcome)
 
     def _cancel(self) -> None:
@@ -161,6 +167,7 @@ class _Cells:
 
     running = False
     under_way: set[Progress] = set()  # noqa: RUF012 - one for the process, as the kernel is
+    made_way: set[Progress] = set()  # noqa: RUF012 - those that were cancelled for a cell
 
 
 def watch_cells() -> None:
@@ -179,6 +186,7 @@ def watch_cells() -> None:
 def _cell_begins(info: Any) -> None:
     _Cells.running = True
     for progress in list(_Cells.under_way):
+        _Cells.made_way.add(progress)
         progress.cancel_and_wait()
 
 

@@ -119,6 +119,7 @@ class TextPanel(PlayPanel):
 
     title, start, example = "Continue a text", "Generate", "The"
     field_title, usual_temperature = "Prompt", 0.8
+    what, cut_at = "prompt", "beginning"
 
     @staticmethod
     def sample(opened: Playground, prompt: str) -> str:
@@ -154,10 +155,10 @@ class TextPanel(PlayPanel):
 
     def _shown(self, outcome: Outcome) -> Html:
         written = Generated(self._partial) if outcome.cancelled else outcome.result
-        return joined([self._written(written.text), _cut(written.cut)])
+        return joined([self._written(written.text), _cut(written.cut, self.what, self.cut_at)])
 
     def _written(self, written: str) -> Html:
-        return _block(text(self._asked + written))
+        return _block(element("strong", text(self._asked)), text(written))
 
 
 class ChatPanel(TextPanel):
@@ -168,6 +169,7 @@ class ChatPanel(TextPanel):
     """
 
     title, start, example = "Chat with the model", "Send", "Hello!"
+    what = "conversation"
 
     @staticmethod
     def sample(opened: Playground, prompt: str) -> str:
@@ -203,6 +205,7 @@ class RewritingPanel(TextPanel):
 
     title, start, example = "Write a text for another one", "Write", "This is an example."
     field_title, usual_temperature = "Text", 0.0
+    what, cut_at = "text", "end"
     shows_samples = True
 
     @staticmethod
@@ -354,7 +357,9 @@ def contributions(found: Attribution, explained: str = ClassesPanel.explained) -
     Args:
         explained: what the output is, with {} for its name.
     """
-    said = f"What each token adds to {explained.format(found.target)} (integrated gradients, baseline: token id 0)"
+    change = sum(score for _, score in found.tokens)
+    said = f"What each token adds to {explained.format(found.target)} (integrated gradients, baseline: token id 0): "
+    said += f"{change:+.3g} of {found.value:.4g} in all"
     if not found.error <= _LARGEST_ERROR:
         said += f"; approximate, the sum misses {found.error:.0%} of its change"
     return joined([small(f"{said}."), attribution_strip(found.tokens)])
@@ -395,9 +400,9 @@ def _turn(role: str, content: str) -> Html:
     return _block(element("strong", text(f"{role}:")), text(f" {content}"))
 
 
-def _cut(count: int) -> Html:
+def _cut(count: int, what: str = "text", at: str = "end") -> Html:
+    """A sentence on the tokens that did not fit, which stood at one end of the input."""
     if not count:
         return text("")
-    return paragraph(
-        f"The text is longer than the model's context: {count:,} token{'s were' if count > 1 else ' was'} cut."
-    )
+    tokens = f"{count:,} token{'s were' if count > 1 else ' was'} cut at its {at}"
+    return paragraph(f"The {what} is longer than the model's context: {tokens}.")

@@ -152,7 +152,7 @@ class TrainingPage(Page):
         super().__init__(step, state, parts, report)
         self._measure_job = self._job("Measure time and memory", "measure", self._measure, self._show_estimate)
         self._tuning = parts["tuning"] = markup_box("tb-tuning")
-        self._estimate = _Dated("tb-estimate", SetupConfig.sections, "it was measured")
+        self._estimate = _Dated("tb-estimate", _all_but_words, "it was measured")
         self._find_job = self._job("Find a learning rate", "find-rate", self._find, self._show_rate)
         self._found = _Dated("tb-found-rate", _all_but_the_rate, "the learning rate was searched")
         parts["estimate"], parts["found-rate"] = self._estimate.box, self._found.box
@@ -241,10 +241,16 @@ class _Dated:
         return True
 
 
+def _all_but_words(setup: SetupConfig) -> Any:
+    """What time and memory depend on: every setting but how the run is called and what is noted of it."""
+    sections = setup.sections()
+    return {**sections, "training": {**sections["training"], "run_name": None, "notes": None}}
+
+
 def _all_but_the_rate(setup: SetupConfig) -> Any:
     """What a suggested learning rate depends on."""
-    sections = setup.sections()
-    return {**sections, "training": {**sections["training"], "learning_rate": None}}
+    kept = _all_but_words(setup)
+    return {**kept, "training": {**kept["training"], "learning_rate": None}}
 
 
 class SummaryPage(Page):

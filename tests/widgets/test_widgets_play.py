@@ -50,7 +50,7 @@ class Model:
     def attribute(self, prompt):
         if prompt == "without":
             raise MissingPackageError("captum", "to attribute a prediction to its tokens")
-        return Attribution("glad", [("so", 1.5), ("<what>", -0.25)], 0.3 if prompt == "rough" else 0.01)
+        return Attribution("glad", [("so", 1.5), ("<what>", -0.25)], 0.3 if prompt == "rough" else 0.01, 2.5)
 
     def tag(self, prompt):
         return [Tagged("Ada", "B-PER", 0.9), Tagged(" <sang>", "O", 0.8)], self.cut
@@ -75,7 +75,7 @@ def test_text_is_generated_with_the_settings_and_shown_with_its_line_breaks(way)
     assert {name: settings[name] for name in ("temperature", "top_p", "max_new_tokens")} == {
         "temperature": 0.5, "top_p": 0.7, "max_new_tokens": 12,
     }  # fmt: skip
-    assert "Once one\n&lt;two&gt; three" in panel.output.value
+    assert "<strong>Once </strong>one\n&lt;two&gt; three" in panel.output.value
     assert "pre-wrap" in panel.output.value
 
 
@@ -85,7 +85,7 @@ def test_stop_ends_it_at_the_next_token_and_keeps_what_was_written():
     stop = lambda change: panel.job.cancel.click() if "one" in change["new"] else None  # noqa: E731
     panel.job.line.observe(stop, "value")
     panel.job.start.click()
-    assert "Once one" in panel.output.value
+    assert "<strong>Once </strong>one" in panel.output.value
     assert "three" not in panel.output.value
     assert not panel.job.start.disabled
 

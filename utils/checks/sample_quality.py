@@ -150,7 +150,9 @@ def _report(train: Sample, validation: Sample | None, expected: Expectations) ->
         summaries["targets"] = _targets(train)
     summaries["exact duplicates"] = "No more rows repeat than chance explains."
     if validation is not None:
-        summaries["leakage"] = "No validation rows are in training beyond chance, and no feature is the label."
+        summaries["leakage"] = (
+            "Validation rows stand in training no more often than training rows repeat, and no feature is the label."
+        )
         summaries["validation"] = "Validation inputs and targets have the distribution of training."
     names = [*summaries, *(one.check for one in findings if one.check not in summaries)]
     results = [

@@ -42,13 +42,15 @@ class Attribution:
     token id 0.
 
     Attributes:
-        target: name of the class or number; tokens: (token, contribution) in order, positive where they raise it.
+        target: name of the class or number; value: its logit, or the number itself.
+        tokens: (token, contribution) in order, positive where they raise it; their sum is what the text changes.
         error: share of the output's change that the contributions miss in sum; above about 0.1 do not rely on them.
     """
 
     target: str
     tokens: list[tuple[str, float]]
     error: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ class Playground:
         ids, _ = self._fitting(prompt)
         ids_BT = torch.tensor([ids], device=self._device)
         with torch.enable_grad(), self._evaluating():
-            outputs_C = self._logits(ids_BT).reshape(-1)
+            outputs_C = self._logits(ids_BT).detach().reshape(-1)
             target = int(outputs_C.argmax())
             scores, error = token_attributions(
                 lambda ids: self._logits(ids).reshape(len(ids), -1)[:, target], table, ids_BT, n_steps
@@ -265,7 +267,7 @@ class Playground:
         self.model.zero_grad(set_to_none=True)
         tokens = [self._token(token) for token in ids]
         name = self._output_name(target, len(outputs_C)) if self.kind == "numbers" else self._class_name(target)
-        return Attribution(name, list(zip(tokens, scores, strict=True)), error)
+        return Attribution(name, list(zip(tokens, scores, strict=True)), error, float(outputs_C[target]))
 
     def tag(self, prompt: str) -> tuple[list[Tagged], int]:
         """Every token of a text with its most likely class, and how many tokens at the end were cut.

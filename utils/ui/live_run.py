@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 Phase = Literal["starting", "training", "validating", "pausing", "paused", "stopping", "ended", "failed"]
 Row = Mapping[str, Any]
 
-# Weight of the past in the smoothed training loss: a mean over about 20 steps, as TensorBoard's slider at 0.95.
-_SMOOTHING = 0.95
+# Weight of the past in the smoothed training loss: a mean over about 20 steps, as TensorBoard's slider at 0.95; until there are
+# enough steps, over the last quarter of them, or it would stand far above a loss that falls fast at first.
+_SMOOTHING, _QUARTER = 0.95, 4
 
 # Seconds of steps that the shown speed is a mean of.
 _SPEED_WINDOW_S = 10.0
@@ -180,7 +181,7 @@ class LiveRun:
         self.error: str | None = None
         self._phase: Phase = "starting"
         self._pause_asked = self._stop_asked = self._saved_since_pause = False
-        self._mean = self._weight = 0.0
+        self._mean, self._losses = 0.0, 0
         self._timed_s, self._timed_steps = 0.0, 0
         self._last_step_s: float | None = None
         self._past_s = self._past_epochs_s = 0.0
@@ -344,10 +345,9 @@ class LiveRun:
                 self.nonfinite_steps.append(step)
             return
         self.loss.add(step, loss)
-        # Divided by the weights so far, so that the start is not pulled to zero (Kingma & Ba 2014, section 3).
-        self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
-        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
-        self.smoothed.add(step, self._mean / self._weight)
+        past = min(_SMOOTHING, self._losses / (self._losses + _QUARTER))
+        self._mean, self._losses = past * self._mean + (1 - past) * loss, self._losses + 1
+        self.smoothed.add(step, self._mean)
 
     def _on_evaluate_begin(self, event: RunEvent) -> None:
         self._phase = "validating"

@@ -79,7 +79,7 @@ overflow-wrap:break-word;container-type:inline-size}
 .tb .tb-kpi span{display:block;color:var(--tb-soft);font-size:11px}
 .tb .tb-kpi b{font-size:17px;font-weight:600;line-height:1.35;font-variant-numeric:tabular-nums}
 .tb .tb-kpi .tb-long{font-size:13px;line-height:1.75;overflow-wrap:anywhere}
-.tb .tb-kpi small{display:block;font-size:11px;color:var(--tb-soft);overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.tb .tb-kpi small{display:block;font-size:11px;color:var(--tb-soft);overflow-wrap:anywhere}
 .tb .tb-mini{padding:7px 10px 5px}
 .tb .tb-mini b{display:block;font-weight:600;font-size:15px;font-variant-numeric:tabular-nums}
 .tb .tb-pill{display:inline-flex;gap:6px;align-items:center;padding:0 10px;border-radius:99px;font-size:12px;

@@ -59,7 +59,7 @@ def start_facts(trainer: Trainer, total_steps: int | None) -> dict[str, Any]:
     batches = _batches(data.train, order, data.batch_size) if data.resumable else []
     if batches:
         facts["samples_vary"] = _vary(data.train, order[:_READ_AGAIN])
-        facts |= _padding(batches)
+        facts |= _padding(batches, getattr(trainer.tokenizer, "pad_token_id", None))
         facts |= _label_facts(parts, batches)
     return facts
 
@@ -122,15 +122,22 @@ def _model_facts(parts: Parts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _padding(batches: list[Batch]) -> dict[str, Any]:
-    """The share of the positions that attention masks mark as padding."""
-    masks = [mask for batch in batches if (mask := batch.get("attention_mask")) is not None and mask.dim() == 2]
-    ids = [batch["input_ids"] for batch in batches if "input_ids" in batch and batch["input_ids"].dim() == 2]
-    positions = sum(row.numel() for row in ids)
-    if not positions:
-        return {}
-    padded = sum(int((mask == 0).sum()) for mask in masks)
-    return {"padding": padded / positions}
+def _padding(batches: list[Batch], pad_id: int | None) -> dict[str, Any]:
+    """The share of the positions that are padding, by the attention masks; without these, of the padding ids that are no
+    targets. {} where neither says."""
+    padded = positions = 0
+    for batch in batches:
+        ids, mask, labels = (batch.get(name) for name in ("input_ids", "attention_mask", "labels"))
+        if ids is None or ids.dim() != 2:
+            return {}
+        if mask is not None and mask.dim() == 2:
+            padded += int((mask == 0).sum())
+        elif pad_id is not None and labels is not None and labels.shape == ids.shape:
+            padded += int(((ids == pad_id) & (labels == IGNORED)).sum())
+        elif labels is not None and labels.shape == ids.shape:
+            return {}
+        positions += ids.numel()
+    return {"padding": padded / positions} if positions else {}
 
 
 def _label_facts(parts: Parts, batches: list[Batch]) -> dict[str, Any]:

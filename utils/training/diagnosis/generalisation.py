@@ -203,7 +203,9 @@ def labels(run: RunRecord) -> Outcome:
                 {"neighbours": neighbours, "chance": chance}, {"margin": margin},
             )  # fmt: skip
     values, guess_there = _losses(run), run.validation_guess
-    if run.over_tokens or len(values) < 2 or guess is None or guess_there is None:
+    if run.over_tokens:
+        return unknown("language models learn from the text itself, which has no labels beside it")
+    if len(values) < 2 or guess is None or guess_there is None:
         return unknown("there are no validations or baselines to compare")
     accuracies = [row["val/accuracy"] for row in run.validations if "val/accuracy" in row]
     worse = min(values) >= 0.98 * guess_there.loss if math.isfinite(guess_there.loss) else True

@@ -245,7 +245,7 @@ FEWEST_FOR_SPEED = 30
 )
 def plateau(run: RunRecord) -> Outcome:
     if not run.over_tokens:
-        return unknown("for tokens only; 'underfitting' judges other tasks")
+        return unknown("only language models have a unigram loss to compare with")
     if run.judged:
         return unknown(run.judged)
     guess = run.guess
@@ -280,7 +280,7 @@ def underfitting(run: RunRecord) -> Outcome:
         return unknown("the model does not beat the baseline, which 'learning' reports")
     if neighbours is None or not reached:
         return unknown(
-            "samples are compared with their neighbours only for numbers of one shape with classes or amounts"
+            "nearest neighbours are known only for inputs that are numbers of one shape, with a class or number each"
         )
     best, chance = max(reached), (run.guess.accuracy if run.guess is not None else None) or 0.0
     error = 2 * math.sqrt(max(neighbours * (1 - neighbours), 0.0) / number)

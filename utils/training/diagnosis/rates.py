@@ -260,7 +260,12 @@ def clipping(run: RunRecord) -> Outcome:
     measured = {"clipped_share": share, "median_norm": median, "max_grad_norm": limit}
     did = learned(run)
     if share < 0.95 or median <= 10 * limit:
-        return passed(f"{share:.0%} of the steps were clipped; the median norm is {median:.3g}.", **measured)
+        kept = (
+            f"; a typical step that was clipped kept {limit / median:.0%} of its length"
+            if share and median > limit
+            else ""
+        )
+        return passed(f"{share:.0%} of the steps were clipped; the median norm is {median:.3g}{kept}.", **measured)
     if did is None:
         return unknown(run.judged or "whether anything was learned is not known")
     if did and not (_cut(run) and (run.movement or 1.0) < STOOD_STILL):

@@ -267,7 +267,9 @@ class RunRecord:
         if self.over_tokens:
             known = (self.unigram, self.facts.get("validation_unigram_loss") if part == "val" else None)
             measured = next((loss for loss in known if loss is not None), self.facts.get("unigram_loss"))
-            return None if measured is None else Guess(float(measured), None, "a unigram model")
+            here = part == "train" and self.unigram is None
+            what = "the frequencies of the training tokens" if here else "a unigram model"
+            return None if measured is None else Guess(float(measured), None, what)
         counted = [row for row in self.counts(part) if row.get("guess_loss") is not None]
         row = counted[-1] if counted else self.facts.get("labels", {})
         if row.get("guess_loss") is None:  # not measured, or not finite
