@@ -346,6 +346,14 @@ def test_the_run_is_looked_for_again_when_the_summary_is_opened(text_file):
     assert verdicts(state)["run"] == "pending"
 
 
+def test_a_run_name_is_not_free_any_more_once_the_run_exists(text_file):
+    state = state_of(dataset_path="my.txt", run_name="mine")
+    state.preflight.run()
+    assert verdicts(state)["run"] == "passed"
+    train(state)
+    assert verdicts(state)["run"] == "pending"
+
+
 # Without a form
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.data.source_kinds import SOURCE_KINDS
@@ -204,8 +205,6 @@ def _needed(setup: SetupConfig) -> tuple[CheckName, ...]:
 
 
 def _is_folder(setup: SetupConfig) -> bool:
-    from pathlib import Path
-
     return setup.dataset_name is not None and Path(setup.dataset_name).expanduser().is_dir()
 
 
@@ -215,8 +214,9 @@ def _key(name: CheckName, setup: SetupConfig) -> Any:
     data, training = sections["setup"], sections["training"]
     if name in ("hub", "data"):
         return data, training["random_seed"]
-    if name == "run":
-        return data, training
+    if name == "run":  # what is found is about the run's folder: "is free" is over when the run begins
+        name_of_run = setup.training_config.run_name
+        return data, training, name_of_run is not None and Path(setup.training_config.output_dir, name_of_run).exists()
     not_learned = setup.training_config.NOT_LEARNED
     return data, {setting: value for setting, value in training.items() if setting not in not_learned}
 
