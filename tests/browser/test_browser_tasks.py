@@ -58,7 +58,7 @@ CELLS = {
 NUMBER = {name: number for number, name in enumerate(CELLS)}
 
 #: Presses of Tab after which a control counts as out of reach.
-MOST_TABS = 80
+MOST_TABS = 40
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def notebook(tmp_path_factory):
     (folder / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
     write_notebook(folder / "n.ipynb", *CELLS.values())
     with running_lab(folder, dark=True, OMP_NUM_THREADS="1") as lab, running_browser() as browser:
-        page = NotebookPage(browser, lab, "n.ipynb", width=700)
+        page = NotebookPage(browser, lab, "n.ipynb")
         run(page, "imports")
         yield page
         page.close()
@@ -89,14 +89,15 @@ def run(notebook, name):
 
 
 def press(notebook, cell, selector, key):
-    """Press a key on the control of a cell's output that Tab leads to; nothing is clicked."""
+    """Press a key on the control of a cell's output that Tab or Shift+Tab leads to; nothing is clicked."""
     target = notebook.cell(NUMBER[cell]).locator(selector).first
     target.wait_for()
     has_focus = "element => element.contains(document.activeElement)"
+    is_before = "element => element.compareDocumentPosition(document.activeElement) & Node.DOCUMENT_POSITION_FOLLOWING"
     for _ in range(MOST_TABS):
         if target.evaluate(has_focus):
             break
-        notebook.page.keyboard.press("Tab")
+        notebook.page.keyboard.press("Shift+Tab" if target.evaluate(is_before) else "Tab")
     else:
         focused = notebook.page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
         pytest.fail(f"Tab does not lead to {selector}; the focus is on {focused}")
@@ -110,6 +111,7 @@ def begin_at(notebook, cell):
 
 def test_a_classifier_of_ones_own_table_without_a_mouse_in_a_narrow_dark_window(notebook):
     setup = "set up classes"
+    notebook.page.set_viewport_size({"width": 700, "height": 1400})
     run(notebook, setup)
     notebook.cell(NUMBER[setup]).locator(".tb-field-dataset_source button").first.wait_for()
     begin_at(notebook, setup)

@@ -254,6 +254,11 @@ def test_where_only_answers_are_learned_the_beginning_is_the_whole_question(lear
     assert prompts_from([{"input_ids": torch.arange(12), "labels": labels}], Letters()) == (prompt,)
 
 
+@pytest.mark.parametrize("label", [1, torch.tensor(1), torch.tensor([0, 1]), [1] * 12])
+def test_labels_of_another_kind_do_not_change_the_beginning(label):
+    assert prompts_from([{"input_ids": torch.arange(12), "labels": label}], Letters()) == ("ABCDEFGH",)
+
+
 TEXT = "Anna didn't see the well-known lighthouse until the storm was almost over, and then it was too late to turn back."
 
 

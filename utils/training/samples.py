@@ -203,7 +203,7 @@ def _question_of(sample: Any, tokenizer: Any) -> str | None:
     from utils.data.batch import IGNORED
 
     ids, labels = _ids_of(sample), sample.get("labels") if isinstance(sample, Mapping) else None
-    if labels is None or len(labels) != len(ids):
+    if not hasattr(labels, "dim") or getattr(ids, "shape", None) != labels.shape:  # such as a class of the whole sample
         return None
     learned = [place for place, label in enumerate(labels.tolist()) if label != IGNORED]
     # A document's first token alone is not learned either: nothing stands before it.
