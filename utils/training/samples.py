@@ -202,7 +202,8 @@ def _question_of(sample: Any, tokenizer: Any) -> str | None:
     """What stands before a sample's first answer, with the template's tokens; None where all tokens are learned."""
     from utils.data.batch import IGNORED
 
-    ids, labels = _ids_of(sample), sample.get("labels") if isinstance(sample, Mapping) else None
+    ids: Any = _ids_of(sample)
+    labels: Any = sample.get("labels") if isinstance(sample, Mapping) else None
     if not hasattr(labels, "dim") or getattr(ids, "shape", None) != labels.shape:  # such as a class of the whole sample
         return None
     learned = [place for place, label in enumerate(labels.tolist()) if label != IGNORED]
