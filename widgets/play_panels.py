@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from widgets.guarded import error_details, error_sentence, guarded
 _LARGEST_ERROR = 0.1
 
 
-class PlayPanel:
+class PlayPanel(ABC):
     """The panel of one model; a subclass for each kind. Its fields are read when the work begins.
 
     Attributes:
@@ -68,13 +69,13 @@ class PlayPanel:
         return cls.example
 
     @staticmethod
+    @abstractmethod
     def sample(opened: Playground, prompt: str) -> str:
-        """What is printed without widgets."""
-        raise NotImplementedError
+        """One input with the model's output as text, for output without widgets."""
 
+    @abstractmethod
     def _answer(self, progress: Progress) -> Any:
-        """In the thread of the work: what the model says to the fields."""
-        raise NotImplementedError
+        """Run the model on the fields' values; called in the worker thread."""
 
     def _shown(self, outcome: Outcome) -> Html | None:
         """What is shown of an answer; None leaves what is there."""

@@ -229,7 +229,7 @@ class _Dated:
         self._settings: Any = None
 
     def show(self, markup: Html, setup: SetupConfig | None = None) -> None:
-        """Show what was found for `setup`; None: it depends on no settings."""
+        """Show the result for `setup`; without a setup it never becomes outdated."""
         self._settings = None if setup is None else self._depends_on(setup)
         set_markup(self.box, markup)
 

@@ -86,7 +86,7 @@ def asked_here(
     """A HubServer that huggingface_hub asks in this process. What `datasets` asks needs a process of its own.
 
     Args:
-        cache: where what it sends is kept; None: where it is kept for all tests.
+        cache: folder of the download cache; default: the one that all tests share.
     """
     with serving(repositories, refusals) as server, hub_at(server.address, cache):
         yield server
@@ -95,10 +95,14 @@ def asked_here(
 @contextmanager
 def hub_at(address: str, cache: Path | None = None) -> Iterator[None]:
     """huggingface_hub asks at `address` in this process."""
-    from huggingface_hub import close_session, constants
+    from huggingface_hub import close_session, constants, hf_api
 
+    usual = constants.ENDPOINT
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", address)
+        # Clients that libraries made earlier, and keep, have a copy of the address; those made now must not keep this one.
+        endpoint = property(lambda client: address, lambda client, value: vars(client).update(endpoint=usual))
+        patch.setattr(hf_api.HfApi, "endpoint", endpoint, raising=False)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         if cache is not None:

@@ -223,7 +223,7 @@ def files_of(tokenizer, folder):
 
 
 def look(name, **markers):
-    """What is said of a candidate, and the ids that it gives; False: none."""
+    """The reason that is given for a candidate, and its ids; False if it was rejected."""
     found = find_pretrained(500, {500: (Candidate(name, 500, {"<pad>": 0, **markers}),)})
     return [found.reason, found.tokenizer is not None and found.tokenizer.encode("the statement")["input_ids"]]
 

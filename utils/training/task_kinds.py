@@ -27,7 +27,7 @@ class TaskKind:
         head: transformers' table of the classes with the head for it.
         pipeline: the Hub's name for it (huggingface.co/tasks).
         architectures: models of the registry that learn it, the usual one first.
-        tried_with: what a model of it is tried with in the playground, by kind of output; None: it has no playground.
+        tried_with: its panel in the playground, named by the kind of output; tasks without one have no playground.
     """
 
     title: str = ""

@@ -1,6 +1,6 @@
 """Files of words with tags -> rows of sentences: CoNLL and BIO files, and CoNLL-U.
 
-A line holds a word and what is said of it, in columns that tabs or blanks separate; a blank line ends a sentence. Comments
+Each line holds a word and its annotations, in columns separated by tabs or blanks; a blank line ends a sentence. Comments
 (`# …`) before a sentence and `-DOCSTART-` lines are skipped.
 """
 

@@ -31,7 +31,7 @@ class ReadOptions:
     """Options for reading files.
 
     Attributes:
-        file_format: one of `FORMATS`; None: by each file's name.
+        file_format: one of `FORMATS`; default: by each file's extension.
         encoding: of text files.
         text_unit: what one row of a plain text is: "file" (the whole, for packing), "paragraph" (what blank lines separate;
             a line, where the first MiB has none) or "line". A row never has more than 1 Mi characters; longer ones are cut.

@@ -153,7 +153,7 @@ class DatasetLoader:
 
         Args:
             file_path: see `find_files`.
-            file_format: "txt", "csv", "tsv", "json", "jsonl", "parquet" or "conll"; None: by each file's name.
+            file_format: "txt", "csv", "tsv", "json", "jsonl", "parquet" or "conll"; default: by each file's extension.
             text_column: by default chosen by `text_column_of`.
             encoding, on_bad_line, text_unit, delimiter, quotes: see `ReadOptions`.
         Raises:

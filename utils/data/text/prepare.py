@@ -54,8 +54,8 @@ def prepare_text(
             are iterated several times and never loaded whole.
         vocab_size: maximum size of the vocabulary of a new tokenizer.
         block_size: tokens per block, T.
-        model_vocab_size: token ids that the model takes; None: the model may still be made, with at least as many as the
-            tokenizer has, at most `vocab_size`.
+        model_vocab_size: size of the model's vocabulary. Without it, a model may be created afterwards, with the size of the
+            tokenizer, which is at most `vocab_size`.
         tokenizer: one that exists already; None: one is trained on the training part (`choose_tokenizer`).
         tokenizer_strategy, val_split, random_seed: see `DataSetup`.
         validation_documents: texts that are all for validation; without them `val_split` of the text is held out. Not used

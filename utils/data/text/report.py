@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,16 +14,16 @@ _COUNTED_AT_ONCE = 1_000_000  # ids
 
 
 @dataclass(frozen=True)
-class PreparationReport:
-    """What became of data that were prepared."""
+class PreparationReport(ABC):
+    """A summary of prepared data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain values."""
         return dataclasses.asdict(self)
 
+    @abstractmethod
     def rows(self) -> Mapping[str, str]:
-        """The report as a table: what, and how much in words."""
-        raise NotImplementedError
+        """The report as a table of two columns: name and value in words."""
 
     def __str__(self) -> str:
         from utils.views.tables import summary_text

@@ -72,7 +72,7 @@ class RunSaver:
         self._saved_at = time.monotonic()
         self._memory: SnapshotMemory | None = SnapshotMemory()
         self._under_way: BackgroundCommit | None = None
-        self._has_failed = False  # a save of this session, of which a notice was given
+        self._has_failed = False  # whether a save failed since the start, which a notice has reported
 
     def after_step(self) -> None:
         """Say what was committed meanwhile; save when `save_every_minutes` have passed and no save is under way."""
