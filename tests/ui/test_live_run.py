@@ -143,6 +143,21 @@ def test_the_best_value_is_shown_with_the_step_of_its_validation():
     assert live_picture(live).facts["best"] == "2.0000 (step 40)"
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "shown"),
+    [
+        ("accuracy", (0.5, 0.925, 0.9), "90.0% (best 92.5%)"),
+        ("r2", (-0.5, 0.81, 0.8), "0.800 (best 0.810)"),
+        ("perplexity", (9.0, 8.0, 7.0), None),
+    ],
+)
+def test_the_score_of_a_classifier_or_a_regression_has_a_number_of_its_own(metric, values, shown):
+    live = started()
+    for step_, value in enumerate(values, start=1):
+        live.apply(RunEvent("on_evaluate_end", float(step_), step_, {"val/loss": 1.0, f"val/{metric}": value}))
+    assert live_picture(live).facts.get(f"validation {metric}") == shown
+
+
 def test_a_saved_checkpoint_is_shown_by_its_file_and_not_by_the_step_that_training_has_reached():
     live = started()
     live.apply(RunEvent("on_checkpoint_saved", 1.0, 140, {"path": "runs/mine/checkpoints/step_100.pt"}))

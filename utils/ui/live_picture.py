@@ -133,6 +133,10 @@ def _validations(run: LiveRun) -> list[Validation]:
     ]  # fmt: skip
 
 
+def _score(run: LiveRun, value: float | None) -> str:
+    return _number(value, ".1%" if run.metric == "accuracy" else ".3f") or "–"
+
+
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
@@ -200,6 +204,9 @@ def _facts(run: LiveRun) -> dict[str, str]:
         facts[SMOOTHED_LOSS] = _number(run.smoothed.last, ".4f") or "–"
     if run.validation.last is not None or not run.over:
         facts[VALIDATION_LOSS] = _number(run.validation.last, ".4f") or "– (none yet)"
+    if run.best_score is not None and run.validations:
+        newest = run.validations[-1].metric
+        facts[f"validation {run.metric}"] = f"{_score(run, newest)} (best {_score(run, run.best_score)})"
     if run.best is not None:
         value, step = run.best
         facts["best"] = f"{value:.4f}" if step is None else f"{value:.4f} (step {step:,})"

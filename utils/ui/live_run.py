@@ -27,6 +27,8 @@ Row = Mapping[str, Any]
 # enough steps, over the last quarter of them, or it would stand far above a loss that falls fast at first.
 _SMOOTHING, _QUARTER = 0.95, 4
 
+#: Metrics of a validation that say more than its loss, of which the highest is the best.
+SCORES = ("accuracy", "r2")
 # Seconds of steps that the shown speed is a mean of.
 _SPEED_WINDOW_S = 10.0
 
@@ -145,7 +147,8 @@ class LiveRun:
             over about 20 steps, `speed` is in targets per second, which
             `speed_unit` calls by their name, `memory` in bytes.
         baseline: name and loss of a model that ignores its inputs, or None.
-        validations: `Validated`, the newest last; metric: what their second metric is, or None.
+        validations: `Validated`, the newest last; metric: what their second metric is, or None;
+            best_score: its highest value where it is one of `SCORES`.
         log: (step, what happened), the newest last; event_count: how many there were, those that the log dropped included.
         nonfinite_steps: the first steps whose loss was NaN or infinite.
         saved_file: name of the newest checkpoint file, or None. The run may be some steps further than the file.
@@ -167,6 +170,7 @@ class LiveRun:
         self.baseline: tuple[str, float] | None = None
         self.validations: deque[Validated] = deque(maxlen=MAX_VALIDATIONS)
         self.metric: str | None = None
+        self.best_score: float | None = None
         self.log: deque[tuple[int, str]] = deque(maxlen=MAX_EVENTS)
         self.event_count = 0
         self._epoch_steps: dict[int, int] = {}
@@ -366,10 +370,12 @@ class LiveRun:
         loss = values.get("val/loss")
         self.validation.add(step, loss)
         if self.metric is None:
-            self.metric = next((name for name in ("perplexity", "accuracy") if f"val/{name}" in values), None)
-            if self.metric == "accuracy":
+            self.metric = next((name for name in ("perplexity", *SCORES) if f"val/{name}" in values), None)
+            if self.metric in SCORES:
                 self.speed_unit = "targets/s"
         found = None if self.metric is None else values.get(f"val/{self.metric}")
+        if found is not None and self.metric in SCORES:
+            self.best_score = found if self.best_score is None else max(self.best_score, found)
         if self.validations and self.validations[-1].step == step:
             self.validations.pop()
         self.validations.append(Validated(step, self.smoothed.last, loss, found, elapsed_s))

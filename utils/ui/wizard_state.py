@@ -344,13 +344,21 @@ class WizardState(EditedSetup):
 
     @property
     def clicks_sentence(self) -> str:
-        """Describe what was changed from the preset in the form, and whether that was before the cell ran again."""
-        if not self._clicked:
-            given = sorted({field_of(name) for name in self._overrides})
-            settings = ", ".join(map(titled, given))
-            return f"Preset defaults, except those set in this cell: {settings}." if given else "Preset defaults."
-        kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
-        return f"Changed from preset{kept}: {', '.join(map(titled, sorted(self._clicked)))}."
+        """Describe what was changed from the preset: in the form (also before the cell ran again), by the cell, and what
+        follows from the model and task."""
+        given = sorted({field_of(name) for name in self._overrides})
+        if self._clicked:
+            kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
+            first = f"Changed from preset{kept}: {_titles(sorted(self._clicked))}."
+        else:
+            first = f"Preset defaults, except those set in this cell: {_titles(given)}." if given else "Preset defaults."
+        usual = self._usual()
+        following = [
+            name
+            for name in SetupConfig.field_names()
+            if name not in self._clicked and name not in given and getattr(usual, name) != getattr(self.setup, name)
+        ]
+        return f"{first} Set to suit the model and task: {_titles(following)}." if following else first
 
     def _position(self, step: str | int) -> int:
         names = [known.name for known in STEPS]
@@ -363,3 +371,7 @@ class WizardState(EditedSetup):
         raise ConfigError(
             f"There is no wizard step {step!r}; there are: {', '.join(names)} (0 to {len(names) - 1}).{hint}"
         )
+
+
+def _titles(names: Sequence[str]) -> str:
+    return ", ".join(map(titled, names))
