@@ -10,6 +10,7 @@ from pydantic import Field
 from utils.errors import ConfigError, Problem
 from utils.schema import Schema, shown
 from utils.training.config_files import parse_value, read_config_file
+from utils.training.training_config import TrainingConfig
 from utils.ui.presets import ConfigPresets
 from utils.ui.setup_config import SetupConfig, field_of, values_of_sections
 from utils.ui.setup_wizard import SetupWizard
@@ -54,7 +55,8 @@ class JobConfig(Schema):
     @classmethod
     def from_values(cls, values: Mapping[str, Any], source: str, settings: Sequence[str] = ()) -> JobConfig:
         """The job in a file's mapping; `source` names the file in messages."""
-        stray = [Problem(str(n), "stands outside the sections; put it under training:") for n in values if n in _FIELDS]
+        sections = {n: "training" if n in TrainingConfig.model_fields else "setup" for n in values if n in _FIELDS}
+        stray = [Problem(n, f"stands outside the sections; put it under {where}:") for n, where in sections.items()]
         if stray:
             raise ConfigError.from_problems(source, stray)
         job = cls.from_dict(values)

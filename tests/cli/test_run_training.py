@@ -114,6 +114,7 @@ def test_a_saved_setup_is_a_job_file(tmp_path):
         ("training: {epocs: 2}", "did you mean epochs"),
         ("training: {learning_rate: '5e-5'}", "without quotes"),
         ("epochs: 2", "put it under training"),
+        ("dataset_path: my.txt", "put it under setup"),
         ("preset: startr", "Did you mean 'starter'"),
         ("model: {name: gtp-small}", "Did you mean 'gpt-small'"),
         ("model: {vocab_sise: 100}", "vocab_size"),

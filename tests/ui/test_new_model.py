@@ -57,6 +57,15 @@ def test_every_form_to_copy_makes_the_same_model(tmp_path):
     assert len(set(first)) == 1, "the same seed gives the same weights"
 
 
+def test_a_name_alone_is_enough():
+    setup = SetupConfig(new_model="gpt-small")
+    assert setup.new_model == {"name": "gpt-small"}
+    state = state_of(new_model="gpt-smal")
+    assert "Did you mean 'gpt-small'" in state.blockers("model")[0].message
+    with pytest.raises(ConfigError, match="must have the name of a registered model"):
+        SetupConfig(new_model=" ")
+
+
 def test_a_search_changes_its_sizes():
     job = JobConfig.from_file(None, [f"new_model={TINY}".replace("'", ""), "vocab_size=64", "max_length=32"])
     assert model_maker(job)(n_embd=8).config.n_embd == 8

@@ -101,7 +101,7 @@ class DataSettings(Schema):
     new_model: dict[str, Any] | None = setting(
         None,
         "New model",
-        "A model with new weights instead of the notebook's: the name of a registered model and its sizes, such as "
+        "A model with new weights instead of the notebook's: the name of a registered model, or its name and sizes, such as "
         "{name: gpt-small, n_layer: 4, n_embd: 256, n_head: 4}. Vocabulary size and block length are those of the tokenizer, "
         "the number of classes is that of the data. Leave empty to train the notebook's model.",
     )
@@ -175,7 +175,8 @@ class DataSettings(Schema):
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """`dataset` becomes `dataset_name`, the name "builtin" a source; one place that is named says which source."""
+        """`dataset` becomes `dataset_name`, the name "builtin" a source; one place that is named says which source. A
+        `new_model` may be a name alone."""
         paths = (*_PLACES, "pretrained_model")
         values = {name: path_text(value) if name in paths else value for name, value in values.items()}
         problems = [
@@ -183,6 +184,8 @@ class DataSettings(Schema):
             for name in paths
             if isinstance(values.get(name), str) and "\0" in values[name]
         ]
+        if isinstance(model := values.get("new_model"), str):
+            values["new_model"] = {"name": model}
         if "mixture" in values:
             try:
                 values["mixture"] = mixture_sources(values["mixture"])

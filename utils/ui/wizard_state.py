@@ -351,7 +351,8 @@ class WizardState(EditedSetup):
             kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
             first = f"Changed from preset{kept}: {_titles(sorted(self._clicked))}."
         else:
-            first = f"Preset defaults, except those set in this cell: {_titles(given)}." if given else "Preset defaults."
+            but = f", except those set in this cell: {_titles(given)}" if given else ""
+            first = f"Preset defaults{but}."
         usual = self._usual()
         following = [
             name
