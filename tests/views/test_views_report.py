@@ -113,6 +113,15 @@ def test_where_something_is_wrong_picture_and_values_are_not_behind_a_fold(verdi
     assert ("open" not in dict(tags)["details"]) is folded
 
 
+def test_the_sentence_of_a_check_that_passed_unfolds_what_was_measured():
+    markup = report_html("T", [("shapes", "pass", "Five shapes.", "")], {"shapes": plot()}, details_of(findings=()))
+    fold = markup[markup.index("<details") : markup.index("</details>")]
+    assert "<summary>Five shapes.</summary>" in fold
+    assert "rounding" in fold
+    assert "<img" in fold
+    assert markup.count("Five shapes.") == 1
+
+
 def test_a_value_beyond_its_limit_is_marked_and_its_limit_has_a_source():
     markup = report_html("T", [("shapes", "fail", "s", "")], details=details_of())
     assert 'aria-label="beyond the limit"' in markup

@@ -110,7 +110,8 @@ body:has(.tb-dashboard) .tb-copy{display:none}
 .tb .tb-f-base{fill:var(--tb-base)}
 .tb table{border-collapse:collapse;width:100%;margin:0;font:inherit;font-variant-numeric:tabular-nums;color:inherit;
 background:none;border:0;table-layout:auto}
-.tb caption{text-align:left;font-weight:600;padding:0 0 4px;color:inherit}
+.tb caption{text-align:left;font-size:15px;font-weight:600;padding:0 0 4px;color:inherit}
+.tb .tb-card caption{font-size:13px}
 .tb th,.tb td{text-align:left;vertical-align:top;padding:5px 14px 5px 0;border:0;border-bottom:1px solid var(--tb-line);
 background:none;color:inherit;max-width:none;white-space:normal}
 .tb thead th{font-weight:500;color:var(--tb-soft)}
@@ -165,6 +166,8 @@ _CHECKS_CSS = """
 .tb.tb-checks .tb-do{margin-top:2px}
 .tb.tb-checks .tb-do strong{font-weight:600}
 .tb.tb-checks summary{font-size:12px;padding:2px 0}
+.tb.tb-checks .tb-said{margin:0}
+.tb.tb-checks .tb-said summary{font-size:inherit;color:inherit;padding:0}
 .tb.tb-checks .tb-nothing{padding:6px 0 0}
 .tb.tb-checks .tb-values{font-size:12px;margin-top:4px}
 .tb.tb-checks .tb-values th,.tb.tb-checks .tb-values td{padding:3px 14px 3px 0}

@@ -80,8 +80,8 @@ def facts(rows: Mapping[str, str]) -> Html:
     return element("dl", *pairs, class_="tb-facts")
 
 
-# Characters of a number in a card that is shown large.
-_LONGEST = 10
+# Characters of a number in a card that is shown large: in all, and without a blank.
+_LONGEST, _LONGEST_WORD = 10, 8
 
 
 def number_cards(rows: Mapping[str, str]) -> Html:
@@ -89,7 +89,8 @@ def number_cards(rows: Mapping[str, str]) -> Html:
     cells = []
     for name, value in rows.items():
         number, _, note = value.partition(" (")
-        long = "tb-long" if len(number) > _LONGEST else None
+        is_long = len(number) > _LONGEST or any(len(word) > _LONGEST_WORD for word in number.split())
+        long = "tb-long" if is_long else None
         note = note.removesuffix(")")
         parts = [element("span", text(name)), element("b", text(number), class_=long)]
         parts += [element("small", text(note), title=note)] if note else []

@@ -152,24 +152,31 @@ def _pill(verdict: str, words: str) -> Html:
 
 def _row(row: Row, picture: Figure | None, details: Details) -> Html:
     name, verdict, summary, remedy = row
-    wrong = verdict in ("fail", "warn")
     drawn = text("") if picture is None else _picture(name, picture)
-    tokens = attribution_strip(details.tokens) if details.tokens else text("")
     values = _values(details.values) if details.values else text("")
-    parts = [_findings(verdict, summary, remedy, details.findings), *_parts_not_run(details.not_run), tokens]
-    if wrong:
-        parts.append(drawn)
-        drawn = text("")
-    if drawn or values:
-        opened = "" if wrong else None
-        words = "Measured values and limits" if values else "Picture"
-        parts.append(element("details", element("summary", text(words), class_="tb-soft"), values, drawn, open=opened))
+    tokens = attribution_strip(details.tokens) if details.tokens else text("")
+    more = [*_parts_not_run(details.not_run), tokens]
+    label = "Measured values and limits" if values else "Picture"
+    found = _findings(verdict, summary, remedy, details.findings)
+    if verdict in ("fail", "warn"):
+        parts = [found, *more, drawn, _fold(text(label), values, open_="")]
+    elif details.findings:
+        parts = [found, *more, _fold(text(label), values, drawn)]
+    else:  # one line for what is right: the sentence itself unfolds what was measured
+        parts = [_fold(text(summary), values, drawn, class_="tb-said") or _paragraph(summary), _remedy(remedy), *more]
     return element(
         "tr",
         element("th", text(name), scope="row", class_="tb-name"),
         element("td", _pill(verdict, verdict), class_="tb-verdict"),
         element("td", *parts, class_="tb-measured"),
     )
+
+
+def _fold(label: Html, *content: Html, open_: str | None = None, class_: str | None = None) -> Html:
+    """Content behind a label; without content, nothing."""
+    if not any(content):
+        return text("")
+    return element("details", element("summary", label), *content, open=open_, class_=class_)
 
 
 def _findings(verdict: str, summary: str, remedy: str, findings: Sequence[tuple[str, str, str]]) -> Html:
