@@ -49,6 +49,16 @@ def test_no_figure_is_shown_outside_a_notebook(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_figure_in_a_notebook_follows_the_colours_of_the_page(monkeypatch):
+    shown = []
+    monkeypatch.setattr("utils.views.display.in_notebook", lambda: True)
+    monkeypatch.setattr("utils.views.display._publish", shown.append)
+    assert show_figure(training_curves([]), "Trials of mine")
+    assert list(shown[0]) == ["text/html", "text/plain"]
+    assert "currentColor" in shown[0]["text/html"]
+    assert shown[0]["text/plain"] == "Trials of mine"
+
+
 def test_text_that_the_terminal_cannot_encode_is_escaped(monkeypatch):
     import io
     import sys

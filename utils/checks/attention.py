@@ -271,6 +271,8 @@ def _figure(layers: list[Tensor], most: int = 4) -> Figure:
             panel.imshow(layers[layer][0, head].cpu().numpy(), cmap="viridis", vmin=0, aspect="auto")
             panel.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
             panel.tick_params(labelsize=6)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.get_major_locator().set_params(integer=True)
     figure.supxlabel("key position", fontsize=8)
     figure.supylabel("query position", fontsize=8)
     return figure

@@ -108,6 +108,9 @@ body:has(.tb-dashboard) .tb-copy{display:none}
 .tb .tb-f-train{fill:var(--tb-train)}
 .tb .tb-f-val{fill:var(--tb-val)}
 .tb .tb-f-base{fill:var(--tb-base)}
+.tb .tb-f-soft{fill:var(--tb-soft)}
+.tb .tb-c-line{stroke:var(--tb-line)}
+.tb .tb-f-line{fill:var(--tb-line)}
 .tb table{border-collapse:collapse;width:100%;margin:0;font:inherit;font-variant-numeric:tabular-nums;color:inherit;
 background:none;border:0;table-layout:auto}
 .tb caption{text-align:left;font-size:15px;font-weight:600;padding:0 0 4px;color:inherit}
@@ -176,6 +179,8 @@ _CHECKS_CSS = """
 .tb.tb-checks .tb-others{font-size:12px;margin-top:6px}
 .tb.tb-checks .tb-others span{margin-right:2px}
 .tb.tb-checks .tb-others strong{font-weight:500;margin-right:12px}
+.tb .tb-picture{margin-top:8px;overflow-x:auto}
+.tb .tb-picture svg{min-width:320px}
 .tb img{display:block;max-width:min(100%,720px);height:auto;margin-top:8px;border-radius:6px;border:1px solid var(--tb-line)}
 .tb .tb-tokens{margin-top:8px;display:flex;flex-wrap:wrap;gap:4px}
 .tb .tb-token{display:inline-flex;flex-direction:column;align-items:center;padding:1px 6px;border-radius:4px;

@@ -5,7 +5,6 @@ Static outputs only: they are still there when the page is loaded again, in the 
 
 from __future__ import annotations
 
-import base64
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ def in_notebook() -> bool:
 
 
 def show_figure(figure: Figure, description: str = "figure") -> bool:
-    """Show the figure as a static PNG image in a notebook; elsewhere nothing is shown.
+    """Show the figure in a notebook, static and in the colours of the page; elsewhere nothing is shown.
 
     Args:
         figure: what to show.
@@ -36,10 +35,9 @@ def show_figure(figure: Figure, description: str = "figure") -> bool:
     """
     if not in_notebook():
         return False
-    from utils.views.curves import figure_png
+    from utils.views.themed import themed_figure
 
-    image = base64.b64encode(figure_png(figure)).decode()
-    _publish({"image/png": image, "text/plain": description})
+    _publish({"text/html": styled(themed_figure(figure, description)), "text/plain": description})
     return True
 
 

@@ -5,7 +5,6 @@ Every verdict is an icon and a word as well as a colour (docs/DESIGN.md).
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -263,7 +262,6 @@ def _value(row: ValueRow) -> Html:
 
 
 def _picture(name: str, figure: Figure) -> Html:
-    from utils.views.curves import figure_png
+    from utils.views.themed import themed_figure
 
-    source = f"data:image/png;base64,{base64.b64encode(figure_png(figure)).decode()}"
-    return element("img", src=source, alt=f"{name}, drawn")
+    return element("div", themed_figure(figure, f"{name}, drawn"), class_="tb-picture")
