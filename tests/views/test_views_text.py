@@ -52,7 +52,7 @@ def test_no_figure_is_shown_outside_a_notebook(capsys):
 def test_a_figure_in_a_notebook_follows_the_colours_of_the_page(monkeypatch):
     shown = []
     monkeypatch.setattr("utils.views.display.in_notebook", lambda: True)
-    monkeypatch.setattr("utils.views.display._publish", shown.append)
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
     assert show_figure(training_curves([]), "Trials of mine")
     assert list(shown[0]) == ["text/html", "text/plain"]
     assert "currentColor" in shown[0]["text/html"]
