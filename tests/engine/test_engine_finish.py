@@ -150,7 +150,9 @@ def test_a_finish_file_is_obeyed_and_removed(monkeypatch, finished):
 
 
 def test_stop_and_keep_best_gives_the_best_weights_and_the_run_resumes_exactly():
-    changes = {"lr_schedule": "constant", "max_steps": 9, "monitor": "val/loss", "mode": "min", "min_delta": 0.0}
+    changes = {
+        "lr_schedule": "constant", "max_steps": 9, "monitor": "val/loss", "mode": "min", "min_delta": 0.0, "precision": "fp32",
+    }  # fmt: skip
     best_early = At(4, lambda trainer: setattr(trainer.state.best, "value", -1.0))  # what comes later is not better
     results = train("kept", best_early, stop(7, "keep_best"), **changes)
     assert (results.stop_reason, results.weights, results.steps) == ("keep_best", "best", 7)

@@ -158,6 +158,15 @@ def test_the_score_of_a_classifier_or_a_regression_has_a_number_of_its_own(metri
     assert live_picture(live).facts.get(f"validation {metric}") == shown
 
 
+def test_a_run_that_has_ended_took_as_long_as_its_results_say():
+    live = started(total_steps=10)
+    for number in range(1, 6):
+        step(live, number, at_s=30.0 * number)
+    assert live_picture(live).elapsed == "2 min 00 s elapsed"
+    live.apply(RunEvent("on_train_end", 151.0, 5, {"stop_reason": "finished", "elapsed_s": 155.0}))
+    assert live_picture(live, (), "finished").elapsed == "2 min 35 s elapsed"
+
+
 def test_a_saved_checkpoint_is_shown_by_its_file_and_not_by_the_step_that_training_has_reached():
     live = started()
     live.apply(RunEvent("on_checkpoint_saved", 1.0, 140, {"path": "runs/mine/checkpoints/step_100.pt"}))

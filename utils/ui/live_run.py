@@ -134,7 +134,7 @@ class LiveFeed(Callback):
 
     def on_train_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """The run ended as it should."""
-        self._event("on_train_end", trainer, logs)
+        self._event("on_train_end", trainer, {**(logs or {}), "elapsed_s": trainer.state.elapsed_s})
 
 
 class LiveRun:
@@ -187,6 +187,7 @@ class LiveRun:
         self._pause_asked = self._stop_asked = self._saved_since_pause = False
         self._mean, self._losses = 0.0, 0
         self._timed_s, self._timed_steps = 0.0, 0
+        self._whole_s: float | None = None
         self._last_step_s: float | None = None
         self._past_s = self._past_epochs_s = 0.0
         self._constant_steps, self._constant_rate = 0, math.nan
@@ -252,7 +253,12 @@ class LiveRun:
 
     @property
     def elapsed_s(self) -> float | None:
-        """Seconds of training, without pauses, those before the run was continued included; None: not known."""
+        """Seconds of training, without pauses, those before the run was continued included; None: not known.
+
+        Once the run has ended, as its results have it: with what came before the first step and after the last one.
+        """
+        if self._whole_s is not None:
+            return self._whole_s
         return (self._past_s + self._timed_s) or None
 
     def validating_s(self, now_s: float) -> tuple[float, float | None] | None:
@@ -422,6 +428,7 @@ class LiveRun:
 
     def _on_train_end(self, event: RunEvent) -> None:
         self._phase = "ended"
+        self._whole_s = event.values.get("elapsed_s")
 
     def _forget_clock(self) -> None:
         """Time that passes now is a pause: the next step's duration does not count."""

@@ -67,6 +67,7 @@ class Session:
             saver.wait()
             if loop.parts.objective.notice:
                 notice(loop.parts.objective.notice)
+            loop.settle()  # callbacks see the time that the results have
             events.fire("on_train_end", logs={"stop_reason": state.stop_reason, "step": state.step})
         except Exception as error:
             if interrupts.again:
