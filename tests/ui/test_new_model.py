@@ -116,7 +116,7 @@ def test_the_architecture_follows_the_task():
     for task in ("seq2seq", "token_classification", "causal_lm"):
         state.set("task", task)
         assert state.setup.new_model == {**TINY, "name": ARCHITECTURES[task][0]}
-        assert "Set to fit the task: New model" in state.notice
+        assert "Set to suit it: New model" in state.notice
     again = state_of()
     again.replay(state.clicks)
     assert again.setup == state.setup

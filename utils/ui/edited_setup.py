@@ -124,8 +124,7 @@ class EditedSetup:
             self._retry()
             said = f"{titled(name)}: {value_text(wizard_field(name), getattr(self.setup, name))}."
             sizes = ", ".join(f"{titled(size)} {shown_value(size, new)}" for size, new in self._fitted.items())
-            cause = "task" if "new_model" in self._fitted else "model"
-            self._say(f"{said} Set to fit the {cause}: {sizes}." if sizes else said)
+            self._say(f"{said} Set to suit it: {sizes}." if sizes else said)
 
     def _changes(self, name: str, value: Any) -> dict[str, Any]:
         """`name` as the change that somebody means who sees the chosen source's fields only."""
