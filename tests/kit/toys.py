@@ -31,6 +31,11 @@ def tiny_gpt(
         )  # fmt: skip
 
 
+def gpt_of_one_layer(dropout: float = 0.1, seed: int = 0, length: int = LENGTH) -> nn.Module:
+    """A `tiny_gpt` for what no layer changes, such as what is stored and continued: two thirds of the time."""
+    return tiny_gpt(length=length, dropout=dropout, seed=seed, layers=1)
+
+
 def tiny_llama(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, seed: int = 0) -> nn.Module:
     """A LlamaForCausalLM of 2 layers and width 32: rotary positions, gated layers, an output layer of its own."""
     from transformers import LlamaConfig, LlamaForCausalLM
