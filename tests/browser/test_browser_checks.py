@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_stop_ends_the_checks_keeps_the_report_and_offered_checks_start_by_a_cli
     notebook.click(".tb-checks-stop")
     notebook.wait_until_done(2)
     assert "ended True not run" in notebook.output(2)
-    assert "Stopped" in notebook.output(1)
+    assert re.search("Stopped|checks did not run", notebook.output(1))  # within a check, or between two on a slow machine
     assert notebook.cell(1).locator(".tb-checks-stop").count() == 0
     notebook.wait_until_done(3)
     assert "It takes about" in notebook.output(3)
