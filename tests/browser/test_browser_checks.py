@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -26,28 +27,24 @@ SAY = "print('ended', report.stopped, report['inference speed'].verdict)"
 OFFER = "offered = offer_checks(Causal(), tier=1)"
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["light", "dark"])
-def lab(request, tmp_path_factory):
-    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    with running_lab(tmp_path_factory.mktemp("lab"), dark=request.param, OMP_NUM_THREADS="1", PYTHONPATH=path) as lab:
-        yield lab
-
-
 @pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
+def page(tmp_path_factory):
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    folder = tmp_path_factory.mktemp("lab")
+    write_notebook(folder / "checks.ipynb", "")
+    with running_lab(folder, OMP_NUM_THREADS="1", PYTHONPATH=path) as lab, running_browser() as browser:
+        page = NotebookPage(browser, lab, "checks.ipynb")
+        yield page
+        page.close()
 
 
-@pytest.fixture
-def notebook(lab, browser):
-    """Cell 0 prepares, 1 runs checks, 2 says how they ended, 3 offers some."""
-    write_notebook(lab.folder / "checks.ipynb", PREPARE, RUN, SAY, OFFER)
-    page = NotebookPage(browser, lab, "checks.ipynb")
+@pytest.fixture(params=["Light", "Dark"])
+def notebook(page, request):
+    """Cell 0 prepares, 1 runs checks, 2 says how they ended, 3 offers some. Both themes have the same kernel."""
+    page.change_theme(request.param)
+    page.replace_cells(PREPARE, RUN, SAY, OFFER)
     yield page
-    alerts = page.alerts()
-    page.close()
-    assert alerts == []
+    assert page.alerts() == []
 
 
 def test_stop_ends_the_checks_keeps_the_report_and_offered_checks_start_by_a_click(notebook):
@@ -57,7 +54,7 @@ def test_stop_ends_the_checks_keeps_the_report_and_offered_checks_start_by_a_cli
     notebook.click(".tb-checks-stop")
     notebook.wait_until_done(2)
     assert "ended True not run" in notebook.output(2)
-    assert "Stopped" in notebook.output(1)
+    assert re.search("Stopped|checks did not run", notebook.output(1))  # within a check, or between two on a slow machine
     assert notebook.cell(1).locator(".tb-checks-stop").count() == 0
     notebook.wait_until_done(3)
     assert "It takes about" in notebook.output(3)

@@ -15,15 +15,21 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_chromium]
 PREPARE = """
 from utils.data import prepare_data
 from utils.models import ModelRegistry
-from utils.training import Trainer
+from utils.training import Callback, Trainer
 from utils.ui import SetupWizard
 from widgets import train_live
+
+class Paced(Callback):
+    # Steps at a pace that a click can meet; between them the kernel leaves the processor to the page.
+    def on_step_end(self, step, trainer, logs=None):
+        trainer.control.stop.wait(0.5)
 
 def make_trainer(run_name):
     model = ModelRegistry.create("gpt-small", vocab_size=512, max_seq_len=32, n_layer=1, n_embd=32, n_head=2)
     setup = SetupWizard().run(model=model, interactive=False, preset="starter", epochs=40, eval_every=100, run_name=run_name)
     data = prepare_data(setup, model)
-    return Trainer(model, training_config=setup.training_config, task_spec=data.task_spec, tokenizer=data.tokenizer), data
+    named = {"training_config": setup.training_config, "task_spec": data.task_spec, "tokenizer": data.tokenizer}
+    return Trainer(model, callbacks=[Paced()], **named), data
 """
 TRAIN = "trainer, data = make_trainer({name!r})\nresults = await train_live(trainer, data)"
 ATTACH = "from widgets import show_live\n\nshow_live()"
@@ -37,27 +43,21 @@ STEP_IS_LATER = (
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("lab"), OMP_NUM_THREADS="1") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
+def page(tmp_path_factory):
+    """One page with one kernel for all tests, each of which puts its own cells there."""
+    with running_lab(tmp_path_factory.mktemp("lab"), OMP_NUM_THREADS="1") as lab, running_browser() as browser:
+        write_notebook(lab.folder / "live.ipynb", "")
+        page = NotebookPage(browser, lab, "live.ipynb")
+        yield page
+        page.close()
 
 
 @pytest.fixture
-def notebook(lab, browser, request):
+def notebook(page, request):
     """A notebook that trains: cell 0 prepares, 1 trains, 2 says how it ended."""
-    name = re.sub(r"\W+", "-", request.node.name)
-    write_notebook(lab.folder / f"{name}.ipynb", PREPARE, TRAIN.format(name=name), SAY)
-    page = NotebookPage(browser, lab, f"{name}.ipynb")
+    page.replace_cells(PREPARE, TRAIN.format(name=request.node.name), SAY)
     yield page
-    alerts = page.alerts()
-    page.close()
-    assert alerts == []
+    assert page.alerts() == []
 
 
 def step_of(text):
@@ -94,15 +94,11 @@ def test_after_the_page_was_loaded_again_the_view_lives_and_stop_works(notebook)
 
 
 @pytest.fixture
-def unsaved(lab, browser, request):
+def unsaved(page, request):
     """A notebook on disk with the outputs of an earlier run: cell 0 prepares, 1 trains, 2 says how it ended, 3 attaches."""
-    name = re.sub(r"\W+", "-", request.node.name)
-    write_notebook(lab.folder / f"{name}.ipynb", PREPARE, TRAIN.format(name=name), SAY, ATTACH)
-    page = NotebookPage(browser, lab, f"{name}.ipynb")
+    page.replace_cells(PREPARE, TRAIN.format(name=request.node.name), SAY, ATTACH)
     yield page
-    alerts = page.alerts()
-    page.close()
-    assert alerts == []
+    assert page.alerts() == []
 
 
 def test_a_page_loaded_again_without_saving_gets_view_and_stop_from_one_cell(unsaved):
@@ -174,17 +170,14 @@ playground("pictures")
 
 
 @pytest.fixture
-def panels(lab, browser):
+def panels(page):
     """A notebook with the panel of three runs, and a play panel for a model of images."""
     for number, name in enumerate(("first", "second", "third")):
-        make_run(lab.folder / "kept", name, monitor="val/loss", notes="" if number else "to compare with")
-    write_notebook(lab.folder / "panels.ipynb", "from widgets import runs_panel\n\nruns_panel('kept');", PLAY)
-    page = NotebookPage(browser, lab, "panels.ipynb")
+        make_run(page.lab.folder / "kept", name, monitor="val/loss", notes="" if number else "to compare with")
+    page.replace_cells("from widgets import runs_panel\n\nruns_panel('kept');", PLAY)
     page.run_all()
     yield page
-    alerts = page.alerts()
-    page.close()
-    assert alerts == []
+    assert page.alerts() == []
 
 
 def tick(notebook, *names):

@@ -14,10 +14,30 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_chromium]
 
 STEPS = 60
 
-COMPARE = """
+#: The training is clicked here, not judged: the model of the notebook's size is trained in tests/notebook.
+MODEL = 'ModelRegistry.create("gpt-small", vocab_size=4096, max_seq_len=128, n_layer=1, n_embd=32, n_head=2)'
+
+SETTINGS = f"""
+from utils.training import Callback
+
+class UntilStop(Callback):
+    # Nothing is learned beyond step 20 before somebody clicks Stop, however long the page takes.
+    clicked = False
+
+    def on_step_end(self, step, trainer, logs=None):
+        if step == 20 and not self.clicked:
+            trainer.control.stop.wait()
+
+    def on_train_end(self, trainer, logs=None):
+        UntilStop.clicked = True
+
+CONFIG = {{"max_steps": {STEPS}, "eval_every": 10, "run_name": "clicked"}}
+"""
+
+COMPARE = f"""
 import torch
 
-fresh = ModelRegistry.create("gpt-small", vocab_size=4096, max_seq_len=128)
+fresh = {MODEL}
 config = setup.training_config.replace(run_name="unbroken")
 unbroken = Trainer(fresh, training_config=config, task_spec=data.task_spec, tokenizer=data.tokenizer)
 reference = unbroken.train(data.train, data.validation)
@@ -37,9 +57,11 @@ def cells(tmp_path_factory):
             heading = cell.source.splitlines()[0].lstrip("# ")
         else:
             numbers[heading] = number
-    notebook.cells[
-        numbers["Settings"]
-    ].source = f'CONFIG = {{"max_steps": {STEPS}, "eval_every": 10, "run_name": "clicked"}}'
+    notebook.cells[numbers["Settings"]].source = SETTINGS
+    notebook.cells[numbers["Model"]].source = f"model = {MODEL}"
+    training = notebook.cells[numbers["Training"]]
+    assert training.source.count("tokenizer=data.tokenizer,") == 1
+    training.source = training.source.replace("tokenizer=data.tokenizer,", "tokenizer=data.tokenizer, callbacks=[UntilStop()],")
     notebook.cells.append(nbformat.v4.new_code_cell(COMPARE))
     numbers["compare"] = len(notebook.cells) - 1
     nbformat.write(notebook, folder / "training.ipynb")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.toys import plain_lm, tiny_gpt
+from tests.kit.toys import recurrent_lm, tiny_gpt
 from utils.checks import (
     CheckReport,
     CheckResult,
@@ -56,7 +56,7 @@ HEALTHY = {
     "BERT, classes": lambda: bert("BertForSequenceClassification"),
     "Llama": llama,
     "ViT": vit,
-    "a plain GRU": plain_lm,
+    "a plain GRU": recurrent_lm,
 }
 
 

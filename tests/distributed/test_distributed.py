@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.kit.ports import held_port
 from tests.kit.together import environment_of, together
-from tests.kit.toys import golden_config, plain_lm, tiny_gpt, token_rows, train_set, validation_set, without_times
+from tests.kit.toys import golden_config, recurrent_lm, tiny_gpt, token_rows, train_set, validation_set, without_times
 from utils.errors import CallbackError, CheckpointError, ConfigError, DataError, NonFiniteError, PeerProcessError
 from utils.storage import read_json_lines
 from utils.training import Callback, Trainer
@@ -98,7 +98,7 @@ def test_two_processes_with_muon_hold_the_same_weights():
     assert largest_difference(first["weights"], alone["weights"]) < 2e-3
 
 
-@pytest.mark.parametrize("make", [tiny_gpt, plain_lm])
+@pytest.mark.parametrize("make", [tiny_gpt, recurrent_lm])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_two_processes_learn_what_one_does_with_twice_the_accumulation(make, optimizer, strategy):
@@ -135,7 +135,7 @@ def test_a_parameter_that_no_process_uses_is_left_alone_and_running_statistics_a
     class Model(torch.nn.Module):
         def __init__(self, seed):
             super().__init__()
-            self.inner = plain_lm(dropout=0.0, seed=seed)
+            self.inner = recurrent_lm(dropout=0.0, seed=seed)
             self.unused = torch.nn.Parameter(torch.ones(4, 4))
             self.norm = torch.nn.BatchNorm1d(self.inner.head.out_features)
 

@@ -13,7 +13,7 @@ from tests.kit.toys import (
     LENGTH,
     VOCAB_SIZE,
     golden_config,
-    plain_lm,
+    recurrent_lm,
     tiny_gpt,
     tiny_llama,
     token_rows,
@@ -33,7 +33,7 @@ GOLDEN = [
     2.812721, 2.77588, 2.741185, 2.691249, 2.699932, 2.68056, 2.638521, 2.633143, 2.628934, 2.609694,
 ]  # fmt: skip
 
-MODELS = {"gpt2": lambda: tiny_gpt(dropout=0.0), "llama": tiny_llama, "plain": lambda: plain_lm(dropout=0.0)}
+MODELS = {"gpt2": lambda: tiny_gpt(dropout=0.0), "llama": tiny_llama, "plain": lambda: recurrent_lm(dropout=0.0)}
 
 
 def naive_logits(model, ids):

@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.kit.toys import (
     LENGTH,
     VOCAB_SIZE,
-    PlainLM,
+    RecurrentLM,
     assert_same_run,
     golden_config,
-    plain_lm,
+    recurrent_lm,
     tiny_gpt,
     tiny_llama,
     token_rows,
@@ -110,18 +110,18 @@ def test_frozen_output_layer_and_frozen_body():
     assert head.grad is not None
 
 
-class Capped(PlainLM):
+class Capped(RecurrentLM):
     def forward(self, tokens):
         return torch.tanh(super().forward(tokens) / 5) * 5
 
 
-class OtherWhenTraining(PlainLM):
+class OtherWhenTraining(RecurrentLM):
     def forward(self, tokens):
         logits = super().forward(tokens)
         return logits * 2 if self.training else logits
 
 
-MODELS = {"gpt2": lambda: tiny_gpt(dropout=0.0), "llama": tiny_llama, "plain": lambda: plain_lm(dropout=0.0)}
+MODELS = {"gpt2": lambda: tiny_gpt(dropout=0.0), "llama": tiny_llama, "plain": lambda: recurrent_lm(dropout=0.0)}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -145,7 +145,7 @@ def test_a_model_that_changes_its_logits_takes_the_plain_path(make):
 
 
 def test_hooks_on_the_output_layer_are_not_bypassed():
-    model = plain_lm(dropout=0.0)
+    model = recurrent_lm(dropout=0.0)
     model.head.register_forward_hook(lambda layer, inputs, output: None)
     layer, reason = find_output_layer(model, lambda: ModelCall(model)({"input_ids": token_rows(1)}))
     assert layer is None
@@ -261,7 +261,7 @@ def test_only_positions_with_a_target_get_logits():
     class Spy(CausalLM):
         pass
 
-    model = plain_lm(dropout=0.0)
+    model = recurrent_lm(dropout=0.0)
     original = fused_loss.linear_cross_entropy
 
     def spy(hidden, *rest):
@@ -385,7 +385,7 @@ class Poison(nn.Module):
 
     def __init__(self, passes):
         super().__init__()
-        self.inner, self.passes, self.count = plain_lm(dropout=0.0), set(passes), 0
+        self.inner, self.passes, self.count = recurrent_lm(dropout=0.0), set(passes), 0
 
     def forward(self, tokens):
         logits = self.inner(tokens)
@@ -484,7 +484,7 @@ def test_a_compiled_model_of_transformers_learns_the_same():
 def test_compiling_without_a_compiler_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"compile_mode='default' needs a C\+\+ compiler.*apt-get install g\+\+"):
-        Trainer(plain_lm(), None, golden_config(compile_mode="default")).train(train_set())
+        Trainer(recurrent_lm(), None, golden_config(compile_mode="default")).train(train_set())
 
 
 class PlainMLP(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from tests.kit.fault_tools import kinds, line, mlp, numbers, signs
-from tests.kit.toys import NormedLM, golden_config, plain_lm, same_weights, tiny_gpt, tiny_llama, train_set
+from tests.kit.toys import NormedLM, golden_config, recurrent_lm, same_weights, tiny_gpt, tiny_llama, train_set
 from utils.training import TaskSpec, Trainer, TrainingConfig
 from utils.training.engine.compute.user_supplied import OwnParts
 
@@ -447,7 +447,7 @@ def test_heads_and_branches_that_begin_at_zero_are_no_finding():
 
 
 @pytest.mark.parametrize(
-    "make", [tiny_gpt, tiny_llama, plain_lm, NormedLM], ids=["GPT-2", "Llama", "GRU", "batch norm"]
+    "make", [tiny_gpt, tiny_llama, recurrent_lm, NormedLM], ids=["GPT-2", "Llama", "GRU", "batch norm"]
 )
 def test_language_models_are_no_finding(make):
     assert not notices(make(), train_set(), batch_size=4)

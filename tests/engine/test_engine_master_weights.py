@@ -13,7 +13,7 @@ from tests.kit.toys import (
     assert_same_run,
     golden_config,
     normed_lm,
-    plain_lm,
+    recurrent_lm,
     tiny_gpt,
     tiny_llama,
     token_rows,
@@ -55,9 +55,9 @@ class At(Callback):
 
 # Every model and every optimizer in both formats.
 @pytest.mark.parametrize(("name", "make", "optimizer"), [
-    ("bf16", tiny_gpt, "adamw"), ("bf16", tiny_llama, "muon"), ("bf16", plain_lm, "adam"), ("bf16", normed_lm, "sgd"),
+    ("bf16", tiny_gpt, "adamw"), ("bf16", tiny_llama, "muon"), ("bf16", recurrent_lm, "adam"), ("bf16", normed_lm, "sgd"),
     ("bf16", tiny_gpt, "adafactor"),
-    ("fp16", tiny_gpt, "muon"), ("fp16", tiny_llama, "adamw"), ("fp16", plain_lm, "sgd"), ("fp16", normed_lm, "adam"),
+    ("fp16", tiny_gpt, "muon"), ("fp16", tiny_llama, "adamw"), ("fp16", recurrent_lm, "sgd"), ("fp16", normed_lm, "adam"),
 ])  # fmt: skip
 def test_training_is_that_of_the_same_weights_in_fp32(name, make, optimizer):
     half = make().to(FORMATS[name])

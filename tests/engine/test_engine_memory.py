@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.toys import assert_same_run, golden_config, normed_lm, plain_lm, token_rows, train_set, validation_set
+from tests.kit.toys import (
+    assert_same_run,
+    golden_config,
+    normed_lm,
+    recurrent_lm,
+    token_rows,
+    train_set,
+    validation_set,
+)
 from utils.errors import CallbackError, OutOfMemoryError
 from utils.training import Callback, Trainer
 from utils.training.engine.hardware.memory import Pieces, is_out_of_memory, largest_that_fits, split
@@ -23,7 +31,7 @@ class Hungry(nn.Module):
 
     def __init__(self, most, where="forward", dropout=0.1):
         super().__init__()
-        self.inner, self.most, self.where = plain_lm(dropout=dropout), most, where
+        self.inner, self.most, self.where = recurrent_lm(dropout=dropout), most, where
 
     def forward(self, tokens):
         too_large = len(tokens) > self.most
@@ -166,7 +174,7 @@ def test_nothing_but_memory_errors_is_tried_again():
     class Broken(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = plain_lm()
+            self.inner = recurrent_lm()
 
         def forward(self, tokens):
             calls.append(len(tokens))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.kit.healthy_models import HEALTHY
-from tests.kit.toys import golden_config, plain_lm, tiny_gpt, tiny_llama, train_set, validation_set
+from tests.kit.toys import golden_config, recurrent_lm, tiny_gpt, tiny_llama, train_set, validation_set
 from utils.errors import ConfigError
 from utils.training import Trainer, TrainingConfig
 from utils.training.engine.compute import muon
@@ -143,10 +143,10 @@ def test_a_run_says_what_is_updated_by_which_method_and_learns():
 
 def test_a_model_without_hidden_matrices_is_left_to_adamw_and_that_is_said():
     config = golden_config(optimizer="muon", epochs=1)
-    results = Trainer(plain_lm(), None, config).train(train_set(), validation_set())
+    results = Trainer(recurrent_lm(), None, config).train(train_set(), validation_set())
     assert any("Muon updates nothing" in notice and "AdamW updates all" in notice for notice in results.notices)
     assert results.loss_history == Trainer(
-        plain_lm(), None, golden_config(epochs=1, run_name="adamw")
+        recurrent_lm(), None, golden_config(epochs=1, run_name="adamw")
     ).train(train_set(), validation_set()).loss_history  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.export.test_export_onnx import results_of
-from tests.kit.toys import normed_lm, plain_lm, tiny_gpt, token_rows
+from tests.kit.toys import normed_lm, recurrent_lm, tiny_gpt, token_rows
 from utils.errors import ExportError
 from utils.training import export_model
 from utils.training.export import safetensors as exporter
@@ -55,7 +55,7 @@ class Convolution(nn.Sequential):
         self(torch.randn(2, 3, 8, 8))
 
 
-MODELS = {"gpt2, tied": tiny_gpt, "recurrent": plain_lm, "batch norm": normed_lm, "odd": Odd, "pictures": Convolution}
+MODELS = {"gpt2, tied": tiny_gpt, "recurrent": recurrent_lm, "batch norm": normed_lm, "odd": Odd, "pictures": Convolution}
 
 
 def raw(tensor):

@@ -152,6 +152,21 @@ class NotebookPage:
             "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.connectionStatus == 'connected'"
         )
 
+    def replace_cells(self, *cells: str) -> None:
+        """Show a notebook of other cells, without outputs, in the same page and with the same kernel: to load the page, and to
+        import the library again, takes longer than most of what is tested. A kernel that still works is restarted."""
+        if self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") != "idle":
+            self.restart_kernel()
+        write_notebook(self.lab.folder / self.name, *cells)
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.revert()")
+        self.page.wait_for_function(
+            "sources => { const cells = window.jupyterapp.shell.currentWidget.content.widgets;"
+            " return cells.length == sources.length"
+            " && sources.every((source, at) => cells[at].model.sharedModel.source == source)"
+            " && !document.querySelector('.jp-Notebook .jp-OutputArea-output') }",
+            arg=list(cells),
+        )
+
     def close(self) -> None:
         self.page.close()
 
@@ -170,6 +185,11 @@ class NotebookPage:
     def restart_kernel(self) -> None:
         """Restart the kernel, and wait until it has restarted."""
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+
+    def change_theme(self, theme: str) -> None:
+        """Change the whole page to JupyterLab's theme "Light" or "Dark", and wait until it has changed."""
+        self.command("apputils:change-theme", theme=f"JupyterLab {theme}")
+        self.page.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {theme}']", state="attached")
 
     def cell(self, index: int) -> Any:
         """The cell's element."""

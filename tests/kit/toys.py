@@ -31,6 +31,11 @@ def tiny_gpt(
         )  # fmt: skip
 
 
+def gpt_of_one_layer(dropout: float = 0.1, seed: int = 0, length: int = LENGTH) -> nn.Module:
+    """A `tiny_gpt` for what no layer changes, such as what is stored and continued: two thirds of the time."""
+    return tiny_gpt(length=length, dropout=dropout, seed=seed, layers=1)
+
+
 def tiny_llama(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, seed: int = 0) -> nn.Module:
     """A LlamaForCausalLM of 2 layers and width 32: rotary positions, gated layers, an output layer of its own."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,7 +52,26 @@ def tiny_llama(vocab_size: int = VOCAB_SIZE, length: int = LENGTH, seed: int = 0
 
 
 class PlainLM(nn.Module):
-    """A module that nobody prepared: ids (B, T) -> logits (B, T, V), causal, with a name of its own for its input."""
+    """A module that nobody prepared: ids (B, T) -> logits (B, T, V) from a token and the one before, with a name of its own for
+    its input. A recurrent layer would be half of the time of each test that trains it."""
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE, width: int = 32, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.mixer = nn.Linear(2 * width, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        here = self.embedding(tokens)
+        before = nn.functional.pad(here[:, :-1], (0, 0, 1, 0))
+        hidden = torch.tanh(self.mixer(torch.cat((here, before), dim=-1)))
+        return self.head(self.dropout(self.norm(hidden)))
+
+
+class RecurrentLM(nn.Module):
+    """A language model of a recurrent layer, whose weights are one piece of memory: ids (B, T) -> logits (B, T, V)."""
 
     def __init__(self, vocab_size: int = VOCAB_SIZE, width: int = 32, dropout: float = 0.1) -> None:
         super().__init__()
@@ -78,6 +102,13 @@ def plain_lm(vocab_size: int = VOCAB_SIZE, dropout: float = 0.1, seed: int = 0) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PlainLM(vocab_size, dropout=dropout)
+
+
+def recurrent_lm(vocab_size: int = VOCAB_SIZE, dropout: float = 0.1, seed: int = 0) -> nn.Module:
+    """A `RecurrentLM` with fixed initial weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RecurrentLM(vocab_size, dropout=dropout)
 
 
 class NormedLM(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.kit.slow_disk import save_in_background
-from tests.kit.toys import golden_config, tiny_gpt, train_set, validation_set
+from tests.kit.toys import golden_config, gpt_of_one_layer, train_set, validation_set
 from utils.training import Trainer, TrainingResults
 
 
@@ -15,7 +15,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> TrainingResults:
     """The golden run that nothing happened to."""
     torch.set_num_threads(1)  # as around each test, where this fixture is not: the last bits depend on it
     config = golden_config(run_name="unbroken", output_dir=str(tmp_path_factory.mktemp("unbroken")))
-    return Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())
+    return Trainer(gpt_of_one_layer(), None, config).train(train_set(), validation_set())
 
 
 @pytest.fixture(params=["waiting", "overlapping"])

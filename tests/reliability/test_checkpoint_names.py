@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 from tests.kit.slow_disk import save_in_background
-from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, token_rows, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, gpt_of_one_layer, token_rows, train_set, validation_set
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine.checkpointing.store import BEST, FORMAT, CheckpointStore, newest, read_checkpoint
 
 
 def train(model=None, *callbacks: Callback, resume_from=None, validation=None, **changes) -> TrainingResults:
-    trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
+    trainer = Trainer(model or gpt_of_one_layer(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation or validation_set(), resume_from=resume_from)
 
 
@@ -93,19 +93,19 @@ def test_a_stop_within_an_epoch_is_named_by_its_step():
     results = train(None, StopAt(5))
     assert names(results) == [BEST, "epoch_1.pt", "step_5.pt"]
     assert results.checkpoint_path.endswith("step_5.pt")
-    continued = train(tiny_gpt(seed=9), resume_from="auto")
+    continued = train(gpt_of_one_layer(seed=9), resume_from="auto")
     assert names(continued) == [BEST, "epoch_3.pt", "epoch_4.pt"]
 
 
 def test_an_epochs_end_is_newer_than_a_stop_after_its_last_step(unbroken):
     """Both have done as many steps; file times, which a copy changes, must not decide."""
     train(None, StopAt(12))
-    finished = train(tiny_gpt(seed=9), resume_from="auto")
+    finished = train(gpt_of_one_layer(seed=9), resume_from="auto")
     assert names(finished) == [BEST, "epoch_4.pt", "step_12.pt"]
     for name, age in (("epoch_4.pt", 100), ("step_12.pt", 200)):
         os.utime(folder_of(finished) / name, (age, age))
     assert newest(folder_of(finished))[0].name == "epoch_4.pt"
-    again = train(tiny_gpt(seed=8), resume_from="auto")
+    again = train(gpt_of_one_layer(seed=8), resume_from="auto")
     assert again.stop_reason == "finished"
     assert again.checkpoint_path.endswith("epoch_4.pt")
     assert_same_run(unbroken, again)
@@ -175,13 +175,13 @@ def test_files_of_another_run_are_neither_counted_nor_removed(tmp_path):
 ], ids=str)  # fmt: skip
 def test_checkpoints_of_a_given_frequency_stay_and_others_are_pruned(changes, kept):
     """Every epoch is better than the one before, so the best one is among the last."""
-    results = train(tiny_gpt(dropout=0.0), epochs=6, early_stopping_patience=None, **changes)
+    results = train(gpt_of_one_layer(dropout=0.0), epochs=6, early_stopping_patience=None, **changes)
     assert [saved_epoch(path) for path in results.checkpoint_paths] == kept
 
 
 def test_of_what_the_clock_saves_the_last_ones_stay_beside_those_of_a_given_frequency():
     results = train(
-        tiny_gpt(dropout=0.0), epochs=6, early_stopping_patience=None, save_every_n_epochs=2, save_every_minutes=1e-9
+        gpt_of_one_layer(dropout=0.0), epochs=6, early_stopping_patience=None, save_every_n_epochs=2, save_every_minutes=1e-9
     )  # fmt: skip
     kept = [Path(path).name for path in results.checkpoint_paths]
     assert {"epoch_2.pt", "epoch_4.pt", "epoch_6.pt"} <= set(kept)
@@ -212,6 +212,6 @@ def test_a_best_pt_that_a_kill_left_behind_is_mended():
     assert read_checkpoint(train_the_wrong_thing(run_name="golden", notes="again").best_model_path)  # another run
     backwards = TensorDataset(token_rows(9, seed=2).flip(1))
     config = golden_config(epochs=6, learning_rate=0.01, early_stopping_patience=None)
-    again = Trainer(tiny_gpt(), None, config).train(train_set(), backwards, resume_from="auto")
+    again = Trainer(gpt_of_one_layer(), None, config).train(train_set(), backwards, resume_from="auto")
     assert again.run_dir == results.run_dir
     assert read_checkpoint(again.best_model_path)["state"]["step"] == step

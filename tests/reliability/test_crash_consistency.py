@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.kit.crash import Fuse, file_operations, in_child, killed_before, limit_file_size, watch_files
-from tests.kit.toys import assert_same_run, golden_config, tiny_gpt, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, gpt_of_one_layer, train_set, validation_set
 from utils.errors import CheckpointNotFoundError
 from utils.storage import read_json_lines
 from utils.training import Trainer
@@ -131,7 +131,7 @@ def test_f01_killed_before_every_file_operation_of_a_save(case, saves, tmp_path)
 def train(run_name: str, fuse: Fuse | None = None, *, resume_from: str | None = "auto"):
     folder = Path("runs") / run_name
     fresh = not list(folder.glob("checkpoints/*_*.pt"))
-    model = tiny_gpt(seed=0 if fresh else 9)  # other initial weights: whatever goes on must come from the file
+    model = gpt_of_one_layer(seed=0 if fresh else 9)  # other initial weights: whatever goes on must come from the file
     if fuse is not None:
         watch_files(folder, fuse.burn)
         model.register_forward_pre_hook(fuse.burn)

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from tests.kit.faults import flip_bit, record_data, truncate
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, same_weights, tiny_gpt, train_set, validation_set
+from tests.kit.toys import (
+    assert_same_run,
+    golden_config,
+    gpt_of_one_layer,
+    plain_lm,
+    same_weights,
+    train_set,
+    validation_set,
+)
 from utils.errors import CheckpointError, CheckpointNotFoundError
 from utils.storage import host_name
 from utils.training import Callback, Trainer, TrainingResults
@@ -21,7 +29,7 @@ DEAD_PID = 2**22 + 1  # above any pid_max
 
 
 def train(model=None, *, resume_from=None, callbacks=(), **changes) -> TrainingResults:
-    trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
+    trainer = Trainer(model or gpt_of_one_layer(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation_set(), resume_from=resume_from)
 
 
@@ -58,7 +66,7 @@ def test_f07_truncated_checkpoint(share, caplog, unbroken):
     (warning,) = caplog.messages
     assert str(damaged) in warning
     assert f"{damaged.stat().st_size} bytes" in warning
-    continued = train(tiny_gpt(seed=9), resume_from="auto")
+    continued = train(gpt_of_one_layer(seed=9), resume_from="auto")
     assert_same_run(unbroken, continued)
     assert read_checkpoint(damaged)["state"]["epoch"] == 3  # done again, and written over
 
@@ -132,7 +140,7 @@ def test_f09_leftovers_and_strangers_in_the_folder(caplog, unbroken):
         path.write_bytes(b"left over")
     (folder / "epoch_9.pt").mkdir()
     with caplog.at_level(logging.WARNING, logger="trainbook"):
-        continued = train(tiny_gpt(seed=9), resume_from="auto")
+        continued = train(gpt_of_one_layer(seed=9), resume_from="auto")
     assert_same_run(unbroken, continued)
     assert not caplog.messages
     assert not any(path.exists() for path in stale)
@@ -163,10 +171,10 @@ def test_f10_checkpoint_of_a_newer_format_another_model_or_another_torch():
     assert message.count("\n  ") == 6, "the first five differences and how many more there are"
     assert same_weights(model, before)
     with pytest.raises(CheckpointError, match=r"wpe\.weight: \(16, 32\) in the checkpoint, \(20, 32\) in the model"):
-        train(tiny_gpt(length=20), resume_from=newest_one, run_name="longer")
+        train(gpt_of_one_layer(length=20), resume_from=newest_one, run_name="longer")
 
     rewritten(newest_one, lambda payload: payload["environment"].update(torch="1.99.0"))
-    continued = train(tiny_gpt(seed=9), resume_from=newest_one, run_name="elsewhere")
+    continued = train(gpt_of_one_layer(seed=9), resume_from=newest_one, run_name="elsewhere")
     (notice,) = [notice for notice in continued.notices if "torch" in notice]
     assert f"torch 1.99.0 there, {torch.__version__} here" in notice
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.kit.crash import in_child, limit_file_size
-from tests.kit.toys import assert_same_run, golden_config, same_weights, tiny_gpt, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, gpt_of_one_layer, same_weights, train_set, validation_set
 from utils.errors import CheckpointError, CheckpointWriteError, ConfigError, RunLockedError, TrainbookError
 from utils.storage import FolderLock, atomic_write, read_json_lines
 from utils.training import Callback, Trainer, TrainingResults
@@ -35,7 +35,7 @@ HISTORY = Path("runs/golden/history.jsonl")
 
 
 def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
-    trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
+    trainer = Trainer(model or gpt_of_one_layer(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation_set(), resume_from=resume_from)
 
 
@@ -66,7 +66,7 @@ def log_records() -> list[str]:
 def test_f04_disk_full_while_saving(size_bytes, saves, unbroken):
     def stopped() -> tuple[str, str, dict[str, bytes]]:
         with pytest.raises(CheckpointWriteError) as caught:
-            train(tiny_gpt(), FillDisk(9, size_bytes))
+            train(gpt_of_one_layer(), FillDisk(9, size_bytes))
         return (
             str(caught.value),
             type(caught.value.__cause__).__name__,
@@ -84,13 +84,13 @@ def test_f04_disk_full_while_saving(size_bytes, saves, unbroken):
     for path in checkpoint_files(FOLDER):
         read_checkpoint(path)
     assert not list(FOLDER.glob(".*.tmp"))
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))  # there is room again
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))  # there is room again
 
 
 def test_disk_full_with_a_warning_trains_on(saves, unbroken):
     def warned() -> tuple[int, list[str], list[str]]:
         records = log_records()
-        results = train(tiny_gpt(), FillDisk(9, 20_000), on_save_error="warn")
+        results = train(gpt_of_one_layer(), FillDisk(9, 20_000), on_save_error="warn")
         return results.steps, results.notices, records
 
     steps, notices, records = in_child(warned).value
@@ -109,19 +109,19 @@ def test_disk_too_full_for_a_history_row(unbroken):
 
     def stopped() -> str:
         with pytest.raises(CheckpointWriteError) as caught:
-            train(tiny_gpt(), FillDisk(4))
+            train(gpt_of_one_layer(), FillDisk(4))
         return str(caught.value)
 
     assert in_child(stopped).value.startswith(f"{HISTORY.absolute()} could not be written: ")
     assert HISTORY.read_bytes().endswith(b"}\n"), "a part of a row was left, and the next one would be glued to it"
     assert len(read_json_lines(HISTORY)) > 3
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
 
 def test_disk_too_full_for_a_history_row_with_a_warning(unbroken):
     def warned() -> tuple[int, list[str]]:
         records = log_records()
-        return train(tiny_gpt(), FillDisk(4), on_save_error="warn").steps, records
+        return train(gpt_of_one_layer(), FillDisk(4), on_save_error="warn").steps, records
 
     steps, records = in_child(warned).value
     assert steps == unbroken.steps
@@ -140,7 +140,7 @@ def test_too_little_space_is_seen_before_anything_is_written(monkeypatch):
                 monkeypatch.setattr(os, "replace", lambda *names: written.append(names))
 
     with pytest.raises(CheckpointWriteError) as caught:
-        train(tiny_gpt(), Shrink())
+        train(gpt_of_one_layer(), Shrink())
     assert str(caught.value).startswith(f"{FOLDER.absolute() / 'epoch_2.pt'}: not enough disk space; ")
     assert "5,000 are free" in str(caught.value)
     assert not [names for names in written if "epoch_2.pt" in str(names)]
@@ -177,7 +177,7 @@ CASES = (
 @pytest.mark.parametrize("case", CASES)
 def test_f06_folder_that_cannot_be_made_fails_before_the_first_step(case, tmp_path):
     changes, named = broken_folders(tmp_path)[case]
-    model, steps = tiny_gpt(), []
+    model, steps = gpt_of_one_layer(), []
 
     class Count(Callback):
         def on_batch_begin(self, batch_idx, trainer, logs=None):
@@ -189,7 +189,7 @@ def test_f06_folder_that_cannot_be_made_fails_before_the_first_step(case, tmp_pa
     assert str(named) in str(caught.value)
     assert "hoose another" in str(caught.value)
     assert not steps
-    assert same_weights(model, tiny_gpt())
+    assert same_weights(model, gpt_of_one_layer())
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])

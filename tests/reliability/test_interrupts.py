@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.crash import Child, Fuse, in_child, watch_files
 from tests.kit.faults import SignalAt, SignalInUpdate, send_to_self, signal_in_forward, signal_in_save
-from tests.kit.toys import assert_same_run, golden_config, plain_lm, tiny_gpt, train_set, validation_set
+from tests.kit.toys import assert_same_run, golden_config, gpt_of_one_layer, plain_lm, train_set, validation_set
 from utils.errors import ConfigError, TrainingInterrupted
 from utils.training import Callback, Trainer, TrainingResults
 from utils.training.engine import Control
@@ -28,7 +28,7 @@ FOLDER = Path("runs/golden/checkpoints")
 
 
 def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
-    trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
+    trainer = Trainer(model or gpt_of_one_layer(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation_set(), resume_from=resume_from)
 
 
@@ -78,18 +78,18 @@ LATER = ("first_save", "save", "on_checkpoint_saved")
 
 @pytest.mark.parametrize("training", [True, False])
 def test_an_interrupt_before_the_first_step_saves_after_it(training, unbroken):
-    model = tiny_gpt()
+    model = gpt_of_one_layer()
     error = interrupted(model, within=signal_in_forward(model, 1, INT, training=training))
     assert isinstance(error, TrainingInterrupted)
     assert error.results.steps == 1
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
 
 @pytest.mark.usefixtures("only_the_runs_own_passes")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_f16_interrupt_within_any_phase(moment, saves, unbroken):
     make, steps = MOMENTS[moment]
-    model = tiny_gpt()
+    model = gpt_of_one_layer()
     at = make(model)
     error = interrupted(model, at) if isinstance(at, Callback) else interrupted(model, within=at)
     assert isinstance(error, TrainingInterrupted)
@@ -107,7 +107,7 @@ def test_f16_interrupt_within_any_phase(moment, saves, unbroken):
         assert Path(results.checkpoint_path).name == f"step_{steps}.pt"
     assert_at_a_step_boundary(FOLDER)
     assert_best_is_kept(results)
-    continued = train(tiny_gpt(seed=9), resume_from="auto")
+    continued = train(gpt_of_one_layer(seed=9), resume_from="auto")
     assert_same_run(unbroken, continued)
     assert_best_is_kept(continued)
 
@@ -166,7 +166,7 @@ def test_interrupt_while_paused():
                 trainer.control.pause.set()
 
     signal_at_its_save = SignalAt("on_checkpoint_saved")  # the pause's own, right before it waits
-    error = interrupted(tiny_gpt(), Pause(), signal_at_its_save)
+    error = interrupted(gpt_of_one_layer(), Pause(), signal_at_its_save)
     assert isinstance(error, TrainingInterrupted)
     assert error.results.steps == 2
 
@@ -180,7 +180,7 @@ def run_to_its_end_by_sigterm(steps: int, fuse: Fuse | None = None) -> None:
                 watch_files(Path("runs"), fuse.burn)
             super()._count()
 
-    train(tiny_gpt(), Terminate("on_backward_end", 3 * steps - 1, (TERM,)))
+    train(gpt_of_one_layer(), Terminate("on_backward_end", 3 * steps - 1, (TERM,)))
 
 
 def test_f17_preempted_with_and_without_enough_grace(unbroken):
@@ -189,7 +189,7 @@ def test_f17_preempted_with_and_without_enough_grace(unbroken):
     assert ended.exit_code == 143
     assert newest(FOLDER)[1]["state"]["step"] == steps
     assert_at_a_step_boundary(FOLDER)
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
     os.rename("runs/golden", "runs/in-time")
     reached = []
@@ -205,7 +205,7 @@ def test_f17_preempted_with_and_without_enough_grace(unbroken):
     assert len(reached) > 8
     assert set(reached) == {3, steps}
     assert reached == sorted(reached)
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
 
 def test_sigterm_from_another_process_while_a_step_is_under_way():
@@ -218,7 +218,7 @@ def test_sigterm_from_another_process_while_a_step_is_under_way():
                 os.write(to_parent, b"x")
                 os.read(from_parent, 1)
 
-    child = Child(lambda: train(tiny_gpt(), Wait()) and None)
+    child = Child(lambda: train(gpt_of_one_layer(), Wait()) and None)
     os.read(from_child, 1)
     child.kill(TERM)
     os.write(to_child, b"x")
@@ -240,7 +240,7 @@ TWICE = {
 @pytest.mark.usefixtures("only_the_runs_own_passes")
 @pytest.mark.parametrize("moment", TWICE)
 def test_f18_second_interrupt_stops_at_once(moment, unbroken):
-    model = tiny_gpt()
+    model = gpt_of_one_layer()
     make, committed = TWICE[moment]
     passes, begun = [], []
     model.register_forward_pre_hook(lambda *_: begun.append(1))
@@ -253,7 +253,7 @@ def test_f18_second_interrupt_stops_at_once(moment, unbroken):
     assert_at_a_step_boundary(FOLDER)
     assert [read_checkpoint(found)["format"] for found in checkpoint_files(FOLDER)]
     assert not list(FOLDER.glob(".*.tmp"))
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
 
 def test_f19_training_off_the_main_thread(caplog, unbroken):
@@ -264,7 +264,7 @@ def test_f19_training_off_the_main_thread(caplog, unbroken):
             seen.append({number: signal.getsignal(number) for number in (INT, TERM)})
 
     with caplog.at_level(logging.INFO, logger="trainbook"):
-        thread = threading.Thread(target=lambda: results.append(train(tiny_gpt(), Look())))
+        thread = threading.Thread(target=lambda: results.append(train(gpt_of_one_layer(), Look())))
         thread.start()
         thread.join()
     assert_same_run(unbroken, results[0])
@@ -276,7 +276,7 @@ def test_f19_training_off_the_main_thread(caplog, unbroken):
 
 
 def test_off_the_main_thread_it_stops_through_its_control(unbroken):
-    trainer, outcome = Trainer(tiny_gpt(), None, golden_config()), []
+    trainer, outcome = Trainer(gpt_of_one_layer(), None, golden_config()), []
     reached, go_on = threading.Event(), threading.Event()
 
     class Meet(Callback):
@@ -293,7 +293,7 @@ def test_off_the_main_thread_it_stops_through_its_control(unbroken):
     go_on.set()
     thread.join()
     assert (outcome[0].steps, outcome[0].stop_reason) == (4, "stop_button")
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
 
 def test_custom_handlers_come_back_after_every_kind_of_end():
@@ -309,10 +309,10 @@ def test_custom_handlers_come_back_after_every_kind_of_end():
         train(run_name="ends")
         assert signal.getsignal(INT) is mine
         with pytest.raises(Exception, match="broken"):
-            train(tiny_gpt(), Fail(), run_name="fails")
+            train(gpt_of_one_layer(), Fail(), run_name="fails")
         assert signal.getsignal(INT) is mine
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_gpt(), SignalAt("on_step_end", 2), run_name="interrupted")
+            train(gpt_of_one_layer(), SignalAt("on_step_end", 2), run_name="interrupted")
         assert signal.getsignal(INT) is mine
     finally:
         signal.signal(INT, before)
@@ -340,7 +340,7 @@ class InterruptWhileWriting(Callback):
 @pytest.mark.parametrize("on_save_error", ["stop", "warn"])
 @pytest.mark.parametrize("n", [1, 4, 30])
 def test_a_second_interrupt_while_the_main_thread_writes_is_a_keyboard_interrupt(n, on_save_error, monkeypatch):
-    model, failed = tiny_gpt(), []
+    model, failed = gpt_of_one_layer(), []
     callback = InterruptWhileWriting(monkeypatch, n)
     callback.on_error = lambda *_, **__: failed.append(1)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -360,8 +360,8 @@ def test_a_request_does_not_wait_for_a_lock_that_the_interrupted_code_may_hold()
         control, rounds = Control(), 0
         interrupts = Interrupts(control, on_second=lambda: None)
         with interrupts.deferred():
+            signal.signal(signal.SIGALRM, interrupts._handle)  # before the first signal, which would end the process
             signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
-            signal.signal(signal.SIGALRM, interrupts._handle)
             while rounds < 20_000:
                 interrupts.received = None  # so that each signal is a first one
                 control.pause.set()

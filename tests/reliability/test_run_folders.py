@@ -16,9 +16,9 @@ from tests.kit.crash import Child, in_child
 from tests.kit.toys import (
     assert_same_run,
     golden_config,
+    gpt_of_one_layer,
     plain_lm,
     same_weights,
-    tiny_gpt,
     train_set,
     validation_set,
     without_times,
@@ -32,7 +32,7 @@ RUN = Path("runs/golden")
 
 
 def train(model=None, *callbacks: Callback, resume_from=None, **changes) -> TrainingResults:
-    trainer = Trainer(model or tiny_gpt(), None, golden_config(**changes), callbacks=list(callbacks))
+    trainer = Trainer(model or gpt_of_one_layer(), None, golden_config(**changes), callbacks=list(callbacks))
     return trainer.train(train_set(), validation_set(), resume_from=resume_from)
 
 
@@ -59,14 +59,14 @@ Trainer(plain_lm(seed=int(sys.argv[2])), None, golden_config()).train(train_set(
 
 
 def test_f20_restarted_kernel_runs_the_same_cell_again(unbroken):
-    assert in_child(lambda: train(tiny_gpt(), DieAt(8), resume_from="auto") and None).killed
+    assert in_child(lambda: train(gpt_of_one_layer(), DieAt(8), resume_from="auto") and None).killed
     assert json.loads((RUN / "state.json").read_text())["status"] == "running"  # nobody was there to say otherwise
     done = read_json_lines(RUN / "history.jsonl")
     steps = [row["step"] for row in done if row["event"] == "step"]
     assert len(steps) >= 6  # as many as the checkpoint has; the last half second's rows were in memory
     assert steps == list(range(1, len(steps) + 1))
 
-    continued = train(tiny_gpt(seed=9), resume_from="auto")
+    continued = train(gpt_of_one_layer(seed=9), resume_from="auto")
     assert_same_run(unbroken, continued)
     rows = read_json_lines(RUN / "history.jsonl")
     assert without_times(rows) == without_times(read_json_lines(unbroken.run_dir / "history.jsonl"))
@@ -82,7 +82,7 @@ def test_f20_restarted_kernel_runs_the_same_cell_again(unbroken):
         def on_step_end(self, step, trainer, logs=None):
             heard.append("step")
 
-    model = tiny_gpt(seed=9)
+    model = gpt_of_one_layer(seed=9)
     stored = train(model, Listen(), resume_from="auto")
     assert not heard
     assert_same_run(unbroken, stored)
@@ -117,15 +117,15 @@ def test_f21_second_process_on_the_same_run_is_refused(unbroken):
                 os.write(to_parent, b"x")
                 os.read(from_parent, 1)
 
-    first = Child(lambda: train(tiny_gpt(), Stay()) and None)
+    first = Child(lambda: train(gpt_of_one_layer(), Stay()) and None)
     try:
         os.read(from_child, 1)
         before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
-        model = tiny_gpt(seed=9)
+        model = gpt_of_one_layer(seed=9)
         with pytest.raises(RunLockedError, match=f"in use by process {first.pid} on {host_name()}") as caught:
             train(model, resume_from="auto")
         assert "STOP" in str(caught.value)
-        assert same_weights(model, tiny_gpt(seed=9))
+        assert same_weights(model, gpt_of_one_layer(seed=9))
         assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
     finally:
         first.kill()
@@ -133,7 +133,7 @@ def test_f21_second_process_on_the_same_run_is_refused(unbroken):
         for descriptor in (from_child, to_parent, from_parent, to_child):
             os.close(descriptor)
     assert json.loads((RUN / "lock").read_text())["pid"] == first.pid  # a dead process's record, and no lock
-    assert_same_run(unbroken, train(tiny_gpt(seed=9), resume_from="auto"))
+    assert_same_run(unbroken, train(gpt_of_one_layer(seed=9), resume_from="auto"))
 
 
 def test_the_lock_ends_with_its_process_though_a_child_of_it_lives_on(tmp_path):
@@ -174,7 +174,7 @@ def test_two_trainers_in_one_process_do_not_share_a_run():
                 with pytest.raises(RunLockedError, match=f"process {os.getpid()}"):
                     train(resume_from="auto")
 
-    train(tiny_gpt(), Second())
+    train(gpt_of_one_layer(), Second())
 
 
 def test_checkpoints_of_another_run_are_never_overwritten():
@@ -199,7 +199,7 @@ def test_a_sweep_with_one_checkpoint_dir_keeps_the_checkpoints_of_every_run():
     best = []
     for learning_rate in (1e-3, 1e-2, 3e-2):
         config = TrainingConfigBuilder.from_config(base).with_training(learning_rate=learning_rate).build()
-        results = Trainer(tiny_gpt(), None, config).train(train_set(), validation_set())
+        results = Trainer(gpt_of_one_layer(), None, config).train(train_set(), validation_set())
         best.append(results.best_model_path)
     assert len(set(best)) == 3
     assert all(Path(path).is_file() for path in best)
@@ -210,8 +210,8 @@ def test_a_run_below_a_shared_checkpoint_dir_is_continued_by_its_name(resume_fro
     shared = {"checkpoint_dir": "shared", "epochs": 2}
     unbroken = train(run_name="unbroken", epochs=2)
     train(run_name="first", **shared)
-    assert in_child(lambda: train(tiny_gpt(), DieAt(5), run_name="second", **shared) and None).killed
-    continued = train(tiny_gpt(seed=9), run_name="second", resume_from=resume_from, **shared)
+    assert in_child(lambda: train(gpt_of_one_layer(), DieAt(5), run_name="second", **shared) and None).killed
+    continued = train(gpt_of_one_layer(seed=9), run_name="second", resume_from=resume_from, **shared)
     assert_same_run(unbroken, continued)
     assert continued.run_name == "second"
     assert Path(continued.checkpoint_path).parent == Path("shared/second").absolute()
@@ -221,8 +221,8 @@ def test_a_run_below_a_shared_checkpoint_dir_is_continued_by_its_name(resume_fro
 def test_an_explicit_checkpoint_dir_is_enough_to_continue(run_name):
     shared = {"checkpoint_dir": "shared", "epochs": 2}
     unbroken = train(run_name="unbroken", epochs=2)
-    assert in_child(lambda: train(tiny_gpt(), DieAt(5), run_name="first", **shared) and None).killed
-    continued = train(tiny_gpt(seed=9), run_name=run_name, resume_from="auto", **shared)
+    assert in_child(lambda: train(gpt_of_one_layer(), DieAt(5), run_name="first", **shared) and None).killed
+    continued = train(gpt_of_one_layer(seed=9), run_name=run_name, resume_from="auto", **shared)
     assert_same_run(unbroken, continued)
     assert continued.run_name == "first"
 
@@ -233,8 +233,8 @@ def test_a_name_that_was_taken_does_not_mix_two_runs():
     other = (RUN / "history.jsonl").read_text()
     unbroken = train(run_name="unbroken", epochs=2)
     shared = {"checkpoint_dir": "shared", "epochs": 2}
-    assert in_child(lambda: train(tiny_gpt(), DieAt(5), **shared) and None).killed
-    continued = train(tiny_gpt(seed=9), resume_from="auto", **shared)
+    assert in_child(lambda: train(gpt_of_one_layer(), DieAt(5), **shared) and None).killed
+    continued = train(gpt_of_one_layer(seed=9), resume_from="auto", **shared)
     assert continued.run_name == "golden-2"
     assert_same_run(unbroken, continued)
     assert (RUN / "history.jsonl").read_text() == other
@@ -242,8 +242,8 @@ def test_a_name_that_was_taken_does_not_mix_two_runs():
 
 def test_checkpoints_whose_run_folder_is_gone_are_taken_up():
     shared = {"checkpoint_dir": "shared", "epochs": 2}
-    assert in_child(lambda: train(tiny_gpt(), DieAt(5), output_dir="lost", **shared) and None).killed
-    continued = train(tiny_gpt(seed=9), resume_from="auto", **shared)
+    assert in_child(lambda: train(gpt_of_one_layer(), DieAt(5), output_dir="lost", **shared) and None).killed
+    continued = train(gpt_of_one_layer(seed=9), resume_from="auto", **shared)
     assert same_weights(continued.model, train(run_name="unbroken", epochs=2).model)
     assert [row["epoch"] for row in continued.history] == [0, 1]
 
