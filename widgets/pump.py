@@ -2,7 +2,8 @@
 
 What a kernel does with messages that arrive while a cell awaits depends on ipykernel:
 
-- 7.4 and newer dispatch them by themselves. So do 7.0 to 7.3 where the front end opens subshells (JupyterLab).
+- 7.4 and newer dispatch them by themselves, but never say that they are handled: `_with_status` does. So do 7.0 to 7.3, with
+  that, where the front end opens subshells (JupyterLab).
 - Before 7 (Colab has 6.17) they wait in a queue until the cell ends. `_deliver_waiting` takes the widget messages out of
   that queue; requests to execute cells keep their place. It reads private names of ipykernel, so a version that lacks
   them ends the attempt, and `delivers` says so: then the kernel's interrupt is the way to stop.
@@ -15,6 +16,7 @@ loaded again no longer shows the outputs of the cell that runs. `waiting_cells` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import sys
@@ -63,10 +65,11 @@ class Pump:
 
     async def wait(self, alive: Callable[[], bool], every_s: float = 0.2) -> None:
         """Return when `alive()` is False; it is called every `every_s` seconds, in this thread."""
-        while alive():
-            if self._queued:
-                await self._deliver()
-            await asyncio.sleep(every_s)
+        with _with_status(self._kernel):
+            while alive():
+                if self._queued:
+                    await self._deliver()
+                await asyncio.sleep(every_s)
 
     async def _deliver(self) -> None:
         try:
@@ -154,6 +157,37 @@ def _waiting_cell(kernel: Any, frames: Any) -> WaitingCell | None:
     if header["msg_type"] != "execute_request":
         return None
     return WaitingCell(str(kernel.session.unpack(parts[4].bytes)["code"]), header)
+
+
+@contextlib.contextmanager
+def _with_status(kernel: Any) -> Iterator[None]:
+    """Say of each widget message that the kernel handles beside a cell that it is handled.
+
+    ipykernel 7.4 publishes no status for these messages. The front end's part of ipywidgets waits for it before it sends the next
+    values of the same widget, so that whatever is typed into a field after its first letter would never arrive, even once the
+    cell has ended.
+    """
+    dispatch = getattr(kernel, "dispatch_shell", None)
+    if dispatch is None or "concurrent" not in inspect.signature(dispatch).parameters:
+        yield
+        return
+
+    async def dispatch_and_say(message: Any, /, *arguments: Any, concurrent: bool = False, **named: Any) -> None:
+        cell = kernel.get_parent("shell")
+        await dispatch(message, *arguments, concurrent=concurrent, **named)
+        if concurrent:
+            _publish_status(kernel, "idle", kernel.get_parent("shell"))
+            _publish_status(kernel, "busy", cell)  # else the front end shows an idle kernel
+
+    kernel.dispatch_shell = dispatch_and_say
+    try:
+        yield
+    finally:
+        del kernel.dispatch_shell  # that of its class is there again
+
+
+def _publish_status(kernel: Any, state: str, parent: Mapping[str, Any]) -> None:
+    kernel.session.send(kernel.iopub_socket, "status", {"execution_state": state}, parent=parent)
 
 
 async def _deliver_waiting(kernel: Any) -> list[Any]:
