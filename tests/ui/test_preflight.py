@@ -25,6 +25,7 @@ from utils.ui import SetupWizard
 from utils.ui.background import Cancelled, Progress
 from utils.ui.preflight import Check
 from utils.ui.preset_fitting import prepared
+from utils.ui.rehearsal import FirstSteps, Rehearsal
 from utils.ui.run_plan import run_plan
 from utils.ui.wizard_state import WizardState
 
@@ -56,6 +57,29 @@ def train(state):
     config = state.setup.training_config
     trainer = Trainer(tiny_gpt(), training_config=config, task_spec=data.task_spec, tokenizer=data.tokenizer)
     return trainer.train(data.train, data.validation, resume_from="auto")
+
+
+# How long
+
+
+@pytest.mark.parametrize(("first_s", "step_s"), [(1.0, 0.5), (5.0, None)])
+def test_more_steps_are_tried_unless_the_first_took_long(first_s, step_s, text_file):
+    setup = state_of(dataset_path="my.txt").setup
+    times_s = iter([0.0, first_s, first_s + 0.75, first_s + 1.25, first_s + 2.0])
+    seen = Rehearsal(setup, tiny_gpt(), prepare_data(setup, tiny_gpt()), lambda: next(times_s)).first_steps()
+    assert (seen.first_s, seen.step_s) == (first_s, step_s)
+    assert 3.0 < seen.loss < 4.0
+
+
+@pytest.mark.parametrize(
+    ("step_s", "words"),
+    [(0.5, "35 steps take about 18 s, without validations."), (None, "35 steps take at most about 35 s.")],
+)
+def test_it_is_said_how_long_the_steps_take(step_s, words, text_file, monkeypatch):
+    monkeypatch.setattr(Rehearsal, "first_steps", lambda self: FirstSteps(3.5, 1.0, step_s, {}))
+    state = state_of(dataset_path="my.txt")
+    state.preflight.run()
+    assert check_of(state, "batch").message.endswith(words)
 
 
 # Ready

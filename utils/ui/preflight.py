@@ -22,6 +22,7 @@ from utils.ui.setup_config import SetupConfig
 
 if TYPE_CHECKING:
     from utils.data.prepared import PreparedData
+    from utils.ui.rehearsal import FirstSteps
 
 CheckName = Literal["hub", "data", "batch", "causality", "run"]
 Verdict = Literal["pending", "passed", "failed", "not run"]
@@ -341,25 +342,25 @@ def _check_batch(session: _Session) -> Check:
     from utils.ui.rehearsal import Rehearsal
 
     with session.progress.undisturbed():
-        seen = Rehearsal(session.setup, session.model, session.data).one_step()
+        seen = Rehearsal(session.setup, session.model, session.data).first_steps()
     # Of a dataset on the Hub only the beginning was read, which has another digest.
     session.fingerprint = None if "hub" in session.passed else seen.fingerprint
-    summary = f"One batch forward and backward in {seen.step_s:.2g} s; loss {seen.loss:.3g}."
-    return Check(
-        "batch", "passed", summary if "hub" in session.passed else f"{summary} {_how_long(session, seen.step_s)}"
-    )
+    summary = f"One batch forward and backward in {seen.first_s:.2g} s; loss {seen.loss:.3g}."
+    return Check("batch", "passed", summary if "hub" in session.passed else f"{summary} {_how_long(session, seen)}")
 
 
-def _how_long(session: _Session, batch_s: float) -> str:
-    """A bound on how long the steps of the training take, from its first batch, which is slower than the others."""
+def _how_long(session: _Session, seen: FirstSteps) -> str:
+    """How long the steps of the training take, or at most take where only the first batch was measured, which is slower."""
     from utils.ui.estimate import planned_steps
     from utils.ui.live_picture import duration
 
     assert session.data is not None
     config = session.setup.training_config
     _, steps = planned_steps(config, len(session.data.train))
-    whole = duration(steps * config.gradient_accumulation_steps * batch_s)
-    return f"A first batch is the slowest: {counted(steps, 'step')} take at most about {whole}."
+    batches, number = steps * config.gradient_accumulation_steps, counted(steps, "step")
+    if seen.step_s is None:
+        return f"A first batch is the slowest: {number} take at most about {duration(batches * seen.first_s)}."
+    return f"{number} take about {duration(batches * seen.step_s)}, without validations."
 
 
 @_reported("causality")

@@ -26,6 +26,10 @@ Logs = Mapping[str, Any]
 _EPOCHS, _SAVED_EVERY = 3, 2
 # Steps at the beginning that are not timed.
 _WARM_UP = 2
+# Steps that are tried before training, and the seconds after which no further one is.
+_FIRST_STEPS, _LONG_S = 4, 3.0
+# A learning rate that changes no model: what is tried without the warm-up of the training must not diverge.
+_NO_RATE = 1e-12
 # Steps of each epoch. A GPU works ahead of the program, so there an epoch is timed as a whole, which takes more steps.
 _STEPS, _STEPS_ON_GPU = 5, 16
 # Batches of each validation.
@@ -37,16 +41,20 @@ _FORWARD_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
-class FirstStep:
-    """Measurements of one step.
+class FirstSteps:
+    """Measurements of the first steps, each of one micro-batch.
 
     Attributes:
-        loss: mean per target, before the update; step_s: seconds with the reading of its batch.
+        loss: mean per target, before the first update; first_s: seconds of the first step with the reading of its batch, which
+            are more than those of later ones.
+        step_s: seconds of the fastest later one; None where the first took so long that there was no other, or the data are
+            one batch.
         fingerprint: of data, tokenizer and frozen parameters, as the run's checkpoints would hold it.
     """
 
     loss: float
-    step_s: float
+    first_s: float
+    step_s: float | None
     fingerprint: dict[str, str]
 
 
@@ -85,15 +93,19 @@ class Rehearsal:
         self._setup, self._model, self._data, self._clock = setup, model, data, clock
         self._trial = TrialTraining.of(model, data, setup, None, None, None)
 
-    def one_step(self) -> FirstStep:
-        """One micro-batch forward and backward, and the optimizer's step.
+    def first_steps(self) -> FirstSteps:
+        """Some micro-batches forward and backward, each with the optimizer's step; one where that takes long.
 
         Raises:
             TrainbookError: what the training itself would raise; or whatever the model does.
         """
-        watch = _FirstStep(self._clock, self._model)
-        self._trial.train(watch, epochs=1, max_steps=1, gradient_accumulation_steps=1, save_every_n_epochs=1)
-        return FirstStep(watch.loss, watch.step_s, watch.fingerprint)
+        watch = _FirstSteps(self._clock, self._model)
+        self._trial.train(
+            watch, epochs=1, max_steps=_FIRST_STEPS, gradient_accumulation_steps=1, save_every_n_epochs=1,
+            learning_rate=_NO_RATE,
+        )  # fmt: skip
+        first_s, *later_s = watch.steps_s
+        return FirstSteps(watch.loss, first_s, min(later_s, default=None), watch.fingerprint)
 
     def some_epochs(self, progress: Progress) -> Rehearsed:
         """Three epochs of a few steps, each with a validation and a checkpoint, or what of them fits into two minutes.
@@ -118,13 +130,14 @@ class Rehearsal:
         return watch.rehearsed(rows, config.samples_per_step)
 
 
-class _FirstStep(Callback):
-    """Notes the first step's loss and time."""
+class _FirstSteps(Callback):
+    """Notes the first loss and the time of each step."""
 
     def __init__(self, clock: Clock, model: Any) -> None:
         self._clock, self._model = clock, model
         self._began = 0.0
-        self.loss, self.step_s = float("nan"), 0.0
+        self.loss = float("nan")
+        self.steps_s: list[float] = []
         self.fingerprint: dict[str, str] = {}
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
@@ -135,8 +148,13 @@ class _FirstStep(Callback):
         self._began = self._clock()
 
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:
-        self.step_s = self._clock() - self._began
-        self.loss = float((logs or {})["train/loss"])
+        now = self._clock()
+        if not self.steps_s:
+            self.loss = float((logs or {})["train/loss"])
+        self.steps_s.append(now - self._began)
+        self._began = now
+        if sum(self.steps_s) > _LONG_S:
+            trainer.request_stop("tried")
 
 
 @dataclass
