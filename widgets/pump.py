@@ -163,9 +163,9 @@ def _waiting_cell(kernel: Any, frames: Any) -> WaitingCell | None:
 def _with_status(kernel: Any) -> Iterator[None]:
     """Say of each widget message that the kernel handles beside a cell that it is handled.
 
-    ipykernel 7.4 publishes no status for these messages. The front end's part of ipywidgets waits for it before it sends the next
-    values of the same widget, so that whatever is typed into a field after its first letter would never arrive, even once the
-    cell has ended.
+    ipykernel 7.4 publishes no status for these messages. The front end's part of ipywidgets waits for it before it sends the
+    next values of the same widget, so that what is typed into a field after its first letter would never arrive, even once
+    the cell has ended.
     """
     dispatch = getattr(kernel, "dispatch_shell", None)
     if dispatch is None or "concurrent" not in inspect.signature(dispatch).parameters:
