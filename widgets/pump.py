@@ -2,8 +2,8 @@
 
 What a kernel does with messages that arrive while a cell awaits depends on ipykernel:
 
-- 7.4 and newer dispatch them by themselves, but never say that they are handled: `_with_status` does. So do 7.0 to 7.3, with
-  that, where the front end opens subshells (JupyterLab).
+- 7.4 and newer dispatch them by themselves, but publish no status for them, which `_with_status` makes up for.
+- 7.0 to 7.3 dispatch them, with a status, where the front end opens subshells (JupyterLab).
 - Before 7 (Colab has 6.17) they wait in a queue until the cell ends. `_deliver_waiting` takes the widget messages out of
   that queue; requests to execute cells keep their place. It reads private names of ipykernel, so a version that lacks
   them ends the attempt, and `delivers` says so: then the kernel's interrupt is the way to stop.
@@ -161,14 +161,15 @@ def _waiting_cell(kernel: Any, frames: Any) -> WaitingCell | None:
 
 @contextlib.contextmanager
 def _with_status(kernel: Any) -> Iterator[None]:
-    """Say of each widget message that the kernel handles beside a cell that it is handled.
+    """Publish the status "idle" for each widget message that the kernel has handled during an awaited cell.
 
-    ipykernel 7.4 publishes no status for these messages. The front end's part of ipywidgets waits for it before it sends the
-    next values of the same widget, so that what is typed into a field after its first letter would never arrive, even once
-    the cell has ended.
+    ipykernel 7.4 publishes no status for these messages. The front-end part of ipywidgets waits for it before it sends the
+    next values of the same widget: without it, what is typed into a field after its first letter would never arrive, even
+    after the end of the cell.
     """
     dispatch = getattr(kernel, "dispatch_shell", None)
-    if dispatch is None or "concurrent" not in inspect.signature(dispatch).parameters:
+    publishes_already = "dispatch_shell" in getattr(kernel, "__dict__", {})  # for another wait of the same cell
+    if dispatch is None or publishes_already or "concurrent" not in inspect.signature(dispatch).parameters:
         yield
         return
 
@@ -177,13 +178,13 @@ def _with_status(kernel: Any) -> Iterator[None]:
         await dispatch(message, *arguments, concurrent=concurrent, **named)
         if concurrent:
             _publish_status(kernel, "idle", kernel.get_parent("shell"))
-            _publish_status(kernel, "busy", cell)  # else the front end shows an idle kernel
+            _publish_status(kernel, "busy", cell)  # otherwise the front end would show an idle kernel
 
     kernel.dispatch_shell = dispatch_and_say
     try:
         yield
     finally:
-        del kernel.dispatch_shell  # that of its class is there again
+        del kernel.dispatch_shell  # restores the method of its class
 
 
 def _publish_status(kernel: Any, state: str, parent: Mapping[str, Any]) -> None:

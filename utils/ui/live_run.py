@@ -253,9 +253,10 @@ class LiveRun:
 
     @property
     def elapsed_s(self) -> float | None:
-        """Seconds of training, without pauses, those before the run was continued included; None: not known.
+        """Seconds of training without pauses, including those before the run was continued; None while unknown.
 
-        Once the run has ended, as its results have it: with what came before the first step and after the last one.
+        After the end of the run it is the training time of its results, which includes the time before the first step and
+        after the last one.
         """
         if self._whole_s is not None:
             return self._whole_s

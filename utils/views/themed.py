@@ -30,7 +30,7 @@ _GROUND = "#ffffff"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _PX_PER_PT = 4 / 3
 
-# The fonts of an SVG are a setting of the whole process.
+# Whether text in an SVG stays text is a setting of the whole process.
 _DRAWING = threading.Lock()
 
 
@@ -60,7 +60,7 @@ def themed_figure(figure: Figure, label: str) -> Html:
 
 
 def _drawn(node: ElementTree.Element) -> Html:
-    """An element and what is in it, without what would reach beyond the figure: styles for the page, metadata, names."""
+    """An element with its children, without what would affect the rest of the page: style sheets, metadata, fixed ids."""
     tag = node.tag.rpartition("}")[2]
     if tag in ("metadata", "style"):
         return text("")
