@@ -38,7 +38,7 @@ from utils.lazy import lazy_exports  # noqa: E402 - after the check
 if TYPE_CHECKING:
     from widgets.attach import show_live
     from widgets.checks import offer_checks, run_checks
-    from widgets.export_view import export_panel
+    from widgets.export_view import export_panel, run_exports
     from widgets.live import train_live
     from widgets.play import playground
     from widgets.queue_view import queue_panel
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "export_panel": "widgets.export_view",
+    "run_exports": "widgets.export_view",
     "offer_checks": "widgets.checks",
     "playground": "widgets.play",
     "queue_panel": "widgets.queue_view",
@@ -55,7 +56,8 @@ _EXPORTS = {
     "train_live": "widgets.live",
 }
 __all__ = [
-    "export_panel", "offer_checks", "playground", "queue_panel", "run_checks", "runs_panel", "show_live", "train_live",
+    "export_panel", "offer_checks", "playground", "queue_panel", "run_checks", "run_exports", "runs_panel", "show_live",
+    "train_live",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

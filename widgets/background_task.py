@@ -5,7 +5,7 @@ would draw (outside a kernel, and in Colab, which applies updates only while it 
 is done in the button's handler instead, and the kernel's interrupt cancels it.
 
 A cell that starts cancels the work and waits until the model and the random generators are free: what the cell computes
-must not depend on what was measured beside it.
+must not depend on what was measured beside it. For the same reason a click while a cell runs waits for the cell's end.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from widgets.guarded import guarded
 
 # Seconds between two looks at the work's progress.
 _LOOK_S = 0.2
+
+# The work of a click that waited starts after this many looks at which no cell ran: between two cells of Run All none does.
+_IDLE_LOOKS = 2
+
+# Characters of a cell's code that are shown at most.
+_LONGEST_CODE = 60
 
 # Work that takes longer than this many seconds says for how long it has been under way.
 _ELAPSED_S = 3.0
@@ -70,6 +76,7 @@ class TaskRow:
         self.box = row(self.start, self.cancel, self.line)
         self._work, self._done, self._report = work, done, report
         self._progress: Progress | None = None
+        self._waiting: asyncio.Task[None] | None = None  # for the end of a cell
         self._outcome = Outcome()
         self._task: asyncio.Task[None] | None = None
         self._drawn = ""
@@ -81,15 +88,29 @@ class TaskRow:
         return _event_loop() is not None and not _Cells.running
 
     def begin(self) -> None:
-        """Start the work, if it is not under way."""
-        if self._progress is not None:
+        """Start the work, if it is not under way; while a cell runs, as soon as no cell runs any more."""
+        if self._progress is not None or self._waiting is not None:
             return
         watch_cells()
-        if _Cells.running and _event_loop() is not None:
-            self._draw("A cell is running: try again when it has ended.")
-            return
         loop = _event_loop()
+        if _Cells.running and loop is not None:
+            self._show_running(True)
+            self._waiting = loop.create_task(self._start_after_cells(loop))
+        else:
+            self._start(loop)
+
+    async def _start_after_cells(self, loop: asyncio.AbstractEventLoop) -> None:
+        idle = 0
+        while idle < _IDLE_LOOKS:
+            idle = 0 if _Cells.running else idle + 1
+            guarded(lambda _: self._draw(f"Waiting for the running cell to end: {_Cells.code}"), self._report)(None)
+            await asyncio.sleep(_LOOK_S)
+        self._waiting = None
+        guarded(lambda _: self._start(loop), self._report)(None)
+
+    def _start(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self._show_running(True)
+        self._draw("")
         if loop is None:
             self._progress = Progress(self._draw)
             self._run(self._progress)
@@ -137,6 +158,11 @@ class TaskRow:
         if self._progress is not None:
             self._progress.cancel()
             self._draw("Cancelling")
+        elif self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+            self._show_running(False)
+            self._draw("")
 
     def _show_running(self, running: bool) -> None:
         # Not disabled, which would take the keyboard focus away; `begin` ignores clicks meanwhile.
@@ -166,6 +192,7 @@ class _Cells:
     """Whether a cell runs, and the work that is under way beside the kernel's own."""
 
     running = False
+    code = ""  # the line by which a reader finds the running cell
     under_way: set[Progress] = set()  # noqa: RUF012 - one for the process, as the kernel is
     made_way: set[Progress] = set()  # noqa: RUF012 - those that were cancelled for a cell
 
@@ -184,10 +211,17 @@ def watch_cells() -> None:
 
 
 def _cell_begins(info: Any) -> None:
-    _Cells.running = True
+    _Cells.running, _Cells.code = True, _awaiting_line(getattr(info, "raw_cell", None) or "")
     for progress in list(_Cells.under_way):
         _Cells.made_way.add(progress)
         progress.cancel_and_wait()
+
+
+def _awaiting_line(code: str) -> str:
+    """The line of a cell that awaits, which is the one that takes long; else the first one; cut."""
+    lines = [line.strip() for line in code.splitlines() if line.strip()]
+    chosen = next((line for line in lines if "await " in line), lines[0] if lines else "")
+    return chosen if len(chosen) <= _LONGEST_CODE else f"{chosen[: _LONGEST_CODE - 1]}…"
 
 
 def _cell_ends(result: Any) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Sequence
-from datetime import datetime
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +17,7 @@ import ipywidgets
 from utils import colab
 from utils.environment import ui_mode
 from utils.errors import ConfigError, TrainbookError
-from utils.ui.background import Progress
+from utils.ui.background import Cancelled, Progress
 from utils.ui.export_choices import (
     HEADER,
     ExportChoice,
@@ -24,12 +28,14 @@ from utils.ui.export_choices import (
     verification_rows,
     write_archive,
 )
+from utils.ui.live_picture import duration
 from utils.views.design import styled
 from utils.views.display import LiveOutput, show_html, show_text
 from utils.views.html import Html, alert, columns, element, joined, status, text
 from widgets.background_task import Outcome, TaskRow, watch_cells
 from widgets.forms import button, heading, markup_box, panel, paragraph, primary, row, set_help, set_markup, small
 from widgets.guarded import error_details, error_sentence
+from widgets.pump import AwaitedWork, Pump
 
 if TYPE_CHECKING:
     from utils.training.engine.results import TrainingResults
@@ -44,7 +50,8 @@ _MORE = "Other formats"
 def export_panel(
     results: TrainingResults, formats: Sequence[str] = ("hf", "onnx"), *, ui: str | None = None
 ) -> Exports:
-    """Export `formats` now, and show a panel that exports others on request.
+    """Export `formats` now, and show a panel that exports others on request. In a notebook prefer `run_exports`, which can be
+    stopped.
 
     The panel lists every format with what it is for and, where the model cannot be exported so, why; then size, speed and
     agreement of what was exported, and one download of everything. A format that fails does not affect the others.
@@ -59,22 +66,54 @@ def export_panel(
     Raises:
         ConfigError: an unknown format.
     """
+    shown, names, finish = _opened(results, formats, ui)
+    try:
+        shown.export(names)
+    finally:
+        finish()
+    return shown.exports
+
+
+async def run_exports(
+    results: TrainingResults, formats: Sequence[str] = ("hf", "onnx"), *, ui: str | None = None
+) -> Exports:
+    """`export_panel`, awaited in a notebook's cell: a Stop button, what is being done and for how long.
+
+    Stop and the kernel's interrupt take effect at the next stage of the format under way, of which no file remains. Formats
+    that were written are kept and returned; the others are in `not_written`.
+
+    Args, Raises: as for `export_panel`.
+    """
+    shown, names, finish = _opened(results, formats, ui)
+    try:
+        await shown.export_awaited(names)
+    finally:
+        finish()
+    return shown.exports
+
+
+def _opened(
+    results: TrainingResults, formats: Sequence[str], ui: str | None
+) -> tuple[_Exporting, list[str], Callable[[], None]]:
+    """The exports, shown where they are a panel; the names of `formats`; and a function that leaves the final output."""
     mode = ui_mode(ui)
-    shown = ExportPanel(results) if mode == "widget" else _Exporting(results)
+    shown = ExportPanel(results) if mode == "widget" else _Exporting(results, speaks=mode == "text")
     names = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     known = [choice.name for choice in shown.choices]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"got the formats {', '.join(map(repr, unknown))}; this version exports: {', '.join(known)}.")
     output = LiveOutput(shown.box, "Exporting …") if isinstance(shown, ExportPanel) else None
-    shown.export(names)
-    plain = shown.to_text()
-    if output is not None:
-        output.describe(plain)
-    elif mode == "html":
-        show_html(styled(shown.table(), _link(shown)), plain)
-    elif mode == "text":
-        show_text(plain)
-    return shown.exports
+
+    def finish() -> None:
+        plain = shown.to_text()
+        if output is not None:
+            output.describe(plain)
+        elif mode == "html":
+            show_html(styled(shown.table(), _link(shown)), plain)
+        elif mode == "text":
+            show_text(plain)
+
+    return shown, names, finish
 
 
 class _Exporting:
@@ -83,28 +122,68 @@ class _Exporting:
     Attributes:
         choices: every format; exports: what was written so far, and `not_written`.
         archive: the zip file with all exports; None until it was made.
+
+    Args:
+        speaks: whether each format is announced in a printed line.
     """
 
-    def __init__(self, results: TrainingResults) -> None:
+    def __init__(self, results: TrainingResults, *, speaks: bool = False) -> None:
         from utils.training.export.result import Exports
 
         self.choices: list[ExportChoice] = export_choices(results)
         self.exports: Exports = Exports({}, {})
         self.archive: Path | None = None
-        self._results = results
-        self._problem = ""
+        self._results, self._speaks = results, speaks
+        self._problem = self._said = ""
 
     def export(self, names: Sequence[str]) -> None:
         """Export formats now, one after the other, and show each when it is done."""
-        for name, sentence in _numbered(names):
-            self._say(f"{sentence}, begun at {datetime.now():%H:%M:%S} …")
-            self._export_one(name)
-            self._draw()
-        self._say("")
+        with self._exporting(names):
+            for name, sentence in _numbered(names):
+                self._export_one(name, sentence, Progress(self._say))
+                self._draw()
+
+    async def export_awaited(self, names: Sequence[str]) -> None:
+        """The same in a thread, while the kernel delivers clicks. A stop is no error."""
+        progress, pump, began_s = Progress(), Pump(), time.monotonic()
+        with self._exporting(names, progress), contextlib.suppress(Cancelled):
+            for name, sentence in _numbered(names):
+                # A thread for each, so that nothing is drawn while one of them changes the exports.
+                work = AwaitedWork("trainbook-export", partial(self._export_one, name, sentence, progress))
+
+                def alive(thread: threading.Thread = work.thread) -> bool:
+                    self._follow(progress, time.monotonic() - began_s, pump.delivers)
+                    return thread.is_alive()
+
+                try:
+                    await work.ended(pump, alive, lambda _: progress.cancel())
+                except (KeyboardInterrupt, asyncio.CancelledError):  # which one depends on ipykernel
+                    if work.thread.is_alive():  # interrupted again
+                        raise
+                if work.error is not None:
+                    raise work.error
+                self._draw()
+
+    @contextlib.contextmanager
+    def _exporting(self, names: Sequence[str], progress: Progress | None = None) -> Iterator[None]:
+        """Around the export of formats. What was not written when it ends early says so."""
+        self._begins(names, progress)
+        try:
+            yield
+        finally:
+            for name in names:
+                if name not in self.exports:
+                    self.exports.not_written.setdefault(name, "stopped before it was written")
+            self._ends()
         self._pack_if_small()
 
-    def _export_one(self, name: str) -> None:
-        export_one(self._results, name, self.exports, self.exports.not_written)
+    def _export_one(self, name: str, sentence: str, progress: Progress) -> None:
+        progress.report(sentence)
+        with progress.undisturbed():
+            export_one(
+                self._results, name, self.exports, self.exports.not_written,
+                lambda doing: progress.report(f"{sentence}: {doing}"),
+            )  # fmt: skip
 
     def table(self) -> Html:
         """Size, speed and agreement of every export."""
@@ -131,11 +210,26 @@ class _Exporting:
         self.archive = write_archive(self.exports, archive_path(self._results))
         return self.archive
 
+    def _begins(self, names: Sequence[str], progress: Progress | None) -> None:
+        """Get ready for an export, which `progress`, if there is one, can cancel."""
+
+    def _ends(self) -> None:
+        """Show that nothing is being exported any more."""
+        self._draw()
+
     def _draw(self) -> None:
         """Show what was exported so far."""
 
+    def _follow(self, progress: Progress, seconds: float, delivers: bool) -> None:
+        """Show what has been done for how long; called several times a second."""
+        self._say(progress.sentence)
+
     def _say(self, sentence: str) -> None:
         """Show what is being done."""
+        announced = sentence.partition(":")[0]  # each format once, not each stage
+        if self._speaks and announced not in ("", self._said):
+            show_text(f"{announced} …")
+        self._said = announced
 
     def _failed(self, error: BaseException) -> None:
         self._problem = error_sentence(error)
@@ -146,7 +240,7 @@ class ExportPanel(_Exporting):
 
     Attributes:
         box: what is shown; boxes: format -> its checkbox; more: the button that shows and hides the formats; formats: the
-            widget with them.
+            widget with them; stop: the button that ends an awaited export.
     """
 
     def __init__(self, results: TrainingResults) -> None:
@@ -154,6 +248,11 @@ class ExportPanel(_Exporting):
         self.boxes = {choice.name: _checkbox(choice) for choice in self.choices}
         self._alert, self._table = markup_box("tb-export-alert"), markup_box("tb-export-table")
         self._progress = markup_box("tb-export-progress")
+        self._under_way: Progress | None = None
+        self.stop = button(
+            "Stop", "tb-export-stop", lambda _: self._stop(), self._failed, "Keep what was exported and end the rest."
+        )
+        self.stop.layout.display = "none"
         self._status = ipywidgets.HTML(status("", spoken_only=True))
         self._job = TaskRow(
             "Export selected formats", "tb-export", self._work, self._done, self._failed, busy="Exporting …"
@@ -175,7 +274,7 @@ class ExportPanel(_Exporting):
         fold = ipywidgets.VBox([row(self.more), self.formats])
         fold.add_class("tb-topic")
         self.box = panel(
-            markup_box(markup=heading(f"Exports of {results.run_name}")), self._progress, self._table,
+            markup_box(markup=heading(f"Exports of {results.run_name}")), row(self.stop, self._progress), self._table,
             row(self.download, self._link), fold, self._alert, self._status,
         )  # fmt: skip
         self.box.add_class("tb-export-panel")
@@ -188,15 +287,23 @@ class ExportPanel(_Exporting):
         rows = verification_rows(self.exports, self.exports.not_written)
         return columns("", HEADER, rows) if rows else text("")
 
-    def export(self, names: Sequence[str]) -> None:
-        """As the base; the other formats are behind a button then, and cannot be exported meanwhile."""
+    def _begins(self, names: Sequence[str], progress: Progress | None) -> None:
+        """The other formats are behind a button from now on, and cannot be exported meanwhile."""
         if names:
             self._show_formats(False)
-        self.more.disabled = True
-        try:
-            super().export(names)
-        finally:
-            self.more.disabled = False
+        self.more.disabled, self._under_way = True, progress
+        self.stop.layout.display = None if progress is not None and names else "none"
+
+    def _ends(self) -> None:
+        self.more.disabled, self._under_way = False, None
+        self.stop.layout.display = "none"
+        self._say("")
+        self._draw()
+
+    def _stop(self) -> None:
+        if self._under_way is not None:
+            self._under_way.cancel()
+            self.stop.disabled, self.stop.description = True, "Stopping…"
 
     def _show_formats(self, shown: bool) -> None:
         self._open = shown
@@ -210,9 +317,7 @@ class ExportPanel(_Exporting):
         if not names:
             raise ConfigError("No format is selected: tick at least one.")
         for name, sentence in _numbered(names):
-            progress.report(sentence)
-            with progress.undisturbed():
-                self._export_one(name)
+            self._export_one(name, sentence, progress)
 
     def _done(self, outcome: Outcome) -> None:
         set_markup(self._alert, text(""))
@@ -245,9 +350,17 @@ class ExportPanel(_Exporting):
         for choice in self.choices:
             self.boxes[choice.name].description = _label(choice) + (", exported" if choice.name in self.exports else "")
 
-    def _say(self, sentence: str) -> None:
-        set_markup(self._progress, paragraph(sentence))
-        self._status.value = status(sentence, spoken_only=True)
+    def _follow(self, progress: Progress, seconds: float, delivers: bool) -> None:
+        stopping = "Stopping. " if progress.cancelled else ""
+        by_hand = "" if delivers else " Stop with the kernel's interrupt: this kernel delivers no clicks meanwhile."
+        self._say(progress.sentence, f"{stopping}{progress.sentence}, {duration(seconds)} …{by_hand}")
+
+    def _say(self, sentence: str, shown: str = "") -> None:
+        set_markup(self._progress, paragraph(shown or (sentence and f"{sentence} …")))
+        announced = sentence.partition(":")[0]
+        if announced != self._said:  # screen readers hear each format once, not each stage
+            self._said = announced
+            self._status.value = status(announced, spoken_only=True)
 
     def _failed(self, error: BaseException) -> None:
         set_markup(self._alert, alert(error_sentence(error), error_details(error)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,11 +114,52 @@ def test_a_cell_that_starts_cancels_and_waits_for_the_random_generators(in_a_ker
             next(iter(background_task._Cells.under_way)).raise_if_cancelled()
         await until(lambda: outcomes)
         assert outcomes[0].cancelled
-        row.start.click()
-        assert "A cell is running" in row.line.value
         assert not row.runs_beside
         background_task._cell_ends(None)
         assert row.runs_beside
+
+    asyncio.run(click())
+
+
+def test_a_click_while_a_cell_runs_waits_for_its_end_and_names_the_cell(in_a_kernel, monkeypatch):
+    monkeypatch.setattr(background_task, "_LOOK_S", 0.01)
+
+    async def click():
+        work = Work()
+        work.go_on.set()
+        row, outcomes = row_of(work)
+        background_task._cell_begins(SimpleNamespace(raw_cell="# first\nreport = await run_checks(model)\nreport.show()"))
+        row.start.click()
+        await until(lambda: "Waiting for the running cell to end: report = await run_checks(model)" in row.line.value)
+        assert (is_busy(row), row.cancel.layout.display) == (True, None)
+        row.start.click()
+        background_task._cell_ends(None)
+        background_task._cell_begins(SimpleNamespace(raw_cell="x" * 100))
+        await until(lambda: f"{'x' * 59}…" in row.line.value)
+        assert not work.threads
+        background_task._cell_ends(None)
+        await until(lambda: outcomes)
+        assert [outcome.result for outcome in outcomes] == [42]
+        assert (is_busy(row), row.line.value) == (False, "")
+
+    asyncio.run(click())
+
+
+def test_a_click_that_waits_can_be_cancelled(in_a_kernel, monkeypatch):
+    monkeypatch.setattr(background_task, "_LOOK_S", 0.01)
+
+    async def click():
+        work = Work()
+        work.go_on.set()
+        row, outcomes = row_of(work)
+        background_task._cell_begins(SimpleNamespace(raw_cell="train()"))
+        row.start.click()
+        await until(lambda: "Waiting" in row.line.value)
+        row.cancel.click()
+        assert (is_busy(row), row.line.value, row.cancel.layout.display) == (False, "", "none")
+        background_task._cell_ends(None)
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+        assert (outcomes, work.threads) == ([], [])
 
     asyncio.run(click())
 

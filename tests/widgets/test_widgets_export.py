@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-import re
 import shutil
 import sys
 import zipfile
@@ -18,11 +18,14 @@ from utils import colab
 from utils.errors import ConfigError, ExportError
 from utils.training import Trainer
 from utils.training.export import FORMATS
+from utils.training.export.folders import staged_folder
+from utils.training.export.stages import stage
 from utils.ui import export_choices as choices_module
 from utils.ui import show_take_home
-from widgets import export_panel
+from widgets import export_panel, run_exports
 from widgets.export_view import ExportPanel
 from widgets.guarded import watching
+from widgets.pump import Pump
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +153,14 @@ def test_the_download_is_a_link_where_the_notebook_server_has_the_file(results, 
 
 def test_results_stand_first_and_formats_are_shown_on_request(results, monkeypatch):
     said = []
-    monkeypatch.setattr(ExportPanel, "_say", lambda panel, words: said.append((words, panel.more.disabled)))
+    monkeypatch.setattr(ExportPanel, "_say", lambda panel, words: words and said.append((words, panel.more.disabled)))
     panel = ExportPanel(results)
     assert panel.formats.layout.display is None, "nothing else to see"
     panel.export(["safetensors"])
     assert panel.formats.layout.display == "none"
-    assert re.fullmatch(r"Exporting safetensors \(1 of 1\), begun at \d\d:\d\d:\d\d …", said[0][0])
-    assert [disabled for _, disabled in said] == [True, True]
+    assert said[:2] == [
+        ("Exporting safetensors (1 of 1)", True), ("Exporting safetensors (1 of 1): writing", True)
+    ]
     assert not panel.more.disabled
     places = panel.box.children
     fold = next(box for box in places if panel.formats in getattr(box, "children", ()))
@@ -216,3 +220,61 @@ def test_the_widget_keeps_a_text_for_the_saved_notebook(results, monkeypatch):
     monkeypatch.setattr(widgets.export_view, "LiveOutput", Output)
     export_panel(results, formats=["safetensors"])
     assert "bit for bit" in described[0]
+
+
+def test_an_awaited_export_says_what_it_does_in_words(results, capsys):
+    exported = asyncio.run(run_exports(results, formats=["safetensors"]))
+    shown = capsys.readouterr().out
+    assert list(exported) == ["safetensors"]
+    assert shown.count("Exporting safetensors (1 of 1) …") == 1
+    assert "bit for bit" in shown
+
+
+def test_stop_ends_an_awaited_export_and_keeps_what_was_written(results, monkeypatch):
+    panel = ExportPanel(results)
+    seen = []
+
+    def write(model, tokenizer, target, *arguments):
+        with staged_folder(target) as staging:
+            (staging / "half").write_bytes(b"written")
+            seen.append(panel.stop.layout.display)
+            panel.stop.click()
+            stage("comparing logits")
+            raise AssertionError("the stop was not seen")
+
+    monkeypatch.setitem(FORMATS, "hf", replace(FORMATS["hf"], writer=write, refuser=lambda model: None))
+    asyncio.run(panel.export_awaited(["safetensors", "hf", "pytorch"]))
+    assert seen == [None], "the button is there while formats are exported"
+    assert panel.stop.layout.display == "none"
+    assert list(panel.exports) == ["safetensors"]
+    assert list(panel.exports.not_written) == ["hf", "pytorch"]
+    assert panel._table.value.count("not written: stopped before it was written") == 2
+    assert "Exporting" not in panel._progress.value
+    assert {entry.name for entry in (results.run_dir / "exports").iterdir()} == {"safetensors", "gpt-exports.zip"}
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError])
+def test_the_kernels_interrupt_ends_an_awaited_export_as_stop_does(results, monkeypatch, interrupt):
+    waits = iter([None, interrupt()])
+
+    async def wait(pump, alive, every_s=0.2):
+        if (error := next(waits, None)) is not None:
+            raise error
+        while alive():
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Pump, "wait", wait)
+    exported = asyncio.run(run_exports(results, formats=["safetensors", "hf", "pytorch"], ui="none"))
+    assert "safetensors" in exported
+    assert exported.not_written["pytorch"] == "stopped before it was written"
+
+
+def test_an_interrupted_export_that_is_not_awaited_says_what_is_missing(results, broken):
+    broken("hf", KeyboardInterrupt())
+    panel = ExportPanel(results)
+    with pytest.raises(KeyboardInterrupt):
+        panel.export(["safetensors", "hf"])
+    assert list(panel.exports) == ["safetensors"]
+    assert "stopped before it was written" in panel._table.value
+    assert "Exporting" not in panel._progress.value
+    assert not panel.more.disabled

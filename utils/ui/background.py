@@ -7,8 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 
-class Cancelled(Exception):  # noqa: N818 - no error: the way out of work that somebody cancelled
-    """Somebody cancelled the work under way."""
+class Cancelled(BaseException):
+    """Somebody cancelled the work under way.
+
+    No `Exception`, because it is no error: work that goes on after errors of one of its parts must end here too.
+    """
 
 
 class Progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,15 +47,24 @@ def _refusal(kind: ExportFormat, model: Any) -> str | None:
     return None
 
 
-def export_one(results: Any, name: str, written: MutableMapping[str, Any], failures: MutableMapping[str, str]) -> None:
+def export_one(
+    results: Any,
+    name: str,
+    written: MutableMapping[str, Any],
+    failures: MutableMapping[str, str],
+    on_stage: Callable[[str], None] = lambda sentence: None,
+) -> None:
     """Export one format and note its result in `written`, or the reason why it failed in `failures`.
 
     What goes wrong in one format, of whatever class, concerns this format only.
+
+    Args:
+        on_stage: called with what is done next; may raise `Cancelled`, which passes through.
     """
     from utils.training.export import export_model
 
     try:
-        done = export_model(results, formats=[name])
+        done = export_model(results, formats=[name], on_stage=lambda _, sentence: on_stage(sentence))
     except Exception as error:  # noqa: BLE001 - see above; shown beside the format
         known = isinstance(error, TrainbookError)
         failures[name] = str(error) if known else f"{type(error).__name__}: {str(error)[:300]}"

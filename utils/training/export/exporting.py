@@ -17,6 +17,7 @@ from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.checkpointing.weights import load_model_weights, weights_to_use
 from utils.training.export.other_process import kept_processes, prepare
 from utils.training.export.result import ExportResult, Exports
+from utils.training.export.stages import watched
 from utils.training.export_formats import FORMATS, unknown_format
 
 log = logging.getLogger("trainbook.export")
@@ -28,6 +29,7 @@ def export_model(
     which: Literal["best", "last"] = "best",
     output_dir: str | Path | None = None,
     tokenizer: Any = None,
+    on_stage: Callable[[str, str], None] | None = None,
 ) -> Exports:
     """Export the trained model of `results`, or a module, verified by loading it again.
 
@@ -40,6 +42,9 @@ def export_model(
         which: the checkpoint with the best monitored metric, or the last one; a module has no checkpoints.
         output_dir: each format gets a folder of its name in it; default: `exports` in the run's folder. Needed for a module.
         tokenizer: saved with the model; None: the one of `results`.
+        on_stage: called with a format's name and what is done next, such as "onnx", "measuring the speed". What it raises
+            ends the format, whose folder is then what it was; an `Exception` counts as the failure of that format, anything
+            else ends the call.
     Returns:
         {format: ExportResult}, in the order of `formats`. A format that does not fit the model, or whose package is missing,
         does not affect the others: it is logged, and its reason is in the attribute `not_written`.
@@ -72,7 +77,8 @@ def export_model(
                 origin = done.get(FORMATS[name].made_from or "")
                 further = {"task_spec": task_spec, "traced": origin.path if origin else None}
                 try:
-                    result = FORMATS[name].write(model.eval(), tokenizer, parent / name, source, notes, **further)
+                    with watched(_named(name, on_stage)):
+                        result = FORMATS[name].write(model.eval(), tokenizer, parent / name, source, notes, **further)
                 # Exporters run the model's own code and other libraries': whatever these raise concerns one format only.
                 except Exception as error:  # noqa: BLE001 - see above
                     failures[name] = error
@@ -84,6 +90,10 @@ def export_model(
     for name, reason in reasons.items():
         log.warning("%s was not exported: %s", name, reason)
     return Exports({name: done[name] for name in names if name in done}, reasons)
+
+
+def _named(name: str, on_stage: Callable[[str, str], None] | None) -> Callable[[str], None] | None:
+    return None if on_stage is None else lambda sentence: on_stage(name, sentence)
 
 
 #: A model to export, where its weights come from, what to say of them, the run's folder and the step.

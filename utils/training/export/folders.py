@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from utils.errors import ExportError
 from utils.storage import free_bytes, host_name, process_is_alive, sync_folder
 from utils.training.export.manifest import MARKER, record_files
+from utils.training.export.stages import stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         ExportError: `target` is something that no export made; it is left alone.
         OSError: the folder cannot be made or renamed. `target` is then what it was.
     """
+    stage("writing")
     previous = target.with_name(f".{target.name}.previous")
     made_parent = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        stage("storing the files")
         record_files(staging)
         _sync(staging)
         replaced = target.exists()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from utils.errors import ExportError, TrainbookError, first_line, root_cause
 from utils.training.export.graph_inputs import LogitsOnly
+from utils.training.export.stages import stage
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -211,6 +212,7 @@ def write_graph(graph: Graph, file: Path, owner: str, external_data: bool) -> No
     Raises:
         ExportError: it cannot be traced; with the exporter's reason.
     """
+    stage(f"tracing {file.name}")
     dynamic = {
         name: {axis: size for axis, size in enumerate(graph.axes.get(name, ())) if size} for name in graph.inputs
     }

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from utils.adapters.facts import model_facts
 from utils.errors import ExportError
 from utils.training.export.parity import Logits, at_real_positions
+from utils.training.export.stages import stage
 
 #: Least share of predictions that int8 weights may leave as they are, and the largest factor by which perplexity may grow.
 LEAST_AGREEMENT, LARGEST_PERPLEXITY_RATIO = 0.9, 1.1
@@ -161,6 +162,7 @@ def benchmark(
     runs = 0
     shape: tuple[int, ...] = ()
     for size in batch_sizes:
+        stage("measuring the speed")
         rows = {name: _rows(tensor, size, longest) for name, tensor in batch.items()}
         times = _timed(original, exported, rows, _SECONDS if not by_size else _SECONDS / len(batch_sizes))
         if not by_size:

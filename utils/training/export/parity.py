@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.adapters.forward import ModelCall
 from utils.adapters.input_shapes import InputShapes, infer_input_shapes, longest_accepted
 from utils.errors import ExportError, ModelError
+from utils.training.export.stages import stage
 
 Logits = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -157,6 +158,7 @@ def compare_logits(
     shapes: dict[tuple[int, ...], None] = {}
     with torch.no_grad():
         for batch in batches:
+            stage("comparing logits with the model's")
             expected, got = (run(batch).float().cpu() for run in (original, exported))
             if expected.shape != got.shape:
                 raise ExportError(
@@ -215,6 +217,7 @@ def compare_greedy_tokens(
     ties = 0
     with torch.no_grad():
         for step in range(steps):
+            stage("comparing generated tokens with the model's")
             visible = ids_BT if max_length is None else ids_BT[:, -max_length:]
             batch = {**given, name: visible} if name == "decoder_input_ids" else {name: visible, **given}
             expected_V, got_V = (run(batch)[0, -1].float().cpu() for run in (original, exported))

@@ -28,6 +28,7 @@ from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import OtherProcess
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
+from utils.training.export.stages import stage
 
 #: The files' names in the export's folder: the graph, and the program that AOTInductor compiles from it.
 FILE_NAME, COMPILED_NAME = "model.pt2", "model_aot.pt2"
@@ -127,6 +128,7 @@ def _compared(model: nn.Module, run: OtherProcess, batches: Batches) -> dict[str
 
 def _program(model: nn.Module, names: tuple[str, ...], batches: Batches) -> torch.export.ExportedProgram:
     """The graph, without the file names of this machine. Raises ExportError with torch's reason."""
+    stage("tracing the model")
     example = tuple(traced_batch(batches).values())
     try:
         with warnings.catch_warnings(), torch.no_grad():

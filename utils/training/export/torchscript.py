@@ -31,6 +31,7 @@ from utils.training.export.manifest import MARKER
 from utils.training.export.other_process import OtherProcess
 from utils.training.export.parity import compare_logits, example_batches
 from utils.training.export.result import ExportResult
+from utils.training.export.stages import stage
 
 #: The file's name in the export's folder.
 FILE_NAME = "model.pt"
@@ -246,6 +247,7 @@ class _MaskOptionalSeq2Seq(nn.Module):
 
 
 def _traced(model: nn.Module, names: tuple[str, ...], batches: Batches) -> torch.jit.ScriptModule:
+    stage("tracing the model")
     example = tuple(traced_batch(batches).values())
     # A trace that depends on its example is found by comparing other shapes, not by tracing twice.
     traced = torch.jit.trace(  # type: ignore[no-untyped-call]
