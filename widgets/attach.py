@@ -38,7 +38,8 @@ def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs",
 
     After the page was loaded again during `train_live`, execute a cell with `show_live()`: it gets the live view at once, with
     Stop, Pause and Save, although it waits for the training cell to end. In another kernel the view follows the run's folder,
-    and Stop works through its STOP file, Finish now through its FINISH file. A run that is over is shown as it ended.
+    and Stop works through its STOP file, Finish now through its FINISH file. A run that is over is shown as it ended: folded
+    to a line where none was asked for, so that it is not taken for the run that a later cell trains.
 
     Args:
         run: a run's name in `output_dir`, or its folder; None: the run under way in this kernel, else one in `output_dir` that
@@ -51,7 +52,9 @@ def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs",
     from widgets.live import current_session, last_run
 
     mode = ui_mode(ui)
-    if running_request() in _served:
+    was_served = running_request() in _served
+    folded = run is None and not was_served  # somebody watched it here
+    if was_served:
         from IPython.display import clear_output
 
         clear_output(wait=True)  # type: ignore[no-untyped-call]  # this cell was given the view while it waited
@@ -60,9 +63,9 @@ def show_live(run: str | Path | None = None, *, output_dir: str | Path = "runs",
     if session is not None and (run is None or _is_of(session.live, folder)):
         session.show_again(mode)
     elif ended is not None and (not _under_way(folder) if run is None else _is_of(ended.live, folder)):
-        show_state(mode, ended.live, ended.stop_reason, ended.notices)
+        show_state(mode, ended.live, ended.stop_reason, ended.notices, folded=folded)
     elif folder is not None:
-        _show_folder(folder, mode)
+        _show_folder(folder, mode, folded)
     elif mode != "none":
         show_text(f"No run in {Path(output_dir).absolute()} yet: run the training cell first.")
 
@@ -75,21 +78,24 @@ def _under_way(folder: Path | None) -> bool:
     return folder is not None and FolderLock(folder / "lock").is_taken()
 
 
-def _show_folder(folder: Path, mode: UiMode) -> None:
+def _show_folder(folder: Path, mode: UiMode, folded: bool) -> None:
     live, stop_reason = run_on_disk(folder)
     if mode == "widget" and not live.over:
         _follow(folder)
     else:
-        show_state(mode, live, stop_reason)
+        show_state(mode, live, stop_reason, folded=folded)
 
 
-def show_state(mode: UiMode, live: LiveRun, stop_reason: str | None, notices: Sequence[str] = ()) -> None:
-    """Show a run as it stands now, without widgets."""
+def show_state(
+    mode: UiMode, live: LiveRun, stop_reason: str | None, notices: Sequence[str] = (), *, folded: bool = False
+) -> None:
+    """Show a run as it stands now, without widgets; folded to a line if it is over and `folded`."""
     if mode == "text":
         errors = [live.error] if live.error else []
         show_text("\n".join([f"{live.name or 'Training'}: {sentence(live, stop_reason)}", *notices, *errors]))
     elif mode != "none":
-        show_html(live_view(live_picture(live, notices, stop_reason)), sentence(live, stop_reason))
+        said = f"Latest run, {live.name or 'unnamed'}: {sentence(live, stop_reason)}" if folded and live.over else ""
+        show_html(live_view(live_picture(live, notices, stop_reason), said), said or sentence(live, stop_reason))
 
 
 def asks_for_live_view(code: str) -> bool:

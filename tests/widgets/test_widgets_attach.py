@@ -130,6 +130,20 @@ def test_the_newest_run_is_shown_and_one_under_way_before_all_others(capsys):
     assert [line.split(":")[0] for line in lines] == ["b-first", "a-second"]
 
 
+def test_a_run_that_is_over_is_folded_to_a_line_unless_it_was_asked_for(monkeypatch):
+    results = train("golden", epochs=1)
+    shown = []
+    monkeypatch.setattr("widgets.attach.ui_mode", lambda ui: "html")
+    monkeypatch.setattr("widgets.attach.show_html", lambda markup, plain: shown.append((str(markup), plain)))
+    show_live()
+    show_live("golden")
+    show_live(results.run_dir)
+    line = f"Latest run, golden: Finished · step {results.steps} of {results.steps} · epoch 1 of 1"
+    assert [f"<details><summary>{line}</summary>" in markup for markup, _ in shown] == [True, False, False]
+    assert [plain == line for _, plain in shown] == [True, False, False]
+    assert all("<svg" in markup for markup, _ in shown), "the whole view is there each time"
+
+
 def test_without_a_run_it_says_so_and_a_wrong_name_is_refused(capsys):
     show_live()
     assert f"No run in {Path('runs').absolute()} yet" in capsys.readouterr().out

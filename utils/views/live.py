@@ -125,9 +125,16 @@ class LivePicture:
     advice: str = ""
 
 
-def live_view(picture: LivePicture) -> Html:
-    """The whole view with its style sheet: what stays in a saved notebook."""
-    return styled(live_content(picture), css_class="tb-live-view")
+def live_view(picture: LivePicture, folded_under: str = "") -> Html:
+    """The whole view with its style sheet: what stays in a saved notebook.
+
+    Args:
+        folded_under: a sentence that unfolds the view; "": it is open.
+    """
+    content = live_content(picture)
+    if folded_under:
+        content = element("details", element("summary", text(folded_under)), content)
+    return styled(content, css_class="tb-live-view")
 
 
 @environment_read_once()
