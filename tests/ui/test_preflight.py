@@ -76,7 +76,7 @@ def test_more_steps_are_tried_unless_the_first_took_long(first_s, step_s, text_f
     [(0.5, "35 steps take about 18 s, without validations."), (None, "35 steps take at most about 35 s.")],
 )
 def test_it_is_said_how_long_the_steps_take(step_s, words, text_file, monkeypatch):
-    monkeypatch.setattr(Rehearsal, "first_steps", lambda self: FirstSteps(3.5, 1.0, step_s, {}))
+    monkeypatch.setattr(Rehearsal, "first_steps", lambda self: FirstSteps(3.5, 1.0, step_s, {}, {}))
     state = state_of(dataset_path="my.txt")
     state.preflight.run()
     assert check_of(state, "batch").message.endswith(words)
@@ -308,6 +308,37 @@ def test_a_taken_name_with_other_settings_is_a_cross_with_two_ways_out(change, w
     state.preflight.run()
     assert state.ready
     train(state)  # it says so, and it is so
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "why"),
+    [
+        ({}, lambda: tiny_gpt(layers=1), "Run mine is of another model: "),
+        ({"dataset_path": "other.txt"}, tiny_gpt, "Run mine exists with other settings: "),
+        ({"finetune": "lora"}, tiny_gpt, "Run mine is of another model: "),
+    ],
+    ids=["layers", "tokenizer", "lora"],
+)
+def test_weights_that_do_not_fit_or_mean_something_else_are_not_continued(change, model, why, text_file):
+    state = state_of(dataset_path="my.txt", run_name="mine")
+    train(state)
+    Path("other.txt").write_text("all the world's a stage\n" * 60)
+    other = state_of(model(), **{"dataset_path": "my.txt", "run_name": "mine", **change})
+    other.preflight.run()
+    check = check_of(other, "run")
+    assert check.verdict == "failed", check.message
+    assert check.message.startswith(why)
+    assert [way.label for way in check.ways_out] == ["Use run name mine-2"]
+    other.take(check.ways_out[0])
+    other.preflight.run()
+    assert other.ready
+
+
+def test_adapters_fit_the_run_that_trained_them(text_file):
+    state = state_of(dataset_path="my.txt", run_name="mine", finetune="lora")
+    train(state)
+    state.preflight.run()
+    assert check_of(state, "run").message.startswith("Run mine is finished")
 
 
 def test_a_stopped_run_continues(text_file):

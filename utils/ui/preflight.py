@@ -102,7 +102,7 @@ class _Session:
     data: PreparedData | None = None
     table: Any = None
     passed: dict[CheckName, bool] = field(default_factory=dict)
-    fingerprint: dict[str, str] | None = None
+    seen: FirstSteps | None = None
 
     @functools.cached_property
     def model(self) -> Any:
@@ -117,7 +117,7 @@ class _Result:
     check: Check
     key: Any
     data: PreparedData | None = field(default=None, repr=False)
-    fingerprint: dict[str, str] | None = None
+    seen: FirstSteps | None = field(default=None, repr=False)
 
 
 class Preflight:
@@ -172,9 +172,9 @@ class Preflight:
             if known is None or self._current(name, session.setup).verdict != "passed":
                 session.progress.report(_DOING[name])
                 check = _RUN[name](session)
-                known = _Result(check, _key(name, session.setup), session.data, session.fingerprint)
+                known = _Result(check, _key(name, session.setup), session.data, session.seen)
                 self._results[name] = known
-            session.data, session.fingerprint = known.data, known.fingerprint
+            session.data, session.seen = known.data, known.seen
             session.passed[name] = known.check.verdict == "passed"
         return self.checks
 
@@ -342,9 +342,7 @@ def _check_batch(session: _Session) -> Check:
     from utils.ui.rehearsal import Rehearsal
 
     with session.progress.undisturbed():
-        seen = Rehearsal(session.setup, session.model, session.data).first_steps()
-    # Of a dataset on the Hub only the beginning was read, which has another digest.
-    session.fingerprint = None if "hub" in session.passed else seen.fingerprint
+        session.seen = seen = Rehearsal(session.setup, session.model, session.data).first_steps()
     summary = f"One batch forward and backward in {seen.first_s:.2g} s; loss {seen.loss:.3g}."
     return Check("batch", "passed", summary if "hub" in session.passed else f"{summary} {_how_long(session, seen)}")
 
@@ -380,7 +378,10 @@ def _check_causality(session: _Session) -> Check:
 
 @_reported("run")
 def _check_run(session: _Session) -> Check:
-    plan = run_plan(session.setup.training_config, session.fingerprint)
+    seen = session.seen
+    # Of a dataset on the Hub only the beginning was read, which has another digest.
+    fingerprint = None if seen is None or "hub" in session.passed else seen.fingerprint
+    plan = run_plan(session.setup.training_config, fingerprint, None if seen is None else seen.weights)
     ways = []
     if plan.free_name is not None:
         # Checkpoints in a folder of their own would still be the other run's.

@@ -50,12 +50,14 @@ class FirstSteps:
         step_s: seconds of the fastest later one; None where the first took so long that there was no other, or the data are
             one batch.
         fingerprint: of data, tokenizer and frozen parameters, as the run's checkpoints would hold it.
+        weights: names of the entries of such a checkpoint, with tensors on the device "meta".
     """
 
     loss: float
     first_s: float
     step_s: float | None
     fingerprint: dict[str, str]
+    weights: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ class Rehearsal:
         Raises:
             TrainbookError: what the training itself would raise; or whatever the model does.
         """
-        watch = _FirstSteps(self._clock, self._model)
+        watch = _FirstSteps(self._clock)
         self._trial.train(
             watch, epochs=1, max_steps=_FIRST_STEPS, gradient_accumulation_steps=1, save_every_n_epochs=1,
             learning_rate=_NO_RATE,
         )  # fmt: skip
         first_s, *later_s = watch.steps_s
-        return FirstSteps(watch.loss, first_s, min(later_s, default=None), watch.fingerprint)
+        return FirstSteps(watch.loss, first_s, min(later_s, default=None), watch.fingerprint, watch.weights)
 
     def some_epochs(self, progress: Progress) -> Rehearsed:
         """Three epochs of a few steps, each with a validation and a checkpoint, or what of them fits into two minutes.
@@ -133,18 +135,23 @@ class Rehearsal:
 class _FirstSteps(Callback):
     """Notes the first loss and the time of each step."""
 
-    def __init__(self, clock: Clock, model: Any) -> None:
-        self._clock, self._model = clock, model
-        self._began = 0.0
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._began = clock, 0.0
         self.loss = float("nan")
         self.steps_s: list[float] = []
         self.fingerprint: dict[str, str] = {}
+        self.weights: dict[str, Any] = {}
 
     def on_train_begin(self, trainer: Trainer, logs: Logs | None = None) -> None:
+        from utils.training.adapter_checkpoints import checkpoint_state
         from utils.training.engine.checkpointing.resume import fingerprint_of
 
         assert trainer.data is not None
-        self.fingerprint = fingerprint_of(trainer.data, trainer.tokenizer, self._model)
+        assert trainer.parts is not None
+        state = checkpoint_state(trainer.parts.model)
+        self.weights = {name: value.to("meta") if hasattr(value, "to") else value for name, value in state.items()}
+        # Of the model as it is trained, which may have adapters.
+        self.fingerprint = fingerprint_of(trainer.data, trainer.tokenizer, trainer.parts.model)
         self._began = self._clock()
 
     def on_step_end(self, step: int, trainer: Trainer, logs: Logs | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,16 @@ class RunPlan:
     settings_differ: bool = False
 
 
-def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = None) -> RunPlan:
+def run_plan(
+    config: TrainingConfig, fingerprint: Mapping[str, str] | None = None, weights: Mapping[str, Any] | None = None
+) -> RunPlan:
     """Predict what training does with the run that `config` names. Nothing is written.
 
     Args:
         fingerprint: of data, tokenizer and frozen parameters (`fingerprint_of`), compared with the checkpoint's;
             None: only the settings are compared.
+        weights: entries of a checkpoint of this model, by name, as `weight_differences` takes them; None: the model is not
+            compared.
     """
     from utils.training.engine.checkpointing.store import newest_header
 
@@ -57,7 +61,8 @@ def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = Non
     if any(FolderLock(lock).is_taken() for lock in locks):
         return RunPlan(False, f"Run {name or checkpoints} is being trained by another process.", free_name)
     try:
-        _, payload = newest_header(checkpoints)
+        path, payload = newest_header(checkpoints)
+        misfits = [] if weights is None else _misfits(path, weights)
     except CheckpointNotFoundError:
         if folder is None or not folder.exists():
             return RunPlan(True, f"Run name {name} is free." if name else f"{checkpoints} holds no run yet.")
@@ -67,10 +72,14 @@ def run_plan(config: TrainingConfig, fingerprint: Mapping[str, str] | None = Non
     owner = str(payload["run"]["name"])
     if name is not None and not _is_named(owner, name):
         return RunPlan(False, f"{checkpoints} holds checkpoints of run {owner}, not of {name}.", free_name)
+    if misfits:
+        return RunPlan(False, f"Run {owner} is of another model: {_listed(misfits)}.", free_name)
     changes = _changes(payload, config, fingerprint)
-    listed = "; ".join(changes[:_LISTED]) + (f"; and {len(changes) - _LISTED} more" if len(changes) > _LISTED else "")
+    listed = _listed(changes)
     if changes and config.on_config_change == "error":
-        return RunPlan(False, f"Run {owner} exists with other settings: {listed}.", free_name, settings_differ=True)
+        # With another tokenizer the ids mean something else to weights that were trained before.
+        can_continue = "another tokenizer" not in changes
+        return RunPlan(False, f"Run {owner} exists with other settings: {listed}.", free_name, can_continue)
     return _continued(payload, config, owner, listed, free_name)
 
 
@@ -87,6 +96,18 @@ def _continued(payload: Mapping[str, Any], config: TrainingConfig, owner: str, c
         )
     new = f" with the new settings ({changes})" if changes else ""
     return RunPlan(True, f"Run {owner} continues at {steps}{new}.", free_name)
+
+
+def _misfits(checkpoint: Path, weights: Mapping[str, Any]) -> list[str]:
+    from utils.training.engine.checkpointing.store import read_checkpoint
+    from utils.training.engine.checkpointing.weights import weight_differences
+
+    return weight_differences(weights, read_checkpoint(checkpoint, mapped=True)["model"])
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    more = f"; and {len(phrases) - _LISTED} more" if len(phrases) > _LISTED else ""
+    return "; ".join(phrases[:_LISTED]) + more
 
 
 def next_free_name(output_dir: Path, name: str) -> str:

@@ -53,17 +53,27 @@ def fitting_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], sourc
         CheckpointError: names the first differences.
     """
     own = checkpoint_state(model)
-    weights = under_names_of(own, weights)
-    differences = [f"{name}: only in the checkpoint" for name in weights if name not in own]
-    differences += [f"{name}: only in the model" for name in own if name not in weights]
-    differences += [
-        f"{name}: {reason}" for name in own if name in weights and (reason := misfit(weights[name], own[name]))
-    ]
-    if differences:
+    if differences := weight_differences(own, weights):
         more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
         listed = "\n  ".join(differences[:5])
         raise CheckpointError(f"{source} is of another model; {len(differences)} entries differ:\n  {listed}{more}")
-    return weights
+    return under_names_of(own, weights)
+
+
+def weight_differences(own: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
+    """How a checkpoint's `weights` differ from the entries that a model would have there, in names, shapes and kinds of number.
+
+    [] when they can be loaded.
+
+    Args:
+        own: `checkpoint_state` of the model, or the same with tensors on the device "meta".
+    """
+    weights = under_names_of(own, weights)
+    differences = [f"{name}: only in the checkpoint" for name in weights if name not in own]
+    differences += [f"{name}: only in the model" for name in own if name not in weights]
+    return differences + [
+        f"{name}: {reason}" for name in own if name in weights and (reason := misfit(weights[name], own[name]))
+    ]
 
 
 def under_names_of(own: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
