@@ -294,14 +294,14 @@ def test_what_the_cell_gave_is_no_default_of_the_preset():
 def test_settings_that_follow_from_the_model_and_the_task_are_named_beside_those_that_were_changed(gpt):
     wizard = SetupWizard()
     wizard.run(interactive=False, model=gpt)
-    assert wizard.state.clicks_sentence.startswith("Preset defaults. Set to suit the model and task: Vocabulary size")
+    assert wizard.state.clicks_sentence.startswith("Preset defaults. Set to suit the model, data and task: Vocabulary size")
     wizard.run(interactive=False)
     wizard.state.set("task", "text_classification")
-    first, following = wizard.state.clicks_sentence.split(". Set to suit the model and task: ")
+    first, following = wizard.state.clicks_sentence.split(". Set to suit the model, data and task: ")
     assert first == "Changed from preset: Task"
     assert following == "Epochs, Learning rate, Optimizer."
     wizard.state.set("learning_rate", 0.01)
-    assert wizard.state.clicks_sentence.endswith("Set to suit the model and task: Epochs, Optimizer.")
+    assert wizard.state.clicks_sentence.endswith("Set to suit the model, data and task: Epochs, Optimizer.")
 
 
 def test_a_front_end_of_ones_own_shows_the_steps_and_changes_the_setup(gpt):

@@ -294,7 +294,7 @@ def test_what_the_cell_gave_stays_over_a_chosen_preset():
     state = starter(epochs=2, dataset_path=__file__)
     state.apply_preset("tiny")
     assert (state.setup.epochs, state.setup.dataset_path, state.setup.batch_size) == (2, __file__, 32)
-    assert set(state.changed()) == {"epochs", "dataset_source", "dataset_path", "dataset_name", "config_name"}
+    assert set(state.changed()) == {"epochs", "dataset_source", "dataset_path", "dataset_name", "config_name", "run_name"}
 
 
 def test_a_preset_that_does_not_fit_changes_nothing():
@@ -476,3 +476,34 @@ def test_an_entry_that_is_refused_names_its_choices():
     assert wizard_field("dataset_source").choices == (
         "builtin", "local", "huggingface", "drive", "upload",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"dataset_path": "reviews.csv"}, "reviews"),
+        ({"dataset_path": "folder/My talks, 2.tar.gz"}, "My-talks-2"),
+        ({"dataset_path": "con.txt"}, "starter"),
+        ({"dataset_name": "owner/set.v2"}, "set.v2"),
+        ({"dataset_source": "builtin"}, "starter"),
+        ({"dataset_path": "reviews.csv", "run_name": "mine"}, "mine"),
+    ],
+)
+def test_a_presets_run_is_named_after_other_data_unless_it_has_a_name(data, named):
+    assert starter(**data).setup.run_name == named, "given in the cell"
+    state = starter()
+    for name, value in data.items():
+        state.set(name, value)
+    assert state.setup.run_name == named
+
+
+def test_a_run_name_that_was_typed_stays_and_one_that_follows_is_said():
+    state = starter()
+    state.set("dataset_path", "reviews.csv")
+    assert state.notice.endswith("Set to suit it: Run name 'reviews'.")
+    assert "Set to suit the model, data and task: Run name" in state.clicks_sentence
+    state.set("dataset_source", "builtin")
+    assert state.setup.run_name == "starter"
+    state.set("run_name", "mine")
+    state.set("dataset_path", "reviews.csv")
+    assert state.setup.run_name == "mine"

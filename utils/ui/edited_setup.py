@@ -10,7 +10,7 @@ from utils.adapters.facts import ModelFacts
 from utils.data.source_kinds import SOURCE_KINDS, is_implied
 from utils.errors import ConfigError, Problem
 from utils.ui.new_model import for_task, usual_description
-from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared
+from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared, run_name_for
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setting_values import counted, shown_value, titled, typed_value, value_text
 from utils.ui.setup_config import SetupConfig, field_of
@@ -23,6 +23,8 @@ from utils.ui.wizard_steps import PLACES
 AS_GIVEN = "as given"
 # Sizes that a model and the data share.
 _SIZES = ("vocab_size", "max_length")
+# Settings by which a run is named after its data.
+_DATA = frozenset({"dataset_path", "dataset_name"})
 
 
 class EditedSetup:
@@ -60,6 +62,7 @@ class EditedSetup:
         self._fits_sizes = True
         # Optimizer, learning rate and epochs that suit preset, model and task: who has others has chosen them.
         self._derived = self._optimization()
+        self._usual_run_name = run_name_for(setup, self._preset)
         self._observers: list[Callable[[], None]] = []
         setup.observe(self._setup_changed)
 
@@ -183,6 +186,7 @@ class EditedSetup:
             self.restored = ()
             self._preset = preset
             self._derived = self._optimization()
+            self._usual_run_name = run_name_for(self.setup, preset)
             changes = differences(before.setup, self.setup)
             self._before = before if changes or before.entries or before.preset != preset else None
             self._say(f"Preset {key} applied: {counted(len(changes), 'setting')} changed.", "; ".join(changes))
@@ -216,6 +220,7 @@ class EditedSetup:
             self._take(before.setup)
             self._preset, self._before, self.restored = before.preset, None, before.restored
             self._derived = self._optimization()
+            self._usual_run_name = run_name_for(self.setup, before.preset)
             self._clicked = set(before.clicked)
             self._entries = dict(before.entries)
             lost = self._click_again(since)
@@ -254,9 +259,20 @@ class EditedSetup:
         self._fitted = {
             name: value for name, value in wanted.items() if name not in chosen and value != getattr(self.setup, name)
         }
+        self._update_unclicked(self._fitted)
+
+    def _name_run(self, names: tuple[str, ...]) -> None:
+        """Set the run name, where nobody chose one, to that of other data."""
+        before, self._usual_run_name = self._usual_run_name, run_name_for(self.setup, self._preset)
+        chosen = {*names, *self._clicked, *map(field_of, self._overrides)}
+        if self.setup.run_name == before != self._usual_run_name and "run_name" not in chosen:
+            self._fitted = {**self._fitted, "run_name": self._usual_run_name}
+            self._update_unclicked({"run_name": self._usual_run_name})
+
+    def _update_unclicked(self, values: Mapping[str, Any]) -> None:
         was_clicking, self._clicking = self._clicking, False
         try:
-            self.setup.update(**self._fitted)
+            self.setup.update(**values)
         finally:
             self._clicking = was_clicking
 
@@ -360,6 +376,8 @@ class EditedSetup:
         fitting = {"pretrained_model", "new_model", "task", "finetune", *(["optimizer"] if self._clicking else [])}
         if self._fits_sizes and fitting & set(names):
             self._fit(names)
+        if self._fits_sizes and _DATA & set(names):
+            self._name_run(names)
         self._tell()
 
 

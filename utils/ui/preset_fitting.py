@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from utils.adapters.facts import ModelFacts
+from utils.training.config_rules import run_name_problem
 from utils.ui.model_source import named_facts
 from utils.ui.new_model import POST_NORM
 from utils.ui.presets import ConfigPresets, Preset
@@ -23,8 +26,8 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
     """A setup from preset (None: the defaults), then model, then overrides, each over the one before.
 
     The model gives its vocabulary, and its positions where they are fewer than the preset's: the pretrained or new one that
-    `overrides` name, else the one of `facts`. `optimization_for` gives its optimizer, learning rate and epochs. Raises
-    `ConfigError`.
+    `overrides` name, else the one of `facts`. `optimization_for` gives its optimizer, learning rate and epochs, `run_name_for`
+    its run name, where `overrides` have none. Raises `ConfigError`.
     """
     setup = SetupConfig() if preset is None else preset.setup()
     named = ("pretrained_model", "new_model")
@@ -36,7 +39,25 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
     optimization = optimization_for(setup, preset, facts, overrides)
     setup.update(**fitted_sizes(setup, facts), **optimization)
     setup.update(**overrides)
+    if "run_name" not in overrides:
+        setup.update(run_name=run_name_for(setup, preset))
     return setup
+
+
+def run_name_for(setup: SetupConfig, preset: Preset | None) -> str | None:
+    """The run name of a preset; for other data than the preset's, that of the data: a run cannot go on with other data."""
+    usual = SetupConfig() if preset is None else preset.setup()
+    place = setup.dataset_path or setup.dataset_name
+    if usual.run_name is None or place is None or place in (usual.dataset_path, usual.dataset_name):
+        return usual.run_name
+    # Of a file without what says its kind; a name on the Hub may have dots.
+    name = Path(place).name if setup.dataset_path is None else Path(place).name.partition(".")[0]
+    named = re.sub(r"[^\w.-]+", "-", name).strip("-._")[:_LONGEST_NAME]
+    return named if named and run_name_problem(named) is None else usual.run_name
+
+
+# Characters of a run name that is made from a file's name.
+_LONGEST_NAME = 40
 
 
 # Way of fine-tuning -> highest learning rate that a preset keeps for it. All parameters: Devlin et al. 2019 (BERT), appendix

@@ -345,7 +345,7 @@ class WizardState(EditedSetup):
     @property
     def clicks_sentence(self) -> str:
         """Describe what was changed from the preset: in the form (also before the cell ran again), by the cell, and what
-        follows from the model and task."""
+        follows from model, data and task."""
         given = sorted({field_of(name) for name in self._overrides})
         if self._clicked:
             kept = " (kept from before this cell ran again)" if set(self.restored) & self._clicked else ""
@@ -359,7 +359,7 @@ class WizardState(EditedSetup):
             for name in SetupConfig.field_names()
             if name not in self._clicked and name not in given and getattr(usual, name) != getattr(self.setup, name)
         ]
-        return f"{first} Set to suit the model and task: {_titles(following)}." if following else first
+        return f"{first} Set to suit the model, data and task: {_titles(following)}." if following else first
 
     def _position(self, step: str | int) -> int:
         names = [known.name for known in STEPS]
