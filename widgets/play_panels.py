@@ -198,7 +198,12 @@ class ChatPanel(TextPanel):
     def _written(self, written: str) -> Html:
         self.messages += [_user(self._asked), {"role": "assistant", "content": written}]
         self.prompt.value, self.renew.disabled = "", False
-        return joined(_turn(turn["role"], turn["content"].strip()) for turn in self.messages)
+        turns = [_turn(turn["role"], turn["content"].strip()) for turn in self.messages]
+        most = self._opened.most_answers
+        if most is not None and len(self.messages) >= 2 * most:
+            answers = "one answer" if most == 1 else f"at most {most:,} answers"
+            turns.append(small(f"The training conversations have {answers}: a further question is new to the model."))
+        return joined(turns)
 
 
 class RewritingPanel(TextPanel):

@@ -19,6 +19,7 @@ class Model:
     """A playground whose text is fixed."""
 
     weights = "Weights of the best checkpoint, step 2."
+    most_answers: int | None = None
 
     def __init__(self, kind="text", cut=0):
         self.kind, self.cut, self.asked = kind, cut, []
@@ -119,6 +120,19 @@ def test_a_chat_keeps_its_history_and_empties_the_box():
     assert not panel.renew.disabled
     panel.renew.click()
     assert (panel.messages, panel.output.value, panel.renew.disabled) == ([], "", True)
+
+
+@pytest.mark.parametrize(("most", "said"), [(None, [False, False]), (1, [True, True]), (2, [False, True])])
+def test_a_chat_says_when_it_goes_beyond_the_training_conversations(most, said):
+    model = Model("chat")
+    model.most_answers = most
+    panel = play_panel(model, "hello")
+    shown = []
+    for _ in said:
+        panel.prompt.value = "hello"
+        panel.job.start.click()
+        shown.append("a further question is new to the model" in panel.output.value)
+    assert shown == said
 
 
 def test_a_text_for_another_is_written_with_the_likeliest_tokens_and_shown_alone():

@@ -89,6 +89,7 @@ class Playground:
         kind: "text", "chat" (the tokenizer has a chat template), "rewriting" (encoder-decoders), "masks", "classes", "tags",
             "numbers" or "image".
         weights: a sentence on which weights these are; "" where a run has only one choice.
+        most_answers: answers of the longest conversation that the model was trained on; None: not known.
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
     """
@@ -110,6 +111,7 @@ class Playground:
             )
         self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
         self.weights = ""
+        self.most_answers: int | None = None
         self.kind: Kind = "chat" if kind == "text" and getattr(tokenizer, "chat_template", None) else kind
         if self.kind == "image" and preprocessing is None:
             raise ConfigError("a model of images needs preprocessing: channels, height, width, mean and std")

@@ -96,6 +96,7 @@ def _of_results(results: TrainingResults, model: nn.Module, weights: str) -> Pla
         multi_label=spec is not None and bool(spec.multi_label), preprocessing=preprocessing,
     )  # fmt: skip
     opened.weights = weights
+    opened.most_answers = None if spec is None else spec.preprocessing_config.get("most_answers")
     return opened
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from utils.data.conversations import answer, answer_statistics, read_conversatio
 from utils.data.conversations.packing import keeps_segments_apart, pack_rows, rows_of, truncate
 from utils.data.conversations.rendering import TokenizedConversation
 from utils.errors import ConfigError, DataError
-from utils.training import Trainer, TrainingConfig
+from utils.training import Trainer, TrainingConfig, open_playground
 from utils.ui.setup_config import SetupConfig
 
 SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
@@ -253,3 +254,14 @@ def test_a_small_llama_learns_to_answer_and_to_stop_and_its_export_answers_the_s
     written = loaded.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(written, skip_special_tokens=True).strip() == "Lima"
     assert answer(model, data.tokenizer, question).text == "Lima"
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_the_playground_knows_how_many_answers_the_training_conversations_have(answers):
+    turns = [{"role": role, "content": f"{role} speaks"} for role in ("user", "assistant")]
+    records = [{"messages": turns}, *[{"messages": turns * answers}] * 9]
+    model = MODELS["gpt2"]()
+    data = prepare_conversations(records, model=model, val_split=0)
+    source = SimpleNamespace(model=model, tokenizer=data.tokenizer, task_spec=data.task_spec, best_model_path=None)
+    assert open_playground(source).most_answers == answers
+    assert any("has one answer" in note for note in data.report.notes) == (answers == 1)

@@ -149,7 +149,7 @@ def prepare_conversations(
     )  # fmt: skip
     spec = TaskSpec.language_modeling(
         name="conversations", vocab_size=sizes.model_vocab_size or len(tokenizer), max_seq_len=sizes.max_length,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id, preprocessing_config={"most_answers": _most_answers(train)},
     )  # fmt: skip
     return PreparedData(data[0], data[1] if len(data[1]) else None, tokenizer, spec, report, roles=roles)
 
@@ -349,10 +349,19 @@ def _unigram_loss(parts: Sequence[_Part], vocab_size: int) -> float | None:
     return float(np.mean(np.log(counts_V.sum()) - np.log(counts_V[held_out])))
 
 
+def _most_answers(train: Sequence[Conversation]) -> int:
+    """Answers of the longest training conversation."""
+    return max((conversation.num_answers for conversation in train), default=0)
+
+
 def _notes(read: ReadConversations, seen: RenderingNotes, tokenizer: Any, train: Sequence[Conversation]) -> list[str]:
     notes = [f"{count:,} rows were left out: {reason}." for reason, count in read.skipped.items()]
     if read.trimmed:
         notes.append(f"{read.trimmed:,} conversations end with a turn nobody answers; those turns were removed.")
+    if _most_answers(train) == 1:
+        notes.append(
+            "Every training conversation has one answer: questions that follow up on an answer are not learned."
+        )
     if seen.rewritten:
         notes.append(
             f"The chat template writes earlier turns differently once others follow ({seen.rewritten:,} conversations), so "
