@@ -6,11 +6,15 @@ Core widgets of ipywidgets 7.7 and 8 only. Labels are the widgets' own, so that 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
 
+from utils.data.read.files import files_to_choose
+from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import ConfigError, Problem
 from utils.ui.choice_names import choice_name, explained_choices, with_choice_names
 from utils.ui.preflight import Check, check_text
@@ -158,6 +162,41 @@ class ColumnForm(FieldForm):
         if wanted is not self.control:
             self.control = wanted
             self.box.children = (wanted, *self.box.children[1:])
+
+
+class FilesForm(FieldForm):
+    """A setting that names a file: a text with the data files in the notebook's folder as suggestions."""
+
+    _looked = ("", 0.0)  # for which source of data, and when
+
+    def _make_control(self) -> Any:
+        control = ipywidgets.Combobox(continuous_update=False, **look(self.field.title))
+        set_help(control, self.field.description)
+        return control
+
+    def _prepare(self) -> None:
+        source, now = self._state.source, time.monotonic()
+        if source == self._looked[0] and now - self._looked[1] < _LOOK_AGAIN_S:
+            return
+        self._looked = (source, now)
+        options = () if SOURCE_KINDS[source].on_drive else tuple(_nearby(self._state.setup.home))
+        if self.control.options != options:
+            self.control.options = options
+            self.control.placeholder = (
+                f"choose one of {len(options)} files, or type a path" if options else "type a path"
+            )
+
+
+# Seconds for which a list of files is kept: on a network drive each look takes a while.
+_LOOK_AGAIN_S = 2.0
+
+# Where a platform puts input data, besides the notebook's folder.
+_INPUT_FOLDERS = (Path("/kaggle/input"),)
+
+
+def _nearby(home: Path) -> list[str]:
+    elsewhere = [folder for folder in _INPUT_FOLDERS if not folder.is_relative_to(home)]
+    return [*files_to_choose(home), *(str(folder / file) for folder in elsewhere for file in files_to_choose(folder))]
 
 
 def named_options(names: Sequence[str], value: str | None, setting: str = "") -> tuple[tuple[str, str], ...]:

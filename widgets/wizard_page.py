@@ -20,6 +20,7 @@ from widgets.forms import (
     CardsForm,
     ColumnForm,
     FieldForm,
+    FilesForm,
     Report,
     button,
     heading,
@@ -38,7 +39,8 @@ from widgets.wizard_new_model import NewModelForm
 _FIRST = {"dataset": "field:task", "model": "model-source", "summary": "check-now"}
 
 _FORMS: Mapping[Control, type[FieldForm | NewModelForm]] = {
-    "plain": FieldForm, "cards": CardsForm, "column": ColumnForm, "new model": NewModelForm,
+    "plain": FieldForm, "cards": CardsForm, "column": ColumnForm, "files": FilesForm,
+    "new model": NewModelForm,
 }  # fmt: skip
 
 Problems = Mapping[str, list[Problem]]

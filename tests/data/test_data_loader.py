@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from tests.kit.asked import answering, hub_environment
 from tests.kit.hub_server import MAIN, NOWHERE, serving
 from utils.data import DatasetLoader, DatasetUploader, prepare_data
-from utils.data.read.files import find_files
+from utils.data.read.files import files_to_choose, find_files
 from utils.data.read.stored_texts import StoredTexts
 from utils.data.read.text_rules import SeenTexts
 from utils.data.text.local import load_local_texts
@@ -449,3 +449,17 @@ def test_what_is_loaded_by_its_column_is_counted_and_shown_by_it(loader, capsys)
     loader.print_statistics(loaded, text_column="body")
     loader.preview_samples(loaded, 1, text_column="body")
     assert TEXTS[0] in capsys.readouterr().out
+
+
+def test_files_to_choose_from_are_the_data_files_nearby_and_nothing_else(tmp_path):
+    for name in (
+        "b.csv", "a.jsonl.gz", "notes.md", "requirements.txt", "model.py", ".hidden.txt", "data/c.parquet", "data/README.txt",
+        "data/deep/d.txt", ".git/e.txt", "_cache/f.txt", "x.egg-info/top_level.txt",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert files_to_choose(tmp_path) == ["a.jsonl.gz", "b.csv", "data/c.parquet"]
+    assert files_to_choose(tmp_path, most=1) == ["a.jsonl.gz"]
+    assert files_to_choose(tmp_path / "nowhere") == []
+    slow = iter([0.0, 0.0, 1.0])
+    assert files_to_choose(tmp_path, seconds=0.5, clock=lambda: next(slow)) == ["a.jsonl.gz", "b.csv"]

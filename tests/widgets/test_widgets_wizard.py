@@ -194,6 +194,7 @@ def test_a_source_shows_its_own_settings(tmp_path):
     assert "Enter a file or folder path. Until then" in view["error:dataset_path"].value
     assert "Problem" not in shown(view)
     assert view["step:dataset"].description == "1 Data, current"
+    assert view["field:dataset_path"].options == ("my.txt",)
     view["field:dataset_path"].value = "my.txt"
     assert view.state.setup.dataset_source == "local"
     view["field:dataset_source"].value = "huggingface"

@@ -12,11 +12,12 @@ from utils.training.training_config import TrainingConfig
 from utils.ui.data_settings import DataSettings
 
 Kind = Literal["whole number", "number", "switch", "choice", "text", "path", "value"]
-Control = Literal["plain", "cards", "column", "new model"]
+Control = Literal["plain", "cards", "column", "files", "new model"]
 
 # Settings whose control does not follow from their kind.
 _CONTROLS: Mapping[str, Control] = {
-    "dataset_source": "cards", "text_column": "column", "label_column": "column", "new_model": "new model",
+    "dataset_source": "cards", "dataset_path": "files", "text_column": "column", "label_column": "column",
+    "new_model": "new model",
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ class WizardField:
         unit: of numbers, where they have one.
         kind: what its values are; "value" is written as in a config file, such as `[0.9, 0.99]`.
         control: "plain": that of its kind; "cards": a card for each choice; "column": a menu of the data's columns;
-            "new model": controls for each part of a model's description.
+            "files": a text with the files nearby as suggestions; "new model": controls for each part of a model's description.
         choices: the allowed values of a "choice".
         minimum, maximum: bounds of a number; a bound that is `..._excluded` is no allowed value itself.
         optional: whether it may be None.

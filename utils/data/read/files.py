@@ -6,7 +6,8 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,44 @@ def path_problem(path: str) -> str | None:
     if place.is_file() and place.stat().st_size == 0:
         return f"{place}: is empty; give a file with text in it."
     return None
+
+
+def files_to_choose(
+    folder: str | os.PathLike[str], most: int = 50, seconds: float = 0.2, clock: Callable[[], float] = time.monotonic
+) -> list[str]:
+    """Data files in `folder` and in the folders directly in it, for a list of suggestions, those of the folder first.
+
+    Only names are read. What is hidden, documentation, and lists of requirements are left out.
+
+    Args:
+        most: names that are returned at most.
+        seconds: after which no other folder is read: on a network drive each takes a while.
+        clock: gives the time in seconds.
+    Returns:
+        Paths relative to `folder`; [] where it cannot be read.
+    """
+    began, root = clock(), Path(folder)
+    found, folders = [], [root]
+    for place in folders:
+        if len(found) >= most or clock() - began > seconds:
+            break
+        try:
+            with os.scandir(place) as entries:
+                listed = sorted(itertools.islice(entries, _LOOKED_AT), key=lambda entry: entry.name)
+            found += [Path(entry.path) for entry in listed if _is_suggested(Path(entry.path), root)]
+            folders += [Path(entry.path) for entry in listed if place == root and _may_hold_data(entry)]
+        except OSError:  # it is not there, or not for this user: then it has nothing to suggest
+            continue
+    return [path.relative_to(root).as_posix() for path in found[:most]]
+
+
+def _is_suggested(path: Path, root: Path) -> bool:
+    named_otherwise = _suffix(path) == ".md" or path.name.startswith(("requirements", "constraints"))
+    return not named_otherwise and _is_data(path, root)
+
+
+def _may_hold_data(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith((".", "_")) and not entry.name.endswith(".egg-info") and entry.is_dir()
 
 
 def format_of(file: Path) -> str:
