@@ -9,10 +9,12 @@ import pytest
 
 from cli.job_files import JobConfig, model_maker
 from tests.kit.toys import tiny_gpt
+from utils.adapters.facts import model_facts
 from utils.errors import ConfigError
 from utils.models import ModelRegistry
-from utils.ui import SetupConfig, SetupWizard, WizardState
+from utils.ui import ConfigPresets, SetupConfig, SetupWizard, WizardState
 from utils.ui.new_model import ARCHITECTURES, SIZES
+from utils.ui.preset_fitting import prepared
 from utils.ui.wizard_code import setup_code
 from utils.ui.wizard_model import memory_rows
 
@@ -120,6 +122,33 @@ def test_the_architecture_follows_the_task():
     again = state_of()
     again.replay(state.clicks)
     assert again.setup == state.setup
+
+
+def test_the_presets_own_model_is_replaced_for_a_task_that_it_cannot_learn_and_comes_back():
+    preset = ConfigPresets().get("starter")
+    model = ModelRegistry.create(preset.model_name, **preset.model_arguments)
+    state = WizardState(prepared(preset, model_facts(model), {}), model, preset)
+    before = state.setup.copy()
+    state.set("task", "text_classification")
+    assert state.setup.new_model["name"] == ARCHITECTURES["text_classification"][0]
+    assert "Set to suit it: New model" in state.notice
+    assert state.blockers("model") == []
+    again = WizardState(prepared(preset, model_facts(model), {}), model, preset)
+    again.replay(state.clicks)
+    assert again.setup == state.setup
+    state.set("task", "causal_lm")
+    assert state.setup == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"new_model": TINY}], ids=["another model", "a new model was chosen"])
+def test_a_model_that_somebody_chose_is_not_replaced_for_a_task(changes):
+    state = WizardState(SetupConfig(vocab_size=64, max_length=32), tiny_gpt(vocab_size=64, length=32), "starter")
+    for name, value in changes.items():
+        state.set(name, value)
+    state.set("task", "text_classification")
+    assert (state.setup.new_model is None) == (not changes)
+    state.set("task", "causal_lm")
+    assert (state.setup.new_model is None) == (not changes)
 
 
 def test_a_preset_brings_its_own_new_model():

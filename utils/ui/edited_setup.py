@@ -9,8 +9,16 @@ from typing import Any
 from utils.adapters.facts import ModelFacts
 from utils.data.source_kinds import SOURCE_KINDS, is_implied
 from utils.errors import ConfigError, Problem
-from utils.ui.new_model import for_task, usual_description
-from utils.ui.preset_fitting import differences, find_preset, fitted_sizes, optimization_for, prepared, run_name_for
+from utils.ui.new_model import for_task, head_problems, usual_description
+from utils.ui.preset_fitting import (
+    differences,
+    find_preset,
+    fitted_sizes,
+    made_for,
+    optimization_for,
+    prepared,
+    run_name_for,
+)
 from utils.ui.presets import PRESETS, ConfigPresets, Preset
 from utils.ui.setting_values import counted, shown_value, titled, typed_value, value_text
 from utils.ui.setup_config import SetupConfig, field_of
@@ -239,6 +247,8 @@ class EditedSetup:
 
     def _fit(self, names: tuple[str, ...]) -> None:
         """Set sizes, optimizer, learning rate and epochs, where nobody chose them, to those of another model or task."""
+        if self._replaces_model(names):
+            return
         model = self.setup.new_model
         if model is not None and "new_model" not in names and (fitting := for_task(model, self.setup.task)) != model:
             self.setup.update(new_model=fitting)  # which fits the sizes too
@@ -260,6 +270,28 @@ class EditedSetup:
             name: value for name, value in wanted.items() if name not in chosen and value != getattr(self.setup, name)
         }
         self._update_unclicked(self._fitted)
+
+    def _replaces_model(self, names: tuple[str, ...]) -> bool:
+        """Train a new model where a task was chosen that the notebook's cannot learn, if that is the preset's own, which nobody
+        designed for the data; and the notebook's again for a task that it can learn."""
+        given, preset, chosen = (
+            self.choice.given_facts,
+            self._preset,
+            {*names, *self._clicked, *map(field_of, self._overrides)},
+        )
+        if "task" not in names or given is None or preset is None or {"new_model", "pretrained_model"} & chosen:
+            return False
+        fits = not head_problems(given.name, self.setup.task)
+        if (
+            fits == (self.setup.new_model is None)
+            or self.setup.pretrained_model is not None
+            or not made_for(preset, given)
+        ):
+            return False
+        wanted = None if fits else usual_description(self.setup.task, preset)
+        self._update_unclicked({"new_model": wanted})  # which fits the sizes too
+        self._fitted = {"new_model": wanted, **self._fitted}
+        return True
 
     def _name_run(self, names: tuple[str, ...]) -> None:
         """Set the run name, where nobody chose one, to that of other data."""
