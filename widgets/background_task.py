@@ -175,7 +175,8 @@ class TaskRow:
     def _draw(self, sentence: str) -> None:
         if sentence != self._drawn:
             self._drawn = sentence
-            set_markup(self.line, paragraph(sentence if not sentence or sentence.endswith(".") else f"{sentence} …"))
+            is_whole = not sentence or sentence.endswith((".", "…"))
+            set_markup(self.line, paragraph(sentence if is_whole else f"{sentence} …"))
 
 
 def _event_loop() -> asyncio.AbstractEventLoop | None:

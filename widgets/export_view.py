@@ -346,7 +346,8 @@ class ExportPanel(_Exporting):
         set_markup(self._table, self.table())
         link = _link(self)
         set_markup(self._link, link)
-        self.download.layout.display = "none" if link or not self.exports else None
+        # While formats are exported the archive would hold some of them only.
+        self.download.layout.display = "none" if link or not self.exports or self.more.disabled else None
         for choice in self.choices:
             self.boxes[choice.name].description = _label(choice) + (", exported" if choice.name in self.exports else "")
 
