@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks.exports import formats_table
 from cli.export import make_parser
+from tests.kit.toys import tiny_gpt
 from tests.kit.tree import ROOT
 from utils.checks.export_health import ExportHealthChecker
 from utils.errors import ConfigError, ExportError
@@ -91,3 +92,26 @@ def test_the_table_in_the_documentation_is_that_of_the_record():
     assert formats_table() in (ROOT / "docs" / "EXPORT.md").read_text(encoding="utf-8"), (
         "replace the table by what `python -m benchmarks.exports --list` prints"
     )
+
+
+class Ended(BaseException):
+    """Raised by whoever watches an export."""
+
+
+@pytest.mark.parametrize("name", ["hf", "safetensors", "torchscript"])
+def test_an_export_says_what_it_does_and_can_be_ended_at_each_stage(name, tmp_path):
+    model, stages = tiny_gpt(layers=1), []
+    export_model(model, [name], output_dir=tmp_path, on_stage=lambda *stage: stages.append(stage))
+    assert (stages[0], stages[-1]) == ((name, "writing"), (name, "storing the files"))
+    assert (name, "comparing logits with the model's") in stages
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+
+    for ended_at in dict.fromkeys(stages):
+
+        def end(*stage, at=ended_at):
+            if stage == at:
+                raise Ended
+
+        with pytest.raises(Ended):
+            export_model(model, [name], output_dir=tmp_path, on_stage=end)
+        assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
