@@ -47,13 +47,14 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
 def run_name_for(setup: SetupConfig, preset: Preset | None) -> str | None:
     """The run name of a preset; for other data than the preset's, that of the data: a run cannot go on with other data."""
     usual = SetupConfig() if preset is None else preset.setup()
+    own_name: str | None = usual.run_name
     place = setup.dataset_path or setup.dataset_name
-    if usual.run_name is None or place is None or place in (usual.dataset_path, usual.dataset_name):
-        return usual.run_name
+    if own_name is None or place is None or place in (usual.dataset_path, usual.dataset_name):
+        return own_name
     # Of a file without what says its kind; a name on the Hub may have dots.
     name = Path(place).name if setup.dataset_path is None else Path(place).name.partition(".")[0]
     named = re.sub(r"[^\w.-]+", "-", name).strip("-._")[:_LONGEST_NAME]
-    return named if named and run_name_problem(named) is None else usual.run_name
+    return named if named and run_name_problem(named) is None else own_name
 
 
 # Characters of a run name that is made from a file's name.

@@ -100,7 +100,8 @@ def files_to_choose(
         Paths relative to `folder`; [] where it cannot be read.
     """
     began, root = clock(), Path(folder)
-    found, folders = [], [root]
+    found: list[Path] = []
+    folders = [root]
     for place in folders:
         if len(found) >= most or clock() - began > seconds:
             break
