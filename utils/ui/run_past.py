@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.storage import read_json_lines
-from utils.training.diagnosis.record import constant_baseline
 from utils.training.samples import read_samples
 from utils.views.curves import Point, Points
 
@@ -43,6 +42,8 @@ def baseline_of(run_dir: Path) -> tuple[str, float] | None:
         for row in starts:
             if isinstance(row.get(key), (int, float)):
                 return name, float(row[key])
+    from utils.training.diagnosis.record import constant_baseline  # numpy, which the wizard does without
+
     found = constant_baseline(run_dir)
     return None if found is None or not math.isfinite(found[1].loss) else (found[0], found[1].loss)
 

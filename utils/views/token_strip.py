@@ -11,8 +11,8 @@ from utils.views.html import Html, element, text
 _FOR, _AGAINST = "#3b82d6", "#d9730d"
 
 
-# Contributions that together reach this share of the explained value have full tints; below it tints fade in proportion. A tenth is
-# what the sum may miss of the change before it is called approximate: what is smaller is not told from the error of the method.
+# Contributions that together reach this share of the explained value have full tints; below it tints fade in proportion. A
+# tenth is what the sum may miss of the change before it is called approximate: what is smaller may be an error of the method.
 _FULL_SHARE = 0.1
 #: Share of the explained value below which a text is said to hardly change it: its tints then have a tenth of their strength.
 HARDLY_SHARE = 0.01
