@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from utils.checks.data_quality import QualityThresholds, check_data_quality
@@ -94,6 +95,14 @@ def test_a_report_on_texts_speaks_of_texts_and_one_on_a_table_of_rows(paragraphs
     assert not re.search(r"\brows?\b", words["text"], re.IGNORECASE)
     assert "validation texts are in training too" in words["text"]
     assert "validation rows are in training too" in words["row"]
+
+
+def test_a_report_on_drift_names_what_it_compares(paragraphs):
+    table = [{"text": text} for text in paragraphs[:30]]
+    frames = pd.DataFrame(table)
+    assert check_drift(paragraphs[:20], paragraphs[:30]).title == "Drift between 20 and 30 texts"
+    assert check_drift(frames, frames).title == "Drift between 30 and 30 rows"
+    assert check_drift(paragraphs[:20], frames).title == "Drift between 20 texts and 30 rows"
 
 
 def test_a_file_of_plain_text_is_one_text(tmp_path):

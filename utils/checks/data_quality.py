@@ -102,8 +102,7 @@ def check_data_quality(
     if max_length is not None and tokenizer is None:
         raise ConfigError(f"got max_length={max_length:,} (tokens) and no tokenizer to count them; give tokenizer=….")
     labels = labels_in(data, label_column)
-    unit = "text" if _columns(data) is None else "row"
-    train = profile_texts(texts_in(data, text_column), labels=labels, tokenizer=tokenizer, unit=unit)
+    train = profile_texts(texts_in(data, text_column), labels=labels, tokenizer=tokenizer, unit=unit_of(data))
     if train.num_rows == 0:
         raise DataError("the dataset has no rows; there is nothing to check. Give at least one text.")
     held_out = None
@@ -391,6 +390,11 @@ def _usual_label_column(*parts: Any) -> str | None:
     """A column with a usual name for labels that all parts have."""
     columns = [set(_columns(part) or ()) for part in parts if part is not None]
     return next((name for name in ("label", "labels") if columns and all(name in one for one in columns)), None)
+
+
+def unit_of(data: Any) -> str:
+    """What reports call one of the texts in `data`: a row of a table, or a text."""
+    return "text" if _columns(data) is None else "row"
 
 
 def texts_in(data: Any, name: str) -> Iterable[Any]:
