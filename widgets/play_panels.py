@@ -12,7 +12,7 @@ from utils.errors import ConfigError, TrainbookError
 from utils.training.playground import Attribution, Filled, Generated, Kind, Playground, Tagged
 from utils.ui.background import Progress
 from utils.views.html import Html, alert, bars, element, joined, number_cards, text
-from utils.views.token_strip import attribution_strip, token_strip
+from utils.views.token_strip import HARDLY_SHARE, attribution_strip, share_of, token_strip
 from widgets.background_task import Outcome, TaskRow, watch_cells
 from widgets.forms import (
     button,
@@ -358,7 +358,7 @@ def _classes(found: Sequence[tuple[str, float]]) -> Html:
 
 
 def contributions(found: Attribution, explained: str = ClassesPanel.explained) -> Html:
-    """Tokens tinted by what they add to an output, with the signed numbers under them.
+    """Tokens tinted by what they add to an output, with the signed numbers under them. Faint where that is next to nothing.
 
     Args:
         explained: what the output is, with {} for its name.
@@ -368,7 +368,12 @@ def contributions(found: Attribution, explained: str = ClassesPanel.explained) -
     said += f"{change:+.3g} of {found.value:.4g} in all"
     if not found.error <= _LARGEST_ERROR:
         said += f"; approximate, the sum misses {found.error:.0%} of its change"
-    return joined([small(f"{said}."), attribution_strip(found.tokens)])
+    said += "."
+    if share_of(found.tokens, found.value) < HARDLY_SHARE:
+        said += (
+            f" The text hardly changes it: all contributions together have less than {HARDLY_SHARE:.0%} of its size."
+        )
+    return joined([small(said), attribution_strip(found.tokens, found.value)])
 
 
 def _filled(found: Filled) -> Html:

@@ -163,7 +163,7 @@ class _Row:
             "column": ipywidgets.Dropdown(**_look("Text column", "260px")),
             "layout": ipywidgets.Dropdown(**_look("Conversation layout", "300px")),
             "kind": ipywidgets.Dropdown(
-                options=[(name, kind) for kind, name in CHOICE_NAMES["data_kind"].items()], **_look("Kind of rows", "260px")
+                options=[(name, kind) for kind, name in CHOICE_NAMES["data_kind"].items()], **_look("Kind of data", "260px")
             ),
             "weight": ipywidgets.Text(value=number, continuous_update=False, **_look("Weight", "130px")),
             "name": ipywidgets.Text(value=name or "", continuous_update=False, **_look("Name", "200px")),

@@ -129,6 +129,7 @@ class ModelPage(Page):
     def _menu(self, title: str, key: str, handler: Callable[[Mapping[str, Any]], None]) -> Any:
         made = ipywidgets.Dropdown(**look(title))
         made.add_class(f"tb-{key}")
+        made.add_class("tb-across")  # names and folders of runs may be long
         made.observe(guarded(handler, self._report), "value")
         self._parts[key] = made
         return made

@@ -48,6 +48,8 @@ class NewModelForm:
             ipywidgets.VBox([control, markup_box(markup=small(helps.get(name, "")))])
             for name, control in self.controls.items()
         ]
+        for box in boxes[:2]:
+            box.add_class("tb-across")  # the options of both menus are longer than a column
         fields = ipywidgets.VBox(boxes)
         fields.add_class("tb-fields")
         self.box = ipywidgets.VBox([fields, self.message])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
+import pandas as pd
 import pytest
 
 from utils.checks.data_quality import QualityThresholds, check_data_quality
 from utils.checks.drift import check_drift
+from utils.data import prepare_data
 from utils.data.quality.drift import js_distance
 from utils.data.quality.texts import profile_texts
 from utils.data.text.corpus import builtin_corpus
 from utils.errors import ConfigError, DataError, DataTypeError
 from utils.tokenization import train_bpe
+from utils.ui import SetupConfig
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +72,45 @@ def test_undamaged_text_of_other_languages_is_not_called_damaged(text):
 @pytest.mark.parametrize(
     ("rows", "title", "lengths"),
     [
-        (["a single document"], "Data quality of 1 row", "The one row has 17 characters; 0 (0.0%)"),
-        (["one and two", "two and one"], "Data quality of 2 rows", "Every row has 11 characters; 0 (0.0%)"),
-        (["one", "one and two"], "Data quality of 2 rows", "Rows have 3 to 11 characters, half of them"),
+        (["a single document"], "Data quality of 1 text (17 characters)", "The one text has 17 characters; 0 (0.0%)"),
+        (["one and two", "two and one"], "Data quality of 2 texts (22 characters)", "Every text has 11 characters; 0 (0.0%)"),
+        (["one", "one and two"], "Data quality of 2 texts (14 characters)", "Texts have 3 to 11 characters, half of them"),
+        ([{"text": "a single row"}], "Data quality of 1 row", "The one row has 12 characters; 0 (0.0%)"),
+        ([{"text": "one"}, {"text": "one and two"}], "Data quality of 2 rows", "Rows have 3 to 11 characters, half of them"),
     ],
 )
 def test_lengths_are_a_range_only_where_they_differ(rows, title, lengths):
     report = check_data_quality(rows)
     assert report.title == title
     assert report["lengths"].summary.startswith(lengths)
+
+
+def test_a_report_on_texts_speaks_of_texts_and_one_on_a_table_of_rows(paragraphs):
+    texts = [*paragraphs[:20], paragraphs[0], "", "it\ufffds broken"]
+    table = [{"text": text, "label": number % 2} for number, text in enumerate(texts)]
+    words = {
+        noun: " ".join(f"{one.summary} {one.remedy}" for one in check_data_quality(data, validation=data).results)
+        for noun, data in (("text", texts), ("row", table))
+    }
+    assert not re.search(r"\brows?\b", words["text"], re.IGNORECASE)
+    assert "validation texts are in training too" in words["text"]
+    assert "validation rows are in training too" in words["row"]
+
+
+def test_a_report_on_drift_names_what_it_compares(paragraphs):
+    table = [{"text": text} for text in paragraphs[:30]]
+    frames = pd.DataFrame(table)
+    assert check_drift(paragraphs[:20], paragraphs[:30]).title == "Drift between 20 and 30 texts"
+    assert check_drift(frames, frames).title == "Drift between 30 and 30 rows"
+    assert check_drift(paragraphs[:20], frames).title == "Drift between 20 texts and 30 rows"
+
+
+def test_a_file_of_plain_text_is_one_text(tmp_path):
+    text = "A line of the text.\n" * 400
+    (tmp_path / "my.txt").write_text(text)
+    data = prepare_data(SetupConfig(dataset_path=tmp_path / "my.txt", vocab_size=300, max_length=16))
+    title = check_data_quality(data).title
+    assert re.fullmatch(r"Data quality of 1 text \([\d,]+ characters\)", title)
 
 
 def test_exact_duplicates_anywhere_in_the_data_are_counted(paragraphs):

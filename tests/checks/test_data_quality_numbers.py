@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -512,9 +513,19 @@ def test_a_decoder_that_is_given_what_it_must_predict(given, visible):
     assert ("targets visible" in causes(report)) == visible
 
 
+@pytest.mark.parametrize("kind", ["token ids", "numbers"])
+def test_a_report_on_what_the_model_is_trained_on_speaks_of_examples(kind):
+    rows = [{"input_ids": row, "labels": row} for row in token_rows(ends=False)]
+    numbers = TensorDataset(torch.zeros(40, 12), torch.zeros(40, dtype=torch.long))
+    report = check_data_quality(rows if kind == "token ids" else numbers)
+    words = " ".join(f"{one.summary} {one.remedy}" for one in report.results)
+    assert re.fullmatch(r"Data quality of \d+ examples", report.title)
+    assert not re.search(r"\brows?\b", words, re.IGNORECASE)
+
+
 def test_padding_is_not_counted_as_tokens():
     ids = token_rows(ends=False)
     rows = [{"input_ids": row, "attention_mask": (row != PAD).long(), "labels": masked(row, row == PAD)} for row in ids]
     lengths = (ids != PAD).sum(dim=1)
     summary = check_data_quality(rows)["tokens"].summary
-    assert summary.startswith(f"Rows have {lengths.min()} to {lengths.max()} tokens with ids 2 to")
+    assert summary.startswith(f"Examples have {lengths.min()} to {lengths.max()} tokens with ids 2 to")

@@ -23,7 +23,7 @@ from utils.training.engine.compute.user_supplied import OwnParts
 REGRESSION = TaskSpec.regression()
 # Sentences of the rules, as opposed to those on task, data and precision.
 SENTENCE = re.compile(
-    r"never (negative|below|above)|probabilities already|whatever the weights|Rows of a batch mix|dead from the start|is linear:"
+    r"never (negative|below|above)|probabilities already|whatever the weights|Examples of a batch mix|dead from the start|is linear:"
     r"|The criterion|sign of the criterion|loss becomes infinite|No gradient reaches|not in the optimizer|Every gradient|every input"
     r"|class weights|momentum=|Nearly all parameters|Most of the model|out of range|eps=|learning rate is far|max_grad_norm="
 )
@@ -161,7 +161,7 @@ class Rows(nn.Module):
 )
 def test_rows_of_a_batch_that_mix(way, mixes):
     found = notices(Rows(way), classes(), TaskSpec.classification(num_classes=3))
-    assert any("Rows of a batch mix" in sentence for sentence in found) == mixes
+    assert any("Examples of a batch mix" in sentence for sentence in found) == mixes
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

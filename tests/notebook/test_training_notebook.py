@@ -69,6 +69,13 @@ def test_cells_are_short_and_hold_no_logic(notebook):
             assert len(text) == 1, "one sentence under each heading"
 
 
+def test_the_sentences_are_true_of_every_task(notebook):
+    for heading in ("Data", "Results", "Samples"):
+        (words,) = (cell.source for cell in notebook.cells if cell.source.startswith(f"## {heading}\n"))
+        assert not re.search("unigram|beginnings|token|block|order of words", words)
+        assert max(map(len, words.splitlines())) <= 90
+
+
 def test_settings_are_a_parameters_cell(notebook):
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert [cell.source for cell in tagged] == ["CONFIG = {}"]

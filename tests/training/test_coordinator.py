@@ -196,7 +196,7 @@ def test_a_lightning_datamodule_is_set_up_and_may_have_no_validation():
 
 def test_rows_are_split_by_the_seed_and_every_row_is_used_once():
     first = trained(token_rows(40), val_split=0.25)
-    assert "10 of 40 rows, drawn with seed 42, are for validation." in first.notices
+    assert "10 of 40 examples, drawn with seed 42, are for validation." in first.notices
     assert first.steps == 4  # 30 rows, 8 at a time
     assert trained(token_rows(40), val_split=0.25).val_loss_history == first.val_loss_history
     assert trained(token_rows(40), val_split=0.25, seed=7).val_loss_history != first.val_loss_history
@@ -465,7 +465,7 @@ def test_an_object_that_is_no_datamodule_is_refused():
 
 
 def test_too_few_rows_for_a_validation_part():
-    with pytest.raises(DataError, match="got 1 row of token ids"):
+    with pytest.raises(DataError, match="got 1 example of token ids"):
         train_model(model_of(), token_rows(1))
 
 

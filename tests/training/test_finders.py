@@ -258,9 +258,9 @@ def test_another_error_is_not_taken_for_memory():
 
 
 def test_not_even_one_row():
-    with pytest.raises(ConfigError, match="not even one row"):
+    with pytest.raises(ConfigError, match="not even one example"):
         size_of(limited(0))
-    with pytest.raises(ConfigError, match="not even one row"):
+    with pytest.raises(ConfigError, match="not even one example"):
         size_of(plain_lm(), memory_limit_bytes=1000)
 
 

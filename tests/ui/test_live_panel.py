@@ -124,7 +124,7 @@ def test_a_checkpoint_of_an_epoch_stands_at_the_epochs_last_step_among_the_newes
 
 
 def test_before_the_first_step_numbers_have_their_places_and_the_chart_no_scale():
-    before, after = LiveRun(), started()
+    before, after = LiveRun(), started(baseline=("unigram model", 3.0))
     markup = live_content(live_picture(before))
     assert "The curves begin with the first step." in markup
     assert re.findall(r"<text[^>]*>([^<]*)</text>", markup) == [
@@ -133,7 +133,8 @@ def test_before_the_first_step_numbers_have_their_places_and_the_chart_no_scale(
     step(after, 1)
     validate(after, 1, 2.0)
     after.apply(RunEvent("on_checkpoint_saved", 1.0, 1, {"path": "c/step_1.pt"}))
-    assert set(live_picture(before).facts) == set(live_picture(after).facts), "no card appears later and moves the page"
+    after_names = {name.replace("above", "below") for name in live_picture(after).facts}
+    assert set(live_picture(before).facts) == after_names, "no card appears later and moves the page"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,19 @@ def test_the_baseline_is_a_line_and_a_distance():
     assert picture.facts["below baseline by"] == "0.500 (unigram baseline 3.000)"
     assert "unigram baseline 3.00</text>" in live_content(picture)
     assert "unigram baseline 3" in re.search(r'aria-label="(Curves[^"]*)"', live_content(picture))[1]
+
+
+@pytest.mark.parametrize("values", [{"val/accuracy": 0.5}, {"val/r2": 0.5}, {"val/perplexity": 2.0}, {}])
+def test_a_run_whose_baseline_is_not_known_shows_none_and_no_dash(values):
+    live = started()
+    step(live, 1)
+    live.apply(RunEvent("on_evaluate_end", 1.0, 10, {"val/loss": 0.7, **values}))
+    assert not any("baseline" in name for name in live_picture(live).facts)
+
+
+def test_a_run_over_other_targets_than_tokens_waits_for_no_baseline():
+    assert "below baseline by" in live_picture(started(over_tokens=True)).facts
+    assert "below baseline by" not in live_picture(started(over_tokens=False)).facts
 
 
 def test_a_sample_keeps_its_lines_and_stands_beside_the_one_before():

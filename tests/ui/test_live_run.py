@@ -147,14 +147,15 @@ def test_the_best_value_is_shown_with_the_step_of_its_validation():
     ("metric", "values", "shown"),
     [
         ("accuracy", (0.5, 0.925, 0.9), "90.0% (best 92.5%)"),
-        ("r2", (-0.5, 0.81, 0.8), "0.800 (best 0.810)"),
+        ("R²", (-0.5, 0.81, 0.8), "0.800 (best 0.810)"),
         ("perplexity", (9.0, 8.0, 7.0), None),
     ],
 )
 def test_the_score_of_a_classifier_or_a_regression_has_a_number_of_its_own(metric, values, shown):
     live = started()
     for step_, value in enumerate(values, start=1):
-        live.apply(RunEvent("on_evaluate_end", float(step_), step_, {"val/loss": 1.0, f"val/{metric}": value}))
+        name = {"R²": "r2"}.get(metric, metric)
+        live.apply(RunEvent("on_evaluate_end", float(step_), step_, {"val/loss": 1.0, f"val/{name}": value}))
     assert live_picture(live).facts.get(f"validation {metric}") == shown
 
 

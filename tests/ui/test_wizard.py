@@ -375,6 +375,25 @@ def test_values_of_all_steps_stand_in_one_column_and_a_detected_column_has_its_n
     assert WizardState(setup).rows()["Text column"].startswith("review (changed")
 
 
+def test_a_summary_lists_no_setting_that_does_not_apply(gpt, capsys, tmp_path):
+    (tmp_path / "my.txt").write_text("A line of the text.\n" * 400)
+    (tmp_path / "my.csv").write_text("text,title\n" + "A line of the text.,x\n" * 400)
+
+    def listed(**changes):
+        setup = SetupConfig(vocab_size=300, **changes)
+        SetupWizard().print_config(setup)
+        return capsys.readouterr().out, WizardState(setup).rows()
+
+    for shown in listed(dataset_path=tmp_path / "my.txt"):
+        assert "Text column" not in shown
+        assert "Pretrained model" not in shown
+    for shown in listed(dataset_path=tmp_path / "my.csv"):
+        assert "Text column" in shown
+    for shown in listed(dataset_path=tmp_path / "my.txt", text_column="words", pretrained_model=str(tmp_path)):
+        assert "Text column" in shown
+        assert "Pretrained model" in shown
+
+
 def test_print_config_shows_what_blocks(capsys, tmp_path):
     SetupWizard().print_config(SetupConfig(dataset_path=tmp_path / "nowhere.txt", vocab_size=300))
     assert "no, 1 problem" in capsys.readouterr().out

@@ -254,6 +254,24 @@ def test_where_only_answers_are_learned_the_beginning_is_the_whole_question(lear
     assert prompts_from([{"input_ids": torch.arange(12), "labels": labels}], Letters()) == (prompt,)
 
 
+def question(letter, answer=1):
+    """A conversation with one question, whose answer alone is learned."""
+    ids = torch.tensor([letter, letter, letter, 20 + answer])
+    return {"input_ids": ids, "labels": torch.tensor([-100, -100, -100, 20 + answer])}
+
+
+@pytest.mark.parametrize(
+    ("letters", "prompts"),
+    [("AAAAAB", ("AAA", "BBB")), ("ABAAAA", ("AAA", "BBB")), ("AAAA", ("AAA",)), ("A" * 500 + "B", ("AAA",))],
+    ids=["next", "from the beginning again", "fewer", "too far away"],
+)
+def test_beginnings_differ_where_the_data_repeat_a_question(letters, prompts):
+    blocks = [question(ord(letter) - 65, number % 5) for number, letter in enumerate(letters)]
+    if len(blocks) > 64:  # the last one is beyond the blocks that are looked at from the middle on
+        assert len(blocks) - len(blocks) // 2 > 64
+    assert prompts_from(blocks, Letters()) == prompts
+
+
 @pytest.mark.parametrize("label", [1, torch.tensor(1), torch.tensor([0, 1]), [1] * 12])
 def test_labels_of_another_kind_do_not_change_the_beginning(label):
     assert prompts_from([{"input_ids": torch.arange(12), "labels": label}], Letters()) == ("ABCDEFGH",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from utils.data import prepare_data
 from utils.training import Trainer
 from utils.ui import SetupWizard
 from utils.ui.wizard_code import setup_code
+from utils.views.design import sheet
 from widgets.wizard_view import WizardView
 
 
@@ -80,6 +82,28 @@ def tagged(tmp_path_factory):
     rows = [[_PEOPLE[n % 2], ("goes", "sees")[n % 3 % 2], "to", _PLACES[n // 2 % 2]] for n in range(48)]
     path.write_text("\n".join(json.dumps({"words": row, "entities": [_TAG_OF[word] for word in row]}) for row in rows))
     return path
+
+
+def test_menus_whose_options_are_long_are_as_wide_as_these_within_the_page(monkeypatch):
+    _, _, view = opened(monkeypatch, tiny_gpt(vocab_size=64, length=32))
+    choose_new(view)
+    for name in ("new-model:name", "new-model:size", "model-source", "model-run"):
+        menu = view[name]
+        (parent,) = [box for box in boxes_in(view) if menu in box.children]
+        assert "tb-across" in (*menu._dom_classes, *parent._dom_classes), name
+    rules = dict(re.findall(r"([^{}]*tb-across[^{}]*select)\{([^}]*)\}", str(sheet(controls=True))))
+    ((selectors, rule),) = rules.items()
+    assert all(f"tb-across{place}.widget-dropdown select" in selectors for place in (" ", ""))
+    # A flex item that is not stretched and has no width of its own is as wide as its content, within its container.
+    assert {"align-self:flex-start", "width:auto", "max-width:100%"} <= {part.strip() for part in rule.split(";")}
+
+
+def boxes_in(box):
+    """The boxes in a widget, itself included."""
+    if hasattr(box, "children"):
+        yield box
+        for child in box.children:
+            yield from boxes_in(child)
 
 
 def test_tags_of_words_from_the_data_step_to_a_trained_new_model(tagged, monkeypatch):

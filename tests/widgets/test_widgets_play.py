@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from utils.errors import ConfigError, MissingPackageError
 from utils.training.playground import Attribution, Filled, Generated, Tagged
 from widgets.guarded import watching
 from widgets.play import play_panel, playground
+from widgets.play_panels import contributions
 
 
 class Model:
@@ -154,6 +156,29 @@ def test_a_number_is_shown_with_what_each_token_adds_and_several_without():
     panel.job.start.click()
     assert "number 2" in panel.output.value
     assert "What each token" not in panel.output.value
+
+
+def tints(markup):
+    """Strength of each token's tint in %."""
+    return [int(found) for found in re.findall(r"background:color-mix\(in srgb,#\w+ (\d+)%", str(markup))]
+
+
+@pytest.mark.parametrize(
+    ("scale", "strongest", "hardly"),
+    [(1.0, 45, False), (0.05, 45, False), (0.025, 22, False), (0.004, 4, True), (0.0003, 0, True)],
+)
+def test_contributions_that_are_negligible_beside_the_value_are_hardly_tinted(scale, strongest, hardly):
+    # Large ones for and against say something although they cancel: their sizes count.
+    found = Attribution("glad", [("a", 5.0 * scale), ("b", -5.0 * scale), ("c", 0.0)], 0.0, 5.0)
+    shown = contributions(found)
+    assert tints(shown) == [strongest, strongest, 0]
+    assert ("The text hardly changes it" in shown) == hardly
+
+
+def test_contributions_to_a_value_of_zero_are_tinted():
+    shown = contributions(Attribution("number", [("a", 0.5), ("b", -0.25)], 0.0, 0.0))
+    assert tints(shown) == [45, 22]
+    assert "hardly" not in shown
 
 
 def test_a_filled_text_has_a_table_of_candidates_for_each_masked_token():

@@ -102,7 +102,7 @@ def check_data_quality(
     if max_length is not None and tokenizer is None:
         raise ConfigError(f"got max_length={max_length:,} (tokens) and no tokenizer to count them; give tokenizer=….")
     labels = labels_in(data, label_column)
-    train = profile_texts(texts_in(data, text_column), labels=labels, tokenizer=tokenizer)
+    train = profile_texts(texts_in(data, text_column), labels=labels, tokenizer=tokenizer, unit=unit_of(data))
     if train.num_rows == 0:
         raise DataError("the dataset has no rows; there is nothing to check. Give at least one text.")
     held_out = None
@@ -147,21 +147,24 @@ def judge(
         results.append(_balance(train, train.labels, validation, limits))
     if validation is not None:
         results.append(_leakage(train, validation, limits))
-    return CheckReport(f"Data quality of {train.num_rows:,} row{'' if train.num_rows == 1 else 's'}", results)
+    size = f" ({train.num_characters:,} characters)" if train.unit == "text" else ""
+    plural = "" if train.num_rows == 1 else "s"
+    return CheckReport(f"Data quality of {train.num_rows:,} {train.unit}{plural}{size}", results)
 
 
 def _rows(found: TextProfile, limits: QualityThresholds) -> CheckResult:
     share = found.num_empty / found.num_rows
     measured = {"rows": found.num_rows, "empty_rows": found.num_empty, "rows_that_are_no_text": found.num_not_text}
-    said = f"{found.num_empty:,} of {found.num_rows:,} rows have no text ({share:.1%})"
+    said = f"{found.num_empty:,} of {found.num_rows:,} {found.unit}s have no content ({share:.1%})"
     if found.num_not_text:
         said += f", {found.num_not_text:,} of them because they hold something else than text"
     verdict = above(share, limits.empty_warn, limits.empty_fail)
+    column = ", and whether it is the right column" if found.unit == "row" else ""
     if found.num_not_text and verdict == "pass":
         verdict = "warn"
     return CheckResult(
         "rows", verdict, f"{said}.", measured, {"warn": limits.empty_warn, "fail": limits.empty_fail},
-        "" if verdict == "pass" else f"Look at rows {_listed(found.empty_examples)}: is it the right column? Then drop them.",
+        "" if verdict == "pass" else f"Look at {found.unit}s {_listed(found.empty_examples)}{column}: drop what is empty.",
     )  # fmt: skip
 
 
@@ -172,11 +175,12 @@ def _encoding(found: TextProfile, limits: QualityThresholds) -> CheckResult:
     thresholds = {"warn": limits.damaged_warn, "fail": limits.damaged_fail}
     if not rows:
         return CheckResult("encoding", "pass", "No character shows damage.", measured, thresholds)
-    kinds = ", ".join(f"{kind}: {len(rows):,} rows" for kind, rows in sorted(found.damaged.items()))
+    kinds = ", ".join(f"{kind}: {len(rows):,} {found.unit}s" for kind, rows in sorted(found.damaged.items()))
     verdict = above(share, limits.damaged_warn, limits.damaged_fail)
     return CheckResult(
-        "encoding", verdict, f"{len(rows):,} rows ({share:.2%}) hold damaged characters ({kinds}).", measured, thresholds,
-        f"Read the file in its own encoding again (misread UTF-8: encoding='utf-8'); see rows {_listed(rows)}.",
+        "encoding", verdict, f"{len(rows):,} {found.unit}s ({share:.2%}) hold damaged characters ({kinds}).", measured,
+        thresholds,
+        f"Read the file in its own encoding again (misread UTF-8: encoding='utf-8'); see {found.unit}s {_listed(rows)}.",
     )  # fmt: skip
 
 
@@ -196,19 +200,19 @@ def _lengths(found: TextProfile, limits: QualityThresholds, max_length: int | No
     }
     return CheckResult(
         "lengths", verdict,
-        _spread(quartiles, unit, found.num_rows)
+        _spread(quartiles, unit, found)
         + f"; {short:,} ({share:.1%}) have text of fewer than {limits.short_characters} characters.",
         {**measured, "short_rows": short}, {"short_warn": limits.short_warn},
-        "" if verdict == "pass" else "Join lines into documents, or drop short rows (DatasetLoader(min_length=…)).",
-        length_histogram(lengths_N, unit, max_length if in_tokens else None),
+        "" if verdict == "pass" else f"Join lines into documents, or drop short {found.unit}s (DatasetLoader(min_length=…)).",
+        length_histogram(lengths_N, unit, max_length if in_tokens else None, noun=found.unit),
     )  # fmt: skip
 
 
-def _spread(quartiles: Sequence[int], unit: str, num_rows: int) -> str:
+def _spread(quartiles: Sequence[int], unit: str, found: TextProfile) -> str:
     least, lower, _, upper, most = quartiles
     if least == most:
-        return f"{'The one row has' if num_rows == 1 else 'Every row has'} {most:,} {unit}"
-    return f"Rows have {least:,} to {most:,} {unit}, half of them {lower:,} to {upper:,}"
+        return f"{'The one' if found.num_rows == 1 else 'Every'} {found.unit} has {most:,} {unit}"
+    return f"{found.unit.capitalize()}s have {least:,} to {most:,} {unit}, half of them {lower:,} to {upper:,}"
 
 
 def _duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResult:
@@ -216,10 +220,11 @@ def _duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResult:
     share = len(rows) / found.num_rows
     verdict = above(share, limits.duplicate_warn, limits.duplicate_fail)
     return CheckResult(
-        "exact duplicates", verdict, f"{len(rows):,} rows ({share:.1%}) repeat an earlier row exactly.",
+        "exact duplicates", verdict, f"{len(rows):,} {found.unit}s ({share:.1%}) repeat an earlier one exactly.",
         {"duplicate_rows": len(rows)}, {"warn": limits.duplicate_warn, "fail": limits.duplicate_fail},
         "" if verdict == "pass" else
-        f"Remove them (DatasetLoader(remove_duplicates=True)): the model would memorise them. See rows {_listed(rows)}.",
+        f"Remove them (DatasetLoader(remove_duplicates=True)): the model would memorise them. See {found.unit}s "
+        f"{_listed(rows)}.",
     )  # fmt: skip
 
 
@@ -232,10 +237,10 @@ def _near_duplicates(found: TextProfile, limits: QualityThresholds) -> CheckResu
     pairs_text = "; ".join(f"{row:,} and {earlier:,}" for row, earlier in pairs[:_KEPT_EXAMPLES])
     return CheckResult(
         "near duplicates", verdict,
-        f"{len(pairs):,} rows{among} ({share:.1%}) are nearly the same as an earlier one (at least {NEAR:.0%} of their "
-        "runs of five words, estimated).",
+        f"{len(pairs):,} {found.unit}s{among} ({share:.1%}) are nearly the same as an earlier one (at least {NEAR:.0%} of "
+        "their runs of five words, estimated).",
         {"near_duplicate_rows": len(pairs), "rows_compared": compared}, {"warn": limits.near_duplicate_warn},
-        "" if verdict == "pass" else f"Look for templates, quotations and boilerplate: rows {pairs_text}.",
+        "" if verdict == "pass" else f"Look for templates, quotations and boilerplate: {found.unit}s {pairs_text}.",
     )  # fmt: skip
 
 
@@ -265,10 +270,11 @@ def _truncation(found: TextProfile, tokens_N: np.ndarray, limits: QualityThresho
     enough = int(np.percentile(lengths_N, 99, method="higher"))
     return CheckResult(
         name, verdict,
-        f"At {max_length:,} tokens {cut_rows:,} rows ({cut_rows / found.num_rows:.1%}) are cut and {lost:,} tokens "
+        f"At {max_length:,} tokens {cut_rows:,} {found.unit}s ({cut_rows / found.num_rows:.1%}) are cut and {lost:,} tokens "
         f"({lost / all_tokens:.1%}) are lost.",
         {"cut_rows": cut_rows, "lost_tokens": lost, "tokens": all_tokens}, thresholds,
-        "" if verdict == "pass" else f"max_length={enough:,} keeps 99 % of the rows whole; or cut long rows into several.",
+        "" if verdict == "pass" else f"max_length={enough:,} keeps 99 % of the {found.unit}s whole; or cut long "
+        f"{found.unit}s into several.",
     )  # fmt: skip
 
 
@@ -278,8 +284,8 @@ def _balance(
     name, thresholds = "labels", {"majority_warn": limits.majority_warn, "least_per_label": limits.least_per_label}
     if not labels:
         return CheckResult(
-            name, "fail", f"None of the {found.num_rows:,} rows has a label.", {"unlabelled_rows": found.num_unlabelled},
-            thresholds, "Name the column with the labels (label_column=…).",
+            name, "fail", f"None of the {found.num_rows:,} {found.unit}s has a label.",
+            {"unlabelled_rows": found.num_unlabelled}, thresholds, "Name the column with the labels (label_column=…).",
         )  # fmt: skip
     from utils.views.quality import label_bars
 
@@ -291,37 +297,40 @@ def _balance(
     if unseen:
         useless.append(f"Validation has labels that training never shows ({_listed(unseen)}): split by label.")
     if len(labels) < 2:
-        useless.append("Every row has the same label, so nothing can be learned: look at the column.")
+        useless.append(f"Every {found.unit} has the same label, so nothing can be learned: look at the column.")
     elif share > limits.majority_warn:
         doubtful.append(f"Judge by f1_macro, not by accuracy: always answering {shown(majority)} is right {share:.0%}.")
     if rare:
-        doubtful.append(f"Add rows for rare labels ({_listed(rare)}), or join them.")
+        doubtful.append(f"Add {found.unit}s for rare labels ({_listed(rare)}), or join them.")
     if found.num_unlabelled:
-        doubtful.append("Label the rows that have none, or drop them.")
+        doubtful.append(f"Label the {found.unit}s that have none, or drop them.")
     counts = {str(label): count for label, count in labels.most_common()}
     return CheckResult(
         name, "fail" if useless else "warn" if doubtful else "pass",
         f"{len(labels):,} labels; the most frequent, {shown(majority)}, has {share:.1%} of them, the rarest "
-        f"{min(labels.values()):,} rows; {found.num_unlabelled:,} rows have none.",
+        f"{min(labels.values()):,} {found.unit}s; {found.num_unlabelled:,} {found.unit}s have none.",
         {"labels": counts, "majority_share": share, "unlabelled_rows": found.num_unlabelled},
-        thresholds, " ".join(useless + doubtful), label_bars(counts),
+        thresholds, " ".join(useless + doubtful), label_bars(counts, noun=found.unit),
     )  # fmt: skip
 
 
 def _leakage(train: TextProfile, validation: TextProfile, limits: QualityThresholds) -> CheckResult:
     name, thresholds = "leakage", {"warn": limits.leakage_warn, "fail": limits.leakage_fail}
     if validation.num_rows == 0:
-        return CheckResult(name, "not run", "The validation dataset has no rows to compare with.", {}, thresholds)
+        return CheckResult(
+            name, "not run", f"The validation dataset has no {train.unit}s to compare with.", {}, thresholds
+        )
     exact, near = shared_rows(train, validation)
     share = (len(exact) + len(near)) / validation.num_rows
     verdict = above(share, limits.leakage_warn, limits.leakage_fail)
     return CheckResult(
         name, verdict,
-        f"{len(exact):,} of {validation.num_rows:,} validation rows are in training too, {len(near):,} nearly ({share:.1%}).",
+        f"{len(exact):,} of {validation.num_rows:,} validation {train.unit}s are in training too, {len(near):,} nearly "
+        f"({share:.1%}).",
         {"exact_rows": len(exact), "near_rows": len(near), "validation_rows": validation.num_rows}, thresholds,
         "" if verdict == "pass" else
-        "The validation loss flatters the model. Remove duplicates before splitting; see validation rows "
-        f"{_listed([*exact, *near])}.",
+        "The validation loss flatters the model. Remove duplicates before splitting; see validation "
+        f"{train.unit}s {_listed([*exact, *near])}.",
     )  # fmt: skip
 
 
@@ -381,6 +390,11 @@ def _usual_label_column(*parts: Any) -> str | None:
     """A column with a usual name for labels that all parts have."""
     columns = [set(_columns(part) or ()) for part in parts if part is not None]
     return next((name for name in ("label", "labels") if columns and all(name in one for one in columns)), None)
+
+
+def unit_of(data: Any) -> str:
+    """What reports call one of the texts in `data`: a row of a table, or a text."""
+    return "text" if _columns(data) is None else "row"
 
 
 def texts_in(data: Any, name: str) -> Iterable[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from utils.check_result import CheckReport, CheckResult
-from utils.checks.data_quality import above, labels_in, texts_in
+from utils.checks.data_quality import above, labels_in, texts_in, unit_of
 from utils.data.quality.drift import measure_drift
 from utils.data.quality.texts import profile_texts
 from utils.errors import DataError
@@ -15,7 +15,7 @@ from utils.errors import DataError
 WARN, FAIL = 0.2, 0.4
 
 _REMEDIES = {
-    "lengths": "Cut or join rows so that both are alike, or choose max_length for the longer ones.",
+    "lengths": "Cut or join texts so that both are alike, or choose max_length for the longer ones.",
     "words": "They speak of other things: expect a higher loss there, or train on both.",
     "characters": "Look for another language, markup or encoding in one of them.",
     "labels": "Draw both with the same shares of labels, or weigh the results by label.",
@@ -36,7 +36,9 @@ def check_drift(
         DataError: one of them has no rows.
     """
     profiles = [
-        profile_texts(texts_in(data, text_column), labels=labels_in(data, label_column), tokenizer=tokenizer)
+        profile_texts(
+            texts_in(data, text_column), labels=labels_in(data, label_column), tokenizer=tokenizer, unit=unit_of(data)
+        )
         for data in (reference, current)
     ]
     for name, found in zip(("reference", "current"), profiles, strict=True):
@@ -52,4 +54,6 @@ def check_drift(
         results.append(
             CheckResult(name, verdict, said, {"js_distance": distance}, {"warn": warn, "fail": fail}, remedy)
         )
-    return CheckReport(f"Drift between {profiles[0].num_rows:,} and {profiles[1].num_rows:,} rows", results)
+    first, second = profiles
+    noun = f" {first.unit}s" if first.unit != second.unit else ""
+    return CheckReport(f"Drift between {first.num_rows:,}{noun} and {second.num_rows:,} {second.unit}s", results)

@@ -20,7 +20,7 @@ from utils.errors import DataError, DataTypeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EMPTY = "the dataset has no rows; there is nothing to check."
+_EMPTY = "the dataset has no examples; there is nothing to check."
 
 
 def check_samples(
@@ -40,7 +40,7 @@ def check_samples(
     held_out = None if module.validation is None else read_sample(module.validation)
     if train is None:
         raise DataTypeError(
-            f"Expected rows of numbers, images or token ids; a row of this {type(data).__name__} holds none. Give pairs "
+            f"Expected examples of numbers, images or token ids; one of this {type(data).__name__} holds none. Give pairs "
             "(inputs, labels) or dicts with input_ids or pixel_values."
         )
     expected = expectations(model, spec, tokenizer, module.pad_token_id, majority=majority)
@@ -148,10 +148,10 @@ def _report(train: Sample, validation: Sample | None, expected: Expectations) ->
         summaries["labels"], figure = _classes(train)
     elif kind == "numbers":
         summaries["targets"] = _targets(train)
-    summaries["exact duplicates"] = "No more rows repeat than chance explains."
+    summaries["exact duplicates"] = "No more examples repeat than chance explains."
     if validation is not None:
         summaries["leakage"] = (
-            "Validation rows stand in training no more often than training rows repeat, and no feature is the label."
+            "Validation examples stand in training no more often than training examples repeat, and no feature is the label."
         )
         summaries["validation"] = "Validation inputs and targets have the distribution of training."
     names = [*summaries, *(one.check for one in findings if one.check not in summaries)]
@@ -160,7 +160,7 @@ def _report(train: Sample, validation: Sample | None, expected: Expectations) ->
                 figure if name == "labels" else None)
         for name in dict.fromkeys(names)
     ]  # fmt: skip
-    return CheckReport(f"Data quality of {train.num_rows:,} row{'' if train.num_rows == 1 else 's'}", results)
+    return CheckReport(f"Data quality of {train.num_rows:,} example{'' if train.num_rows == 1 else 's'}", results)
 
 
 def _result(name: str, summary: str, findings: Sequence[DataFinding], figure: Figure | None) -> CheckResult:
@@ -177,8 +177,8 @@ def _result(name: str, summary: str, findings: Sequence[DataFinding], figure: Fi
 def _rows(train: Sample, validation: Sample | None) -> str:
     read = "" if train.is_complete else f", of which {len(train):,} were read, evenly spaced"
     if validation is None:
-        return f"{train.num_rows:,} rows{read}. No validation data was given to compare with."
-    return f"{train.num_rows:,} rows{read}; {validation.num_rows:,} validation rows."
+        return f"{train.num_rows:,} examples{read}. No validation data was given to compare with."
+    return f"{train.num_rows:,} examples{read}; {validation.num_rows:,} validation examples."
 
 
 def _inputs(sample: Sample) -> dict[str, str]:
@@ -187,18 +187,18 @@ def _inputs(sample: Sample) -> dict[str, str]:
         ids, lengths = sample.inputs[is_token], is_token.sum(axis=1)
         least, largest = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
         least_N, most_N = int(lengths.min()), int(lengths.max())
-        how_long = f"Every row has {most_N:,}" if least_N == most_N else f"Rows have {least_N:,} to {most_N:,}"
+        how_long = f"Every example has {most_N:,}" if least_N == most_N else f"Examples have {least_N:,} to {most_N:,}"
         return {
             "tokens": f"{how_long} tokens with ids {least:,} to {largest:,}, {len(np.unique(ids)):,} of them different."
         }
     values = sample.inputs[np.isfinite(sample.inputs)]
     shape = " x ".join(map(str, sample.inputs.shape[1:])) or "1"
     if not values.size:
-        return {"inputs": f"Rows of {shape} numbers, none of them finite."}
+        return {"inputs": f"Examples of {shape} numbers, none of them finite."}
     constant = int((sample.columns() == sample.columns()[0]).all(axis=0).sum())
     return {
-        "inputs": f"Rows of {shape} numbers from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}, standard "
-        f"deviation {values.std():.4g}; {constant} constant columns."
+        "inputs": f"Examples of {shape} numbers from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}, "
+        f"standard deviation {values.std():.4g}; {constant} constant columns."
     }
 
 
@@ -214,15 +214,15 @@ def _classes(sample: Sample) -> tuple[str, Figure]:
     order = np.argsort(-counts, kind="stable")
     bars = {f"{names[index]:g}": int(counts[index]) for index in order}
     if not bars:
-        return "No row has a label.", label_bars(bars)
+        return "No example has a label.", label_bars(bars, noun="example")
     most, least = int(counts.max()), int(counts.min())
-    return f"{len(bars):,} classes, with {least:,} to {most:,} rows each.", label_bars(bars)
+    return f"{len(bars):,} classes, with {least:,} to {most:,} examples each.", label_bars(bars, noun="example")
 
 
 def _targets(sample: Sample) -> str:
     assert sample.labels is not None
     known = sample.labels[np.isfinite(sample.labels)]
     if not known.size:
-        return "No row has a finite target."
+        return "No example has a finite target."
     spread = f"mean {known.mean():.4g}, standard deviation {known.std():.4g}"
     return f"Targets from {known.min():.4g} to {known.max():.4g}, {spread}."

@@ -89,7 +89,7 @@ def find_batch_size(
         raise ConfigError(f"max_batch_size must be at least 1; got {max_batch_size}.")
     if isinstance(train_data, DataLoader):
         raise DataTypeError(
-            "find_batch_size needs rows, and a DataLoader has a batch size of its own. Give loader.dataset, and "
+            "find_batch_size needs single examples, and a DataLoader has a batch size of its own. Give loader.dataset, and "
             "data_collator=loader.collate_fn where it has one."
         )
     job = TrialTraining.of(model, train_data, training_config, task_spec, tokenizer, data_collator)
@@ -114,7 +114,7 @@ def find_batch_size(
         largest = _largest(fits, limits[limited_by])
     if largest == 0:
         raise ConfigError(
-            "not even one row fits into the memory. Shorten max_length, set gradient_checkpointing=True, or take a smaller "
+            "not even one example fits into the memory. Shorten max_length, set gradient_checkpointing=True, or take a smaller "
             "model."
         )
     if not all(tried.values()):
@@ -232,10 +232,10 @@ def _kept_for_backward(job: TrialTraining, rows: int) -> int:
 
 def _batch_note(size: int, limited_by: str, accumulation: int, on_cpu: bool) -> str:
     reasons = {
-        "memory": f"{size} rows are the most that fitted; leave a margin for a long training.",
-        "estimate": f"{size} rows fit; more would by an estimate need over {_USABLE:.0%} of the free memory.",
-        "data": f"{size} rows fit, and the training data have no more.",
-        "max_batch_size": f"{size} rows fit, and no more were tried (max_batch_size).",
+        "memory": f"{size} examples are the most that fitted; leave a margin for a long training.",
+        "estimate": f"{size} examples fit; more would by an estimate need over {_USABLE:.0%} of the free memory.",
+        "data": f"{size} examples fit, and the training data have no more.",
+        "max_batch_size": f"{size} examples fit, and no more were tried (max_batch_size).",
     }
     kept = f" With gradient_accumulation_steps={accumulation} a step has at least as many samples as planned."
     slow = " On a CPU a larger batch seldom trains faster." if on_cpu else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ SAMPLES_FILE = "samples.jsonl"
 
 # Tokens of a beginning, and the most it may take to reach the end of a word. Small vocabularies have several tokens a word.
 _PROMPT_TOKENS, _MOST_PROMPT_TOKENS = 8, 32
+# Blocks that are looked at for a beginning that differs from those before, as questions repeat in some datasets.
+_MOST_BLOCKS = 64
+# Validation samples whose classes are looked at, to show samples of several.
+_MOST_CANDIDATES = 64
 # Tokens of a question at most.
 _MOST_QUESTION_TOKENS = 256
 
@@ -85,7 +90,7 @@ class SamplePredictions(Callback):
 
     Args:
         tokenizer: turns ids into text; None: ids are shown.
-        count: how many samples, spread over the validation data.
+        count: how many samples at most, spread over the validation data and its classes, as far as its first samples have them.
         tell: called with each validation's rows {"input", "true", "predicted", "score"}, in the thread that trains.
     """
 
@@ -95,17 +100,20 @@ class SamplePredictions(Callback):
         self.tokenizer, self.count = tokenizer, count
         self._tell = tell
         self._works = True
+        self._chosen: list[int] | None = None
 
     def on_train_begin(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
-        """A new training: what could not be shown before may be now."""
-        self._works = True
+        """A new training: what could not be shown before may be now, and its data may be others."""
+        self._works, self._chosen = True, None
 
     def on_evaluate_end(self, trainer: Trainer, logs: dict[str, Any] | None = None) -> None:
         """Predict, keep and tell. What cannot be predicted is reported once and not tried again; training continues."""
         if not self._works or trainer.task is None or trainer.data is None:
             return
         try:
-            rows = _predicted(trainer, self.tokenizer or trainer.tokenizer, self.count)
+            if self._chosen is None:
+                self._chosen = _chosen_samples(trainer, self.count)
+            rows = _predicted(trainer, self.tokenizer or trainer.tokenizer, self._chosen)
         except TrainbookError as error:
             self._works = False
             trainer.notice(f"No sample predictions: {error}")
@@ -114,8 +122,51 @@ class SamplePredictions(Callback):
             _keep(trainer, rows, self._tell)
 
 
-def _predicted(trainer: Trainer, tokenizer: Any, count: int) -> list[dict[str, Any]]:
-    """Rows of the task's predictions for some of the validation samples; none for a stream, or a task that shows none."""
+def _chosen_samples(trainer: Trainer, count: int) -> list[int]:
+    """Numbers of the validation samples to show, in order: spread over the data, and over classes where these are learned.
+
+    None of a stream.
+    """
+    from utils.data.sources import StreamSource
+
+    assert trainer.task is not None
+    assert trainer.data is not None
+    source, total = trainer.data.validation, trainer.data.num_validation
+    if source is None or isinstance(source, StreamSource) or not total:
+        return []
+    places = _spread(min(count, total), total)
+    if trainer.task.label_kind != "class" or len(set(_classes_in(source.take(places)))) == len(places):
+        return places
+    candidates = _spread(min(_MOST_CANDIDATES, total), total)
+    by_class: dict[Any, list[int]] = {}
+    for place, label in zip(candidates, _classes_in(source.take(candidates)), strict=False):
+        by_class.setdefault(label, []).append(place)
+    # The first of each class, then the second of each, and so on: as many classes as there are samples.
+    turns = [place for turn in zip_longest(*by_class.values()) for place in turn if place is not None]
+    return sorted(turns[: len(places)]) or places
+
+
+def _spread(count: int, total: int) -> list[int]:
+    """`count` of `total` numbers, evenly spread."""
+    return [index * total // count for index in range(count)]
+
+
+def _classes_in(batch: Mapping[str, Any]) -> list[Any]:
+    """The class of each sample: a number, the numbers of several classes, or of the tags of its tokens; [] without labels."""
+    from utils.data.batch import IGNORED
+
+    labels = batch.get("labels")
+    if labels is None:
+        return []
+    if labels.dim() == 1:
+        return list(labels.tolist())
+    if labels.is_floating_point():
+        return [tuple((row > 0.5).nonzero().flatten().tolist()) for row in labels]
+    return [tuple(row[row != IGNORED].unique().tolist()) for row in labels]
+
+
+def _predicted(trainer: Trainer, tokenizer: Any, places: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of the task's predictions for the validation samples `places`; none for a task that shows none."""
     from utils.adapters.forward import ModelCall
     from utils.adapters.left_as_found import state_kept
     from utils.data.sources import StreamSource
@@ -123,11 +174,10 @@ def _predicted(trainer: Trainer, tokenizer: Any, count: int) -> list[dict[str, A
 
     assert trainer.task is not None
     assert trainer.data is not None
-    source, total = trainer.data.validation, trainer.data.num_validation
-    if source is None or isinstance(source, StreamSource) or not total:
+    source = trainer.data.validation
+    if source is None or isinstance(source, StreamSource) or not places:
         return []
-    count = min(count, total)
-    batch = source.take([index * total // count for index in range(count)])
+    batch = source.take(places)
     device = next((parameter.device for parameter in trainer.model.parameters()), None)
     batch = {name: value.to(device) for name, value in batch.items()}
     wording = Wording(tokenizer, _class_names(trainer))
@@ -179,23 +229,33 @@ def prompts_from(blocks: Any, tokenizer: Any, count: int = 2) -> tuple[str, ...]
     Args:
         blocks: an indexable dataset of samples with `input_ids` (T,), or None; of others there are no prompts.
         tokenizer: decodes ids; None: no prompts.
-        count: how many, spread over the blocks.
+        count: how many at most, spread over the blocks. They all differ: where the data repeat one, the next other one is
+            taken, as far as it is among the next 64 blocks.
     """
     if blocks is None or tokenizer is None or not len(blocks):
         return ()
-    prompts = []
-    for index in range(min(count, len(blocks))):
-        place = index * len(blocks) // count
-        ids = _ids_of(blocks[place])
-        if ids is None:
-            return ()
-        if (question := _question_of(blocks[place], tokenizer)) is not None:
-            prompts.append(question)
-            continue
-        before = _ids_of(blocks[place - 1]) if place else None
-        first, last = ids[: _MOST_PROMPT_TOKENS + 1], () if before is None else before[-1:]
-        prompts.append(_first_words([int(token) for token in first], [int(token) for token in last], tokenizer))
-    return tuple(prompts)
+    prompts: dict[str, str] = {}  # without the spacing -> as it stands
+    for start in (index * len(blocks) // count for index in range(min(count, len(blocks)))):
+        for offset in range(min(_MOST_BLOCKS, len(blocks))):
+            prompt = _prompt_at(blocks, (start + offset) % len(blocks), tokenizer)
+            if prompt is None:
+                return ()
+            if (known := " ".join(prompt.split())) not in prompts:
+                prompts[known] = prompt
+                break
+    return tuple(prompts.values())
+
+
+def _prompt_at(blocks: Any, place: int, tokenizer: Any) -> str | None:
+    """The beginning of one block; None where it holds no token ids."""
+    ids = _ids_of(blocks[place])
+    if ids is None:
+        return None
+    if (question := _question_of(blocks[place], tokenizer)) is not None:
+        return question
+    before = _ids_of(blocks[place - 1]) if place else None
+    first, last = ids[: _MOST_PROMPT_TOKENS + 1], () if before is None else before[-1:]
+    return _first_words([int(token) for token in first], [int(token) for token in last], tokenizer)
 
 
 def _question_of(sample: Any, tokenizer: Any) -> str | None:

@@ -114,7 +114,7 @@ class DataSettings(Schema):
     )
     data_kind: Literal["auto", "text", "conversations", "pairs"] = setting(
         "auto",
-        "Kind of rows",
+        "Kind of data",
         "conversations: dialogues, with the loss on the answers. pairs: a text and the text to generate for it, such as "
         "article and summary. text: plain text. auto: conversations if the file contains them, else text.",
     )

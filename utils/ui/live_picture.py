@@ -9,6 +9,7 @@ from utils.ui.live_run import LiveRun, Phase
 from utils.ui.run_past import Curve
 from utils.views.curves import SMOOTHED_LOSS, VALIDATION_LOSS
 from utils.views.live import LivePicture, Notice, Small, Validation
+from utils.views.values import SCORES, score_card
 
 _DOING: dict[Phase, str] = {
     "starting": "Getting ready",
@@ -61,7 +62,7 @@ def live_picture(run: LiveRun, notices: Sequence[str] = (), stop_reason: str | N
         left=_left(run),
         validating=_validating(run),
         validations=_validations(run),
-        metric=run.metric or "",
+        metric=SCORES.get(run.metric or "", run.metric or ""),
         events=list(run.log)[: -_EVENTS - 1 : -1],
         event_count=run.event_count,
         samples=run.samples,
@@ -133,10 +134,6 @@ def _validations(run: LiveRun) -> list[Validation]:
     ]  # fmt: skip
 
 
-def _score(run: LiveRun, value: float | None) -> str:
-    return _number(value, ".1%" if run.metric == "accuracy" else ".3f") or "–"
-
-
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
@@ -197,6 +194,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _awaits_baseline(run: LiveRun) -> bool:
+    """Whether a baseline can still come: with its first validation a language model has one, or there is none."""
+    return not run.over and run.over_tokens is not False and run.validation.last is None
+
+
 def _facts(run: LiveRun) -> dict[str, str]:
     facts = {}
     # While a run is under way, numbers that are still to come have their places: the page must not jump.
@@ -205,8 +207,7 @@ def _facts(run: LiveRun) -> dict[str, str]:
     if run.validation.last is not None or not run.over:
         facts[VALIDATION_LOSS] = _number(run.validation.last, ".4f") or "– (none yet)"
     if run.best_score is not None and run.validations:
-        newest = run.validations[-1].metric
-        facts[f"validation {run.metric}"] = f"{_score(run, newest)} (best {_score(run, run.best_score)})"
+        facts |= score_card(run.metric or "", run.validations[-1].metric, run.best_score)
     if run.best is not None:
         value, step = run.best
         facts["best"] = f"{value:.4f}" if step is None else f"{value:.4f} (step {step:,})"
@@ -218,7 +219,7 @@ def _facts(run: LiveRun) -> dict[str, str]:
         facts[f"{'below' if better else 'above'} baseline by"] = (
             f"{abs(loss - run.validation.last):.3f} ({name} {loss:.3f})"
         )
-    elif not run.over:
+    elif _awaits_baseline(run):
         facts["below baseline by"] = "–"
     if run.saved_file is not None or not run.over:
         facts["saved"] = run.saved_file or "–"

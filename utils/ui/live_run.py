@@ -16,6 +16,7 @@ from utils.scrubbing import describe_error
 from utils.training.engine.callbacks import Callback
 from utils.training.samples import as_prompt_and_text
 from utils.ui.run_past import MAX_LIVE_POINTS, Curve, baseline_of, past_of
+from utils.views.values import SCORES
 
 if TYPE_CHECKING:
     from utils.training.engine.trainer import Trainer
@@ -27,8 +28,6 @@ Row = Mapping[str, Any]
 # enough steps, over the last quarter of them, or it would stand far above a loss that falls fast at first.
 _SMOOTHING, _QUARTER = 0.95, 4
 
-#: Metrics of a validation that say more than its loss, of which the highest is the best.
-SCORES = ("accuracy", "r2")
 # Seconds of steps that the shown speed is a mean of.
 _SPEED_WINDOW_S = 10.0
 
@@ -146,7 +145,8 @@ class LiveRun:
         loss, smoothed, validation, rate, norm, speed, memory: `Curve`s over steps; the smoothed one is an exponential mean
             over about 20 steps, `speed` is in targets per second, which
             `speed_unit` calls by their name, `memory` in bytes.
-        baseline: name and loss of a model that ignores its inputs, or None.
+        baseline: name and loss of a model that ignores its inputs, or None; over_tokens: whether the loss is over tokens of a
+            vocabulary (None: not known yet).
         validations: `Validated`, the newest last; metric: what their second metric is, or None;
             best_score: its highest value where it is one of `SCORES`.
         log: (step, what happened), the newest last; event_count: how many there were, those that the log dropped included.
@@ -168,6 +168,7 @@ class LiveRun:
         self.norm, self.speed, self.memory = (Curve(MAX_LIVE_POINTS // 4) for _ in range(3))
         self.speed_unit = "tokens/s"
         self.baseline: tuple[str, float] | None = None
+        self.over_tokens: bool | None = None
         self.validations: deque[Validated] = deque(maxlen=MAX_VALIDATIONS)
         self.metric: str | None = None
         self.best_score: float | None = None
@@ -279,8 +280,7 @@ class LiveRun:
     def _on_train_begin(self, event: RunEvent) -> None:
         values = event.values
         self.total_steps, self.epochs = values.get("total_steps"), int(values.get("epochs") or 0)
-        if values.get("over_tokens") is False:
-            self.speed_unit = "targets/s"
+        self._take_kind(values.get("over_tokens"))
         self.run_dir = values.get("run_dir")
         self.name = Path(self.run_dir).name if self.run_dir else ""
         for row in values.get("rows", ()):
@@ -379,13 +379,19 @@ class LiveRun:
         if self.metric is None:
             self.metric = next((name for name in ("perplexity", *SCORES) if f"val/{name}" in values), None)
             if self.metric in SCORES:
-                self.speed_unit = "targets/s"
+                self._take_kind(False)
         found = None if self.metric is None else values.get(f"val/{self.metric}")
         if found is not None and self.metric in SCORES:
             self.best_score = found if self.best_score is None else max(self.best_score, found)
         if self.validations and self.validations[-1].step == step:
             self.validations.pop()
         self.validations.append(Validated(step, self.smoothed.last, loss, found, elapsed_s))
+
+    def _take_kind(self, over_tokens: bool | None) -> None:
+        """Whether the loss is over tokens decides the unit of the speed, and which baseline is to be expected."""
+        self.over_tokens = over_tokens
+        if over_tokens is False:
+            self.speed_unit = "targets/s"
 
     def _take_baseline(self, values: Row) -> None:
         if values.get("baseline") is not None:

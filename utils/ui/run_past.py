@@ -14,9 +14,9 @@ from utils.views.curves import Point, Points
 # Most points of a live curve: it is drawn anew twice a second, and a panel is not wider than this.
 MAX_LIVE_POINTS = 400
 
-#: Entry of doctor.jsonl -> the name of that baseline, what a model scores that ignores its inputs; the best one first.
+#: Entry of doctor.jsonl -> the name of that baseline of a language model, which ignores its inputs; the best one first.
 _BASELINES = {
-    "validation_unigram_loss": "unigram model", "unigram_loss": "unigram entropy", "guess_loss": "baseline without inputs",
+    "validation_unigram_loss": "unigram model", "unigram_loss": "unigram entropy",
 }  # fmt: skip
 
 
@@ -42,7 +42,10 @@ def baseline_of(run_dir: Path) -> tuple[str, float] | None:
         for row in starts:
             if isinstance(row.get(key), (int, float)):
                 return name, float(row[key])
-    return None
+    from utils.training.diagnosis.record import constant_baseline  # numpy, which the wizard does without
+
+    found = constant_baseline(run_dir)
+    return None if found is None or not math.isfinite(found[1].loss) else (found[0], found[1].loss)
 
 
 class Curve:

@@ -208,7 +208,7 @@ def _source_rows(state: WizardState) -> dict[str, str]:
 
 def _step_rows(step: WizardStep, state: WizardState) -> dict[str, str]:
     changed = SetupConfig().differences().keys() ^ state.setup.differences().keys()
-    fields = [f for f in state.fields(step) if f not in step.advanced or f.name in changed]
+    fields = [f for f in state.listed_fields(step) if f not in step.advanced or f.name in changed]
     rows = {f.title: state.shown_value(f) for f in fields}
     if step.name == "model":
         rows = {**_source_rows(state), **model_rows(state.facts)}

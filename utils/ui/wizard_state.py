@@ -190,6 +190,18 @@ class WizardState(EditedSetup):
             field for field in chosen.all_fields if concerns(field, self.source) and self._has_meaning(field.name)
         )
 
+    def listed_fields(self, step: WizardStep) -> tuple[WizardField, ...]:
+        """The settings of a step that a summary lists: those of `fields` that apply to what was chosen.
+
+        A form offers more: where nothing is chosen yet, and where only the first of several files is known.
+        """
+        not_applying = {"pretrained_model", *(["text_column"] if self.recognised.is_text else [])}
+        return tuple(
+            field
+            for field in self.fields(step)
+            if field.name not in not_applying or getattr(self.setup, field.name) is not None
+        )
+
     def _has_meaning(self, name: str) -> bool:
         """Whether a setting has a meaning beside the values of the others."""
         is_mixed = bool(self.setup.mixture)
@@ -311,7 +323,7 @@ class WizardState(EditedSetup):
         """Essential settings and those that are not at their defaults; what differs from the preset is marked in words."""
         changed = self.changed()
         shown_fields = [
-            f for step in STEPS for f in self.fields(step)
+            f for step in STEPS for f in self.listed_fields(step)
             if f not in step.advanced or f.name in changed or getattr(self.setup, f.name) != f.default
         ]  # fmt: skip
         rows = {}

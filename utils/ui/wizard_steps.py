@@ -315,7 +315,7 @@ STEPS: tuple[WizardStep, ...] = (
     WizardStep(
         "tokenizer", "Tokenizer", "How text becomes token ids. The model's vocabulary is the upper limit.",
         _fields("tokenizer_strategy vocab_size max_length"),
-        _topics({"Rows and packing": "data_kind packing shuffle_documents document_masks"}), _check_tokenizer,
+        _topics({"Kind of data and packing": "data_kind packing shuffle_documents document_masks"}), _check_tokenizer,
     ),
     WizardStep(
         "model", "Model", "What is trained. Its sizes are read from the model itself.",

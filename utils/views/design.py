@@ -242,6 +242,8 @@ linear-gradient(45deg,transparent 50%,var(--tb-ink) 50%),linear-gradient(135deg,
 .tb .tb-topic{overflow:visible;margin:0}
 .tb .tb-topic .tb-fields:empty{margin:0}
 .tb .tb-fields .tb-across{grid-column:1/-1}
+.tb .tb-fields .tb-across .widget-dropdown select,.tb .tb-fields .tb-across.widget-dropdown select{align-self:flex-start;
+width:auto;min-width:min(100%,300px);max-width:100%}
 .tb .tb-cards{display:block;height:auto;margin:0}
 .tb .tb-cards .widget-label{display:block;width:auto!important;text-align:left;font-weight:600;line-height:1.45;height:auto}
 .tb .tb-cards div{display:grid;grid-template-columns:repeat(auto-fit,minmax(clamp(17%,calc((700px - 100%)*999),30%),1fr));

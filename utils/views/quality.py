@@ -15,13 +15,16 @@ _COLOUR, _LIMIT = "#1f4e9c", "#c05a00"
 MAX_BARS = 30
 
 
-def length_histogram(lengths: Sequence[int] | np.ndarray, unit: str, limit: int | None = None) -> Figure:
+def length_histogram(
+    lengths: Sequence[int] | np.ndarray, unit: str, limit: int | None = None, *, noun: str = "row"
+) -> Figure:
     """How many rows have which length, lengths on a logarithmic axis.
 
     Args:
         lengths: one a row; those of 0 are named under the title.
         unit: what they are counted in.
         limit: where rows will be cut: a labelled line.
+        noun: what a row is called, such as "text".
     """
     from matplotlib.figure import Figure
 
@@ -29,9 +32,9 @@ def length_histogram(lengths: Sequence[int] | np.ndarray, unit: str, limit: int 
     empty, values = int((values == 0).sum()), values[values > 0]
     figure = Figure(figsize=(8, 3.5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    figure.suptitle("Lengths of the rows")
+    figure.suptitle(f"Lengths of the {noun}s")
     if empty:
-        axes.set_title(f"{empty:,} empty rows are not drawn", fontsize=9)
+        axes.set_title(f"{empty:,} empty {noun}s are not drawn", fontsize=9)
     if len(values):
         first, last = int(values.min()), int(values.max())
         edges = np.unique(np.round(np.geomspace(first, last + 1, 41)))
@@ -42,13 +45,13 @@ def length_histogram(lengths: Sequence[int] | np.ndarray, unit: str, limit: int 
         axes.axvline(limit, color=_LIMIT, linestyle="--", label=f"max_length: {limit:,}")
         axes.legend(frameon=False, fontsize=9)
     axes.set_xlabel(unit)
-    axes.set_ylabel("rows")
+    axes.set_ylabel(f"{noun}s")
     _plain(axes)
     return figure
 
 
-def label_bars(counts: Mapping[str, int]) -> Figure:
-    """How many rows have each label, most frequent first; beyond `MAX_BARS` the rest together."""
+def label_bars(counts: Mapping[str, int], *, noun: str = "row") -> Figure:
+    """How many rows have each label, most frequent first; beyond `MAX_BARS` the rest together. `noun` names a row."""
     from matplotlib.figure import Figure
 
     shown = list(counts.items())[:MAX_BARS]
@@ -56,14 +59,14 @@ def label_bars(counts: Mapping[str, int]) -> Figure:
         shown.append((f"{len(counts) - MAX_BARS:,} others", sum(list(counts.values())[MAX_BARS:])))
     figure = Figure(figsize=(8, 1.2 + 0.25 * len(shown)), dpi=110, layout="constrained")
     axes = figure.subplots()
-    figure.suptitle("Rows of each label")
+    figure.suptitle(f"{noun.capitalize()}s of each label")
     places = range(len(shown))
     bars = axes.barh(places, [count for _, count in shown], color=_COLOUR)
     axes.bar_label(bars, [f"{count:,}" for _, count in shown], padding=3, fontsize=8)
     # A label may hold a dollar sign, which would begin a formula.
     axes.set_yticks(places, [name[:40].replace("$", r"\$") for name, _ in shown], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("rows")
+    axes.set_xlabel(f"{noun}s")
     _plain(axes)
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from utils.views.html import Html, element, text
@@ -10,10 +11,31 @@ from utils.views.html import Html, element, text
 _FOR, _AGAINST = "#3b82d6", "#d9730d"
 
 
-def attribution_strip(tokens: Sequence[tuple[str, float]]) -> Html:
-    """Tokens with their attribution: tinted by size, and the signed number under each."""
+# Contributions that together reach this share of the explained value have full tints; below it tints fade in proportion. A
+# tenth is what the sum may miss of the change before it is called approximate: what is smaller may be an error of the method.
+_FULL_SHARE = 0.1
+#: Share of the explained value below which a text is said to hardly change it: its tints then have a tenth of their strength.
+HARDLY_SHARE = 0.01
+
+
+def share_of(tokens: Sequence[tuple[str, float]], value: float) -> float:
+    """The sizes of all contributions together, relative to the size of the value that they explain.
+
+    Sizes and not the sum, in which large contributions for and against cancel. Infinite for a value of 0.
+    """
+    total = sum(abs(score) for _, score in tokens)
+    return total / abs(value) if value else math.inf
+
+
+def attribution_strip(tokens: Sequence[tuple[str, float]], value: float | None = None) -> Html:
+    """Tokens with their attribution: tinted by size, and the signed number under each.
+
+    Args:
+        value: the explained value; beside it, negligible contributions are hardly tinted. None: the largest has the full tint.
+    """
     largest = max((abs(score) for _, score in tokens), default=0.0) or 1.0
-    rows = [(token, f"{score:+.2g}", score / largest) for token, score in tokens]
+    full = 1.0 if value is None else min(1.0, share_of(tokens, value) / _FULL_SHARE)
+    rows = [(token, f"{score:+.2g}", full * score / largest) for token, score in tokens]
     return token_strip(rows, "attribution of each token")
 
 

@@ -8,6 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+#: Metrics of a validation that say more than its loss, of which the highest is the best, and their names on screens.
+SCORES: Mapping[str, str] = {"accuracy": "accuracy", "r2": "R\N{SUPERSCRIPT TWO}"}
+
+
+def score_in(row: Mapping[str, Any]) -> str | None:
+    """The score of `SCORES` that a validation's row has; None of a language model, which is judged by its perplexity."""
+    return None if "val/perplexity" in row else next((name for name in SCORES if f"val/{name}" in row), None)
+
+
+def score_text(name: str | None, value: float | None) -> str:
+    """A score in words, such as "87.5%" for an accuracy; a dash where it is not known."""
+    return "\N{EN DASH}" if value is None else f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
+
+
+def score_card(name: str, newest: float | None, best: float, more: str = "") -> dict[str, str]:
+    """A score as an entry of `number_cards`: the newest value, with the best one and `more` in the note."""
+    notes = [f"best {score_text(name, best)}", *([more] if more else [])]
+    return {f"validation {SCORES[name]}": f"{score_text(name, newest)} ({', '.join(notes)})"}
+
 
 @dataclass(frozen=True)
 class ValueRow:

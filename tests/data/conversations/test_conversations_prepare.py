@@ -127,7 +127,7 @@ def test_models_that_would_mix_conversations_get_one_a_row():
     assert "Plain would let them see each other" in "\n".join(data.report.notes)
     assert len(data.train) == 40
     assert "position_ids" not in data.train.take([0])
-    with pytest.raises(ConfigError, match="lets the conversations of a row see each other"):
+    with pytest.raises(ConfigError, match="lets the conversations of a block see each other"):
         prepare_conversations(records(), model=Plain(), max_length=64, val_split=0, pack=True)
 
 

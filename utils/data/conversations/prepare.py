@@ -115,16 +115,16 @@ def prepare_conversations(
     _check_targets(parts, sizes.max_length)
     notes += _stop_ids(model, renderer.notes.end_ids)
     if shortened := sum(part.shortened for part in parts):
-        notes.append(f"{shortened:,} prompts were cut at their end, so that they fit into a row with their answers.")
+        notes.append(f"{shortened:,} prompts were cut at their end, so that they fit into a block with their answers.")
     packed = pack is True or (pack == "auto" and model is not None and keeps_segments_apart(model))
     if pack is True and model is not None and not keeps_segments_apart(model):
         raise ConfigError(
-            f"pack=True, but {type(model).__name__} lets the conversations of a row see each other: its attention does not "
+            f"pack=True, but {type(model).__name__} lets the conversations of a block see each other: its attention does not "
             "follow position_ids. Use pack=False, or pack='auto'."
         )
     if pack == "auto" and not packed:
         reason = "no model is given" if model is None else f"{type(model).__name__} would let them see each other"
-        notes.append(f"Each row holds one conversation: {reason}.")
+        notes.append(f"Each block holds one conversation: {reason}.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     members = [_members(part, sizes.max_length, packed) for part in parts]
     data = [_examples(*part, sizes.max_length, pad_id, packed) for part in zip(parts, members, strict=True)]

@@ -80,6 +80,6 @@ class ConversationsReport(PreparationReport):
             "Trained on": f"{self.supervised_share:.1%} of the tokens",
             "Ends": f"{self.ended_share:.1%} of the conversations train the end of the last answer",
             "Truncation": cut if self.truncated or self.dropped else "nothing was cut",
-            "Rows": f"{self.num_rows_packed:,} rows of {self.max_length:,} positions, {how}; {self.fill:.1%} filled",
+            "Blocks": f"{self.num_rows_packed:,} blocks of {self.max_length:,} positions, {how}; {self.fill:.1%} filled",
         }
         return {**rows, "Notes": "\n".join(self.notes)} if self.notes else rows

@@ -61,6 +61,7 @@ class TextProfile:
         digests: 64-bit digest of each row's text, uint64; 0 for empty rows.
         signatures: MinHash signatures (uint32) of the first `MOST_COMPARED` rows; rows without words are all zero.
         labels: how often each label occurs; None without labels. num_unlabelled: rows without one.
+        unit: what reports call a row: "row" of a table, or "text".
     """
 
     num_rows: int
@@ -77,6 +78,7 @@ class TextProfile:
     labels: Counter[Any] | None = None
     num_unlabelled: int = 0
     empty_examples: Sequence[int] = ()
+    unit: str = "row"
 
     @property
     def num_characters(self) -> int:
@@ -110,13 +112,16 @@ class TextProfile:
         return np.compress(self.digests[pairs[:, 0]] != self.digests[pairs[:, 1]], pairs, axis=0)
 
 
-def profile_texts(texts: Iterable[Any], *, labels: Iterable[Any] | None = None, tokenizer: Any = None) -> TextProfile:
+def profile_texts(
+    texts: Iterable[Any], *, labels: Iterable[Any] | None = None, tokenizer: Any = None, unit: str = "row"
+) -> TextProfile:
     """Measure texts.
 
     Args:
         texts: any number of them, read once and in order; what is no str is counted, not an error.
         labels: one a text: a class, or several (a list: multi-label); None: no label for this row.
         tokenizer: a fast tokenizer, to measure lengths in tokens; None: only characters.
+        unit: what reports call one of them.
     Raises:
         DataError: there are not as many labels as texts.
     """
@@ -132,6 +137,7 @@ def profile_texts(texts: Iterable[Any], *, labels: Iterable[Any] | None = None, 
         digests=np.frombuffer(found.digests, dtype=np.uint64) if found.digests else np.zeros(0, np.uint64),
         signatures=np.stack(found.signatures) if found.signatures else np.zeros((0, _HASHES), np.uint32),
         labels=label_counts, num_unlabelled=num_unlabelled, empty_examples=found.empty_examples,
+        unit=unit,
     )  # fmt: skip
 
 

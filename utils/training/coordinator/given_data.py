@@ -258,13 +258,13 @@ def _from_rows(given: DataArguments) -> GivenData:
     kept = max(1, round(count * given.val_split)) if given.val_split > 0 else 0
     if kept >= count:
         raise DataError(
-            f"got {count} row{'' if count == 1 else 's'} of token ids, too few to keep some of them for validation. "
+            f"got {count} example{'' if count == 1 else 's'} of token ids, too few to keep some of them for validation. "
             "Give more, or val_split=0."
         )
     if kept == 0:
         return GivenData(rows, None, given.tokenizer, given.task_spec)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(given.seed)).tolist()
-    notice = f"{kept:,} of {count:,} rows, drawn with seed {given.seed}, are for validation."
+    notice = f"{kept:,} of {count:,} examples, drawn with seed {given.seed}, are for validation."
     train, validation = _chosen(rows, sorted(order[kept:])), _chosen(rows, sorted(order[:kept]))
     return GivenData(train, validation, given.tokenizer, given.task_spec, notices=[notice])
 

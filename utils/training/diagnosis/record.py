@@ -58,6 +58,20 @@ class Guess:
         return f"{self.loss:.4g}" if math.isfinite(self.loss) else f"an accuracy of {self.accuracy or 0.0:.2f}"
 
 
+def constant_baseline(folder: Path) -> tuple[str, Guess] | None:
+    """Name and validation score of the best constant answer, for a run in `folder` that learns classes or numbers.
+
+    None of language models, whose baseline is the unigram model; of several classes a sample; and where nothing was measured.
+    Its loss is infinite where the run's loss has no such baseline, as with label smoothing.
+    """
+    try:
+        record = RunRecord.read(folder)
+    except (DataNotFoundError, ConfigError):
+        return None
+    guess = None if record.over_tokens or record.multi_label else record.validation_guess
+    return None if guess is None else ("class frequencies" if guess.accuracy is not None else "mean target", guess)
+
+
 @dataclass
 class RunRecord:
     """One run.

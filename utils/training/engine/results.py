@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from utils.training.diagnosis.record import Guess
     from utils.training.doctor import Diagnosis
     from utils.training.engine.loss.tasks import Task
     from utils.training.task_spec import TaskSpec
@@ -293,8 +295,9 @@ class TrainingResults(Mapping[str, Any]):
                 rows[f"loss of {name.removeprefix('val/loss/')}"] = f"{value:.4f} {self._task.loss_unit}"
         if (answers := self.answer_ends) is not None:
             rows["answers"] = str(answers)
-        if baseline is not None:
-            rows["unigram model"] = f"{baseline:.4f} nats per target on the same validation text"
+        for name, loss in self._compared(baseline).items():
+            what = "text" if self._task.over_tokens else "data"
+            rows[name] = f"{loss:.4f} {self._task.loss_unit} on the same validation {what}"
         if other := self._other_metrics():
             rows["validation"] = other
         if self.best_value is not None:
@@ -319,10 +322,12 @@ class TrainingResults(Mapping[str, Any]):
 
     def _other_metrics(self) -> str:
         """Metrics of the last validation besides loss and perplexity, for tasks that are not judged by these."""
+        from utils.views.values import SCORES
+
         row = self.evaluate_rows[-1] if self.evaluate_rows and not self._task.over_tokens else {}
         skipped = ("val/loss", "val/mse")
         return ", ".join(
-            f"{name.removeprefix('val/')} {value:.4f}"
+            f"{SCORES.get(name.removeprefix('val/'), name.removeprefix('val/'))} {value:.4f}"
             for name, value in row.items()
             if name.startswith("val/") and name not in skipped
         )
@@ -337,7 +342,7 @@ class TrainingResults(Mapping[str, Any]):
         """The curves of loss and learning rate; also written to the run's plots/curves.png."""
         from utils.views.curves import save_figure, training_curves
 
-        figure = training_curves(self.epoch_rows, self.step_rows, self.evaluate_rows, _named(baseline))
+        figure = training_curves(self.epoch_rows, self.step_rows, self.evaluate_rows, self._compared(baseline))
         self.curves_path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, self.curves_path)
         return figure
@@ -352,7 +357,8 @@ class TrainingResults(Mapping[str, Any]):
         to the run's plots/curves.png too, which the text names.
 
         Args:
-            baseline: a loss to compare with, such as `data.report.unigram_loss`.
+            baseline: a loss to compare with, such as `data.report.unigram_loss`, which is None of other data than texts. A
+                run that learns classes or numbers is then compared with the best constant answer, where it was measured.
         """
         from utils.views.display import show_html
         from utils.views.run_results import curves_html, results_html
@@ -362,9 +368,10 @@ class TrainingResults(Mapping[str, Any]):
         title, rows = f"Training {self.run_name}", {**self.summary(baseline), "curves": str(self.curves_path)}
         cards = self._cards(baseline)
         notes = [text for name, text in rows.items() if name.startswith("note ")]
-        told = {*cards, "unigram model"} if self.val_loss_history else set(cards)
+        compared = self._compared(baseline)
+        told = {*cards, *compared} if self.val_loss_history else set(cards)
         shown = {name: text for name, text in rows.items() if not name.startswith("note ") and name not in told}
-        drawn = curves_html(self.epoch_rows, self.step_rows, self.evaluate_rows, _named(baseline))
+        drawn = curves_html(self.epoch_rows, self.step_rows, self.evaluate_rows, compared)
         page = results_html(title, cards, drawn, shown, notes, folded=self.curves_shown)
         show_html(page, summary_text(title, rows))
 
@@ -381,16 +388,39 @@ class TrainingResults(Mapping[str, Any]):
             more = [] if measured is None else [f"perplexity {measured:.1f}"]
             more += [] if bits is None else [f"{bits:.3f} bits per byte"]
             cards[VALIDATION_LOSS] = f"{last:.4f} ({', '.join(more) or self._task.loss_unit})"
-            if baseline is not None:
-                side = "below" if last <= baseline else "above"
-                cards[f"{side} unigram model by"] = f"{abs(baseline - last):.4f} (unigram model {baseline:.4f})"
+            cards |= self._score_card()
+            for name, loss in self._compared(baseline).items():
+                cards[f"{'below' if last <= loss else 'above'} {name} by"] = (
+                    f"{abs(loss - last):.4f} ({name} {loss:.4f})"
+                )
         if self.best_value is not None:
             where = "" if self.state.best.step is None else f", step {self.state.best.step:,}"
             cards["best"] = f"{self.best_value:.4f} ({self.training_config.monitor}{where})"
         cards["training time"] = duration(self.training_time)
         return cards
 
+    def _score_card(self) -> dict[str, str]:
+        """Accuracy or R² of the last validation with the best value; nothing of a model that is judged by its loss."""
+        from utils.views.values import score_card, score_in, score_text
 
-def _named(baseline: float | None) -> dict[str, float]:
-    """A loss to compare with, by its name."""
-    return {} if baseline is None else {"unigram model": baseline}
+        last = self.evaluate_rows[-1] if self.evaluate_rows else {}
+        if (name := score_in(last)) is None:
+            return {}
+        values = [row[f"val/{name}"] for row in self.evaluate_rows if row.get(f"val/{name}") is not None]
+        most = None if self._constant_baseline is None else self._constant_baseline[1].accuracy
+        more = "" if most is None or name != "accuracy" else f"most frequent class {score_text(name, most)}"
+        return score_card(name, last[f"val/{name}"], max(values), more)
+
+    def _compared(self, baseline: float | None) -> dict[str, float]:
+        """A loss to compare with by its name: the given one, else that of the best constant answer, where it is known."""
+        if baseline is not None:
+            return {"unigram model" if self._task.over_tokens else "baseline": baseline}
+        found = self._constant_baseline
+        return {} if found is None or not math.isfinite(found[1].loss) else {found[0]: found[1].loss}
+
+    @cached_property
+    def _constant_baseline(self) -> tuple[str, Guess] | None:
+        """Read once: the run is over."""
+        from utils.training.diagnosis.record import constant_baseline
+
+        return None if self._task.over_tokens else constant_baseline(self.run_dir)

@@ -44,7 +44,7 @@ def class_findings(
         if len(labels_N) >= _FEWEST_ROWS:
             yield DataFinding(
                 "labels", "constant", "fail", f"All {len(labels_N):,} labels are {classes[0]}: there is nothing to learn.",
-                "Check the label column, and that the rows of the other classes were loaded.",
+                "Check the label column, and that the examples of the other classes were loaded.",
                 {"classes": 1}, {"fewest_classes": 2},
             )  # fmt: skip
     else:
@@ -63,7 +63,7 @@ def flag_findings(labels_NK: np.ndarray, *, validation_MK: np.ndarray | None) ->
     never = np.flatnonzero(shares_K == 0)
     if len(labels_NK) >= _FEWEST_ROWS and len(never) == len(shares_K):
         yield DataFinding(
-            "labels", "constant", "fail", f"None of the {len(labels_NK):,} rows has any class: all flags are 0.",
+            "labels", "constant", "fail", f"None of the {len(labels_NK):,} examples has any class: all flags are 0.",
             "Check the label columns.", {"classes_seen": 0}, {"fewest_classes": 1},
         )  # fmt: skip
     if validation_MK is None or validation_MK.shape[1:] != labels_NK.shape[1:] or not len(validation_MK):
@@ -99,13 +99,13 @@ def _out_of_range(classes: np.ndarray, num_classes: int | None) -> Iterator[Data
         yield DataFinding(
             "labels", "out of range", "fail",
             f"Labels {listed(outside)} are outside 0 to {num_classes - 1}: the model has {num_classes} scores.",
-            f"Number the classes from 0, give the model more outputs, or use {IGNORED} for rows without a label.",
+            f"Number the classes from 0, give the model more outputs, or use {IGNORED} for examples without a label.",
             measured, {"largest_label": num_classes - 1}, in_training=False,
         )  # fmt: skip
     elif num_classes is None and least < 0:
         yield DataFinding(
             "labels", "out of range", "fail", f"Labels {listed(classes[classes < 0])} are below 0.",
-            f"Number the classes from 0; only {IGNORED} marks rows without a label.", measured, {"smallest_label": 0},
+            f"Number the classes from 0; only {IGNORED} marks examples without a label.", measured, {"smallest_label": 0},
         )  # fmt: skip
     elif num_classes is None and least == 1 and len(classes) > 1 and contiguous:
         yield DataFinding(
@@ -123,7 +123,7 @@ def _imbalance(classes: np.ndarray, counts: np.ndarray, majority: float) -> Iter
     label, share = classes[counts.argmax()], most / total
     yield DataFinding(
         "labels", "imbalance", "warn",
-        f"The classes are imbalanced: {share:.1%} of {total:,} rows have label {label}, so always predicting it has "
+        f"The classes are imbalanced: {share:.1%} of {total:,} examples have label {label}, so always predicting it has "
         f"an accuracy of {share:.1%}.",
         "Judge by f1_macro (monitor='val/f1_macro', mode='max'), and weight the loss by class or resample.",
         {"majority_share": share}, {"majority_share": majority},
@@ -140,9 +140,10 @@ def _missing(classes: np.ndarray, num_rows: int, num_classes: int) -> Iterator[D
     from_one = classes[0] == 1 and len(missing) == 1
     yield DataFinding(
         "labels", "missing classes", "warn",
-        f"{len(missing)} of the model's {num_classes} classes never occur in {num_rows:,} training rows: {listed(missing)}.",
+        f"{len(missing)} of the model's {num_classes} classes never occur in {num_rows:,} training examples: "
+        f"{listed(missing)}.",
         "Are labels counted from 1? Number them from 0." if from_one else
-        "Check that all rows were loaded, or give the model one output for each class.",
+        "Check that all examples were loaded, or give the model one output for each class.",
         {"missing_classes": missing.tolist()}, {"classes": num_classes}, in_training=False,
     )  # fmt: skip
 
@@ -163,9 +164,9 @@ def _blocks(labels_N: np.ndarray, counts: np.ndarray) -> Iterator[DataFinding]:
         return
     yield DataFinding(
         "labels", "sorted", "warn",
-        f"The rows are in blocks of one class: the label changes {changes:,} times from row to row, in random order it would "
-        f"{expected:,.0f} times.",
-        "Shuffle the rows before splitting off validation data; training itself shuffles.",
+        f"The examples are in blocks of one class: the label changes {changes:,} times from example to example, in random "
+        f"order it would {expected:,.0f} times.",
+        "Shuffle the examples before splitting off validation data; training itself shuffles.",
         {"label_changes": changes, "expected_changes": expected}, {"largest_share_of_expected": 0.25}, in_training=False,
     )  # fmt: skip
 
@@ -187,9 +188,9 @@ def _between_parts(labels_N: np.ndarray, validation_M: np.ndarray) -> Iterator[D
     if absent.any():
         yield DataFinding(
             "labels", "validation classes", "warn",
-            f"Validation has other classes than training: none of its {len(validation_M):,} rows has label "
-            f"{listed(classes[absent])}, which {train_share[absent].sum():.1%} of the training rows have.",
-            "Shuffle the rows before splitting, or split each class in the same proportion.",
+            f"Validation has other classes than training: none of its {len(validation_M):,} examples has label "
+            f"{listed(classes[absent])}, which {train_share[absent].sum():.1%} of the training examples have.",
+            "Shuffle the examples before splitting, or split each class in the same proportion.",
             measured, {"chance": 1e-4},
         )  # fmt: skip
     elif distance > _FAR_APART and min(len(labels_N), len(validation_M)) >= 20:
@@ -197,7 +198,7 @@ def _between_parts(labels_N: np.ndarray, validation_M: np.ndarray) -> Iterator[D
             "labels", "validation classes", "warn",
             f"Classes are distributed differently in validation: total variation distance {distance:.2f} from training (0: the "
             "same, 1: nothing in common).",
-            "Shuffle the rows before splitting, or judge by a metric that does not depend on class shares.",
+            "Shuffle the examples before splitting, or judge by a metric that does not depend on class shares.",
             measured, {"distance": _FAR_APART},
         )  # fmt: skip
 
@@ -205,8 +206,9 @@ def _between_parts(labels_N: np.ndarray, validation_M: np.ndarray) -> Iterator[D
 def _unseen_classes(classes: np.ndarray, num_rows: int) -> DataFinding:
     return DataFinding(
         "labels", "validation classes", "fail",
-        f"Validation has other classes than training: label {listed(classes)} occurs in none of {num_rows:,} training rows.",
-        "Shuffle the rows before splitting, or split each class in the same proportion.",
+        f"Validation has other classes than training: label {listed(classes)} occurs in none of {num_rows:,} training "
+        "examples.",
+        "Shuffle the examples before splitting, or split each class in the same proportion.",
         {"unseen_in_training": classes.tolist()}, {"unseen_in_training": 0},
     )  # fmt: skip
 

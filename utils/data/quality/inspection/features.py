@@ -43,14 +43,14 @@ def input_findings(sample: Sample, normalises: Callable[[], bool] = lambda: Fals
         num_rows = int(bad.any(axis=1).sum())
         yield DataFinding(
             "inputs", "not finite", "fail",
-            f"{num_rows:,} of {len(rows):,} rows hold NaN or infinite inputs (columns {listed(columns)}).",
+            f"{num_rows:,} of {len(rows):,} examples hold NaN or infinite inputs (columns {listed(columns)}).",
             "Fill in or drop missing values before training; one of them makes every weight NaN.",
             {"rows": num_rows, "columns": columns[:50].tolist()}, {"rows": 0},
         )  # fmt: skip
         return
     if len(rows) >= 8 and bool((rows == rows[0]).all()):
         yield DataFinding(
-            "inputs", "constant", "fail", f"All {len(rows):,} rows have the same inputs: nothing distinguishes them.",
+            "inputs", "constant", "fail", f"All {len(rows):,} examples have the same inputs: nothing distinguishes them.",
             "Check how the inputs are read.", {"different_rows": 1}, {"different_rows": 2},
         )  # fmt: skip
         return
@@ -162,9 +162,9 @@ def _groups(sample: Sample) -> Iterator[DataFinding]:
     at = fewest - 1 + int(inner.argmax())
     yield DataFinding(
         "inputs", "mixed scales", "warn",
-        f"The inputs have two scales: {at + 1:,} rows reach at most {size_N[at]:.4g}, {len(size_N) - at - 1:,} rows at least "
-        f"{size_N[at + 1]:.4g}, and none lies in between.",
-        "Apply the same normalisation to every row.",
+        f"The inputs have two scales: {at + 1:,} examples reach at most {size_N[at]:.4g}, {len(size_N) - at - 1:,} examples "
+        f"at least {size_N[at + 1]:.4g}, and none lies in between.",
+        "Apply the same normalisation to every example.",
         {"smaller_rows": at + 1, "larger_rows": len(size_N) - at - 1, "factor": float(size_N[at + 1] / size_N[at])},
         {"factor": _GROUP_FACTOR},
     )  # fmt: skip

@@ -140,9 +140,9 @@ def _few_rows(sample: Sample) -> Iterator[DataFinding]:
         return
     yield DataFinding(
         "inputs", "few rows", "warn",
-        f"{num_rows} rows are too few for {table.shape[1]} features (about {directions:.0f} of them independent): a model "
+        f"{num_rows} examples are too few for {table.shape[1]} features (about {directions:.0f} of them independent): a model "
         "memorises them.",
-        f"Collect at least {needed} rows, use fewer features, or regularise strongly (weight decay, early stopping on "
+        f"Collect at least {needed} examples, use fewer features, or regularise strongly (weight decay, early stopping on "
         "validation data).",
         {"rows": num_rows, "independent_features": directions},
         {"rows": needed, "source": "n = 2 (p + 1): least squares doubles the error of noise (Hastie et al. 2022)"},

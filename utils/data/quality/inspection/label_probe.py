@@ -62,7 +62,7 @@ def shuffled_labels(sample: Sample) -> Iterator[DataFinding]:
     yield DataFinding(
         "labels", "shuffled", "warn",
         f"Labels look shuffled against the inputs: the inputs form {len(classes)} clear groups, but labels are independent of "
-        f"them: a row's nearest neighbour has its label in {agreement:.1%} of the rows, by chance in {chance:.1%}.",
+        f"them: an example's nearest neighbour has its label in {agreement:.1%} of the examples, by chance in {chance:.1%}.",
         "Check that inputs and labels are in the same order; shuffle both with one permutation.",
         {"neighbour_agreement": agreement, "chance": chance, "rows_in_clear_groups": clear},
         {"neighbour_agreement": chance, "rows_in_clear_groups": _CLEAR},

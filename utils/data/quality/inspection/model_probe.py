@@ -73,7 +73,7 @@ def answers(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
         with state_kept(model):
             return ModelCall(model).uncounted({name: value.to(device) for name, value in batch.items()})
     except Exception as error:  # noqa: BLE001 - the user's model; training itself reports why it cannot be called
-        log.debug("%s could not be called with sampled rows: %s", type(model).__name__, error)
+        log.debug("%s could not be called with sampled examples: %s", type(model).__name__, error)
         return None
 
 

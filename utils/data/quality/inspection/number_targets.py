@@ -29,8 +29,8 @@ def target_findings(
     if np.isinf(targets_NK).any():
         rows = np.flatnonzero(np.isinf(targets_NK).any(axis=1))
         yield DataFinding(
-            "targets", "not finite", "fail", f"{len(rows):,} targets are infinite (sampled rows {listed(rows)}).",
-            "Remove these rows or mend them; NaN marks a target that is not known.", {"rows": len(rows)}, {"rows": 0},
+            "targets", "not finite", "fail", f"{len(rows):,} targets are infinite (sampled examples {listed(rows)}).",
+            "Remove these examples or mend them; NaN marks a target that is not known.", {"rows": len(rows)}, {"rows": 0},
         )  # fmt: skip
         return
     known = ~np.isnan(targets_NK)

@@ -47,8 +47,9 @@ def overlap_findings(train: Sample, validation: Sample | None) -> Iterator[DataF
     if repeats > REPEATED and (rich or new_rows or unknown):
         yield DataFinding(
             "exact duplicates", "duplicates", "warn" if unknown else "fail",
-            f"Most rows repeat earlier ones: {repeats:.0%} of {len(rows_N):,} rows are copies, {len(unique):,} are different.",
-            "Remove the copies before splitting; the model memorises the few different rows.",
+            f"Most examples repeat earlier ones: {repeats:.0%} of {len(rows_N):,} examples are copies, {len(unique):,} are "
+            "different.",
+            "Remove the copies before splitting; the model memorises the few different examples.",
             {"duplicate_share": repeats, "different_rows": len(unique)}, {"duplicate_share": REPEATED},
         )  # fmt: skip
     if rich:
@@ -75,7 +76,7 @@ def label_leaks(sample: Sample) -> Iterator[DataFinding]:
     yield DataFinding(
         "leakage", "label in features", "fail",
         f"Column {listed(np.array(same))} determines the label: it equals it, or has exactly one value for each, in all "
-        f"{len(labels):,} rows.",
+        f"{len(labels):,} examples.",
         "Remove the column, unless it is known when the model is used.",
         {"columns": same}, {"rows_that_differ": 0},
     )  # fmt: skip
@@ -126,8 +127,8 @@ def _leak(where: np.ndarray, num_validation: int, matched: int, num_rows: int, r
         return
     yield DataFinding(
         "leakage", "validation rows in training", "fail" if share > _LEAKED else "warn",
-        f"{len(where):,} of {num_validation:,} validation rows ({share:.1%}) are in training too.",
-        "The validation loss flatters the model: remove duplicates before splitting (validation rows "
+        f"{len(where):,} of {num_validation:,} validation examples ({share:.1%}) are in training too.",
+        "The validation loss flatters the model: remove duplicates before splitting (validation examples "
         f"{listed(where)}).",
         {"share": share, "usual_share": usual if not rich else 0.0}, {"share": _LEAKED, "chance": CHANCE},
     )  # fmt: skip
@@ -149,9 +150,9 @@ def _contradictions(sample: Sample, keys_N: np.ndarray) -> Iterator[DataFinding]
         return
     yield DataFinding(
         "labels", "contradictions", "warn",
-        f"{int(contradicting.sum()):,} rows have the same inputs as another row and another label ({share:.0%} of the rows "
-        "that repeat).",
-        "Check that inputs and labels are in the same order, and who labelled these rows.",
+        f"{int(contradicting.sum()):,} examples have the same inputs as another example and another label ({share:.0%} of the "
+        "examples that repeat).",
+        "Check that inputs and labels are in the same order, and who labelled these examples.",
         {"contradicting_rows": int(contradicting.sum()), "share": share}, {"share": _CONTRADICTING},
     )  # fmt: skip
 

@@ -126,11 +126,11 @@ def _outside(train_NF: np.ndarray, validation_MF: np.ndarray) -> Shift | None:
         return None
     return Shift(
         "range",
-        f"lie outside the range of training: {shares[worst]:.0%} of the rows in column {worst}, where training has "
+        f"lie outside the range of training: {shares[worst]:.0%} of the examples in column {worst}, where training has "
         f"{low[worst]:.4g} to {high[worst]:.4g} and validation {validation_MF[:, worst].min():.4g} to "
         f"{validation_MF[:, worst].max():.4g}",
         {"share_outside": float(shares[worst]), "column": worst},
-        {"share_outside": _OUTSIDE, "source": f"rows of one distribution: {2 / (len(train_NF) + 1):.2g}"},
+        {"share_outside": _OUTSIDE, "source": f"examples of one distribution: {2 / (len(train_NF) + 1):.2g}"},
     )  # fmt: skip
 
 

@@ -139,11 +139,11 @@ def _no_targets(ids_NT: np.ndarray, scored_NT: np.ndarray, over_ids: bool) -> It
     cut = cut and float((lengths[~without] == longest).mean()) < MOST
     yield DataFinding(
         "tokens", "truncated labels" if cut else "no targets", "fail",
-        f"Most samples have no target: in {share:.0%} of {len(without):,} rows every label is {IGNORED}"
+        f"Most samples have no target: in {share:.0%} of {len(without):,} examples every label is {IGNORED}"
         + (f", and all of these have the full length of {longest:,} tokens: truncation removes what is to be predicted."
            if cut else "."),
         "Raise the maximum length, or shorten the prompt instead of the answer." if cut else
-        "Check how labels are masked: the text or token that marks where the answer begins is not found in these rows.",
+        "Check how labels are masked: the text or token that marks where the answer begins is not found in these examples.",
         {"rows_without_target": share}, {"rows_without_target": MOST},
     )  # fmt: skip
 
@@ -178,7 +178,7 @@ def _padding(
     yield DataFinding(
         "tokens", "padding scored", "warn",
         f"{'Most targets are' if share > MOST else f'{share:.0%} of the targets are'} padding: the id {padding} at either end "
-        f"of the rows is scored like text ({share:.0%} of {total:,} targets).",
+        f"of the examples is scored like text ({share:.0%} of {total:,} targets).",
         f"Name pad_token_id={padding} in tokenizer or TaskSpec, or set labels to {IGNORED} there.",
         {"padding_share": share, "padding_id": padding}, {"padding_share": _PADDING},
         in_training=pad_id is not None,  # otherwise the engine reports it
@@ -198,8 +198,8 @@ def _prompt(ids_NT: np.ndarray, scored_NT: np.ndarray) -> Iterator[DataFinding]:
         return
     yield DataFinding(
         "tokens", "prompt scored", "warn",
-        f"{share:.0%} of the targets are the same token at the same position in every row ({int(same_T.sum())} positions): the "
-        "prompt is scored.",
+        f"{share:.0%} of the targets are the same token at the same position in every example ({int(same_T.sum())} positions): "
+        "the prompt is scored.",
         f"Set labels to {IGNORED} for the prompt, so that only answers are learned.",
         {"prompt_share": share, "positions": np.flatnonzero(same_T)[:20].tolist()}, {"prompt_share": _PROMPT},
     )  # fmt: skip
@@ -220,9 +220,9 @@ def _end(
         return
     yield DataFinding(
         "tokens", "end never a target", "warn",
-        f"The end-of-text token (id {eos_id}) is never a target in {int(rows.sum()):,} rows"
+        f"The end-of-text token (id {eos_id}) is never a target in {int(rows.sum()):,} examples"
         + (f": it occurs in {masked_ends:.0%} of them, always with label {IGNORED}." if masked_ends > MOST else "."),
-        "End each row with it and score the first one; give padding an id of its own. A model that is not trained to end a "
+        "End each example with it and score the first one; give padding an id of its own. A model that is not trained to end a "
         "text generates up to the maximum length.",
         {"rows": int(rows.sum()), "rows_with_unscored_end": masked_ends}, {"end_targets": 1},
     )  # fmt: skip

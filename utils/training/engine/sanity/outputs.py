@@ -122,7 +122,7 @@ def rows_are_independent(trial: Trial) -> Iterator[str]:
         if recurrent else "Look for a softmax, mean or normalisation along the batch instead of the classes or features."
     )  # fmt: skip
     yield (
-        f"Rows of a batch mix: a sample's outputs change by {difference:.2g} of their size with the other rows of its batch. "
+        f"Examples of a batch mix: the outputs of one change by {difference:.2g} of their size with the others of its batch. "
         f"{hint}"
     )
 
