@@ -85,14 +85,14 @@ class TaskRow:
     @property
     def runs_beside(self) -> bool:
         """Whether work would be done beside the kernel's own, so that it may start without having been asked for."""
-        return _event_loop() is not None and not _Cells.running
+        return event_loop() is not None and not _Cells.running
 
     def begin(self) -> None:
         """Start the work, if it is not under way; while a cell runs, as soon as no cell runs any more."""
         if self._progress is not None or self._waiting is not None:
             return
         watch_cells()
-        loop = _event_loop()
+        loop = event_loop()
         if _Cells.running and loop is not None:
             self._show_running(True)
             self._waiting = loop.create_task(self._start_after_cells(loop))
@@ -170,7 +170,7 @@ class TaskRow:
         self._began_s = time.monotonic()
         if self.start.description == self._labels[not running]:
             self.start.description = self._labels[running]
-        self.cancel.layout.display = None if running and _event_loop() is not None else "none"
+        self.cancel.layout.display = None if running and event_loop() is not None else "none"
 
     def _draw(self, sentence: str) -> None:
         if sentence != self._drawn:
@@ -179,7 +179,7 @@ class TaskRow:
             set_markup(self.line, paragraph(sentence if is_whole else f"{sentence} …"))
 
 
-def _event_loop() -> asyncio.AbstractEventLoop | None:
+def event_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop that draws after a handler has returned, or None."""
     if front_end() != "notebook":
         return None

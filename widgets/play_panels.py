@@ -14,6 +14,7 @@ from utils.ui.background import Progress
 from utils.views.html import Html, alert, bars, element, joined, number_cards, text
 from utils.views.token_strip import HARDLY_SHARE, attribution_strip, share_of, token_strip
 from widgets.background_task import Outcome, TaskRow, watch_cells
+from widgets.enter import on_enter
 from widgets.forms import (
     button,
     fill_panel,
@@ -28,6 +29,9 @@ from widgets.forms import (
     uploaded_files,
 )
 from widgets.guarded import error_details, error_sentence, guarded
+
+# Tokens that a sentence lists at most, and the share of unknown ones from which an answer means little.
+_LISTED_TOKENS, _MANY_UNKNOWN = 6, 0.2
 
 # Contributions that miss more of the output's change than this share are shown as approximate.
 _LARGEST_ERROR = 0.1
@@ -105,9 +109,7 @@ class PlayPanel(ABC):
         field = ipywidgets.Text(value=value, description=title)
         field.layout.width = "auto"  # 100% would add the margins and overflow
         field.add_class("tb-play-prompt")
-        submit = guarded(lambda _: self.job.begin(), self._failed)
-        # The front end's message for Enter; `on_submit` is deprecated in ipywidgets 8.
-        field.on_msg(lambda _, content, __: submit(None) if content.get("event") == "submit" else None)
+        on_enter(field, self.job.begin, self._failed)
         return field
 
 
@@ -249,7 +251,18 @@ class ClassesPanel(PlayPanel):
     def _answer(self, progress: Progress) -> Html:
         prompt = self.prompt.value
         found, cut = self._opened.classify(prompt)
-        return joined([_classes(found), self._contributions(prompt), _cut(cut)])
+        return joined([self._unknown(prompt), _classes(found), self._contributions(prompt), _cut(cut)])
+
+    def _unknown(self, prompt: str) -> Html:
+        """A sentence on tokens that the model has never seen; nothing where all are known."""
+        tokens, count = self._opened.unknown_tokens(prompt)
+        if not tokens:
+            return text("")
+        different = list(dict.fromkeys(token.strip() or token for token in tokens))
+        listed = ", ".join(f"“{token}”" for token in different[:_LISTED_TOKENS])
+        more = ", …" if len(different) > _LISTED_TOKENS else ""
+        said = f"{len(tokens)} of {count} tokens are in no training text ({listed}{more}), so the model knows nothing of them."
+        return paragraph(f"{said} Its answer means little." if len(tokens) >= _MANY_UNKNOWN * count else said)
 
     def _contributions(self, prompt: str) -> Html:
         """What each token adds to the answer; a sentence where it cannot be computed."""
@@ -273,7 +286,8 @@ class NumbersPanel(ClassesPanel):
         prompt = self.prompt.value
         found, cut = self._opened.estimate(prompt)
         numbers = number_cards({name: f"{value:.4g}" for name, value in found})
-        return joined([numbers, *([self._contributions(prompt)] if len(found) == 1 else []), _cut(cut)])
+        more = [self._contributions(prompt)] if len(found) == 1 else []
+        return joined([self._unknown(prompt), numbers, *more, _cut(cut)])
 
 
 class MasksPanel(ClassesPanel):
@@ -306,7 +320,8 @@ class TagsPanel(ClassesPanel):
         )
 
     def _answer(self, progress: Progress) -> Html:
-        return _tagged(*self._opened.tag(self.prompt.value))
+        prompt = self.prompt.value
+        return joined([self._unknown(prompt), _tagged(*self._opened.tag(prompt))])
 
 
 class ImagePanel(PlayPanel):

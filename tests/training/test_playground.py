@@ -22,6 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from tests.kit.toys import plain_lm, train_set
 from utils.adapters import generate
 from utils.errors import ConfigError
 from utils.tokenization.character import build_character_tokenizer
@@ -30,6 +31,7 @@ from utils.training.engine.checkpointing.store import read_checkpoint
 from utils.training.engine.checkpointing.weights import weights_to_use
 from utils.training.playground import Playground
 from utils.training.playground_sources import open_playground
+from utils.training.seen_tokens import never_seen_ids
 
 CONTEXT = 16
 
@@ -365,3 +367,25 @@ def test_results_are_played_with_the_weights_of_the_best_checkpoint(tokenizer, t
     assert f"best checkpoint, step {results.state.best.step} (val/loss" in opened.weights
     results.weights = "best"  # as after Stop and keep best: the model has them already
     assert (open_playground(results).model, open_playground(results).weights) == (results.model, "")
+
+
+@pytest.mark.parametrize(("settings", "known"), [({}, True), ({"optimizer": "muon"}, True), ({"optimizer": "sgd"}, False)])
+def test_tokens_that_no_training_text_had_are_named_where_the_optimizer_tells(settings, known, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(GPT2Config(**sizes(tokenizer), pad_token_id=0))
+    rows = [{"input_ids": torch.tensor(tokenizer.encode("abc a")), "labels": torch.tensor(place % 2)} for place in range(8)]
+    config = TrainingConfig(epochs=1, batch_size=4, output_dir=str(tmp_path), run_name="r", **settings)
+    results = Trainer(model, training_config=config, tokenizer=tokenizer).train(rows)
+    opened = open_playground(results)
+    assert opened.unknown_tokens("cab") == ([], 3)
+    assert opened.unknown_tokens("cage") == (["g", "e"] if known else [], 4)
+
+
+def test_a_pretrained_model_and_a_language_model_know_more_than_the_training_texts(tokenizer, tmp_path):
+    config = TrainingConfig(epochs=1, batch_size=4, output_dir=str(tmp_path), run_name="r")
+    results = Trainer(plain_lm(), training_config=config).train(train_set())
+    checkpoint = read_checkpoint(results.checkpoint_path)
+    assert never_seen_ids(checkpoint, results.model) is None, "the output layer has the embedding's shape"
+    GPT2ForSequenceClassification(GPT2Config(**sizes(tokenizer), pad_token_id=0)).save_pretrained(tmp_path / "model")
+    model = GPT2ForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert never_seen_ids(checkpoint, model) is None

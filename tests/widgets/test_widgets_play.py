@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from types import SimpleNamespace
@@ -43,6 +44,10 @@ class Model:
 
     def fill(self, prompt):
         return Filled("a red <fox>", [[("red", 0.75), ("old", 0.25)], [("<fox>", 0.9)]], self.cut)
+
+    def unknown_tokens(self, prompt):
+        count = len(prompt.split())
+        return [word for word in prompt.split() if word.startswith("un")], count
 
     def estimate(self, prompt):
         return [("number", 1234.5)] if prompt != "two" else [("number 1", 1.0), ("number 2", -2.0)], self.cut
@@ -100,6 +105,28 @@ def test_an_empty_prompt_is_said_in_the_panel_and_the_next_text_removes_it():
     panel.prompt.value = "a"
     panel.job.start.click()
     assert panel._alert.value == ""
+
+
+@pytest.mark.parametrize("typed", ["a new text", None], ids=["typed", "not typed"])
+def test_enter_acts_on_the_text_that_arrives_right_after_it(typed, monkeypatch):
+    monkeypatch.setattr("widgets.background_task.front_end", lambda: "notebook")
+    monkeypatch.setattr("widgets.enter._WAIT_S", 0.01)
+    model = Model()
+
+    async def use():
+        panel = play_panel(model, "an old text")
+        assert not panel.prompt.continuous_update
+        press_enter(panel)
+        press_enter(panel)
+        if typed:
+            panel.prompt.value = typed
+        async with asyncio.timeout(60):
+            while not panel.output.value:
+                await asyncio.sleep(0.01)
+        panel.prompt.value = "something else, without Enter"
+
+    asyncio.run(use())
+    assert [prompt for prompt, _ in model.asked] == [typed or "an old text"]
 
 
 @pytest.mark.parametrize("kind", ["text", "chat", "rewriting", "masks", "classes", "numbers"])
@@ -179,6 +206,21 @@ def test_contributions_to_a_value_of_zero_are_tinted():
     shown = contributions(Attribution("number", [("a", 0.5), ("b", -0.25)], 0.0, 0.0))
     assert tints(shown) == [45, 22]
     assert "hardly" not in shown
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers", "tags"])
+def test_tokens_that_training_never_had_are_named_before_the_answer(kind):
+    panel = play_panel(Model(kind), "one unknown in this text of very many words")
+    panel.job.start.click()
+    assert "1 of 9 tokens are in no training text (“unknown”), so the model knows nothing of them." in panel.output.value
+    assert "means little" not in panel.output.value
+    panel.prompt.value = "unlike unreal"
+    panel.job.start.click()
+    assert "2 of 2 tokens are in no training text (“unlike”, “unreal”)" in panel.output.value
+    assert "Its answer means little." in panel.output.value
+    panel.prompt.value = "known"
+    panel.job.start.click()
+    assert "no training text" not in panel.output.value
 
 
 def test_a_filled_text_has_a_table_of_candidates_for_each_masked_token():

@@ -89,6 +89,7 @@ class Playground:
         kind: "text", "chat" (the tokenizer has a chat template), "rewriting" (encoder-decoders), "masks", "classes", "tags",
             "numbers" or "image".
         weights: a sentence on which weights these are; "" where a run has only one choice.
+        never_seen: ids of tokens that are known to be in no training sample.
         most_answers: answers of the longest conversation that the model was trained on; None: not known.
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
@@ -111,6 +112,7 @@ class Playground:
             )
         self.model, self.tokenizer, self._multi_label = model, tokenizer, multi_label
         self.weights = ""
+        self.never_seen: frozenset[int] = frozenset()
         self.most_answers: int | None = None
         self.kind: Kind = "chat" if kind == "text" and getattr(tokenizer, "chat_template", None) else kind
         if self.kind == "image" and preprocessing is None:
@@ -270,6 +272,12 @@ class Playground:
         tokens = [self._token(token) for token in ids]
         name = self._output_name(target, len(outputs_C)) if self.kind == "numbers" else self._class_name(target)
         return Attribution(name, list(zip(tokens, scores, strict=True)), error, float(outputs_C[target]))
+
+    def unknown_tokens(self, prompt: str) -> tuple[list[str], int]:
+        """The tokens of a text that are in no training sample, as far as that is known, and how many tokens the text has."""
+        special = set(getattr(self.tokenizer, "all_special_ids", None) or ())
+        ids = [token for token in self._fitting(prompt)[0] if token not in special]
+        return [self._token(token) for token in ids if token in self.never_seen], len(ids)
 
     def tag(self, prompt: str) -> tuple[list[Tagged], int]:
         """Every token of a text with its most likely class, and how many tokens at the end were cut.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError
 from utils.storage import read_json_object
 from utils.training.playground import Playground
 from utils.training.run_state import read_state
@@ -97,7 +97,23 @@ def _of_results(results: TrainingResults, model: nn.Module, weights: str) -> Pla
     )  # fmt: skip
     opened.weights = weights
     opened.most_answers = None if spec is None else spec.preprocessing_config.get("most_answers")
+    if opened.kind in ("classes", "numbers", "tags"):
+        opened.never_seen = _never_seen(getattr(results, "checkpoint_path", None), results.model)
     return opened
+
+
+def _never_seen(checkpoint: str | None, model: nn.Module) -> frozenset[int]:
+    """Token ids that the training never had, as far as its last checkpoint tells."""
+    from utils.training.engine.checkpointing.store import read_checkpoint
+    from utils.training.seen_tokens import never_seen_ids
+
+    if checkpoint is None:
+        return frozenset()
+    try:
+        found = never_seen_ids(read_checkpoint(checkpoint, mapped=True), model)
+    except CheckpointError:  # moved or removed since: the model itself can still be tried
+        return frozenset()
+    return found or frozenset()
 
 
 def _stored_preprocessing(folder: Path, model: nn.Module) -> Mapping[str, Any]:
