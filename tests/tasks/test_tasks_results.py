@@ -147,3 +147,19 @@ def test_the_samples_of_several_classes_each_differ_in_their_classes():
     samples = [{"values": torch.randn(4), "labels": torch.tensor(vector)} for vector in vectors]
     results = results_of(Head(3), samples, "text_classification", [SamplePredictions(count=2)], multi_label=True)
     assert {sample["true"] for sample in read_samples(results.run_dir)[-1]["samples"]} == {"0", "1, 2"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "percent"),
+    [((3.0, 2.0, 1.0), 50), ((3.0, 1.0, 0.99), None), ((3.0, 1.0, 1.2), None), ((3.0, 0.02, 0.01), None), ((3.0, 1.0), None)],
+    ids=["falls", "settled", "rises", "near zero", "too few"],
+)
+def test_a_loss_that_fell_steeply_to_the_end_asks_for_more_epochs(losses, percent, monkeypatch):
+    results = classified()
+    monkeypatch.setattr(type(results), "evaluate_rows", property(lambda self: [{"val/loss": value} for value in losses]))
+    said = " ".join(results.summary().values())
+    assert ("The validation loss still fell" in said) == (percent is not None)
+    if percent:
+        assert f"still fell by {percent}%" in said
+        results.state.stop_reason = "stop_button"
+        assert "still fell" not in " ".join(results.summary().values()), "it was not to go on"

@@ -207,7 +207,7 @@ def _source_rows(state: WizardState) -> dict[str, str]:
 
 
 def _step_rows(step: WizardStep, state: WizardState) -> dict[str, str]:
-    changed = SetupConfig().differences().keys() ^ state.setup.differences().keys()
+    changed = (SetupConfig().differences().keys() ^ state.setup.differences().keys()) | state.changed().keys()
     fields = [f for f in state.listed_fields(step) if f not in step.advanced or f.name in changed]
     rows = {f.title: state.shown_value(f) for f in fields}
     if step.name == "model":
@@ -221,6 +221,7 @@ def _step_rows(step: WizardStep, state: WizardState) -> dict[str, str]:
         rows |= {check.title: check_text(check) for check in state.preflight.checks if check.verdict != "pending"}
         if state.preflight.pending:
             rows["Checks"] = (
-                f"{state.preflight.verdict} wizard.preflight() runs them, and so does the wizard's Summary step."
+                f"{state.preflight.verdict} wizard.preflight() runs them, and so does the wizard's Summary step; training "
+                "begins without them."
             )
     return rows

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Weights = Literal["trained", "averaged", "best"]
 
+# A validation loss falls steeply that is lower by this share of the one before, and of what it fell in all, in so many
+# validations at least.
+_STEEP, _FEWEST_VALIDATIONS = 0.1, 3
+
 # Columns that readers of metrics_summary rely on; unknown values are NaN there.
 _COLUMNS = (
     "epoch", "train/loss", "val/loss", "train/accuracy", "val/accuracy", "train/perplexity", "val/perplexity",
@@ -316,9 +320,23 @@ class TrainingResults(Mapping[str, Any]):
         if self.export_dir:
             rows["export bundle"] = self.export_dir
         known = rows.get("answers", "")
-        for number, notice in enumerate((text for text in self.notices if text.rstrip(".") != known), 1):
+        notices = [text for text in (*self.notices, self._outlook()) if text and text.rstrip(".") != known]
+        for number, notice in enumerate(notices, 1):
             rows[f"note {number}"] = notice
         return rows
+
+    def _outlook(self) -> str:
+        """A sentence where the validation loss fell steeply until a run came to its planned end; else ""."""
+        losses = [float(row["val/loss"]) for row in self.evaluate_rows if row.get("val/loss") is not None]
+        if self.stop_reason not in ("finished", "max_steps") or len(losses) < _FEWEST_VALIDATIONS:
+            return ""
+        fell = losses[-2] - losses[-1]
+        if not fell > _STEEP * max(abs(losses[-2]), losses[0] - losses[-1]):
+            return ""
+        return (
+            f"The validation loss still fell by {fell / abs(losses[-2]):.0%} between the last two validations: train for more "
+            "epochs."
+        )
 
     def _other_metrics(self) -> str:
         """Metrics of the last validation besides loss and perplexity, for tasks that are not judged by these."""
