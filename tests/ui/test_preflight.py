@@ -348,6 +348,8 @@ def test_a_stopped_run_continues(text_file):
     plan = run_plan(state.setup.training_config)
     assert plan.allowed
     assert plan.sentence == "Run mine continues at step 3 with the new settings (Step limit 3 steps there, 5 steps here)."
+    state.preflight.run()
+    assert check_of(state, "run").message == f"{plan.sentence} 2 of 5 steps are left."
 
 
 def test_a_run_that_another_process_trains_is_a_cross(text_file):

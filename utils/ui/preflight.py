@@ -16,7 +16,7 @@ from utils.data.source_kinds import SOURCE_KINDS
 from utils.errors import DataError, HubError, TrainbookError, first_line
 from utils.training.task_kinds import kind_of_task
 from utils.ui.background import Progress
-from utils.ui.run_plan import run_plan
+from utils.ui.run_plan import RunPlan, run_plan
 from utils.ui.setting_values import counted
 from utils.ui.setup_config import SetupConfig
 
@@ -389,7 +389,18 @@ def _check_run(session: _Session) -> Check:
         ways.append(WayOut(f"Use run name {plan.free_name}", {"run_name": plan.free_name, **moved}))
     if plan.settings_differ:
         ways.append(WayOut("Continue with the new settings", {"on_config_change": "continue"}))
-    return Check("run", "passed" if plan.allowed else "failed", plan.sentence, tuple(ways))
+    return Check("run", "passed" if plan.allowed else "failed", f"{plan.sentence}{_left(session, plan)}", tuple(ways))
+
+
+def _left(session: _Session, plan: RunPlan) -> str:
+    """How much of a training is left that continues."""
+    from utils.ui.estimate import planned_steps
+
+    if session.data is None or not plan.allowed or not plan.done_steps:
+        return ""
+    _, planned = planned_steps(session.setup.training_config, len(session.data.train))
+    left = planned - plan.done_steps
+    return f" {left:,} of {planned:,} steps are left." if left > 0 else ""
 
 
 _RUN: Mapping[CheckName, Callable[[_Session], Check]] = {

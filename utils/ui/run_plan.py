@@ -26,12 +26,14 @@ class RunPlan:
         sentence: what it would do, or why not.
         free_name: a run name that is free, where choosing another one is a way out; None where it is not.
         settings_differ: whether `on_config_change="continue"` is a way out.
+        done_steps: optimizer steps of the run that would be continued.
     """
 
     allowed: bool
     sentence: str
     free_name: str | None = None
     settings_differ: bool = False
+    done_steps: int = 0
 
 
 def run_plan(
@@ -92,10 +94,11 @@ def _continued(payload: Mapping[str, Any], config: TrainingConfig, owner: str, c
     stopped_early = state.stop_reason in ("early_stopping", "finish_now") and not changes
     if state.ended and (not more_to_do or stopped_early):
         return RunPlan(
-            True, f"Run {owner} is finished ({steps}): its stored results are shown, nothing is trained.", free_name
-        )
+            True, f"Run {owner} is finished ({steps}): its stored results are shown, nothing is trained.", free_name,
+            done_steps=state.step,
+        )  # fmt: skip
     new = f" with the new settings ({changes})" if changes else ""
-    return RunPlan(True, f"Run {owner} continues at {steps}{new}.", free_name)
+    return RunPlan(True, f"Run {owner} continues at {steps}{new}.", free_name, done_steps=state.step)
 
 
 def _misfits(checkpoint: Path, weights: Mapping[str, Any]) -> list[str]:
