@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.kit.toys import golden_config
 from utils.training import TaskSpec, Trainer
-from utils.training.samples import SamplePredictions, read_samples
+from utils.training.samples import SamplePredictions, as_prompt_and_text, read_samples
+from utils.ui import show_samples
 from utils.ui.live_picture import live_picture
 from utils.ui.run_on_disk import run_on_disk
 
@@ -163,3 +166,14 @@ def test_a_loss_that_fell_steeply_to_the_end_asks_for_more_epochs(losses, percen
         assert f"still fell by {percent}%" in said
         results.state.stop_reason = "stop_button"
         assert "still fell" not in " ".join(results.summary().values()), "it was not to go on"
+
+
+def test_answers_of_a_chat_are_shown_without_the_templates_marks(tmp_path, capsys):
+    prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    row = {"prompt": prompt, "text": f"{prompt}hello 1 < 2 <b><|im_end|>"}
+    assert as_prompt_and_text(row) == ("user\nhi\nassistant\n", "user\nhi\nassistant\nhello 1 < 2 <b>")
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "samples": [row]}), encoding="utf-8")
+    show_samples(SimpleNamespace(run_dir=tmp_path))
+    shown = capsys.readouterr().out
+    assert "im_start" not in shown
+    assert "hello 1 < 2 <b>" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
@@ -209,10 +210,19 @@ def _keep(trainer: Trainer, rows: list[dict[str, Any]], tell: Tell | None) -> No
         tell(step, rows)
 
 
+# What chat templates put around turns, such as <|im_start|> or <|eot_id|>.
+_MARK = re.compile(r"<\|\w+\|>")
+
+
+def without_marks(text: str) -> str:
+    """A text without the special tokens of chat templates, for people: who speaks stays."""
+    return _MARK.sub("", text)
+
+
 def as_prompt_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
     """A sample of either kind as a beginning and a text that begins with it, which a view sets apart."""
     if "prompt" in row:
-        return str(row["prompt"]), str(row["text"])
+        return without_marks(str(row["prompt"])), without_marks(str(row["text"]))
     shown = f"{row['input']} \N{RIGHTWARDS ARROW} {row['predicted']}"
     known = [f"true: {row['true']}"] if row["true"] else []
     known += [f"{row['score']:.2f}"] if row["score"] is not None else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.training.samples import read_samples
+from utils.training.samples import read_samples, without_marks
 from utils.views.display import show_columns, show_text
 from utils.views.tables import on_one_line
 
@@ -30,7 +30,7 @@ def show_samples(results: TrainingResults) -> None:
     last = len(rows) - 1
     places = sorted({round(index * last / max(1, _MOST_ROWS - 1)) for index in range(_MOST_ROWS)})
     cells = [
-        (f"{rows[place]['step']:,}", *(on_one_line(sample["text"]) for sample in rows[place]["samples"]))
+        (f"{rows[place]['step']:,}", *(on_one_line(without_marks(sample["text"])) for sample in rows[place]["samples"]))
         for place in places
     ]
     header = ("after step", *(f"beginning {number}" for number in range(1, len(cells[0]))))
