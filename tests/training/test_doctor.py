@@ -395,3 +395,15 @@ def test_the_document_has_every_rule_as_it_is():
     text = (HOME / "docs" / "DOCTOR.md").read_text(encoding="utf-8")
     for rule in all_rules():
         assert f"| {rule.name} | {rule.sees} | {rule.threshold} | {rule.source} |" in text
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_loss_that_rises_with_the_rate_of_a_continued_run_is_no_overfitting(continued):
+    rows = falling()
+    for row in rows:  # decays in the first half of the steps; a continued run begins anew with the highest rate
+        row["train/learning_rate"] = 1e-5 if row["step"] > 100 - 20 else 1e-3
+        if continued and row["step"] > 100:
+            row["train/learning_rate"] = 1e-3
+    losses = (1.5, 1.0, 0.9, 1.4, 1.5, 1.6)
+    rows += [{"event": "evaluate", "step": 33 * place, "val/loss": loss} for place, loss in enumerate(losses, 1)]
+    assert outcome("overfitting", record(rows)).found != continued

@@ -44,9 +44,9 @@ def validation(run: RunRecord) -> Outcome:
 @rule(
     "overfitting",
     sees="Validation gets worse while training gets better, or training data are memorised.",
-    threshold="since its best epoch the validation loss rose by 10 % and by 5 % of what there was to gain, for 2 "
-    "validations or "
-    "more, while the training loss fell by 10 %; or training is below a tenth and validation above 30 % of the baseline",
+    threshold="since its best epoch the validation loss rose by 10 % and by 5 % of what there was to gain, for 2 validations "
+    "or more, while the training loss fell by 10 % and the learning rate did not rise again; or training is below a tenth and "
+    "validation above 30 % of the baseline",
     source="relative to the run's best validation and to its baseline",
 )
 def overfitting(run: RunRecord) -> Outcome:
@@ -67,7 +67,7 @@ def overfitting(run: RunRecord) -> Outcome:
         return passed("Nothing was learned that could be overfitted; see 'learning' and 'validation data'.", **measured)
     rose = last - best > max(0.1 * abs(best), 0.05 * _scale(run, best)) and len(values) - at > 2
     fell = training[1] < 0.9 * training[0] if training[0] > 0 else training[1] < training[0]
-    if rose and fell:
+    if rose and fell and not _rate_rose_again(run, rows[at]["step"], rows[-1]["step"]):
         epoch = rows[at].get("epoch", at) + 1
         return found(
             f"The validation loss was best in epoch {epoch} (step {rows[at]['step']}): {best:.4g}. Since then it rose to "
@@ -89,6 +89,16 @@ def overfitting(run: RunRecord) -> Outcome:
                 measured, {"train_share": 0.1, "validation_share": 0.3},
             )  # fmt: skip
     return passed(f"The last validation loss is {values[-1]:.4g}; the best is {best:.4g}.", **measured)
+
+
+def _rate_rose_again(run: RunRecord, best: float, now: float) -> bool:
+    """Whether a learning rate that had decayed at one step is above twice that at a later one, as where a finished run is
+    continued with more epochs. The loss rises with it for a while, which says nothing about overfitting."""
+    rates = run.rates
+    before, until_now = rates[run.steps <= best], rates[run.steps <= now]
+    if not len(before) or not np.isfinite(before).any():
+        return False
+    return bool(before[-1] < 0.5 * np.nanmax(before) and until_now[-1] > 2 * before[-1])
 
 
 def _training_at(run: RunRecord, step: float) -> float:
