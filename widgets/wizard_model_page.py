@@ -97,7 +97,7 @@ class ModelPage(Page):
         set_markup(self._no_runs, paragraph(hint if self._chosen == "run" and not runs else ""))
         self._fields.layout.display = None if self._chosen != "notebook" else "none"
         self._load_job.box.layout.display = None if setup.names_model else "none"
-        self._load_job.start.description = "Create the model" if self._chosen == "new" else "Load the model"
+        self._load_job.start.description = "Create it now (optional)" if self._chosen == "new" else "Load the model"
         unknown = self._named is not None and source_facts(setup) is None
         self._look_up_job.box.layout.display = None if unknown else "none"
         set_markup(self._files, self._files_markup())

@@ -158,5 +158,5 @@ def memory_rows(choice: ModelChoice) -> dict[str, str]:
     rows = {"Training memory": f"{plan.state_bytes / 2**20:,.1f} MiB {what}"}
     has_outputs = kind_of_task(choice.setup.task).has_own_outputs
     if choice.setup.new_model is not None and not choice.is_made and has_outputs:
-        rows["Outputs"] = "2 until the model is created, then as many as the data have classes, tags or targets"
+        rows["Outputs"] = "counted as 2; the model is created with as many as the data have classes, tags or targets"
     return rows
