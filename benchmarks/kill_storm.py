@@ -22,7 +22,7 @@ from tests.kit.crash import in_child
 from tests.kit.storm import CONFIGURATIONS, Configuration, Outcome, kill_until_the_end, run, warm_up
 
 # File operations and forward passes before a kill, at most: some steps with their saves.
-_LONGEST = 60
+_LONGEST = 100
 
 
 def storm(kills: int, seed: int) -> int:

@@ -7,6 +7,7 @@ decides when a run saves, validates and ends.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -175,10 +176,11 @@ def kill_until_the_end(configuration: Configuration, name: str, draw: random.Ran
     """Run it in children that are killed at random moments, until one comes to its end; yields how each ended.
 
     Args:
-        longest: most file operations and forward passes before a kill.
+        longest: most file operations and forward passes before the first kill; one more before each later one, so that a run
+            whose start and next save take as many comes to its end.
     """
-    while True:
-        moment = draw.randint(1, longest)
+    for kills in itertools.count():
+        moment = draw.randint(1, longest + kills)
         ended = in_child(lambda moment=moment: run(configuration, name, Fuse(moment)))
         yield ended
         if not ended.killed:
