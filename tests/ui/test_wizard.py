@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -455,3 +456,13 @@ def test_help_and_tables_have_the_names_of_choices():
         ids = {choice for choice, called in names.items() if choice != called.lower()}
         assert not ids & {sentence.partition(":")[0] for sentence in help_of[name].split(". ")}
     assert value_text(wizard_field("lr_schedule"), "wsd") == "Warmup-stable-decay"
+
+
+def test_the_summary_lists_what_differs_from_the_preset_also_at_its_default(capsys):
+    wizard = SetupWizard()
+    setup = wizard.run(preset="starter")
+    wizard.print_config(setup)
+    assert re.search(r"Optimizer +Muon", capsys.readouterr().out)
+    wizard.state.set("optimizer", SetupConfig().optimizer)
+    wizard.print_config(setup)
+    assert re.search(r"Optimizer +AdamW", capsys.readouterr().out)

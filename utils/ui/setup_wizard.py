@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Protocol
 
 from utils.environment import front_end, ui_mode
@@ -183,9 +183,13 @@ class SetupWizard:
         else:
             known = None
         state = WizardState(setup.copy(), model)
+        # Also what is at its default and differs from the preset that the wizard began with.
+        changed = set() if known is None else set(known.changed())
         if known is not None:
             state.preflight, state.choice = known.preflight, known.choice
-        sections = {f"{number}. {step.title}": _step_rows(step, state) for number, step in enumerate(STEPS, start=1)}
+        sections = {
+            f"{number}. {step.title}": _step_rows(step, state, changed) for number, step in enumerate(STEPS, start=1)
+        }
         show_html(styled(fact_cards(sections)), sections_text(sections))
 
 
@@ -206,8 +210,8 @@ def _source_rows(state: WizardState) -> dict[str, str]:
     return rows if loaded is None else {**rows, **({"Notices": "\n".join(loaded.notices)} if loaded.notices else {})}
 
 
-def _step_rows(step: WizardStep, state: WizardState) -> dict[str, str]:
-    changed = (SetupConfig().differences().keys() ^ state.setup.differences().keys()) | state.changed().keys()
+def _step_rows(step: WizardStep, state: WizardState, changed: Set[str]) -> dict[str, str]:
+    changed = (SetupConfig().differences().keys() ^ state.setup.differences().keys()) | changed
     fields = [f for f in state.listed_fields(step) if f not in step.advanced or f.name in changed]
     rows = {f.title: state.shown_value(f) for f in fields}
     if step.name == "model":
