@@ -38,6 +38,8 @@ def baseline_of(run_dir: Path) -> tuple[str, float] | None:
     """Name and loss of what a model scores that ignores its inputs, as the doctor measured it; None: not known."""
     path = run_dir / "doctor.jsonl"
     starts = [row for row in read_json_lines(path) if row.get("event") == "start"] if path.is_file() else []
+    if not starts:
+        return None
     for key, name in _BASELINES.items():
         for row in starts:
             if isinstance(row.get(key), (int, float)):
