@@ -122,7 +122,7 @@ def test_a_cell_that_starts_cancels_and_waits_for_the_random_generators(in_a_ker
 
 
 def test_a_click_while_a_cell_runs_waits_for_its_end_and_names_the_cell(in_a_kernel, monkeypatch):
-    monkeypatch.setattr(background_task, "_LOOK_S", 0.01)
+    monkeypatch.setattr(background_task, "_LOOK_S", 0)
 
     async def click():
         work = Work()
@@ -136,6 +136,8 @@ def test_a_click_while_a_cell_runs_waits_for_its_end_and_names_the_cell(in_a_ker
         background_task._cell_ends(None)
         background_task._cell_begins(SimpleNamespace(raw_cell="x" * 100))
         await until(lambda: f"{'x' * 59}…" in row.line.value)
+        for _ in range(20):  # as many looks
+            await asyncio.sleep(0)
         assert not work.threads
         background_task._cell_ends(None)
         await until(lambda: outcomes)
