@@ -165,7 +165,7 @@ def test_a_loss_that_fell_steeply_to_the_end_asks_for_more_epochs(losses, percen
     if percent:
         assert f"still fell by {percent}%" in said
         results.state.stop_reason = "stop_button"
-        assert "still fell" not in " ".join(results.summary().values()), "it was not to go on"
+        assert "still fell" not in " ".join(results.summary().values()), "a run that was stopped has no planned end"
 
 
 def test_answers_of_a_chat_are_shown_without_the_templates_marks(tmp_path, capsys):

@@ -90,7 +90,7 @@ class Playground:
             "numbers" or "image".
         weights: a sentence on which weights these are; "" where a run has only one choice.
         never_seen: ids of tokens that are known to be in no training sample.
-        most_answers: answers of the longest conversation that the model was trained on; None: not known.
+        most_answers: largest number of answers in a training conversation, where it is known.
     Raises:
         ConfigError: there is no tokenizer, or no typed input exists for this task; says which tasks have one.
     """

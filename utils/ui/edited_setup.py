@@ -274,12 +274,9 @@ class EditedSetup:
     def _replaces_model(self, names: tuple[str, ...]) -> bool:
         """Train a new model where a task was chosen that the notebook's cannot learn, if that is the preset's own, which nobody
         designed for the data; and the notebook's again for a task that it can learn."""
-        given, preset, chosen = (
-            self.choice.given_facts,
-            self._preset,
-            {*names, *self._clicked, *map(field_of, self._overrides)},
-        )
-        if "task" not in names or given is None or preset is None or {"new_model", "pretrained_model"} & chosen:
+        given, preset = self.choice.given_facts, self._preset
+        chosen = {"new_model", "pretrained_model"} & self._chosen(names)
+        if "task" not in names or given is None or preset is None or chosen:
             return False
         fits = not head_problems(given.name, self.setup.task)
         if (
@@ -296,10 +293,13 @@ class EditedSetup:
     def _name_run(self, names: tuple[str, ...]) -> None:
         """Set the run name, where nobody chose one, to that of other data."""
         before, self._usual_run_name = self._usual_run_name, run_name_for(self.setup, self._preset)
-        chosen = {*names, *self._clicked, *map(field_of, self._overrides)}
-        if self.setup.run_name == before != self._usual_run_name and "run_name" not in chosen:
+        if self.setup.run_name == before != self._usual_run_name and "run_name" not in self._chosen(names):
             self._fitted = {**self._fitted, "run_name": self._usual_run_name}
             self._update_unclicked({"run_name": self._usual_run_name})
+
+    def _chosen(self, names: tuple[str, ...]) -> set[str]:
+        """Settings that somebody chose: those of the change under way, of earlier clicks and of the cell."""
+        return {*names, *self._clicked, *map(field_of, self._overrides)}
 
     def _update_unclicked(self, values: Mapping[str, Any]) -> None:
         was_clicking, self._clicking = self._clicking, False

@@ -146,7 +146,7 @@ class LiveRun:
             over about 20 steps, `speed` is in targets per second, which
             `speed_unit` calls by their name, `memory` in bytes.
         baseline: name and loss of a model that ignores its inputs, or None; over_tokens: whether the loss is over tokens of a
-            vocabulary (None: not known yet).
+            vocabulary, which is None until it is known.
         validations: `Validated`, the newest last; metric: what their second metric is, or None;
             best_score: its highest value where it is one of `SCORES`.
         log: (step, what happened), the newest last; event_count: how many there were, those that the log dropped included.

@@ -45,7 +45,10 @@ def prepared(preset: Preset | None, facts: ModelFacts | None, overrides: Mapping
 
 
 def run_name_for(setup: SetupConfig, preset: Preset | None) -> str | None:
-    """The run name of a preset; for other data than the preset's, that of the data: a run cannot go on with other data."""
+    """The run name of a preset; where the data are not the preset's own, one made from their name.
+
+    A run of the preset's name could not be continued on other data.
+    """
     usual = SetupConfig() if preset is None else preset.setup()
     own_name: str | None = usual.run_name
     place = setup.dataset_path or setup.dataset_name

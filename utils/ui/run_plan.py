@@ -44,8 +44,8 @@ def run_plan(
     Args:
         fingerprint: of data, tokenizer and frozen parameters (`fingerprint_of`), compared with the checkpoint's;
             None: only the settings are compared.
-        weights: entries of a checkpoint of this model, by name, as `weight_differences` takes them; None: the model is not
-            compared.
+        weights: entries of a checkpoint of this model, by name, as `weight_differences` takes them. Without them the model is
+            not compared.
     """
     from utils.training.engine.checkpointing.store import newest_header
 

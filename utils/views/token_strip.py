@@ -14,7 +14,7 @@ _FOR, _AGAINST = "#3b82d6", "#d9730d"
 # Contributions that together reach this share of the explained value have full tints; below it tints fade in proportion. A
 # tenth is what the sum may miss of the change before it is called approximate: what is smaller may be an error of the method.
 _FULL_SHARE = 0.1
-#: Share of the explained value below which a text is said to hardly change it: its tints then have a tenth of their strength.
+#: Below this share of the explained value the text hardly changes it, and tints have at most a tenth of their full strength.
 HARDLY_SHARE = 0.01
 
 
@@ -31,7 +31,8 @@ def attribution_strip(tokens: Sequence[tuple[str, float]], value: float | None =
     """Tokens with their attribution: tinted by size, and the signed number under each.
 
     Args:
-        value: the explained value; beside it, negligible contributions are hardly tinted. None: the largest has the full tint.
+        value: the explained value, beside which negligible contributions are hardly tinted. Without it the largest contribution
+            has the full tint.
     """
     largest = max((abs(score) for _, score in tokens), default=0.0) or 1.0
     full = 1.0 if value is None else min(1.0, share_of(tokens, value) / _FULL_SHARE)

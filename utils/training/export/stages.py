@@ -14,8 +14,8 @@ def watched(listener: Callable[[str], None] | None) -> Iterator[None]:
     """Within the block, call `listener` with every stage that this thread's exports reach.
 
     Args:
-        listener: gets a few words such as "comparing logits". What it raises ends the export, which then leaves no files; a
-            class that is not derived from `Exception` passes through exporters that go on after errors. None: nobody.
+        listener: gets a few words such as "comparing logits"; may be None. What it raises ends the export, which then leaves
+            no files. Exporters that continue after errors catch `Exception`: raise another class to end them too.
     """
     token = _listener.set(listener)
     try:
