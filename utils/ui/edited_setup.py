@@ -297,9 +297,9 @@ class EditedSetup:
             self._fitted = {**self._fitted, "run_name": self._usual_run_name}
             self._update_unclicked({"run_name": self._usual_run_name})
 
-    def _chosen(self, names: tuple[str, ...]) -> set[str]:
+    def _chosen(self, names: tuple[str, ...]) -> frozenset[str]:
         """Settings that somebody chose: those of the change under way, of earlier clicks and of the cell."""
-        return {*names, *self._clicked, *map(field_of, self._overrides)}
+        return frozenset({*names, *self._clicked, *map(field_of, self._overrides)})
 
     def _update_unclicked(self, values: Mapping[str, Any]) -> None:
         was_clicking, self._clicking = self._clicking, False
